@@ -1,8 +1,8 @@
-"""A report as one HTML file that needs no server and no network: hover a point, see its image and its feature map.
+"""Reports as single HTML files that need no server and no network.
 
-`report_page.py` makes all of a report small, with the images and maps that `pictures.py` keeps and the points of
-earlier analyses that `epochs.py` keeps, and `page.py` puts that into `page.html` with `page.css` and JavaScript.
-`outlier_page.py` makes a page of what `find_outliers` found.
+`report_page.py` packs the filters and samples of an analysis, with the images and maps of `pictures.py` and the points
+of earlier analyses of `epochs.py`. `outlier_page.py` packs the gallery of `find_outliers`. `page.py` puts either into
+`page.html`, with `page.css` and JavaScript.
 """
 
 from lightning_anomaly.browser.epochs import EpochPoints

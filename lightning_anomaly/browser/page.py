@@ -1,4 +1,4 @@
-"""A page: template, style, code and data in one file, which refers to nothing outside and which a notebook shows."""
+"""Pages as single HTML files with their style, code and data, which load nothing and which a notebook shows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FRAME = "box-sizing:border-box;width:100%;height:760px;border:1px solid #8884;b
 
 @dataclass(frozen=True, repr=False)
 class BrowserFile:
-    """The page of a report as a file, which a notebook shows in place; elsewhere it is its path."""
+    """A page in a file: a notebook shows the page, a console its path."""
 
     path: Path
 
@@ -34,39 +34,58 @@ class BrowserFile:
         return str(self.path)
 
     def _repr_html_(self) -> str:
-        # The page itself, as a notebook's server does not serve the file, and whoever gets the notebook gets the page.
+        # Contains the page, as a notebook's server does not serve the file, and as the notebook may be sent elsewhere.
         page = escape(self.path.read_text(encoding="utf-8"))
         return f'<iframe title="Browser of a report" style="{_FRAME}" srcdoc="{page}"></iframe>'
 
 
 def temporary_path(name: str) -> Path:
-    """Path for a file that is removed when Python exits."""
+    """Return a path for a file that is removed when Python exits."""
     folder = tempfile.mkdtemp(prefix="lightning_anomaly_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder) / name
 
 
 def write(path: str | Path, text: str) -> None:
-    """Write a page, and create the folders that are missing."""
+    """Write a page, creating missing folders."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8
 
 
 def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
-    """Convert labels to plain values by position, those of tensors, arrays and columns of tables included."""
+    """Convert labels in a list, tensor, array or column of a table to plain values, by position."""
     if len(labels) != count:
         raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {len(labels)}.")
     return [value.tolist() if hasattr(value, "tolist") else value for value in labels]
 
 
+def finite(value: float) -> float | None:
+    """Replace infinite numbers and NaN, which JSON does not have, by None."""
+    return value if math.isfinite(value) else None
+
+
+def short(value: float) -> float | None:
+    """Round to four digits; None for infinite numbers and NaN."""
+    return finite(float(f"{value:.4g}"))
+
+
+def usual_score(scores: Tensor) -> float:
+    """Return the 0.95 quantile of the finite scores; 0 without any."""
+    usual = scores[scores.isfinite()].double()
+    return short(usual.quantile(0.95).item()) or 0.0 if len(usual) else 0.0
+
+
 def assemble(
     code: str, index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
-    """Return the text of a page. `code` names its JavaScript files, each behind those that it imports.
+    """Return the text of a page.
 
-    They become one module, so no two may define the same name. The page reads `index` at once, which needs a `"title"`,
-    and unpacks each of the `blocks` when it is needed. The `images`, uint8 `(N, height, width, channels)` with one or
-    three channels, become one PNG file.
+    Args:
+        code: Names of JavaScript files, each after those that it imports. They become one module, so their top-level
+            names must differ.
+        index: What the page reads at once, with a `"title"`.
+        images: uint8 `(N, height, width, channels)` with one or three channels, which become one PNG file.
+        blocks: What the page unpacks when it is needed.
     """
     placed, sprite = (None, {}) if images is None else _sprite(images)
     plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()
@@ -83,11 +102,11 @@ def assemble(
         ),
         "CODE": module,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _text("page.html"))
 
 
 def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
-    """Put all images into one PNG file, row by row; return how to find one in it, and the file."""
+    """Put all images into one PNG file, row by row; return their size and the columns, and the file."""
     from PIL import Image
 
     count, height, width, channels = images.shape
@@ -102,7 +121,7 @@ def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
 
 
 def _module(code: str) -> str:
-    """Join the files into one module, without their imports, which are from each other."""
+    """Join the files into one module, without their imports of each other."""
     text = "\n".join(_text(f"{name}.js") for name in code.split())
     return re.sub(r"^(export |import [^;]*;\n)", "", text, flags=re.MULTILINE)
 
@@ -112,5 +131,5 @@ def _text(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """Hash a part for the page's content security policy: should a name ever be read as HTML, its code does not run."""
+    """Hash a part for the page's content security policy, so that code in a name never runs."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

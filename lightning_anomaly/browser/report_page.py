@@ -1,7 +1,7 @@
 """The page of an `AnomalyReport`: its filters and the samples of its probe.
 
-It holds a report in few bytes: an index of plain values that it reads at once, and blocks that it unpacks when needed,
-with points and maps of each layer, scores and reactions.
+The page reads an index of plain values at once. It unpacks blocks of bytes when they are needed: points and maps of
+each layer, scores and reactions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.browser.epochs import Frame, packed_frames
-from lightning_anomaly.browser.page import assemble, plain_labels
+from lightning_anomaly.browser.page import assemble, finite, plain_labels, short, usual_score
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.verdicts.layer_report import LayerReport
@@ -23,74 +23,61 @@ from lightning_anomaly.verdicts.layer_report import LayerReport
 _CODE = (
     "dom unpack data wording csv colours canvas scatter components overview filter_list filter_page samples shell main"
 )
-_POINTS = 4_000_000  # of all filters together
-_LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
-_REACTIONS = 24  # filters told for each sample
+_POINTS = 4_000_000  # of all filters
+_LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
+_REACTIONS = 24  # filters listed for each sample
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
 def page_text(
     facts: Mapping[str, Any], layers: Mapping[str, LayerReport], pictures: Pictures, frames: Sequence[Frame]
 ) -> str:
-    """Write the layers of a report as the text of an HTML page, see `AnomalyReport.page_text`, which gives the facts.
-
-    `frames` are the points of earlier analyses.
-    """
-    scores, n_samples = facts["scores"], len(facts["scores"])
+    """Return the text of the page, from the facts of `AnomalyReport.page_text` and the points of earlier analyses."""
+    scores, n_samples, labels = facts["scores"], len(facts["scores"]), facts["labels"]
     filters = sum(len(layer.verdicts) for layer in layers.values())
     count = min(n_samples, max(1, _POINTS // max(1, filters)))
     shown = torch.zeros(n_samples, dtype=torch.bool, device="cpu")
     shown[even_order(n_samples)[:count]] = True
     ranks = {place: rank for rank, place in enumerate(clearest_filters(layers, filters))}
-    described: list[dict[str, Any]] = []
-    blocks: dict[str, bytes] = {}
+    blocks = {}
     for number, (name, layer) in enumerate(layers.items()):
-        described.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
         blocks[f"points-{number}"] = _points(layer, shown)
         if name in pictures.maps:
-            kept = pictures.maps[name]
-            blocks[f"maps-{number}"] = _maps(kept)
-            _, amount, height, width = kept.maps.shape
-            described[-1]["maps"] = {"kept": amount, "height": height, "width": width}
-            described[-1] |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
+            blocks[f"maps-{number}"] = _maps(pictures.maps[name])
     views, blocks["views"] = _views(facts["views"], layers)
     reactions, blocks["reactions"] = _reactions(layers)
-    labels = facts["labels"]
+    epochs = None
+    if frames and layers:
+        names, amount, packed = packed_frames(layers, frames)
+        epochs = {"of": names, "samples": amount}
+        blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(layers)}
     index = {
         **facts,
         "samples": n_samples,
-        "fraction": _short(facts["fraction"]),
-        "sparsity": _short(facts["sparsity"]),
-        # Not rounded: rounded twice, a score may differ from that in the report's table. Infinite ones are None.
-        "scores": [score if math.isfinite(score) else None for score in scores.tolist()],
+        "fraction": short(facts["fraction"]),
+        "sparsity": short(facts["sparsity"]),
+        "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
         "views": views,
         "reactions": reactions,
-        "epochs": None,
-        "layers": described,
+        "epochs": epochs,
+        "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
-        "notes": [*facts["notes"], *_left_out(n_samples, count, [*pictures.maps.values()])],
+        "notes": [*facts["notes"], *_omissions(n_samples, count, [*pictures.maps.values()])],
         "history": _history(facts["history"]),
     }
-    if frames and layers:
-        epochs, amount, packed = packed_frames(layers, frames)
-        index["epochs"] = {"of": epochs, "samples": amount}
-        blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(layers)}
     return assemble(_CODE, index, pictures.images, blocks)
 
 
-def usual_score(scores: Tensor) -> float:
-    """Return the score that 95% of the finite scores are below; 0 if there are none."""
-    finite = scores[scores.isfinite()].double()
-    return _short(torch.quantile(finite, 0.95).item()) or 0.0 if len(finite) else 0.0
-
-
 def _views(view_scores: Mapping[str, Tensor], layers: Mapping[str, LayerReport]) -> tuple[list[dict[str, Any]], bytes]:
-    """Describe each view of the samples and each layer, and pack their scores, float64 `(N,)` each."""
-    views: list[tuple[str | None, str | None, Tensor]] = [(view, None, scores) for view, scores in view_scores.items()]
-    views += [(None, name, layer.outlier_scores) for name, layer in layers.items()]
-    told = [{"view": view, "layer": name, "ordinary": usual_score(scores)} for view, name, scores in views]
-    return told, b"".join(scores.double().numpy().astype("<f8").tobytes() for *_, scores in views)
+    """Describe each view and each layer, and pack their scores, float64 `(N,)` each."""
+    scores = [*view_scores.values(), *(layer.outlier_scores for layer in layers.values())]
+    names = [(view, None) for view in view_scores] + [(None, layer) for layer in layers]
+    described = [
+        {"view": view, "layer": layer, "ordinary": usual_score(values)}
+        for (view, layer), values in zip(names, scores, strict=True)
+    ]
+    return described, b"".join(values.double().numpy().astype("<f8").tobytes() for values in scores)
 
 
 def _reactions(layers: Mapping[str, LayerReport]) -> tuple[int, bytes]:
@@ -101,49 +88,50 @@ def _reactions(layers: Mapping[str, LayerReport]) -> tuple[int, bytes]:
     """
     if not layers:
         return 0, b""
-    distances = torch.cat([layer.points.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for layer in layers.values()])
-    found = distances.T.topk(min(_REACTIONS, len(distances)), 1)
-    parts = found.indices.numpy().astype("<u4"), found.values.float().numpy().astype("<f4")
-    return found.indices.shape[1], b"".join(part.tobytes() for part in parts)
+    points = torch.cat([layer.points for layer in layers.values()])
+    distances = points.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt()
+    largest = distances.T.topk(min(_REACTIONS, len(distances)), 1)
+    filters, strengths = largest.indices.numpy().astype("<u4"), largest.values.float().numpy().astype("<f4")
+    return filters.shape[1], filters.tobytes() + strengths.tobytes()
 
 
-def _layer(name: str, layer: LayerReport, ranks: list[int | None]) -> dict[str, Any]:
-    known = list(dict.fromkeys(layer.verdicts))
-    found: dict[str, Any] = {
+def _layer(
+    name: str, layer: LayerReport, ranks: Mapping[tuple[str, int], int], kept: KeptMaps | None
+) -> dict[str, Any]:
+    verdict_names = list(dict.fromkeys(layer.verdicts))
+    described: dict[str, Any] = {
         "name": name,
-        "verdict_names": known,
-        "verdicts": [known.index(verdict) for verdict in layer.verdicts],
-        "clearest": ranks,
+        "verdict_names": verdict_names,
+        "verdicts": [verdict_names.index(verdict) for verdict in layer.verdicts],
+        "clearest": [ranks.get((name, index)) for index in range(len(layer.verdicts))],
         "outliers": _rows(layer.outliers),
         "isolated": _rows(layer.isolated),
         "map_size": list(layer.map_size),
         "analyzed_size": list(layer.analyzed_size),
         "maps": None,
+        **{column: [short(value) for value in getattr(layer, column).tolist()] for column in _COLUMNS},
     }
-    for column in _COLUMNS:
-        found[column] = [_short(value) for value in getattr(layer, column).tolist()]
-    return found
+    if kept is not None:
+        _, amount, height, width = kept.maps.shape
+        described["maps"] = {"kept": amount, "height": height, "width": width}
+        described |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
+    return described
 
 
 def _rows(flags: Tensor) -> dict[str, list[int]]:
-    """List the places that are true in each row, without empty rows."""
+    """List the columns that are true in each row, without empty rows."""
     rows: dict[str, list[int]] = {}
-    for row, place in flags.nonzero().tolist():
-        rows.setdefault(str(row), []).append(place)
+    for row, column in flags.nonzero().tolist():
+        rows.setdefault(str(row), []).append(column)
     return rows
 
 
-def _short(value: float) -> float | None:
-    """Round to four digits; None for infinite numbers and NaN, which JSON does not have."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
 def _points(layer: LayerReport, shown: Tensor) -> bytes:
-    """Pack each filter's points of the samples `shown`, of its outliers and of its isolated samples."""
+    """Pack each filter's points of the `shown` samples, its outliers and its isolated samples."""
     points = layer.points.nan_to_num(0.0, 0.0, 0.0)
     low, high = points.amin(1), points.amax(1)
     included = shown | layer.outliers | layer.isolated
-    included &= (high > low).any(1)[:, None]  # dead filters have no points worth a picture
+    included &= (high > low).any(1)[:, None]  # dead filters have no points to draw
     rows, samples = included.nonzero(as_tuple=True)
     starts = torch.nn.functional.pad(included.sum(1).cumsum(0), (1, 0))
     levels = ((points[rows, samples] - low[rows]) / (high - low)[rows].clamp_min(1e-30) * _LEVELS).round()
@@ -152,10 +140,10 @@ def _points(layer: LayerReport, shown: Tensor) -> bytes:
     steps[begins] = samples[begins]
     codes = levels.T.numpy().astype(np.uint16)
     parts = [
-        starts.numpy().astype("<u4"),  # where each filter's points begin (F + 1,)
+        starts.numpy().astype("<u4"),  # index of each filter's first point (F + 1,)
         torch.stack([low, high], 2).numpy().astype("<f4"),  # of x and of y (F, 2, 2)
         steps.numpy().astype("<u4"),  # from sample to sample
-        # x and y, each the low bytes before the high ones, which compress
+        # x and y, the low bytes before the high bytes, which compresses better
         *((axis >> shift).astype(np.uint8) for axis in codes for shift in (0, 8)),
         layer.labels[rows, samples].numpy(),
         (layer.outliers[rows, samples] + 2 * layer.isolated[rows, samples]).numpy().astype(np.uint8),
@@ -177,41 +165,41 @@ def _maps(kept: KeptMaps) -> bytes:
 
 def _labels(values: list[Any]) -> dict[str, Any]:
     """List the distinct labels in order, and for each sample the place of its label among them."""
-    told = [str(value) for value in values]  # as lists have no hash, and NaN does not equal itself
-    known = dict(zip(told, values, strict=True))
-    numbers = all(isinstance(value, (int, float)) for value in values)
-    names = sorted(known, key=known.__getitem__ if numbers else None)
+    texts = [str(value) for value in values]  # lists have no hash, and NaN does not equal itself
+    value_of = dict(zip(texts, values, strict=True))
+    numeric = all(isinstance(value, (int, float)) for value in values)
+    names = sorted(value_of, key=value_of.__getitem__ if numeric else None)
     places = {name: place for place, name in enumerate(names)}
-    return {"names": names, "of": [places[name] for name in told]}
+    return {"names": names, "of": [places[text] for text in texts]}
 
 
 def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """The curves: epochs and, at each of them, counts and losses."""
+    """Collect the curves: epochs, and counts and losses at each."""
     if not history:
         return None
     losses = list(dict.fromkeys(name for entry in history for name in entry.get("losses", {})))
     return {
         "epochs": [entry["epoch"] for entry in history],
         "counts": {
-            name: [_short(entry["metrics"].get(key, 0.0)) for entry in history]
+            name: [short(entry["metrics"].get(key, 0.0)) for entry in history]
             for name, key in (("anomaly filters", "count"), ("isolated filters", "isolated"))
         },
-        "losses": {name: [_short(entry.get("losses", {}).get(name, math.nan)) for entry in history] for name in losses},
+        "losses": {name: [short(entry.get("losses", {}).get(name, math.nan)) for entry in history] for name in losses},
     }
 
 
-def _left_out(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
-    """Say what the page leaves out: points beyond `count` samples, and maps."""
+def _omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
+    """Describe in sentences what the page omits: points beyond `count` samples, and maps."""
     notes, kept = [], [layer.samples.shape[1] for layer in maps]
     if count < samples:
         notes.append(
-            f"To keep this file small, a filter shows the points of {count:,} samples, spread evenly over the "
-            f"{samples:,} of the probe, and of its outliers. Clusters are numbered and counted by these points."
+            f"To limit the size of this file, a filter shows its outliers and {count:,} samples, spread evenly over "
+            f"the {samples:,} of the probe. Clusters are numbered and counted by these points."
         )
     if kept and min(kept) < samples:
         few = f"{min(kept):,}" if min(kept) == max(kept) else f"{min(kept):,} to {max(kept):,}"
         notes.append(
-            f"To keep this file small, the maps of {few} of {samples:,} samples are kept for each filter: of "
-            "its outliers, of its most and least active samples, and of others."
+            f"To limit the size of this file, each filter has the maps of {few} of {samples:,} samples: its outliers, "
+            "its most and least active samples, and others."
         )
     return notes

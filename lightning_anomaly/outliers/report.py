@@ -185,37 +185,37 @@ class OutlierReport(Tabular):
             writer.writerows(rows)
 
     def plot(self, k: int = 32) -> Figure:
-        """Draws the k images with the largest scores, of at most 64.
+        """Draw the k images with the largest scores, at most 64.
 
         Raises:
-            ValueError: If `k` is not a positive integer, or the model takes nothing that can be drawn.
+            ValueError: If `k` is not a positive integer, or the model's inputs cannot be drawn.
         """
         from lightning_anomaly.plots.samples import gallery
         from lightning_anomaly.plots.style import short_name
 
         if self.images is None:
             raise ValueError(
-                "`OutlierReport.plot` draws images, signals and volumes, and this model was given something else."
+                "`OutlierReport.plot` draws images, signals and volumes. The inputs of this model are none of these."
             )
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
         captions = [
             f"image {i}\nscore {self.scores[i]:.1f}\n{short_name(self.layers[self.layer[i]], 16)}" for i in positions
         ]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
-        return gallery(self.images[: len(positions)], captions, f"{heading}\n(below them the layer that says so)")
+        return gallery(self.images[: len(positions)], captions, f"{heading}\n(with the layer that finds them odd)")
 
     def save_html(
         self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Images that do not belong"
     ) -> None:
-        """Writes a ranked gallery as one HTML file, which needs no server and no network.
+        """Write a ranked gallery, a single HTML file that needs no server and no network.
 
-        It has the 256 images with the largest scores, by layer or all, to tick those that are to go; what is ticked is
-        saved as a CSV file, as by `save_csv`. A browser remembers what was ticked.
+        It shows the 256 images with the largest scores, all or by layer. A reader ticks images and saves them as a CSV
+        file, in the format of `save_csv`. The browser remembers ticks.
 
         Args:
-            path: Where to write it; missing folders are created.
-            labels: A name or number for each image of the data set, such as its class. The page's CSV files have it as
-                one more column.
+            path: Path of the file; missing folders are created.
+            labels: A name or number for each image of the data set, such as its class. CSV files from the page have it
+                in an extra column.
             title: The heading.
 
         Raises:
@@ -238,11 +238,9 @@ class OutlierReport(Tabular):
         write_outlier_page(path, facts, rows, self.scores, self.view_scores, self.images, labels)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
-        """Write the same to a file that lasts until Python exits: a notebook shows it, a console its path.
+        """Write the gallery to a file that is removed when Python exits.
 
-        Args:
-            labels: See `save_html`.
-            title: See there.
+        A notebook shows the page, a console its path. The arguments are those of `save_html`.
         """
         from lightning_anomaly.browser import BrowserFile, temporary_path
 
