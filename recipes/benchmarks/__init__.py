@@ -1,1 +1,1 @@
-"""How fast it is, and what it costs: `python -m recipes.benchmarks`."""
+"""Benchmarks of time and memory: `python -m recipes.benchmarks`."""

@@ -1,7 +1,7 @@
-"""How fast is it, and what does it cost? `python -m recipes.benchmarks speed overhead`, or without a name all parts.
+"""Benchmarks of time and memory: `python -m recipes.benchmarks speed overhead`, or all parts without a name.
 
-Networks have random weights and images are noise, so nothing is downloaded. `--device cuda` puts networks and trainings
-on a GPU. The large networks take longer than all else.
+Networks have random weights and images are noise, so nothing is downloaded. `--device cuda` runs networks on a GPU. The
+large networks take longest.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from recipes.common.options import one_sentence_errors, quiet
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; ignore the numbers")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print a table for each part as it is done, and return the numbers."""
+    """Measure each part, print its table, and return all numbers."""
     if unknown := set(options.parts) - set(PARTS):
         raise ValueError(f"Parts should be some of {', '.join(PARTS)}. Found {', '.join(sorted(unknown))}.")
     quiet()

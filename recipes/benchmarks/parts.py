@@ -1,4 +1,4 @@
-"""What is timed: each function gives rows of a table."""
+"""The parts of the benchmarks; each function yields the rows of a table."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _ENGINES: tuple[EngineName, ...] = ("numba", "torch", "sklearn")
 
 
 def speed(device: str, quick: bool) -> Iterator[Row]:
-    """An analysis by each engine; that of scikit-learn is a loop over its estimators."""
+    """An analysis by each engine; scikit-learn's is a loop over its estimators."""
     for name, side in (("lenet5", 32),) if quick else (("alexnet", 32), ("simple_cnn", 32), ("resnet18", 64)):
         network, images = network_of(name).to(device), noise(64 if quick else 512, side).to(device)
         starts = 1 if quick else AnalysisSettings().n_init
         settings = {str(engine): AnalysisSettings(engine=engine, n_init=starts) for engine in _ENGINES}
-        sides = {engine: partial(analyze, network, images, settings=own) for engine, own in settings.items()}
-        found = in_turns(sides, 1 if quick else 3)
-        for engine, row in found.iterrows():
-            faster = found.seconds["sklearn"] / row.seconds
+        sides = {engine: partial(analyze, network, images, settings=value) for engine, value in settings.items()}
+        times = in_turns(sides, 1 if quick else 3)
+        for engine, row in times.iterrows():
+            faster = times.seconds["sklearn"] / row.seconds
             yield {"network": name, "engine": engine, **row, "times as fast as scikit-learn": faster}
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Slope of the straight line through the logarithms: 1 where the cost grows in proportion."""
+    """Fit the slope of the logarithms: 1 if the cost grows in proportion to the size."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def growth(device: str, quick: bool) -> Iterator[Row]:
-    """An analysis of more filters, of 512 samples, and of more samples, by 512 filters."""
+    """An analysis of more and more filters with 512 samples, and of more and more samples with 512 filters."""
     few, times = (64, (1, 2)) if quick else (512, (1, 2, 4, 8))
 
     def work(filters: int, samples: int) -> Callable[[], Any]:
@@ -59,16 +59,15 @@ def growth(device: str, quick: bool) -> Iterator[Row]:
         return partial(analyze, nn.Conv2d(3, filters, 3).to(device), noise(samples, 12).to(device))
 
     for what, sizes in {"filters": [(n * few, few) for n in times], "samples": [(few, n * few) for n in times]}.items():
-        found = in_turns({str(size): work(*size) for size in sizes}, 1 if quick else 3)
-        seconds = found.seconds.tolist()
-        grown = {f"{few} x {n}": own for n, own in zip(times, seconds, strict=True)}
-        yield {"growth in": what, **grown, "exponent": exponent(list(times), seconds)}
+        seconds = in_turns({str(size): work(*size) for size in sizes}, 1 if quick else 3).seconds.tolist()
+        columns = {f"{few} x {n}": second for n, second in zip(times, seconds, strict=True)}
+        yield {"growth in": what, **columns, "exponent": exponent(list(times), seconds)}
 
 
 def overhead(device: str, quick: bool) -> Iterator[Row]:
     """What each callback adds to a training epoch of 50,000 images of 32x32, scaled from 60 batches of 128.
 
-    A validation of 512 images (512 of each kind for the comparison) with the callback less one without it.
+    The time of a validation of 512 images (of 512 of each kind for the comparison), minus that without the callback.
     """
     batches, size = (4, 128) if quick else (60, 512)
     labels = torch.randint(10, (1024,), generator=torch.Generator().manual_seed(0))
@@ -85,17 +84,18 @@ def overhead(device: str, quick: bool) -> Iterator[Row]:
         epoch = pl.Trainer(**options, max_epochs=epochs, limit_val_batches=0)
         seconds = timed(partial(epoch.fit, module, loader, loader))["seconds"] / (epochs * len(loader)) * 50_000 / 128
         sides = {"": pl.Trainer(**options)}
-        sides |= {own: pl.Trainer(**options, callbacks=[make()]) for own, make in callbacks.items()}
-        validations = {own: partial(trainer.validate, module, loader, verbose=False) for own, trainer in sides.items()}
-        found = in_turns(validations, 1 if quick else 5).seconds
-        for own in callbacks:
-            added = found[own] - found[""]
-            yield {"network": name, "callback": own, "epoch (s)": seconds, "added (s)": added, "share": added / seconds}
+        sides |= {side: pl.Trainer(**options, callbacks=[make()]) for side, make in callbacks.items()}
+        work = {side: partial(trainer.validate, module, loader, verbose=False) for side, trainer in sides.items()}
+        times = in_turns(work, 1 if quick else 5).seconds
+        for side in callbacks:
+            added = times[side] - times[""]
+            row = {"network": name, "callback": side, "epoch (s)": seconds, "added (s)": added}
+            yield {**row, "share": added / seconds}
         yield {"network": name, "callback": "its figures", "epoch (s)": seconds, "added (s)": _figures(module, options)}
 
 
 def _figures(module: pl.LightningModule, options: dict[str, Any]) -> float:
-    """Seconds that the figures of one analysis take: a fit of one batch with them less one without."""
+    """Seconds that the figures of one analysis take: the time of a fit of one batch with them minus that without."""
     loader = DataLoader(TensorDataset(noise(128, 32), torch.arange(128) % 10), 128)
     with tempfile.TemporaryDirectory() as folder:
         sides: dict[bool, float] = {}
@@ -108,7 +108,7 @@ def _figures(module: pl.LightningModule, options: dict[str, Any]) -> float:
 
 
 def large(device: str, quick: bool) -> Iterator[Row]:
-    """An analysis of large networks beside a forward pass, in time and memory, on the CPU."""
+    """Time and memory of an analysis of large networks beside those of a forward pass, on the CPU."""
     cases = [("resnet18", 512), ("resnet50", 512), ("convnext_base", 512), ("resnet50", 2048), ("convnext_base", 2048)]
     for name, images in [("lenet5", 64)] if quick else cases:
         arguments = (name, images, 32 if quick else 224)
@@ -118,7 +118,7 @@ def large(device: str, quick: bool) -> Iterator[Row]:
 
 
 class _Noise(Dataset[tuple[Tensor, int]]):
-    """Images that are made when they are read, as those of a folder are."""
+    """Images that are created when they are read, like those of a folder."""
 
     def __init__(self, images: int, side: int) -> None:
         self.images, self.side = images, side
@@ -142,7 +142,7 @@ _WATCHERS: dict[str, Callable[[], list[pl.Callback]]] = {
 
 
 def _prepare_fit(name: str, network: str, images: int, side: int) -> Callable[[], Any]:
-    """Return a fit of a few batches with two validations, once the callback has loaded what is compiled."""
+    """Load compiled code with a small network, then return a fit of a few batches with two validations."""
     WORK["analyze"](network_of("lenet5"), noise(200, 32))
     module = Classifier(network_of(network).train())
     train, val = (DataLoader(_Noise(count, side), 16) for count in (images, images + 1))
@@ -152,7 +152,7 @@ def _prepare_fit(name: str, network: str, images: int, side: int) -> Callable[[]
 
 
 def memory(device: str, quick: bool) -> Iterator[Row]:
-    """The peak memory of a fit with each callback, of images of 224x224, on the CPU."""
+    """The peak memory of a fit on images of 224x224 with each callback, on the CPU."""
     arguments = ("lenet5", 128, 32) if quick else ("mobilenet_v3_small", 1024, 224)
     found = in_fresh_processes({name: partial(_prepare_fit, name, *arguments) for name in _WATCHERS}, 1)
     for name, row in found.iterrows():
@@ -185,7 +185,7 @@ def browser(device: str, quick: bool) -> Iterator[Row]:
             written = timed(partial(report.save_html, file, images))
             opened = timed(partial(_open, file)) if find_chromium() else {}
             size = {"file (MB)": file.stat().st_size / 1e6}
-            yield {"network": name, **size, **written, **{f"to open, {what}": own for what, own in opened.items()}}
+            yield {"network": name, **size, **written, **{f"to open, {key}": value for key, value in opened.items()}}
 
 
 def _open(file: Path) -> None:

@@ -49,7 +49,7 @@ def single(device: str, quick: bool) -> Iterator[Row]:
 
 
 class _Clocked(nn.Module):
-    """A network that writes down when it has run on how many images, in a file for each process."""
+    """A network that records the time and the size of each batch, in a file for each process."""
 
     def __init__(self, network: nn.Module, folder: Path) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Clocked(nn.Module):
         return output
 
     def rate(self) -> float:
-        """Images a second of all processes together, after the first batch of any; forgets them."""
+        """Return images per second of all processes together since the end of the first batch, and clear the record."""
         files = [*self.folder.glob("*.txt")]
         lines = [line.split() for file in files for line in file.read_text().splitlines()]
         (begun, _), *rest = sorted((float(end), int(count)) for end, count in lines)
@@ -72,9 +72,9 @@ class _Clocked(nn.Module):
 
 
 def workers(device: str, quick: bool) -> Iterator[Row]:
-    """Images a second that a saved detector scores in one process, in two, and in two workers of Ray if it is there.
+    """Images per second that a saved detector scores in one process, in two, and, if installed, in two workers of Ray.
 
-    On the CPU, by one thread in each process, from the end of the first batch to that of the last.
+    On the CPU, with one thread in each process, from the end of the first batch to the end of the last.
     """
     name, side, images = ("lenet5", 32, 512) if quick else ("resnet18", 64, 2048)
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +124,7 @@ def photographs(device: str, quick: bool) -> Iterator[Row]:
 
 
 def _prepare_photographs(what: str, name: str, folder: str, side: int) -> Callable[[], Any]:
-    """Return work on the photographs of a folder, once a small network has loaded what is compiled."""
+    """Load compiled code with a small network, then return the work on the photographs of a folder."""
     WORK["find_outliers"](network_of("lenet5"), noise(200, 32))
     network, loader = network_of(name), DataLoader(FolderImages(folder, side), 64)
     if what == "find_outliers":

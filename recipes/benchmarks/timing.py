@@ -1,4 +1,4 @@
-"""The one way in which things are timed: sides take turns, each in this process or in a fresh one of its own."""
+"""Timing: alternatives ("sides") take turns, in this process or each in a fresh process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def machine() -> Row:
-    """What the numbers depend on."""
+    """Describe the hardware and the versions that the numbers depend on."""
     return {
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -30,7 +30,7 @@ def machine() -> Row:
 
 
 def timed(work: Callable[[], Any]) -> Row:
-    """Time one call: `seconds` by the clock, GPU included, and `cpu_seconds` of all cores."""
+    """Time one call: `seconds` of wall time, GPU included, and `cpu_seconds` of all cores."""
     _synchronize()
     begun = time.perf_counter(), time.process_time()
     work()
@@ -39,46 +39,46 @@ def timed(work: Callable[[], Any]) -> Row:
 
 
 def _synchronize() -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until the GPU is idle."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> pd.DataFrame:
-    """Medians by side, which take turns, so that a machine that slows down slows all; the first turn only warms up."""
-    found = [{"side": name, "round": turn, **timed(work)} for turn in range(rounds + 1) for name, work in sides.items()]
-    frame = pd.DataFrame(found).query("round > 0")
+    """Return medians by side. Sides take turns, so that a slow machine slows all; the first turn is a warm-up."""
+    rows = [{"side": name, "round": turn, **timed(work)} for turn in range(rounds + 1) for name, work in sides.items()]
+    frame = pd.DataFrame(rows).query("round > 0")
     return frame.groupby("side", sort=False)[["seconds", "cpu_seconds"]].median()
 
 
 def in_fresh_processes(sides: Mapping[str, Callable[[], Callable[[], Any]]], rounds: int) -> pd.DataFrame:
-    """Medians by side, each turn in a process of its own, with `peak_mib`, the most memory by which it grew (Linux).
+    """Return medians by side, each turn in a new process, with `peak_mib`, by how much its memory grew (Linux).
 
-    Each side is prepared in its process: it gives what is then timed.
+    Each side is prepared in its process and returns the work that is timed.
     """
-    found = []
+    rows = []
     for _ in range(rounds):
         for name, prepare in sides.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found.append({"side": name, **pool.submit(_prepared, prepare).result()})
-    return pd.DataFrame(found).groupby("side", sort=False).median()
+                rows.append({"side": name, **pool.submit(_prepared, prepare).result()})
+    return pd.DataFrame(rows).groupby("side", sort=False).median()
 
 
 def _prepared(prepare: Callable[[], Callable[[], Any]]) -> Row:
     work = prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _resident("VmRSS")
     return timed(work) | {"peak_mib": _resident("VmHWM") - before}
 
 
 def _resident(entry: str) -> float:
-    """Memory of this process in the books of Linux (MiB)."""
+    """Read an entry of `/proc/self/status` (MiB)."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{entry}:"))
     return int(line.split()[1]) / 1024
 
 
 def markdown(rows: list[Row]) -> str:
-    """The rows as a Markdown table."""
+    """Format rows as a Markdown table."""
     frame = pd.DataFrame(rows)
     cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.to_numpy()]
     lines = [list(frame.columns), ["---"] * len(frame.columns), *cells]

@@ -15,17 +15,19 @@ from recipes.common.networks import NETWORKS, build
 
 
 def network_of(name: str) -> nn.Module:
-    """A network with random weights: how long an analysis takes depends little on them."""
+    """Build a network with random weights, on which the time of an analysis depends little."""
     torch.manual_seed(0)
     return (build(name, 3, 10) if name in NETWORKS else get_model(name)).eval()
 
 
 def noise(images: int, side: int) -> Tensor:
+    """Draw images of noise `(N, 3, side, side)`."""
     return torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def forward(network: nn.Module, images: Tensor) -> None:
+    """Run a network on images, in batches."""
     for batch in torch.split(images, 8 if images.shape[3] > 32 else 64):
         network(batch)
 
@@ -38,7 +40,7 @@ WORK: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 
 
 def prepare(what: str, name: str, images: int, side: int) -> Callable[[], Any]:
-    """Return work on a network and images, once a small network has loaded what is compiled."""
+    """Load compiled code with a small network, then return the work on a network and images."""
     WORK[what](network_of("lenet5"), noise(200, 32))
     network = network_of(name)
     return lambda: WORK[what](network, noise(images, side))

@@ -1,1 +1,1 @@
-"""What the recipes share: images, damage, networks, the module that is trained, and options."""
+"""Shared by the recipes: images, damage, networks, the LightningModule, and options."""

@@ -1,6 +1,6 @@
-"""Labels changed and images damaged on purpose, so that there is something true to find.
+"""Wrong labels and damaged images, planted so that it is known what should be found.
 
-Functions on tensors; they change nothing they are given. What is random takes a seed. Axes: `N` images, `C` channels,
+Functions on tensors, which do not change their arguments; random ones take a seed. Axes: `N` images, `C` channels,
 `H W` pixels; images are uint8.
 """
 
@@ -29,7 +29,7 @@ _SMALLEST = 32  # pixels of a side that `imagecorruptions` takes
 
 
 def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Give `round(fraction * N)` of the labels int64 `(N,)`, picked at random, one of the other classes at random.
+    """Change `round(fraction * N)` randomly picked labels int64 `(N,)` to one of the other classes at random.
 
     Returns:
         The noisy labels int64 `(N,)` and which of them are changed, bool `(N,)`.
@@ -105,28 +105,27 @@ def photographs(count: int, shape: torch.Size, seed: int) -> Tensor:
 
 
 def damage_all(images: Tensor, foreign: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Damage images uint8 `(N, C, H, W)` in every way, or put `foreign` ones in their place: as many by kind."""
+    """Damage images uint8 `(N, C, H, W)` in every way, or replace them by `foreign` ones; return `N` of each kind."""
     names = [name for group in _CORRUPTIONS.values() for name in group]
     recognisable = min(images.shape[2:]) >= 28  # so that there is something to corrupt
-    found = {name: corrupt(images, name, seed) for name in names if recognisable}
+    damaged = {name: corrupt(images, name, seed) for name in names if recognisable}
     generator = torch.Generator().manual_seed(seed)
-    found |= {name: _foreign(source, images, generator) for name, source in foreign.items()}
-    found["photographs"] = photographs(len(images), images.shape[1:], seed)
-    return found | {name: damage(images, generator) for name, damage in (_GEOMETRY | DAMAGES).items()}
+    damaged |= {name: _foreign(source, images, generator) for name, source in foreign.items()}
+    damaged["photographs"] = photographs(len(images), images.shape[1:], seed)
+    return damaged | {name: damage(images, generator) for name, damage in (_GEOMETRY | DAMAGES).items()}
 
 
 def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
-    """Corrupt images uint8 `(N, C, H, W)` in a way of ImageNet-C, at severities 3 and 5 by turns.
+    """Corrupt images uint8 `(N, C, H, W)` by one corruption of ImageNet-C, alternating between severities 3 and 5.
 
-    Images smaller than 32x32 are extended by their last rows and columns, and cut again. Needs the package
+    Images smaller than 32x32 are extended by their last rows and columns, and cropped again. Needs the package
     `imagecorruptions-imaug`, which draws from numpy's global generator.
     """
     import imagecorruptions
 
     height, width = images.shape[2:]
-    extended = F.pad(
-        images.float(), (0, max(0, _SMALLEST - width), 0, max(0, _SMALLEST - height)), mode="replicate"
-    ).expand(-1, 3, -1, -1)
+    margins = (0, max(0, _SMALLEST - width), 0, max(0, _SMALLEST - height))
+    extended = F.pad(images.float(), margins, mode="replicate").expand(-1, 3, -1, -1)
     arrays = extended.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
     np.random.seed(seed)
     corrupted = [
@@ -140,7 +139,7 @@ def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
 def damage_in_turn(images: Tensor, foreign: Tensor | None, seed: int) -> Tensor:
     """Damage images uint8 `(N, C, H, W)` in random order, by each of `DAMAGES` in turn.
 
-    With `foreign` images, uint8 and of any size, one more kind is an image of these in the place.
+    With `foreign` images, uint8 and of any size, replacement by one of them is one more kind.
     """
     generator = torch.Generator().manual_seed(seed)
     damages = [*DAMAGES.values()]
@@ -155,7 +154,7 @@ def damage_in_turn(images: Tensor, foreign: Tensor | None, seed: int) -> Tensor:
 
 
 def _foreign(source: Tensor, images: Tensor, generator: Generator) -> Tensor:
-    """Pick as many images of `source` as there are `images`, fitted to their channels and size."""
+    """Pick as many images of `source` as there are `images`, resized to their channels and size."""
     picked = source[torch.randperm(len(source), generator=generator)[: len(images)]].float()
     if picked.shape[1] != images.shape[1]:
         picked = picked.mean(1, keepdim=True).expand(-1, images.shape[1], -1, -1)

@@ -1,7 +1,7 @@
-"""Images for the laboratory: read, split and put into loaders.
+"""Read images, split them, and put them into loaders.
 
-Functions on tensors that change nothing they are given. What is random takes a seed and draws from a generator of its
-own, except for `crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; images are uint8 until `normalize`.
+Functions on tensors, which do not change their arguments. Random ones take a seed and a new generator, except for
+`crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; images are uint8 until `normalize`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def load_images(name: str, root: str | None = None) -> ImageData:
                 f"The folder `{folder}` should hold `{name}.npz` or an intact copy of {name} as torchvision stores it "
                 f"(`--data-root` names another folder). Found neither: {error}"
             ) from error
-        parts = [(np.asarray(own.data), np.asarray(own.targets)) for own in sets]
+        parts = [(np.asarray(part.data), np.asarray(part.targets)) for part in sets]
     (images, labels), test = (_tensors(*part) for part in parts)
     return ImageData(images, labels, images[:0], labels[:0], *test, int(max(labels.max(), test[1].max())) + 1)
 
@@ -78,7 +78,7 @@ def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
-    """scikit-learn's 8x8 digits, pixels repeated 2x2 because the networks need 16x16: 1,500 to train, 297 to test."""
+    """scikit-learn's digits, enlarged from 8x8 to 16x16 because the networks need it: 1,500 to train, 297 to test."""
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).numpy()
@@ -88,8 +88,7 @@ def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
 def split(data: ImageData, train_size: int, val_size: int, seed: int) -> ImageData:
     """Draw `val_size` validation images and up to `train_size` training images at random, both from the training part.
 
-    The validation images depend on the seed but not on `train_size`, so that runs of several sizes are judged on the
-    same ones.
+    The validation images depend on the seed but not on `train_size`, so that runs of all sizes have the same ones.
     """
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
     val, train = order[:val_size], order[val_size : val_size + train_size]
@@ -103,22 +102,22 @@ def split(data: ImageData, train_size: int, val_size: int, seed: int) -> ImageDa
 
 
 def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, `(C,)`, of images uint8 `(N, C, H, W)` read as 0 to 1."""
+    """Compute mean and standard deviation `(C,)` of each channel of images uint8 `(N, C, H, W)`, scaled to [0, 1]."""
     std, mean = torch.std_mean(images.float().div_(255), dim=(0, 2, 3), correction=0)
     return mean, std.clamp_min(1 / 255)  # a constant channel must not divide by zero
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Read images `(N, C, H, W)`, 0 to 255, as 0 to 1, subtract `mean` `(C,)`, divide by `std` `(C,)`: float32."""
+    """Scale images `(N, C, H, W)` from [0, 255] to [0, 1], subtract `mean` `(C,)`, divide by `std` `(C,)`: float32."""
     scaled = images.to(torch.float32, copy=True).div_(255)
     return scaled.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def crop_and_flip(images: Tensor) -> Tensor:
-    """Shift each image of a batch `(N, C, H, W)` by up to 4 pixels either way, and mirror it with probability 1/2.
+    """Shift each image of a batch `(N, C, H, W)` by up to 4 pixels on each axis, and mirror it with probability 1/2.
 
-    Draws from torch's global generator, as training does. The pixels at the border are repeated outwards, because the
-    usual zeros are not black in normalized images.
+    Draws from torch's global generator, as training does. Images are padded by their border pixels, because zeros are
+    not black in normalized images.
     """
     n, channels, height, width = images.shape
     rows = torch.randint(0, 9, (n, 1)) + torch.arange(height)
@@ -136,10 +135,10 @@ def _augmented_batch(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tens
 def make_loaders(
     data: ImageData, batch_size: int, augment: bool = False, epoch_size: int | None = None
 ) -> tuple[Loader, Loader]:
-    """Loaders of the training part, shuffled, and the validation part, in order, both normalized by the training part.
+    """Make a shuffled loader of training images and an ordered one of validation images, normalized by the former.
 
-    With `augment` training batches go through `crop_and_flip`. Of fewer training images than `epoch_size` some come
-    again; None takes each of them once.
+    With `augment`, `crop_and_flip` augments training batches. If `epoch_size` is larger than the number of training
+    images, some are repeated; None takes each image once.
     """
     scale = mean_and_std(data.train_images)
     train = TensorDataset(normalize(data.train_images, *scale), data.train_labels)

@@ -1,4 +1,4 @@
-"""The LightningModule that the laboratory trains, and how well a network does on images."""
+"""The LightningModule of the experiments, and the loss and accuracy of a network."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ class Classifier(LightningModule):
         self.cosine = cosine
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(n, classes)` of images `(n, C, H, W)`."""
+        """Compute logits `(n, classes)` of images `(n, C, H, W)`."""
         logits: Tensor = self.network(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean cross-entropy of a batch (nats)."""
+        """Compute and log the mean cross-entropy of a batch (nats)."""
         images, labels = batch
         loss = functional.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs the mean cross-entropy (nats) and the accuracy."""
+        """Log the mean cross-entropy (nats) and the accuracy."""
         images, labels = batch
         logits = self(images)
         self.log("val_loss", functional.cross_entropy(logits, labels), prog_bar=True)
         self.log("val_acc", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, which is Adam where there is no weight decay."""
+        """Return AdamW, which is Adam without weight decay."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         if not self.cosine:
             return optimizer
@@ -61,7 +61,7 @@ class Classifier(LightningModule):
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits `(N, classes)` of images `(N, C, H, W)`, in evaluation mode, in which the network is left."""
+    """Switch a network to evaluation mode and compute its logits `(N, classes)` of images `(N, C, H, W)`."""
     network.eval()
     with torch.no_grad():
         return torch.cat([network(batch) for batch in torch.split(images, 256)])
@@ -73,16 +73,16 @@ def _loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and accuracy."""
+    """Compute the mean cross-entropy (nats) and the accuracy."""
     return _loss_and_accuracy(logits_of(network, images), labels)
 
 
 def evaluate_parts(
     network: nn.Module, parts: Mapping[str, tuple[Tensor, Tensor]]
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """`PART_loss` (nats) and `PART_acc` for the images and labels of each part, and the logits in float64."""
-    found: dict[str, float] = {}
+    """Compute `PART_loss` (nats) and `PART_acc` for the images and labels of each part, and the logits in float64."""
+    metrics: dict[str, float] = {}
     logits = {part: logits_of(network, images).double() for part, (images, _) in parts.items()}
     for part, (_, labels) in parts.items():
-        found[f"{part}_loss"], found[f"{part}_acc"] = _loss_and_accuracy(logits[part], labels)
-    return found, logits
+        metrics[f"{part}_loss"], metrics[f"{part}_acc"] = _loss_and_accuracy(logits[part], labels)
+    return metrics, logits

@@ -1,8 +1,8 @@
 """The three networks of the source paper and some others, sized for images from 16x16 to 64x64.
 
-The paper names them (AlexNet, LeNet-5 and a simple CNN); their sizes are not known to us, so these are ours. AlexNet
-keeps torchvision's five convolutions (64, 192, 384, 256 and 256 filters, 1,152 in all) behind a stem with a smaller
-stride, because the original one reduces a 32x32 image to nothing; its two hidden linear layers have 1,024 units each.
+The paper names AlexNet, LeNet-5 and a simple CNN; their sizes are unknown, so these are our choice. AlexNet has
+torchvision's five convolutions (64, 192, 384, 256 and 256 filters, 1,152 in all) and two hidden linear layers of 1,024
+units. Its first stride is smaller, because the original one reduces a 32x32 image to nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock
 
 
 def _convolutions(channels: int, *stages: tuple[int, int, bool], stride: int = 1) -> list[nn.Module]:
-    """Convolutions with ReLUs, each given by filters, kernel and whether it is pooled; the first may be strided."""
+    """Build convolutions with ReLUs from stages of (filters, kernel, pooled); the first one may have a stride."""
     layers: list[nn.Module] = []
     for width, kernel, pooled in stages:
         layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
@@ -83,40 +83,32 @@ def vgg11_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential
 
 def resnet18(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """ResNet-18 for 32x32 images: a 3x3 stem without pooling, eight of torchvision's blocks, 4,800 filters in all."""
-    layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)  # of the stem and of the blocks
-    for before, width in pairwise(widths):
-        stride = 1 if before == width else 2
-        shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        layers.append(BasicBlock(before, width, stride, shortcut if stride == 2 else None))
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes)
-    )
+    return _resnet(channels, classes, dropout, 64, 64, 64, 128, 128, 256, 256, 512, 512)
 
 
 def resnet20(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """ResNet-20 for small images: a stem, three stages of three blocks with 16, 32 and 64 filters, 0.27 M weights."""
-    layers = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    for before, width in pairwise((16, 16, 16, 16, 32, 32, 32, 64, 64, 64)):
+    return _resnet(channels, classes, dropout, 16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
+
+
+def _resnet(channels: int, classes: int, dropout: float, *widths: int) -> nn.Sequential:
+    """Build a ResNet from the widths of its stem and of its blocks."""
+    layers = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+    for before, width in pairwise(widths):
         stride = 1 if before == width else 2
         shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
         layers.append(BasicBlock(before, width, stride, shortcut if stride == 2 else None))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(64, classes))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes))
+    return nn.Sequential(*layers, *head)
 
 
 def vgg_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """Three times two 3x3 convolutions of 32, 64 and 128 filters with BatchNorm, and one linear layer."""
     layers: list[nn.Module] = []
-    for before, width, pooled in (
-        (channels, 32, 0),
-        (32, 32, 1),
-        (32, 64, 0),
-        (64, 64, 1),
-        (64, 128, 0),
-        (128, 128, 1),
-    ):
-        conv = nn.Conv2d(before, width, 3, padding=1, bias=False)
-        layers += [conv, nn.BatchNorm2d(width), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
+    for before, width in ((channels, 32), (32, 64), (64, 128)):
+        for inputs in (before, width):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, classes))
 
 
@@ -130,7 +122,7 @@ def small_vgg(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequentia
 
 
 class _Block(nn.Module):
-    """Two convolutions with a norm behind each, beside a shortcut."""
+    """Two convolutions, each followed by a norm, and a shortcut."""
 
     def __init__(self, before: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -159,12 +151,12 @@ def small_resnet_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Seq
 
 
 def small_resnet_gn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
-    """The same with GroupNorm."""
+    """`small_resnet_bn` with GroupNorm."""
     return _small_resnet(channels, classes, dropout, lambda width: nn.GroupNorm(8, width))
 
 
 NETWORKS = {builder.__name__: builder for builder in (lenet5, alexnet, simple_cnn)}  # those of the paper
-# In the experiments, what is chosen on the networks above is tried on these.
+# Experiments choose on the networks above and test on these.
 _HELD_OUT = (simple_cnn_bn, strided_cnn_bn, vgg11_bn, resnet18, small_vgg, small_resnet_bn, small_resnet_gn)
 _GOOD = (resnet20, vgg_bn)  # trained on all images, see `recipes.experiments.good_networks`
 

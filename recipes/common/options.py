@@ -1,4 +1,4 @@
-"""What the commands of the laboratory share: little output, and errors of one sentence."""
+"""Shared by all commands: little output, and errors of one sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-# Arguments of a Trainer whose run leaves nothing on the disk and shows nothing.
+# Arguments of a Trainer that writes no files and shows nothing.
 SILENT: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -19,7 +19,7 @@ SILENT: dict[str, Any] = {
 
 
 def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Callable[[], argparse.Namespace]) -> None:
-    """Run a command; what a user got wrong (a path, a size, a missing extra) ends in one sentence."""
+    """Run a command; a mistake of the user (a path, a size, a missing extra) ends in one sentence."""
     options = parse()
     try:
         run(options)
@@ -28,8 +28,8 @@ def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Call
 
 
 def quiet() -> None:
-    """Silence what Lightning says about hardware, and about few images in loaders without workers."""
-    # Whichever of Lightning's package trees is imported last gives both of them its logger.
+    """Silence Lightning's messages about hardware, few batches, and loaders without workers."""
+    # Lightning's two package trees share the logger of the one that was imported last.
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")

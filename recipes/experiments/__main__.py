@@ -1,10 +1,10 @@
 """The experiments with controls: `python -m recipes.experiments NAME --data-root DIR`.
 
-NAME is one of `spec.EXPERIMENTS`, or `results`, which makes the tables (CSV files beside the lines) and the figures of
-docs/results anew. Each run is one line of a file in recipes/experiments/results. What has a line is not run again, so
-after an interruption the same command goes on. `--quick` shows in a minute, on a few digits, that an experiment works.
+NAME is one of `spec.EXPERIMENTS`, or `results`, which recreates the tables (CSV files beside the lines) and the figures
+of docs/results. Each run is one line of a file in recipes/experiments/results. Runs with a line are skipped, also after
+an interruption. `--quick` shows in a minute, on a few digits, that an experiment works.
 DIR holds CIFAR-10, CIFAR-100 or Fashion-MNIST, as NAME.npz or as torchvision's copy. All experiments together take days
-on two cores; `--weights DIR` keeps the weights of every epoch (gigabytes), for experiments on the same runs.
+on two cores; `--weights DIR` stores the weights of every epoch (gigabytes), for experiments on the same runs.
 """
 
 from __future__ import annotations
@@ -24,31 +24,26 @@ from recipes.experiments.spec import CONDITIONS, EXPERIMENTS, NETWORKS
 from recipes.experiments.store import RESULTS
 
 _PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-_AXES = {
-    "networks": (NETWORKS, str),
-    "data": (DATA_SETS, str),
-    "conditions": (CONDITIONS, str),
-    "seeds": (None, int),
-}
+_AXES = {"networks": (NETWORKS, str), "data": (DATA_SETS, str), "conditions": (CONDITIONS, str), "seeds": (None, int)}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m recipes.experiments", description=__doc__, formatter_class=as_written)
     parser.add_argument("name", choices=[*EXPERIMENTS, "results"], metavar="NAME", help=", ".join(EXPERIMENTS))
     for axis, (choices, kind) in _AXES.items():
         parser.add_argument(f"--{axis}", nargs="+", choices=choices, type=kind, help="in place of the experiment's own")
     parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
-    parser.add_argument("--weights", help="folder that keeps weights, to measure the same runs again")
+    parser.add_argument("--weights", help="folder for the weights, to measure the same runs again")
     parser.add_argument("--workers", type=int, help="runs at a time, default: one for each core")
     parser.add_argument("--lines", type=Path, default=RESULTS, help="folder of the lines, default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a few small runs on digits, in files of their own")
+    parser.add_argument("--quick", action="store_true", help="a few small runs on digits, in separate files")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Do what the options say; returns the lines of all runs that they ask for."""
+    """Run an experiment, or recreate tables and figures; return the lines of the requested runs."""
     if options.name == "results":
         from recipes.experiments.figures import FIGURES
         from recipes.experiments.tables import TABLES

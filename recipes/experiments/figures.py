@@ -1,4 +1,4 @@
-"""The figures of the results, made from their lines."""
+"""The figures of the results, drawn from their lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FRACTIONS = (
 
 
 def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
-    """Signals over the epochs, a row for each network and data set, a line for each condition, mean over the seeds."""
+    """Draw signals over the epochs: a row for each network and data set, the mean over seeds for each condition."""
     groups = some.groupby(["network", "data"])
     figure = Figure(figsize=(7.5, 1.7 * len(groups) + 0.5), layout="constrained")
     axes = figure.subplots(len(groups), len(panels), squeeze=False)
@@ -42,7 +42,7 @@ def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
         row[0].set_ylabel("\n".join(key))
         for axis in row:
             top = max(axis.get_ylim()[1], 0.01)
-            axis.set_ylim(-0.03 * top, top)  # a curve at 0 is seen
+            axis.set_ylim(-0.03 * top, top)  # so that a curve at 0 is visible
     for axis, panel in zip(axes[0], panels, strict=True):
         axis.set_title(panel[0], fontsize=8)
     for axis in axes[-1]:
@@ -54,34 +54,34 @@ def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
 
 
 def _h1(long: bool) -> Figure:
-    """The paper's figure: losses and anomaly fractions over the epochs, overfitting and healthy."""
+    """The paper's figure: losses and anomaly fractions over the epochs, of overfitting and healthy runs."""
     some, more = runs("h1"), (("isolated filters", "set_apart", "val", False),) if long else ()
     return _panels(some[some.long == long], (_LOSS, *_FRACTIONS, *more))
 
 
 def _two_sample() -> Figure:
     """The share of the filters, and of the last convolution's, that tell the images apart, over the epochs."""
-    told = (("filters that tell training images", "fraction", "max", False),
-            ("those of the last convolution", "fraction", "max", True))  # fmt: skip
-    return _panels(runs("two_sample"), ((*_LOSS[:2], "max", False), *told))
+    shares = (("filters that tell training images", "fraction", "max", False),
+              ("those of the last convolution", "fraction", "max", True))  # fmt: skip
+    return _panels(runs("two_sample"), ((*_LOSS[:2], "max", False), *shares))
 
 
 def _signals() -> Figure:
-    """The two scores of each signal that `h1` measures, a marker for each part of the runs."""
-    found = choice.measured_signals()
-    figure = Figure(figsize=(7.5, 0.3 * len(found) + 1.1), layout="constrained")
+    """The two scores of each signal that `h1` measures, with a marker for each part of the runs."""
+    signals = choice.measured_signals()
+    figure = Figure(figsize=(7.5, 0.3 * len(signals) + 1.1), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for place, (part, marker) in enumerate(zip(found.columns[2:], "osD", strict=False)):
-        for axis, what in zip(axes, ("follows", "tells"), strict=True):
-            values = [getattr(score, what) for score in found[part]]
+    for place, (part, marker) in enumerate(zip(signals.columns[2:], "osD", strict=False)):
+        for axis, kind in zip(axes, ("follows", "tells"), strict=True):
+            values = [getattr(score, kind) for score in signals[part]]
             axis.plot(values, range(len(values)), f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
     labels = (0.0, "Spearman with the loss after the best epoch"), (0.5, "AUROC")
     for axis, (chance, label) in zip(axes, labels, strict=True):
         axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
         axis.set_xlabel(label)
         axis.grid(axis="y", linewidth=0.3)
-    names = [f"{label} ({layers})" for label, layers in zip(found.signal, found.layers, strict=True)]
-    axes[0].set_yticks(range(len(found)), names, fontsize=8)
+    names = [f"{label} ({layers})" for label, layers in zip(signals.signal, signals.layers, strict=True)]
+    axes[0].set_yticks(range(len(signals)), names, fontsize=8)
     axes[0].invert_yaxis()
     axes[0].set_xticks([-0.5, 0, 0.5, 1])
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
@@ -89,7 +89,7 @@ def _signals() -> Figure:
 
 
 def _stopping() -> Figure:
-    """The accuracy that each rule gives away in each network, in overfitting runs and in healthy ones."""
+    """The accuracy that each rule loses, by network, in overfitting and in healthy runs."""
     some = runs("h1")
     groups = some[~some.long].groupby("network")
     figure = Figure(figsize=(7.5, 4.0), layout="constrained")
@@ -109,9 +109,9 @@ def _stopping() -> Figure:
 
 
 def _stability() -> Figure:
-    """Each rule a point: filters that it shares with the clustering that the index selects, and those left without 2%.
+    """A point for each rule: the overlap with the clustering that the index selects, and without 2% of the probe.
 
-    Of ordinary probes, AlexNet and small networks apart; rules that are stable in each part of the table are filled.
+    For ordinary probes, in a panel for AlexNet and one for small networks; stable rules are filled.
     """
     figure, some = Figure(figsize=(7.5, 3.4), layout="constrained"), runs("stability")
     named = {"best": "largest index", "index^1 > 0.667": "two thirds of the votes", "vote": "majority"}
@@ -134,7 +134,7 @@ def _stability() -> Figure:
 
 
 def _harm() -> Figure:
-    """Each new run a point for each rule: its loss where the rule ends it, and the accuracy that was still to come."""
+    """A point for each rule and new run: the loss where the rule ends the run, and the accuracy still to come."""
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     losses = [f"loss,\npatience\n{patience}" for patience in (3, 5, 10)]
@@ -190,7 +190,7 @@ def _h2() -> Figure:
 
 
 def _h3() -> Figure:
-    """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
+    """Change of the validation loss by masking, for every run: the range of random masks, and the other masks."""
     styles = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
     some = runs("h3").sort_values(["network", "data", "condition", "seed"], ignore_index=True)
     groups = {"\n".join(key): list(group.index) for key, group in some.groupby(["network", "data"])}

@@ -1,4 +1,4 @@
-"""How a run goes: its images, training from the start epoch by epoch, and on from there."""
+"""A run: its images, its training epoch by epoch, and further training of masked networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
 from recipes.experiments.spec import CONDITIONS, Training
 
-# Whether the steps of a run are in bfloat16; it is measured in float32. With AVX-512 the larger networks take half the
+# Whether networks are trained in bfloat16; they are measured in float32. With AVX-512 the larger networks take half the
 # time, without it fifteen times as long.
 _MIXED = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -32,11 +32,11 @@ class Images:
     """The images of a run.
 
     Attributes:
-        data: Images and labels as the network gets to see them, wrong labels included.
+        data: Images and labels as the network sees them, with wrong labels.
         wrong: Which training labels are wrong `(N,)`.
-        mean: Of the training images, by channel `(C,)`.
-        std: Likewise.
-        features: Weights of the layers before the linear ones to start from, trained on other images; may be empty.
+        mean: Mean of the training images by channel `(C,)`.
+        std: Standard deviation of the training images by channel `(C,)`.
+        features: Pretrained weights of the layers before the linear ones; may be empty.
     """
 
     data: ImageData
@@ -46,7 +46,7 @@ class Images:
     features: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, name: str, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """The first `count` images of "train", "val" or "test", normalized, and their labels; None takes all."""
+        """Return the first `count` images of "train", "val" or "test", normalized, and their labels; None takes all."""
         images = normalize(getattr(self.data, f"{name}_images")[:count], self.mean, self.std)
         labels: Tensor = getattr(self.data, f"{name}_labels")[:count]
         return images.contiguous(memory_format=torch.channels_last), labels  # pooling is twice as fast
@@ -55,17 +55,15 @@ class Images:
 def prepare(training: Training, root: str | None = None) -> Images:
     """Load, split and mislabel the images of a run.
 
-    The validation and test images of a seed are the same in every condition, and the plain run's images are the first
-    of those of a larger pool. `root` is the folder of the data, see `load_images`; the digits need none.
+    All conditions of a seed have the same validation and test images, and the plain run's training images are the first
+    of a larger pool's. `root` is the folder of the data, see `load_images`; the digits need none.
     """
     condition = CONDITIONS[training.condition]
     data = load_images(training.data, root)
     data = split(data, training.train_size * condition.pool, training.val_size, training.seed)
     labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
-    tested = slice(training.test_size)
-    data = replace(
-        data, train_labels=labels, test_images=data.test_images[tested], test_labels=data.test_labels[tested]
-    )
+    size = training.test_size
+    data = replace(data, train_labels=labels, test_images=data.test_images[:size], test_labels=data.test_labels[:size])
     images = Images(data, wrong, *mean_and_std(data.train_images))
     return replace(images, features=_features(training, data.channels, root)) if condition.pretrained else images
 
@@ -74,7 +72,7 @@ _PRETRAINED_ON = {"digits": "fashion_mnist", "fashion_mnist": "cifar10", "cifar1
 
 
 def _features(training: Training, channels: int, root: str | None) -> dict[str, Tensor]:
-    """Train the network on other data, and return its weights but for those of the linear layers."""
+    """Train the network on other data, and return the weights of the layers before the linear ones."""
     other = replace(training, data=_PRETRAINED_ON[training.data], condition="plain", train_size=4000, epochs=3)
     network = trained(other, prepare(other, root))
     features = network[: _head(network)].state_dict()
@@ -84,15 +82,15 @@ def _features(training: Training, channels: int, root: str | None) -> dict[str, 
 
 
 def _head(network: nn.Sequential) -> int:
-    """The place where the linear layers begin."""
+    """Return the index at which the linear layers begin."""
     return next(place for place, layer in enumerate(network) if isinstance(layer, nn.Flatten))
 
 
 def _build(training: Training, images: Images) -> nn.Sequential:
-    """A run's network, untrained, with the channels last."""
+    """Build the untrained network of a run, with channels last."""
     condition = CONDITIONS[training.condition]
     network = build(training.network, images.data.channels, images.data.n_classes, condition.dropout)
-    any_module: Any = network  # torch's overloads leave this call out
+    any_module: Any = network  # torch's overloads lack this call
     any_module.to(memory_format=torch.channels_last)
     network.load_state_dict(images.features, strict=False)
     network[: _head(network)].requires_grad_(not condition.frozen)
@@ -100,16 +98,16 @@ def _build(training: Training, images: Images) -> nn.Sequential:
 
 
 def _fit(training: Training, images: Images, callbacks: list[pl.Callback], validate: bool) -> nn.Module:
-    """Train from the start; the same run on one thread gives the same network.
+    """Train from the start; on one thread the network is reproducible.
 
-    A validation draws from the global generator when it begins, so with it and without it are two runs.
+    A validation draws from the global generator, so that `validate` changes the network.
     """
     quiet()
     pl.seed_everything(training.seed, verbose=False)
     condition = CONDITIONS[training.condition]
     decay = condition.decay / training.lr
     module = Classifier(_build(training, images), training.lr, decay, condition.label_smoothing, condition.cosine)
-    # Of fewer training images than an epoch has, some come again.
+    # An epoch of more images than there are repeats some.
     epoch_size = max(training.train_size, len(images.data.train_labels))
     train, val = make_loaders(images.data, training.batch_size, condition.augment, epoch_size)
     trainer = pl.Trainer(
@@ -127,25 +125,25 @@ def _fit(training: Training, images: Images, callbacks: list[pl.Callback], valid
 
 
 def trained(training: Training, images: Images, weights: str | None = None) -> nn.Sequential:
-    """The network after the last epoch; its weights are kept in the folder `weights`, and read from there."""
+    """Return the network after the last epoch; its weights are cached in the folder `weights`."""
     network = _build(training, images)
     with TemporaryDirectory() as temporary:
         path = Path(weights or temporary) / f"{training.key}.pt"
         if not path.is_file():
-            _save(_fit(training, images, [], validate=False), path)
+            save_weights(_fit(training, images, [], validate=False), path)
         network.load_state_dict(torch.load(path, weights_only=True))
     return network.eval()
 
 
-def _save(network: nn.Module, path: Path) -> None:
-    """Write the weights, whole or not at all."""
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 
 
 class _KeepWeights(pl.Callback):
-    """Writes the network's state to a folder after every epoch."""
+    """Writes the network's weights to a folder after every epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -153,13 +151,13 @@ class _KeepWeights(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `EPOCH.pt`."""
         assert isinstance(pl_module, Classifier)
-        _save(pl_module.network, self.folder / f"{trainer.current_epoch}.pt")
+        save_weights(pl_module.network, self.folder / f"{trainer.current_epoch}.pt")
 
 
 def every_epoch(training: Training, images: Images, weights: str | None) -> Iterator[tuple[int, nn.Sequential]]:
-    """Epochs trained, and the network after each; one network, whose weights change from one epoch to the next.
+    """Yield the number of trained epochs and the network, one object whose weights change from epoch to epoch.
 
-    The folder `weights` keeps those of every epoch, for other experiments on the same run; None takes a temporary one.
+    The weights of every epoch are cached in the folder `weights` for other experiments; None takes a temporary folder.
     """
     network = _build(training, images)
     with TemporaryDirectory() as temporary:
@@ -173,7 +171,7 @@ def every_epoch(training: Training, images: Images, weights: str | None) -> Iter
 
 
 def best_and_last(training: Training, images: Images, weights: str | None) -> dict[str, tuple[int, nn.Sequential]]:
-    """The networks with the smallest validation loss (`best`) and after the `last` epoch, and these epochs."""
+    """Return the networks with the lowest validation loss (`best`) and after the `last` epoch, with their epochs."""
     val, lowest = images.part("val"), float("inf")
     for epoch, network in every_epoch(training, images, weights):
         loss = evaluate(network, *val)[0]
@@ -185,7 +183,7 @@ def best_and_last(training: Training, images: Images, weights: str | None) -> di
 def further_epochs(
     training: Training, images: Images, network: nn.Module, epochs: int, mask: FilterMask
 ) -> Iterator[int]:
-    """Train a masked network on, in place: a new optimizer, the images in the same order always, and never augmented.
+    """Continue to train a masked network in place, with a new optimizer, a fixed order of images and no augmentation.
 
     Yields:
         The number of further epochs, after each of them.
@@ -208,7 +206,7 @@ def further_epochs(
 
 
 def watched_layers(network: nn.Sequential) -> dict[str, str]:
-    """What is analyzed, each with its convolution: the BatchNorm behind it if there is one, else itself."""
+    """Map each analyzed layer (the BatchNorm behind a convolution, or else the convolution) to its convolution."""
     places = [place for place, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
     normed = [isinstance(network[place + 1], nn.BatchNorm2d) for place in places]
     return {str(place + norm): str(place) for place, norm in zip(places, normed, strict=True)}

@@ -1,9 +1,9 @@
-"""What is odd in real data? The 24 strangest images of all of Fashion-MNIST, and of all of CIFAR-10 (JPEG).
+"""The 24 strangest images of all of Fashion-MNIST, and of all of CIFAR-10 (JPEG).
 
 `python -m recipes.experiments.found --data-root DIR --weights DIR` searches training and test images with the networks
-of `recipes.experiments.good_networks`, which is some minutes on two cores. The reference is 4,000 of the test images,
-which no network was trained on. One line for each data set goes to results/found.jsonl, the pictures to docs/pictures;
-then `python -m recipes.experiments results` makes the table. A position counts training images first, then test images.
+of `recipes.experiments.good_networks`, in some minutes on two cores. The reference is 4,000 of the test images. A line
+for each data set goes to results/found.jsonl, the pictures to docs/pictures; then `python -m recipes.experiments
+results` makes the table. A position counts training images first, then test images.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ CLASSES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }  # fmt: skip
 _NETWORKS = {good.data: good for good in NETWORKS if good.network == "resnet20" and not good.left_out}
-_LAYER = "network.11.conv2"  # its filters explain scores, which do not depend on it; all layers take twice as long
+_LAYER = "network.11.conv2"  # explains scores, which do not depend on it; all layers would take twice as long
 _SHOWN, _COLUMNS, _BATCH = 24, 6, 256
 _PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
 def search(data: str, root: str | None, weights: Path) -> tuple[dict[str, Any], Tensor]:
-    """Search a data set; returns its line and the strangest images, uint8 `(24, C, H, W)`."""
+    """Search a data set; return its line and the strangest images, uint8 `(24, C, H, W)`."""
     images = load_images(data, root)
     model = load_good(_NETWORKS[data], weights, images.channels)
     detector = OutlierDetector(model, [_LAYER]).fit(images.test_images.float(), batch_size=_BATCH)
@@ -63,7 +63,7 @@ def search(data: str, root: str | None, weights: Path) -> tuple[dict[str, Any], 
 
 
 def gallery(line: dict[str, Any], images: Tensor) -> Figure:
-    """Draw images uint8 `(n, C, H, W)`, each above its place in the line's list, its label and the first reason."""
+    """Draw images uint8 `(n, C, H, W)`, each with its label and the first reason."""
     figure = Figure(figsize=(7.5, 1.75 * len(images) / _COLUMNS), layout="constrained")
     axes = figure.subplots(len(images) // _COLUMNS, _COLUMNS)
     for axis, row, image in zip(axes.flat, line["top"], images, strict=True):
@@ -75,7 +75,7 @@ def gallery(line: dict[str, Any], images: Tensor) -> Figure:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the good networks")
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Search both data sets, one after the other."""
+    """Search both data sets."""
     for data in CLASSES:
         line, images = search(data, options.data_root, options.weights)
         append(RESULTS / "found.jsonl", line)

@@ -1,13 +1,12 @@
-"""Networks as people have them: trained on all training images, with augmentation and a schedule, until they are good.
+"""Well-trained networks, as users have them: all training images, augmentation, and a learning rate schedule.
 
-`python -m recipes.experiments.good_networks --data-root DIR --weights DIR` trains what is missing in the folder of the
-weights, and writes a line with its accuracy for each; about four hours for one core.
+`python -m recipes.experiments.good_networks --data-root DIR --weights DIR` trains the networks that are missing in the
+folder of the weights, and writes a line with the accuracy of each; about four hours on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from recipes.common.data import ImageData, load_images, make_loaders, mean_and_s
 from recipes.common.module import Classifier, evaluate
 from recipes.common.networks import build
 from recipes.common.options import SILENT, one_sentence_errors, quiet
+from recipes.experiments.fitting import save_weights
 from recipes.experiments.store import RESULTS, append, rounded
 
 _BATCH = 128
@@ -31,7 +31,7 @@ _MIXED = torch.backends.cpu.get_cpu_capability() == "AVX512"  # without it, bflo
 
 @dataclass(frozen=True)
 class GoodNetwork:
-    """A network, its data set, the classes that it never saw, and how long it is trained."""
+    """A network, its data set, the classes that are left out of training, and its epochs."""
 
     network: str
     data: str
@@ -40,16 +40,16 @@ class GoodNetwork:
 
     @property
     def key(self) -> str:
-        """Such as `vgg_bn/fashion_mnist/without_0_1`."""
+        """A name such as `vgg_bn/fashion_mnist/without_0_1`."""
         without = "_".join(map(str, self.left_out))
         return f"{self.network}/{self.data}/{f'without_{without}' if without else 'all'}"
 
     def known(self, labels: torch.Tensor) -> torch.Tensor:
-        """Which of the labels int64 `(N,)` are of classes that the network saw, bool `(N,)`."""
+        """Return which labels int64 `(N,)` are of classes that the network was trained on, bool `(N,)`."""
         return ~torch.isin(labels, torch.tensor(self.left_out, dtype=labels.dtype))
 
 
-# Two classes are left out of a network at a time, so that half as many need to be trained.
+# Two classes are left out at a time, which needs half as many networks.
 NETWORKS = (
     GoodNetwork("resnet20", "fashion_mnist", (), 12),
     GoodNetwork("resnet20", "cifar10", (), 24),
@@ -76,20 +76,15 @@ class _Scheduled(Classifier):
 
 
 def known_images(good: GoodNetwork, root: str | None) -> ImageData:
-    """Images of the classes that the network saw, of the training and test part."""
+    """Load training and test images of the classes that the network is trained on."""
     data = load_images(good.data, root)
     train, test = good.known(data.train_labels), good.known(data.test_labels)
-    return replace(
-        data,
-        train_images=data.train_images[train],
-        train_labels=data.train_labels[train],
-        test_images=data.test_images[test],
-        test_labels=data.test_labels[test],
-    )
+    images = {"train_images": data.train_images[train], "test_images": data.test_images[test]}
+    return replace(data, **images, train_labels=data.train_labels[train], test_labels=data.test_labels[test])
 
 
 class Normalised(nn.Module):
-    """A network behind the scaling of its images, so that it takes uint8 `(n, C, H, W)`."""
+    """A network that normalizes its images first, so that it takes uint8 `(n, C, H, W)`."""
 
     def __init__(self, network: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
@@ -98,12 +93,12 @@ class Normalised(nn.Module):
         self.register_buffer("std", std)
 
     def scaled(self, images: torch.Tensor) -> torch.Tensor:
-        """What the network is given."""
+        """Normalize images."""
         scaled = normalize(images, self.get_buffer("mean"), self.get_buffer("std"))
         return scaled.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> Any:
-        """Logits `(n, classes)`."""
+        """Compute logits `(n, classes)`."""
         return self.network(self.scaled(images))
 
 
@@ -117,26 +112,19 @@ def _train(good: GoodNetwork, root: str | None, weights: Path) -> dict[str, Any]
     module = _Scheduled(network, lr=0.2)
     loader, _ = make_loaders(data, _BATCH, augment=True)
     start = time.perf_counter()
-    trainer = pl.Trainer(
-        max_epochs=good.epochs,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        precision="bf16-mixed" if _MIXED else None,
-        **SILENT,
-    )
+    precision: Any = "bf16-mixed" if _MIXED else None
+    options = {"num_sanity_val_steps": 0, "accelerator": "cpu", "precision": precision, **SILENT}
+    trainer = pl.Trainer(max_epochs=good.epochs, **options)
     trainer.fit(module, loader)
     minutes = (time.perf_counter() - start) / 60
     scale = mean_and_std(data.train_images)
     loss, accuracy = evaluate(network, normalize(data.test_images, *scale), data.test_labels)
-    path = weights / f"{good.key}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(Normalised(copy.deepcopy(network), *scale).state_dict(), path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    save_weights(Normalised(network, *scale), weights / f"{good.key}.pt")
     return {"key": good.key, "epochs": good.epochs, "test_loss": loss, "test_acc": accuracy, "minutes": minutes}
 
 
 def load_good(good: GoodNetwork, weights: Path, channels: int, classes: int = 10) -> Normalised:
-    """A trained network in evaluation mode; it takes images uint8.
+    """Load a trained network in evaluation mode; it takes images uint8.
 
     Raises:
         FileNotFoundError: If it has not been trained.
@@ -147,7 +135,7 @@ def load_good(good: GoodNetwork, weights: Path, channels: int, classes: int = 10
 
 
 def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
-    """What commands on these networks are told."""
+    """Make the parser of a command on these networks."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=as_written)
     parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
@@ -157,12 +145,12 @@ def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     return parser_of("recipes.experiments.good_networks", __doc__).parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train the networks that the folder of weights lacks."""
+    """Train the networks that are missing in the folder of the weights."""
     missing = [good for good in NETWORKS if not (options.weights / f"{good.key}.pt").is_file()]
     with parallel_config("loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=options.workers or -1, return_as="generator_unordered")

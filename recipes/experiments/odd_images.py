@@ -1,12 +1,12 @@
-"""What finds odd images, on networks as people have them? `python -m recipes.experiments.odd_images --data-root DIR`.
+"""Which scores find odd images, on well-trained networks? `python -m recipes.experiments.odd_images --data-root DIR`.
 
-`--weights DIR` holds the networks of `recipes.experiments.good_networks`, and gets two small ones that are trained on
-4,000 images. One line a network goes to results/outliers.jsonl; what has a line is not measured again.
+`--weights DIR` holds the networks of `recipes.experiments.good_networks`; two small ones, trained on 4,000 images, are
+added. Each network is one line of results/outliers.jsonl; networks with a line are skipped.
 
-Ten images of a kind take the place of some of 512 test images, or fifteen of a class that the network never saw. There
-are two questions. `probe`: a score sees nothing but these images, as `analyze` does. `reference`: it also sees 3,000
-training images, with their labels if it asks for them, as `find_outliers` does. A score is measured by AUROC, average
-precision, and the share of the planted images among the first 2n, for n planted ones.
+In each draw, 10 of 512 test images are replaced by images of one kind of damage, or 15 by images of a class that the
+network was not trained on. There are two questions. `probe`: a score sees only these images, as in `analyze`.
+`reference`: it also sees 3,000 training images, with labels if it needs them, as in `find_outliers`. The measures are
+AUROC, average precision, and the share of the n planted images among the first 2n.
 
 The score was chosen with `CHOSEN_KINDS` on a ResNet-20 that others had trained on CIFAR-10, and with the classes of
 `CHOSEN_CLASSES` left out; these are not reported.
@@ -47,16 +47,8 @@ from recipes.experiments.measures.scores import auroc
 from recipes.experiments.spec import Training
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
 
-CHOSEN_KINDS = (
-    "shot_noise",
-    "defocus_blur",
-    "frost",
-    "contrast",
-    "elastic_transform",
-    "saturate",
-    "transposed",
-    "digits",
-)
+CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_transform", "saturate", "transposed",
+                "digits")  # fmt: skip
 CHOSEN_CLASSES = (0, 1, 2, 3, 8, 9)  # of Fashion-MNIST
 LITTLE = [Training("small_vgg", data, "clean", 1, 16, 2e-3) for data in ("cifar10", "fashion_mnist")]
 _PROBE, _PLANTED, _OF_CLASS = 512, 10, 15
@@ -68,7 +60,7 @@ Groups = Mapping[str, Tensor]
 
 
 def _images(data: str, left_out: tuple[int, ...], root: str | None, weights: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """Images uint8 by group, `clean`, `reference`, `held out` and each kind, and the labels of the reference."""
+    """Load images uint8 by group, `clean`, `reference`, `held out` and each kind, and the labels of the reference."""
     source = load_images(data, root)
     unknown = torch.tensor(left_out)
     known, seen = ~torch.isin(source.test_labels[:-_ODD], unknown), ~torch.isin(source.train_labels, unknown)
@@ -84,7 +76,7 @@ def _images(data: str, left_out: tuple[int, ...], root: str | None, weights: Pat
 
 
 def _damaged(data: str, images: Tensor, root: str | None, weights: Path) -> dict[str, Tensor]:
-    """Damaged images by kind, which are kept in the folder of the weights."""
+    """Damage images in every kind; they are cached in the folder of the weights."""
     path = weights / f"damaged-{data}.npz"
     if not path.is_file():
         foreign = {"digits": load_images("digits").train_images}
@@ -96,7 +88,7 @@ def _damaged(data: str, images: Tensor, root: str | None, weights: Path) -> dict
 
 
 def statistics_of(network: nn.Module, images: Tensor) -> Statistics:
-    """Run a network on images and keep what they are scored by."""
+    """Run a network on images and collect the statistics that scores use."""
     parts = []
     for positions in torch.split(torch.arange(len(images)), 256):
         capture = MapCapture(select_layers(network, None), summary=map_statistics, model=network)
@@ -112,7 +104,7 @@ def _joined(seen: Mapping[str, Any], chosen: Mapping[str, Tensor]) -> Statistics
 
 
 def _probes(sizes: Mapping[str, int]) -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
-    """Kind, places of the images of a probe by group, and which are odd, bool `(512,)`."""
+    """Yield the kind, the positions of the images of a probe by group, and which are odd, bool `(512,)`."""
     generator = torch.Generator().manual_seed(0)
     for kind in sizes:
         if kind in ("clean", "reference", "held out"):
@@ -143,7 +135,7 @@ def probe_scores(statistics: Statistics) -> dict[str, Tensor]:
 
 
 def _by_reference(scorer: Scorer, scale: Statistics, images: Statistics) -> dict[str, Tensor]:
-    """The same for images that are scored by a reference."""
+    """Compute the scores of `probe_scores` by a reference."""
     judged = scorer.judge(images)
     (known, _, _), (found, _, _) = scorer._view(scale), scorer._view(images)
     distances = known["pixels"].scores.exp(), found["pixels"].scores.exp()
@@ -161,24 +153,21 @@ def _by_reference(scorer: Scorer, scale: Statistics, images: Statistics) -> dict
 
 
 def _farthest(scorer: Scorer, images: Statistics) -> Tensor:
-    """The largest standardised distance in any layer, which the view of filters was before."""
-    return torch.stack(
-        [
-            layer.spread.scores(layer.model.mahalanobis_squared(images.layers[name])[0])
-            for name, layer in scorer.layers.items()
-        ]
-    ).amax(0)
+    """Compute the largest standardised distance in any layer, which was once the view of filters."""
+    layers = scorer.layers.items()
+    distances = [layer.spread.scores(layer.model.mahalanobis_squared(images.layers[name])[0]) for name, layer in layers]
+    return torch.stack(distances).amax(0)
 
 
 def _measures(truth: Tensor, scores: Tensor) -> list[float]:
-    """AUROC, average precision, and the share of the planted images among the first 2n."""
+    """Compute AUROC, average precision, and the share of the n planted images among the first 2n."""
     values = scores.double().nan_to_num(posinf=1e30)
     first = values.argsort(descending=True, stable=True)[: 2 * int(truth.sum())]
     return [auroc(truth, values), average_precision_score(truth, values), truth[first].double().mean().item() * 2]
 
 
 def measure(network: Normalised, images: Groups, labels: Tensor) -> dict[str, Any]:
-    """Measure all scores, by question, kind and score; each the mean over the draws."""
+    """Measure all scores, by question, kind and score; return means over the draws."""
     seen = {group: statistics_of(network, part) for group, part in images.items()}
     plain: Any = network.network
     looked = {group: look_at(plain, network.scaled(part), part) for group, part in images.items()}
@@ -220,11 +209,11 @@ def measure(network: Normalised, images: Groups, labels: Tensor) -> dict[str, An
 
 
 def _false_discoveries(seen: Mapping[str, Statistics]) -> dict[str, Any]:
-    """What is called significant among 512 test images, of which none or 26 are odd, by each kind of reference.
+    """Count significant images among 512 test images, of which 0 or 26 are odd, for each kind of reference.
 
     Returns:
-        By reference and number of planted images, of each fit the numbers of images that are significant and of planted
-        ones among these, with 0, 30 and 100 unreadable files beside them.
+        By reference and number of planted images, for each fit the numbers of significant images and of planted ones
+        among them, with 0, 30 and 100 unreadable files in the data set.
     """
     generator = torch.Generator().manual_seed(2)
     kinds = [kind for kind in seen if kind not in ("clean", "reference", "held out", *CHOSEN_KINDS)]
@@ -269,12 +258,12 @@ def _line(good: GoodNetwork | Training, root: str | None, weights: Path) -> dict
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     return parser_of("recipes.experiments.odd_images", __doc__).parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure the networks that have no line."""
+    """Measure the networks that have no line yet."""
     path = RESULTS / "outliers.jsonl"
     done = {line["key"] for line in read_lines(path)}
     every: list[GoodNetwork | Training] = [*NETWORKS, *LITTLE]

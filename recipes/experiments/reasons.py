@@ -1,8 +1,8 @@
-"""Are the reasons right? For each kind of damage, the share of images whose first reason a person would accept.
+"""For each kind of damage, the share of images whose first reason a person would accept.
 
-`python -m recipes.experiments.reasons --data-root data` needs no network: reasons in words are those of the pixels.
-`ACCEPTED` was written down from what each kind does to an image. Turned, mirrored and foreign images have nothing wrong
-with them, so any true words on where or how bright they are do.
+`python -m recipes.experiments.reasons --data-root data` needs no network: the reasons are those of the pixels.
+`ACCEPTED` follows from what each kind does to an image. For turned, mirrored and foreign images, which are otherwise
+normal, any true words about brightness or where it lies are accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FOREIGN = {"cifar10": "fashion_mnist", "fashion_mnist": "cifar10"}
 
 
 def _white_square(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Cover the ninth of an image at its top left."""
+    """Cover the top left ninth of each image."""
     changed = images.clone()
     changed[..., : images.shape[2] // 3, : images.shape[3] // 3] = 255
     return changed
@@ -72,29 +72,29 @@ ACCEPTED: dict[str, set[str]] = {
 
 
 def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
-    """Say what is odd about the pixels of images uint8 `(n, C, H, W)` beside those of a reference `(N, C, H, W)`."""
+    """Describe what is odd about the pixels of images uint8 `(n, C, H, W)` by a reference `(N, C, H, W)`."""
     shape = tuple(images.shape[1:])
-    known, odd = (pixel_statistics(given.float() / 255) for given in (reference, images))
-    return PixelWords.fit(known, shape).reasons(odd, shape)
+    ordinary, odd = (pixel_statistics(part.float() / 255) for part in (reference, images))
+    return PixelWords.fit(ordinary, shape).reasons(odd, shape)
 
 
 def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
-    """The share of test images whose reason is accepted, and the reason given most often, by kind."""
+    """Compute the share of test images whose reason is accepted, and the most frequent reason, by kind."""
     images, other = load_images(data, root), load_images(_FOREIGN[data], root)
     chosen = images.test_images[:_IMAGES]
     foreign = {"other_data": other.test_images, "digits": load_images("digits").test_images}
     damaged = damage_all(chosen, foreign, seed=0)
     damaged |= {name: damage(chosen, torch.Generator()) for name, damage in PLAIN.items()}
-    found = {}
+    cells = {}
     for kind, odd in damaged.items():
-        said = Counter(reasons_of(images.train_images[:_REFERENCE], odd))
-        share = sum(count for reason, count in said.items() if reason in ACCEPTED[kind]) / len(odd)
-        found[kind] = f"{share:.2f}", said.most_common(1)[0][0]
-    return found
+        counts = Counter(reasons_of(images.train_images[:_REFERENCE], odd))
+        share = sum(count for reason, count in counts.items() if reason in ACCEPTED[kind]) / len(odd)
+        cells[kind] = f"{share:.2f}", counts.most_common(1)[0][0]
+    return cells
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", help="folder of the data sets, default: data")
     parser.add_argument("--csv", type=Path, help="write the table to this file")

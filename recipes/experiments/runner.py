@@ -1,4 +1,4 @@
-"""Runs an experiment: trains and measures what has no line yet, and appends a line for each run."""
+"""Run an experiment: train and measure the runs without a line, and append a line for each."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from recipes.experiments.store import append, read_lines, rounded
 
 
 def key_of(measure: str, training: Training) -> str:
-    """The name of a run's line."""
+    """Return the key of a run's line."""
     kind = measure.partition("/")[2]
     return f"{kind}/{training.key}" if kind else training.key
 
 
 def _run(measure: str, training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    torch.set_num_threads(1)  # also where the run is in this process
+    torch.set_num_threads(1)  # also in this process
     kind = measure.partition("/")[2]
     line = {"key": key_of(measure, training), "cell": asdict(training), **({"kind": kind} if kind else {})}
     return line | MEASURES[measure](training, root, weights)
@@ -40,10 +40,10 @@ def run_missing(
     weights: str | None,
     workers: int | None,
 ) -> list[dict[str, Any]]:
-    """Do the runs that have no line, append each line as it comes, and return the lines of all, in their order.
+    """Do the runs that have no line, append each line as it is finished, and return the lines of all runs in order.
 
-    The folder `weights` keeps the weights of every epoch, or, for `outliers`, of the last; None keeps none. Each of the
-    `workers` has one thread; None takes one for each core, and 1 runs in this process.
+    The folder `weights` stores the weights of every epoch; None stores none. Each of the `workers` has one thread; None
+    takes one worker for each core, and 1 runs in this process.
     """
     path = folder / f"{measure.partition('/')[0]}.jsonl"
     keys = [key_of(measure, training) for training in trainings]

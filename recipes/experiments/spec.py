@@ -1,4 +1,4 @@
-"""What is run: conditions, and for each experiment the networks, data sets, conditions and seeds of its runs."""
+"""The conditions of runs, and for each experiment its networks, data sets, conditions and seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Condition:
         label_noise: Fraction of the training labels that are wrong.
         augment: Whether training images are shifted and mirrored.
         dropout: Probability of dropout before the linear layers.
-        decay: Fraction that each step takes off the weights: decoupled weight decay times the learning rate.
-        pool: Times as many training images; an epoch still takes as many steps, on other images each time.
-        label_smoothing: Of the training loss.
+        decay: Fraction by which each step shrinks the weights: decoupled weight decay times the learning rate.
+        pool: Factor of the number of training images; an epoch has as many steps as before.
+        label_smoothing: Label smoothing of the training loss.
         cosine: Whether the learning rate falls to 0 along half a cosine.
-        pretrained: Whether the convolutions were trained on another data set before.
-        frozen: Whether these stay as they are.
+        pretrained: Whether the convolutions are pretrained on another data set.
+        frozen: Whether the convolutions are frozen.
     """
 
     label_noise: float = 0.0
@@ -42,7 +42,7 @@ CONDITIONS = {
     "augmented": Condition(augment=True, dropout=0.5),
     "regularised": Condition(dropout=0.5, decay=0.001),
     "more_data": Condition(pool=10),
-    # Of `harm` only, which asks of each run whether it overfits.
+    # Of `harm` only, which tests each run for overfitting.
     "plain": Condition(),
     "label_smoothing": Condition(label_smoothing=0.1),
     "cosine": Condition(cosine=True),
@@ -54,7 +54,7 @@ OVERFITTING = ("overfitting", "noise10", "noise20", "noise30")  # the others are
 DATA = ("cifar10", "fashion_mnist")
 TRAIN_SIZE = 4000  # of the short runs
 TUNED_ON = (0, 2, 3)  # seeds of `output` that the default rule of early stopping was chosen on; 4 and 5 are held out
-# Epochs and learning rate: long enough for the validation loss of the plain run to rise well above its minimum.
+# Epochs and learning rate, such that the validation loss of the plain run rises well above its minimum.
 _SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "resnet18": (8, 1e-3),
              "vgg11_bn": (16, 5e-4), "simple_cnn_bn": (30, 2e-3), "strided_cnn_bn": (30, 2e-3),
              "small_vgg": (16, 2e-3), "small_resnet_bn": (12, 3e-3), "small_resnet_gn": (12, 3e-3)}  # fmt: skip
@@ -64,10 +64,10 @@ PAPERS = NETWORKS[:3]  # those of the source paper
 
 @dataclass(frozen=True)
 class Training:
-    """One run. `key` names it; two runs with the same key are the same run.
+    """One run, named by its `key`.
 
-    The seed is that of the split, the initial weights and the order of the images. An epoch has `train_size` images;
-    the first `probe_size` of the validation images are the probe.
+    The seed sets the split, the initial weights and the order of the images. An epoch has `train_size` images; the
+    first `probe_size` validation images are the probe.
     """
 
     network: str
@@ -84,30 +84,29 @@ class Training:
 
     @property
     def key(self) -> str:
-        """Network, data, condition and seed, and the sizes where they are not those of a short run."""
+        """Network, data, condition and seed, and the sizes if they differ from those of a short run."""
         sizes = "" if self.train_size == TRAIN_SIZE else f"/{self.train_size}x{self.epochs}"
         return f"{self.network}/{self.data}/{self.condition}/{self.seed}{sizes}"
 
 
 def _all_images(short: Training) -> Training:
-    """The paper's likely regime: all training images but the validation ones, for many epochs."""
+    """The paper's likely regime: all training images except the validation ones, for many epochs."""
     epochs = {"lenet5": 50, "simple_cnn": 30, "alexnet": 20}
     images = {"fashion_mnist": 60_000}.get(short.data, 50_000)
     return replace(short, train_size=images - short.val_size, epochs=epochs.get(short.network, short.epochs))
 
 
 def _small(size: int) -> Callable[[Training], Training]:
-    """So few images that a gap opens long before the network is done."""
-    return lambda short: replace(
-        short, epochs=40, lr=1e-3, train_size=size, val_size=500, test_size=1000, batch_size=32
-    )
+    """So few images that a gap opens long before training is complete."""
+    sizes = {"train_size": size, "val_size": 500, "test_size": 1000, "batch_size": 32}
+    return lambda short: replace(short, epochs=40, lr=1e-3, **sizes)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of an experiment: all combinations, seed after seed, so that an unfinished one is whole in what it has.
+    """The runs of an experiment: all combinations, seed after seed, so that the first seeds are complete first.
 
-    `measure` is a key of `measures.MEASURES`, `sizes` changes a short run, and `quick` names the conditions of
+    `measure` is a key of `measures.MEASURES`, `sizes` modifies a short run, and `quick` names the conditions of
     `--quick`.
     """
 
@@ -120,7 +119,7 @@ class Experiment:
     quick: Sequence[str] = ("overfitting",)
 
     def trainings(self) -> list[Training]:
-        """The runs; VGG-11's five poolings leave nothing of 28x28 pixels, so it has none on Fashion-MNIST."""
+        """List the runs, without VGG-11 on Fashion-MNIST: its five poolings reduce 28x28 pixels to nothing."""
         return [
             self.sizes(Training(network, data, condition, seed, *_SCHEDULE[network]))
             for seed, network, data, condition in product(self.seeds, self.networks, self.data, self.conditions)
@@ -128,13 +127,13 @@ class Experiment:
         ]
 
     def quick_trainings(self) -> list[Training]:
-        """LeNet-5 for a few epochs on a few hundred digits, once for each condition; it proves nothing."""
+        """List quick runs that only show that an experiment works: LeNet-5 for a few epochs on a few hundred digits."""
         sizes = {"train_size": 256, "val_size": 192, "test_size": 128, "probe_size": 128}
         return [Training("lenet5", "digits", condition, 0, 4, 1e-3, **sizes) for condition in self.quick]
 
 
 _ALL = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_data")
-_FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every epoch's network is taken apart again
+_FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # of `two_sample`
 _HELD_OUT = ("overfitting", "noise20", "augmented", "more_data")
 _SMALL = ("lenet5", "strided_cnn_bn", "simple_cnn", "simple_cnn_bn")
 _HARM = ("plain", "label_smoothing", "cosine", "augmented")

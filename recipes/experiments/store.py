@@ -1,7 +1,7 @@
-"""Results as lines of JSON: each run is written once, and runs that have a line are skipped.
+"""Results as lines of JSON, one for each run.
 
-Lists of dicts with the same keys, such as the epochs of a run, stand in the file as one dict of lists,
-`{"rows": {...}}`: a third of the size. No result may have a dict with the single key "rows".
+Lists of dicts with equal keys, such as the epochs of a run, are stored as one dict of lists, `{"rows": {...}}`, which
+takes a third of the size. No result may have a dict with the single key "rows".
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The results in a file, oldest first; none if it does not exist.
+    """Read the results of a file, oldest first; an empty list if it does not exist.
 
-    Of a run that was done again, the last one. A last line that an interruption cut short is left out; its run counts
-    as not finished.
+    The last line of a run counts. An incomplete last line, left by an interruption, is skipped.
     """
     if not path.exists():
         return []
@@ -27,7 +26,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, result: dict[str, Any]) -> None:
-    """Write a result as the last line of a file, in place of what an interruption left of a line."""
+    """Append a result to a file; it replaces an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = path.read_bytes() if path.exists() else b""
     if not content.endswith(b"\n"):
@@ -37,7 +36,7 @@ def append(path: Path, result: dict[str, Any]) -> None:
 
 
 def _pack(value: Any) -> Any:
-    """The value with its lists of like dicts turned into dicts of lists, also inside each other."""
+    """Turn lists of dicts with equal keys into dicts of lists, recursively."""
     if isinstance(value, dict):
         return {key: _pack(entry) for key, entry in value.items()}
     if not isinstance(value, (list, tuple)):
@@ -48,7 +47,7 @@ def _pack(value: Any) -> Any:
 
 
 def _unpack(value: Any) -> Any:
-    """What was packed, lists for tuples."""
+    """Undo `_pack`; tuples become lists."""
     if isinstance(value, list):
         return [_unpack(entry) for entry in value]
     if not isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""The scripts that draw the pictures of the documentation."""
+"""Scripts that draw the pictures of the documentation."""

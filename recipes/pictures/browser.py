@@ -1,6 +1,6 @@
-"""TensorBoard as a person sees it: a real one, in a headless Chromium that Playwright drives.
+"""TensorBoard in a headless Chromium that Playwright drives.
 
-The Chromium is the machine's own (Debian: `apt-get install chromium`); Playwright need not install one.
+It is the installed Chromium (Debian: `apt-get install chromium`); Playwright need not install one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from playwright.sync_api import Page, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_TIME_LIMIT = 60  # seconds, for anything that is waited for
-# Everything in TensorBoard's pages hides in shadow trees, which `querySelectorAll` does not enter.
+_TIME_LIMIT = 60  # seconds, for everything
+# TensorBoard's elements are in shadow trees, which `querySelectorAll` does not enter.
 IN_PAGE = """
 const all = (selector, root = document) => [...root.querySelectorAll("*")].flatMap(element => [
     ...(element.matches(selector) ? [element] : []),
@@ -33,13 +33,13 @@ const box = element => (({x, y, width, height}) => ({x, y, width, height}))(elem
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium or Chrome, None if this machine has none."""
+    """Find the path of a Chromium or Chrome, or None."""
     return next((path for path in map(shutil.which, _NAMES) if path), None)
 
 
 @contextlib.contextmanager
 def open_page(width: int, height: int) -> Iterator[Page]:
-    """An empty page of this size (pixels).
+    """Open an empty page of this size (pixels).
 
     Raises:
         FileNotFoundError: If there is no browser on this machine.
@@ -59,14 +59,14 @@ def open_page(width: int, height: int) -> Iterator[Page]:
 
 @contextlib.contextmanager
 def tensorboard(log_dir: str | Path) -> Iterator[str]:
-    """Start a TensorBoard on a free port, yield its address once it has images to show, and end it."""
+    """Start a TensorBoard on a free port, yield its address once it has images, and end it."""
     command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0", "--logdir", str(log_dir)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             address = next(found[1] for line in process.stderr if (found := re.search(r" at (http://\S+)", line)))
             end = time.monotonic() + _TIME_LIMIT
-            # It reads the logs beside serving, and a page that is opened before it has them stays empty.
+            # A page that is opened before TensorBoard has read the logs stays empty.
             while not _has_images(address):
                 if time.monotonic() > end:
                     raise RuntimeError(f"TensorBoard found no images in {log_dir}.")
@@ -85,10 +85,10 @@ def _has_images(address: str) -> bool:
 
 
 def figures(page: Page, address: str) -> dict[str, dict[str, Any]]:
-    """Opens the tab "Images" in actual size and waits until the images are there.
+    """Open the tab "Images" in actual size and wait for the images.
 
     Returns:
-        For each image's tag: its `width` and `height` (pixels), its `step`, and its `box` in the page.
+        By tag the image's `width` and `height` (pixels), its `step`, and its `box` in the page.
     """
     page.goto(f"{address}#images")
     page.get_by_role("checkbox", name="Show actual image size").check()

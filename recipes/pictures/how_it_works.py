@@ -1,7 +1,7 @@
-"""The method in one picture, from a network trained on digits: `python -m recipes.pictures.how_it_works`.
+"""The method in one picture, for a network trained on digits: `python -m recipes.pictures.how_it_works`.
 
 Feature maps of one filter, their first two principal components, the clusters of a mixture, and the verdicts on all
-filters. Two validation images are over-exposed, so that there is something to find.
+filters. Two validation images are over-exposed, as outliers to find.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COLUMNS = 16  # cells in a row of the last panel
 
 
 def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]:
-    """A simple CNN trained on 200 digits, and a probe of 512 others, of which two are over-exposed."""
+    """Train a simple CNN on 200 digits; return it and a probe of 512 others, two of which are over-exposed."""
     quiet()
     pl.seed_everything(0, verbose=False)
     data = split(load_images("digits"), 200, 512, seed=0)
@@ -48,9 +48,9 @@ def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]
 
 
 def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
-    """The four steps for filter `index` of a layer with maps `(N, F, H, W)`."""
+    """Draw the four steps for filter `index` of a layer with maps `(N, F, H, W)`."""
     layer = report.layers[name]
-    figure = Figure(figsize=(7.2, 7.2), layout="constrained")  # square, with letters that a phone shows large enough
+    figure = Figure(figsize=(7.2, 7.2), layout="constrained")  # square, with letters that are large enough on a phone
     panels = figure.subplots(2, 2).flatten()
     _draw_maps(panels[0], maps[:, index], layer.outliers[index])
     points, outliers = layer.points[index], layer.outliers[index]
@@ -72,7 +72,7 @@ def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
 
 
 def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
-    """The maps `(N, H, W)` of the outlier samples and of the first others, in one grid of 16."""
+    """Draw the maps `(N, H, W)` of up to four outlier samples and of the first others in a grid of 16."""
     shown = [*outliers.nonzero()[:, 0].tolist()[:4], *(~outliers).nonzero()[:, 0].tolist()][:16]
     framed = torch.nn.functional.pad(maps[shown], (0, 1, 0, 1), value=float("nan"))
     height, width = framed.shape[1:]
@@ -86,7 +86,7 @@ def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
 
 
 def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
-    """A block of rows for each layer, with a cell for each filter."""
+    """Draw a block of rows for each layer, with a cell for each filter."""
     verdicts = list(VERDICT_COLOURS)
     blank = [float("nan")] * _COLUMNS
     rows: list[list[float]] = []
@@ -116,7 +116,7 @@ def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
     picture = "docs/pictures/how_it_works.png"
@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> AnomalyReport:
-    """Train, analyse, draw."""
+    """Train, analyze, draw."""
     network, probe = trained_network_and_probe(options.epochs)
     report = analyze(network, probe)
     ((name, index),) = clearest_filters(report.layers, 1)

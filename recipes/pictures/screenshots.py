@@ -1,4 +1,4 @@
-"""Run the quickstart and photograph its pages and TensorBoard: `python -m recipes.pictures.screenshots`.
+"""Run the quickstart and take screenshots of its pages and of TensorBoard: `python -m recipes.pictures.screenshots`.
 
 Needs a Chromium (Debian: `apt-get install chromium`) and Playwright (`pip install playwright`).
 """
@@ -23,14 +23,14 @@ _PAGE, _GAP = (860, 920), 20
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", default="docs/pictures", help="where they go, default: %(default)s")
+    parser.add_argument("--pictures", default="docs/pictures", help="folder of the pictures, default: %(default)s")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, photograph, and write `pages.png` and `tensorboard_images.png`."""
+    """Run the quickstart and write `pages.png` and `tensorboard_images.png`."""
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def photograph_pages(folder: Path, shown: str, path: Path) -> None:
-    """Write the gallery beside the page of a filter `LAYER/INDEX`, with its first outlier pinned."""
+    """Write one picture of the gallery and the page of a filter `LAYER/INDEX`, with its first outlier pinned."""
     sides = []
     for file, address in (("outliers.html", ""), ("anomaly_filters/browser.html", f"#/filter/{shown}")):
         with open_page(*_PAGE) as page:
@@ -63,8 +63,8 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
 
 
 def _photograph(page: Page, path: Path) -> None:
-    """Write the cards of a page down, without what stands beside them, in 128 colours, which makes a small file."""
-    page.wait_for_timeout(2000)  # the cards move to their places
+    """Write a picture of TensorBoard's cards, without its sidebar, in 128 colours, which makes a small file."""
+    page.wait_for_timeout(2000)  # until the cards have moved to their places
     left, top, bottom = page.evaluate(
         f"""() => {{ {IN_PAGE}
             const boxes = all("tf-category-paginated-view").filter(shown).map(box);

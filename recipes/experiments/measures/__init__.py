@@ -1,4 +1,4 @@
-"""What is measured in a run, by the name of the file of its lines and, where others share that, their kind."""
+"""The measurements of a run, by the name of their file and, if several share a file, their kind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from recipes.experiments.measures import h1, h2, h3, harm, output, two_sample
 from recipes.experiments.spec import Training
 
-# Takes the run, the folder of the data and a folder that keeps weights; gives plain values.
+# A measurement takes the run, the folder of the data and a folder for weights; it returns plain values.
 MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]] = {
     "h1": h1.measure,
     "two_sample": two_sample.measure,

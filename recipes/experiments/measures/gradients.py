@@ -1,4 +1,4 @@
-"""Gradients of single samples and of batches: how strongly they pull at a network's parameters, and how differently."""
+"""Gradients of single samples and of batches: their norms and their distances."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-_BATCHES = 5  # whose gradients are compared
-_BATCH = 64  # samples at once where the gradients would allow more: the activations take memory too
-_BYTES = 256 * 2**20  # of the gradients at once
+_BATCHES = 5  # number of batches whose gradients are compared
+_BATCH = 64  # most samples at once, because activations take memory too
+_BYTES = 256 * 2**20  # most memory for gradients at once
 
 
 def gradient_norms(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Euclidean norm `(N,)` of the gradient of each image's own cross-entropy.
+    """Compute the Euclidean norm `(N,)` of the gradient of each image's cross-entropy.
 
-    The network has no buffers and is in evaluation mode, so that a gradient does not depend on other images.
+    The network must have no buffers and be in evaluation mode, so that a gradient does not depend on other images.
     """
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
 
@@ -26,16 +26,16 @@ def gradient_norms(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor
 
     def norm_of_one(image: Tensor, label: Tensor) -> Tensor:
         gradients = grad(loss_of_one)(parameters, image, label).values()
-        return torch.cat([own.flatten() for own in gradients]).square().sum().sqrt()
+        return torch.cat([gradient.flatten() for gradient in gradients]).square().sum().sqrt()
 
-    one = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
-    at_once = max(1, min(_BATCH, _BYTES // (2 * one)))  # a layer's gradient may be there twice
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+    at_once = max(1, min(_BATCH, _BYTES // (2 * size)))  # a layer's gradient may be stored twice
     norms: Tensor = vmap(norm_of_one, chunk_size=at_once)(images, labels)
     return norms
 
 
 def batch_disparity(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:
-    """Mean distance between the gradients of the cross-entropy in the first five batches of images.
+    """Compute the mean distance between the gradients of the cross-entropy in the first five batches of images.
 
     Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping" (2021), without their rescaling.
     """

@@ -1,4 +1,4 @@
-"""H1: does the number of anomaly filters rise with overfitting? What is measured after every epoch."""
+"""H1: does the number of anomaly filters rise with overfitting? The measurements after every epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recipes.experiments.fitting import Images, every_epoch, prepare, watched_la
 from recipes.experiments.measures.gradients import batch_disparity
 from recipes.experiments.spec import Training
 
-# Settings and the part that the probe is taken from, by reading; and what is kept of the statistics of a reading.
+# By reading: settings and the part that the probe is taken from, and the stored statistics.
 _DEFAULT, _RAW, _PAPER = AnalysisSettings(), AnalysisSettings(rectify=False), AnalysisSettings.paper()
 _READINGS = {"val": (_DEFAULT, "val"), "val_unrectified": (_RAW, "val"), "val_paper": (_PAPER, "val"),
              "train": (_DEFAULT, "train")}  # fmt: skip
@@ -25,19 +25,19 @@ _FIXED = 1024  # training images whose predictions are compared from epoch to ep
 
 
 def _silent_share(points: Tensor) -> Tensor:
-    """Share `(F,)` of the samples that lie on the median of points `(F, N, 2)`: near 1 for a mostly empty map."""
+    """Compute the share `(F,)` of samples on the median of points `(F, N, 2)`: near 1 for a mostly empty map."""
     return (points == points.median(1, keepdim=True).values).all(2).double().mean(1)
 
 
 def _gap(points: Tensor, outliers: Tensor) -> Tensor:
-    """Smallest distance `(F,)` of an outlier, bool `(F, N)`, from another sample, in the unit of the points."""
+    """Compute the smallest distance `(F,)` of an outlier, bool `(F, N)`, from another sample, in the points' unit."""
     pairs = zip(points, outliers, strict=True)
     gaps = [torch.cdist(points[chosen], points[~chosen]).min() if chosen.any() else 0.0 for points, chosen in pairs]
     return torch.tensor(gaps, dtype=points.dtype)
 
 
 def class_separation(points: Tensor, labels: Tensor) -> Tensor:
-    """Share `(F,)` of the variance of points `(F, N, 2)` that lies between the classes of labels `(N,)`."""
+    """Compute the share `(F,)` of the variance of points `(F, N, 2)` between the classes of labels `(N,)`."""
     centred = (points - points.mean(1, keepdim=True)).double()
     members = functional.one_hot(labels).double()
     members = members[:, members.sum(0) > 0]
@@ -47,15 +47,15 @@ def class_separation(points: Tensor, labels: Tensor) -> Tensor:
 
 
 def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
-    """What a layer's report and the labels `(N,)` of its samples say that could explain its count or replace it.
+    """Compute statistics of a layer's report and the labels `(N,)` that could explain or replace its count.
 
     Returns:
         `count` anomaly filters of `live` ones; `sparsity`, mean over all filters; over the live filters the median
         `kurtosis` of the first component, the mean class `separation`, the mean share of the maps' variance that is
         `outside` of the two components, and the mean variance of the `second` component in units of the first one's;
-        of the anomaly filters, how many give nine tenths of the probe one and the same map (`silent`), and for how many
-        the outliers are at least one standard deviation away from all other samples (`isolated`); `set_apart`, filters
-        with isolated samples.
+        the number of anomaly filters with the same map for 90% of the probe (`silent`), and of those with outliers at
+        least one standard deviation away from all other samples (`isolated`); `set_apart`, filters with isolated
+        samples.
     """
     anomaly, normal = layer.filters("anomaly"), layer.filters("normal")
     live = sorted(anomaly + normal)
@@ -76,7 +76,7 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
 
 
 def _layers(network: nn.Sequential, images: Images, size: int) -> dict[str, dict[str, dict[str, float]]]:
-    """The statistics by reading and layer; in the default reading those of the weights too."""
+    """Compute the statistics by reading and layer; those of the default reading include the weights'."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     convolutions = watched_layers(network)
     for reading, (settings, part) in _READINGS.items():
@@ -93,7 +93,7 @@ def _layers(network: nn.Sequential, images: Images, size: int) -> dict[str, dict
 
 
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """Train, and measure every epoch: losses, accuracies, what others stop by, and the layers by reading."""
+    """Train, and measure after every epoch: losses, accuracies, signals of other stopping rules, and layers."""
     images = prepare(training, root)
     parts = {"val": images.part("val"), "test": images.part("test"), "train": images.part("train", _FIXED)}
     epochs, before = [], torch.full_like(parts["train"][1], -1)

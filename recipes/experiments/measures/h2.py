@@ -1,4 +1,4 @@
-"""H2: do outlier samples drive overfitting? Their gradients, what finds wrong labels, and training without them."""
+"""H2: do outlier samples drive overfitting? Their gradients, detection of wrong labels, and training without them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from recipes.experiments.measures.planted import Probe, plant
 from recipes.experiments.measures.scores import detection, margins
 from recipes.experiments.spec import Training
 
-# Ours, and the literal reading of the paper: the claim is about that one.
+# Our settings, and the literal reading of the paper, which the claim is about.
 _READINGS = {"ours": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 _MEASURED = 6  # epochs with a measurement
-_RANDOM_DRAWS = 2  # runs without as many random samples
-_ORDER = 2000  # the seed of the training images' order in probes, one that nothing else has
-_FEWEST = 20  # outlier samples to leave out, 0.5% of a full run: what fewer do is lost between two random draws
+_RANDOM_DRAWS = 2  # control runs without random samples
+_ORDER = 2000  # the seed of the training images' order in probes, used for nothing else
+_FEWEST = 20  # outlier samples to leave out, 0.5% of a full run; fewer have less effect than two draws differ
 
 
 def log_spaced(last: int, count: int) -> list[int]:
-    """Up to `count` epochs from 1 to `last`, each about as many times the one before."""
+    """Return up to `count` epochs from 1 to `last`, evenly spaced on a logarithmic scale."""
     return sorted({round(last ** (i / (count - 1))) for i in range(count)})
 
 
 def ratio_with_interval(
     group: Tensor, rest: Tensor, reduce: Callable[[Tensor], Tensor] = lambda values: values.mean(1)
 ) -> list[float]:
-    """Ratio of the means of values `(n,)` to those of the rest `(m,)`, and its 95% bootstrap interval.
+    """Compute the ratio of the mean of values `(n,)` to that of the rest `(m,)`, and its 95% bootstrap interval.
 
-    The percentile interval of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979): both groups are drawn
-    anew 500 times with replacement, always in the same way. `reduce` gives one number for each row, in place of the
-    mean. Not finite where the rest's is 0.
+    The percentile interval of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979): both groups are
+    resampled 500 times with replacement and a fixed seed. `reduce` replaces the mean of each row. The ratio is not
+    finite if the rest's mean is 0.
     """
     generator = torch.Generator().manual_seed(0)
     resampled = [
@@ -53,34 +53,34 @@ def ratio_with_interval(
 
 
 def _spearman(first: Tensor, second: Tensor) -> float | None:
-    """Spearman's correlation of values `(N,)`; None where one of them is constant or not finite."""
+    """Compute Spearman's correlation of values `(N,)`; None if one of them is constant or not finite."""
     if not all(torch.isfinite(x).all() and x.min() < x.max() for x in (first, second)):
         return None
     return float(spearmanr(first.numpy(), second.numpy()).statistic)
 
 
 def gradient_ratios(votes: Tensor, norms: Tensor, losses: Tensor) -> dict[str, Any]:
-    """Gradient norms `(N,)` of outlier samples, which have votes `(N,)`, against those of the rest.
+    """Compare gradient norms `(N,)` of outlier samples, which have votes `(N,)`, with those of the rest.
 
     Returns:
-        `spearman` of votes and norms; for the group "all" the number `n` of outlier samples, and the ratio of `mean`
-        and `median` norms and of the mean `loss`, with its interval. No ratios where a group has fewer than 3 samples.
+        `spearman` of votes and norms; for the group "all" the number `n` of outlier samples, and the ratios of `mean`
+        and `median` norms and of the mean `loss`, with intervals. No ratios if a group has fewer than 3 samples.
     """
     group = votes > 0
-    found: dict[str, Any] = {"n": int(group.sum())}
+    ratios: dict[str, Any] = {"n": int(group.sum())}
     if 3 <= group.sum() <= len(group) - 3:
-        found["mean"] = ratio_with_interval(norms[group], norms[~group])
-        found["median"] = ratio_with_interval(norms[group], norms[~group], lambda values: values.median(1).values)
-        found["loss"] = ratio_with_interval(losses[group], losses[~group])
-    return {"spearman": _spearman(votes.double(), norms), "all": found}
+        ratios["mean"] = ratio_with_interval(norms[group], norms[~group])
+        ratios["median"] = ratio_with_interval(norms[group], norms[~group], lambda values: values.median(1).values)
+        ratios["loss"] = ratio_with_interval(losses[group], losses[~group])
+    return {"spearman": _spearman(votes.double(), norms), "all": ratios}
 
 
 def _measure_probe(network: nn.Sequential, probe: Probe, margin: Tensor | None) -> dict[str, Any]:
-    """One probe at one epoch; `margin` `(N,)` is the mean of each image over the epochs so far, if it is trained on.
+    """Measure a probe at one epoch; `margin` `(N,)` is each training image's mean margin over the epochs so far.
 
     Returns:
         For each reading `count` anomaly filters, `gradients` (see `gradient_ratios`) and `mislabelled` (see
-        `detection`), with the number of `outliers`, samples with votes, and how many of these `hit`.
+        `detection`), with the number of `outliers`, samples with votes, and of `hit`, those with a wrong label.
     """
     logits = logits_of(network, probe.images).double()
     losses = functional.cross_entropy(logits, probe.labels, reduction="none")
@@ -100,7 +100,7 @@ def _measure_probe(network: nn.Sequential, probe: Probe, margin: Tensor | None) 
 
 
 def measure_gradients(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """Train on images of which some have wrong labels and none is damaged, and measure at several epochs.
+    """Train on images some of which have wrong labels, and measure at several epochs.
 
     Returns:
         The validation loss of every epoch (nats), and a dict for each measured one.
@@ -119,16 +119,16 @@ def measure_gradients(training: Training, root: str | None, weights: str | None)
 
 
 def without(images: Images, left_out: Tensor) -> Images:
-    """The images without some training images, bool `(N,)`."""
+    """Leave out training images, bool `(N,)`."""
     data = images.data
     kept = replace(data, train_images=data.train_images[~left_out], train_labels=data.train_labels[~left_out])
     return Images(kept, images.wrong[~left_out], *mean_and_std(kept.train_images))
 
 
 def training_outliers(network: nn.Module, images: Images, probe_size: int) -> dict[str, Tensor]:
-    """Which training images are outliers of any filter, bool `(N,)`, by reading.
+    """Find the training images that are outliers of any filter, bool `(N,)`, by reading.
 
-    They are analyzed in probes of about `probe_size` images drawn at random, as the damaged ones lie side by side.
+    They are analyzed in random probes of about `probe_size` images, because damaged images are adjacent.
     """
     everything, _ = images.part("train")
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(_ORDER))
@@ -141,10 +141,7 @@ def training_outliers(network: nn.Module, images: Images, probe_size: int) -> di
 
 
 def _train(training: Training, images: Images) -> tuple[nn.Sequential, dict[str, float]]:
-    """The last network, and test loss (nats) and accuracy at the best epoch and the last.
-
-    The best one has the smallest validation loss.
-    """
+    """Return the last network, and test loss (nats) and accuracy at the last epoch and that of the lowest loss."""
     val, test = images.part("val"), images.part("test")
     rows = []
     for epoch, network in every_epoch(training, images, None):
@@ -161,9 +158,9 @@ def left_out(training: Training, root: str | None, weights: str | None) -> dict[
     Some training images have wrong labels and some are damaged.
 
     Returns:
-        Test loss (nats) and accuracy of each run, see `_train`: of `all` images, and for each reading without the
-        `outliers` and without `random` ones, in as many steps; the number `left_out`, of which `wrong` are mislabelled
-        and `damaged` damaged. Fewer than 20 are not left out.
+        Test loss (nats) and accuracy of each run, see `_train`: with `all` images, and for each reading without the
+        `outliers` and without `random` ones, in as many steps; and the numbers of `left_out`, `wrong` and `damaged`
+        images among the outliers. Fewer than 20 outliers are not left out.
     """
     planted = plant(training, root, damage=True)
     images = planted.images

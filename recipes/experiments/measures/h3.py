@@ -1,21 +1,21 @@
 """H3: does masking anomaly filters improve generalisation?
 
-Takes every network as it is after its last epoch, and as it was at its best one, masks the filters that an analysis of
-the validation probe flags, and measures it right away. The last one is measured again after 1 and 3 further epochs, the
-mask kept. Both readings are taken, the default settings and the paper's; further training is for the default one, and
-for the paper's where the default flags nothing. Each is compared with other masks of as many filters of the same
-layers, all out of the filters that are not dead on the probe:
+For every network after its last and after its best epoch, masks the filters that an analysis of the validation probe
+flags, and measures the network. The last one is measured again after 1 and 3 further epochs with the mask. The two
+readings are the default settings and the paper's; further training is for the default one, and for the paper's if the
+default flags nothing. Each mask is compared with masks of as many filters of the same layers, chosen among the filters
+that are not dead on the probe:
 
-- `random`: 20 draws, of which the first 5 are trained further;
+- `random`: 20 draws, the first 5 of which are trained further;
 - `l1`: the filters with the smallest weights;
 - `fpgm`: the filters nearest to the geometric median of their layer;
-- `sparsest`: the filters with most zeros in their maps, which many flagged ones are;
-- `matched`: of the random draws and 40 that lean more and more to small weights, because random ones alone often cost
-  much more, the 2 whose accuracy on training images as they are labelled is, right after masking, nearest to that of
-  the anomaly mask; both are trained further (last epoch only).
+- `sparsest`: the filters with most zeros in their maps, as many flagged ones are;
+- `matched`: the 2 masks whose accuracy on training images, right after masking, is nearest to that of the anomaly mask,
+  out of the random draws and 40 that lean more and more to small weights, because random masks alone often cost much
+  more; both are trained further (last epoch only).
 
-Further training starts a new optimizer with the settings of the run and shows every network the same images in the same
-order, also the one with nothing masked.
+Further training starts a new optimizer with the settings of the run, and shows the same images in the same order to
+every network, including the unmasked one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Row = list[float]  # one value for each of MEASURED
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error of probabilities `(N, C)`, from bins of equal width of the largest probability.
+    """Compute the expected calibration error of probabilities `(N, C)`, with equal bins of the largest probability.
 
     The mean over the samples of |accuracy - confidence| of their bin; Guo et al., "On Calibration of Modern Neural
     Networks" (2017).
@@ -60,19 +60,19 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 def measured_parts(images: Images) -> Parts:
-    """The first validation, test and training images of a run, on which networks are measured, as they are labelled."""
+    """Return the validation, test and training images that networks are measured on, with wrong labels included."""
     return {part: images.part(part, size) for part, size in _SIZES.items()}
 
 
 def measures_of(network: nn.Module, parts: Parts) -> Row:
-    """The values of MEASURED."""
-    found, logits = evaluate_parts(network, parts)
-    found["val_ece"] = calibration_error(logits["val"].softmax(1), parts["val"][1])
-    return [found[name] for name in MEASURED]
+    """Compute the values of MEASURED."""
+    values, logits = evaluate_parts(network, parts)
+    values["val_ece"] = calibration_error(logits["val"].softmax(1), parts["val"][1])
+    return [values[name] for name in MEASURED]
 
 
 def choose(flagged: Filters, live: Filters, order: Mapping[str, Sequence[float]]) -> Filters:
-    """As many of each layer's live filters as are flagged there, those with the smallest values in `order`, sorted."""
+    """Choose as many live filters of each layer as are flagged there: those with the smallest values in `order`."""
     return {
         layer: sorted(sorted(live[layer], key=order[layer].__getitem__)[: len(filters)])
         for layer, filters in flagged.items()
@@ -80,7 +80,7 @@ def choose(flagged: Filters, live: Filters, order: Mapping[str, Sequence[float]]
 
 
 def median_distances(weight: Tensor) -> Tensor:
-    """Sum `(F,)` of the Euclidean distances of each filter of a weight `(F, ...)` to all filters of the layer.
+    """Sum the Euclidean distances `(F,)` of each filter of a weight `(F, ...)` to all filters of the layer.
 
     Smallest for the filter nearest to the layer's geometric median; He et al., "Filter Pruning via Geometric Median for
     Deep Convolutional Neural Networks Acceleration" (2019).
@@ -90,21 +90,21 @@ def median_distances(weight: Tensor) -> Tensor:
 
 
 def _lean(norms: Sequence[float], lean: float, seed: str) -> list[float]:
-    """Random numbers, 0 to 1, plus the rank of each norm, 0 to 1, times `lean`."""
+    """Return random numbers in [0, 1] plus `lean` times the rank of each norm, scaled to [0, 1]."""
     rank = {index: place / len(norms) for place, index in enumerate(sorted(range(len(norms)), key=norms.__getitem__))}
     generator = random.Random(seed)
     return [generator.random() + lean * rank[index] for index in range(len(norms))]
 
 
 def _shared(flagged: Filters, mask: Filters) -> float:
-    """Fraction of the flagged filters that a mask has too."""
+    """Return the fraction of flagged filters that a mask also contains."""
     same = sum(len(set(filters) & set(mask[layer])) for layer, filters in flagged.items())
     return same / sum(map(len, flagged.values()))
 
 
 @dataclass(frozen=True, eq=False)
 class _Comparison:
-    """One network, and the masks that are compared on it; the same mask is measured once."""
+    """One network, and the masks that are compared on it; each mask is measured once."""
 
     training: Training
     images: Images
@@ -113,12 +113,12 @@ class _Comparison:
     known: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     def masked(self, filters: Filters) -> tuple[nn.Module, FilterMask]:
-        """A masked copy of the network."""
+        """Return a masked copy of the network."""
         network = copy.deepcopy(self.network)
         return network, mask_filters(network, filters, example_input=self.parts["val"][0][:2])
 
     def rows(self, filters: Filters, train: bool) -> dict[str, Row]:
-        """What a mask does, by epochs of further training: `"0"` is right after masking."""
+        """Measure a mask, by epochs of further training: `"0"` is right after masking."""
         rows = self.known.setdefault(str(filters), {})
         if "0" not in rows or (train and len(rows) == 1):
             network, mask = self.masked(filters)
@@ -130,7 +130,7 @@ class _Comparison:
         return rows
 
     def arm(self, masks: Sequence[Filters], trained: int) -> dict[str, list[Row]]:
-        """The rows of several masks, of which the first `trained` are trained further."""
+        """Measure several masks; train the first `trained` of them further."""
         rows: dict[str, list[Row]] = {}
         for index, filters in enumerate(masks):
             for epochs, row in self.rows(filters, index < trained).items():
@@ -139,14 +139,13 @@ class _Comparison:
         return rows
 
     def reading(self, settings: AnalysisSettings, match: bool, further: bool) -> dict[str, Any]:
-        """What the settings flag, and the rows of all masks; no rows where nothing is flagged."""
+        """Find the filters that the settings flag and measure all masks; no rows if nothing is flagged."""
         report = analyze(self.network, self.parts["val"][0][: self.training.probe_size], settings=settings)
         live = {name: sorted(layer.filters("anomaly") + layer.filters("normal")) for name, layer in
                 report.layers.items()}  # fmt: skip
-        # A whole layer is never masked: one of its filters stays.
-        flagged = {
-            name: filters[: len(report.layers[name].verdicts) - 1] for name, filters in report.anomaly_filters.items()
-        }
+        # One filter of each layer is never masked.
+        sizes = {name: len(layer.verdicts) for name, layer in report.layers.items()}
+        flagged = {name: filters[: sizes[name] - 1] for name, filters in report.anomaly_filters.items()}
         found: dict[str, Any] = {"masked": {name: len(flagged.get(name, [])) for name in live}}
         if not flagged:
             return found
@@ -165,7 +164,7 @@ class _Comparison:
         return found
 
     def masks(self, flagged: Filters, live: Filters, report: AnomalyReport) -> dict[str, list[Filters]]:
-        """All masks with the counts of the flagged filters, and those to pick matched ones from."""
+        """Make all masks with the counts of the flagged filters, and candidates for the matched ones."""
         weights = {layer: self.network.get_submodule(layer).get_parameter("weight").detach() for layer in flagged}
         norms = {layer: weight.flatten(1).abs().sum(1).tolist() for layer, weight in weights.items()}
         smallest_first = {
@@ -184,23 +183,20 @@ class _Comparison:
         return found | {name: [choose(flagged, live, order)] for name, order in smallest_first.items()}
 
     def matched(self, flagged: Filters, pool: Sequence[Filters]) -> list[Filters]:
-        """The draws whose training accuracy is nearest to that of the anomaly mask.
-
-        A draw of just the flagged filters is no comparison and left out.
-        """
+        """Return the draws whose training accuracy is nearest to that of the anomaly mask, and which differ from it."""
         different = {str(filters): filters for filters in pool if _shared(flagged, filters) < 1}
         masked = (self.masked(mask)[0] for mask in (flagged, *different.values()))
-        wanted, *found = [evaluate(network, *self.parts["train"])[1] for network in masked]
-        draws = zip(found, different.values(), strict=True)
-        return [filters for _, filters in sorted(draws, key=lambda draw: abs(draw[0] - wanted))[:_MATCHED]]
+        target, *accuracies = [evaluate(network, *self.parts["train"])[1] for network in masked]
+        draws = zip(accuracies, different.values(), strict=True)
+        return [filters for _, filters in sorted(draws, key=lambda draw: abs(draw[0] - target))[:_MATCHED]]
 
 
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """Mask the networks of a run and measure what that does.
+    """Mask the networks of a run and measure them.
 
     Returns:
-        `epochs` of each state, `nothing`: the rows of the unmasked network by state, and `readings`: what was flagged
-        and the rows of all masks, by reading and state.
+        `epochs` of each state; `nothing`, the rows of the unmasked network by state; and `readings`, the counts and the
+        rows of all masks by reading and state.
     """
     images = prepare(training, root)
     parts = measured_parts(images)

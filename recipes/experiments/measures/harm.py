@@ -1,4 +1,4 @@
-"""What does stopping cost? The losses and accuracies after every epoch, and the gap that a rule may stop by."""
+"""What does stopping cost? The losses, the accuracies and the gap after every epoch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from recipes.common.module import evaluate_parts, logits_of
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.spec import Training
 
-_SIZE = 1024  # images of each kind, where there are as many
+_SIZE = 1024  # at most as many images of each kind
 
 
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """After every epoch: losses, accuracies, the ratio of expected errors and its rise.
+    """Measure after every epoch: losses, accuracies, the ratio of expected errors and its rise.
 
-    On CIFAR-10 also `confidence_rise augmented`: the training images are shifted and mirrored, the validation images
-    are not.
+    On CIFAR-10 also `confidence_rise augmented`, by training images that are shifted and mirrored.
     """
     images = prepare(training, root)
     parts = {"train": images.part("train", _SIZE), "val": images.part("val"), "test": images.part("test")}

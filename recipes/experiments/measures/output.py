@@ -1,9 +1,9 @@
-"""Does the output tell overfitting, and when? What is measured after every epoch.
+"""Does the output tell overfitting, and when? The measurements after every epoch.
 
-A network that overfits is surer of its training images than of validation images. By how much, of 1,024 images of each
-kind: as the ratio of the errors that it expects and the rise of that ratio, also of fewer and more images, as a
+A network that overfits is surer of its training images than of validation images. By how much is measured on 1,024
+images of each kind: as the ratio of expected errors and the rise of that ratio, also on fewer and more images, as a
 probability, in log-odds, and as areas under the ROC curve by the largest probability and by the loss, which needs
-labels; beside the losses and accuracies that say when to stop and what others stop by.
+labels; beside losses, accuracies and the signals of other stopping rules.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SIZES = (128, 256, 512, 2048)  # fewer, and more: training images, and validati
 
 
 def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels: Tensor) -> dict[str, float]:
-    """What logits `(n, C)` of training images and `(m, C)` of validation images say of the two.
+    """Compare logits `(n, C)` of training images with logits `(m, C)` of validation images.
 
     Returns:
         The area and the `confidence_...` of the largest softmax probability, as the package has them; `log_odds_gap`,
@@ -38,7 +38,7 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     found = {"confidence_auc": area, "confidence_gap": gap, "confidence_p_value": p_value}
     errors = [expected_error(logits.softmax(1)) for logits in (train, val)]
     found["confidence_error_ratio"] = mean_error(errors[1]) / mean_error(errors[0])
-    odds = [torch.log((1 - each) / each.clamp(min=torch.finfo(each.dtype).tiny)).mean() for each in errors]
+    odds = [torch.log((1 - error) / error.clamp(min=torch.finfo(error.dtype).tiny)).mean() for error in errors]
     found["log_odds_gap"] = (odds[0] - odds[1]).item()
     made = (val.argmax(1) != val_labels).double()
     found["log_overconfidence"] = math.log(mean_error(made) / mean_error(errors[1]))
@@ -49,25 +49,25 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
 
 
 class Rises:
-    """The rise of the ratio of expected errors, by 1,024 images of each kind and by fewer and more of them."""
+    """The rise of the ratio of expected errors, by 1,024 images of each kind and by fewer and more."""
 
     def __init__(self) -> None:
         self.rises = {size: ErrorRise() for size in (_SIZE, *_SIZES)}
 
-    def add(self, known: Tensor, unseen: Tensor) -> dict[str, float]:
-        """`confidence_rise` after one more epoch, with the logits of both kinds `(n, C)`, `(m, C)`, and `... SIZE`."""
-        errors = [expected_error(logits.softmax(1)) for logits in (known, unseen)]
+    def add(self, train: Tensor, unseen: Tensor) -> dict[str, float]:
+        """Add the logits `(n, C)`, `(m, C)` of an epoch; return `confidence_rise` and `confidence_rise SIZE`."""
+        errors = [expected_error(logits.softmax(1)) for logits in (train, unseen)]
         return {
-            "confidence_rise" + ("" if size == _SIZE else f" {size}"): rise.add(*(each[:size] for each in errors))
+            "confidence_rise" + ("" if size == _SIZE else f" {size}"): rise.add(*(error[:size] for error in errors))
             for size, rise in self.rises.items()
         }
 
 
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """After every epoch: losses and accuracies, what `compare_outputs` and `Rises` find, and what others stop by.
+    """Measure after every epoch: losses, accuracies, `compare_outputs`, `Rises`, and signals of other stopping rules.
 
-    That is the share of training images whose prediction `changed`, the `disparity` of the gradients of five batches,
-    and the mean variance of the layers' weights.
+    The latter are the share of training images whose prediction `changed`, the `disparity` of the gradients of five
+    batches, and the mean variance of the layers' weights.
     """
     images = prepare(training, root)
     parts = {"train": images.part("train", _SIZE), "val": images.part("val"), "test": images.part("test")}
@@ -83,6 +83,6 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         variances = [weight.var() for weight in network.parameters() if weight.ndim > 1]
         row["weight_variance"] = torch.stack(variances).mean().item()
         row |= compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"])
-        known = torch.cat([logits["train"], logits_of(network, more).double()])
-        epochs.append(row | rises.add(known, torch.cat([logits["val"], logits["test"]])))
+        train = torch.cat([logits["train"], logits_of(network, more).double()])
+        epochs.append(row | rises.add(train, torch.cat([logits["val"], logits["test"]])))
     return {"epochs": epochs}

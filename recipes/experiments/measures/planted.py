@@ -1,4 +1,4 @@
-"""Images that do not belong, planted among those that are trained on: wrong labels, and damage in known places."""
+"""Wrong labels and damaged images, planted at known positions among the training images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recipes.common.data import mean_and_std
 from recipes.experiments.fitting import Images, prepare
 from recipes.experiments.spec import Training
 
-_SHARE = 0.05  # damaged images of each kind, beside a probe's images
+_SHARE = 0.05  # damaged images of each kind, as a share of a probe's size
 _MISLABELLED = 0.05  # of all labels
 FOREIGN = {"cifar10": "fashion_mnist", "cifar100": "fashion_mnist", "fashion_mnist": "cifar10"}
 
@@ -23,7 +23,7 @@ class Probe:
 
     Attributes:
         images: Normalised `(N, C, H, W)`.
-        labels: As they are given, wrong ones included `(N,)`.
+        labels: Labels, with wrong ones `(N,)`.
         wrong: Which of the labels are wrong `(N,)`.
     """
 
@@ -34,11 +34,11 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """What a network is trained on, and the two probes.
+    """The images of a run and two probes.
 
     Attributes:
-        images: The run's images with wrong labels and, if so, damaged images among those it trains on, which are behind
-            those of the probe. The validation and the test images are as they were.
+        images: The run's images with wrong labels and, optionally, damaged training images behind those of the probe.
+            Validation and test images are unchanged.
         damaged: Which of the training images are damaged `(N,)`.
         train: The first training images.
         val: The first validation images.
@@ -51,7 +51,7 @@ class Planted:
 
 
 def plant(training: Training, root: str | None = None, *, damage: bool) -> Planted:
-    """Load the images of a run, plant mislabelled ones and, with `damage`, damaged ones among those trained on."""
+    """Load the images of a run, and plant wrong labels and, with `damage`, damaged training images."""
     images, size = prepare(training, root), training.probe_size
     data = images.data
     other = FOREIGN.get(training.data)

@@ -1,7 +1,7 @@
-"""What finds images that do not belong, besides this package: detectors of pytorch-ood and PyOD.
+"""Other detectors of outlier images, of pytorch-ood and PyOD.
 
-Every score is larger the less an image belongs. A detector is fitted to reference images, or to the very images that it
-scores. Those whose package is missing are left out: all are in the extra `rivals`. Axes: `N` images.
+Larger scores are odder. A detector is fitted to reference images, or to the images that it scores. Detectors whose
+package is missing are left out; the extra `rivals` has all packages. Axes: `N` images.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ RIVALS = (
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What rivals see of images.
+    """The inputs of the rivals.
 
     Attributes:
         logits: The network's output `(N, C)`.
-        features: What its last layer is given `(N, D)`.
-        means: Of the maps of each stage, by filter `(N, F)`.
+        features: The input of its last layer `(N, D)`.
+        means: Means of the maps of each stage by filter `(N, F)`.
         pixels: See `pixel_statistics`.
     """
 
@@ -42,7 +42,7 @@ class Seen:
 
     @staticmethod
     def join(parts: Sequence[Seen]) -> Seen:
-        """Join what is seen of several images."""
+        """Concatenate the inputs of several groups of images."""
         means = tuple(torch.cat(stage) for stage in zip(*(part.means for part in parts), strict=True))
         logits, features, pixels = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "features", "pixels")
@@ -50,12 +50,12 @@ class Seen:
         return Seen(logits, features, means, pixels)
 
     def __getitem__(self, chosen: Tensor) -> Seen:
-        means = tuple(own[chosen] for own in self.means)
+        means = tuple(stage[chosen] for stage in self.means)
         return Seen(self.logits[chosen], self.features[chosen], means, self.pixels[chosen])
 
 
 def stages(network: nn.Sequential) -> tuple[list[nn.Sequential], nn.Sequential]:
-    """Cut a network behind the convolutional parts that end in a ReLU, and return what follows these as well."""
+    """Cut a network into its convolutional parts, each ending in a ReLU, and the layers behind them."""
     layers = [*network]
     inside = nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.MaxPool2d
     pooled = next(place for place, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d))
@@ -76,7 +76,7 @@ def look_at(network: nn.Sequential, inputs: Tensor, images: Tensor) -> Seen:
                 means.append(maps.mean((2, 3)))
             features = head[:-1](maps)
             rows.append((head[-1](features), features, *means))
-    logits, features, *means = (torch.cat(own) for own in zip(*rows, strict=True))
+    logits, features, *means = (torch.cat(column) for column in zip(*rows, strict=True))
     return Seen(logits, features, tuple(means), pixel_statistics(images))
 
 
@@ -108,23 +108,23 @@ def pixel_statistics(images: Tensor) -> Tensor:
 def rival_scores(
     seen: Seen, last: nn.Linear, reference: Seen | None = None, labels: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Scores `(N,)` of images by those `RIVALS` that need no second look at them.
+    """Compute the scores `(N,)` of images by all installed `RIVALS`.
 
     Detectors are fitted to the reference (None: to the images themselves) with its labels (None: the predicted ones).
     `last` is the network's last layer.
     """
     fitted = seen if reference is None else reference
-    known = fitted.logits.argmax(1) if labels is None else labels
-    found = {"pixels: Mahalanobis": _mahalanobis(seen.pixels, fitted.pixels)}
+    classes = fitted.logits.argmax(1) if labels is None else labels
+    scores = {"pixels: Mahalanobis": _mahalanobis(seen.pixels, fitted.pixels)}
     with contextlib.suppress(ImportError):
-        found |= _pytorch_ood(seen, last, fitted, torch.unique(known, return_inverse=True)[1])
+        scores |= _pytorch_ood(seen, last, fitted, torch.unique(classes, return_inverse=True)[1])
     with contextlib.suppress(ImportError):
-        found |= _pyod(seen.pixels, None if reference is None else reference.pixels)
-    return found
+        scores |= _pyod(seen.pixels, None if reference is None else reference.pixels)
+    return scores
 
 
 def _mahalanobis(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Squared Mahalanobis distances under a shrunk covariance (Ledoit and Wolf, 2004), of standardised statistics."""
+    """Compute squared Mahalanobis distances of standardised statistics (covariance of Ledoit and Wolf, 2004)."""
     std, mean = torch.std_mean(reference, 0)
     scale = torch.where(std > 0, std, 1)
     fit = LedoitWolf().fit(((reference - mean) / scale).numpy())
@@ -149,9 +149,9 @@ def _pytorch_ood(seen: Seen, last: nn.Linear, fitted: Seen, labels: Tensor) -> d
     for name, detector in detectors.items():
         found[name] = detector.fit_features(fitted.features, labels).predict_features(seen.features)
     layers = MultiMahalanobis([nn.Identity()] * len(seen.means)).fit_structured([*fitted.means], labels)
-    # It makes a matrix of all pairs of samples.
-    parts = zip(*(torch.split(own, 256) for own in seen.means), strict=True)
-    found["layers: Mahalanobis"] = torch.cat([layers.predict_structured([*own]) for own in parts])
+    # In parts, because it makes a matrix of all pairs of samples.
+    parts = zip(*(torch.split(stage, 256) for stage in seen.means), strict=True)
+    found["layers: Mahalanobis"] = torch.cat([layers.predict_structured([*part]) for part in parts])
     return found
 
 

@@ -1,4 +1,4 @@
-"""How well scores, larger the more conspicuous a sample is, find what they should."""
+"""Measures of scores that are larger for odder samples."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch.nn import functional
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The given label's logit minus the largest other one `(N,)`.
+    """Compute the logit of the label minus the largest other logit `(N,)`.
 
     Averaged over the epochs so far this is the area under the margin; wrong labels have small ones (Pleiss et al.,
     "Identifying Mislabeled Data using the Area Under the Margin Ranking", 2020).
     """
-    given = functional.one_hot(labels, logits.shape[1]).bool()
-    return logits[given] - logits.masked_fill(given, -torch.inf).max(1).values
+    labelled = functional.one_hot(labels, logits.shape[1]).bool()
+    return logits[labelled] - logits.masked_fill(labelled, -torch.inf).max(1).values
 
 
 def auroc(truth: Tensor, values: Tensor) -> float:
-    """Area under the ROC curve: how often a sample of truth, bool `(N,)`, has a larger value than another one."""
+    """Compute the area under the ROC curve of values `(N,)` for truth, bool `(N,)`; ties count half."""
     chosen, others = values[truth][:, None], values[~truth]
     return ((chosen > others).double() + (chosen == others).double() / 2).mean().item()
 
 
 def detection(truth: Tensor, scores: Mapping[str, Tensor | None]) -> dict[str, Any]:
-    """How well scores `(N,)` find the samples that truth, bool `(N,)`, names.
+    """Measure how well scores `(N,)` find the samples of truth, bool `(N,)`.
 
     Returns:
-        The number of these, `planted`, and by measure a value for each of the scores, None for one that is missing.
+        The number of `planted` samples, and by measure a value for each score, None for a missing one.
     """
-    found: dict[str, Any] = {"planted": int(truth.sum())}
+    result: dict[str, Any] = {"planted": int(truth.sum())}
     for name, measure in (("auroc", auroc), ("precision", average_precision_score)):
-        found[name] = [None if own is None else round(float(measure(truth, own)), 3) for own in scores.values()]
-    return found
+        result[name] = [None if part is None else round(float(measure(truth, part)), 3) for part in scores.values()]
+    return result

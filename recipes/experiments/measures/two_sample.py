@@ -1,9 +1,8 @@
-"""Do filters tell training images from others? What is measured after every epoch.
+"""Do filters tell training images from others? The measurements after every epoch.
 
-As long as a network has not overfitted, its training and its validation images are alike to it, so a filter that gives
-larger values on either is rare: one in a hundred, at a p-value of 1%. All filters see the same images, so by chance too
-many can be found at once; random divisions of the same images say how often. The hidden units of the linear layers are
-judged in the same way.
+Until a network overfits, it responds alike to training and validation images: at a p-value of 1%, one filter in a
+hundred gives larger values on either. All filters see the same images, so that many can be significant together by
+chance; random divisions of the same images show how often. Hidden units of linear layers are judged in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Values = dict[str, dict[str, Tensor]]
 
 @torch.no_grad()
 def responses(network: nn.Sequential, images: Tensor) -> tuple[Values, Tensor]:
-    """Rectified values `(F, N)` on images `(N, C, H, W)`, by rule and layer, and the logits.
+    """Compute rectified values `(F, N)` of images `(N, C, H, W)`, by rule and layer, and the logits.
 
     The rules are the `mean` and the `max` of a filter's map, and the values of hidden linear `units`.
     """
@@ -50,14 +49,12 @@ def responses(network: nn.Sequential, images: Tensor) -> tuple[Values, Tensor]:
 
 
 def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, float]]:
-    """Of each layer the live filters, how many of them tell the images apart (`count`), and their mean area (`auc`).
-
-    The first `n_train` images are training images.
+    """Compare the values of the first `n_train` images, the training images, with those of the others.
 
     Returns:
-        By rule and layer; `auc` is 0.5 where no filter is live. And how often random divisions of the same images give
-        as much or more, by `p RULE STATISTIC`: of the fraction of the live filters, and of their mean area; behind
-        ` last` that of the last layer alone.
+        By rule and layer the number of `live` filters, the `count` of significant ones, and the mean area `auc`, 0.5 if
+        no filter is live. And by `p RULE STATISTIC` the share of random divisions of the same images with as large a
+        fraction of significant filters or mean area; with ` last`, of the last layer alone.
     """
     some = next(tensor for layers in values.values() for tensor in layers.values())
     true = torch.arange(some.shape[1])[:, None] < n_train
@@ -84,9 +81,9 @@ def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str,
 
 
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """After every epoch: what `compare` finds, the validation loss, and the network's `confidence` on training images.
+    """Measure after every epoch: `compare`, the validation loss, and the gap in `confidence`.
 
-    The latter is the mean largest softmax probability, less that on validation images.
+    The gap is the mean largest softmax probability of training images minus that of validation images.
     """
     images = prepare(training, root)
     size = min(_SIZE, training.train_size)

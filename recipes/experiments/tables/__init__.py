@@ -1,4 +1,4 @@
-"""All tables of the results, by the name of their CSV file; each is made from the lines beside it."""
+"""All tables of the results by the name of their CSV file, made from the lines beside it."""
 
 from collections.abc import Callable
 

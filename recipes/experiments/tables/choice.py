@@ -1,4 +1,4 @@
-"""Signals that follow overfitting and tell it, chosen on the runs of one seed and reported on all others."""
+"""Signals that follow and tell overfitting, chosen on the runs of one seed and reported on all others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WINDOWS = (1, 3)  # epochs over which a signal is averaged
 _CONFIDENCE = {"confidence, training less validation": ("confidence", "")}
 _GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any run: controls, not candidates
 _CHANCE = 0.01
-# What tells training from validation images: the rule, the statistic, and whether of the last layer alone.
+# What tells training from validation images: rule, statistic, and whether of the last layer alone.
 _STATISTICS = {
     "filters, largest value": ("max", "fraction", False),
     "last convolution": ("max", "fraction", True),
@@ -43,7 +43,7 @@ class Score(NamedTuple):
 
     @property
     def worth(self) -> float:
-        """The worse of the two, 1 at best and negative for a signal that goes the other way round."""
+        """The worse of the two, at most 1, and negative for a signal of the opposite direction."""
         return min(self.follows, 2 * self.tells - 1)
 
     def __str__(self) -> str:
@@ -51,10 +51,9 @@ class Score(NamedTuple):
 
 
 def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 1) -> Score:
-    """The score of a signal over some runs, of the last convolution alone or of all.
+    """Score a signal over some runs, of the last convolution alone or of all.
 
-    A `sign` of -1 is for a signal that is expected to fall. The window is the number of epochs, this one and those
-    before it, over which a signal is averaged.
+    A `sign` of -1 is for a signal that is expected to fall. A signal is averaged over the last `window` epochs.
     """
     curves = []
     for line in some.line:
@@ -62,35 +61,35 @@ def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 
         curves.append([fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)])
     some = some.assign(curve=curves, change=[late_change(curve) for curve in curves])
     followed = [follows(run.line, run.curve) for run in kinds(some)[0].itertuples()]
-    told = [auroc(list(group.change), list(group.overfitting)) for _, group in some.groupby(["network", "data"])]
-    return Score(median(value for value in followed if value is not None), mean(told))
+    areas = [auroc(list(group.change), list(group.overfitting)) for _, group in some.groupby(["network", "data"])]
+    return Score(median(value for value in followed if value is not None), mean(areas))
 
 
 def _parts(some: Frame) -> dict[str, Frame]:
-    """The choosing runs, those of other seeds and of other networks; those of which there are none are left out."""
+    """Split runs into the choosing ones, those of other seeds and those of other networks, without empty parts."""
+    some = some[~some.long]
     choosing = some.seed == _CHOSEN_ON
-    known = some.network.isin(some[choosing].network)
-    some, choosing, known = (each[~some.long] for each in (some, choosing, known))
+    same_network = some.network.isin(some[choosing].network)
     parts = {
-        f"chosen on seed {_CHOSEN_ON}": some[known & choosing],
-        "other seeds": some[known & ~choosing],
-        "another network": some[~known],
+        f"chosen on seed {_CHOSEN_ON}": some[same_network & choosing],
+        "other seeds": some[same_network & ~choosing],
+        "another network": some[~same_network],
     }
     return {title: part for title, part in parts.items() if len(part)}
 
 
 def ranked(some: Frame, sources: dict[str, Source], always: Sequence[str]) -> Frame:
-    """The best signals of the choosing runs: signal, layers, and a `Score` in each part of the runs.
+    """List the best signals of the choosing runs: signal, layers, and a `Score` in each part of the runs.
 
-    The direction of a signal, too, is chosen there, and whether it is averaged over the last three epochs. Those in
-    `always` and the trivial controls stand below.
+    The direction of a signal and the averaging over three epochs are also chosen there. Signals in `always` and trivial
+    controls are listed below.
     """
     parts = _parts(some)
     choosing, *_ = parts.values()
+    ways = [(sign, window) for window in _WINDOWS for sign in (1, -1)]
     found = []
     for label, source in sources.items():
         for last in (False, True) if source[0] not in ("epoch", "confidence") else (False,):
-            ways = [(sign, window) for window in _WINDOWS for sign in (1, -1)]
             worths = [score(choosing, source, last, *way).worth for way in ways]
             sign, window = ways[worths.index(max(worths))]
             scores = [score(part, source, last, sign, window) for part in parts.values()]
@@ -104,37 +103,34 @@ def ranked(some: Frame, sources: dict[str, Source], always: Sequence[str]) -> Fr
 
 
 def measured_signals() -> Frame:
-    """Of the signals that `h1` measures, the best ones."""
+    """The best signals that `h1` measures."""
     return ranked(runs("h1"), SOURCES, ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity"))
 
 
 def candidates() -> Frame:
-    """The rules that `search` tried, and a signal from the other end of the network."""
+    """The rules that `search` tried, and the confidence of the output."""
     some = runs("search")
     tried = list(some.line[0]["epochs"][0]["layers"])
     return ranked(some, {name: ("fraction", name) for name in tried} | _CONFIDENCE, tried)
 
 
 def alarms() -> Frame:
-    """For each network, data set and seed: how many runs have a p-value below 1% after some epoch.
-
-    Overfitting ones / healthy ones, for each of the statistics.
-    """
+    """For each network, data set and seed: overfitting / healthy runs with a p-value below 1% after any epoch."""
 
     def cell(group: Frame, rule: str, statistic: str, last: bool) -> str:
         name = f"p {rule} {statistic}{' last' if last else ''}"
-        found = [[min(signal(line, name)) < _CHANCE for line in kind.line if name in line["epochs"][0]]
+        below = [[min(signal(line, name)) < _CHANCE for line in kind.line if name in line["epochs"][0]]
                  for kind in kinds(group)]  # fmt: skip
-        return " / ".join(f"{sum(each)} of {len(each)}" if each else "-" for each in found)
+        return " / ".join(f"{sum(alarms)} of {len(alarms)}" if alarms else "-" for alarms in below)
 
     columns = [(label, lambda group, way=way: cell(group, *way)) for label, way in _STATISTICS.items()]
     return table(runs("two_sample"), ("network", "data", "seed"), columns)
 
 
 def two_sample_scores() -> Frame:
-    """For each network and data set: how well the rules of `two_sample` follow and tell, and what else does.
+    """For each network and data set: how well the rules of `two_sample`, and the confidence, follow and tell.
 
-    The runs of the seed on which the rule was chosen stand apart from the others. Some networks have no hidden units.
+    Separately for the seed on which the rule was chosen and for the others. Some networks have no hidden units.
     """
 
     def cell(group: Frame, source: Source, last: bool) -> Score | str:

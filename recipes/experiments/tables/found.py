@@ -1,4 +1,4 @@
-"""The strangest images of real data, what is said of each, and how many there are of a kind."""
+"""The strangest images of real data, the verdict on each, and the number of each kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recipes.experiments.tables.writer import Frame
 KINDS = ("wrong label", "two objects", "cropped", "broken", "unusual but fine")
 _SHOWN = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
 
-# Judged once, by a vision model, eight times enlarged, by position; the rest of the 24 are unusual but fine.
+# By position, judged once by a vision model on images enlarged eight times; the rest of the 24 are unusual but fine.
 JUDGED: dict[str, dict[str, tuple[int, ...]]] = {
     "fashion_mnist": {"two objects": (26307, 54600, 27984, 2062, 1182, 36463, 56079, 44011, 37650, 46567)},
     "cifar10": {"two objects": (54373,), "broken": (44226, 49079, 32304, 13223, 17175, 7243)},
@@ -18,7 +18,7 @@ JUDGED: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def images() -> Frame:
-    """One row for each image, the strangest first."""
+    """List the images, the strangest first."""
     rows = []
     for line in read_lines(RESULTS / "found.jsonl"):
         kinds = {position: kind for kind, positions in JUDGED[line["key"]].items() for position in positions}
@@ -30,7 +30,6 @@ def images() -> Frame:
 
 
 def counts() -> Frame:
-    """How many of the images of each data set are of each kind."""
-    found = images()
-    table = pd.crosstab(found.verdict, found.data).reindex(index=KINDS, fill_value=0)
-    return table.reset_index()
+    """Count the images of each kind in each data set."""
+    rows = images()
+    return pd.crosstab(rows.verdict, rows.data).reindex(index=KINDS, fill_value=0).reset_index()

@@ -1,4 +1,4 @@
-"""H1: tables of the runs whose every epoch was analyzed, of the signals, and of the frozen networks."""
+"""H1: tables of the signals, and of the frozen networks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _median(values: Sequence[float | None]) -> str:
 
 
 def _signal(some: Frame, source: Source) -> tuple[str, str, str]:
-    """How a signal follows the loss, the same given sparsity, and the AUROC of its late changes."""
+    """Compute how a signal follows the loss, the same given sparsity, and the AUROC of its late changes."""
     curves = [(line, signal(line, *source)) for line in some[some.overfitting].line]
     plain = _median([follows(line, curve) for line, curve in curves])
     given = _median([follows(line, curve, signal(line, "sparsity")) for line, curve in curves])
@@ -51,7 +51,7 @@ def _signal(some: Frame, source: Source) -> tuple[str, str, str]:
 
 
 def signals() -> Frame:
-    """For each network and signal, over all its layers: does it follow the loss, does it tell the runs apart?"""
+    """For each network and signal, over all layers: does it follow the loss, does it tell the runs apart?"""
     some = runs("h1")
     rows = [
         (network, label, len(group), *_signal(group, source))
@@ -63,9 +63,10 @@ def signals() -> Frame:
 
 
 def long_signals() -> Frame:
-    """What `signals` says, of the runs on all images, by network and of all of them together.
+    """The columns of `signals` for the runs on all images, by network and of all networks.
 
-    And in how many pairs of an overfitting and a healthy run, of the same images and seed, the former changes more.
+    And the number of pairs of an overfitting and a healthy run, with the same images and seed, in which the former
+    changes more.
     """
     some = runs("h1")
     some, rows = some[some.long], []
@@ -83,7 +84,7 @@ def long_signals() -> Frame:
 
 
 def _tells_given_sparsity(some: Frame, source: Source) -> str:
-    """AUROC of late changes less what those of sparsity explain of them, by a line through all runs."""
+    """Compute the AUROC of the residuals of late changes after a linear regression on those of sparsity."""
     sparsity = [late_change(signal(line, "sparsity")) for line in some.line]
     if source[0] in ("sparsity", "epoch"):
         return "-"
@@ -93,14 +94,14 @@ def _tells_given_sparsity(some: Frame, source: Source) -> str:
 
 
 def frozen() -> Frame:
-    """For each network and data set: the loss and the accuracies at the best epoch, and after it with parts frozen."""
+    """For each network and data set: loss and accuracies at the best epoch and after training with frozen parts."""
     some, rows = runs("frozen"), []
     for (network, data), group in some.groupby(["network", "data"]):
         stages = {"best epoch": [line["start"] for line in group.line]}
         stages |= {f"then {arm}": [line["arms"][arm] for line in group.line] for arm in group.line.iloc[0]["arms"]}
-        for stage, found in stages.items():
-            accuracies = [f"{100 * mean(each[part] for each in found):.1f}%" for part in ("train_acc", "test_acc")]
-            loss = spread(each["val_loss"] for each in found)
+        for stage, metrics in stages.items():
+            accuracies = [f"{100 * mean(seed[part] for seed in metrics):.1f}%" for part in ("train_acc", "test_acc")]
+            loss = spread(seed["val_loss"] for seed in metrics)
             rows.append((network, data, stage, len(group), loss, *accuracies))
     header = ["network", "data", "trained", "seeds", "validation loss", "training accuracy", "test accuracy"]
     return pd.DataFrame(rows, columns=header)

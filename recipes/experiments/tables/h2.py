@@ -1,4 +1,4 @@
-"""H2: gradients of outlier samples, what finds mislabelled images, and training without outlier samples."""
+"""H2: gradients of outlier samples, detection of mislabelled images, and training without outlier samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Found = dict[str, Any]
 
 
 def measured() -> Frame:
-    """The runs of the first kind, with their last measured epoch and the one nearest to the smallest loss."""
+    """Read the runs with measured gradients, their last measured epoch and the one nearest to the lowest loss."""
     some = runs("h2").query("kind == 'measure'")
 
     def near_best(line: Found) -> Found:
@@ -30,13 +30,13 @@ def measured() -> Frame:
 
 
 def ratios_of(epochs: Iterable[Found], probe: str, what: str, reading: str) -> list[list[float]]:
-    """Ratio of outlier samples to others and its interval in some measured epochs, of those that have it."""
+    """Read the ratio of outlier samples to others, with its interval, in those epochs that have one."""
     groups = (epoch[probe][reading]["gradients"]["all"] for epoch in epochs)
     return [found[what] for found in groups if what in found]
 
 
 def _compare(ratios: Sequence[Sequence[float]]) -> str:
-    """Mean and spread of ratios, and in how many runs the interval lies above or below 1."""
+    """Format mean and spread of ratios, and the number of runs whose interval lies above or below 1."""
     if not ratios:
         return "-"
     above = sum(low > 1 for _, low, _ in ratios)
@@ -76,7 +76,7 @@ def gradients() -> Frame:
 
 
 def _found(results: Sequence[Found], score: int) -> str:
-    """AUROC and average precision of a score over several results."""
+    """Format AUROC and average precision of a score over several results."""
     if results[0]["auroc"][score] is None:
         return "-"
     areas = spread([one["auroc"][score] for one in results])
@@ -84,7 +84,7 @@ def _found(results: Sequence[Found], score: int) -> str:
 
 
 def mislabelled() -> Frame:
-    """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
+    """For each network, data set and probe: AUROC and average precision of the scores that find wrong labels."""
     some, rows = measured(), []
     scores = some.line.iloc[0]["scores"]
     for key, group in some.groupby(["network", "data"]):
@@ -99,10 +99,10 @@ def mislabelled() -> Frame:
 
 
 def left_out() -> Frame:
-    """For each network and data set: the test loss and accuracy without the outlier samples, without random ones.
+    """For each network and data set: test loss and accuracy without outlier samples, minus those without random ones.
 
-    Beside the spread over seeds stands the standard error that the draws of random samples alone give the mean: their
-    variance is pooled over the runs and readings of a network and data set.
+    With the spread over seeds and the standard error of the mean due to the draws of random samples, whose variance is
+    pooled over the runs and readings of a network and data set.
     """
     rows = []
     for key, group in runs("h2").query("kind == 'leave_out'").groupby(["network", "data"]):

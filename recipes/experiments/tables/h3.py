@@ -1,4 +1,4 @@
-"""H3: what is flagged, and what masking it does, beside as many other filters of the same layers."""
+"""H3: the flagged filters, and the effect of masking them or as many other filters of the same layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PERMUTATIONS = 20_000
 
 
 def values(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> list[float]:
-    """A measure of every mask of an arm, "nothing" included; empty where nothing was flagged or it does not exist."""
+    """Read a measure of every mask of an arm, or of "nothing"; empty if nothing was flagged or it does not exist."""
     arms = line["readings"][reading][state].get("arms")
     if arms is None:
         return []
@@ -30,31 +30,31 @@ def values(line: Line, reading: str, arm: str, moment: str, measure: str, state:
 
 
 def average(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> float | None:
-    """The mean of `values`; None where there are none."""
-    found = values(line, reading, arm, moment, measure, state)
-    return mean(found) if found else None
+    """Return the mean of `values`, or None without any."""
+    measured = values(line, reading, arm, moment, measure, state)
+    return mean(measured) if measured else None
 
 
 def standing(value: float, others: Sequence[float], measure: str) -> float:
-    """Share of the other masks that a mask beats, ties counted half."""
+    """Compute the share of the other masks that a mask beats; ties count half."""
     sign = 1 if measure in _LARGER_IS_BETTER else -1
     return mean((sign * value > sign * other) + (value == other) / 2 for other in others)
 
 
 def permutation_p(masks: Sequence[Sequence[float]], measure: str) -> tuple[float, float]:
-    """Is the first mask of every run, each given by its measure, a mask like the others?
+    """Test whether the first mask of every run is like the others; masks are given by their measure.
 
     Returns:
-        The mean of its standings among the others, and how often (two-sided) a mask picked at random in each run has a
-        mean as far from one half: the permutation test of the hypothesis that all masks of a run are exchangeable.
+        The mean standing of the first masks among the others, and the two-sided p-value of the permutation test of the
+        hypothesis that all masks of a run are exchangeable.
     """
     standings = [[standing(value, [*run[:i], *run[i + 1 :]], measure) for i, value in enumerate(run)] for run in masks]
-    found = mean(each[0] for each in standings)
+    first = mean(run[0] for run in standings)
     random = np.random.default_rng(0)
-    picked = [np.array(each)[random.integers(len(each), size=_PERMUTATIONS)] for each in standings]
+    picked = [np.array(run)[random.integers(len(run), size=_PERMUTATIONS)] for run in standings]
     distances = np.abs(np.mean(picked, axis=0) - 0.5)
-    extreme = int((distances >= abs(found - 0.5) - 1e-12).sum())
-    return found, (1 + extreme) / (1 + _PERMUTATIONS)
+    extreme = int((distances >= abs(first - 0.5) - 1e-12).sum())
+    return first, (1 + extreme) / (1 + _PERMUTATIONS)
 
 
 def _p(value: float) -> str:
@@ -62,7 +62,7 @@ def _p(value: float) -> str:
 
 
 def _against(pairs: Sequence[tuple[float, float]], measure: str) -> str:
-    """In how many runs the first of a pair is better, ties left out, with the p-value of the sign test."""
+    """Format the number of pairs whose first is better, without ties, with the p-value of the sign test."""
     sign = 1 if measure in _LARGER_IS_BETTER else -1
     better = sum(sign * a > sign * b for a, b in pairs)
     decided = sum(a != b for a, b in pairs)
@@ -70,19 +70,19 @@ def _against(pairs: Sequence[tuple[float, float]], measure: str) -> str:
 
 
 def flagged_runs(some: Frame, reading: str, moment: str = "0", state: str = "last") -> Frame:
-    """The runs in which something was flagged, and the mask measured at that moment."""
+    """Select the runs in which filters were flagged, and their mask was measured at that moment."""
     return some[[bool(values(line, reading, "anomaly", moment, "val_loss", state)) for line in some.line]]
 
 
 def _cases() -> Iterator[tuple[str, str, str, Frame]]:
-    """Reading, state, moment and the runs that have them."""
+    """Yield reading, state, moment and their runs."""
     for reading in READINGS:
         for state, moment in (("best", "0"), *(("last", moment) for moment in MOMENTS)):
             yield reading, state, moment, flagged_runs(runs("h3"), reading, moment, state)
 
 
 def contest() -> Frame:
-    """Over all runs: does the mask of anomaly filters beat the others? For the number of runs, p-values are small."""
+    """Over all runs: does the mask of anomaly filters beat the others?"""
     rows = []
     for measure in ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc"):
         for reading, state, moment, some in _cases():
@@ -102,12 +102,12 @@ def contest() -> Frame:
 
 
 def what_is_flagged() -> Frame:
-    """What kind of filters is flagged: how sparse, whether L1 and FPGM mask them too, whether masking does anything."""
+    """The flagged filters: their sparsity, the overlap with other masks, and whether masking has an effect."""
     rows = []
     for reading, state, moment, cases in _cases():
         for network, group in cases.groupby("network") if moment == "0" else []:
-            found = [line["readings"][reading][state] for line in group.line]
-            sparsity = [each for one in found for each in one["sparsity"].values()]
+            results = [line["readings"][reading][state] for line in group.line]
+            sparsity = [means for result in results for means in result["sparsity"].values()]
             losses = [[values(line, reading, arm, "0", "val_loss", state)[0] for arm in ("nothing", "anomaly")]
                       for line in group.line]  # fmt: skip
             rows.append(
@@ -115,10 +115,10 @@ def what_is_flagged() -> Frame:
                     f"{READINGS[reading]}, {state} epoch",
                     network,
                     len(group),
-                    spread([sum(one["masked"].values()) for one in found], 1),
-                    spread([each[0] for each in sparsity]),
-                    spread([each[1] for each in sparsity]),
-                    *(spread([one["shared"].get(arm) for one in found]) for arm in ("l1", "fpgm", "sparsest")),
+                    spread([sum(result["masked"].values()) for result in results], 1),
+                    spread([flagged for flagged, _ in sparsity]),
+                    spread([normal for _, normal in sparsity]),
+                    *(spread([result["shared"].get(arm) for result in results]) for arm in ("l1", "fpgm", "sparsest")),
                     f"{sum(a == b for a, b in losses)} of {len(group)}",
                 )
             )

@@ -1,4 +1,4 @@
-"""What stopping costs: each run of `harm` and `output` replayed by the rules that a user can choose."""
+"""The cost of stopping: each run of `harm` and `output`, replayed with the rules that a user can choose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recipes.experiments.tables.writer import Frame, runs
 
 
 def _smoothed(line: Line) -> int | None:
-    """The default rule without the gap: when the average of the validation loss has not improved."""
+    """Apply the default rule without the gap: stop when the average of the validation loss has not improved."""
     losses = signal(line, "val_loss")
     trends = (loss_trend(losses[: place + 1]) for place in range(len(losses)))
     return next((place for place, trend in enumerate(trends) if trend and trend.waited >= LOSS_PATIENCE), None)
@@ -32,13 +32,13 @@ SHOWN: dict[str, Rule] = {
 
 
 def _overfits(line: Line) -> bool:
-    """Whether the validation loss ends a tenth above its lowest value."""
+    """Whether the validation loss ends more than 10% above its minimum."""
     loss = signal(line, "val_loss")
     return loss[-1] > 1.1 * min(loss)
 
 
 def parts(some: Frame) -> dict[str, Frame]:
-    """The new runs in parts, and all of them."""
+    """Split the new runs into parts, the last of which is all runs."""
     small = (some.condition == "plain") & (some.data != "cifar10")
     norm = some.network.str.endswith("bn")
     return {
@@ -58,12 +58,12 @@ _COLUMNS = ["runs", "rule", "stopped", "validation loss / best: median", "larges
 
 def _row(rule: Rule, some: Frame) -> list[str]:
     costs = [cost(rule, line) for line in some.line]
-    val, test, best, later, kept = ([each[place] for each in costs] for place in range(2, 7))
+    _, _, val, test, best, later, kept = zip(*costs, strict=True)
     losses = [f"{median(val):.2f}", f"{max(val):.2f}", f"{median(test):.2f}"]
     points = [fmean(best), max(best), fmean(later), max(later), fmean(kept), max(kept)]
-    told = [f"{round(value, 1) + 0:.1f}" for value in points]  # never -0.0
+    cells = [f"{round(value, 1) + 0:.1f}" for value in points]  # never -0.0
     many = [str(sum(value > 2 for value in points)) for points in (later, kept)]
-    return [stopped(costs), *losses, *told[:4], many[0], *told[4:], many[1]]
+    return [stopped(costs), *losses, *cells[:4], many[0], *cells[4:], many[1]]
 
 
 def _table(named: Iterable[tuple[str, Frame]]) -> Frame:
@@ -72,19 +72,19 @@ def _table(named: Iterable[tuple[str, Frame]]) -> Frame:
 
 
 def new_runs() -> Frame:
-    """For the new runs in parts: what each rule stops, and what that costs."""
+    """For each part of the new runs: which runs each rule stops, and at what cost."""
     return _table(parts(runs("harm")).items())
 
 
 def recorded_runs() -> Frame:
-    """The same for the runs of `output` that the rule was chosen on, and for the others."""
+    """The columns of `new_runs` for the runs of `output`: those that the rule was chosen on, and the others."""
     some = runs("output")
     chosen = some.seed.isin(TUNED_ON).map({True: "chosen on: ", False: "others: "})
     return _table(some.groupby(chosen + some.overfitting.map({True: "overfitting", False: "healthy"})))
 
 
 def each_new_run() -> Frame:
-    """Each new run: losses, and what the default rule costs."""
+    """Each new run: losses, and the cost of the default rule."""
     rows = []
     for line in sorted(runs("harm").line, key=lambda line: str(line["key"])):
         loss, paid = signal(line, "val_loss"), cost(confirmed, line)
@@ -97,7 +97,7 @@ def each_new_run() -> Frame:
 
 
 def augmented() -> Frame:
-    """New runs on CIFAR-10: when the gap opens by plain training images, and by shifted and mirrored ones."""
+    """New runs on CIFAR-10: when the gap opens by plain and by augmented training images."""
     rows = []
     for line in sorted(runs("harm").line, key=lambda line: str(line["key"])):
         if line["cell"]["data"] == "cifar10" and "confidence_rise augmented" in line["epochs"][0]:

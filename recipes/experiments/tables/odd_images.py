@@ -1,4 +1,4 @@
-"""What finds odd images: means over kinds and networks, for each score; see `recipes.experiments.odd_images`."""
+"""How well each score finds odd images: means over kinds and networks; see `recipes.experiments.odd_images`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SCORES = (*OURS, *LEADS, *RIVALS)
 QUESTIONS = {"probe": "probe only", "reference": "with a reference"}
 _SHOWN = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
 _GROUP_OF = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
-_NAMES = {"resnet20": "ResNet-20", "vgg_bn": "VGG", "small_vgg": "small VGG"}
+_CHOSEN_CLASSES = [f"class {number}" for number in CHOSEN_CLASSES]
 
 
 def results() -> Frame:
-    """One row for each network, question, kind and score: AUROC, average precision, share among the first 2n.
+    """List AUROC, average precision and share among the first 2n for each network, question, kind and score.
 
     `chosen` says whether the score was chosen with that kind or class.
     """
@@ -34,21 +34,15 @@ def results() -> Frame:
         cell = line["cell"]
         for question in QUESTIONS:
             for kind, scores in line[question].items():
-                known = kind in CHOSEN_KINDS or (
-                    kind.startswith("class")
-                    and cell["data"] == "fashion_mnist"
-                    and int(kind.removeprefix("class ")) in CHOSEN_CLASSES
-                )
-                rows += [
-                    (cell["network"], cell["data"], question, kind, known, score, *values)
-                    for score, values in scores.items()
-                ]
+                chosen = kind in CHOSEN_KINDS or (cell["data"] == "fashion_mnist" and kind in _CHOSEN_CLASSES)
+                start = (cell["network"], cell["data"], question, kind, chosen)
+                rows += [(*start, score, *values) for score, values in scores.items()]
     header = ["network", "data", "question", "kind", "chosen", "score", "auroc", "precision", "first"]
     return pd.DataFrame(rows, columns=header)
 
 
 def _cells(found: Frame, column: Callable[[Frame], Any]) -> Frame:
-    """Mean measures of every score, as text, by what a row is grouped by."""
+    """Format the mean measures of every score, in a column for each group."""
     groups = found.assign(column=column(found)).groupby(["column", "score"], sort=False)
     means = groups[["auroc", "precision", "first"]].mean()
     text = means.apply(lambda row: f"{row.auroc:.3f} / {row.precision:.3f} / {row['first']:.2f}", axis=1)
@@ -65,7 +59,7 @@ def _title(found: Frame) -> Any:
 
 
 def summary() -> Frame:
-    """For each score, question and data set: the mean over the kinds that it was not chosen on, and two networks."""
+    """For each score, question and data set: the mean over two networks and the kinds that it was not chosen on."""
     return _cells(_damage(results()), _title)
 
 
@@ -81,9 +75,9 @@ def by_kind() -> Frame:
 
 
 def unknown() -> Frame:
-    """For each question and data set: the mean of every score over the classes that a network never saw.
+    """For each question and data set: the mean of every score over the classes that were left out of training.
 
-    Of Fashion-MNIST all ten, and the four that the score was not chosen on.
+    For Fashion-MNIST all ten classes, and the four that the score was not chosen on.
     """
     found = results()
     found = found[found.kind.str.startswith("class")]
@@ -93,19 +87,19 @@ def unknown() -> Frame:
 
 
 def little_data() -> Frame:
-    """The same as `summary` for a small network trained on 4,000 images."""
+    """The columns of `summary` for a small network trained on 4,000 images."""
     found = results()
     return _cells(found[(found.network == "small_vgg") & ~found.chosen], _title)
 
 
 def _wilson(count: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share."""
+    """Compute Wilson's 95% interval of a share."""
     centre, wide = (count + z * z / 2) / (n + z * z), z * sqrt(count * (n - count) / n + z * z / 4) / (n + z * z)
     return centre - wide, centre + wide
 
 
 def false_discoveries() -> Frame:
-    """For each data set, reference, number of planted images and of unreadable files: false discoveries."""
+    """False discoveries for each data set, reference, number of planted images and of unreadable files."""
     rows: dict[tuple[Any, ...], list[list[int]]] = {}
     for line in read_lines(RESULTS / "outliers.jsonl"):
         if line["cell"]["network"] == "small_vgg":

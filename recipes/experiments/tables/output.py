@@ -1,9 +1,10 @@
-"""When to stop by the output: what each rule stops, and how well each number tells overfitting runs."""
+"""Stopping by the output: the runs that each rule stops, and how well each number tells overfitting runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -16,32 +17,27 @@ from recipes.experiments.tables.curves import Line, auroc, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
-Rule = Callable[[Line], int | None]  # the epoch after which it stops a run, if it does
+Rule = Callable[[Line], int | None]  # returns the epoch after which it stops a run, or None
 _TRIED = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
-# Known when a rise had to exceed three standard errors, and when the ratio was preferred to log-odds: network, data and
-# seed.
-_CHOSEN_ON = {
-    ("lenet5", "cifar10", 3),
-    ("simple_cnn", "fashion_mnist", 2),
-    ("lenet5", "fashion_mnist", 0),
-    ("simple_cnn", "fashion_mnist", 0),
-}
+# Network, data and seed of the runs by which three standard errors, and the ratio instead of log-odds, were chosen.
+_CHOSEN_ON = {("lenet5", "cifar10", 3), ("simple_cnn", "fashion_mnist", 2), ("lenet5", "fashion_mnist", 0),
+              ("simple_cnn", "fashion_mnist", 0)}  # fmt: skip
 
 
 def chosen_on(some: Frame) -> list[bool]:
-    """Which runs had a part in choosing the rule."""
+    """Return which runs the rule was chosen on."""
     return [cell in _CHOSEN_ON for cell in zip(some.network, some.data, some.seed, strict=True)]
 
 
 def first_above(values: Sequence[float], threshold: float) -> int | None:
-    """Position of the first value above a threshold; None without any."""
+    """Return the position of the first value above a threshold, or None."""
     return next((place for place, value in enumerate(values) if value > threshold), None)
 
 
 def _rises(line: Line, name: str = "confidence_rise", window: int = WINDOW) -> list[float]:
-    """A rise as it was measured; of other numbers, how far the mean of `window` is above its lowest at each validation.
+    """Return a measured rise, or, for other numbers, how far the mean of `window` values is above its minimum so far.
 
-    The `confidence_error_ratio` rises by a fraction, as `confidence_rise` does, but whatever the standard error.
+    The rise of `confidence_error_ratio` is a fraction like `confidence_rise`, but ignores the standard error.
     """
     values = signal(line, name)
     if name.startswith("confidence_rise"):
@@ -57,12 +53,12 @@ def _above_lowest(values: Sequence[float], window: int) -> list[float]:
 
 
 def above(threshold: float, name: str = "confidence_rise") -> Rule:
-    """The rule that stops a run when a number has risen by more than a threshold."""
+    """Make the rule that stops a run when a number has risen by more than a threshold."""
     return lambda line: first_above(_rises(line, name), threshold)
 
 
 def confirmed(line: Line) -> int | None:
-    """The default rule: a gap, and a validation loss that does not improve."""
+    """Apply the default rule: a gap, and a validation loss that does not improve."""
     rises, losses = signal(line, "confidence_rise"), signal(line, "val_loss")
     trends = (loss_trend(losses[: place + 1]) for place in range(len(losses)))
     stops = (rise > GAP and confirms(trend, LOSS_PATIENCE) for rise, trend in zip(rises, trends, strict=True))
@@ -70,11 +66,11 @@ def confirmed(line: Line) -> int | None:
 
 
 def as_others(rule: str) -> Rule:
-    """One of the rules of `two_sample/stopping.py`; a stop at the last epoch stops nothing, see `Cost`."""
+    """Make one of the rules of `stopping.RULES`; a stop at the last epoch does not count, see `Cost`."""
     return lambda line: OTHERS[rule](line).last
 
 
-# Where each rule stops a run, if it does; the network is the one of that epoch.
+# Each rule returns the epoch at which it stops a run; that epoch's network is used.
 RULES: dict[str, Rule] = {
     "rise of 5% and a validation loss that does not improve (`TwoSampleEarlyStopping`)": confirmed,
     "ratio of expected errors, rise of 10% (`TwoSampleEarlyStopping(confirm=None)`)": above(GAP_ALONE),
@@ -104,26 +100,25 @@ RULES: dict[str, Rule] = {
 
 
 def _parts(some: Frame) -> dict[str, Frame]:
-    """The runs that had a part in the choice, and the others, by data; those on all images apart."""
+    """Split runs by data into those that the rule was chosen on, the others, and those on all images."""
     part = [0 if chosen else 1 + long for chosen, long in zip(chosen_on(some), some.long, strict=True)]
     names = ("chosen on", "others", "all images")
-    return {
-        f"{names[place]}: {data}": group for (place, data), group in some.assign(part=part).groupby(["part", "data"])
-    }
+    groups = some.assign(part=part).groupby(["part", "data"])
+    return {f"{names[place]}: {data}": group for (place, data), group in groups}
 
 
 class Cost(NamedTuple):
-    """What a rule costs in one run, where it stops it or else at its end.
+    """The cost of a rule in one run, at the epoch where it stops, or else at the end.
 
     Attributes:
-        epoch: The last epoch trained, from 0.
+        epoch: The last trained epoch, from 0.
         stopped: Whether that is before the last one.
-        val_loss: Validation loss there, over the lowest of the run.
-        test_loss: Test loss likewise.
+        val_loss: Validation loss, divided by the lowest of the run.
+        test_loss: Test loss, divided by the lowest of the run.
         best: Test accuracy below that of the best epoch (percentage points).
-        later: Test accuracy below that of the best of the epochs that were not trained; 0 if it is above.
-        kept: Test accuracy of the epoch with the best validation accuracy so far, as a checkpoint keeps it, below that
-            of the same in the whole run.
+        later: Test accuracy below that of the best later epoch; 0 if it is above.
+        kept: Test accuracy at the best validation accuracy so far, as a checkpoint has it, below the same of the whole
+            run.
     """
 
     epoch: int
@@ -136,19 +131,19 @@ class Cost(NamedTuple):
 
 
 def cost(rule: Rule, line: Line) -> Cost:
-    """What a rule costs in a run."""
+    """Compute the cost of a rule in a run."""
     accuracy, stop = signal(line, "test_acc"), rule(line)
     end = len(accuracy) - 1 if stop is None else stop
     val, test = (losses[end] / min(losses) for losses in (signal(line, "val_loss"), signal(line, "test_loss")))
     best, later = (100 * (max(reached) - accuracy[end]) for reached in (accuracy, accuracy[end:]))
-    known = signal(line, "val_acc")
-    kept, whole = (accuracy[part.index(max(part))] for part in (known[: end + 1], known))
+    validated = signal(line, "val_acc")
+    kept, whole = (accuracy[part.index(max(part))] for part in (validated[: end + 1], validated))
     return Cost(end, end < len(accuracy) - 1, val, test, best, later, 100 * (whole - kept))
 
 
 def stopped(costs: Sequence[Cost]) -> str:
-    """How many runs are stopped."""
-    return f"{sum(each.stopped for each in costs)} of {len(costs)}"
+    """Format the number of stopped runs."""
+    return f"{sum(cost.stopped for cost in costs)} of {len(costs)}"
 
 
 _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest", "epochs spent",
@@ -156,11 +151,12 @@ _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, media
 
 
 def _costs(rule: Rule, some: Frame) -> list[str]:
-    """What a rule stops, and what the overfitting runs cost then, by `_COSTS`."""
-    bad, good = ([cost(rule, line) for line in kind.line] for kind in kinds(some))
-    ratios = [each.val_loss for each in bad]
-    spent = fmean((each.epoch + 1) / len(line["epochs"]) for each, line in zip(bad, kinds(some)[0].line, strict=True))
-    lost = fmean(each.best for each in bad)
+    """Format the columns `_COSTS`: the runs that a rule stops, and the cost in the overfitting ones."""
+    overfitting, healthy = kinds(some)
+    bad, good = ([cost(rule, line) for line in kind.line] for kind in (overfitting, healthy))
+    ratios = [paid.val_loss for paid in bad]
+    spent = fmean((paid.epoch + 1) / len(line["epochs"]) for paid, line in zip(bad, overfitting.line, strict=True))
+    lost = fmean(paid.best for paid in bad)
     costs = [f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
     return [stopped(bad), stopped(good), *costs]
 
@@ -175,27 +171,25 @@ def _costs_by_part(name: str, by_name: Mapping[str, Rule], columns: int) -> Fram
 
 
 def rules() -> Frame:
-    """For each part and rule: how many runs it stops, and what the overfitting ones cost then.
+    """For each part and rule: the number of stopped runs, and the cost in the overfitting ones.
 
-    Validation loss at the stop over the smallest (of a run that is not stopped, at its end), epochs trained of those
-    there are, and test accuracy below that of the best epoch.
+    The cost is the validation loss at the stop, or else at the end, divided by the lowest; the share of epochs trained;
+    and the test accuracy below that of the best epoch.
     """
     return _costs_by_part("rule", RULES, len(_COSTS))
 
 
 def rises() -> Frame:
-    """The same for each rise of the ratio."""
+    """The columns of `rules` for several thresholds of the rise."""
     return _costs_by_part("rise", {f"{100 * rise:g}%": above(rise) for rise in _TRIED}, len(_COSTS) - 1)
 
 
 def summary() -> Frame:
-    """For each rule: what it stops of the held-out runs, and the median loss then."""
-    parts = {
-        name.removeprefix("others: "): group for name, group in _parts(runs("output")).items() if "chosen" not in name
-    }
-    rows = [
-        [rule, *(cell for group in parts.values() for cell in _costs(stop, group)[:3])] for rule, stop in RULES.items()
-    ]
+    """For each rule: the held-out runs that it stops, and their median loss."""
+    held_out = {name: group for name, group in _parts(runs("output")).items() if "chosen" not in name}
+    parts = {name.removeprefix("others: "): group for name, group in held_out.items()}
+    cells = {rule: [_costs(stop, group)[:3] for group in parts.values()] for rule, stop in RULES.items()}
+    rows = [[rule, *chain(*of_rule)] for rule, of_rule in cells.items()]
     columns = [f"{name}: {column}" for name in parts for column in ("overfitting", "healthy", "loss")]
     return pd.DataFrame(rows, columns=["rule", *columns])
 
@@ -222,9 +216,8 @@ _NUMBERS = {
 def scores() -> Frame:
     """How well the largest rise of each number tells the held-out runs.
 
-    The probability that it is larger in an overfitting run than in a healthy one, the least in an overfitting one, and
-    the most in a healthy one; of short runs by data, and of all, the long ones too. In brackets the number of runs,
-    where some do not have the number.
+    The AUROC, the smallest rise of an overfitting run and the largest of a healthy one, for short runs by data and for
+    all runs, with the number of runs in brackets if some lack the number.
     """
     some = runs("output")
     held_out = some[[not chosen for chosen in chosen_on(some)]]

@@ -1,4 +1,4 @@
-"""How stable each rule's verdicts are, and how near they are to the clustering that the index selects."""
+"""The stability of each rule's verdicts, and their overlap with the clustering that the index selects."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pandas as pd
 
 from recipes.experiments.tables.writer import Frame, runs
 
-RULES = ("vote", "best", *(f"index^{power} > {share:g}" for power, share in product(range(1, 7), (0.5, 0.55, 0.6,
-                                                                                                0.667))))  # fmt: skip
+_SHARES = (0.5, 0.55, 0.6, 0.667)
+RULES = ("vote", "best", *(f"index^{power} > {share:g}" for power, share in product(range(1, 7), _SHARES)))
 DAMAGED = ("0", "8")  # of the probe's images
-ENOUGH = {"seeds": 0.95, "left out": 0.85}  # what is wanted
+ENOUGH = {"seeds": 0.95, "left out": 0.85}  # the required overlaps
 
 
 def parts() -> dict[str, Frame]:
-    """Runs that had a part in the choice and the others, small networks and AlexNet."""
+    """Split runs into those that the rule was chosen on and others, and into AlexNet and small networks."""
     some = runs("stability")
     some["part"] = some.condition.isin(["overfitting", "augmented"]).map({True: "chosen on", False: "others"})
     some["size"] = (some.network == "alexnet").map({True: "AlexNet", False: "small networks"})
@@ -24,18 +24,18 @@ def parts() -> dict[str, Frame]:
 
 
 def share(some: Frame, damaged: str, rule: str, what: str) -> float:
-    """Filters shared, of those that either flags, over all runs together."""
+    """Compute the share of filters that both flag among those that either flags, over all runs."""
     shared, either = zip(*(line["damaged"][damaged][rule][what] for line in some.line), strict=True)
     return float(sum(shared) / sum(either))
 
 
 def reaches(some: Frame, rule: str) -> bool:
-    """Whether a rule is as stable as is wanted, on probes without and with damaged images."""
+    """Whether a rule is stable enough on probes without and with damaged images."""
     return all(share(some, count, rule, what) >= least for count in DAMAGED for what, least in ENOUGH.items())
 
 
 def stability() -> Frame:
-    """For each rule and part of the runs: filters flagged, and the four overlaps, ordinary / damaged probes."""
+    """For each rule and part of the runs: flagged filters and the four overlaps, on ordinary / damaged probes."""
     rows = []
     for rule in ("best", *reversed(RULES[2:]), "vote"):
         for name, some in parts().items():

@@ -1,4 +1,4 @@
-"""Rules that stop a run, replayed on its curves: where each stops, which network it keeps, and what that costs.
+"""Stopping rules, replayed on the curves of runs: the epoch where each stops, the network that it keeps, and the cost.
 
 Functions on lists with one value for each epoch; positions count from 0.
 """
@@ -17,7 +17,7 @@ from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 
 
 class Stop(NamedTuple):
-    """What a rule does: the last epoch trained, and the epoch whose network is kept."""
+    """The last trained epoch, and the epoch whose network is kept."""
 
     last: int
     kept: int
@@ -27,7 +27,7 @@ Rule = Callable[[Line], Stop]
 
 
 def by_patience(values: Sequence[float], patience: int) -> Stop:
-    """Stop when `patience` epochs in a row bring no new minimum, and keep the minimum, as EarlyStopping does."""
+    """Stop after `patience` epochs without a new minimum, and keep the minimum, as EarlyStopping does."""
     best = 0
     for position, value in enumerate(values):
         if value < values[best]:
@@ -38,7 +38,7 @@ def by_patience(values: Sequence[float], patience: int) -> Stop:
 
 
 def by_rise(values: Sequence[float], threshold: float = RISE, patience: int = RISE_PATIENCE) -> Stop:
-    """Do what `AnomalyEarlyStopping` does on the values of a fraction; keep the network before the rise."""
+    """Stop as `AnomalyEarlyStopping` does on the values of a fraction; keep the network before the rise."""
     lasted = 0
     for position in range(len(values)):
         lasted = lasted + 1 if rise(values[: position + 1]) > threshold else 0
@@ -61,7 +61,7 @@ def _accuracy(line: Line) -> list[float]:
     return [-value for value in signal(line, "val_acc")]
 
 
-# Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
+# Patience 5 for rules that were proposed with a patience. The first "changed" compares with the untrained network.
 RULES: dict[str, Rule] = {
     "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
     "anomaly filters (paper's reading)": lambda line: by_rise(signal(line, "fraction", "val_paper")),
@@ -85,11 +85,11 @@ _COMPARED: dict[str, Rule] = {
 
 
 def replay(line: Line, rule: Rule) -> dict[str, float]:
-    """What a rule costs in one run.
+    """Compute the cost of a rule in one run.
 
     Returns:
-        `epochs` trained; `accuracy`, the test accuracy lost against the epoch with the highest (percentage points);
-        `loss`, the test loss above that of the epoch with the lowest (nats); `stopped`, 1 if it ended the run.
+        Trained `epochs`; `accuracy`, the test accuracy below the highest of the run (percentage points); `loss`, the
+        test loss above the lowest of the run (nats); `stopped`, 1 if the rule ended the run.
     """
     stop = rule(line)
     accuracy, loss = signal(line, "test_acc"), signal(line, "test_loss")
@@ -113,20 +113,20 @@ def _costs(some: Frame, rules: dict[str, Rule], by: Sequence[str]) -> Frame:
     return pd.DataFrame(rows, columns=header)
 
 
-def _stopped(found: Frame) -> str:
-    return f"{found.stopped.sum():.0f} of {len(found)}"
+def _stopped(costs: Frame) -> str:
+    return f"{costs.stopped.sum():.0f} of {len(costs)}"
 
 
 def by_network() -> Frame:
-    """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped."""
+    """For each network and rule: lost accuracy and loss, trained epochs, and the number of stopped runs."""
     some = runs("h1")
     return _costs(some[~some.long], RULES, ["network"])
 
 
 def compared() -> Frame:
-    """The same for the rule of `two_sample`, with some others, on the runs that both experiments followed; by data.
+    """The columns of `by_network` for the rule of `two_sample` and some others, on runs of both experiments, by data.
 
-    On another kind of processor the same run takes another course: one whose validation losses differ is left out.
+    Runs whose validation losses differ, as they do on other processors, are left out.
     """
     some, others = runs("h1"), {line["key"]: line for line in runs("two_sample").line}
     some = some[~some.long]

@@ -1,4 +1,4 @@
-"""Runs as a frame, groups of runs as a table of text, and the one way in which numbers are written."""
+"""Runs as a frame, groups of runs as a table of text, and the format of numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Column = tuple[str, Callable[[Frame], object]]
 
 
 def runs(name: str) -> Frame:
-    """The lines of an experiment, one row each: the settings of the run, and the whole line as `line`."""
+    """Read the lines of an experiment, one row each: the settings of the run, and the whole line as `line`."""
     lines = _lines(name)
     frame = pd.DataFrame([{**line["cell"], "kind": line.get("kind"), "line": line} for line in lines])
     frame["overfitting"] = frame.condition.isin(OVERFITTING)
@@ -32,21 +32,21 @@ def _lines(name: str) -> list[dict[str, Any]]:
 
 
 def kinds(some: Frame) -> tuple[Frame, Frame]:
-    """The overfitting runs and the healthy ones."""
+    """Split runs into overfitting and healthy ones."""
     return some[some.overfitting], some[~some.overfitting]
 
 
 def table(some: Frame, by: Sequence[str], columns: Sequence[Column]) -> Frame:
-    """One row for each group of runs, in order: its settings, and what each column makes of the group."""
+    """Make one row for each group of runs, in order: its settings, and the cell of each column."""
     groups = some.groupby(list(by), observed=True, sort=True)
     rows = [[*key, *(cell(group) for _, cell in columns)] for key, group in groups]
     return pd.DataFrame(rows, columns=[*by, *(title for title, _ in columns)])
 
 
 def spread(values: Iterable[float | None], digits: int = 2) -> str:
-    """Mean and, from two values on, standard deviation; None is left out."""
-    found = [value for value in values if value is not None]
-    if not found:
+    """Format the mean and, for two or more values, the standard deviation; None is skipped."""
+    present = [value for value in values if value is not None]
+    if not present:
         return "-"
-    text = f"{mean(found):.{digits}f}"
-    return f"{text} ± {stdev(found):.{digits}f}" if len(found) > 1 else text
+    text = f"{mean(present):.{digits}f}"
+    return f"{text} ± {stdev(present):.{digits}f}" if len(present) > 1 else text
