@@ -1,4 +1,4 @@
-"""It stops where the fraction of anomaly filters has risen and stays up, and nowhere else."""
+"""AnomalyEarlyStopping stops a run if and only if the fraction of anomaly filters has risen and stays up."""
 
 import logging
 from pathlib import Path
@@ -27,24 +27,20 @@ STEP = [0.1] * 12 + [0.3] * 20
         (STEP, 9, 12 + 9),
     ],
 )
-def test_it_stops_when_a_rise_has_lasted(
-    tmp_path: Path, signal: list[float], patience: int, expected: int | None
-) -> None:
+def test_a_run_is_stopped_when_a_rise_has_lasted(tmp_path: Path, signal: Any, patience: int, expected: Any) -> None:
     stopping, trainer = run(tmp_path, signal, patience=patience)
     assert validations(trainer) == (expected or len(signal))
     assert stopping.stopped_epoch == (expected - 1 if expected else 0)
     assert bool(stopping.stopping_reason_message) == bool(expected)
 
 
-def test_values_that_are_only_repeated_do_not_make_a_rise_last(tmp_path: Path) -> None:
+def test_repeated_values_do_not_count_as_validations_of_a_rise(tmp_path: Path) -> None:
     stopping, trainer = run(tmp_path, [value for level in STEP for value in (level, None, None)])
     assert validations(trainer) == 3 * (12 + stopping.patience) - 2
     assert f"for {stopping.patience} validations" in str(stopping.stopping_reason_message)
 
 
-def test_it_works_beside_others_of_its_kind_and_says_why_in_one_sentence(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_works_beside_lightning_s_and_logs_its_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     on_loss = EarlyStopping("val_loss", patience=100)
     best = ModelCheckpoint(tmp_path, monitor="anomaly_filters/rise", mode="min")
     with caplog.at_level(logging.INFO):
@@ -64,23 +60,23 @@ def test_it_works_beside_others_of_its_kind_and_says_why_in_one_sentence(
 
 
 def stops(signals: Tensor) -> Tensor:
-    """Whether the default rule stops signals `(n, validations)`."""
+    """Return whether the default rule stops signals `(n, validations)`."""
     windows = signals.unfold(1, HOLD, 1)
     low, high = windows.amin(2), windows.amax(2).cummin(1).values
     over = (low[:, HOLD:] - high[:, :-HOLD]).round(decimals=7) > RISE  # from validation 2 * HOLD on
     return over.unfold(1, RISE_PATIENCE - HOLD + 1, 1).all(2).any(1)
 
 
-# What the comment at `RISE` says of 1,000 runs, with 160 filters whose verdicts are drawn anew, or persist.
+# The numbers in the comment at `RISE`, for 1,000 runs with 160 filters whose verdicts are redrawn, or persist.
 @pytest.mark.parametrize(("p", "persistence", "found"), [(0.05, 0.0, 0), (0.5, 0.0, 3), (0.3, 0.8, 714)])
 def test_false_stops_in_1000_runs_that_fluctuate_around_a_constant(p: float, persistence: float, found: int) -> None:
     generator = torch.Generator().manual_seed(0)
     flagged = torch.rand(1000, 160, generator=generator) < p
     signal = []
     for _ in range(100):
-        anew = torch.rand(1000, 160, generator=generator) < p
-        kept = torch.rand(1000, 160, generator=generator) < persistence
-        flagged = torch.where(kept, flagged, anew)
+        redrawn = torch.rand(1000, 160, generator=generator) < p
+        persists = torch.rand(1000, 160, generator=generator) < persistence
+        flagged = torch.where(persists, flagged, redrawn)
         signal.append(flagged.double().mean(1))
     assert int(stops(torch.stack(signal, 1)).sum()) == pytest.approx(found, abs=0.1 * found if found > 9 else 0)
 
@@ -94,22 +90,22 @@ def test_arguments_are_checked(options: dict[str, Any]) -> None:
         AnomalyEarlyStopping(**options)
 
 
-def test_two_thresholds_in_one_trainer_are_judged_and_restored_apart(tmp_path: Path) -> None:
+def test_two_thresholds_in_one_trainer_are_independent_even_after_a_resume(tmp_path: Path) -> None:
     def both() -> list[AnomalyEarlyStopping]:
         return [AnomalyEarlyStopping(0.1, patience=12), AnomalyEarlyStopping(0.25)]
 
     keep, first = ModelCheckpoint(tmp_path, save_last=True), both()
     stopping, trainer = run(tmp_path, STEP[:20], keep, *first)
     assert validations(trainer) == 12 + stopping.patience  # the one with default arguments stops first
-    assert [own.wait_count for own in first] == [2, 0]
+    assert [stopping.wait_count for stopping in first] == [2, 0]
     second = both()
-    again = quiet_trainer(tmp_path, Scripted(STEP), *second, max_epochs=len(STEP), limit_train_batches=1)
-    again.fit(SmallNet(), loader(4), loader(4), ckpt_path=tmp_path / "last.ckpt")
-    assert validations(again) == 12 + 12
-    assert [bool(own.stopping_reason_message) for own in second] == [True, False]
+    resumed = quiet_trainer(tmp_path, Scripted(STEP), *second, max_epochs=len(STEP), limit_train_batches=1)
+    resumed.fit(SmallNet(), loader(4), loader(4), ckpt_path=tmp_path / "last.ckpt")
+    assert validations(resumed) == 12 + 12
+    assert [bool(stopping.stopping_reason_message) for stopping in second] == [True, False]
 
 
-def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
+def test_an_anomaly_filter_callback_is_required(tmp_path: Path) -> None:
     asks = "AnomalyEarlyStopping .* AnomalyFilterCallback.*Found "
     for options, callbacks, message in (
         ({}, [], asks + "none"),
@@ -121,7 +117,7 @@ def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
         trainer.validate(SmallNet(), loader(), verbose=False)  # nothing to stop
 
 
-def test_one_that_was_not_stopped_is_told_how_things_stand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_is_not_stopped_logs_the_rise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(tmp_path, STEP[: 12 + HOLD], patience=HOLD + 1)
     assert [text for text in caplog.messages if "EarlyStopping" in text] == [

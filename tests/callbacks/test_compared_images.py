@@ -1,4 +1,4 @@
-"""Where a TwoSampleCallback takes its images from: the Trainer's own data without augmentation, or what it is given."""
+"""The images of a TwoSampleCallback: the Trainer's data without augmentation, or given ones."""
 
 import gc
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
+from functional import same
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
@@ -22,12 +23,12 @@ AUGMENTED = transforms.Compose([transforms.RandomCrop(8, 2), transforms.RandomHo
 
 
 def pictures(train: bool, transform: Any = None) -> FakeData:
-    """Like torchvision's CIFAR-10, but smaller and of noise."""
+    """Small images of noise, as a torchvision data set."""
     return FakeData(200 if train else 150, (3, 8, 8), 3, transform, random_offset=1000 * train)
 
 
 class Module(SmallNet):
-    """A user's module; remembers the images that are not of its loaders' batches of 25."""
+    """Keeps all images that do not come in its loaders' batches of 25."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class Module(SmallNet):
 
 
 class Data(pl.LightningDataModule):
-    """Augmented training images and plain validation images, as two data sets or as parts of such."""
+    """Augmented training images and plain validation images, as two data sets or as subsets."""
 
     def __init__(self, subsets: bool = False) -> None:
         super().__init__()
@@ -79,12 +80,12 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 
 def sources(seen: Tensor, train: bool) -> list[int]:
-    """Which plain images of a data set these are; -1 for none of them."""
-    known = {PLAIN(image).numpy().tobytes(): place for place, (image, _) in enumerate(pictures(train))}
-    return [known.get(image.numpy().tobytes(), -1) for image in seen]
+    """Return the positions of images in the plain data set; -1 for other images."""
+    positions = {PLAIN(image).numpy().tobytes(): place for place, (image, _) in enumerate(pictures(train))}
+    return [positions.get(image.numpy().tobytes(), -1) for image in seen]
 
 
-def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted: Fitted, tmp_path: Path) -> None:
+def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(fitted: Fitted, tmp_path: Path) -> None:
     model, compared = fitted.model, fitted.compared
     report = compared.report
     assert report is not None
@@ -93,12 +94,12 @@ def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted
     assert len(seen) == 8  # of both kinds, at four validations
     for first, again in (seen[:2], seen[-2:]), (seen[:2], seen[4:6]):
         assert all(map(torch.equal, first, again))
-    for own, train in zip(seen, (True, False), strict=False):
-        places = sources(own, train)
-        assert len(set(places)) == 128
-        assert min(places) >= 0
-        assert places != sorted(places)
-        assert max(places) >= 128
+    for images_of_kind, train in zip(seen, (True, False), strict=False):
+        positions = sources(images_of_kind, train)
+        assert len(set(positions)) == 128
+        assert min(positions) >= 0
+        assert positions != sorted(positions)
+        assert max(positions) >= 128
     again = two_sample_test(model, seen[0], seen[1])
     assert again.confidence_error_ratio == pytest.approx(report.confidence_error_ratio)
     second = TwoSampleCallback(sample_size=128)
@@ -108,19 +109,18 @@ def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted
     assert second.history[:2] == compared.history[:2]
 
 
-def test_the_training_is_the_same_without_it(fitted: Fitted, tmp_path: Path) -> None:
-    alone = fit_own(tmp_path, max_epochs=4).state_dict()
-    assert all(torch.equal(value, alone[name]) for name, value in fitted.model.state_dict().items())
+def test_training_is_the_same_without_the_callback(fitted: Fitted, tmp_path: Path) -> None:
+    assert same(fitted.model.state_dict(), fit_own(tmp_path, max_epochs=4).state_dict())
 
 
-def test_of_parts_of_data_sets_only_those_parts_are_taken(tmp_path: Path) -> None:
+def test_only_images_of_a_subset_are_taken(tmp_path: Path) -> None:
     model = fit_own(tmp_path, TwoSampleCallback(sample_size=1000), subsets=True, max_epochs=1)
     train, val = torch.cat(model.seen).split([175, 125])
     assert sorted(sources(train, True)) == list(range(175))
     assert sorted(sources(val, False)) == list(range(125))
 
 
-def test_without_a_transform_images_are_as_the_loader_yields_them(tmp_path: Path) -> None:
+def test_images_without_a_transform_are_those_of_the_loader(tmp_path: Path) -> None:
     def brighter(samples: list[tuple[Tensor, Tensor]]) -> Any:
         x, y = torch.utils.data.default_collate(samples)
         return x + 0.05, y
@@ -137,7 +137,7 @@ def test_without_a_transform_images_are_as_the_loader_yields_them(tmp_path: Path
     assert among.max() < 1e-5
 
 
-def test_it_warns_of_training_images_that_are_augmented_and_of_no_others(tmp_path: Path) -> None:
+def test_augmented_training_images_give_one_warning(tmp_path: Path) -> None:
     def flipped(samples: list[tuple[Tensor, Tensor]]) -> Any:
         x, y = torch.utils.data.default_collate(samples)
         return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x), y
@@ -150,7 +150,7 @@ def test_it_warns_of_training_images_that_are_augmented_and_of_no_others(tmp_pat
 
 
 class Counts(TensorDataset):
-    """Counts the images that are read."""
+    """Records the positions of the images that are read."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__(images, torch.arange(len(images)) % 3)
@@ -161,17 +161,17 @@ class Counts(TensorDataset):
         return super().__getitem__(index)
 
 
-def test_images_that_need_too_much_memory_are_read_at_each_comparison_and_the_others_once(tmp_path: Path) -> None:
-    found = []
+def test_images_beyond_the_memory_limit_are_read_at_each_comparison(tmp_path: Path) -> None:
+    areas = []
     for limit in (1, 0):
         train, val = Counts(images(80)), Counts(images(60, seed=1))
         compared = TwoSampleCallback(DataLoader(train, 20), val, max_memory_mb=limit, sample_size=50)
         fit(tmp_path, compared, max_epochs=3)
-        found.append(compared.history[-1]["metrics"]["confidence_auc"])
-        # Once to look at them, besides the first image, whose size counts; and once more at each of three comparisons.
+        areas.append(compared.history[-1]["metrics"]["confidence_auc"])
+        # The first image once for its size, all images once to check them, and again at each of three comparisons.
         assert [len(data.read) for data in (train, val)] == [51 + 50 * (0 if limit else 3)] * 2
         assert len({*train.read}) == 50
-    assert found[0] == found[1]
+    assert areas[0] == areas[1]
 
 
 def test_images_are_freed_when_the_fit_ends(tmp_path: Path) -> None:
@@ -193,12 +193,12 @@ def test_images_are_freed_when_the_fit_ends(tmp_path: Path) -> None:
     assert kept() == before
 
 
-def test_a_validation_after_a_fit_compares_its_own_images_or_logs_nothing(tmp_path: Path) -> None:
+def test_a_validation_after_a_fit_compares_its_images_or_logs_nothing(tmp_path: Path) -> None:
     def validate(compared: TwoSampleCallback) -> list[dict[str, float]]:
         trainer, shifted = fit(tmp_path, compared, max_epochs=1), loader(seed=1)
         shifted = DataLoader(TensorDataset(shifted.dataset.tensors[0] + 0.2, shifted.dataset.tensors[1]), 20)
         loaders = loader(seed=1), shifted
-        return [trainer.validate(trainer.lightning_module, own, verbose=False)[0] for own in loaders]
+        return [trainer.validate(trainer.lightning_module, data, verbose=False)[0] for data in loaders]
 
     compared = TwoSampleCallback(loader(80).dataset, sample_size=60)
     same, other = validate(compared)
@@ -206,11 +206,11 @@ def test_a_validation_after_a_fit_compares_its_own_images_or_logs_nothing(tmp_pa
     assert same["two_sample/confidence_error_ratio"] == pytest.approx(logged)
     assert other["two_sample/count"] > same["two_sample/count"]
     # The Trainer has no training images in a `validate`.
-    assert [{*own} for own in validate(TwoSampleCallback(sample_size=60))] == [{"val_loss"}] * 2
+    assert [{*logged} for logged in validate(TwoSampleCallback(sample_size=60))] == [{"val_loss"}] * 2
 
 
 class Long(IterableDataset[Any]):
-    """A stream that knows its length."""
+    """A stream with a length."""
 
     def __len__(self) -> int:
         return 60
@@ -228,7 +228,7 @@ class Long(IterableDataset[Any]):
     ],
     ids=["stream", "batches"],
 )
-def test_loaders_without_positions_are_one_short_warning(tmp_path: Path, train: Any, message: str) -> None:
+def test_loaders_without_positions_give_one_short_warning(tmp_path: Path, train: Any, message: str) -> None:
     with pytest.warns(UserWarning, match=message) as caught:
         fit(tmp_path, TwoSampleCallback(sample_size=16), train=train)
     (text,) = said(caught)
@@ -246,7 +246,7 @@ def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Pa
         fit(tmp_path, compared := TwoSampleCallback(one, other), train=loader(20), max_epochs=1)
         assert compared.report is not None
         found.append({k: v for k, v in compared.history[0]["metrics"].items() if k != "seconds"})
-    assert all(own == pytest.approx(found[0]) for own in found)
+    assert found[1:] == [pytest.approx(found[0])] * 2
 
 
 @pytest.mark.parametrize(
@@ -258,13 +258,13 @@ def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Pa
         (images(60), torch.cat([images(59, seed=2), images(1)]), "1 of 60 validation images .* are training images"),
     ],
 )
-def test_images_that_hide_the_signal_are_one_warning(tmp_path: Path, train: Tensor, val: Tensor, message: str) -> None:
+def test_incomparable_images_give_one_warning(tmp_path: Path, train: Tensor, val: Tensor, message: str) -> None:
     with pytest.warns(UserWarning, match=message) as caught:
         fit(tmp_path, TwoSampleCallback(train, val), max_epochs=1)
     assert len(said(caught)) == 1
 
 
-def test_images_like_those_of_the_validation_and_one_in_a_hundred_that_is_equal_are_no_warning(tmp_path: Path) -> None:
+def test_similar_images_with_one_equal_in_a_hundred_give_no_warning(tmp_path: Path) -> None:
     train = images(60) * 1.3
     val = torch.cat([images(119, seed=2) / 1.3, train[:1]])
     fit(tmp_path, TwoSampleCallback(train, val), max_epochs=1)

@@ -1,4 +1,4 @@
-"""What a fit remembers, and its rise."""
+"""The history of a fit, and its rise."""
 
 import math
 from types import SimpleNamespace
@@ -21,8 +21,8 @@ def test_fewer_than_ten_values_have_no_rise() -> None:
 
 
 @given(st.lists(FRACTIONS, min_size=2 * HOLD, max_size=30))
-def test_it_says_what_it_says_it_says(series: list[float]) -> None:
-    """All of the last five values lie that far above all five of an earlier stretch, and above none farther."""
+def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretch(series: list[float]) -> None:
+    """All of the last five values lie above all five values of the stretch, by at least that much."""
     last, before = series[-HOLD:], series[:-HOLD]
     stretches = [before[i : i + HOLD] for i in range(len(before) - HOLD + 1)]
     gaps = [min(new - old for new in last for old in stretch) for stretch in stretches]
@@ -30,8 +30,8 @@ def test_it_says_what_it_says_it_says(series: list[float]) -> None:
     assert math.isfinite(rise(series))
 
 
-def test_validations_that_find_nothing_repeat_what_there_was_and_are_no_level_of_a_rise() -> None:
-    """Also where a layer is left out once, and the last entry alone has the flagged filters."""
+def test_failed_analyses_repeat_the_last_entry_and_do_not_count_for_a_rise() -> None:
+    """Nor does an analysis without one of the layers. Only the last entry has the flagged filters."""
     callback = AnomalyFilterCallback()
     history = callback.history
 
@@ -53,7 +53,7 @@ def test_validations_that_find_nothing_repeat_what_there_was_and_are_no_level_of
     assert ["anomaly_filters" in entry for entry in history] == [False] * 17 + [True]
 
 
-def test_the_state_of_release_0_2_is_taken() -> None:
+def test_the_state_of_version_0_2_can_be_loaded() -> None:
     entry = {"epoch": 0, "step": 2, "metrics": {"count": 3.0, "rise": 0.0}, "signal": 0.1, "anomaly_filters": {}}
     entry |= {"analysed": True, "live": True}
     callback = AnomalyFilterCallback()

@@ -1,4 +1,4 @@
-"""Figures, charts and pages in the files of TensorBoard and CSVLogger, beside loggers that take none or fail."""
+"""Figures and pages in the files of TensorBoard and CSVLogger, beside loggers that take none or fail."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ class Broken(Other):
 
 
 class Lines(logging.Handler):
-    """Keeps what is said in the terminal."""
+    """Keeps log messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Lines(logging.Handler):
 
 
 class Fitted(NamedTuple):
-    """Four epochs with a logger of each kind, one of them broken, and what was said."""
+    """Four epochs with a logger of each kind, one of them broken, and the messages."""
 
     ours: AnomalyFilterCallback
     folder: Path
@@ -84,17 +84,17 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
         fit(folder, ours, module=module, train=loader(), val=probe, logger=list(loggers.values()), max_epochs=4)
     rank_zero.log.removeHandler(lines)
     predicted = module.eval()(probe.dataset.tensors[0]).argmax(1).tolist()
-    pairs = [(names[place % 3], names[other]) for place, other in enumerate(predicted)]
-    labels = [own if own == other else f"{own}, predicted {other}" for own, other in pairs]
+    pairs = [(names[place % 3], names[guess]) for place, guess in enumerate(predicted)]
+    labels = [label if label == guess else f"{label}, predicted {guess}" for label, guess in pairs]
     return Fitted(ours, folder, loggers, said(caught), labels, lines.seen)
 
 
-def test_a_failing_logger_is_one_warning_and_the_others_get_their_figures(fitted: Fitted) -> None:
+def test_a_failing_logger_gives_one_warning(fitted: Fitted) -> None:
     assert [re.findall("log a (.*) to Broken", text) for text in fitted.warnings] == [["figure"]]
     assert len(fitted.ours.history) == 4
 
 
-def test_csv_has_pictures_and_the_page_beside_its_table(fitted: Fitted) -> None:
+def test_csv_logger_has_pictures_beside_its_table(fitted: Fitted) -> None:
     folder = Path(fitted.loggers["csv"].log_dir)
     names = {f"{name}/step={step:06d}.png" for name in FIGURES for step in SHOWN}
     assert {file.relative_to(folder).as_posix() for file in folder.rglob("*.png")} == names
@@ -102,21 +102,21 @@ def test_csv_has_pictures_and_the_page_beside_its_table(fitted: Fitted) -> None:
         assert min(image.size) > 100
 
 
-def test_tensorboard_has_figures_and_the_last_curves_with_all_losses(fitted: Fitted) -> None:
+def test_tensorboard_has_figures_and_final_curves_with_all_losses(fitted: Fitted) -> None:
     events = EventAccumulator(fitted.loggers["tensorboard"].log_dir, {"images": 0}).Reload()
     tags = events.Tags()
     assert set(tags["images"]) == {f"run.1-{name}" for name in FIGURES}
     steps = {tag.partition("-")[2]: [event.step for event in events.Images(tag)] for tag in tags["images"]}
-    assert steps == dict.fromkeys(FIGURES, SHOWN) | {CURVES: [*SHOWN, SHOWN[-1]]}  # once more with the last loss
+    assert steps == dict.fromkeys(FIGURES, SHOWN) | {CURVES: [*SHOWN, SHOWN[-1]]}  # drawn again with the last loss
     first, *_, last = (event.encoded_image_string for event in events.Images(f"run.1-{CURVES}"))
     assert first != last
     assert [set(entry["losses"]) for entry in fitted.ours.history] == [{"train_loss", "val_loss"}] * 4
 
 
-def test_a_line_in_the_terminal_says_where_the_page_lies(fitted: Fitted) -> None:
-    said = [line.partition(" open ")[2] for line in fitted.lines if " open " in line]
-    assert [Path(path).name for path in said] == ["browser.html"] * 2
-    assert all(Path(path).is_file() for path in said)
+def test_the_path_of_the_page_is_printed(fitted: Fitted) -> None:
+    paths = [Path(line.partition(" open ")[2]) for line in fitted.lines if " open " in line]
+    assert [path.name for path in paths] == ["browser.html"] * 2
+    assert all(path.is_file() for path in paths)
 
 
 def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: Fitted) -> None:
@@ -124,16 +124,16 @@ def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: F
     files = {folder / "anomaly_filters" / "browser.html" for folder in folders}
     assert set(fitted.folder.rglob("*.html")) == files
     for file in files:
-        found = re.search(r'id="index">([^<]*)<', file.read_text())
-        assert found is not None
-        index = json.loads(zlib.decompress(base64.b64decode(found[1])))
+        match = re.search(r'id="index">([^<]*)<', file.read_text())
+        assert match is not None
+        index = json.loads(zlib.decompress(base64.b64decode(match[1])))
         assert index["votes"] == fitted.ours.report.outlier_samples
         assert index["title"] == "Anomaly filters, step 11"
         assert index["images"] == {"height": 8, "width": 8, "columns": 8}
         assert index["names"] == [f"{place}.png" for place in range(60)]
         assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == fitted.labels
         assert index["layers"][0]["maps"]["kept"] == 60
-        assert index["history"]["epochs"] == [0, 1, 2, 3]  # the page of the 4th analysis is there before its last loss
+        assert index["history"]["epochs"] == [0, 1, 2, 3]  # the 4th analysis has its page before its last loss
         assert index["epochs"] == {"of": ["epoch 0", "epoch 1", "epoch 2"], "samples": 60}
         counts = [entry["metrics"]["count"] for entry in fitted.ours.history]
         assert index["history"]["counts"]["anomaly filters"] == counts
@@ -164,7 +164,7 @@ def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: F
         ("train_val_loss_gap training_step_time evaluation_loss", ["evaluation_loss"]),
     ],
 )
-def test_losses_are_found_by_their_names_in_any_order(names, found):
+def test_losses_are_recognised_by_their_names_in_any_order(names, found):
     losses = loss_tags(names.split())
     assert losses == loss_tags(names.split()[::-1])
     assert list(losses.values()) == found
@@ -177,17 +177,13 @@ MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))
     ("logged", "options", "expected"),
     [
         (BOTH, {}, {"train_loss_epoch": [1, 11, 21, 31]}),
-        (
-            MEAN,
-            {"val_check_interval": 1},
-            {"train_loss": [*[None, None, 1], *[None, None, 11], *[None, None, 21], *[None, None, 31]]},
-        ),
+        (MEAN, {"val_check_interval": 1}, {"train_loss": [x for last in (1, 11, 21, 31) for x in (None, None, last)]}),
     ],
     ids=["both", "mean, every batch"],
 )
-def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expected: Any, tmp_path: Path) -> None:
+def test_losses_in_a_history_are_of_their_epochs(logged: Any, options: Any, expected: Any, tmp_path: Path) -> None:
     class Losses(SmallNet):
-        """Losses that tell the epoch and the batch."""
+        """Logs the epoch and the batch as losses."""
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             self.log("train_loss", 10.0 * self.current_epoch + batch_idx, **logged)

@@ -1,4 +1,4 @@
-"""The probe: which samples it takes, and what is said if they change, are sorted or cannot be run."""
+"""The samples of a probe, and the warnings if they change, are sorted by class or cannot be run."""
 
 import re
 import warnings
@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from functional import same
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
@@ -19,7 +20,7 @@ pytestmark = QUIET
 
 
 class Augmented(TensorDataset):
-    """Its images are changed anew each time that they are loaded."""
+    """Changes its images randomly each time that they are loaded."""
 
     def __init__(self, change: Callable[[Tensor, torch.Generator], Tensor], seed: int = 0) -> None:
         super().__init__(images(seed=seed), torch.arange(60) % 3)
@@ -41,10 +42,10 @@ def rounding(image: Tensor, generator: torch.Generator) -> Tensor:
     return image * (1 + 1e-5 * torch.randn(image.shape, generator=generator))
 
 
-# what it takes
+# samples
 
 
-def test_the_probe_ends_within_a_batch(tmp_path: Path) -> None:
+def test_a_probe_may_end_within_a_batch(tmp_path: Path) -> None:
     validation, ours = loader(seed=1), watcher(probe_size=50)
     validation.dataset.tensors[0][[7, 49, 50, 59]] *= 20
     fit(tmp_path, ours, val=validation)
@@ -65,7 +66,7 @@ class Noisy(TensorDataset):
         return x + torch.randint(20, ()).byte() + np.uint8(np.random.randint(20)), y
 
 
-def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_nothing(tmp_path: Path) -> None:
+def test_a_training_probe_is_a_fixed_sample_and_draws_no_random_numbers(tmp_path: Path) -> None:
     class Hooks(SmallNet):
         def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return [batch[0].float() / 255, batch[1]]
@@ -86,9 +87,9 @@ def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_
     bare, bare_weights, bare_numbers = train()
     watched, weights, numbers = train(callback)
     assert numbers == bare_numbers
-    assert all(torch.equal(weights[key], bare_weights[key]) for key in weights)
+    assert same(weights, bare_weights)
     assert [bare.indices[i : i + 90] for i in range(0, 270, 90)] == [watched.indices[i : i + 90] for i in (0, 151, 301)]
-    # Before the first probe one image tells the size of all.
+    # One image is read before the first probe, for its size.
     probes = [watched.indices[i : i + 60] for i in (91, 241, 391)]
     assert probes[0] == probes[1] == probes[2] != sorted(probes[0])
     assert len(set(probes[0])) == 60
@@ -96,8 +97,8 @@ def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_
 
 
 @pytest.mark.parametrize("kind", ["no usable layer", "images of varying size"])
-def test_a_probe_without_maps_is_full_all_the_same(tmp_path: Path, kind: str) -> None:
-    """Else all validation images would be kept."""
+def test_a_probe_without_maps_ends_at_its_size(tmp_path: Path, kind: str) -> None:
+    """Otherwise all validation images would be captured."""
 
     class Other(SmallNet):
         kept = 0
@@ -114,7 +115,7 @@ def test_a_probe_without_maps_is_full_all_the_same(tmp_path: Path, kind: str) ->
     assert 40 <= module.kept <= 60
 
 
-def test_the_positions_of_a_training_probe_are_drawn_once_in_a_fit(tmp_path: Path) -> None:
+def test_positions_of_a_training_probe_are_drawn_once_in_a_fit(tmp_path: Path) -> None:
     class Sampler(SequentialSampler):
         copies = 0
 
@@ -128,7 +129,7 @@ def test_the_positions_of_a_training_probe_are_drawn_once_in_a_fit(tmp_path: Pat
 
 
 class NoForward(SmallNet):
-    """Its steps call its layers; `forward` is not written."""
+    """Has no `forward`; its steps call its layers."""
 
     forward = pl.LightningModule.forward
 
@@ -136,7 +137,7 @@ class NoForward(SmallNet):
         return nn.functional.cross_entropy(SmallNet.forward(self, batch[0]), batch[1])
 
 
-def test_a_training_probe_that_cannot_be_run_is_said_with_what_waits_or_with_the_last_values(tmp_path: Path) -> None:
+def test_a_training_probe_that_cannot_be_run_gives_one_warning(tmp_path: Path) -> None:
     saves, ours, waits = ModelCheckpoint(tmp_path), watcher(probe="train"), EarlyStopping("anomaly_filters/rise")
     with pytest.warns(UserWarning, match="could not analyze the filters .*forward.* Nothing is watched") as caught:
         fit(tmp_path, ours, waits, module=NoForward())
@@ -145,12 +146,12 @@ def test_a_training_probe_that_cannot_be_run_is_said_with_what_waits_or_with_the
     assert ours.report is None
     assert ours.history[1]["metrics"]["count"] == 0
     fit(tmp_path, first := watcher(probe="train"), saves, max_epochs=1)
-    with pytest.warns(UserWarning, match="could not analyze .* last values"):  # those that the checkpoint brought
+    with pytest.warns(UserWarning, match="could not analyze .* last values"):  # those of the checkpoint
         fit(tmp_path, ours := watcher(probe="train"), module=NoForward(), ckpt_path=saves.best_model_path)
     assert ours.history[1]["metrics"] == first.history[0]["metrics"]
 
 
-# what changes
+# images that change
 
 
 @pytest.mark.parametrize(
@@ -161,13 +162,13 @@ def test_a_training_probe_that_cannot_be_run_is_said_with_what_waits_or_with_the
     ],
     ids=["validation", "training"],
 )
-def test_images_that_change_are_said_once(tmp_path: Path, options: Any, ours: dict[str, Any], kind: str) -> None:
+def test_images_that_change_give_one_warning(tmp_path: Path, options: Any, ours: dict[str, Any], kind: str) -> None:
     with pytest.warns(UserWarning, match=f"{kind} images of the probe changed .*`probe = ") as caught:
         fit(tmp_path, watcher(**ours), max_epochs=4, **options)
     assert len(said(caught)) == 1
 
 
-# what stays
+# images that do not change
 
 
 class AugmentsTraining(SmallNet):
@@ -191,13 +192,13 @@ class ChangesItsInput(SmallNet):
     ],
     ids=["training", "its input", "rounding"],
 )
-def test_images_that_stay_are_not_a_word(tmp_path: Path, options: Any, ours: dict[str, Any]) -> None:
+def test_images_that_do_not_change_give_no_warning(tmp_path: Path, options: Any, ours: dict[str, Any]) -> None:
     callback = watcher(**ours)
     fit(tmp_path, callback, max_epochs=4, **options)
     assert len(callback.history) == (8 if "val_check_interval" in options else 4)
 
 
-def test_another_fit_starts_anew(tmp_path: Path) -> None:
+def test_another_fit_may_have_other_images(tmp_path: Path) -> None:
     ours = watcher()
     fit(tmp_path, ours).validate(SmallNet(), loader(seed=2), verbose=False)
     fit(tmp_path, ours, val=loader(seed=3))
@@ -207,7 +208,7 @@ def test_another_fit_starts_anew(tmp_path: Path) -> None:
 
 
 class Unscored(SmallNet):
-    """With seven classes; what it is to say of images does not matter in a validation."""
+    """Has seven classes and a validation without a loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,11 +223,11 @@ class Unscored(SmallNet):
     [
         (torch.arange(140) // 20, "first 60 .* have 3 of 7 classes"),
         (torch.arange(200) * 5 % 7, None),
-        (torch.arange(120), None),  # more than there are outputs: positions, say
+        (torch.arange(120), None),  # more values than outputs, such as positions
     ],
     ids=["few", "in turns", "positions"],
 )
-def test_a_probe_that_is_sorted_by_class_is_said_once(tmp_path: Path, targets: Tensor, message: str | None) -> None:
+def test_a_probe_sorted_by_class_gives_one_warning(tmp_path: Path, targets: Tensor, message: str | None) -> None:
     val = DataLoader(TensorDataset(images(len(targets)), targets), 20)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""A callback that is used again for another model knows nothing of the first; for the same model it goes on."""
+"""A callback that is reused for another model starts anew; for the same model it continues."""
 
 import copy
 from pathlib import Path
@@ -15,13 +15,13 @@ pytestmark = QUIET
 
 
 def lasts(folder: Path, signal: Scripted, stopping: AnomalyEarlyStopping, values: list[float]) -> int:
-    """The epochs that a training of a new model lasts whose anomaly fraction takes the values."""
-    signal.signal = [*values, *[values[-1]] * len(signal.history)]  # were the history kept, there would be values
+    """Fit a new model with these anomaly fractions, and return how many epochs the run lasts."""
+    signal.signal = [*values, *[values[-1]] * len(signal.history)]  # enough values even if the history were kept
     options: Any = {"max_epochs": len(values), "limit_train_batches": 1, "limit_val_batches": 1}
     return fit(folder, signal, stopping, **options).current_epoch
 
 
-def test_a_stop_of_the_first_fold_leaves_nothing_for_the_second(tmp_path: Path) -> None:
+def test_a_stop_in_the_first_fold_does_not_affect_the_second(tmp_path: Path) -> None:
     signal, stopping = Scripted([]), AnomalyEarlyStopping()
     assert lasts(tmp_path, signal, stopping, [0.0] * 8 + [0.5] * 12) == 14
     assert stopping.wait_count > 0
@@ -30,24 +30,25 @@ def test_a_stop_of_the_first_fold_leaves_nothing_for_the_second(tmp_path: Path) 
     assert (stopping.wait_count, stopping.stopped_epoch, stopping.stopping_reason_message) == (0, 0, None)
 
 
-def test_the_same_module_keeps_its_history_and_another_has_its_own(tmp_path: Path) -> None:
+def test_the_same_module_keeps_its_history_and_another_module_starts_anew(tmp_path: Path) -> None:
     module, callback, fresh = SmallNet(), watcher(probe_size=100), watcher(probe_size=100)
     few = "fewer than `probe_size = 100`"
     with pytest.warns(UserWarning, match=few):
         fit(tmp_path, callback, module=module)
-    fit(tmp_path, callback, module=module, max_epochs=1)  # said already
+    fit(tmp_path, callback, module=module, max_epochs=1)  # without a second warning
     with pytest.warns(UserWarning, match=few):
         quiet_trainer(tmp_path, callback).validate(SmallNet(), loader(seed=1), verbose=False)
     assert [entry["epoch"] for entry in callback.history] == [0, 1, 0]
-    for own in (copied := copy.deepcopy(callback), callback, fresh):
-        with pytest.warns(UserWarning, match=few):  # of this one too
-            fit(tmp_path, own)
+    callbacks = copy.deepcopy(callback), callback, fresh
+    for each in callbacks:
+        with pytest.warns(UserWarning, match=few):
+            fit(tmp_path, each)
     assert [entry["epoch"] for entry in callback.history] == [0, 1]
-    for own in (callback, copied):
-        assert [entry["signal"] for entry in own.history] == [entry["signal"] for entry in fresh.history]
+    signals = [[entry["signal"] for entry in each.history] for each in callbacks]
+    assert signals[0] == signals[1] == signals[2]
 
 
-def test_a_checkpoint_belongs_to_the_module_that_comes_next(tmp_path: Path) -> None:
+def test_the_state_of_a_checkpoint_belongs_to_the_module_of_the_fit(tmp_path: Path) -> None:
     keep, used, validated = ModelCheckpoint(tmp_path), watcher(), watcher()
     fit(tmp_path, watcher(), keep)
     fit(tmp_path, used, max_epochs=1)
@@ -59,7 +60,7 @@ def test_a_checkpoint_belongs_to_the_module_that_comes_next(tmp_path: Path) -> N
     assert [entry["epoch"] for entry in validated.history] == [0]
 
 
-def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(tmp_path: Path) -> None:
+def test_results_of_a_fit_stay_when_one_of_its_checkpoints_is_tested(tmp_path: Path) -> None:
     module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     compared = TwoSampleCallback(images(40), images(40, seed=1))
     signal, stopping = Scripted([0.0] * 8 + [0.5] * 12), AnomalyEarlyStopping()

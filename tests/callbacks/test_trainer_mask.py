@@ -1,4 +1,4 @@
-"""What is masked in a Trainer stays exactly 0 in what is validated, saved, averaged, resumed and fitted again."""
+"""Masked filters stay exactly 0 in a Trainer: in validations, checkpoints, averages, resumed runs and further fits."""
 
 import copy
 from pathlib import Path
@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from acting import PROBE, GeluNet, ManualNet, fit, leak, probe_loader, pruner
+from functional import same
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
@@ -26,7 +27,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 
 class FunctionalNet(GeluNet):
-    """Its norm is behind a function, and another one behind a concatenation."""
+    """Has a norm behind a function, and another one behind a concatenation."""
 
     def __init__(self, optimizer: Any = None) -> None:
         super().__init__(optimizer)
@@ -43,12 +44,12 @@ class FunctionalNet(GeluNet):
 
 
 def behind(model: FunctionalNet) -> list[int]:
-    """The filters of the first convolution that are masked in the norm behind the concatenation."""
+    """Return the filters of the first convolution that are masked in the norm behind the concatenation."""
     return [channel - 1 for channel in model.behind.bias.eq(0).nonzero().flatten().tolist()]
 
 
 class Watching(pl.Callback):
-    """Fails as soon as a masked filter gives anything but 0, or has a gradient when gradients are clipped."""
+    """Fails if a masked filter gives anything but 0, or has a gradient when gradients are clipped."""
 
     def __init__(self, prune: AnomalyPruneCallback) -> None:
         self.prune = prune
@@ -72,19 +73,15 @@ class Watching(pl.Callback):
         self.validated.append(copy.deepcopy(pl_module.state_dict()))
 
 
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
-
-
 @pytest.mark.parametrize(
-    ("model", "how"),
+    ("make", "options"),
     [(lambda: GeluNet(adam), {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}), (ManualNet, {})],
     ids=["automatic", "manual"],
 )
-def test_outputs_stay_exactly_0_through_training(tmp_path: Path, model: Any, how: dict[str, Any]) -> None:
-    prune, model = pruner(1), model()
+def test_outputs_stay_exactly_0_in_a_fit(tmp_path: Path, make: Any, options: dict[str, Any]) -> None:
+    prune, model = pruner(1), make()
     seen = Watching(prune)
-    fit(tmp_path, model, prune, seen, max_epochs=4, **how)
+    fit(tmp_path, model, prune, seen, max_epochs=4, **options)
     assert seen.batches == 3 * 3
     assert leak(model, prune.masked) == 0
     assert len(prune.masked) >= 2
@@ -104,7 +101,7 @@ class Run(NamedTuple):
 
 
 class Buffered(GeluNet):
-    """With weight_norm, and buffers that are called masks."""
+    """Has weight_norm, and buffers that are called masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,16 +119,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(model, prune, seen, folder)
 
 
-def test_masks_hold_in_all_kinds_of_layers(run: Run) -> None:
+def test_masks_hold_in_layers_of_all_kinds(run: Run) -> None:
     assert set(run.prune.masked) == {"conv1", "conv2", "up"}
     assert leak(run.model, run.prune.masked) == 0
     maps = copy.deepcopy(run.model).eval().maps(PROBE)["up"]
     off = [i for i in range(4) if maps[:, i].count_nonzero() == 0]
-    assert off == run.prune.masked["up"]  # of a transposed convolution filters are output channels
+    assert off == run.prune.masked["up"]  # the filters of a transposed convolution are its output channels
     assert run.model.up.weight.count_nonzero() == run.model.up.weight.numel() * (4 - len(off)) // 4
 
 
-def test_each_epoch_of_a_list_masks_others_within_the_limit_and_is_described(run: Run) -> None:
+def test_each_epoch_of_a_list_masks_further_filters_within_the_limit_and_is_described(run: Run) -> None:
     first, second = (event["filters"] for event in run.prune.events)
     assert not any(set(first[layer]) & set(filters) for layer, filters in second.items())
     sizes = {"conv1": 6, "conv2": 8, "up": 4}
@@ -143,7 +140,7 @@ def test_each_epoch_of_a_list_masks_others_within_the_limit_and_is_described(run
     assert str(sorted(first["conv1"])) in lines[0]
 
 
-def test_checkpoints_are_ordinary_ones_of_what_was_validated(run: Run) -> None:
+def test_checkpoints_are_ordinary_and_have_the_validated_weights(run: Run) -> None:
     for epoch, validated in enumerate(run.seen.validated):
         saved = run.saved(epoch)["state_dict"]
         assert same(saved, validated)
@@ -160,14 +157,14 @@ def test_checkpoints_are_ordinary_ones_of_what_was_validated(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("save", "masked_at"), [("at the end of epoch 1", 2), ("in the middle of epoch 1", 1)])
-def test_a_resumed_run_ends_with_the_weights_of_the_whole_one(tmp_path: Path, save: str, masked_at: int) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, save: str, masked_at: int) -> None:
     def train(folder: str, **options: Any) -> tuple[FunctionalNet, AnomalyPruneCallback]:
         steps = {"every_n_train_steps": 5} if "middle" in save else {"every_n_epochs": 2}
         saving = ModelCheckpoint(tmp_path / folder, save_top_k=-1, **steps)
         prune, model = pruner(masked_at), FunctionalNet(adam)
         seen = Watching(prune)
         trainer = quiet_trainer(tmp_path, prune, watcher(), seen, saving, num_sanity_val_steps=0, max_epochs=4)
-        # Three times the same batch: a resumed Lightning begins an epoch's data anew.
+        # Three times the same batch, because a resumed Lightning restarts the data of an epoch.
         batches = DataLoader(ConcatDataset([TensorDataset(images(20), torch.arange(20) % 3)] * 3), batch_size=20)
         trainer.fit(model, batches, probe_loader(), **options)
         assert seen.batches > 0
@@ -184,7 +181,7 @@ def test_a_resumed_run_ends_with_the_weights_of_the_whole_one(tmp_path: Path, sa
     assert same(resumed.state_dict(), whole.state_dict())
 
 
-def test_a_checkpoint_of_version_0_2_is_taken(tmp_path: Path) -> None:
+def test_a_checkpoint_of_version_0_2_can_be_resumed(tmp_path: Path) -> None:
     first, saving = pruner(1), ModelCheckpoint(tmp_path / "saved", save_last=True)
     fit(tmp_path, FunctionalNet(), first, saving)
     path = tmp_path / "saved" / "last.ckpt"
@@ -202,12 +199,12 @@ def test_a_checkpoint_of_version_0_2_is_taken(tmp_path: Path) -> None:
     assert behind(model) == prune.masked["conv1"]
 
 
-def test_a_second_fit_of_the_model_keeps_the_mask_and_another_model_starts_without(tmp_path: Path) -> None:
+def test_a_second_fit_keeps_the_mask_and_another_model_starts_without(tmp_path: Path) -> None:
     prune, watching, model = pruner(1), watcher(), GeluNet()
     fit(tmp_path, model, prune, watching)
     masked = prune.masked
     fit(tmp_path, model, prune, watching)
-    assert len(prune.events) == 2  # epoch 1 of another training
+    assert len(prune.events) == 2  # the second one in epoch 1 of the second fit
     assert all(set(filters) <= set(prune.masked[layer]) for layer, filters in masked.items())
     assert leak(model, prune.masked) == 0
     fit(tmp_path, other := GeluNet(), prune, watching, max_epochs=1)
@@ -215,7 +212,7 @@ def test_a_second_fit_of_the_model_keeps_the_mask_and_another_model_starts_witho
     assert all((other.conv1.weight[i] != 0).any() for i in range(6))
 
 
-def test_what_is_validated_is_said_to_be_masked_if_it_is(tmp_path: Path) -> None:
+def test_a_validation_logs_the_mask_of_its_model(tmp_path: Path) -> None:
     prune, model = pruner(1), GeluNet()
     before = copy.deepcopy(model.state_dict())
     fit(tmp_path, model, prune, ModelCheckpoint(tmp_path / "saved", save_last=True))
@@ -236,11 +233,11 @@ def test_what_is_validated_is_said_to_be_masked_if_it_is(tmp_path: Path) -> None
         assert validated(prune, other) == {"masked": 0, "masked_fraction": 0}
 
 
-# How the norms are found.
+# The search for norms.
 
 
 class Stepping(FunctionalNet):
-    """It has no `forward`; its `validation_step` logs, and one layer is called for whole batches alone."""
+    """Has no `forward`, a `validation_step` that logs, and a layer that is called for whole batches only."""
 
     forward = pl.LightningModule.forward
 
@@ -258,23 +255,23 @@ class Stepping(FunctionalNet):
     def validation_step(self, batch: Any) -> None:
         loss = self.loss(batch)
         self.log_dict({"val_loss": loss, "epoch": float(self.trainer.current_epoch)})
-        self.logger.log_metrics({"own": loss.item()})
+        self.logger.log_metrics({"step_loss": loss.item()})
 
 
-def test_without_forward_validation_step_finds_the_norms_and_leaves_no_trace(tmp_path: Path) -> None:
+def test_norms_are_found_by_validation_step_if_there_is_no_forward(tmp_path: Path) -> None:
     prune, model, logger = pruner(1), Stepping(), CSVLogger(tmp_path)
-    with pytest.warns(UserWarning, match=r"leaves \['up'\]"):  # neither calls it for a few samples
+    with pytest.warns(UserWarning, match=r"leaves \['up'\]"):  # which is not called for a few samples
         fit(tmp_path, model, prune, logger=logger)
     assert "conv1" in prune.masked
     assert "up" not in prune.masked
     assert leak(model, prune.masked) == 0
     assert behind(model) == prune.masked["conv1"]
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("own")
+    column = rows[0].split(",").index("step_loss")
     assert sum(bool(row.split(",")[column]) for row in rows[1:]) == 2 * 2
 
 
-# Averages of the weights.
+# Averaged weights.
 
 
 def ema() -> Any:
@@ -282,7 +279,7 @@ def ema() -> Any:
 
 
 @pytest.mark.skipif(not hasattr(lightning_callbacks, "WeightAveraging"), reason="lightning < 2.6")
-def test_ema_is_masked_too_and_after_a_resume(tmp_path: Path) -> None:
+def test_ema_weights_are_masked_even_after_a_resume(tmp_path: Path) -> None:
     prune, model, saving = pruner(1), GeluNet(), ModelCheckpoint(tmp_path / "saved", save_last=True)
     seen = Watching(prune)
     fit(tmp_path, model, prune, ema(), seen, saving, max_epochs=3)
@@ -299,8 +296,8 @@ def test_ema_is_masked_too_and_after_a_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "masked_at"), [(True, 1), (False, 4)])
-def test_swa_is_masked_too(tmp_path: Path, first: bool, masked_at: int) -> None:
-    """SWA averages from epoch 2 on, and has an epoch more for the BatchNorm."""
+def test_swa_weights_are_masked(tmp_path: Path, first: bool, masked_at: int) -> None:
+    """SWA averages from epoch 2 on, and has one more epoch for the BatchNorm."""
     prune, model = pruner(masked_at), GeluNet()
     swa = StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=3, annealing_epochs=1)
     fit(tmp_path, model, *([swa, prune] if first else [prune, swa]), Watching(prune), max_epochs=6)
@@ -309,7 +306,7 @@ def test_swa_is_masked_too(tmp_path: Path, first: bool, masked_at: int) -> None:
 
 
 class Replacing(pl.Callback):
-    """Validates weights that it kept in a way of its own."""
+    """Validates the initial weights instead of the current ones."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.kept = copy.deepcopy(pl_module.state_dict())
@@ -322,7 +319,7 @@ class Replacing(pl.Callback):
         pl_module.load_state_dict(self.current)
 
 
-def test_weights_that_come_back_in_an_unknown_way_are_reported(tmp_path: Path) -> None:
+def test_masked_weights_that_are_replaced_give_one_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="not at zero in a validation") as caught:
         fit(tmp_path, GeluNet(), pruner(1), Replacing(), max_epochs=3)
     assert len([warning for warning in caught if "at zero" in str(warning.message)]) == 1

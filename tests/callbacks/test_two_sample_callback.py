@@ -1,4 +1,4 @@
-"""The comparison inside a Trainer: it logs what the function finds, keeps and draws it, and stops what it should."""
+"""TwoSampleCallback logs, stores and draws the results of `two_sample_test` in a Trainer."""
 
 import gc
 import weakref
@@ -23,7 +23,7 @@ from lightning_anomaly import TwoSampleCallback, TwoSampleReport, two_sample_tes
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
 LAYERS = ["conv1", "conv2", "head"]
-# What is logged where nothing was compared.
+# The logged values if nothing was compared.
 OUTPUT = {
     "confidence_auc": 0.5,
     "confidence_gap": 0.0,
@@ -35,7 +35,7 @@ NOTHING = {"count": 0, "fraction": 0, "p_value": 1, "seconds": 0, **OUTPUT, **{f
 
 
 class Seen(pl.Callback):
-    """What was logged at each validation, and the reports."""
+    """Keeps the logged values of each validation, and the reports."""
 
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
@@ -60,7 +60,7 @@ def keys(values: dict[str, float], prefix: str = "two_sample") -> dict[str, floa
 
 
 class Fitted(NamedTuple):
-    """Five epochs with a checkpoint of each, and what TensorBoard has of them."""
+    """Five epochs with a checkpoint of each, and TensorBoard's pictures."""
 
     model: pl.LightningModule
     compared: TwoSampleCallback
@@ -70,7 +70,7 @@ class Fitted(NamedTuple):
 
 
 def drawn(logger: TensorBoardLogger) -> dict[str, list[int]]:
-    """The steps of the images by tag."""
+    """Read the steps of the images by tag."""
     events = EventAccumulator(logger.log_dir, {"images": 0}).Reload()
     return {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
 
@@ -85,32 +85,33 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return Fitted(model, compared, seen, folder, drawn(logger))
 
 
-def test_it_logs_what_the_test_finds_at_every_validation(fitted: Fitted) -> None:
-    report = two_sample_test(fitted.model, TRAIN, VAL, layers=LAYERS)  # the weights are the last validation's
+def test_every_validation_logs_the_results_of_the_test(fitted: Fitted) -> None:
+    report = two_sample_test(fitted.model, TRAIN, VAL, layers=LAYERS)  # with the weights of the last validation
     assert len(fitted.seen.values) == 5
-    found = {name: getattr(report, name) for name in ("count", "fraction", "p_value", *OUTPUT) if "rise" not in name}
-    found |= {f"layer/{name}": report.fraction_in([name]) for name in LAYERS}
+    expected = {name: getattr(report, name) for name in ("count", "fraction", "p_value", *OUTPUT) if "rise" not in name}
+    expected |= {f"layer/{name}": report.fraction_in([name]) for name in LAYERS}
     last = fitted.seen.values[-1]
-    assert last == pytest.approx(keys(found) | {key: last[key] for key in keys({"confidence_rise": 0, "seconds": 0})})
+    untested = {key: last[key] for key in keys({"confidence_rise": 0, "seconds": 0})}
+    assert last == pytest.approx(keys(expected) | untested)
     assert report.count > 0
     assert fitted.compared.report is not None
     assert fitted.compared.report.filters == report.filters
     assert fitted.seen.bar == {"two_sample/fraction"}
 
 
-def test_the_history_is_what_was_logged_in_plain_types(fitted: Fitted) -> None:
+def test_a_history_has_the_logged_values_in_plain_types(fitted: Fitted) -> None:
     history = fitted.compared.history
     assert [(entry["epoch"], entry["step"]) for entry in history] == [(i, 4 * i + 4) for i in range(5)]
     for entry, values, report in zip(history, fitted.seen.values, fitted.seen.reports, strict=True):
         assert {key: np.float32(value) for key, value in keys(entry["metrics"]).items()} == values
         assert entry["compares_output"]
-        judged = {name: own.share_p_value for name, own in report.layers.items() if own.live.any()}
-        assert entry["share_p_values"] == judged
+        p_values = {name: layer.share_p_value for name, layer in report.layers.items() if layer.live.any()}
+        assert entry["share_p_values"] == p_values
     states = torch.load(fitted.folder / "epoch=4.ckpt", weights_only=True)["callbacks"]
     assert states[fitted.compared.state_key]["history"] == history
 
 
-def test_figures_are_at_the_steps_of_the_values_and_a_resume_goes_on(fitted: Fitted, tmp_path: Path) -> None:
+def test_figures_have_the_steps_of_the_values_even_after_a_resume(fitted: Fitted, tmp_path: Path) -> None:
     assert fitted.pictures == {"two_sample/layers": [3, 7, 15, 19]}  # the 1st, 2nd, 4th and last validation
     second, logger = TwoSampleCallback(TRAIN, VAL, layers=LAYERS), TensorBoardLogger(tmp_path)
     fit(tmp_path, second, ckpt_path=fitted.folder / "epoch=2.ckpt", max_epochs=5, logger=logger)
@@ -122,7 +123,7 @@ def test_figures_are_at_the_steps_of_the_values_and_a_resume_goes_on(fitted: Fit
 
 
 class Fails(SmallNet):
-    """Fails on images that are ours, at some of the validations, when it has made its maps."""
+    """Fails on the compared images at some validations, after its maps are computed."""
 
     def __init__(self, *epochs: int) -> None:
         super().__init__()
@@ -130,13 +131,13 @@ class Fails(SmallNet):
 
     def forward(self, x: Tensor) -> Tensor:
         output = super().forward(x)
-        if len(x) == len(TRAIN) and self.current_epoch in self.epochs:  # no batch of the loaders has as many
+        if len(x) == len(TRAIN) and self.current_epoch in self.epochs:  # the loaders' batches are smaller
             self.kept.append(weakref.ref(output))
             raise torch.OutOfMemoryError("full")
         return output
 
 
-def test_a_failing_comparison_is_one_warning_and_the_last_values_are_logged_again(tmp_path: Path) -> None:
+def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL, layers=LAYERS)
     with pytest.warns(UserWarning, match="could not compare .*full.* last values") as caught:
         model, seen = fit(tmp_path, compared, module=Fails(1, 2), max_epochs=3)
@@ -148,7 +149,7 @@ def test_a_failing_comparison_is_one_warning_and_the_last_values_are_logged_agai
     assert [maps() for maps in model.kept] == [None, None]
 
 
-def test_a_first_comparison_that_fails_logs_all_keys_and_names_who_waits(tmp_path: Path) -> None:
+def test_a_failing_first_comparison_logs_all_keys_and_names_the_monitored_ones(tmp_path: Path) -> None:
     compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample_layers/head")
     reader = EarlyStopping("two_sample/p_value", mode="max", patience=100)
     with pytest.warns(UserWarning, match="could not compare .*full") as caught:
@@ -163,7 +164,7 @@ def test_a_first_comparison_that_fails_logs_all_keys_and_names_who_waits(tmp_pat
 
 
 class Scores(SmallNet):
-    """Its output is no tensor."""
+    """Returns a dict."""
 
     def forward(self, x: Tensor) -> Any:
         return {"scores": super().forward(x)}
@@ -173,46 +174,46 @@ class Scores(SmallNet):
 
 
 @pytest.mark.parametrize(
-    ("module", "inputs", "waits_for", "message"),
+    ("module", "inputs", "monitored", "message"),
     [
         (SmallNet, (TRAIN[:5], VAL[:5]), "p_value", "5 training and 5 validation images .* Nothing is watched"),
         (Scores, (TRAIN, VAL), "confidence_auc", "The output is not compared: it is a dict"),
     ],
 )
-def test_little_to_compare_is_one_warning_that_names_who_waits(
-    tmp_path: Path, module: Any, inputs: Any, waits_for: str, message: str
+def test_little_to_compare_gives_one_warning(
+    tmp_path: Path, module: Any, inputs: Any, monitored: str, message: str
 ) -> None:
-    reader = EarlyStopping(f"two_sample/{waits_for}", mode="max", patience=100)
+    reader = EarlyStopping(f"two_sample/{monitored}", mode="max", patience=100)
     with pytest.warns(UserWarning, match=message) as caught:
         _, seen = fit(tmp_path, TwoSampleCallback(*inputs), reader, module=module(), max_epochs=3)
     (text,) = said(caught)
-    assert text.endswith(f"'two_sample/{waits_for}' will only see a constant.") == (module is SmallNet)
+    assert text.endswith(f"'two_sample/{monitored}' will only see a constant.") == (module is SmallNet)
     if module is Scores:
         assert keys(OUTPUT).items() <= seen.values[-1].items()
         assert seen.values[-1]["two_sample/count"] > 0
 
 
-def test_a_network_that_expects_too_few_errors_is_said_to_at_every_nth_validation(tmp_path: Path) -> None:
+def test_every_nth_validation_compares_and_too_few_expected_errors_give_a_warning(tmp_path: Path) -> None:
     class Sure(SmallNet):
         compared = 0
 
         def forward(self, x: Tensor) -> Tensor:
-            self.compared += len(x) == len(TRAIN)  # no batch of the loaders has as many
+            self.compared += len(x) == len(TRAIN)  # the loaders' batches are smaller
             return 1e4 * super().forward(x)
 
     compared = TwoSampleCallback(TRAIN, VAL, every_n_validations=2)
     with pytest.warns(UserWarning, match="fewer than 10 errors"):
         model, _ = fit(tmp_path, compared, max_epochs=7, module=Sure())
-    assert model.compared == 4  # once at each of these, and not in the sanity check
+    assert model.compared == 4  # once at each of them, and not in the sanity check
     assert [entry["compares_output"] for entry in compared.history] == [True, False] * 3 + [True]
     metrics = [entry["metrics"] for entry in compared.history]
     assert metrics[0] == metrics[1] != metrics[2] == metrics[3]
-    assert all(0 < own["seconds"] < 60 and own["confidence_rise"] == 0 for own in metrics)
+    assert all(0 < values["seconds"] < 60 and values["confidence_rise"] == 0 for values in metrics)
 
 
-def test_layers_significance_batch_size_precision_and_prefix_are_the_users(tmp_path: Path) -> None:
+def test_layers_significance_batch_size_precision_and_prefix_are_respected(tmp_path: Path) -> None:
     class Notes(SmallNet):
-        """Knows its batches, and has a layer that is never called."""
+        """Records its batches, and has a layer that is never called."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -241,16 +242,16 @@ def test_layers_significance_batch_size_precision_and_prefix_are_the_users(tmp_p
 
 
 @pytest.mark.skipif(not hasattr(callbacks, "WeightAveraging"), reason="lightning < 2.6")
-def test_averaged_weights_are_compared_before_they_are_swapped_back(tmp_path: Path) -> None:
+def test_averaged_weights_are_compared(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL)
     model, _ = fit(tmp_path, callbacks.WeightAveraging(), compared)
-    report = two_sample_test(model, TRAIN, VAL)  # the averaged weights are the module's own at the end
+    report = two_sample_test(model, TRAIN, VAL)  # at the end, the module has the averaged weights
     assert compared.report is not None
     for name, layer in report.layers.items():
         assert torch.equal(layer.p_value, compared.report.layers[name].p_value)
 
 
-def test_its_images_do_not_get_into_a_probe_nor_into_what_a_forward_logs(tmp_path: Path) -> None:
+def test_compared_images_affect_neither_a_probe_nor_logged_values(tmp_path: Path) -> None:
     class Logs(SmallNet):
         def forward(self, x: Tensor) -> Tensor:
             output = super().forward(x)
@@ -271,20 +272,20 @@ def test_its_images_do_not_get_into_a_probe_nor_into_what_a_forward_logs(tmp_pat
 
 
 class Nothing(IterableDataset[Any]):
-    """A validation set of which only its end tells that it is empty."""
+    """An empty validation set without a length."""
 
     def __iter__(self) -> Any:
         return iter([])
 
 
-def test_a_loader_that_turns_out_to_be_empty_does_not_take_the_values_away(tmp_path: Path) -> None:
+def test_values_are_logged_even_if_the_validation_loader_is_empty(tmp_path: Path) -> None:
     compared, stopping = TwoSampleCallback(TRAIN, VAL), EarlyStopping("two_sample/fraction", mode="min", patience=1000)
     _, seen = fit(tmp_path, compared, stopping, val=DataLoader(Nothing()), num_sanity_val_steps=0)
     assert compared.report is not None
     assert seen.values[-1]["two_sample/count"] == compared.report.count > 0
 
 
-def test_validate_alone_compares_and_keeps_no_history(tmp_path: Path) -> None:
+def test_a_validation_outside_a_fit_compares_without_a_history(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL)
     (logged,) = quiet_trainer(tmp_path, compared).validate(SmallNet(), loader(seed=1), verbose=False)
     assert logged["two_sample/count"] == two_sample_test(SmallNet(), TRAIN, VAL).count > 0
@@ -311,6 +312,6 @@ def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
         TwoSampleCallback(**{"train_inputs": TRAIN, "val_inputs": VAL, **changed})
 
 
-def test_names_of_layers_are_checked_when_a_fit_begins(tmp_path: Path) -> None:
+def test_layer_names_are_checked_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`layers` .* Found \['absent'\]"):
         fit(tmp_path, TwoSampleCallback(TRAIN, VAL, layers=["absent"]))

@@ -1,4 +1,4 @@
-"""It stops when the network is surer of training images and the validation loss no longer improves."""
+"""TwoSampleEarlyStopping stops a run when there is a gap and the validation loss no longer improves."""
 
 import logging
 from pathlib import Path
@@ -20,7 +20,7 @@ pytestmark = QUIET
 
 
 class Written(TwoSampleCallback):
-    """Takes given ratios of expected errors, the same for all images, instead of comparing."""
+    """Uses given ratios of expected errors, the same for all images, instead of a comparison."""
 
     def __init__(self, ratios: list[float], **options: Any) -> None:
         super().__init__(images(100), images(100, seed=1), **options)
@@ -42,7 +42,7 @@ class Written(TwoSampleCallback):
 
 
 class Loses(SmallNet):
-    """Logs given validation losses, under given names."""
+    """Logs given validation losses under given names."""
 
     def __init__(self, losses: list[float], *names: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def run(
     also: str = "accuracy",
     **options: Any,
 ) -> tuple[TwoSampleEarlyStopping, int]:
-    """What stopped, and after how many validations the training ended; without losses by the gap alone."""
+    """Fit, and return the callback and the number of validations; without losses, stop by the gap alone."""
     options = options if losses is not None else {"confirm": None, **options}
     stopping, written = TwoSampleEarlyStopping(**options), Written(ratios)
     trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(ratios), limit_train_batches=1)
@@ -72,7 +72,7 @@ def run(
 
 
 OPEN = [1.0] * 3 + [1.5] * 9  # a gap from the fourth validation on
-LATER = [1.0, 0.9, 0.8, 0.7, 0.6, 0.7, *[0.8] * 6]  # averaged, it is lowest at the sixth
+LATER = [1.0, 0.9, 0.8, 0.7, 0.6, 0.7, *[0.8] * 6]  # its average is lowest at the sixth
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ LATER = [1.0, 0.9, 0.8, 0.7, 0.6, 0.7, *[0.8] * 6]  # averaged, it is lowest at 
         (OPEN, LATER, {"name": "objective", "confirm": "objective"}, 9),
     ],
 )
-def test_it_waits_for_a_gap_and_for_a_loss_that_no_longer_improves(
+def test_a_run_is_stopped_by_a_gap_and_a_loss_that_no_longer_improves(
     tmp_path: Path, ratios: list[float], losses: list[float], options: dict[str, Any], expected: int
 ) -> None:
     stopping, ended = run(tmp_path, ratios, losses=losses, **options)
@@ -107,36 +107,29 @@ def test_it_waits_for_a_gap_and_for_a_loss_that_no_longer_improves(
         ({"name": "val_ce_loss", "also": "val_kl_loss"}, "several validation losses, .*'val_ce_loss', 'val_kl_loss'"),
     ],
 )
-def test_without_a_loss_or_with_several_it_warns_and_does_not_stop(
+def test_no_loss_or_several_losses_give_a_warning_and_no_stop(
     tmp_path: Path, options: dict[str, Any], found: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with (
-        pytest.warns(UserWarning, match=f"{found}.* `confirm`.*`confirm=None`") as caught,
-        caplog.at_level(logging.INFO),
-    ):
+    caplog.set_level(logging.INFO)
+    with pytest.warns(UserWarning, match=f"{found}.* `confirm`.*`confirm=None`") as caught:
         stopping, ended = run(tmp_path, OPEN, losses=LATER, **options)
     assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 1)
     assert "the gap is 0.500 (needs more than 0.05), and there was no loss to confirm it." in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("options", [{"losses": [1.0] * 12, "patience": 5}, {"patience": 2}], ids=str)
-def test_one_that_is_never_better_than_the_first_is_stopped_as_early_as_it_says(
-    tmp_path: Path, options: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        _, ended = run(tmp_path, OPEN, **options)
+def test_the_earliest_stop_is_at_the_announced_validation(tmp_path: Path, options: dict[str, Any], caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    _, ended = run(tmp_path, OPEN, **options)
     assert ended < len(OPEN)
     assert f"after {ended} validations at the earliest" in caplog.text
 
 
-def test_when_the_fit_ends_it_says_how_things_stand_and_which_checkpoint_is_best(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    best = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss")
-    with caplog.at_level(logging.INFO):
-        stopping, _ = run(tmp_path, OPEN, best, losses=LATER)
-        run(tmp_path, [1.0] * 8, losses=LATER)
-        run(tmp_path, [1.0] * 4, losses=LATER)
+def test_the_end_of_a_fit_logs_the_reason_the_gap_and_the_best_checkpoint(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    stopping, _ = run(tmp_path, OPEN, ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss"), losses=LATER)
+    run(tmp_path, [1.0] * 8, losses=LATER)
+    run(tmp_path, [1.0] * 4, losses=LATER)
     reason = (
         "The network knows its training images: relative to them it expects 50% more errors on validation images than "
         "at its lowest level, so two_sample/confidence_rise = 0.500 is above 0.05, and the smoothed 'val_loss', now "
@@ -151,7 +144,8 @@ def test_when_the_fit_ends_it_says_how_things_stand_and_which_checkpoint_is_best
     ]
 
 
-def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_of_a_fit_logs_the_rule(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     confirmed = ["above 0.05", "the smoothed 'val/ce_loss'", "5 validations, after 6 "]
     for options, parts in (
         ({}, ["above 0.1 for 1 validation, after 4 validations"]),
@@ -159,11 +153,10 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         ({"verbose": False}, []),
     ):
         caplog.clear()
-        with caplog.at_level(logging.INFO):
-            run(tmp_path, [1.0], **options)
-        told = [message for message in caplog.messages if "'two_sample/confidence_rise'" in message]
-        assert len(told) == bool(parts)
-        assert all(part in told[0] for part in parts)
+        run(tmp_path, [1.0], **options)
+        messages = [message for message in caplog.messages if "'two_sample/confidence_rise'" in message]
+        assert len(messages) == bool(parts)
+        assert all(part in messages[0] for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +164,7 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     [(OPEN, {"losses": LATER}, 7, 9), ([1.0] * 4 + [1.2] * 6, {"threshold": 0.12, "patience": 3}, 6, 8)],
     ids=["by gap and loss", "by the gap alone"],
 )
-def test_a_resumed_run_stops_where_the_whole_one_does(
+def test_a_resumed_run_stops_at_the_same_validation(
     tmp_path: Path, ratios: list[float], options: dict[str, Any], saved: int, expected: int
 ) -> None:
     assert run(tmp_path / "whole", ratios, **options)[1] == expected
@@ -179,7 +172,7 @@ def test_a_resumed_run_stops_where_the_whole_one_does(
     assert run(tmp_path, ratios, ckpt_path=tmp_path / "last.ckpt", **options)[1] == expected
 
 
-def test_a_stopped_run_goes_on_by_the_arguments_of_the_resumed_one(tmp_path: Path) -> None:
+def test_a_stopped_run_continues_with_the_arguments_of_the_resumed_one(tmp_path: Path) -> None:
     ratios = [1.0] * 3 + [1.8] * 7
     assert run(tmp_path, ratios, ModelCheckpoint(tmp_path, save_last=True))[1] == 4
     assert run(tmp_path, ratios, ckpt_path=tmp_path / "last.ckpt", patience=4)[1] == 8  # it counts anew
@@ -190,27 +183,23 @@ def test_a_stopped_run_goes_on_by_the_arguments_of_the_resumed_one(tmp_path: Pat
 @pytest.mark.parametrize(
     "options", [{"val_check_interval": 1}, {"max_epochs": -1, "max_steps": 6}, {"check_val_every_n_epoch": 2}], ids=str
 )
-def test_it_reads_each_validation_once_whenever_the_trainer_validates(
-    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_validation_is_read_once(tmp_path: Path, options: dict[str, Any], monkeypatch: Any) -> None:
     monkeypatch.setattr(ErrorRise, "add", lambda *arguments: 1.0)
     compared = TwoSampleCallback(images(300), images(300, seed=1))
     stopping = TwoSampleEarlyStopping(0.0, patience=100, confirm=None)
-    for own in ({}, options):
-        fit(tmp_path, compared, stopping, val=loader(20), **{"max_epochs": 4, **own})
+    for trainer_options in ({}, options):
+        fit(tmp_path, compared, stopping, val=loader(20), **{"max_epochs": 4, **trainer_options})
         assert stopping.wait_count == len(compared.history)
 
 
-def test_a_validation_whose_output_is_nan_is_none_and_logs_what_was_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_validation_with_nan_is_skipped_and_logs_the_last_values(tmp_path: Path, monkeypatch: Any) -> None:
     class Sometimes(SmallNet):
-        """Its output is NaN at the fifth validation."""
+        """Returns NaN at the fifth validation."""
 
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * (torch.nan if not self.training and self.trainer.current_epoch == 4 else 1)
 
-    add, ratios = ErrorRise.add, iter([1.0, 1.0, 1.0, 1.5, 1.5, 1.5])  # as many as there are validations of a number
+    add, ratios = ErrorRise.add, iter([1.0, 1.0, 1.0, 1.5, 1.5, 1.5])  # one for each validation without NaN
 
     def learning(rise: ErrorRise, train: Tensor, val: Tensor) -> float:
         return add(rise, torch.full_like(train, 0.1), torch.full_like(val, 0.1 * next(ratios)))
@@ -222,11 +211,11 @@ def test_a_validation_whose_output_is_nan_is_none_and_logs_what_was_before(
         fit(tmp_path, compared, stopping, module=Sometimes(), train=loader(20), val=loader(20), max_epochs=9)
     rises = [entry["metrics"]["confidence_rise"] for entry in compared.history]
     assert rises[3:] == pytest.approx([1.5 ** (1 / 3) - 1] * 2 + [1.5 ** (2 / 3) - 1])
-    assert stopping.stopped_epoch == 5  # the second validation with a rise, as that without a number is none
+    assert stopping.stopped_epoch == 5  # the second validation with a rise, not counting that with NaN
 
 
 class ByHeart(SmallNet):
-    """Learns few images by heart; its validation has images alone."""
+    """Memorizes a few images; its validation has no labels."""
 
     def __init__(self) -> None:
         pl.LightningModule.__init__(self)
@@ -245,10 +234,10 @@ class ByHeart(SmallNet):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tmp_path: Path) -> None:
+def test_validation_without_labels_suffices_and_the_reason_names_the_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     train, unseen = images(100), images(750, seed=1)
-    compared = TwoSampleCallback(train + 0.1, unseen)  # brighter images are seen by the hidden layer
+    compared = TwoSampleCallback(train + 0.1, unseen)  # the hidden layer responds to the brightness
     stopping = TwoSampleEarlyStopping(confirm=None)
     without_labels = DataLoader(TensorDataset(unseen), batch_size=250)
     trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=40)
@@ -267,7 +256,7 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tm
 
 
 class Digits(SmallNet):
-    """A small CNN with BatchNorm, and no layer of `SmallNet`."""
+    """A small CNN with BatchNorm, without the layers of `SmallNet`."""
 
     def __init__(self) -> None:
         pl.LightningModule.__init__(self)
