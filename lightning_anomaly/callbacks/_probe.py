@@ -14,10 +14,10 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.probe import most_samples, probing
-from lightning_anomaly.capture.probe_samples import ProbeSamples, label_texts, probe_class_names, probe_files
+from lightning_anomaly.capture.probe_samples import ProbeSamples, label_texts, probe_files
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
-from lightning_anomaly.images.source import ImageSource, first_tensor
+from lightning_anomaly.images.source import ImageSource, class_names, first_tensor
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
@@ -107,7 +107,7 @@ class ValidationWatch:
     def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
         """Analyze the maps of all processes; return the images of the probe too, if they were kept."""
         maps, images, statistics = self._capture.maps, self.samples.images, self._capture.samples
-        statistics.class_names = probe_class_names(self.trainer.val_dataloaders)
+        statistics.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
         if not self._alone:
             return analyze_shared(
                 maps, images, self.settings, self.notes, limit=self._total_limit, pictures=pictures, samples=statistics
@@ -125,12 +125,13 @@ class ValidationWatch:
 
     def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
         """Return the `labels` and the file `names` of the probe's samples for a page, each None if unknown."""
-        loaders, classes = self.trainer.val_dataloaders, self._classes(samples)
+        loaders, found = self.trainer.val_dataloaders, self._classes(samples)
+        labels = None
+        if found is not None:
+            classes, predicted = found
+            labels = label_texts(classes[:samples], predicted, self._capture.samples.class_names)
         in_order = self.probe == "val" and self._alone and not shuffles(loaders)
-        return {
-            "labels": None if classes is None else label_texts(classes[0][:samples], classes[1], loaders),
-            "names": probe_files(loaders, samples) if in_order else None,
-        }
+        return {"labels": labels, "names": probe_files(loaders, samples) if in_order else None}
 
     def class_notes(self, samples: int) -> dict[str, str]:
         """Note if the probe has fewer classes than as many evenly spaced validation samples."""

@@ -80,13 +80,15 @@ class WatchingCallback(LoggingCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the figures of the last validation."""
+        """Free what the fit collected, and log the figures of the last validation."""
+        self._free()
         self._draw_last(trainer)
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remove all hooks; if the user interrupts the fit, log the last figures too."""
+        """Remove all hooks and free what the fit collected; if the user interrupts it, log the last figures too."""
         self._release()
+        self._free()
         if isinstance(exception, KeyboardInterrupt):
             self._draw_last(trainer)  # waits for no other process
 
@@ -113,6 +115,9 @@ class WatchingCallback(LoggingCallback):
 
     def _release(self) -> None:
         """Remove hooks, and free what a validation collected."""
+
+    def _free(self) -> None:
+        """Free what a fit collected."""
 
     def _past(self, trainer: Any) -> list[Any]:
         """The validations of this fit; none outside of a fit."""

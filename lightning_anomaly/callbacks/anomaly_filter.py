@@ -252,7 +252,7 @@ class AnomalyFilterCallback(WatchingCallback):
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures and the page of the last analysis, with its losses."""
-        self._source = None
+        self._free()
         if self.report is not None:
             remember_losses(self.history, trainer, epoch_ended=True)
             self._draw_last(trainer)
@@ -268,6 +268,9 @@ class AnomalyFilterCallback(WatchingCallback):
                 "them to `layers`."
             )
         return layers
+
+    def _free(self) -> None:
+        self._source = None
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None

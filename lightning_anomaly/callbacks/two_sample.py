@@ -161,14 +161,7 @@ class TwoSampleCallback(WatchingCallback):
         select_layers(pl_module, self.layers)
         self._images, self._undrawn = None, None
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the last figure and free the images."""
-        super().on_fit_end(trainer, pl_module)
-        self._images = None
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Free the images too."""
-        super().on_exception(trainer, pl_module, exception)
+    def _free(self) -> None:
         self._images = None
 
     def _release(self) -> None:
@@ -209,7 +202,7 @@ class TwoSampleCallback(WatchingCallback):
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
         """Read the images once, warn of doubts about them, and keep them if they fit into the memory."""
         inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
-        sources = _open_sources(trainer, pl_module, inputs, self.sample_size, self.batch_size)
+        sources = self._open_sources(trainer, pl_module, inputs)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
         doubts = describe_doubts([name for name, source in inputs.items() if source is not None], seen, batch)
         if self.train_inputs is None and is_augmented(sources["train_inputs"]):
@@ -220,6 +213,20 @@ class TwoSampleCallback(WatchingCallback):
         for key, doubt in {**sources["train_inputs"].notes(), **sources["val_inputs"].notes(), **doubts}.items():
             self._warn_once(key, doubt)
         return images
+
+    def _open_sources(self, trainer: Any, pl_module: Any, inputs: Mapping[str, Source]) -> dict[str, ImageSource]:
+        """Open the training and the validation images: the `inputs`, or those of the Trainer, without augmentation."""
+        loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
+        chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in inputs.items()}
+        if inputs["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
+            chosen["train_inputs"] = without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
+        precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
+        return {
+            name: ImageSource(precision.convert_input(source), name, self.batch_size)
+            if isinstance(source, Tensor)
+            else ImageSource(source, name, self.batch_size, sample=self.sample_size, **convert)
+            for name, source in chosen.items()
+        }
 
     def _find(self, trainer: Any) -> TwoSampleReport | None:
         report = self._fresh
@@ -269,20 +276,3 @@ class TwoSampleCallback(WatchingCallback):
             draw = partial(comparison_figure, self.history, max(self.significance, MIN_P_VALUE))
             log_drawn(trainer.loggers, f"{self.log_key_prefix}/layers", draw, self._undrawn, self._guard)
         self._undrawn = None
-
-
-def _open_sources(
-    trainer: Any, pl_module: Any, inputs: Mapping[str, Source], sample_size: int, batch_size: int
-) -> dict[str, ImageSource]:
-    """Open the training and the validation images: the `inputs`, or those of the Trainer, without augmentation."""
-    loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
-    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in inputs.items()}
-    if inputs["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
-        chosen["train_inputs"] = without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
-    precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
-    return {
-        name: ImageSource(precision.convert_input(source), name, batch_size)
-        if isinstance(source, Tensor)
-        else ImageSource(source, name, batch_size, sample=sample_size, **convert)
-        for name, source in chosen.items()
-    }

@@ -11,7 +11,6 @@ from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_integer, check_text
 from lightning_anomaly.distributed import gather_results
 from lightning_anomaly.two_sample.loss_names import validation_losses
-from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import WINDOW
 from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, last_above, loss_trend
 
@@ -133,11 +132,10 @@ class TwoSampleEarlyStopping(StoppingCallback):
             lowest = f"has not been below {trend.lowest:.4g} since epoch {self._epochs[trend.place]}"
             details = f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, {lowest}"
         report = self._watched.report
-        located = isinstance(report, TwoSampleReport) and report.where != "nowhere"
+        where = "" if report is None or report.where == "nowhere" else f"; the two are told apart {report.where}"
         return (
             f"The network knows its training images: relative to them it expects {100 * now:.0f}% more errors on "
-            f"validation images than at its lowest level, so {self.monitor} = {now:.3f} "
-            f"{details}{f'; the two are told apart {report.where}' if located else ''}."
+            f"validation images than at its lowest level, so {self.monitor} = {now:.3f} {details}{where}."
         )
 
     def _state(self) -> str:
@@ -155,7 +153,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
     def _warn_of_images(self) -> None:
         """Warn if the output is not compared, or on few images."""
         report = self._watched.report
-        if not isinstance(report, TwoSampleReport):
+        if report is None:
             return
         if not report.compares_output and not self._rises:
             text = "TwoSampleEarlyStopping cannot stop this run as long as the output is not compared."

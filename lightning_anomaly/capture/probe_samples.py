@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly.images.loaders import drawn_positions, first_loader
-from lightning_anomaly.images.source import class_names, file_names, first_tensor, tensors_in
+from lightning_anomaly.images.source import file_names, first_tensor, tensors_in
 from lightning_anomaly.images.thumbnails import SIDE, shrink
 
 _GRID = 4  # pixels compared along each axis of a sample; up to 7, as the step is rounded down
@@ -79,14 +80,9 @@ class ProbeSamples:
         return classes if len(classes) >= samples and classes.min() >= 0 and classes.max() < outputs else None
 
 
-def probe_class_names(loaders: Any) -> tuple[str, ...]:
-    """Return the class names of the first loader's data set."""
-    return class_names(getattr(first_loader(loaders), "dataset", None))
-
-
-def label_texts(classes: Tensor, predicted: Tensor, loaders: Any) -> list[str]:
+def label_texts(classes: Tensor, predicted: Tensor, class_names: Sequence[str]) -> list[str]:
     """Describe the class of each sample, by name if it has one, and the predicted class `(N,)` if that differs."""
-    names = dict(enumerate(probe_class_names(loaders)))
+    names = dict(enumerate(class_names))
     true, guessed = ([str(names.get(place, place)) for place in part.tolist()] for part in (classes, predicted))
     return [name if name == guess else f"{name}, predicted {guess}" for name, guess in zip(true, guessed, strict=True)]
 
