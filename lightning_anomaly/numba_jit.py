@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numba
-from numba.core import event
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -23,9 +21,3 @@ def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
         return compiled
 
     return decorate
-
-
-def compile_time(take: Callable[[float], None]) -> AbstractContextManager[None]:
-    """Call `take` at the end with the time that numba spent compiling loops inside (seconds), if it did."""
-    timer: AbstractContextManager[None] = event.install_timer("numba:compile", take)
-    return timer

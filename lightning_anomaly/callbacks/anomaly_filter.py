@@ -187,10 +187,10 @@ class AnomalyFilterCallback(WatchingCallback):
         pictures = fitting and bool(trainer.loggers) and self.browser
         watch = self._watch
         assert watch is not None
-        from lightning_anomaly.numba_jit import compile_time  # late: importing the package does not import numba
+        from numba.core import event  # late: importing the package does not import numba
 
         compiled = [0.0]
-        with compile_time(compiled.append):
+        with event.install_timer("numba:compile", compiled.append):
             report, images = watch.analyze(pictures)
         empty = is_empty_result(report)
         notes = dict(report.notes)
