@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add("--mean", type=float, nargs="+", metavar="X", help="mean of `Normalize`, one number or one per channel")
         add("--std", type=_above_zero, nargs="+", metavar="X", help="standard deviation of `Normalize`, as for --mean")
         add("--device", type=_device, default="cpu", help="device of the model, such as cuda, default: %(default)s")
-        add("--model-args", type=_json_object, default={}, metavar="JSON", help="""such as '{"channels": 3}'""")
+        add("--model-args", type=_json_object, default={}, metavar="JSON", help="""its arguments: '{"channels": 3}'""")
         add("--output", type=Path, default=folder, help="folder to write to, default: %(default)s")
     add("--reference", type=Path, metavar="PATH", help="ordinary images, as for --data; default: some of --data")
     add("--top", type=_positive, default=50, help="images to list, the first 64 also drawn, default: %(default)s")

@@ -14,25 +14,23 @@ class Note(str):
     kind: str  # the text without numbers, equal for layers with the same problem
     layer: str  # empty for a part of a sentence
 
-    def __new__(cls, kind: str, *numbers: object, layer: str = "") -> Note:
+    def __new__(cls, text: str, *numbers: object, layer: str = "", kind: str = "") -> Note:
         """Put numbers into the `{}` of a text."""
-        note = super().__new__(cls, kind.format(*numbers) if numbers else kind)
-        note.kind, note.layer = kind, layer
+        note = super().__new__(cls, text.format(*numbers) if numbers else text)
+        note.kind, note.layer = kind or text, layer
         return note
 
 
 def left_out(name: str, problem: str) -> dict[str, str]:
     """Note that a layer is left out."""
-    note = Note(f"Layer '{name}' is left out of the analysis: {problem}.", layer=name)
-    note.kind = getattr(problem, "kind", problem)
-    return {f"{name} left out": note}
+    kind = getattr(problem, "kind", problem)
+    return {f"{name} left out": Note(f"Layer '{name}' is left out of the analysis: {problem}.", layer=name, kind=kind)}
 
 
-def nonfinite(name: str, found: int, filters: int, rest: str) -> dict[str, str]:
-    """Note that filters of a layer have NaN or infinite values; `rest` ends the sentence."""
-    note = Note(f"Layer '{name}': {found} of {filters} filters have NaN or infinite values {rest}.", layer=name)
-    note.kind = "nonfinite"
-    return {f"{name} nonfinite": note}
+def nonfinite(name: str, count: int, filters: int, rest: str) -> dict[str, str]:
+    """Note that some filters of a layer have NaN or infinite values; `rest` ends the sentence."""
+    text = f"Layer '{name}': {count} of {filters} filters have NaN or infinite values {rest}."
+    return {f"{name} nonfinite": Note(text, layer=name, kind="nonfinite")}
 
 
 def merge_notes(notes: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_anomaly.images.random_state import isolated_random_state
 
-_LARGE = 1000  # entries; larger containers hold data, such as file names, and no generators
+_LARGE = 1000  # entries; larger containers hold data such as file names, and no generators
 _LEAVES = (type, ModuleType, Tensor, np.ndarray, str, bytes, int, float, random.SystemRandom)
 _STATES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {  # how to get and how to set them
     np.random.Generator: (lambda rng: rng.bit_generator.state, lambda rng, to: setattr(rng.bit_generator, "state", to)),
@@ -30,7 +30,7 @@ class Untouched:
     """Restores the attributes of objects, and every random generator that they can reach, also in closures.
 
     A deep copy of a data set would double its memory and fail for open files and locks; another process would fail for
-    data on a GPU. Both would miss generators that a function finds elsewhere.
+    data on a GPU. Both would miss generators that a function finds in its module.
     """
 
     def __init__(self, *owners: Any) -> None:
@@ -45,7 +45,7 @@ class Untouched:
 
     @contextmanager
     def reading(self, seed: int, number: int) -> Iterator[None]:
-        """Restore all objects after batch `number`, in which generators go on from the batch before it.
+        """Read batch `number` inside, then restore all objects; generators continue from the batch before it.
 
         Global random numbers start from the seed and the number.
         """
