@@ -45,12 +45,8 @@ class _Images(Dataset[Tensor]):
         elif "0..1" in self.scaling:
             self.scaling += ", not normalized (see `--mean`)"
 
-    def __getitem__(self, index: int) -> Tensor:
-        image = self._read(index)
+    def _normalized(self, image: Tensor) -> Tensor:
         return image if self._moments is None else (image - self._moments[0]) / self._moments[1]
-
-    def _read(self, index: int) -> Tensor:
-        raise NotImplementedError
 
 
 class ArrayImages(_Images):
@@ -67,8 +63,8 @@ class ArrayImages(_Images):
     def __len__(self) -> int:
         return len(self._array)
 
-    def _read(self, index: int) -> Tensor:
-        return _as_image(self._array[index])
+    def __getitem__(self, index: int) -> Tensor:
+        return self._normalized(_as_image(self._array[index]))
 
 
 class FolderImages(_Images):
@@ -104,14 +100,14 @@ class FolderImages(_Images):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def _read(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Tensor:
         from PIL import Image, ImageOps
 
         channels, height, width = self.shape
         image = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
         if self.transform is not None:
-            return self.transform(image)
-        return _as_image(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)))
+            return self._normalized(self.transform(image))
+        return self._normalized(_as_image(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))))
 
 
 def probe_positions(images: ArrayImages | FolderImages, count: int) -> range:

@@ -69,17 +69,17 @@ class ImageSource:
     ) -> None:
         self.argument, self._seed, self._convert = argument, seed, convert
         self._loader = None if isinstance(images, Tensor) else _loader_of(images, argument)
-        self._data: Any = images if self._loader is None else self._loader.dataset
-        default_size = None if self._loader is None else batch_size_of(self._loader)
-        self.batch_size = check_integer(
-            "batch_size", batch_size if batch_size is not None else default_size or BATCH, 1
-        )
+        self._data: Any = images
+        default_size, drawn = BATCH, None
+        if self._loader is not None:
+            self._data = self._loader.dataset
+            default_size, drawn = batch_size_of(self._loader) or BATCH, drawn_positions(self._loader)
+        self.batch_size = check_integer("batch_size", default_size if batch_size is None else batch_size, 1)
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
-        drawn = None if self._loader is None else drawn_positions(self._loader)
         self.positions: Sequence[int] = range(len(self))
         if sample is not None:
-            self.positions = random_sample(self.positions if drawn is None else drawn, sample, seed)
+            self.positions = random_sample(drawn or self.positions, sample, seed)
         elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # not drawn with replacement
             raise ValueError(
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
