@@ -71,11 +71,23 @@ class ReferenceModel(NamedTuple):
 
         Statistics that are not finite in half of the samples or more are ignored, then samples that are not finite.
         """
-        fit = _fit(statistics)
-        if fit is None:
+        flat = statistics.flatten(1).float()
+        finite = flat.isfinite()
+        usable = finite.sum(0) * 2 > len(flat)
+        flat = flat[finite[:, usable].all(1)]
+        if len(flat) < _MIN_SAMPLES:
             return None
-        pairs = zip(fit.vectors, _DIRECTIONS, strict=True)
-        return cls(fit.used, fit.knots, [vectors.directions(fit.inliers, count) for vectors, count in pairs])
+        used = usable & (flat != flat[:1]).any(0)
+        if not used.any():
+            return None
+        flat = flat if used.all() else flat[:, used]
+        knots, vectors = _ranked(flat)
+        outliers = _outlier_mask(vectors)
+        if outliers.any():
+            knots, vectors = _ranked(flat[~outliers])
+        every = torch.arange(len(vectors[0].vectors), device="cpu")
+        counts = zip(vectors, _direction_counts(len(every)), strict=True)
+        return cls(used, knots, [part.directions(every, count) for part, count in counts])
 
     def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """Compute squared distances `(n, 2)` of statistics `(n, F, S)`, and their tails `(n, V)`.
@@ -107,81 +119,40 @@ def layer_scores(statistics: Tensor) -> Tensor:
     more are ignored. All scores are 0 if too few samples are finite or nothing varies.
     """
     statistics = statistics.cpu()
-    fit = _fit(statistics)
-    if fit is None:
+    model = ReferenceModel.fit(statistics)
+    if model is None:
         return statistics.new_zeros(len(statistics), dtype=torch.float32)
-    distances = _mahalanobis_squared(fit.vectors, fit.inliers)
-    distances[~fit.complete] = torch.inf
+    distances, _ = model.mahalanobis_squared(statistics)
     return Spread.fit(distances).scores(distances)
 
 
-class _Fit(NamedTuple):
-    """`used` and `knots` of a `ReferenceModel`, and its samples.
-
-    Attributes:
-        vectors: Tails and normal scores of all samples, also of those that are not finite.
-        inliers: Positions of the samples that the model is fitted to `(n,)`.
-        complete: Mask of the finite samples `(N,)`.
-    """
-
-    used: Tensor
-    knots: Tensor
-    vectors: list[Vectors]
-    inliers: Tensor
-    complete: Tensor
-
-
-def _fit(statistics: Tensor) -> _Fit | None:
-    flat = statistics.flatten(1).float()
-    finite = flat.isfinite()
-    usable = finite.sum(0) * 2 > len(flat)
-    complete = finite[:, usable].all(1)
-    inliers = complete.nonzero()[:, 0]
-    if len(inliers) < _MIN_SAMPLES:
-        return None
-    used = usable & ((flat != flat[inliers[:1]]) & complete[:, None]).any(0)
-    if not used.any():
-        return None
-    flat = flat if used.all() else flat[:, used]
-    knots, vectors = _ranked(flat, flat[inliers])
-    outliers = _outlier_mask(vectors, inliers)
-    if outliers.any():
-        inliers = inliers[~outliers]
-        knots, vectors = _ranked(flat, flat[inliers])
-    return _Fit(used, knots, vectors, inliers, complete)
-
-
-def _outlier_mask(vectors: Sequence[Vectors], selected: Tensor) -> Tensor:
-    """Find outliers `(m,)` among the samples at positions `selected` `(m,)`.
+def _outlier_mask(vectors: Sequence[Vectors]) -> Tensor:
+    """Find outliers `(N,)` among the samples of `vectors`, the tails and the normal scores.
 
     Many similar outliers would add a principal component along which none of them is far out. So the components are
     fitted to the least outlying half, which is then selected again by the new distances (a reweighted minimum
     covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm for the minimum covariance determinant
     estimator", 1999).
     """
-    scores = vectors[0].vectors.mean(1)[selected]  # at first, the mean of the tails
+    scores = vectors[0].vectors.mean(1)  # at first, the mean of the tails
     for _ in range(_REFITS):
         half = scores.argsort(stable=True)[: -(-len(scores) // 2)]
-        distances = _mahalanobis_squared(vectors, selected[half])[selected]
+        counts = zip(vectors, _direction_counts(len(half)), strict=True)
+        distances = torch.stack([part.mahalanobis_squared(half, count) for part, count in counts], 1)
         scores = Spread.fit(distances[half]).scores(distances)
     outliers = scores >= _OUTLIER_SCORE
     outliers[half] = False
     return outliers
 
 
-def _mahalanobis_squared(vectors: Sequence[Vectors], inliers: Tensor) -> Tensor:
-    """Compute squared distances `(N, 2)` of all samples along directions of the inliers, at most one for five of them.
-
-    Along as many directions as there are inliers, all inliers would have the same distance.
-    """
-    most = max(1, len(inliers) // _SAMPLES_PER_DIRECTION)
-    pairs = zip(vectors, _DIRECTIONS, strict=True)
-    return torch.stack([part.mahalanobis_squared(inliers, min(count, most)) for part, count in pairs], 1)
+def _direction_counts(samples: int) -> list[int]:
+    """Limit the directions to one for five samples; along as many as there are samples, all would be equally far."""
+    return [min(count, max(1, samples // _SAMPLES_PER_DIRECTION)) for count in _DIRECTIONS]
 
 
-def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, list[Vectors]]:
-    """Compute the knots of a reference, and the tails and normal scores of `flat` among them."""
-    knots = _knots(reference)
+def _ranked(flat: Tensor) -> tuple[Tensor, list[Vectors]]:
+    """Compute the knots of samples `(n, V)`, and the tails and normal scores of the samples among them."""
+    knots = _knots(flat)
     return knots, [Vectors(part) for part in _tails_and_values(flat, knots)]
 
 
