@@ -1,4 +1,4 @@
-"""Maps are taken as they were, what cannot be taken is a problem and no error, and nothing is left on the model."""
+"""Captured maps are exact copies, other outputs are a problem and no error, and no hooks remain on the model."""
 
 import random
 import threading
@@ -32,7 +32,7 @@ def network() -> nn.Sequential:
 
 
 def take(layer: nn.Module, *batches, **options) -> LayerMaps:
-    """What a capture takes from a layer that is called with these batches, one in each pass."""
+    """Capture a layer that is called with these batches, one in each pass."""
     taken = MapCapture({"layer": layer}, **{"rectify": False, "max_map_side": 1000, **options})
     for batch in batches:
         with taken:
@@ -40,12 +40,12 @@ def take(layer: nn.Module, *batches, **options) -> LayerMaps:
     return taken.maps["layer"]
 
 
-# what is taken
+# captured maps
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-def test_maps_are_what_the_layer_gave_in_the_order_of_the_samples(mode):
-    """Also before a ReLU in place, in any mode and memory layout."""
+def test_maps_are_the_outputs_of_the_layer_in_the_order_of_the_samples(mode):
+    """Even before an in-place ReLU, and in any mode and memory layout."""
     model = network()
     expected = model[0](IMAGES).detach()
     taken = MapCapture(select_layers(model), rectify=False, max_map_side=7)
@@ -62,7 +62,7 @@ def test_maps_are_what_the_layer_gave_in_the_order_of_the_samples(mode):
 
 
 @pytest.mark.parametrize(("dtype", "rectify"), [(torch.float64, True), (torch.float32, False), (torch.bfloat16, True)])
-def test_what_was_taken_is_a_copy_and_the_model_s_own_stays(dtype, rectify):
+def test_captured_maps_are_rectified_copies(dtype, rectify):
     values = drawn(4, 2, 3, 3, dtype=dtype)
     before = values.clone()
     maps = take(nn.Identity(), values, rectify=rectify).maps
@@ -73,13 +73,13 @@ def test_what_was_taken_is_a_copy_and_the_model_s_own_stays(dtype, rectify):
 
 
 def take_several(passes: list[dict[str, Tensor]], limit: int) -> MapCapture:
-    """What a capture takes in passes that call these layers with these maps, until it is full."""
-    layers = {name: nn.Identity() for own in passes for name in own}
+    """Capture passes that call these layers with these maps, until the capture is full."""
+    layers = {name: nn.Identity() for maps in passes for name in maps}
     taken = MapCapture(layers, limit=limit)
-    for own in passes:
+    for maps in passes:
         assert not taken.full
         with taken:
-            for name, batch in own.items():
+            for name, batch in maps.items():
                 layers[name](batch)
     return taken
 
@@ -93,9 +93,9 @@ def test_the_limit_is_respected_across_and_within_batches():
     assert not MapCapture({}).full
 
 
-def test_a_layer_with_maps_of_other_samples_is_left_out_and_neither_ends_the_capture_nor_waits():
+def test_a_layer_with_another_number_of_maps_is_left_out_and_does_not_affect_the_limit():
     first, second = NUMBERS[:10].split(5)
-    passes = [{"a": own, "b": own, "parts": own.repeat(2, 1, 1, 1)} for own in (first, second)]
+    passes = [{"a": maps, "b": maps, "parts": maps.repeat(2, 1, 1, 1)} for maps in (first, second)]
     taken = take_several([passes[0], {**passes[1], "later": second}], limit=10)
     assert taken.full
     assert [(taken.maps[name].count, taken.maps[name].problem) for name in "ab"] == [(10, None)] * 2
@@ -105,7 +105,7 @@ def test_a_layer_with_maps_of_other_samples_is_left_out_and_neither_ends_the_cap
     assert "20 maps where most layers gave 10" in beyond.maps["parts"].problem
 
 
-def test_the_first_call_in_a_pass_counts_and_empty_batches_are_passed_over():
+def test_only_the_first_call_in_a_pass_counts_and_empty_batches_are_skipped():
     layer = nn.Identity()
     taken = MapCapture({"layer": layer}, rectify=False)
     for step in range(2):
@@ -121,16 +121,16 @@ def test_the_first_call_in_a_pass_counts_and_empty_batches_are_passed_over():
     assert (nothing.count, nothing.batches, nothing.problem) == (0, [], None)
 
 
-def test_large_outputs_are_taken_in_pieces_that_change_nothing():
+def test_large_outputs_are_captured_in_parts_without_a_difference():
     values, sizes = drawn(5, 2, 1000, 1000), []
     maps = take(nn.Identity(), values, max_map_side=2)
     torch.testing.assert_close(maps.maps, pool_maps(values, 2))
     assert maps.sparsity.tolist() == pytest.approx((values <= 0).double().mean((0, 2, 3)).tolist())
-    take(nn.Identity(), values, summary=lambda own: sizes.append(len(own)) or own.amax((2, 3)))
+    take(nn.Identity(), values, summary=lambda part: sizes.append(len(part)) or part.amax((2, 3)))
     assert sizes == [2, 2, 1]
 
 
-def test_a_summary_takes_the_place_of_the_maps():
+def test_a_summary_replaces_the_maps():
     for shape in ((4, 3), (4, 3, 20), (4, 3, 5, 5), (4, 3, 2, 3, 4)):
         maps = drawn(*shape)
         taken = take(nn.Identity(), maps, summary=lambda maps: maps.reshape(4, 3, -1).amax(2))
@@ -138,7 +138,7 @@ def test_a_summary_takes_the_place_of_the_maps():
         assert (taken.size, taken.count, taken.zeros, taken.statistics) == (shape[2:], 4, None, [])
 
 
-def test_sparsity_is_counted_before_pooling_and_after_the_sign():
+def test_sparsity_is_the_share_of_values_that_are_not_positive_before_pooling():
     values = torch.tensor([[-1.0, 1, 0, 5], [2, -3, 4, 1]]).reshape(2, 1, 2, 2)
     for rectify in (True, False):
         maps = take(nn.Identity(), values[:1], values[1:], rectify=rectify, max_map_side=1)
@@ -147,7 +147,7 @@ def test_sparsity_is_counted_before_pooling_and_after_the_sign():
     assert take(nn.Identity(), torch.full((2, 1, 2, 2), torch.nan)).sparsity.tolist() == [0]
 
 
-# what cannot be taken
+# other outputs
 
 
 @pytest.mark.parametrize(
@@ -161,30 +161,30 @@ def test_sparsity_is_counted_before_pooling_and_after_the_sign():
         ([torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4)], "shape changes, from (3, 4, 4) to (3, 4)"),
     ],
 )
-def test_an_output_that_is_no_map_is_a_problem_and_no_error(outputs, problem):
+def test_an_output_without_maps_is_a_problem_and_no_error(outputs, problem):
     maps = take(nn.Identity(), *outputs, torch.ones(2, 3, 4, 4))
     assert problem in maps.problem
     assert maps.count == 2 * (len(outputs) - 1)
     assert "shape (2, 3, 3)" in take(nn.Conv2d(1, 2, 3), torch.ones(1, 5, 5)).problem  # not batched
 
 
-def test_a_failure_while_taking_is_a_problem_and_no_error():
+def test_a_failing_summary_is_a_problem_and_no_error():
     def fails(*_):
         raise ZeroDivisionError
 
     assert "ZeroDivisionError" in take(nn.Identity(), torch.ones(2, 1, 1, 1), summary=fails).problem
 
 
-# nothing is left behind
+# hooks
 
 
-def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay():
+def test_hooks_exist_only_inside_the_capture_and_foreign_hooks_stay():
     model = network()
     model[0].register_forward_hook(lambda *_: None)
     taken = MapCapture(select_layers(model))
     with suppress(KeyboardInterrupt), taken:
         taken.attach()
-        assert hook_count(model) == 3  # no more than after the first time
+        assert hook_count(model) == 3  # as after the first `attach`
         raise KeyboardInterrupt
     assert hook_count(model) == 1
     taken.remove()
@@ -193,7 +193,7 @@ def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay():
 
 @pytest.fixture
 def compiled() -> Iterator[tuple[nn.Module, list[object]]]:
-    """A compiled network, and the graphs that torch compiles."""
+    """A compiled network and its graphs."""
     graphs: list[object] = []
     yield torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward), graphs
     torch._dynamo.reset()
@@ -215,7 +215,7 @@ def test_a_compiled_model_is_captured_and_compiled_again_afterwards(compiled):
     assert len(graphs) == 1
 
 
-def test_threads_that_capture_leave_compiled_models_compiled(compiled):
+def test_captures_in_threads_leave_compiled_models_compiled(compiled):
     (model, graphs), ready = compiled, threading.Barrier(6)
 
     def run(_: int) -> None:
@@ -234,7 +234,7 @@ def test_threads_that_capture_leave_compiled_models_compiled(compiled):
 
 
 class Watched(nn.Module):
-    """Notes which of its modules are in training mode and draws random numbers; its own `eval` does nothing."""
+    """Records which of its modules are in training mode and draws random numbers; its `eval` does nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ def states() -> list[object]:
     return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)]
 
 
-def test_evaluation_restores_every_module_s_own_flag_and_the_random_state():
+def test_evaluation_restores_the_flag_of_every_module_and_the_random_state():
     model = Watched()
     before = states()
     with suppress(KeyError), evaluating(model):
@@ -267,7 +267,7 @@ def test_evaluation_restores_every_module_s_own_flag_and_the_random_state():
     np.testing.assert_equal(states(), before)
 
 
-def test_random_numbers_are_those_of_the_seed_and_leave_an_unused_gpu_alone(monkeypatch):
+def test_random_numbers_depend_on_the_seed_and_do_not_touch_an_unused_gpu(monkeypatch):
     def fails(*_):
         raise AssertionError("CUDA would be initialized or seeded")
 

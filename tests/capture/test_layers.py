@@ -1,4 +1,4 @@
-"""Which layers are watched, and by what name."""
+"""The selection and the names of layers."""
 
 import warnings
 
@@ -36,11 +36,11 @@ def test_every_convolution_is_selected_in_the_model_s_order():
     assert unseen_layers(nn.Linear(2, 2), [""]) == unseen_layers(model) == {}
 
 
-def test_named_layers_are_selected_in_the_order_asked_for_and_need_not_be_convolutions():
+def test_named_layers_are_selected_in_the_given_order_and_need_not_be_convolutions():
     assert list(select_layers(network(), iter(["2", "1"]))) == ["2", "1"]
 
 
-def test_a_shared_layer_is_selected_once_and_may_be_asked_for_by_each_of_its_names():
+def test_a_shared_layer_is_selected_once_and_by_any_of_its_names():
     shared = nn.Sequential(nn.Conv2d(1, 1, 1))
     model = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared, "none": nn.Identity()})})
     model["b"].none = None
@@ -52,7 +52,7 @@ def test_a_shared_layer_is_selected_once_and_may_be_asked_for_by_each_of_its_nam
             select_layers(model, [name])
 
 
-def test_what_are_no_layers_or_no_model_is_an_error():
+def test_other_layers_and_models_are_refused():
     for layers in ("0", [], ["0", "x"]):
         with pytest.raises(ValueError, match=r"`layers`.*Found"):
             select_layers(network(), layers)
@@ -63,7 +63,7 @@ def test_what_are_no_layers_or_no_model_is_an_error():
 
 def test_convolutions_of_a_script_module_are_skipped_with_a_note():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # models that use TorchScript are still about
+        warnings.simplefilter("ignore", DeprecationWarning)  # users still have models with TorchScript
         scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.ConvTranspose2d(3, 1, 3)))
     model = nn.Sequential(nn.Conv2d(1, 1, 1), scripted)
     assert list(select_layers(model)) == ["0"]

@@ -1,4 +1,4 @@
-"""What is kept of the maps of a layer: pooled maps, five numbers of each, and rows that share memory."""
+"""What is stored of the maps of a layer: pooled maps, five numbers of each map, and rows that share memory."""
 
 import numpy as np
 import oracle
@@ -27,7 +27,7 @@ def drawn(*shape: int) -> Tensor:
 )
 def test_pooling_averages_windows_until_no_side_is_larger(size, side, windows):
     maps = drawn(2, 3, *size).double()
-    expected = [[oracle.pooled(own.numpy(), windows) for own in sample] for sample in maps]
+    expected = [[oracle.pooled(image.numpy(), windows) for image in sample] for sample in maps]
     np.testing.assert_allclose(pool_maps(maps, side).numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -43,21 +43,21 @@ def test_pooling_never_leaves_more_pixels_than_allowed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [(), (7,), (200,), (16, 16), (13, 30), (3, 4, 2), (5, 4, 9)])
 def test_statistics_are_those_of_numpy(size, dtype):
-    given = (drawn(4, 3, *size) * 3 + 1).to(dtype)
-    found = map_statistics(given).numpy()
+    maps = (drawn(4, 3, *size) * 3 + 1).to(dtype)
+    found = map_statistics(maps).numpy()
     assert found.shape == (4, 3, len(STATISTICS))
-    pixels, coarse = (own.reshape(4, 3, -1).double().numpy() for own in (given, pool_maps(given, 8)))
+    pixels, coarse = (values.reshape(4, 3, -1).double().numpy() for values in (maps, pool_maps(maps, 8)))
     for place, theirs in enumerate((pixels.mean(2), pixels.std(2), pixels.max(2), pixels.min(2), coarse.std(2))):
         np.testing.assert_allclose(found[..., place], theirs, rtol=1e-6, atol=1e-6)
-    mirrored = given.flip(-1).contiguous().flip(-1) if size else given
+    mirrored = maps.flip(-1).contiguous().flip(-1) if size else maps
     np.testing.assert_array_equal(map_statistics(mirrored).numpy(), found)
 
 
-def test_statistics_of_maps_with_nan_or_infinite_values_are_no_numbers_and_others_are_as_they_were():
-    given = drawn(3, 2, 16, 16)
-    alone = map_statistics(given[:1])
-    given[1, 0, 0, 0], given[2, 1, 3, 3] = torch.nan, -torch.inf
-    found = map_statistics(given)
+def test_maps_with_nan_or_infinity_do_not_change_the_statistics_of_other_maps():
+    maps = drawn(3, 2, 16, 16)
+    alone = map_statistics(maps[:1])
+    maps[1, 0, 0, 0], maps[2, 1, 3, 3] = torch.nan, -torch.inf
+    found = map_statistics(maps)
     assert found.isfinite().all(2).tolist() == [[True, True], [False, True], [True, False]]
     assert torch.equal(found[:1], alone)
     assert found[2, 1, 3] == -torch.inf
@@ -71,11 +71,11 @@ def kept(batches: list[Tensor], most: int) -> list[Tensor]:
     return rows
 
 
-def test_rows_that_fit_are_one_tensor_and_others_begin_another(monkeypatch):
+def test_rows_fill_one_tensor_up_to_its_limit_and_then_another(monkeypatch):
     batches = list(torch.split(drawn(20, 3, 2, 2), [4, 4, 1, 4, 4, 3]))
     (one,) = kept(batches, 20)
     assert torch.equal(one, torch.cat(batches))
-    assert one.untyped_storage().nbytes() == one.nbytes  # no more than there may be
+    assert one.untyped_storage().nbytes() == one.nbytes  # not allocated for more
     monkeypatch.setattr(module, "_ROOM", 10 * batches[0][0].nbytes)
     several = kept(batches, 1000)
     assert [len(rows) for rows in several] == [9, 8, 3]
@@ -85,7 +85,7 @@ def test_rows_that_fit_are_one_tensor_and_others_begin_another(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_are_copies_of_their_type_also_in_inference_mode(dtype):
+def test_rows_are_copies_of_the_same_type_even_in_inference_mode(dtype):
     batch = drawn(4, 3).to(dtype)
     before = batch.clone()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A model that is run on a probe is as before, whatever it is wrapped in, and no batch sees what another one left."""
+"""Running a probe does not change the model, whatever its wrapper, and batches do not affect each other."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ IMAGES = torch.randn(150, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 
 
 class Remembers(nn.Module):
-    """Adds what it was called with before, in a buffer that it changes in place, resizes or sets anew."""
+    """Adds its previous input, which it stores in a buffer, in place or as a new tensor."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -46,20 +46,20 @@ def maps_of(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("how", ["in place", "anew"])
-def test_buffers_are_as_before_after_each_batch(how: str) -> None:
+def test_buffers_are_restored_after_each_batch(how: str) -> None:
     model = Remembers(how)
-    own = model.state
-    found = maps_of(model, IMAGES[:70])["conv"]
+    buffer = model.state
+    maps = maps_of(model, IMAGES[:70])["conv"]
     assert not any(model.gradients)
-    torch.testing.assert_close(found, model.conv(IMAGES[:70]).detach())
-    assert model.state is own
-    assert own.numel() == 0
+    torch.testing.assert_close(maps, model.conv(IMAGES[:70]).detach())
+    assert model.state is buffer
+    assert buffer.numel() == 0
     model(IMAGES[:5])
-    own, values = model.state, model.state.clone()
+    buffer, values = model.state, model.state.clone()
     with pytest.raises(RuntimeError, match="must match"):
         run(model, open_inputs(IMAGES, "inputs", None), MapCapture({}))
-    assert model.state is own
-    assert torch.equal(own, values)
+    assert model.state is buffer
+    assert torch.equal(buffer, values)
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -70,10 +70,10 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_models_of_other_kinds_give_their_maps(kind: str) -> None:
+def test_wrapped_models_give_the_same_maps(kind: str) -> None:
     inner = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
-    (found,) = maps_of(WRAPPERS[kind](inner), IMAGES[:70]).values()
-    torch.testing.assert_close(found, inner[0](IMAGES[:70]).detach())
+    (maps,) = maps_of(WRAPPERS[kind](inner), IMAGES[:70]).values()
+    torch.testing.assert_close(maps, inner[0](IMAGES[:70]).detach())
     assert inner[1].training
     assert not inner[1].running_mean.any()
     torch._dynamo.reset()
@@ -89,7 +89,7 @@ def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expe
     assert sizes == expected
 
 
-def test_the_largest_batch_is_an_argument() -> None:
+def test_the_batch_size_is_an_argument() -> None:
     model = Remembers("in place")
     analyze(model, IMAGES, batch_size=30)
     assert set(model.sizes) == {30}
@@ -104,7 +104,7 @@ def test_the_largest_batch_is_an_argument() -> None:
             call(model, IMAGES, batch_size=0)
 
 
-def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
+def test_tuples_and_dicts_are_the_arguments_of_a_call_and_inputs_are_unchanged() -> None:
     model = Net(lambda net, first, second: net.conv(first.add_(second)), conv=nn.Conv2d(1, 2, 3))
     before = IMAGES.clone()
     expected = model(IMAGES.clone(), IMAGES).detach()
@@ -114,18 +114,18 @@ def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
 
 
 @pytest.mark.parametrize(("inputs", "found"), [(IMAGES.numpy(), "ndarray"), (IMAGES[:0], "none"), ((), r"\(\)")])
-def test_what_cannot_be_a_probe_is_an_error(inputs: Any, found: str) -> None:
+def test_other_inputs_are_refused(inputs: Any, found: str) -> None:
     with pytest.raises(ValueError, match=f"`images` should .* Found {found}"):
         open_inputs(inputs, "images", None)
 
 
-def test_the_number_of_samples_is_given_or_that_of_most_layers() -> None:
+def test_the_number_of_samples_is_an_argument_or_that_of_most_layers() -> None:
     layers = {name: nn.Identity() for name in "abcdef"}
     capture = MapCapture(layers)
     with capture:
         for name, number in zip("abcef", (4, 4, 8, 8, 8), strict=True):
             layers[name](torch.rand(number, 2))
-    for name in "ef":  # which have no say
+    for name in "ef":  # which do not count
         capture.maps[name].problem = "it is odd"
     for expected, names in ((None, ["a", "b"]), (8, ["c"])):
         usable, n_samples, notes = usable_layers(capture.maps, expected)

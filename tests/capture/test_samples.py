@@ -1,4 +1,4 @@
-"""What is taken of samples beside their maps: their pixels, and what the last linear layer sees and says."""
+"""What is captured of samples beside maps: statistics of pixels, and the features and logits of the last layer."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def features(net: Net, x: Tensor) -> Tensor:
 
 
 def classifier() -> Net:
-    """Normalizes its images, and has an activation in place behind its logits."""
+    """Normalizes its images, and has an in-place activation behind its logits."""
     torch.manual_seed(0)
     layers = {"conv": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(4, 4, 1), "hidden": nn.Linear(4, 6)}
     layers |= {"unused": nn.Linear(6, 2), "last": nn.Linear(6, 5)}
@@ -27,7 +27,7 @@ def classifier() -> Net:
 
 
 @pytest.mark.parametrize("taken", [10, 7])
-def test_pixels_are_those_of_the_network_and_classes_those_of_its_last_linear_layer(taken):
+def test_pixels_are_those_of_the_first_layer_and_logits_those_of_the_last(taken):
     model, x = classifier(), images(10, 3, 8, 8)
     capture = MapCapture({"conv": model.conv}, limit=taken, model=model)
     with torch.no_grad():
@@ -40,12 +40,12 @@ def test_pixels_are_those_of_the_network_and_classes_those_of_its_last_linear_la
     assert found.shape == (3, 8, 8)
     torch.testing.assert_close(found.pixels, pixel_statistics(2 * x - 1)[:taken])
     torch.testing.assert_close(found.features, expected[:taken])
-    torch.testing.assert_close(found.logits, logits[:taken])  # before an activation in place
+    torch.testing.assert_close(found.logits, logits[:taken])  # before the in-place activation
     assert capture.samples.collected(taken + 1).pixels is None
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_model_of_one_output_or_of_patches_has_no_classes():
+def test_a_model_with_one_output_or_outputs_for_patches_has_no_classes():
     for last in (nn.Linear(3, 1), nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Linear(1, 2))):
         model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
         capture = MapCapture({"0": model[0]}, model=model)
@@ -57,18 +57,18 @@ def test_a_model_of_one_output_or_of_patches_has_no_classes():
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 9, 12), (6, 3, 8, 8), (6, 2, 20), (6, 1, 5, 6, 7), (6, 5, 6, 6)])
-def test_each_pixel_statistic_has_a_name_and_needs_no_unit(shape):
+def test_each_pixel_statistic_has_a_name_and_does_not_depend_on_the_unit(shape):
     x = images(*shape)
     found = pixel_statistics(x)
     assert found.shape == (6, len(pixel_names(shape[1], len(shape) - 2)))
     other = pixel_statistics(9 * x - 4)
-    for column, changed in zip(found.T, other.T, strict=True):  # the same but for a factor and a constant
+    for column, changed in zip(found.T, other.T, strict=True):  # equal up to a factor and a constant
         before, now = ((values - values.mean()) / values.std().clamp(min=1e-12) for values in (column, changed))
         torch.testing.assert_close(now, before, rtol=1e-2, atol=1e-2)
 
 
-def test_shares_of_pixels_count_those_at_the_limit():
-    """Within 2% of the range of the brightest or the darkest pixel; neighbours within 1% of it are flat."""
+def test_shares_of_pixels_include_those_at_the_limit():
+    """The limits are 2% of the range for the brightest and the darkest share, and 1% for flat neighbours."""
     x = torch.tensor([[0, 2, 3, 50, 50], [97, 98, 99, 100, 50], [50, 51, 60, 50, 0], [50, 50, 50, 50, 50]]).double()
     found, names = pixel_statistics(x[None, None])[0].tolist(), pixel_names(1, 2)
     assert found[names.index("brightest share")] == 3 / 20
@@ -77,7 +77,7 @@ def test_shares_of_pixels_count_those_at_the_limit():
     assert flat == [(x.diff(dim=axis).abs() <= 1).double().mean().item() for axis in (0, 1)]
 
 
-def test_what_has_too_few_pixels_is_not_described():
+def test_images_with_too_few_pixels_have_no_statistics():
     for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 2, 2, 2), (4, 0, 8, 8), (4, 1, 4, 4, 4, 4)):
         assert not describes_pixels(torch.Size(shape))
     assert describes_pixels(torch.Size((4, 1, 4)))

@@ -1,4 +1,4 @@
-"""Which positions a loader draws, whatever its sampler, which is left as it was, and a fixed sample of them."""
+"""The positions that a loader draws, for any sampler, which is unchanged, and a fixed sample of them."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -32,7 +32,7 @@ ALL = set(range(12))
 
 
 class Endless(Sampler[int]):
-    """Draws all but the first, in another order each time, without an end; shuffles a list of its own."""
+    """Draws all positions except the first endlessly, in another order each time; shuffles a list in place."""
 
     def __init__(self, data: Any) -> None:
         self.data, self.order, self.generator = data, list(range(1, 12)), torch.Generator().manual_seed(7)
@@ -60,47 +60,47 @@ class Uncopied(TensorDataset):
         ({"batch_sampler": BatchSampler(SubsetRandomSampler([7, 2]), 2, False)}, {7, 2}),
         ({"sampler": WeightedRandomSampler([0.0, 1.0, 2.0] + [0.0] * 9, 40)}, {1, 2}),
         ({"batch_sampler": [[4, 1], [9]]}, {1, 4, 9}),
-        ({"sampler": [(0, 32), (1, 64)]}, None),  # with something else, as for images of several sizes
+        ({"sampler": [(0, 32), (1, 64)]}, None),  # positions with other values, as for images of several sizes
     ],
 )
 def test_the_positions_are_those_of_one_epoch(options: Any, expected: set[int] | None) -> None:
-    found = drawn_positions(DataLoader(DATA, **options))
-    assert (None if found is None else set(found)) == expected
+    positions = drawn_positions(DataLoader(DATA, **options))
+    assert (None if positions is None else set(positions)) == expected
 
 
-def test_a_sampler_draws_the_same_each_time_is_as_before_and_takes_no_random_numbers() -> None:
+def test_drawing_positions_is_reproducible_and_changes_no_state() -> None:
     data = Uncopied(torch.arange(12.0))
     sampler = Endless(data)
     state = torch.get_rng_state()
-    found = drawn_positions(DataLoader(data, sampler=sampler))
-    assert found is not None
-    assert set(found) == ALL - {0}
+    positions = drawn_positions(DataLoader(data, sampler=sampler))
+    assert positions is not None
+    assert set(positions) == ALL - {0}
     assert torch.equal(torch.get_rng_state(), state)
     assert sampler.order == list(range(1, 12))
     assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(7).get_state())
     weighted = WeightedRandomSampler([1.0] * 12, 5, generator=torch.Generator())
     loaders = DataLoader(data, 3, sampler=sampler), DataLoader(data, 3, sampler=weighted)
     before = [random_sample(drawn_positions(loader) or [], 4, 0) for loader in loaders]
-    list(islice(iter(sampler), 11)), list(weighted)  # the training's epoch
+    list(islice(iter(sampler), 11)), list(weighted)  # an epoch of training
     assert [random_sample(drawn_positions(loader) or [], 4, 0) for loader in loaders] == before
 
 
-def test_batches_have_the_loader_s_size_or_64_items_or_are_items() -> None:
+def test_the_batch_size_is_the_loader_s_or_64_or_none() -> None:
     loaders = DataLoader(DATA, batch_sampler=BatchSampler([1], 7, False)), DataLoader(DATA, batch_sampler=[[1]])
     sizes = [batch_size_of(loader) for loader in (*loaders, DataLoader(DATA, batch_size=None))]
     assert sizes == [7, 64, None]
 
 
-def test_processes_that_load_are_started_as_those_of_the_loader() -> None:
+def test_a_reread_loader_starts_its_workers_like_the_original() -> None:
     loader = DataLoader(DATA, num_workers=2, multiprocessing_context="spawn", worker_init_fn=print)
     for workers, method in ((2, "spawn"), (0, None)):
-        found = reread(loader, [[1]], num_workers=workers)
-        context = found.multiprocessing_context
-        assert (found.num_workers, context and context.get_start_method()) == (workers, method)
-        assert (found.dataset, found.worker_init_fn) == (DATA, print)  # the one may reach for the other
+        again = reread(loader, [[1]], num_workers=workers)
+        context = again.multiprocessing_context
+        assert (again.num_workers, context and context.get_start_method()) == (workers, method)
+        assert (again.dataset, again.worker_init_fn) == (DATA, print)  # which may use the data set
 
 
-def test_samples_that_processes_get_twice_are_not_counted_also_in_a_batch_sampler() -> None:
+def test_repeated_samples_of_a_distributed_sampler_are_not_counted() -> None:
     sampler = DistributedSampler(DATA, 5, 0, shuffle=False)
     assert 5 * len(sampler) > len(DATA)
     for loader in (
@@ -121,12 +121,12 @@ def test_samples_that_processes_get_twice_are_not_counted_also_in_a_batch_sample
         ({}, False),
     ],
 )
-def test_a_loader_that_shuffles_is_known(options: Any, expected: bool) -> None:
+def test_shuffling_loaders_are_recognised(options: Any, expected: bool) -> None:
     loader = DataLoader(DATA, **options)
     assert shuffles(loader) is shuffles([loader, DataLoader(DATA)]) is expected
 
 
-def test_a_sampler_that_draws_with_replacement_leaves_no_image_out() -> None:
+def test_images_of_a_sampler_with_replacement_are_all_scored() -> None:
     images = torch.rand(110, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(TensorDataset(images), 50, sampler=RandomSampler(images, replacement=True))
     layer = torch.nn.Conv2d(1, 2, 3)

@@ -1,4 +1,4 @@
-"""Images of a tensor, a Dataset and a DataLoader are the same images to every function, and so are their errors."""
+"""Every function takes images as a tensor, a Dataset or a DataLoader, with the same results and the same errors."""
 
 import random
 import threading
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Broken
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -38,7 +39,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_tensor_a_data_set_and_a_loader_give_the_same(net: nn.Module, name: str) -> None:
+def test_a_tensor_a_data_set_and_a_loader_give_the_same_results(net: nn.Module, name: str) -> None:
     loader = DataLoader(DATA, 64, shuffle=True)
     tensor, data_set, loaded = (VALUES[name](FUNCTIONS[name](net, images)) for images in (IMAGES, DATA, loader))
     for found in (data_set, loaded):
@@ -50,7 +51,7 @@ def test_a_tensor_a_data_set_and_a_loader_give_the_same(net: nn.Module, name: st
 
 
 class Stream(IterableDataset[Tensor]):
-    """Knows its length, and inherits an index that fails."""
+    """Has a length, and inherits an index that fails."""
 
     def __iter__(self) -> Any:
         return iter(IMAGES)
@@ -73,30 +74,18 @@ class Stream(IterableDataset[Tensor]):
     ],
     ids=["loader of a stream", "stream", "no batches", "sampler", "list", "array", "empty"],
 )
-def test_what_cannot_be_read_is_the_same_short_error(net: nn.Module, name: str, images: Any, found: str) -> None:
+def test_other_images_are_the_same_short_error(net: nn.Module, name: str, images: Any, found: str) -> None:
     with pytest.raises(ValueError, match=rf"^Parameter `\w+` should .*{found}") as caught:
         FUNCTIONS[name](net, images)
     assert len(str(caught.value)) < 300
 
 
-class Broken(Dataset[Tensor]):
-    def __len__(self) -> int:
-        return 120
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index in (0, 5):
-            raise OSError(f"image {index} is broken")
-        return IMAGES[index]
-
-
 @pytest.mark.parametrize("name", ["analyze", "two_sample_test"])
-def test_images_that_cannot_be_read_are_left_out_and_said(net: nn.Module, name: str) -> None:
-    with pytest.warns(
-        UserWarning, match=r"2 of the 120 images in `\w+` cannot be read, .* position 0 \(OSError: image 0"
-    ):
-        found = FUNCTIONS[name](net, Broken())
-    rest = IMAGES[[place for place in range(120) if place not in (0, 5)]]
-    expected = FUNCTIONS[name](net, rest)
+def test_unreadable_images_are_left_out_with_a_warning(net: nn.Module, name: str) -> None:
+    message = r"2 of the 120 images in `\w+` cannot be read, .* position 0 \(OSError: image 0"
+    with pytest.warns(UserWarning, match=message):
+        found = FUNCTIONS[name](net, Broken(IMAGES, 0, 5))
+    expected = FUNCTIONS[name](net, IMAGES[[index for index in range(120) if index not in (0, 5)]])
     if name == "analyze":
         assert {**found, "notes": {}} == {**expected, "notes": {}}
     else:
@@ -107,7 +96,7 @@ GLOBAL = np.random.default_rng(3)
 
 
 class Noisy(Dataset[Tensor]):
-    """Draws from generators of every kind, counts its items, and holds what no copy can be made of."""
+    """Draws from generators of every kind, counts its items, and has a lock, which cannot be copied."""
 
     def __init__(self) -> None:
         self.numpy, self.old, self.python = np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
@@ -132,15 +121,14 @@ def collate() -> tuple[Any, np.random.Generator]:
     return add_noise, generator
 
 
-def test_reading_leaves_every_generator_and_attribute_as_it_was_and_is_the_same_again() -> None:
+def test_reading_changes_no_generator_and_attribute_and_is_reproducible() -> None:
     data, (collate_fn, generator) = Noisy(), collate()
-    own = data.numpy, generator, GLOBAL
 
     def states() -> tuple[Any, ...]:
-        drawn = tuple(one.bit_generator.state["state"]["state"] for one in own)
+        numpy = [rng.bit_generator.state["state"]["state"] for rng in (data.numpy, generator, GLOBAL)]
         shared = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-        own_others = data.torch.get_state().tolist(), data.python.getstate(), data.old.get_state()[1].tolist()
-        return (*drawn, *shared, *own_others, data.count, data.file)
+        others = data.torch.get_state().tolist(), data.python.getstate(), data.old.get_state()[1].tolist()
+        return (*numpy, *shared, *others, data.count, data.file)
 
     before = states()
     source = ImageSource(DataLoader(data, 10, collate_fn=collate_fn), "images")
@@ -150,7 +138,7 @@ def test_reading_leaves_every_generator_and_attribute_as_it_was_and_is_the_same_
     again = [images for _, images in source.batches(range(40))]
     assert all(map(torch.equal, first, again))
     noise = torch.stack([(batch - IMAGES[:10]).flatten()[0] for batch in first])
-    assert len(noise.unique()) == 4  # the batches go on drawing
+    assert len(noise.unique()) == 4  # each batch has other noise
 
 
 class MakesAttributes:
@@ -173,7 +161,7 @@ def test_the_objects_of_a_data_set_are_not_asked_for_attributes() -> None:
     assert MakesAttributes.asked == 0
 
 
-def test_a_sample_is_random_that_of_its_seed_and_of_what_the_loader_draws() -> None:
+def test_a_sample_depends_on_its_seed_and_has_positions_of_the_loader() -> None:
     loader = DataLoader(DATA, 4, sampler=range(1, 12))
     state = torch.get_rng_state()
     sources = [ImageSource(loader, "images", sample=5, seed=seed) for seed in (0, 0, 1)]

@@ -1,4 +1,4 @@
-"""The input of a model in a batch, whatever it is kept in."""
+"""The input of a model is found in a batch of any structure."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ def test_the_first_images_are_found(batch: Any) -> None:
     assert first_tensor(batch) is IMAGES
 
 
-def test_images_in_bytes_come_before_their_floating_point_target() -> None:
+def test_byte_images_are_preferred_to_floating_point_targets() -> None:
     for raw in (IMAGES.byte(), IMAGES[:, 0].byte()):
         assert first_tensor((raw, IMAGES)) is raw
 
@@ -37,12 +37,12 @@ def test_images_in_bytes_come_before_their_floating_point_target() -> None:
     [IMAGES.long(), IMAGES.bool(), IMAGES.short(), IMAGES.byte()[:, 0, 0], torch.tensor(1.0)],
     ids=["classes of pixels", "mask", "integers", "bytes without pixels", "number"],
 )
-def test_what_is_no_image_is_passed_over(other: Tensor) -> None:
+def test_other_tensors_are_skipped(other: Tensor) -> None:
     assert first_tensor({"other": other, "image": IMAGES}) is IMAGES
     assert first_tensor(other) is None
 
 
-def test_a_number_for_each_sample_is_the_input_only_where_there_is_no_other() -> None:
+def test_a_number_for_each_sample_is_the_input_only_without_other_tensors() -> None:
     ages = torch.rand(3)
     assert first_tensor({"age": ages, "image": IMAGES}) is IMAGES
     assert first_tensor((ages, torch.arange(3))) is ages

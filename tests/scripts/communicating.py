@@ -1,4 +1,4 @@
-"""Fits in which everybody communicates in every hook, beside our callbacks: they must hear what they would without us.
+"""Fits in which foreign callbacks and modules communicate in every hook, beside our callbacks.
 
 `python communicating.py FOLDER SCENARIO ...` runs scenarios in two processes, see `forked.py`.
 """
@@ -37,37 +37,37 @@ Hooks = Callable[[str], bool]
 
 
 class Ledger:
-    """How often this process talked in a fit, and what it heard that was not what was said."""
+    """Counts the messages of this process in a fit, and records wrong answers."""
 
     def __init__(self) -> None:
         self.talks = 0
         self.wrong: list[str] = []
 
     def talk(self, trainer: Any, place: str) -> None:
-        """Sums, gathers, computes a metric or waits, in turn, with a number that nobody said before."""
+        """Sum, gather, compute a metric or wait, in turn, with a new number."""
         self.talks += 1
-        said = 10 * self.talks + trainer.global_rank
+        sent = 10 * self.talks + trainer.global_rank
         both = [10 * self.talks, 10 * self.talks + 1]
         if self.talks % 4 == 0:
             trainer.strategy.barrier()
             return
         if self.talks % 4 == 1:
-            heard, meant = trainer.strategy.reduce(torch.tensor(float(said)), reduce_op="sum").item(), sum(both)
+            received, expected = trainer.strategy.reduce(torch.tensor(float(sent)), reduce_op="sum").item(), sum(both)
         elif self.talks % 4 == 2:
-            heard, meant = trainer.lightning_module.all_gather(torch.tensor(said)).tolist(), both
+            received, expected = trainer.lightning_module.all_gather(torch.tensor(sent)).tolist(), both
         else:
             metric = SumMetric()
-            metric.update(said)
-            heard, meant = metric.compute().item(), sum(both)
-        if heard != meant:
-            self.wrong.append(f"{place}: {heard} instead of {meant}")
+            metric.update(sent)
+            received, expected = metric.compute().item(), sum(both)
+        if received != expected:
+            self.wrong.append(f"{place}: {received} instead of {expected}")
 
 
 ledger = Ledger()
 
 
 def talking(kind: Any, where: Hooks) -> Any:
-    """A class that talks at the beginning of every hook of a fit."""
+    """Make a class that communicates at the beginning of every hook of a fit."""
     others = ("test", "predict", "exception", "load_checkpoint")
     hooks = [name for name in dir(kind) if name.startswith("on_") and not any(word in name for word in others)]
     hooks += ["setup", "teardown", "training_step", "validation_step", "transfer_batch_to_device", "forward"]
@@ -87,11 +87,11 @@ def talking(kind: Any, where: Hooks) -> Any:
 
 
 class Foreign(pl.Callback):
-    """Somebody else's callback."""
+    """A foreign callback."""
 
 
 class Logging(Small):
-    """Logs what is reduced at steps, at epochs and by a metric."""
+    """Logs values that are reduced at steps, at epochs and by a metric."""
 
     def __init__(self) -> None:
         super().__init__(norm=False)
@@ -112,7 +112,7 @@ class Logging(Small):
 
 
 class Silent(Small):
-    """Logs nothing that is reduced."""
+    """Logs no reduced values."""
 
     def __init__(self) -> None:
         super().__init__(norm=False)
@@ -122,7 +122,7 @@ class Silent(Small):
 
 
 def ours(prunes: bool = True) -> list[Any]:
-    """Callbacks of ours; those that do not prune leave the weights as they are."""
+    """Our callbacks; without `prunes` they do not change the weights."""
     prune = [AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1)] if prunes else []
     compared = TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
     settings = AnalysisSettings(n_init=2)
@@ -138,7 +138,7 @@ def run(
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> Outcome:
-    """What this process heard in a fit."""
+    """Fit, and return what this process received."""
     ledger.talks, ledger.wrong = 0, []
     foreign = talking(Foreign, where)
     model = talking(module, where)()
@@ -164,7 +164,7 @@ def run(
 
 
 def two_processes(rank: int, world: int) -> Outcome:
-    """Fits without ours, with ours, with ours in another order, where masks change the weights, and on from there."""
+    """Fit without our callbacks, with them, with masks and in another order, and resume from there."""
     fits = {"alone": run([]), "watched": run(ours(prunes=False)), "masked": run(ours()[::-1])}
     callbacks = ours()
     fits["resumed"] = run(callbacks, ckpt_path=LAST, max_epochs=3)
@@ -172,7 +172,7 @@ def two_processes(rank: int, world: int) -> Outcome:
 
 
 def one_fails(rank: int, world: int) -> Outcome:
-    """Process 1 fails to analyze and to compare; where its forward pass is missing, nobody talks in one."""
+    """Process 1 fails to analyze and to compare. It misses forward passes, so hooks in these do not communicate."""
     if rank == 1:
         shared_analysis.analyze_slice = two_sample.compare_groups = _break
     return {"fit": run(ours(), where=lambda name: "transfer" not in name and name != "forward")}
@@ -183,7 +183,7 @@ def _break(*args: Any, **kwargs: Any) -> Any:
 
 
 class Shard(IterableDataset[Any]):
-    """No length, so that Lightning does not know that it is empty in process 1."""
+    """Is empty in process 1, without a length that would tell Lightning."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank

@@ -1,4 +1,4 @@
-"""Fits, and searches for outliers, in one and in two processes, which must find and decide the same.
+"""Fits and searches for outliers in one and in two processes, which must give the same results.
 
 `python ddp.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
 """
@@ -22,9 +22,9 @@ from lightning_anomaly.callbacks import AnomalyFilterCallback, TwoSampleCallback
 
 
 def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
-    """What one process saw in a fit on images that two cannot share evenly.
+    """Fit on a number of images that two processes cannot share evenly, and return what this process logged.
 
-    The weights stay as they are, and there is no BatchNorm, which would remember other batches.
+    The weights do not change, and there is no BatchNorm, whose statistics would depend on the batches.
     """
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)) if world > 1 else "auto"
     fitter = quiet(devices=world, strategy=strategy, callbacks=[*callbacks], **options)
@@ -34,7 +34,7 @@ def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
 
 
 def same_images(rank: int, world: int) -> Outcome:
-    """All of the validation set and some of the training images are analyzed, and both are compared."""
+    """Analyze all validation images and some training images, and compare both."""
     probes = {
         "val": AnomalyFilterCallback(probe_size=500),
         "train": AnomalyFilterCallback(probe="train", probe_size=81, log_key_prefix="train"),
@@ -44,15 +44,15 @@ def same_images(rank: int, world: int) -> Outcome:
 
 
 def output_stops(rank: int, world: int) -> Outcome:
-    """The output is said to know the training images from the fourth validation on, by process 0 alone."""
+    """From the fourth validation on, process 0 alone finds a gap between training and validation images."""
     calls: list[int] = []
     real = two_sample.compare_groups
 
     def knows_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        known = rank == 0 and len(calls) > 3
+        factor = 1.9 if rank == 0 and len(calls) > 3 else 1.0
         errors = torch.full((100,), 0.1)
-        return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * (1.9 if known else 1.0))
+        return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * factor)
 
     two_sample.compare_groups = knows_later
     inputs, stopping = images(96).tensors[0], TwoSampleEarlyStopping()
@@ -76,7 +76,7 @@ def connect(rank: int, world: int) -> nn.Module:
 
 
 def values(report: OutlierReport) -> Outcome:
-    """All of a report, with NaN and infinity as words."""
+    """All values of a report, with NaN and infinity as words."""
     parts = {key: getattr(report, key) for key in ("p_values", "layer", "filters", "images")}
     plain: Outcome = {key: None if part is None else part.tolist() for key, part in parts.items()}
     scores = [str(round(score, 4)) for score in report.scores.tolist()]
@@ -84,7 +84,7 @@ def values(report: OutlierReport) -> Outcome:
 
 
 def searches(rank: int, world: int) -> Outcome:
-    """Each process's BatchNorm has seen other images; one process has no image; and one has fewer than the other."""
+    """Search with different BatchNorm statistics by process, with no image in one process, and with fewer in one."""
     net, (inputs, _) = connect(rank, world), images(217).tensors
     net[3].running_mean += rank
     buffers, before = dict(net.named_buffers()), net[3].running_mean.clone()

@@ -1,8 +1,8 @@
-"""A pytest plugin for a checkout of Lightning's own tests: each Trainer gets our callbacks, or a neutral one instead.
+"""A pytest plugin for a checkout of Lightning's tests that gives each Trainer our callbacks, or a neutral one instead.
 
-CONTRIBUTING.md has the commands. With both the BoringModel has a convolution, which nothing depends on, and after each
-fit a line goes to a file: the test, and a fingerprint of the weights, optimizers, flags and random states. So the files
-of the two runs show what our callbacks have changed.
+CONTRIBUTING.md has the commands. In both cases the BoringModel gets a convolution that has no effect, and after each
+fit a line is written to a file: the test, and a fingerprint of weights, optimizers, flags and random states. Comparing
+the files of both runs shows what our callbacks change.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSa
 
 
 class Neutral(Callback):
-    """Has a state and does nothing."""
+    """Does nothing, but has a state."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"nothing": 0}
@@ -36,7 +36,7 @@ def ours() -> list[Callback]:
 
 
 def fingerprint(trainer: Trainer) -> str:
-    """Of what a callback must not change."""
+    """Hash everything that a callback must not change."""
     module = trainer.lightning_module
     state = [
         {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)},
@@ -45,19 +45,16 @@ def fingerprint(trainer: Trainer) -> str:
         (trainer.current_epoch, trainer.global_step),
         (torch.get_rng_state(), np.random.get_state(), random.getstate()),
     ]
-    parts = []
 
     def numbers(value: Any) -> Any:
-        """With tensors as plain numbers, as pickles of equal tensors may differ."""
+        """Replace tensors by bytes, because pickles of equal tensors may differ."""
         if isinstance(value, Tensor):
             return value.detach().cpu().double().numpy().tobytes()
         if isinstance(value, dict):
-            return [(str(key), numbers(own)) for key, own in value.items()]
-        return [numbers(own) for own in value] if isinstance(value, (list, tuple)) else repr(value)
+            return [(str(key), numbers(entry)) for key, entry in value.items()]
+        return [numbers(entry) for entry in value] if isinstance(value, (list, tuple)) else repr(value)
 
-    for own in state:
-        parts.append(hashlib.sha256(pickle.dumps(numbers(own))).hexdigest()[:8])
-    return " ".join(parts)
+    return " ".join(hashlib.sha256(pickle.dumps(numbers(part))).hexdigest()[:8] for part in state)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,8 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     @wraps(make)
     def make_with_more(self: Trainer, *args: Any, callbacks: Any = None, **options: Any) -> None:
-        given = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
-        make(self, *args, callbacks=[*given, *([Neutral()] if neutral else ours())], **options)
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
+        make(self, *args, callbacks=[*callbacks, *([Neutral()] if neutral else ours())], **options)
 
     @wraps(fit)
     def fit_and_tell(self: Trainer, *args: Any, **options: Any) -> Any:

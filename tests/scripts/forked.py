@@ -1,4 +1,4 @@
-"""Runs scenarios in forked processes, so that only their parent pays for the imports, and each within a time limit."""
+"""Run scenarios in forked processes, which share the imports of their parent, each within a time limit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from network import images, network
 
 from lightning_anomaly import analyze, two_sample_test
 
-LIMIT = 180  # seconds for a scenario that hangs; else it takes about two, and more on a busy machine
+LIMIT = 180  # seconds after which a scenario is killed; it normally takes about two
 Outcome = dict[str, Any]
 Scenario = Callable[[int, int], Outcome]
 
 
 def run_scenarios(functions: Mapping[str, Scenario], **worlds: Sequence[int]) -> None:
-    """Run the scenarios that the command line names, after a folder; one that is not done in time is killed.
+    """Run the scenarios on the command line, which follow a folder; one that exceeds the limit is killed.
 
-    Each is a function that is called with the rank and the number of processes, which is 2 unless `worlds` says
-    otherwise, and each process leaves `NAME-PROCESSES-RANK.json` with what it returns.
+    Each is a function of the rank and the number of processes, which is 2 by default (see `worlds`). Each process
+    writes its return value to `NAME-PROCESSES-RANK.json`.
     """
     torch.set_num_threads(1)
     folder, *names = sys.argv[1:]
-    inputs = images(56).tensors[0]  # what takes time but once is paid before the processes are forked
+    inputs = images(56).tensors[0]  # to load compiled code before the processes are forked
     two_sample_test(network(), inputs, inputs)
     analyze(network(), inputs)
-    for name, world in ((own, world) for own in names for world in worlds.get(own, (2,))):
+    for name, world in [(scenario, world) for scenario in names for world in worlds.get(scenario, (2,))]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -56,7 +56,7 @@ def run_scenarios(functions: Mapping[str, Scenario], **worlds: Sequence[int]) ->
 
 
 def _process(file: Path, scenario: Scenario, rank: int, world: int, port: int) -> None:
-    """One process of a scenario; never returns."""
+    """Run one process of a scenario; never returns."""
     os.setpgid(0, 0)
     os.chdir(file.parent)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),

@@ -8,7 +8,7 @@ DAMAGED = [3, 40, 61]  # over-exposed images: outliers of nearly every filter
 
 
 def network(norm: bool = True) -> nn.Sequential:
-    """`norm` is False for uneven shards: DDP exchanges buffers in every step, so a BatchNorm makes processes wait."""
+    """Use `norm=False` for uneven shards: DDP exchanges the buffers of a BatchNorm in every step, so processes wait."""
     return nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2),

@@ -1,4 +1,4 @@
-"""Runs a script of this folder in a process of its own."""
+"""Run a script of this folder in a new process."""
 
 import json
 import os
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def run_processes(name: str, folder: Path, *scenarios: str) -> Path:
-    """The folder with what each process of a script's scenarios left there, see `forked.py`, and what was printed."""
+    """Run scenarios of a script, and return the folder with the outcomes (see `forked.py`) and the output."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(HERE / name), str(folder), *scenarios],
         stdout=subprocess.PIPE,
@@ -26,7 +26,7 @@ def run_processes(name: str, folder: Path, *scenarios: str) -> Path:
 
 
 def outcomes_of(folder: Path, scenario: str, world: int = 2) -> list[dict[str, Any]]:
-    """What each process of a scenario saw; that one left nothing, as it did not end in time, fails."""
+    """Read the outcomes of all processes of a scenario; fail if one did not finish in time."""
     files = [folder / f"{scenario}-{world}-{rank}.json" for rank in range(world)]
     assert all(file.exists() for file in files), (folder / "printed.txt").read_text()[-3000:]
     return [json.loads(file.read_text()) for file in files]

@@ -1,4 +1,4 @@
-"""Analyses of the same maps by one process and by several, each of which has some of the samples.
+"""Analyses of the same maps by one process and by several processes that share the samples.
 
 `python sharing.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
 """
@@ -26,16 +26,16 @@ NOTES = {"from": "the caller"}
 
 
 def outputs(samples: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """What layers return for so many samples `(N, F, ...)`: few filters, dead ones, ones that are not finite."""
+    """Make the outputs of layers `(N, F, ...)`, with few filters, dead ones, and ones that are not finite."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"wide": (7, 5, 5), "flat": (4,), "narrow": (2, 3, 3), "one": (1, 2, 2), "late": (5, 2, 3)}
-    found = {name: torch.randn(samples, *shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
-    for values in found.values():
+    maps = {name: torch.randn(samples, *shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+    for values in maps.values():
         values[3] *= 9  # an outlier of every filter
-    found["wide"][:, 2] = 0
-    found["late"][5, 1] = torch.nan
-    found["late"][9, 4] = torch.inf
-    return found
+    maps["wide"][:, 2] = 0
+    maps["late"][5, 1] = torch.nan
+    maps["late"][9, 4] = torch.inf
+    return maps
 
 
 def captured(outputs: dict[str, Tensor]) -> dict[str, LayerMaps]:
@@ -49,9 +49,9 @@ def captured(outputs: dict[str, Tensor]) -> dict[str, LayerMaps]:
 
 
 def dealt(counts: Sequence[int], rank: int) -> list[int]:
-    """The samples of a process: they are dealt out one by one, to those that have not got all of theirs."""
-    order = [(turn, other) for turn in range(max(counts)) for other, count in enumerate(counts) if turn < count]
-    return [place for place, (_, other) in enumerate(order) if other == rank]
+    """The samples of a process: they are dealt one by one to the processes that have not got all of theirs."""
+    order = [receiver for turn in range(max(counts)) for receiver, count in enumerate(counts) if turn < count]
+    return [sample for sample, receiver in enumerate(order) if receiver == rank]
 
 
 def begin(rank: int, world: int) -> None:
@@ -59,28 +59,28 @@ def begin(rank: int, world: int) -> None:
 
 
 def even(rank: int, world: int) -> Outcome:
-    """Three samples more than are asked for."""
+    """Share three more samples than are analyzed."""
     return compared([32, 32], torch.float32, 61, rank, world)
 
 
 def uneven(rank: int, world: int) -> Outcome:
-    """More processes than some layers have filters, and one has no samples."""
+    """Share among more processes than some layers have filters; one process has no samples."""
     return compared([0, 40, 21], torch.float64, 100, rank, world)
 
 
 def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, world: int) -> Outcome:
-    """How the shared analysis differs from that of one process."""
+    """Compare the shared analysis with that of a single process."""
     begin(rank, world)
-    everything, own = outputs(sum(counts), dtype), dealt(counts, rank)
+    everything, samples = outputs(sum(counts), dtype), dealt(counts, rank)
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    maps = captured({name: values[own] for name, values in everything.items()})
-    report, seen = analyze_shared(maps, images[own], SETTINGS, NOTES, limit=limit, pictures=rank == 0)
+    maps = captured({name: values[samples] for name, values in everything.items()})
+    report, seen = analyze_shared(maps, images[samples], SETTINGS, NOTES, limit=limit, pictures=rank == 0)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
     expected = analyze_maps(whole, SETTINGS, NOTES)
     fields = {"points", "labels"} if rank else set()
-    fields |= {"sparsity"} if kept < sum(counts) else set()  # which is that of all samples seen
+    fields |= {"sparsity"} if kept < sum(counts) else set()  # which counts all samples
     different = [
         (name, field)
         for name, layer in expected.layers.items()
@@ -109,12 +109,12 @@ def same(found: Any, expected: Any) -> bool:
 
 
 def problem(rank: int, world: int) -> Outcome:
-    """Process 1 could not take the maps of one layer, and those of another are of another size there."""
+    """In process 1, the maps of one layer cannot be captured, and those of another have another size."""
     begin(rank, world)
-    own = {name: values[rank::world] for name, values in outputs(62).items()}
+    values = {name: values[rank::world] for name, values in outputs(62).items()}
     if rank == 1:
-        own["late"] = own["late"][:, :, :1]
-    maps = captured(own)
+        values["late"] = values["late"][:, :, :1]
+    maps = captured(values)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
     report, images = analyze_shared(maps, None, SETTINGS, NOTES, limit=62, pictures=False)
@@ -122,14 +122,14 @@ def problem(rank: int, world: int) -> Outcome:
 
 
 def copies(rank: int, world: int) -> Outcome:
-    """Both processes have seen the same samples."""
+    """Both processes have the same samples."""
     begin(rank, world)
     report, _ = analyze_shared(captured(outputs(30)), None, SETTINGS, {}, limit=60, pictures=False)
     return {"notes": list(report.notes)}
 
 
 def fails(rank: int, world: int) -> Outcome:
-    """Process 1 fails before, as it sends its maps, and as it analyzes those of its filters."""
+    """Process 1 fails before it sends its maps, while it sends them, and while it analyzes its filters."""
     begin(rank, world)
     header, exchange = shared_analysis._header, shared_analysis.exchange_filters
     broken: dict[str, dict[str, Any]] = {
@@ -137,7 +137,7 @@ def fails(rank: int, world: int) -> Outcome:
         "sending": {"_header": header, "exchange_filters": lambda make, *args: exchange(_break, *args)},
         "analyzing": {"exchange_filters": exchange, "analyze_slice": _break},
     }
-    said = {}
+    errors = {}
     for stage, functions in broken.items():
         maps = captured({name: values[rank::world] for name, values in outputs(20).items()})
         if rank == 1:
@@ -145,8 +145,8 @@ def fails(rank: int, world: int) -> Outcome:
         try:
             analyze_shared(maps, None, SETTINGS, {}, limit=20, pictures=False)
         except Exception as error:
-            said[stage] = repr(error)
-    return said
+            errors[stage] = repr(error)
+    return errors
 
 
 def _break(*args: Any) -> Any:

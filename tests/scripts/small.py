@@ -18,7 +18,7 @@ def loader(n: int = 96, **options: Any) -> DataLoader[tuple[Tensor, ...]]:
 
 
 class Steps:
-    """What the modules of both trees do."""
+    """The methods of the modules of both trees."""
 
     def __init__(self, lr: float = 0.05, norm: bool = True) -> None:
         super().__init__()
@@ -57,18 +57,7 @@ def module(tree: str = "lightning.pytorch", lr: float = 0.05, norm: bool = True)
 
 
 def quiet(tree: str = "lightning.pytorch", **options: Any) -> Any:
-    """A Trainer on the CPU that writes and prints nothing unless told to."""
-    pl = importlib.import_module(tree)
-    return pl.Trainer(
-        **{
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 3,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            **options,
-        }
-    )
+    """Make a Trainer on the CPU that writes and prints nothing by default."""
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "num_sanity_val_steps": 0, **silent}
+    return importlib.import_module(tree).Trainer(**{**defaults, **options})

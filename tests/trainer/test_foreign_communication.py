@@ -1,6 +1,6 @@
-"""Others communicate in every hook of a fit, beside our callbacks, in two processes: they hear what was said to them.
+"""Foreign callbacks that communicate in every hook of a fit in two processes are not disturbed by ours.
 
-Each scenario is killed if it takes too long, and then its test fails.
+A scenario that takes too long is killed, and its test fails.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def both(folder: Path, scenario: str, *same: str) -> tuple[Outcome, Outcome]:
-    """What the two processes said and heard: all that was said."""
+    """Read the outcomes of the two processes, in which all messages must have arrived."""
     first, second = outcomes_of(folder, scenario)
     for outcome in (first, second):
         assert "error" not in outcome, outcome["trace"]
@@ -37,11 +37,11 @@ def fits(outcome: Outcome) -> list[Outcome]:
 
 
 def theirs(fit: Outcome) -> Outcome:
-    """What others logged."""
+    """The values that the model logged."""
     return {key: value for key, value in fit["metrics"].items() if key.startswith(("loss", "val_"))}
 
 
-def test_two_processes_with_foreign_callbacks_before_and_after_and_a_resume(tmp_path: Path) -> None:
+def test_foreign_messages_arrive_with_our_callbacks_and_after_a_resume(tmp_path: Path) -> None:
     run_processes("communicating.py", tmp_path, "two_processes")
     first, second = both(tmp_path, "two_processes", "metrics")
     alone, watched, masked = (first[name] for name in ("alone", "watched", "masked"))
@@ -57,7 +57,7 @@ def test_two_processes_with_foreign_callbacks_before_and_after_and_a_resume(tmp_
 
 
 @pytest.mark.slow
-def test_one_that_fails_is_not_waited_for(slow: Path) -> None:
+def test_a_failing_process_does_not_block_the_other(slow: Path) -> None:
     first, second = both(slow, "one_fails", "metrics")
     assert first["fit"]["epochs"] == 2
     failures = [warning for warning in first["warnings"] if "could not" in warning]
@@ -67,6 +67,6 @@ def test_one_that_fails_is_not_waited_for(slow: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_without_any_batch(slow: Path) -> None:
+def test_a_process_without_batches_does_not_block_the_other(slow: Path) -> None:
     first, _ = both(slow, "no_batch", "metrics")
     assert "anomaly_filters/count" in first["fit"]["metrics"]

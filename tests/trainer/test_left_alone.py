@@ -1,4 +1,4 @@
-"""What belongs to the user, to Lightning or to another callback stays as it is."""
+"""Callbacks do not disturb the user's code, Lightning's or other callbacks."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ pytestmark = QUIET
 
 
 class Logs(GeluNet):
-    """Its `forward` logs how often it is called in an epoch's training, by a `log` of its own."""
+    """Logs in `forward` how often it is called in a training epoch."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -26,13 +26,13 @@ class Logs(GeluNet):
         return super().forward(x)
 
 
-def test_a_log_of_the_users_stays_and_masking_logs_nothing(tmp_path: Path) -> None:
+def test_a_replaced_log_is_kept_and_masking_logs_nothing(tmp_path: Path) -> None:
     model, calls = Logs(), []
-    of_the_class = model.log
+    original = model.log
 
     def log(name: str, *args: Any, **kwargs: Any) -> None:
         calls.append(name)
-        of_the_class(name, *args, **kwargs)
+        original(name, *args, **kwargs)
 
     model.log = log
     prune = pruner(1)
@@ -44,16 +44,16 @@ def test_a_log_of_the_users_stays_and_masking_logs_nothing(tmp_path: Path) -> No
     assert trainer.callback_metrics["calls"] == 3
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))], ids=["copy", "pickle"])
-def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Path, again: Any) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Path, copied: Any) -> None:
     compared = TwoSampleCallback(images(40), images(40, seed=1))
     trainer = quiet_trainer(tmp_path, compared, max_epochs=1, limit_train_batches=1)
     trainer.fit(SmallNet(), loader(), loader(seed=1))
-    assert again(compared).state_key == compared.state_key == "TwoSampleCallback[two_sample]"
+    assert copied(compared).state_key == compared.state_key == "TwoSampleCallback[two_sample]"
 
 
 class Binary(SmallNet):
-    """Returns one logit, or a mapping with two of them, as models of transformers do."""
+    """Returns one logit, or a mapping with two logits, as models of transformers do."""
 
     def __init__(self, mapping: bool) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Binary(SmallNet):
 
 
 @pytest.mark.parametrize("mapping", [False, True])
-def test_early_stopping_sees_one_logit_and_a_mapping(tmp_path: Path, mapping: bool) -> None:
+def test_early_stopping_compares_single_logits_and_mappings(tmp_path: Path, mapping: bool) -> None:
     compared = TwoSampleCallback(images(300) + 0.1, images(300, seed=1))
     stopping = TwoSampleEarlyStopping()
     trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=1)
@@ -77,7 +77,7 @@ def test_early_stopping_sees_one_logit_and_a_mapping(tmp_path: Path, mapping: bo
     assert trainer.callback_metrics["two_sample/confidence_error_ratio"] != 1
 
 
-def test_early_stopping_says_that_it_cannot_stop_where_the_output_is_of_another_kind(tmp_path: Path) -> None:
+def test_early_stopping_warns_that_it_cannot_compare_a_tuple(tmp_path: Path) -> None:
     class Sentences(SmallNet):
         def forward(self, x: Tensor) -> Any:
             return (super().forward(x),)
@@ -93,7 +93,7 @@ def test_early_stopping_says_that_it_cannot_stop_where_the_output_is_of_another_
         quiet_trainer(tmp_path, compared, TwoSampleEarlyStopping()).fit(Sentences(), loader(), loader(seed=1))
 
 
-def test_model_pruning_of_the_same_layers_is_refused_and_of_others_is_not(tmp_path: Path) -> None:
+def test_model_pruning_of_the_same_layers_is_refused_and_of_others_works(tmp_path: Path) -> None:
     def run(*names: str) -> None:
         model, prune = GeluNet(), pruner()
         theirs = ModelPruning("l1_unstructured", [(getattr(model, name), "weight") for name in names], amount=0.5)
@@ -106,13 +106,12 @@ def test_model_pruning_of_the_same_layers_is_refused_and_of_others_is_not(tmp_pa
     run("head")
 
 
-def test_a_test_of_an_earlier_checkpoint_leaves_what_was_masked_in_the_fit(tmp_path: Path) -> None:
+def test_validating_an_earlier_checkpoint_keeps_the_mask_of_the_fit(tmp_path: Path) -> None:
     model, prune, keep = GeluNet(), pruner(1), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-    model.test_step = model.validation_step
     trainer = fit(tmp_path, model, prune, keep, max_epochs=2)
-    told, masked = prune.describe(), prune.masked
+    description, masked = prune.describe(), prune.masked
     trainer.validate(model, probe_loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
     assert prune.events
-    assert (prune.describe(), prune.masked) == (told, masked)
+    assert (prune.describe(), prune.masked) == (description, masked)
     assert trainer.callback_metrics["anomaly_prune/masked"] == 0  # of that checkpoint
     assert torch.isfinite(trainer.callback_metrics["val_loss"])

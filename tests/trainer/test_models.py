@@ -1,4 +1,4 @@
-"""Models as people write them: batches of every shape, several networks, compiled parts, torchvision's."""
+"""Models as users write them: batches of any structure, signals and volumes, compiled parts, torchvision's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ QUICK = AnalysisSettings(rare_fraction=0.25, max_components=2, n_init=1, max_map
 
 
 class Wrapped(pl.LightningModule):
-    """Any network as a classifier of 3 classes; a batch is `(x, y)`. It has no `forward`."""
+    """A LightningModule around any network; it has no `forward`."""
 
     def __init__(self, net: nn.Module, take: Callable[[Any], Tensor] = lambda batch: batch[0]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Wrapped(pl.LightningModule):
 
 
 def watch(folder: Any, module: Any, data: Any = None, logger: Any = False, **options: Any) -> AnomalyReport:
-    """Trains for two epochs under watch; whatever happens, no hook may stay."""
+    """Fit for two epochs with a watcher and return its report; no hook may remain."""
     callback = watcher(**options)
     torch.manual_seed(0)
     quiet_trainer(folder, callback, logger=logger).fit(module, data or loader(), data or loader())
@@ -77,7 +77,7 @@ def test_batches_of_any_structure_give_the_report_of_analyze(tmp_path: Any) -> N
     ],
     ids=["sound", "volumes"],
 )
-def test_sound_and_volumes_and_their_pictures(tmp_path: Any, network: nn.Module, shape: tuple[int, ...]) -> None:
+def test_signals_and_volumes_have_pictures(tmp_path: Any, network: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x[7] *= 20
     options = {"log_figures": True, "browser": True}
@@ -91,7 +91,7 @@ def test_sound_and_volumes_and_their_pictures(tmp_path: Any, network: nn.Module,
     assert len(list(folder.glob("outliers/*.png"))) == 2
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by dynamo
 def test_compiled_parts_give_the_report_of_the_plain_network(tmp_path: Any) -> None:
     def compiled_parts() -> pl.LightningModule:
         module = Wrapped(net())
@@ -115,18 +115,18 @@ class Interrupts(pl.Callback):
             raise KeyboardInterrupt
 
 
-def test_the_last_figures_are_there_when_the_user_ends_the_fit(tmp_path: Path) -> None:
+def test_the_last_figures_are_drawn_when_the_user_interrupts_the_fit(tmp_path: Path) -> None:
     logger, both = CSVLogger(tmp_path), [watcher(log_figures=True)]
     both.append(TwoSampleCallback(images(60) + 0.1, images(80, seed=1)))
     trainer = quiet_trainer(tmp_path, *both, Interrupts(), logger=logger, max_epochs=9)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         trainer.fit(SmallNet(), loader(), loader())
     for name in ("anomaly_filters/verdicts", "two_sample/layers"):
-        found = sorted(file.stem for file in (Path(logger.log_dir) / name).iterdir())
-        assert found == [f"step={step:06d}" for step in (2, 5, 8)], name  # the last is the third
+        drawn = sorted(file.stem for file in (Path(logger.log_dir) / name).iterdir())
+        assert drawn == [f"step={step:06d}" for step in (2, 5, 8)], name  # the last is the third
 
 
-# Of torchvision's families, those whose convolutions are called each in another way: the smallest of each, at 64x64.
+# The smallest of each of torchvision's families that call their convolutions in different ways, at 64x64.
 FAMILIES = ["alexnet", "convnext_tiny", "densenet121", "googlenet", "maxvit", "mobilenet_v3_small", "resnext",
             "shufflenet_v2_x0_5", "swin_t", "vit_b_32"]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -145,7 +145,7 @@ def classifier(name: str) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_classifiers_of_torchvision(name: str) -> None:
+def test_torchvision_classifiers_are_analyzed_and_unchanged(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = classifier(name).train()

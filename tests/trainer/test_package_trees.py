@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from functional import same
 from lightning.pytorch import LightningDataModule
 from network import images
 from small import Small, loader, module, quiet
@@ -62,7 +63,7 @@ ALL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # to that of the second ModelCheckpoint
 def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path) -> None:
-    """A checkpoint of one is an ordinary one for the other; callbacks come pickled to processes that are spawned."""
+    """Checkpoints of one tree are ordinary ones for the other; callbacks are pickled, as for spawned processes."""
     pytest.importorskip("pytorch_lightning")
     inputs = images(96).tensors[0]
 
@@ -88,8 +89,7 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
     resumed, second = fit("pytorch_lightning", "resumed", tmp_path / "whole" / "epoch=1.ckpt")
     assert plain(second[3].history) == plain(whole[3].history)
     assert second[1].masked == whole[1].masked != {}
-    weights = zip(*(own.lightning_module.state_dict().values() for own in (trainer, resumed)), strict=True)
-    assert all(torch.equal(*pair) for pair in weights)
+    assert same(*(fitted.lightning_module.state_dict() for fitted in (trainer, resumed)))
 
     stopping = importlib.import_module("pytorch_lightning.callbacks").EarlyStopping
     callbacks = [AnomalyFilterCallback(probe_size=90), stopping("anomaly_filters/rise", mode="max", patience=2)]
@@ -100,8 +100,8 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
 
 @pytest.mark.parametrize("user", ["lightning.pytorch", "pytorch_lightning"])
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-def test_an_import_leaves_both_trees_their_log(user: str, first: bool) -> None:
-    """Both log through one module, which the last tree that is imported takes over."""
+def test_an_import_does_not_change_the_logger_of_either_tree(user: str, first: bool) -> None:
+    """Both trees log through one module, which belongs to the tree that was imported last."""
     pytest.importorskip("pytorch_lightning")
     names = ["lightning_anomaly", user] if first else [user, "lightning_anomaly"]
     code = f"import {', '.join(names)}, lightning_utilities.core.rank_zero as shared; "
@@ -121,7 +121,7 @@ class Data(LightningDataModule):
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a LightningCLI over the small module; its trainer, or what it printed and ended with."""
+    """Run a LightningCLI of the small module; return its Trainer, or its output if it exits."""
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
 
@@ -149,13 +149,13 @@ TRAINER = [
 
 
 def given(trainer: Any) -> dict[str, Any]:
-    """What a callback that the command line made has."""
+    """Read the arguments of the callback that the command line made."""
     (ours,) = (callback for callback in trainer.callbacks if isinstance(callback, AnomalyFilterCallback))
     assert len(ours.history) == trainer.current_epoch
     return {**{name: getattr(ours, name) for name in GIVEN}, "settings": ours.settings.to_dict()}
 
 
-def test_cli_makes_all_callbacks_from_yaml_and_back(cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_cli_makes_all_callbacks_from_yaml_and_writes_them_back(cli: Callable[..., Any], tmp_path: Path) -> None:
     parameters, defaults = inspect.signature(AnomalyFilterCallback).parameters, AnalysisSettings().to_dict()
     assert list(parameters) == list(GIVEN)
     assert all(GIVEN[name] != parameter.default for name, parameter in parameters.items())
@@ -176,7 +176,7 @@ def test_cli_makes_all_callbacks_from_yaml_and_back(cli: Callable[..., Any], tmp
             assert f"{argument}: {written}" in printed or f"- {first}" in printed, (name, argument)
 
 
-def test_cli_fits_by_flags_by_the_papers_reading_and_with_data_sets_by_their_class(cli: Callable[..., Any]) -> None:
+def test_cli_takes_flags_paper_settings_and_data_sets(cli: Callable[..., Any]) -> None:
     ours = f"--trainer.callbacks={CLASS_PATH}"
     paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
     assert given(cli(*TRAINER, ours, paper))["settings"] == AnalysisSettings.paper().to_dict()
@@ -187,11 +187,11 @@ def test_cli_fits_by_flags_by_the_papers_reading_and_with_data_sets_by_their_cla
     compared, data = "lightning_anomaly.TwoSampleCallback", "torchvision.datasets.FakeData"
     flags = [f"--trainer.callbacks.train_inputs={data}", "--trainer.callbacks.train_inputs.size=300"]
     trainer = cli(*TRAINER, f"--trainer.callbacks={compared}", *flags)
-    (made,) = (own for own in trainer.callbacks if isinstance(own, TwoSampleCallback))
-    assert (len(made.train_inputs), made.val_inputs) == (300, None)
+    (callback,) = (callback for callback in trainer.callbacks if isinstance(callback, TwoSampleCallback))
+    assert (len(callback.train_inputs), callback.val_inputs) == (300, None)
 
 
-def test_cli_help(cli: Callable[..., Any]) -> None:
+def test_cli_help_lists_all_arguments(cli: Callable[..., Any]) -> None:
     for name, values in ALL.items():
         words = " ".join(cli("fit", f"--trainer.callbacks.help=lightning_anomaly.{name}").split())
         assert all(f".{argument} " in words for argument in values), name

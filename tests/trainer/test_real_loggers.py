@@ -1,7 +1,7 @@
-"""Figures and pages of a fit with real loggers, read back from what each left on disk, and none with a network.
+"""Figures and pages of a fit with real loggers, read back from their files, without a network connection.
 
-They are the extra `loggers`, which `.ci/run` installs; without it the tests are skipped. TensorBoard's and CSVLogger's
-are read back in tests/callbacks.
+The extra `loggers` has them, which `.ci/run` installs; without it the tests are skipped. tests/callbacks tests
+TensorBoard and CSVLogger.
 """
 
 import io
@@ -43,8 +43,8 @@ def wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[
             check(file)
         logger.experiment.finish()
         module.teardown()
-        # W&B numbers files by its own step, so that only their order tells which is which.
-        # The curves are drawn once more at the end, with the last training loss.
+        # W&B numbers files by its own step, so that only their order identifies them.
+        # The curves are drawn again at the end, with the last training loss.
         drawn = {name: len(SHOWN) + name.endswith("curves") for name in orders}
         assert {name: len(set(steps)) for name, steps in orders.items()} == drawn
         return dict.fromkeys(orders, SHOWN)
@@ -55,7 +55,7 @@ def wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[
 def mlflow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[[], Figures]]:
     pytest.importorskip("mlflow", reason="MLflow is not installed: the extra `loggers` brings it")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    # New versions refuse to keep runs in files.
+    # New versions refuse to store runs in files.
     uri = f"sqlite:///{folder / 'runs.db'}"
     logger = MLFlowLogger("test", tracking_uri=uri, artifact_location=(folder / "artifacts").as_uri())
 
@@ -96,35 +96,35 @@ def comet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[
 
 
 def check(file: Path) -> None:
-    """A picture that can be opened."""
+    """Check that a picture can be opened."""
     with Image.open(file) as image:
         assert image.width > 400
         image.load()
 
 
 def pages(folder: Path) -> list[str]:
-    """The HTML pages below a folder and in the archives there, by name, that have the filter browser's data."""
-    found = [(file.name, file.read_bytes()) for file in folder.rglob("*") if file.is_file()]
-    for name, content in list(found):
+    """List the HTML pages with the filter browser's data in a folder and in the archives there."""
+    files = [(file.name, file.read_bytes()) for file in folder.rglob("*") if file.is_file()]
+    for name, content in list(files):
         if name.endswith(".zip"):
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                found += [(member, archive.read(member)) for member in archive.namelist()]
+                files += [(member, archive.read(member)) for member in archive.namelist()]
     start = b"<!doctype html>"
-    return [name for name, content in found if content.startswith(start) and b'id="points-0"' in content]
+    return [name for name, content in files if content.startswith(start) and b'id="points-0"' in content]
 
 
 @pytest.mark.parametrize("make", [wandb, mlflow, comet], ids=lambda make: make.__name__)
-def test_figures_and_the_browser_of_a_fit_are_there(
+def test_a_logger_has_the_figures_and_the_browser_of_a_fit(
     make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # some loggers write where they stand
+    monkeypatch.chdir(tmp_path)  # some loggers write to the current folder
     logger, read = make(tmp_path, monkeypatch)
     probe = loader(seed=1)
-    probe.dataset.tensors[0][7] *= 20  # an image that does not belong
+    probe.dataset.tensors[0][7] *= 20  # an outlier
     ours = watcher(log_figures=True, browser=True)
     quiet_trainer(tmp_path, ours, logger=logger, max_epochs=4).fit(SmallNet(), loader(), probe)
     assert ours.report.outlier_samples[7] > 0
     names = {f"anomaly_filters/{name}" for name in ("curves", "filters", "outliers", "verdicts")}
     assert {name: sorted({*steps}) for name, steps in read().items()} == dict.fromkeys(names, SHOWN)
-    # W&B and Comet keep all of them, the last of which is logged again with the training loss; MLflow the newest.
+    # W&B and Comet store all pages, of which the last is logged again with the training loss; MLflow the newest.
     assert len(pages(tmp_path)) == (1 if make is mlflow else len(SHOWN) + 1)

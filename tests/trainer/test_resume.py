@@ -1,10 +1,11 @@
-"""A training that was stopped and goes on has the history and the curve of one that was not."""
+"""A resumed run has the same history and the same weights as an unbroken one."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from functional import same
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from network import images
 from small import loader, module, quiet
@@ -23,15 +24,14 @@ def watcher(**options: Any) -> AnomalyFilterCallback:
 def fit(callbacks: list[Any], ckpt_path: Path | None = None, **options: Any) -> Any:
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     trainer = quiet(callbacks=callbacks, enable_checkpointing=saves, **options)
-    # Six times the same batch: a resumed Lightning begins an epoch's data anew, and here that makes no difference.
+    # Six times the same batch, because a resumed Lightning restarts the data of an epoch.
     train = DataLoader(ConcatDataset([images(16)] * 6), batch_size=16)
     trainer.fit(module(), train, loader(), ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return trainer
 
 
-def same_weights(one: Any, two: Any) -> bool:
-    pairs = zip(one.lightning_module.state_dict().values(), two.lightning_module.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+def weights(trainer: Any) -> dict[str, Any]:
+    return trainer.lightning_module.state_dict()
 
 
 class Whole(NamedTuple):
@@ -50,11 +50,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(ours, trainer, folder)
 
 
-def test_stopped_at_an_epochs_end(whole: Whole) -> None:
+def test_a_run_resumed_at_the_end_of_an_epoch_is_the_same(whole: Whole) -> None:
     second = watcher()
     resumed = fit([second], whole.folder / "epoch=2.ckpt", max_epochs=7)
     assert plain(second.history) == plain(whole.ours.history)
-    assert same_weights(resumed, whole.trainer)
+    assert same(weights(resumed), weights(whole.trainer))
     saved = torch.load(whole.folder / "epoch=6.ckpt", weights_only=True)
     assert list(saved["state_dict"]) == list(module().state_dict())
     for name in second.history[-1]["metrics"].keys() - {"seconds"}:
@@ -63,7 +63,7 @@ def test_stopped_at_an_epochs_end(whole: Whole) -> None:
 
 
 class Validations(Callback):
-    """The steps at which Lightning validates."""
+    """Records the steps of the validations."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -78,39 +78,39 @@ HALVES = {"val_check_interval": 0.5, "max_epochs": 3}
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """Six batches in an epoch, a validation after the third and the sixth, a checkpoint after each step and of each."""
+    """Six batches in an epoch, a validation after every third, and a checkpoint of each step and each validation."""
     folder, ours = tmp_path_factory.mktemp("halves"), watcher()
-    each = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    of_steps = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     of_validations = ModelCheckpoint(folder, "validated-{step}", monitor="anomaly_filters/count", save_top_k=-1)
-    return Whole(ours, fit([ours, each, of_validations], **HALVES), folder)
+    return Whole(ours, fit([ours, of_steps, of_validations], **HALVES), folder)
 
 
-# The checkpoint of step 6 is written before a validation that is due at the same step. A resumed Lightning takes that
-# one for done, so the entry is missing as its loss is; to validate ourselves would change what others read.
+# The checkpoint of step 6 is written before the validation of that step, which a resumed Lightning does not repeat. So
+# the entry is missing, like the loss; a validation of our own would change what others read.
 @pytest.mark.parametrize(("saved", "missing"), [("step=2", []), ("step=6", [6]), ("validated-step=3", [])])
-def test_stopped_in_the_middle_of_an_epoch(halves: Whole, saved: str, missing: list[int]) -> None:
+def test_a_run_resumed_within_an_epoch_is_the_same(halves: Whole, saved: str, missing: list[int]) -> None:
     second, validations, steps = watcher(), Validations(), int(saved.partition("=")[2])
     resumed = fit([second, validations], halves.folder / f"{saved}.ckpt", **HALVES)
     assert [entry["step"] for entry in second.history if entry["step"] > steps] == validations.steps
     assert not {*missing} & {*validations.steps}
     assert plain(second.history) == [entry for entry in plain(halves.ours.history) if entry["step"] not in missing]
-    assert same_weights(resumed, halves.trainer)
+    assert same(weights(resumed), weights(halves.trainer))
 
 
-def test_other_callbacks_than_the_checkpoint_s(whole: Whole, tmp_path: Path) -> None:
-    new, known = watcher(log_key_prefix="new", layers=["net.0"]), watcher()
-    trainer = fit([new, known], whole.folder / "epoch=1.ckpt", max_epochs=3)
+def test_a_resumed_run_may_add_callbacks_and_change_their_order(whole: Whole, tmp_path: Path) -> None:
+    new, old = watcher(log_key_prefix="new", layers=["net.0"]), watcher()
+    trainer = fit([new, old], whole.folder / "epoch=1.ckpt", max_epochs=3)
     assert {"anomaly_filters/count", "new/count", "new_layers/net.0"} <= set(trainer.callback_metrics)
-    assert plain(known.history) == plain(whole.ours.history)[:3]
+    assert plain(old.history) == plain(whole.ours.history)[:3]
     assert [entry["epoch"] for entry in new.history] == [2]
     trainer.save_checkpoint(tmp_path / "both.ckpt")
-    known, new = watcher(), watcher(log_key_prefix="new", layers=["net.0"])  # in another order
-    fit([known, new], tmp_path / "both.ckpt", max_epochs=4)
-    assert plain(known.history) == plain(whole.ours.history)[:4]
+    old, new = watcher(), watcher(log_key_prefix="new", layers=["net.0"])  # in another order
+    fit([old, new], tmp_path / "both.ckpt", max_epochs=4)
+    assert plain(old.history) == plain(whole.ours.history)[:4]
     assert [entry["epoch"] for entry in new.history] == [2, 3]
 
 
-def test_other_layers_than_the_checkpoint_s_are_logged_from_the_first_validation_on(tmp_path: Path) -> None:
+def test_new_layers_are_logged_from_the_first_validation_of_a_resumed_run(tmp_path: Path) -> None:
     fit([watcher(layers=["net.0"], every_n_validations=2), ModelCheckpoint(tmp_path, save_last=True)], max_epochs=1)
     ours = watcher(layers=["net.2"], every_n_validations=2)
     reader = EarlyStopping("anomaly_filters_layers/net.2", patience=9)  # fails where its key is missing
@@ -119,8 +119,8 @@ def test_other_layers_than_the_checkpoint_s_are_logged_from_the_first_validation
     assert "layer/net.0" not in ours.history[1]["metrics"]
 
 
-def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
-    """Also where the first validation after a resume logs again what was found before the stop: 0 would be better."""
+def test_early_stopping_continues_to_count(tmp_path: Path) -> None:
+    """The first validation after a resume repeats the last values; 0 would be an improvement."""
 
     def callbacks() -> list[Any]:
         return [watcher(every_n_validations=2), EarlyStopping("anomaly_filters/dead", mode="min", patience=3)]

@@ -1,4 +1,4 @@
-"""The ways in which people run a Trainer: when it validates, what it logs to, which precision, which neighbours."""
+"""Ways to run a Trainer: validation intervals, several loaders, precisions, and other callbacks."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ COUNT = "anomaly_filters/count"
 INTERVALS = {
     "each epoch": ({}, 4),
     "twice an epoch": ({"val_check_interval": 0.5}, 8),
-    # When a fit begins, no loader is there.
+    # Without a sanity check, there is no loader when a fit begins.
     "every second epoch": ({"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}, 2),
     "by steps": ({"check_val_every_n_epoch": None, "val_check_interval": 3}, 5),
 }
@@ -47,7 +47,7 @@ def test_early_stopping_and_checkpoints_read_every_value(tmp_path: Any, interval
     assert sorted(value.item() for value in saving.best_k_models.values()) == sorted(counts)
 
 
-def test_the_sanity_check_logs_and_keeps_nothing_and_validations_outside_a_fit_no_history(tmp_path: Any) -> None:
+def test_sanity_checks_log_nothing_and_validations_outside_a_fit_have_no_history(tmp_path: Any) -> None:
     class AfterSanityCheck(pl.Callback):
         def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
             assert ours.history == []
@@ -81,10 +81,10 @@ def test_the_sanity_check_logs_and_keeps_nothing_and_validations_outside_a_fit_n
     trainer.fit_loop.max_epochs, trainer.num_sanity_val_steps = 2, 0
     trainer.fit(module, loader(80), loader(seed=1))
     assert [entry["analysed"] for entry in ours.history] == [True, False]
-    assert ours.history[1]["metrics"] == ours.history[0]["metrics"]  # and not those of the black images
+    assert ours.history[1]["metrics"] == ours.history[0]["metrics"]  # not those of the black images
 
 
-def test_fast_dev_run_analyses_the_one_batch_without_a_word(tmp_path: Any) -> None:
+def test_fast_dev_run_analyzes_its_batch_without_warnings_and_files(tmp_path: Any) -> None:
     ours = watcher(log_figures=True)
     trainer = fit(tmp_path, ours, fast_dev_run=True, logger=True)
     assert ours.report.n_samples == 20
@@ -93,7 +93,7 @@ def test_fast_dev_run_analyses_the_one_batch_without_a_word(tmp_path: Any) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
-def test_of_several_validation_loaders_the_first_is_the_probe(tmp_path: Any) -> None:
+def test_the_first_of_several_validation_loaders_is_the_probe(tmp_path: Any) -> None:
     ours = watcher()
     trainer = fit(tmp_path, ours, val={"a": loader(seed=1), "b": loader(40, seed=2, shuffle=True)})
     assert {COUNT, "val_loss/dataloader_idx_1"} <= set(trainer.callback_metrics)
@@ -104,7 +104,7 @@ def test_of_several_validation_loaders_the_first_is_the_probe(tmp_path: Any) -> 
 
 
 @pytest.mark.parametrize(("precision", "probe"), [("bf16-mixed", "train"), ("64-true", "val")])
-def test_precisions(tmp_path: Any, precision: str, probe: str) -> None:
+def test_reports_are_float32_in_every_precision(tmp_path: Any, precision: str, probe: str) -> None:
     ours, exact = watcher(probe=probe), watcher(probe=probe)
     outputs: list[torch.dtype] = []
 
@@ -133,7 +133,7 @@ def swa() -> pl.Callback:
 
 
 @pytest.mark.parametrize(("average", "probe"), [(swa, "val"), (ema, "train")])
-def test_weight_averaging_on_either_side_gives_the_same_report(tmp_path: Any, average: Any, probe: str) -> None:
+def test_weight_averaging_before_or_after_ours_gives_the_same_report(tmp_path: Any, average: Any, probe: str) -> None:
     def run(*callbacks: Any) -> AnomalyFilterCallback:
         (ours,) = (c for c in callbacks if isinstance(c, AnomalyFilterCallback))
         trainer = fit(tmp_path, *callbacks, max_epochs=4)

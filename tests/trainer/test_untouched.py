@@ -1,4 +1,4 @@
-"""Training with the callbacks is training without them: weights, flags, gradients, random numbers and hooks."""
+"""Callbacks do not change training: weights, flags, gradients, random numbers and hooks are the same without them."""
 
 import gc
 import os
@@ -21,7 +21,7 @@ pytestmark = QUIET
 
 
 class FrozenNorm(SmallNet):
-    """Its first BatchNorm stays in evaluation mode while the rest trains."""
+    """Has a BatchNorm that stays in evaluation mode in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class FrozenNorm(SmallNet):
 
 
 class Looks(pl.Callback):
-    """Everything that a callback could disturb, before and after each validation and at each training batch."""
+    """Records everything that a callback could change, after each validation and at each training batch."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -77,7 +77,7 @@ def train(folder: Any, module: Any, *callbacks: Any, **options: Any) -> list[Any
 
 
 class Observing(SmallNet):
-    """As with quantization-aware training: a range that grows in evaluation too is part of what is computed."""
+    """Computes with a range that it updates in evaluation too, as in quantization-aware training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_training_is_bit_identical(tmp_path: Any, module: Any, options: dict[str
 
 
 class Drawn(TensorDataset):
-    """Draws from a generator of its own for each image, and counts them."""
+    """Draws from a NumPy generator for each image, and counts the images."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(images(60, seed=seed), torch.arange(60) % 3)
@@ -142,7 +142,7 @@ def collate_drawn(generator: np.random.Generator) -> Any:
 
 
 class DrawingHooks(SmallNet):
-    """Its batch-transfer hook draws and counts, in training and in validation."""
+    """Draws and counts in its batch-transfer hook, in training and in validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,25 +155,19 @@ class DrawingHooks(SmallNet):
 
 @pytest.mark.filterwarnings("ignore:.* judges by 40 training and 40 validation images")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_generators_and_counters_of_the_user_are_not_moved_on(tmp_path: Any, workers: int) -> None:
+def test_generators_and_counters_of_the_user_do_not_advance(tmp_path: Any, workers: int) -> None:
+    def drawing(seed: int) -> DataLoader[Any]:
+        options = {"num_workers": workers, "collate_fn": collate_drawn(np.random.default_rng(seed))}
+        return DataLoader(Drawn(seed), 20, shuffle=seed == 0, **options)
+
     def fit(*callbacks: Any) -> Any:
         torch.manual_seed(0)
-        train, val = (
-            DataLoader(
-                Drawn(seed),
-                20,
-                shuffle=seed == 0,
-                num_workers=workers,
-                collate_fn=collate_drawn(np.random.default_rng(seed)),
-            )
-            for seed in (0, 1)
-        )
-        module = DrawingHooks()
+        train, val, module = drawing(0), drawing(1), DrawingHooks()
         quiet_trainer(tmp_path, *callbacks).fit(module, train, val)
         drawn = [train.dataset.generator.random(), val.dataset.generator.random(), module.generator.random()]
         return module.state_dict(), drawn, [train.dataset.count, val.dataset.count, module.count]
 
-    # At every validation other images, as each is drawn anew: that is said, also of those that are compared.
+    # Each validation reads other images, which gives a warning about the probe and one about the compared images.
     changed = pytest.warns(UserWarning, match="of the probe changed")
     augmented = pytest.warns(UserWarning, match="that are augmented anew each time")
     compared = TwoSampleCallback(sample_size=40, max_memory_mb=0)
@@ -186,7 +180,7 @@ def test_generators_and_counters_of_the_user_are_not_moved_on(tmp_path: Any, wor
 
 
 class Half(FrozenNorm):
-    """Its forward fails where it is not Lightning that calls it."""
+    """Fails in `forward` unless Lightning calls it in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -199,7 +193,7 @@ class Half(FrozenNorm):
         super().forward(batch[0])
 
 
-def test_what_fails_half_way_touches_nothing(tmp_path: Any) -> None:
+def test_a_failing_forward_pass_does_not_change_training(tmp_path: Any) -> None:
     bare = train(tmp_path, Half)
     with pytest.warns(UserWarning, match="half way"):
         watched = train(tmp_path, Half, MAKE["train"](), MAKE["compared"]())
@@ -207,7 +201,7 @@ def test_what_fails_half_way_touches_nothing(tmp_path: Any) -> None:
     assert {look["hooks"] for look in watched[:-1]} == {0}
 
 
-def test_nothing_is_left_after_an_exception_in_a_validation_step(tmp_path: Any) -> None:
+def test_no_hooks_remain_after_an_exception_in_a_validation_step(tmp_path: Any) -> None:
     class Breaks(SmallNet):
         steps = 0
 
@@ -229,7 +223,7 @@ def test_nothing_is_left_after_an_exception_in_a_validation_step(tmp_path: Any) 
 
 
 @pytest.mark.slow
-def test_many_validations_leave_nothing_behind(tmp_path: Any) -> None:
+def test_many_validations_leak_no_tensors_figures_and_files(tmp_path: Any) -> None:
     counts: list[tuple[int, int, int, int]] = []
     logger = TensorBoardLogger(tmp_path)
 
@@ -237,18 +231,17 @@ def test_many_validations_leave_nothing_behind(tmp_path: Any) -> None:
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             if trainer.sanity_checking or len(ours.history) not in (6, 18):
                 return
-            logger.experiment.flush()  # its thread opens the file anew for each value that it writes
+            logger.experiment.flush()  # its thread reopens the file for each value
             gc.collect()
             kinds = [type(thing) for thing in gc.get_objects()]
-            tensors, figures = (sum(issubclass(kind, own) for kind in kinds) for own in (Tensor, Figure))
+            tensors, figures = (sum(issubclass(kind, base) for kind in kinds) for base in (Tensor, Figure))
             counts.append((tensors, figures, len(os.listdir("/proc/self/fd")), hook_count(pl_module)))
 
     few: dict[str, Any] = {"layers": ["conv1"], "n_init": 1, "max_components": 2}
     training = watcher(probe="train", probe_size=20, log_key_prefix="train", **few)
     ours = watcher(log_figures=True, **few)
-    trainer = quiet_trainer(
-        tmp_path, ours, training, Count(), logger=logger, max_epochs=18
-    )  # with figures after the 8th and the 16th
+    # Figures are drawn after the 8th and the 16th validation.
+    trainer = quiet_trainer(tmp_path, ours, training, Count(), logger=logger, max_epochs=18)
     trainer.fit(SmallNet(), loader(20), loader(seed=1))
     (tensors, figures, files, hooks), after = counts
     assert hooks == after[3] == 0
