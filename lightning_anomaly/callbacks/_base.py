@@ -54,7 +54,7 @@ class GuardedCallback(AnyCallback):
         """Restore what `state_dict` returned."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, but not for a validation or a test alone."""
+        """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
         if self._fitting is not False:
             self._forget()
             self._restore(state_dict)
@@ -131,13 +131,12 @@ class LoggingCallback(GuardedCallback):
             raise ValueError(f"{name} needs validation batches in every process. Found `{flag} = True`.")
 
     @guarded
-    def _log(
-        self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "", suffix: str = ""
-    ) -> None:
-        """Log values, equal in all processes, as PREFIX + SUFFIX / NAME; `prog_bar` names one for the progress bar."""
+    def _log(self, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
+        """Log values, equal in all processes, as PREFIX/NAME or PREFIX_layers/NAME, and one in the progress bar."""
         for name, value in values.items():
+            key = f"_layers/{name.removeprefix('layer/')}" if name.startswith("layer/") else f"/{name}"
             # The maximum of equal numbers is exact, their mean is rounded.
-            pl_module.log(f"{self.log_key_prefix}{suffix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+            pl_module.log(self.log_key_prefix + key, value, on_step=False, on_epoch=True, batch_size=1,
                           prog_bar=name == prog_bar, sync_dist=True, reduce_fx="max")  # fmt: skip
 
 

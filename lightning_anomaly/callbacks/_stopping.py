@@ -99,7 +99,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log in one sentence why the run was stopped or not, and which checkpoint is the best."""
-        with self._guard("say why it stopped"):
+        with self._guard("log why it stopped or not"):
             if self.stopping_reason_message is None:
                 self._inform(f"{type(self).__name__} did not stop the run: {self._state()}.")
                 return

@@ -59,7 +59,7 @@ class WatchingCallback(LoggingCallback):
         self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Analyze if it is due, and log; the values of layers go to a group of their own."""
+        """Analyze if it is due, and log."""
         if trainer.sanity_checking:
             return
         found = None
@@ -71,11 +71,8 @@ class WatchingCallback(LoggingCallback):
                 found = self._find(trainer)
         if trainer.state.fn == "fit":
             self._remember(trainer, found)
-        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
-        others = {key: value for key, value in self._values.items() if not key.startswith("layer/")}
-        self._log(trainer, pl_module, others, prog_bar=self._prog_bar)
-        if self._log_layers:
-            self._log(trainer, pl_module, layers, suffix="_layers")
+        logged = {key: value for key, value in self._values.items() if self._log_layers or not key.startswith("layer/")}
+        self._log(pl_module, logged, self._prog_bar)
         self._release()
 
     @guarded

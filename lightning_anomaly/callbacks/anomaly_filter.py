@@ -110,7 +110,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Start a fit without figures or images of an earlier one."""
+        """Drop the figures and images of an earlier fit."""
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
         self._source: ImageSource | None = None  # of the training probe of this fit
@@ -123,7 +123,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self.history = [dict(entry) for entry in state_dict["history"]]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the names of layers, which `setup` may have built, and start anew with figures."""
+        """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
         super().on_fit_start(trainer, pl_module)
         self._select_layers(pl_module)
         self._begin()

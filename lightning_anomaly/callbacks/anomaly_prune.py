@@ -251,7 +251,7 @@ class AnomalyPruneCallback(LoggingCallback):
         if self.mask is not None and self.mask.model is pl_module and self.mask.verify():
             values["masked"] = float(sum(map(len, self.masked.values())))
             values["masked_fraction"] = self.mask.parameter_fraction
-        self._log(trainer, pl_module, values)
+        self._log(pl_module, values)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
