@@ -39,9 +39,9 @@ def analyze_shared(
 ) -> tuple[AnomalyReport, Tensor | None]:
     """Analyze the maps of all processes; a collective call, also for a process without maps.
 
-    Each process passes the maps and images `(n, C, H, W)` of its samples, and what else is known of them. Maps are
-    removed as they are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0
-    decides whether there are pictures.
+    Each process passes the maps, images `(n, C, H, W)` and other statistics of its samples. Maps are removed as they
+    are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0 decides whether
+    there are pictures.
 
     Returns:
         The report, and the images of the probe `(N, C, H, W)`, None if unknown. Only process 0 has images, pictures,
@@ -75,8 +75,8 @@ def analyze_shared(
             slices[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
             if rank == scorers[name]:
                 statistics[name] = [scored.transpose(0, 1)]
-        known = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
-        part = analyze_slice(slices, statistics, settings, known)
+        all_samples = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
+        part = analyze_slice(slices, statistics, settings, all_samples)
         filters = sum(map(_filters, usable.values()))
         return part, take_pictures(part.layers, slices, None, filters) if pictured else None
 
@@ -124,10 +124,10 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     if problems or not seen:
         return LayerMaps(problem=next(iter(problems), None))
     count = sum(header.count for header in seen)
-    kept = min(limit, count)
-    # Sparsity is that of all samples seen, which may be a few more than those kept.
-    zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (kept / count)
-    return LayerMaps(seen[0].batches, kept, seen[0].size, zeros, statistics=seen[0].statistics)
+    used = min(limit, count)
+    # Sparsity is that of all samples seen, which may be a few more than those analyzed.
+    zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
+    return LayerMaps(seen[0].batches, used, seen[0].size, zeros, statistics=seen[0].statistics)
 
 
 def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
@@ -175,13 +175,13 @@ def _without_points(part: FilterSlice) -> FilterSlice:
 
 def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limit: int) -> SampleStatistics:
     """Join the statistics of all samples."""
-    known = [part for part, count in zip(parts, counts, strict=True) if count]
-    return SampleStatistics.join(known).select(sample_order(counts, limit)) if known else SampleStatistics()
+    filled = [part for part, count in zip(parts, counts, strict=True) if count]
+    return SampleStatistics.join(filled).select(sample_order(counts, limit)) if filled else SampleStatistics()
 
 
 def _join_images(parts: Sequence[Tensor | None], counts: Sequence[int], limit: int) -> Tensor | None:
     """Join the images of all samples `(N, C, H, W)`; None unless each sample has one, all of one size."""
-    known = [part for part, count in zip(parts, counts, strict=True) if part is not None and count]
-    if [len(part) for part in known] != [count for count in counts if count] or len({p.shape[1:] for p in known}) != 1:
-        return None
-    return torch.cat(known)[sample_order(counts, limit)]
+    filled = [part for part, count in zip(parts, counts, strict=True) if part is not None and count]
+    complete = [len(part) for part in filled] == [count for count in counts if count]
+    one_size = len({part.shape[1:] for part in filled}) == 1
+    return torch.cat(filled)[sample_order(counts, limit)] if complete and one_size else None

@@ -100,7 +100,7 @@ def guarded(hook: Hook) -> Hook:
 
 
 class LoggingCallback(GuardedCallback):
-    """Log the same values in all processes, under keys with a prefix of the callback's own."""
+    """Log the same values in all processes, under keys with the callback's prefix."""
 
     def __init__(self, log_key_prefix: str) -> None:
         super().__init__()

@@ -18,8 +18,8 @@ def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
     experiment: Any = getattr(logger, "experiment", None)
     kind, file = _kind(logger), f"{_file_name(name)}/step={step:06d}.png"
     if kind == "wandb":
-        # The logger turns the step into a metric, "trainer/global_step". W&B's own step counts by itself: W&B discards
-        # what is logged with a smaller step than before.
+        # The logger turns the step into a metric, "trainer/global_step". W&B counts its own step, and would discard
+        # values that are logged with a smaller one than before.
         from PIL import Image
 
         logger.log_image(key=name, images=[Image.open(io.BytesIO(figure._repr_png_()))], step=step)

@@ -93,7 +93,7 @@ class WatchingCallback(LoggingCallback):
         """Choose the keys to log, and prepare the analysis if it is due."""
 
     def _finish(self, trainer: Any, pl_module: Any) -> None:
-        """Do what the hooks of batches do, in case this process had no batch."""
+        """Do the work of the batch hooks, in case this process had no batch."""
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
@@ -101,7 +101,7 @@ class WatchingCallback(LoggingCallback):
             raise failure
 
     def _find(self, trainer: Any) -> Any:
-        """Analyze, set `_values`, and return what is to be remembered; a collective call."""
+        """Analyze, set `_values`, and return the result for `_remember`; a collective call."""
         raise NotImplementedError
 
     def _remember(self, trainer: Any, found: Any) -> None:

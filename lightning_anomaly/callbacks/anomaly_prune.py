@@ -30,9 +30,9 @@ _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 class AnomalyPruneCallback(LoggingCallback):
     """Mask anomaly filters during a fit: their output is exactly 0 from then on.
 
-    It acts on the reports of the Trainer's `AnomalyFilterCallback`, in whatever order the callbacks are. It masks when
-    an epoch begins, so that the validated weights are the saved ones; `lightning_anomaly.pruning.mask` says what is
-    zeroed. Checkpoints stay ordinary, and a resumed fit goes on with the mask.
+    It acts on the reports of the Trainer's `AnomalyFilterCallback`, whatever the order of the callbacks. It masks when
+    an epoch begins, so that the validated weights are the saved ones; `lightning_anomaly.pruning.mask` lists what it
+    zeroes. Checkpoints stay ordinary, and a resumed fit continues with the mask.
 
     Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; among equals
     those with most outlier samples in these reports. One filter of each layer is always left.
@@ -255,7 +255,7 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Store a new report, which the `AnomalyFilterCallback` has by now, in whatever order the callbacks are."""
+        """Store a new report, which the `AnomalyFilterCallback` has by now, whatever the order of the callbacks."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         report, history = self._watcher.report, self._watcher.history
