@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.optim import Optimizer
 
 # Norms that do not mix channels.
 CHANNEL_NORMS = (
@@ -37,21 +38,19 @@ class Rows:
         """Copy the rows."""
         return self.tensor.detach()[self._index_on(self.tensor.device)]
 
-    def zero(self) -> None:
-        """Zero the rows if they are masked."""
+    def zero(self, optimizers: Iterable[Optimizer]) -> None:
+        """Zero the rows if they are masked, and the same rows of all tensors of this shape in the optimizers' state."""
         if self.masked:
             self._write(self.tensor, 0.0)
+        for optimizer in optimizers:
+            for value in optimizer.state.get(self.tensor, {}).values():
+                if isinstance(value, Tensor) and value.shape == self.tensor.shape:
+                    self._write(value, 0.0)
 
     def zero_gradient(self) -> None:
         """Zero the same rows of the gradient, if there is one."""
         if self.masked and self.tensor.grad is not None:
             self._write(self.tensor.grad, 0.0)
-
-    def zero_state(self, state: Mapping[str, Any]) -> None:
-        """Zero the same rows of every tensor of this shape in an optimizer's state."""
-        for value in state.values():
-            if isinstance(value, Tensor) and value.shape == self.tensor.shape:
-                self._write(value, 0.0)
 
     def restore(self) -> None:
         """Write the saved values back."""

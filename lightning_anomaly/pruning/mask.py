@@ -68,10 +68,7 @@ class FilterMask:
     """The masked filters of a model, made by `mask_filters` or `FilterMask.from_state_dict`.
 
     Args:
-        model: The model, of which nothing is masked yet.
-
-    Attributes:
-        model: The model.
+        model: The model, of which nothing is masked yet; also an attribute.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -125,8 +122,7 @@ class FilterMask:
             row.saved = row.read()
         self._filters, self._zeros, self._rows = masked, zeros, self._rows + rows
         self.keep(optimizers)
-        mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]
-        if mixing:
+        if mixing := [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]:
             warnings.warn(
                 f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is 0 "
                 "before these layers but not after them, and the output of other filters may change there.",
@@ -147,11 +143,9 @@ class FilterMask:
             optimizers: Optimizers of the model's parameters. Tensors in their state that have a parameter's shape are
                 zeroed like the parameter; step counts and factored averages are not.
         """
-        states = [optimizer.state for optimizer in optimizers]
+        optimizers = list(optimizers)
         for rows in self._rows:
-            rows.zero()
-            for state in states:
-                rows.zero_state(state.get(rows.tensor, {}))
+            rows.zero(optimizers)
 
     def verify(self) -> bool:
         """Check whether all masked filters are zero."""
@@ -192,8 +186,7 @@ class FilterMask:
         """
         mask, modules = cls(model), modules_by_name(model)
         zeros = state["zeros"] if "zeros" in state else _zeros_of_0_2(state["norms"], modules)
-        unknown = [norm for norm in zeros if not isinstance(modules.get(norm), CHANNEL_NORMS)]
-        if unknown:
+        if unknown := [norm for norm in zeros if not isinstance(modules.get(norm), CHANNEL_NORMS)]:
             raise ValueError(f"Parameter `state` should name norms of the model. Found {unknown}.")
         mask.add(state["filters"], norms=FoundNorms(zeros, [], set()))
         for rows in mask._rows:
@@ -207,8 +200,7 @@ class FilterMask:
         if example_input is None:
             raise ValueError("Parameter `example_input` should be given for a model with norm layers. Found None.")
         norms = find_norms(self.model, masked, partial(call_model, self.model, example_input))
-        uncalled = [layer for layer in new if layer not in norms.called]
-        if uncalled:
+        if uncalled := [layer for layer in new if layer not in norms.called]:
             raise ValueError(
                 f"Parameter `example_input` should make the model call the layers to mask. Found no call of {uncalled}."
             )
@@ -221,8 +213,7 @@ class FilterMask:
             convs = [name for name, module in modules.items() if isinstance(module, CONVOLUTIONS)]
             raise ValueError(f"Parameter `filters` should name convolutions of the model, {convs}. Found '{layer}'.")
         count, indices = module.out_channels, list(indices)
-        wrong = [index for index in indices if isinstance(index, bool) or index not in range(count)]
-        if wrong:
+        if wrong := [index for index in indices if isinstance(index, bool) or index not in range(count)]:
             raise ValueError(
                 f"Parameter `filters` should hold integers from 0 to {count - 1} for layer '{layer}'. Found {wrong}."
             )

@@ -43,19 +43,18 @@ def two_sample_test(
     """Test whether a network treats its training images differently, by its output and by its filters.
 
     The output says *whether* it does: an overfitted network is more confident on training images, by its largest
-    softmax probability. `confidence_auc` is 0.5 if it treats both kinds alike. Its p-value depends on the number of
-    images; the area does not.
+    softmax probability. `confidence_auc` is 0.5 if it treats both kinds alike. Unlike its p-value, it does not
+    depend on the number of images.
 
-    The filters say *where*. If a network treats both kinds alike, chance finds a share of `significance` of its
-    filters. A share well above it says that convolutions have memorized training images, and in which layers. All
-    filters see the same images, so false alarms come together: most draws of images give none, a few give 10%. The
-    report's `p_value` allows for that by comparing the share with those of random divisions of the same images. Filters
-    are compared by their largest rectified value on each image. For a convolution followed by a BatchNorm, name the
-    BatchNorm in `layers`. Units of linear layers with outputs `(N, F)` are tested in the same way, for `where`.
+    The filters say *where*, by their largest rectified value on each image. If a network treats both kinds alike,
+    chance finds a share of `significance` of its filters. A share well above it says that convolutions have memorized
+    training images, and in which layers. All filters see the same images, so false alarms come together: most draws of
+    images give none, a few give 10%. The report's `p_value` allows for that. Units of linear layers with outputs
+    `(N, F)` are tested in the same way, for `where`. Filters show strong overfitting of convolutions; single units
+    rarely show any, see `docs/results/two_sample.md`.
 
-    **Give training images without augmentation, as validation sees them**, and draw both kinds at random: any other
-    difference between them is found as well. Filters show strong overfitting of convolutions; single units rarely show
-    any, see `docs/results/two_sample.md`.
+    **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
+    finds any other difference between them as well.
 
     The model runs in evaluation mode without gradients. Its flags, buffers and hooks and the global random state are
     restored, also after an exception.
@@ -67,7 +66,8 @@ def two_sample_test(
             classification, regression or embeddings, are mistaken for logits, and their confidence means nothing.
         train_inputs: Images that the model was trained on, like `inputs` of `analyze`.
         val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
-        layers: Names of the layers to compare; None takes every convolution. Linear layers are always compared.
+        layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
+            name the BatchNorm. Linear layers are always compared.
         significance: The p-value up to which a filter counts.
         batch_size: See `analyze`.
 
@@ -93,11 +93,7 @@ def two_sample_test(
 
 
 def compare_groups(
-    model: nn.Module,
-    train_inputs: Inputs,
-    val_inputs: Inputs,
-    layers: Iterable[str] | None,
-    significance: float,
+    model: nn.Module, train_inputs: Inputs, val_inputs: Inputs, layers: Iterable[str] | None, significance: float
 ) -> TwoSampleReport:
     """Compute the report of `two_sample_test` without issuing warnings."""
     significance = check_fraction("significance", significance, zero=False)
@@ -178,11 +174,7 @@ class _Group(NamedTuple):
 
 
 def _run(
-    model: nn.Module,
-    inputs: Inputs,
-    layers: dict[str, nn.Module],
-    linear: dict[str, nn.Module],
-    output: ExpectedErrors,
+    model: nn.Module, inputs: Inputs, layers: dict[str, nn.Module], linear: dict[str, nn.Module], output: ExpectedErrors
 ) -> _Group:
     """Run a network once on the images of one kind."""
     capture = MapCapture({**layers, **linear}, summary=_largest)

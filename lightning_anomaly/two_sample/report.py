@@ -92,11 +92,9 @@ class TwoSampleReport(Tabular):
         Includes the layers whose `share_p_value` is at most `significance`, or 0.001 if that is larger. Chance alone
         gives any such layer with at most that probability.
         """
-        shares = {
-            name: self.fraction_in([name])
-            for name, layer in self.judged.items()
-            if layer.share_p_value <= max(self.significance, MIN_P_VALUE) and layer.significant(self.significance).any()
-        }
+        limit = max(self.significance, MIN_P_VALUE)
+        names = [name for name, layer in self.judged.items() if layer.share_p_value <= limit]
+        shares = {name: share for name in names if (share := self.fraction_in([name]))}
         return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 
     @property

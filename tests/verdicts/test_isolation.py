@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.pca import reduce_maps
-from lightning_anomaly.verdicts.gaps import find_borders
-from lightning_anomaly.verdicts.isolation import isolated_samples
+from lightning_anomaly.verdicts.isolation import find_borders, isolated_samples
 
 FRACTION = 0.02
 ENGINE = load_engine("torch")
