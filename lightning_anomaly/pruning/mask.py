@@ -28,8 +28,8 @@ def mask_filters(
     Weights and biases of the filters become 0, and so do those of the BatchNorm and InstanceNorm channels that depend
     on masked filters only: these would turn zeros into a constant. Such a channel may follow through activations,
     pooling, concatenation, grouped convolutions and other such norms, but not through a sum with an unmasked filter. A
-    norm without weight gets a running mean of 0 instead. Norms that mix channels are not changed, with a warning. The
-    optimizers' state of all these parameters becomes 0 too.
+    norm without weight gets a running mean of 0 instead. The optimizers' state of all these parameters becomes 0, too.
+    Norms that mix channels are not changed, and a warning names them.
 
     Nothing is renamed, hooked or registered, so checkpoints of the model stay ordinary ones.
 

@@ -28,11 +28,7 @@ def summarize(report: AnomalyReport) -> Summary:
 
 
 def choose_filters(
-    summaries: Sequence[Summary],
-    masked: Mapping[str, Collection[int]],
-    *,
-    min_votes: int,
-    max_fraction: float,
+    summaries: Sequence[Summary], masked: Mapping[str, Collection[int]], *, min_votes: int, max_fraction: float
 ) -> dict[str, list[int]]:
     """Choose the anomaly filters to mask, `{layer: [filter, ...]}`, worst first, without layers that have none.
 

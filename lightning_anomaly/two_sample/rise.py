@@ -15,9 +15,9 @@ WINDOW = 3  # validations whose mean is a level
 # Standard errors that a rise has to exceed. Chance exceeds them in one of 30,000 comparisons. But each validation is
 # compared with the lowest of all earlier levels, so it happens in one or two of 100 runs of 50 validations.
 Z_THRESHOLD = 4
-# The smallest number of expected errors, on the kind of images with more errors. With fewer errors, a few images
-# dominate, and the standard error misses them if they were not drawn. In simulations with 1,000 images of each kind, 1
-# to 89% of healthy networks with 0.03 to 7 expected errors were stopped without this threshold, and at most 1% with it.
+# Expected errors that a level needs, on the kind of images with more of them. With fewer, a few images dominate, and
+# the standard error misses those that were not drawn. In simulations with 1,000 images of each kind, 1 to 89% of
+# healthy networks with 0.03 to 7 expected errors were stopped without this threshold, and at most 1% with it.
 MIN_ERRORS = 10
 
 
@@ -102,9 +102,8 @@ def standard_error(before: Level, now: Level) -> float:
     """Compute the standard error of the change of the log ratio, over draws of other images of the same kinds.
 
     By the delta method, an image with expected error e contributes e / mean(e) - 1 to the logarithm of the mean. The
-    variance of a change is that of the changed contributions, divided by the number of images, and summed over the two
-    independent kinds. It needs at least 100 images, more if a few of them make most of the errors, and it is too small
-    if images depend on each other.
+    result is valid from 100 images on, more if a few of them make most of the errors, and too small if images depend on
+    each other.
     """
     changes = now.train - before.train, now.val - before.val
     return math.sqrt(sum(change.var().item() / len(change) for change in changes))

@@ -51,15 +51,15 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     extreme that is the same for most samples is left out.
     """
     sizes = int(rare_fraction * points.shape[1] * (1 + 1e-12))
-    isolated = torch.zeros(points.shape[:2], dtype=torch.bool, device="cpu")
-    if sizes and len(points):
-        views = [points.cpu().double()]  # in this order: not every device has doubles
+    if not sizes or not len(points):
+        return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
+    views = [points.cpu().double().numpy()]  # in this order: not every device has doubles
+    with np.errstate(invalid="ignore"):  # NaN for filters with NaN or infinite values
         if extremes is not None:
-            views.append(_scaled(extremes.cpu().double()))
-        for view in views:
-            distances = _centre_distances(view.numpy())
-            isolated |= torch.from_numpy(distances >= find_borders(distances, sizes, _FALSE_ALARMS / len(views)))
-    return isolated.to(points.device)
+            views.append(_scaled(extremes.cpu().double().numpy()))
+        distances = [_centre_distances(view) for view in views]
+    isolated = [values >= find_borders(values, sizes, _FALSE_ALARMS / len(views)) for values in distances]
+    return torch.from_numpy(np.any(isolated, axis=0)).to(points.device)
 
 
 def _centre_distances(points: _Array) -> _Array:
@@ -69,23 +69,22 @@ def _centre_distances(points: _Array) -> _Array:
     points, and a few outliers move it as little as a median.
     """
     plane = np.ascontiguousarray(points).view(np.complex128)[..., 0]
-    with np.errstate(invalid="ignore"):  # NaN for a filter with NaN or infinite values
-        distances: _Array = np.abs(plane - plane.mean(1, keepdims=True))
-        for _ in range(_STEPS):
-            near = distances <= _lower_median(distances)
-            distances = np.abs(plane - (plane * near).sum(1, keepdims=True) / near.sum(1, keepdims=True))
+    distances: _Array = np.abs(plane - plane.mean(1, keepdims=True))
+    for _ in range(_STEPS):
+        near = distances <= _lower_median(distances)
+        distances = np.abs(plane - (plane * near).sum(1, keepdims=True) / near.sum(1, keepdims=True))
     return distances
 
 
-def _scaled(values: Tensor) -> Tensor:
+def _scaled(values: _Array) -> _Array:
     """Centre values `(F, N, 2)` at their medians and divide by the median absolute deviations; 0 where that is 0."""
-    centred = values - torch.from_numpy(_lower_median(values.numpy()))
-    spread = torch.from_numpy(_lower_median(centred.abs().numpy()))
-    return torch.where(spread > 0, centred / spread, 0)
+    centred = values - _lower_median(values)
+    spread = _lower_median(np.abs(centred))
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
 
 
 def _lower_median(values: _Array) -> _Array:
-    """Return the lower medians along axis 1, which is kept; NumPy's selection is ten times as fast as torch's."""
+    """Return the lower medians along axis 1, with that axis; NumPy's selection is ten times as fast as torch's."""
     middle = (values.shape[1] - 1) // 2
     return np.partition(values, middle, axis=1)[:, middle : middle + 1]
 
