@@ -61,7 +61,7 @@ def analyze(
     Args:
         model: Any model, on any device.
         inputs: The probe: a tensor `(N, ...)`, a Dataset or a DataLoader. It is moved to the model's device. A data set
-            is read in its own order, whatever the order of the loader. The first floating-point tensor of a batch is
+            is read in its own order, and not in that of the loader. The first floating-point tensor of a batch is
             the images. Unreadable images are left out, and the others are numbered without them. A tuple or a dict
             is one call with these arguments or keyword arguments, with all samples at once.
         layers: Names of the layers to analyze; None takes every convolution.

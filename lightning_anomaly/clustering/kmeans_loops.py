@@ -58,14 +58,14 @@ def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
     while b < sums.size - 1 and before + sums[b] <= target:
         before += sums[b]
         b += 1
-    found = distance.size - 1
+    chosen = distance.size - 1
     for i in range(b * _DRAW, min(distance.size, b * _DRAW + _DRAW)):
         if distance[i] > 0.0:
             before += distance[i]
-            found = i
+            chosen = i
             if before > target:
                 break
-    return found
+    return chosen
 
 
 @compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy", forceinline=True)
@@ -98,10 +98,10 @@ def _descend(
         key = np.uint64(0)
         for k in range(clusters):  # the order of the centres does not matter
             key += _hash(c[k, 0], c[k, 1])
-        known = False
+        repeated = False
         for j in range(n_seen):
-            known |= seen[j] == key
-        if known:
+            repeated |= seen[j] == key
+        if repeated:
             return np.inf, n_seen
         seen[n_seen] = key
         n_seen += 1

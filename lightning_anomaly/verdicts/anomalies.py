@@ -43,7 +43,7 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
 
 
 def verdicts_of(flagged: Tensor, constant: Tensor, finite: Tensor) -> tuple[str, ...]:
-    """Name the verdict on each filter, which is flagged if it has outlier samples; see `Reduction` for the others."""
+    """Return the verdict on each filter; `flagged` filters have outlier samples, for the others see `Reduction`."""
     return tuple(
         NONFINITE if not is_finite else DEAD if is_constant else ANOMALY if is_flagged else NORMAL
         for is_flagged, is_constant, is_finite in zip(flagged.tolist(), constant.tolist(), finite.tolist(), strict=True)
