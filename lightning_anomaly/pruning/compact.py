@@ -126,7 +126,7 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
 
 
 def _remove(graph: Any, conv: nn.Module, silent: dict[nn.Module, Tensor], returned: Collection[Any]) -> None:
-    """Remove the zero filters of a convolution that nothing depends on, with their channels in other layers."""
+    """Remove the zero filters of a convolution whose output is unused, with their channels in other layers."""
     from torch_pruning import prune_conv_out_channels
 
     filters: list[int] = zero_rows(conv).nonzero()[:, 0].tolist()
@@ -151,7 +151,7 @@ def _remove(graph: Any, conv: nn.Module, silent: dict[nn.Module, Tensor], return
 
 
 def _removable(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: Collection[Any]) -> Tensor:
-    """Whether nothing depends on each channel that a group removes from one of its members, bool `(C,)`."""
+    """Return whether each channel that a group removes from one of its members is unused, bool `(C,)`."""
     node, module, channels = item.dep.target, item.dep.target.module, item.idxs
     never = torch.zeros(len(channels), dtype=torch.bool, device="cpu")
     kind = node.type.name

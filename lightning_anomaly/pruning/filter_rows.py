@@ -30,7 +30,7 @@ class Rows:
 
     @property
     def tensor(self) -> Tensor:
-        """The whole tensor, looked up anew as `load_state_dict(assign=True)` replaces it."""
+        """The whole tensor, looked up each time because `load_state_dict(assign=True)` replaces it."""
         tensor: Tensor = getattr(self.owner, self.name)
         return tensor
 
