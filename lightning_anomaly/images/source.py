@@ -111,11 +111,11 @@ class ImageSource:
         """The names of the classes, see `class_names`."""
         return class_names(self._data)
 
-    @cached_property
-    def classes(self) -> list[int] | None:
-        """The class of each image; None if the data set has no `targets` that are integers."""
-        targets = _column(self._data, "targets")
-        return targets if targets is not None and all(isinstance(target, int) for target in targets) else None
+    @property
+    def n_classes(self) -> int:
+        """The number of classes in the data set's `targets`, 0 if it has none that are integers."""
+        targets = _column(self._data, "targets") or []
+        return len({*targets}) if all(isinstance(target, int) for target in targets) else 0
 
     @property
     def nbytes(self) -> int:

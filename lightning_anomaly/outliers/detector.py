@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_fraction, check_integer
-from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world
+from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world, run_together
 from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import warn_of
@@ -296,9 +296,7 @@ def find_outliers(
         [7]
     """
     detector = OutlierDetector(model, layers)
-    sources: list[ImageSource] = []
-    gather_results(lambda: sources.append(ImageSource(inputs, "inputs", batch_size)))
-    images, cross = sources[0], reference is None
+    images, cross = run_together(lambda: ImageSource(inputs, "inputs", batch_size)), reference is None
     learnt, argument = (images, "inputs") if cross else (reference, "reference")
     judged = detector._learn(learnt, argument, batch_size, max_reference, seed, progress, cross=cross)
     report = detector._report(images, "inputs", batch_size, false_discovery_rate, progress, judged if cross else None)

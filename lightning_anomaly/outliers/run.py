@@ -138,7 +138,7 @@ class Run:
             source.shape,
             _ranges(source, every.positions[:_SCALE_IMAGES].tolist()),
             {name: weight_shape(watched[name]) for name in scorer.layers},
-            len({*(source.classes or ())}),
+            source.n_classes,
         )
         return fitted, notes | _merged(notes_of), judged if cross else []
 
@@ -185,11 +185,10 @@ class Run:
         infinite = scores.isinf().nonzero()[:, 0].tolist()
         broken = _merged(unreadable)
         notes |= _unusable_notes(broken, infinite, len(source), source.names, "images", "they have no score")
-        classes = len({*(source.classes or ())})
-        if fitted.n_classes == 1 < classes:
+        if fitted.n_classes == 1 < source.n_classes:
             notes["one class"] = (
-                f"The reference images are of one class and the searched images of {classes}, so most of these will "
-                "have large scores: pass a `reference` of all classes."
+                f"The reference images are of one class and the searched images of {source.n_classes}, so most of "
+                "these will have large scores: pass a `reference` of all classes."
             )
         calibration = fitted.calibration if judged is None else scores[scores.isfinite()].sort().values
         report = OutlierReport(
