@@ -30,11 +30,10 @@ _ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a named layer, and least an
 def comparison_figure(history: History, significance: float) -> Figure:
     """Draw whether and where a network distinguishes training from validation images, at every validation so far.
 
-    The curve above is how often the output is surer of a training image than of a validation image. Below is a row for
-    each layer of the last validation: the share of its filters or units that distinguish the two, hatched where nothing
-    could be compared. Grey is what chance explains, p-values above `significance`; the rest is orange. P-values of
-    layers are corrected for the number of layers. The figure is at most 7 x 16 inches: of many layers only some are
-    named.
+    The upper curve is how often the output is more confident on a training image than on a validation image. Below is a
+    row for each layer of the last validation: the share of its filters or units that distinguish the two, hatched where
+    nothing could be compared. P-values above `significance` are grey, others orange; those of layers are corrected for
+    the number of layers. The figure is at most 7 x 16 inches, so of many layers only some are named.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -78,7 +77,7 @@ def _draw_output(axes: Axes, history: History, significance: float) -> None:
     low, high = (pick(*_AREAS, *(area for area in areas if area == area)) for pick in (min, max))
     axes.set(ylim=(low - 0.02, high + 0.3 * (high - low)), ylabel="area under ROC curve")  # room for the legend
     description = (
-        "how often the output is surer of a training image\nthan of a validation image; 0.5: treats both alike"
+        "how often the output is more confident on a training image\nthan on a validation image; 0.5: treats both alike"
     )
     axes.set_title(
         f"Whether: {description}" if any(area == area for area in areas) else "Whether: the output is not compared"

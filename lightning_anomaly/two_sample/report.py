@@ -104,7 +104,7 @@ class TwoSampleReport(Tabular):
             names = [f"{repr(name) if name else 'the model'} ({100 * share:.0f}%)" for name, share in shares.items()]
             return f"in units of {', '.join(names)}"
         by_output = self.compares_output and self.confidence_p_value <= self.significance
-        return "by the output, and in no single unit" if by_output else "nowhere"
+        return "in the output, and in no single unit" if by_output else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
@@ -140,7 +140,7 @@ class TwoSampleReport(Tabular):
         return sum(int(layer.significant(self.significance).sum()) for layer in chosen) / live if live else 0.0
 
     def _rows(self) -> Sequence[Sequence[str]]:
-        rows = [("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")]
+        rows = [("layer", "filters or units", "live", "significant", "fraction", "mean area")]
         for name, layer in self.judged.items():
             live, count = int(layer.live.sum()), int(layer.significant(self.significance).sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
@@ -150,13 +150,13 @@ class TwoSampleReport(Tabular):
 
     def _sentences(self) -> list[str]:
         filters = (
-            f"{self.count} filters ({100 * self.fraction:.1f}% of the live ones) tell the {self.n_train} training "
-            f"images from the {self.n_val} validation images; {100 * self.p_value:.1f}% of random divisions of these "
-            "images find as many"
+            f"{self.count} filters ({100 * self.fraction:.1f}% of the live ones) differ significantly between the "
+            f"{self.n_train} training and the {self.n_val} validation images; {100 * self.p_value:.1f}% of random "
+            "divisions of these images give as many"
         )
         output = (
-            f"the output is surer of a training image than of a validation image in {100 * self.confidence_auc:.1f}% "
-            f"of pairs (p = {self.confidence_p_value:.2g}), and expects {self.confidence_error_ratio:.2f} times as "
-            "many errors on the latter"
+            "the output is more confident on a training image than on a validation image in "
+            f"{100 * self.confidence_auc:.1f}% of pairs (p = {self.confidence_p_value:.2g}), and expects "
+            f"{self.confidence_error_ratio:.2f} times as many errors on validation images"
         )
         return [*[output] * self.compares_output, filters, *(f"note: {note}" for note in self.notes.values())]

@@ -252,7 +252,7 @@ def test_validation_without_labels_suffices_and_the_reason_names_the_layer(tmp_p
     assert logged["two_sample/confidence_rise"] > 0.1
     assert logged["two_sample/confidence_error_ratio"].item() == pytest.approx(report.confidence_error_ratio)
     assert list(report.significant_layers) == ["network.1"]
-    assert f" told apart {report.where}." in str(stopping.stopping_reason_message)
+    assert f" the difference shows {report.where}." in str(stopping.stopping_reason_message)
 
 
 class Digits(SmallNet):

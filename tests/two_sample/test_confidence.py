@@ -1,4 +1,4 @@
-"""Whether the output is surer of one kind of images than of the other, and with what chance of a false alarm."""
+"""Whether the output is more confident on one kind of images, and with what chance of a false alarm."""
 
 import copy
 import math
@@ -49,7 +49,7 @@ def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_proba
     assert report.confidence_error_ratio == pytest.approx(expected[1] / expected[0], rel=1e-5)
     assert report.confidence_p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
     assert report.confidence_auc > 0.55
-    assert f"surer of a training image than of a validation image in {100 * report.confidence_auc:.1f}%" in str(report)
+    assert f"than on a validation image in {100 * report.confidence_auc:.1f}%" in str(report)
     turned = two_sample_test(model, val, train)
     assert turned.confidence_auc == pytest.approx(1 - report.confidence_auc)
     assert turned.confidence_gap == -report.confidence_gap
@@ -136,7 +136,7 @@ def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer
     assert len(caught) == 1
     assert (report.confidence_auc, report.confidence_gap, report.confidence_p_value) == (0.5, 0.0, 1.0)
     assert report.confidence_error_ratio == 1
-    assert "surer" not in str(report)
+    assert "confident" not in str(report)
     assert not report.compares_output
     assert report.filters == as_ever.filters != {}
 
@@ -152,7 +152,7 @@ def test_a_network_without_convolutions_has_an_output_too() -> None:
     assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
     assert list(report.units) == ["1"]
     report = replace(report, units={})
-    assert report.where == "by the output, and in no single unit"
+    assert report.where == "in the output, and in no single unit"
 
 
 def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_filters() -> None:

@@ -81,7 +81,7 @@ def test_a_report_is_a_table_and_sums_over_layers() -> None:
     for text in (str(report), repr(report)):
         assert re.search(rf"^0 +4 +{live['0']} +{told['0']} +{told['0'] / live['0']:.3f} ", text, flags=re.MULTILINE)
         assert f"{report.count} filters" in text
-        assert f"images from the 80 validation images; {100 * report.p_value:.1f}% of random divisions" in text
+        assert f"and the 80 validation images; {100 * report.p_value:.1f}% of random divisions" in text
     assert report._repr_html_().startswith("<table>")
 
 
