@@ -1,8 +1,8 @@
 """Does the output tell overfitting, and when? The measurements after every epoch.
 
 A network that overfits is more confident on its training images than on validation images. By how much is measured on
-1,024 images of each kind: as the ratio of expected errors and the rise of that ratio, also on fewer and more images, as a
-probability, in log-odds, and as areas under the ROC curve by the largest probability and by the loss, which needs
+1,024 images of each kind: as the ratio of expected errors and the rise of that ratio, also on fewer and more images, as
+a probability, in log-odds, and as areas under the ROC curve by the largest probability and by the loss, which needs
 labels; beside losses, accuracies and the signals of other stopping rules.
 """
 
