@@ -142,7 +142,7 @@ class WatchingCallback(LoggingCallback):
         return f" Nothing is watched: the logged values are placeholders.{advice}{self._dead_monitors(trainer)}"
 
     def _dead_monitors(self, trainer: Any) -> str:
-        """Name the keys that callbacks monitor in vain; empty if there are none."""
+        """Name the monitored keys that will stay constant; empty if there are none."""
         keys = {key for key in (getattr(one, "monitor", None) for one in trainer.callbacks) if isinstance(key, str)}
         prefixes = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
         dead = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(prefixes))

@@ -1,4 +1,4 @@
-"""Images that do not belong, in data of any size: searched for, judged by a reference, and reported."""
+"""Search for outlier images in data of any size: views, scores, a detector and its report."""
 
 from lightning_anomaly.outliers.detector import OutlierDetector, find_outliers
 from lightning_anomaly.outliers.report import OutlierReport

@@ -56,7 +56,7 @@ def comparison_figure(history: History, significance: float) -> Figure:
             bar = figure.add_subplot(grid[2, place])
             ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
             figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format=percent, label=words)
-        figure.suptitle("Does the network tell training images from validation images?")
+        figure.suptitle("Does the network distinguish training from validation images?")
     return figure
 
 
@@ -106,7 +106,7 @@ def _draw_layers(axes: Axes, shares: np.ndarray, significant: np.ndarray) -> lis
     from matplotlib.colors import LinearSegmentedColormap
 
     missing = np.isnan(shares)
-    description = "share of each layer's filters or units that tell the two apart;\nat the right, the last"
+    description = "share of each layer's filters or units that differ significantly;\nat the right, the last"
     hatched = "; hatched: not compared" if missing.any() else ""
     axes.set_title(f"Where: {description}{hatched}" if len(shares) else "Where: no layer is compared")
     axes.patch.set(hatch="////", edgecolor="#CCCCCC")
