@@ -1,7 +1,7 @@
 // The whole network: its numbers, its curves, every layer as a row of cells.
 
 import { ticks } from "./canvas.js";
-import { verdictColour } from "./colours.js";
+import { groupColour, verdictColour } from "./colours.js";
 import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch } from "./components.js";
 import { emptyState, make, makeSvg, prose, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
@@ -189,8 +189,8 @@ function curves({ epochs, counts, losses }) {
   return make(
     "div",
     { class: "curves" },
-    known.length ? chart(epochs, styled(known, ["var(--first)", "var(--second)", "var(--fourth)"])) : null,
-    chart(epochs, styled(Object.entries(counts), ["var(--third)", "var(--fourth)"])),
+    known.length ? chart(epochs, styled(known, [0, 5, 3].map(groupColour))) : null,
+    chart(epochs, styled(Object.entries(counts), [2, 3].map(groupColour))),
   );
 }
 
