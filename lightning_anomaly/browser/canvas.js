@@ -1,4 +1,4 @@
-// The small pictures: of samples, of maps, of a filter's points.
+// Small pictures of samples, maps and points, and the scales of plots.
 
 import { groupColour, ink, VIRIDIS } from "./colours.js";
 
@@ -62,7 +62,7 @@ export function mark(context, shape, x, y, radius) {
   }
 }
 
-/** What an axis shows: all values with a margin, and at least one unit, so that what hardly varies looks so. */
+/** The range of an axis: all values with a margin, at least one unit wide, so that small variation looks small. */
 export function extent(values) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
@@ -74,7 +74,7 @@ export function extent(values) {
   return [middle - 0.57 * size, middle + 0.57 * size];
 }
 
-/** Five or so round numbers between two. */
+/** About five round numbers in a range, with their texts. */
 export function ticks(low, high) {
   const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -87,7 +87,7 @@ export function ticks(low, high) {
   });
 }
 
-/** A filter's points in a few pixels, with a ring around the outliers or around one sample. */
+/** Draws a filter's points small, with rings around the outliers or around one sample. */
 export function drawMiniature(context, width, height, points, ringed = null) {
   const [lowX, highX] = extent(points.x);
   const [lowY, highY] = extent(points.y);

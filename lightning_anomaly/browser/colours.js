@@ -1,6 +1,6 @@
-// Colours and shapes; those of the page itself are in page.css.
+// Colours and shapes of drawings; page.css has those of the page.
 
-// Okabe and Ito's colours, which colour-blind readers can tell apart; on dark ground the light blue comes first.
+// Okabe and Ito's colours, distinct for colour-blind readers; on dark ground the light blue comes first.
 const LIGHT = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800"];
 const DARK = ["#56B4E9", "#E69F00", "#00B886", "#CC79A7", "#4A90D9", "#F0743C", "#F0E442"];
 const SHAPES = ["circle", "square", "diamond", "triangle", "cross"];

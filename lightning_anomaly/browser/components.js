@@ -1,14 +1,14 @@
-// What several pages are made of.
+// Parts that several pages share.
 
 import { drawImage, drawMap, drawMiniature, mark } from "./canvas.js";
 import { groupColour, groupShape, verdictColour } from "./colours.js";
-import { cutLine, make, sharpCanvas } from "./dom.js";
+import { cutLine, make, quiet, sharpCanvas, symbolButton } from "./dom.js";
 import { count, layerText, number, scoreText, VERDICTS } from "./wording.js";
 
 const MINIATURE = [150, 110];
 const BESIDE_MAP = [96, 96];
 
-/** The address of a page; `query` has what is not as usual. */
+/** The address of a page; empty entries of `query` are omitted. */
 export function address(parts, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
   return `#/${parts.map(encodeURIComponent).join("/")}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
@@ -18,7 +18,11 @@ export const filterAddress = (report, { layer, filter }, query) =>
   address(["filter", report.layers[layer].name, filter], query);
 export const sampleAddress = (sample, query) => address(["sample", sample], query);
 
-/** A sample's image, or its number where there are no images. */
+export function visit(hash) {
+  window.location.hash = hash;
+}
+
+/** A sample's image, or its number if there are no images. */
 export function imageOf(report, sample, name = `image of sample ${sample}`) {
   if (!report.images) return make("span", { class: "no-image" }, String(sample));
   const canvas = make("canvas", { class: "pixels", role: "img", "aria-label": name });
@@ -26,7 +30,7 @@ export function imageOf(report, sample, name = `image of sample ${sample}`) {
   return canvas;
 }
 
-/** A map, or that it is not in the file. */
+/** A map, or a remark that it was not kept. */
 export function mapOf(map, sample) {
   if (!map) return make("span", { class: "no-image" }, "map not kept");
   const canvas = make("canvas", {
@@ -56,12 +60,12 @@ export function groupMark(group) {
   return canvas;
 }
 
-/** A layer on a line of its own, cut at the left, where names resemble each other. */
+/** A layer on a separate line, cut at the left, where names resemble each other. */
 export const layerLine = (name) =>
   make("span", { class: "quiet cut cut-left", title: layerText(name) }, make("bdi", {}, layerText(name)));
 
-/** A filter as a small picture with its name, that leads to it; `told` stands beside its name. */
-export function filterCard(report, place, { query = {}, ringed = null, told = null } = {}) {
+/** A link to a filter: its points, its name with a `note`, and its verdict. */
+export function filterCard(report, place, { query = {}, ringed = null, note = null } = {}) {
   const canvas = make("canvas", { class: "miniature", "aria-hidden": "true" });
   const outliers = report.outliers(place).length;
   const picture = make("span", { class: "card-picture" }, canvas);
@@ -84,25 +88,25 @@ export function filterCard(report, place, { query = {}, ringed = null, told = nu
       "span",
       { class: "card-head" },
       make("strong", {}, `filter ${place.filter}`),
-      told === null ? null : make("span", { class: "told" }, told),
+      note === null ? null : make("span", { class: "card-note" }, note),
     ),
     layerLine(report.layers[place.layer].name),
     make(
       "span",
       { class: "card-foot" },
       verdictBadge(report.kind(place)),
-      outliers ? make("span", { class: "quiet" }, count(outliers, "outlier")) : null,
+      outliers ? quiet(count(outliers, "outlier")) : null,
     ),
   );
 }
 
-/** A sample as a small image with a caption, that leads to it or, with `click`, is chosen. */
+/** A sample as a small image with a caption: a link, or with `click` a button. */
 export function sampleTile(report, sample, caption, { map = null, click = null, query = {} } = {}) {
-  const shown = [report.images ? imageOf(report, sample) : null, map ? mapOf(map, sample) : null].filter(Boolean);
-  const pictures = shown.length ? make("span", { class: "tile-pictures" }, shown) : null;
+  const drawn = [report.images ? imageOf(report, sample) : null, map ? mapOf(map, sample) : null].filter(Boolean);
+  const pictures = drawn.length ? make("span", { class: "tile-pictures" }, drawn) : null;
   const text = make("span", { class: "tile-text" }, caption);
   return click
-    ? make("button", { type: "button", class: "tile", title: `sample ${sample}`, click }, pictures, text)
+    ? make("button", { class: "tile", title: `sample ${sample}`, click }, pictures, text)
     : make("a", { class: "tile", title: `sample ${sample}`, href: sampleAddress(sample, query) }, pictures, text);
 }
 
@@ -114,24 +118,24 @@ export function byScore(report) {
     .sort((a, b) => score(b) - score(a) || report.votes[b] - report.votes[a] || a - b);
 }
 
-/** A sample's number, score, label and file. */
+/** A sample's number, score, label and file name. */
 export function sampleCaption(report, sample) {
-  const told = [report.label(sample), report.name(sample)].filter((text) => text !== null);
+  const names = [report.label(sample), report.name(sample)].filter((text) => text !== null);
   return [
     make("strong", {}, String(sample)),
     ` score ${scoreText(report.scores[sample])}`,
-    told.map((text) => cutLine(text, "quiet tile-label")),
+    names.map((text) => cutLine(text, "quiet tile-label")),
   ];
 }
 
-/** Rows of a name, a bar and its value, and what is told of it, with a line across at what is usual, on one logarithmic scale. */
+/** Rows of a name, a bar, its value and a reason, on a logarithmic scale; lines in the bars mark usual values. */
 export function bars(rows) {
   const highest = Math.max(1e-9, ...rows.flatMap(({ value, usual }) => [value, usual]).filter(Number.isFinite));
   const width = (value) => `${100 * Math.min(1, Math.log1p(Math.max(0, value)) / Math.log1p(highest))}%`;
   return make(
     "div",
     { class: "bars" },
-    rows.map(({ name, href, value, usual, told }) => [
+    rows.map(({ name, href, value, usual, reason }) => [
       make(href ? "a" : "span", { class: "cut cut-left", href, title: name }, make("bdi", {}, name)),
       make(
         "span",
@@ -140,33 +144,22 @@ export function bars(rows) {
         make("i", { class: "usual", style: { left: width(usual) } }),
       ),
       make("span", { class: "bar-value" }, scoreText(value)),
-      told ? make("span", { class: "bar-told quiet" }, told) : null,
+      reason ? make("span", { class: "bar-reason quiet" }, reason) : null,
     ]),
   );
 }
 
-/** Buttons from one of a list to the next, and `step(by)` for keys; `about` says what the list is. */
+/** Buttons to the previous and next item of a list, and `step(by)` for keys; `about` describes the list. */
 export function stepper(list, item, what, go, about = "") {
   const at = list.indexOf(item);
   const step = (by) => list[at + by] !== undefined && go(list[at + by]);
-  const button = (by, text, title) =>
-    make(
-      "button",
-      {
-        type: "button",
-        class: "step",
-        title,
-        "aria-label": title,
-        disabled: list[at + by] === undefined,
-        click: () => step(by),
-      },
-      text,
-    );
+  const button = (by, symbol, title) =>
+    symbolButton(symbol, title, { class: "step", disabled: list[at + by] === undefined, click: () => step(by) });
   const element = make(
     "div",
     { class: "steps" },
     button(-1, "←", `previous ${what} (left arrow)`),
-    make("span", { class: "quiet" }, `${number(at + 1)} of ${number(list.length)}${about}`),
+    quiet(`${number(at + 1)} of ${number(list.length)}${about}`),
     button(1, "→", `next ${what} (right arrow)`),
   );
   return { element, step };
@@ -177,13 +170,13 @@ export const stepKeys = (step) => ({ ArrowLeft: () => step(-1), ArrowRight: () =
 /** The heading of a page, with its stepper. */
 export const titleRow = (heading, steps) => make("div", { class: "title-row" }, heading, steps);
 
-const reached = new Map(); // how many of a list were shown
+const reached = new Map(); // how many items of a list were shown
 
-/** Some of many, and a button for more. */
+/** The first items of a list, and a button for more. */
 export function pages(items, size, draw, className) {
   const key = [className, items.length, window.location.hash.split("?")[1]].join();
   const list = make("div", { class: className });
-  const more = make("button", { type: "button", class: "more", click: () => add() });
+  const more = make("button", { class: "more", click: () => add() });
   let shown = 0;
   const add = () => {
     list.append(...items.slice(shown, shown + size).map(draw));

@@ -1,8 +1,8 @@
-// Tables to save.
+// Tables as CSV files.
 import { make } from "./dom.js";
 import { number } from "./wording.js";
 
-/** Rows as a table, as Python's csv module writes it; `columns` gives for each heading the value of a row. */
+/** Rows as CSV, as Python's csv module writes it; `columns` has a function from a row to its value for each heading. */
 export function csvText(columns, rows) {
   const lines = [Object.keys(columns), ...rows.map((row) => Object.values(columns).map((of) => of(row)))];
   return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
@@ -19,10 +19,10 @@ export function download(name, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-/** A button that saves what is listed. */
+/** A button that saves a list. */
 export const exportButton = (name, columns, rows) =>
   make(
     "button",
-    { type: "button", title: "as CSV", click: () => download(name, csvText(columns, rows)) },
+    { title: "as CSV", click: () => download(name, csvText(columns, rows)) },
     `Export the ${number(rows.length)} shown`,
   );

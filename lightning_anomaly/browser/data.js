@@ -1,5 +1,6 @@
-// The packed report: an index that is read at once, and blocks of points and maps that are unpacked when first needed.
+// The packed report: an index that is read at once, and blocks that are unpacked when first needed.
 import { openIndex, unpack } from "./unpack.js";
+import { tally } from "./wording.js";
 
 const BOTH = "anomaly and isolated";
 
@@ -17,7 +18,7 @@ export class Report {
     this.blocks = new Map();
   }
 
-  /** A block, unpacked once. */
+  /** Unpacks a block, once. */
   block(name, read) {
     if (!this.blocks.has(name)) this.blocks.set(name, unpack(name).then(read));
     return this.blocks.get(name);
@@ -35,30 +36,30 @@ export class Report {
     return this.layers[layer].outliers[filter] ?? [];
   }
 
-  /** The samples that a filter sets apart from all others. */
+  /** The samples that lie far from all others in a filter. */
   isolated({ layer, filter }) {
     return this.layers[layer].isolated[filter] ?? [];
   }
 
-  /** What a filter is called, by its verdict and whether it sets samples apart from all others. */
+  /** A filter's verdict, combined with whether it has isolated samples. */
   kind(place) {
     const verdict = this.verdict(place);
     return this.isolated(place).length ? ({ normal: "isolated", anomaly: BOTH }[verdict] ?? verdict) : verdict;
   }
 
-  /** Of how many filters a sample is among the `"outliers"`, or the `"isolated"`. */
-  amountOf(sample, which) {
-    const rows = this.layers.flatMap((layer) => Object.values(layer[which]));
+  /** Counts the filters in which a sample is isolated. */
+  isolatedBy(sample) {
+    const rows = this.layers.flatMap((layer) => Object.values(layer.isolated));
     return rows.filter((samples) => samples.includes(sample)).length;
   }
 
-  /** A score of a sample by each view, and by each layer, with what 95% of the samples have less than. */
+  /** A sample's score by each view and each layer, with the 0.95 quantile of all samples as `ordinary`. */
   async scoresOf(sample) {
     const all = await this.block("views", (buffer) => new Float64Array(buffer));
     return this.views.map((view, i) => ({ ...view, score: all[i * this.samples + sample] }));
   }
 
-  /** The filters that react most strongly to a sample, and how far from their means it lies (standard deviations). */
+  /** The filters that react most to a sample, and its distance from their means (standard deviations). */
   async reactionsTo(sample) {
     const buffer = await this.block("reactions", (bytes) => bytes);
     const amount = this.reactions;
@@ -71,12 +72,12 @@ export class Report {
     return this.labels ? this.labels.names[this.labels.of[sample]] : null;
   }
 
-  /** The file of a sample, if it is known. */
+  /** The file of a sample, or null. */
   name(sample) {
     return this.names ? this.names[sample] : null;
   }
 
-  /** The points of a filter: samples, x, y, clusters (0 is the largest), whether each is an outlier or isolated. */
+  /** The points of a filter: samples, x, y, clusters (0 is the largest), and flags of outliers and isolated samples. */
   async points({ layer, filter }) {
     const all = await this.block(`points-${layer}`, (buffer) => readPoints(buffer, this.layers[layer].verdicts.length));
     const [begin, end] = [all.starts[filter], all.starts[filter + 1]];
@@ -94,7 +95,7 @@ export class Report {
     };
   }
 
-  /** The points of a filter in earlier analyses, some of its samples, with the clusters and marks of the last. */
+  /** The points of some samples of a filter in earlier analyses, with the clusters and flags of the last. */
   async frames({ layer, filter }, last) {
     if (!this.epochs) return [];
     const buffer = await this.block(`epochs-${layer}`, (bytes) => bytes);
@@ -107,12 +108,12 @@ export class Report {
       return Float32Array.from(codes, (code) => Math.sinh(code / 24));
     };
     const places = Array.from(samples, (sample) => last.samples.indexOf(sample));
-    const taken = (values) => Uint8Array.from(places, (place) => values[place]);
-    const marks = { clusters: taken(last.clusters), outliers: taken(last.outliers), isolated: taken(last.isolated) };
+    const pick = (values) => Uint8Array.from(places, (place) => values[place]);
+    const marks = { clusters: pick(last.clusters), outliers: pick(last.outliers), isolated: pick(last.isolated) };
     return of.map((epoch, frame) => ({ epoch, samples, x: axis(0, frame), y: axis(1, frame), ...marks }));
   }
 
-  /** What gives the map of a sample: `{height, width, levels}` with levels 0 to 15, or null where it was not kept. */
+  /** A function from a sample to its map `{height, width, levels}`, levels 0 to 15, or to null if it was not kept. */
   async maps({ layer, filter }) {
     const shape = this.layers[layer].maps;
     if (!shape) return () => null;
@@ -120,12 +121,11 @@ export class Report {
     const { kept, height, width } = shape;
     const bytes = Math.ceil((height * width) / 2);
     const filters = this.layers[layer].verdicts.length;
-    const steps = new Uint32Array(buffer, 4 * filter * kept, kept);
-    const samples = summed(steps);
+    const samples = summed(new Uint32Array(buffer, 4 * filter * kept, kept));
     return (sample) => {
-      const found = samples.indexOf(sample);
-      if (found < 0) return null;
-      const packed = new Uint8Array(buffer, 4 * filters * kept + (filter * kept + found) * bytes, bytes);
+      const place = samples.indexOf(sample);
+      if (place < 0) return null;
+      const packed = new Uint8Array(buffer, 4 * filters * kept + (filter * kept + place) * bytes, bytes);
       const levels = Uint8Array.from({ length: height * width }, (_, i) => (packed[i >> 1] >> (4 * (i & 1))) & 15);
       return { height, width, levels };
     };
@@ -162,10 +162,9 @@ function summed(steps) {
   });
 }
 
-/** Clusters by size, the largest first, as the figures of a report number them. */
+/** Numbers clusters by size, the largest first, as the figures do. */
 function ranked(clusters) {
-  const sizes = new Map();
-  for (const cluster of clusters) sizes.set(cluster, (sizes.get(cluster) ?? 0) + 1);
+  const sizes = tally(clusters);
   const order = [...sizes.keys()].sort((a, b) => sizes.get(b) - sizes.get(a) || a - b);
   const ranks = new Map(order.map((cluster, rank) => [cluster, rank]));
   return Uint8Array.from(clusters, (cluster) => ranks.get(cluster));

@@ -1,6 +1,6 @@
-// Elements, made of text: nothing that comes out of a report is ever read as HTML.
+// Elements. Text from a report is never parsed as HTML.
 
-/** An element with attributes; functions become listeners, an object `style` custom properties and the like. */
+/** An element. Attributes that are functions become listeners; `style` is an object of properties. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,10 +13,10 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A sentence of Python's, in which names stand between backticks, as text and code. */
+/** A sentence from Python as text, with names in backticks as code. */
 export const prose = (text) => text.split("`").map((part, i) => (i % 2 ? make("code", {}, part) : part));
 
-/** Pairs of a term and what is said of it, as a list. */
+/** A list of terms and their descriptions. */
 export const termList = (className, pairs) =>
   make(
     "dl",
@@ -24,16 +24,22 @@ export const termList = (className, pairs) =>
     pairs.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]),
   );
 
-/** A heading with something quieter behind it. */
-export const headingOf = (title, about) => make("h2", {}, `${title} `, make("span", { class: "quiet" }, about));
+export const quiet = (text) => make("span", { class: "quiet" }, text);
 
-/** What stands where a list is empty. */
+/** A heading with a quiet remark. */
+export const headingOf = (title, about) => make("h2", {}, `${title} `, quiet(about));
+
+/** A button with a symbol, which its title explains. */
+export const symbolButton = (symbol, title, attributes) =>
+  make("button", { title, "aria-label": title, ...attributes }, symbol);
+
+/** What is shown instead of an empty list. */
 export const emptyState = (...text) => make("p", { class: "empty-state" }, text);
 
-/** How many there are, which a screen reader says when it changes. */
+/** A count that a screen reader announces when it changes. */
 export const statusLine = (text) => make("span", { class: "quiet", role: "status" }, text);
 
-/** A text in one line, which is cut; of a path the file's own name, cut at the left. */
+/** A text cut to one line; of a path only the file name, cut at the left. */
 export function cutLine(text, className = "") {
   const name = text.split(/[/\\]/).pop();
   return name === text
@@ -41,7 +47,7 @@ export function cutLine(text, className = "") {
     : make("span", { class: `cut cut-left ${className}`, title: text }, make("bdi", {}, name));
 }
 
-/** An element of a drawing. */
+/** An SVG element. */
 export function makeSvg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -49,7 +55,7 @@ export function makeSvg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A labelled choice; `options` are pairs of a value and its text. */
+/** A labelled select; `options` are pairs of a value and its text. */
 export function choice(label, options, chosen, change) {
   const list = make(
     "select",
@@ -59,13 +65,13 @@ export function choice(label, options, chosen, change) {
   return make("label", { class: "choice" }, make("span", {}, label), list);
 }
 
-/** A field that looks for something once Enter is pressed or the field is left. */
+/** A search field that reacts to Enter and to losing the focus. */
 export function finder(hint, text, change) {
   const field = make("input", { type: "search", value: text, placeholder: hint, change: () => change(field.value) });
   return make("label", { class: "choice" }, make("span", {}, "Find"), field);
 }
 
-/** A canvas of so many CSS pixels, sharp on any screen. */
+/** Sizes a canvas in CSS pixels, sharp on any screen, and returns its context. */
 export function sharpCanvas(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);

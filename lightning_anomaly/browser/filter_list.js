@@ -1,6 +1,6 @@
-// All filters as small pictures, chosen by layer and verdict, in several orders.
+// All filters as small pictures, filtered by layer and verdict, in several orders.
 
-import { address, filterCard, pages } from "./components.js";
+import { address, filterCard, pages, visit } from "./components.js";
 import { exportButton } from "./csv.js";
 import { choice, emptyState, finder, make, statusLine } from "./dom.js";
 import { contains, count, kindsOf, layerText } from "./wording.js";
@@ -22,7 +22,7 @@ const ORDERS = {
   explained: ["best explained", column("explained", -1)],
 };
 
-/** Isolated samples are found beside the verdict; with a sign before it, a verdict is meant without them, or with. */
+/** Whether a filter has a verdict, with or without isolated samples; `=KIND` asks for the exact kind. */
 function hasVerdict(report, place, verdict) {
   if (verdict.startsWith("=")) return report.kind(place) === verdict.slice(1);
   return verdict === "isolated" ? report.isolated(place).length > 0 : report.verdict(place) === verdict;
@@ -31,7 +31,7 @@ function hasVerdict(report, place, verdict) {
 const verdictText = (verdict) =>
   verdict.startsWith("=") && !verdict.includes(" and ") ? `${verdict.slice(1)} alone` : verdict.replace("=", "");
 
-/** Whether a filter is meant: a number is its own, everything else a part of its layer's name. */
+/** Whether a search finds a filter: numbers are its number, words are parts of its layer's name. */
 const isNamed = (report, place, find) =>
   find
     .split(/[\s/]+/)
@@ -40,7 +40,7 @@ const isNamed = (report, place, find) =>
       /^\d+$/.test(word) ? place.filter === Number(word) : contains(report.layers[place.layer].name, word),
     );
 
-/** The filters that an address asks for, in its order. */
+/** The filters that an address asks for, in the order it asks for. */
 export function chosenFilters(report, { layer, verdict, sort, find = "" }) {
   const found = report.filters.filter(
     (place) =>
@@ -52,7 +52,7 @@ export function chosenFilters(report, { layer, verdict, sort, find = "" }) {
   return order ? found.sort(order(report)) : found;
 }
 
-/** What is chosen, in words. */
+/** The choice in words. */
 export function choiceText(report, { layer, verdict, sort, find }) {
   const parts = [verdict ? `${verdictText(verdict)} filters` : "all filters"];
   if (layer && report.layers[layer]) parts.push(`of ${layerText(report.layers[layer].name)}`);
@@ -79,9 +79,8 @@ function columnsOf(report) {
 }
 
 export function filtersPage(report, query) {
-  const change = (name) => (value) => {
-    window.location.hash = address(["filters"], { ...query, [name]: value === "network" ? "" : value });
-  };
+  const change = (name) => (value) =>
+    visit(address(["filters"], { ...query, [name]: value === "network" ? "" : value }));
   const found = chosenFilters(report, query);
   const isolated = report.filters.filter((place) => report.isolated(place).length).length;
   const amounts = kindsOf(report, (place) => report.verdict(place));

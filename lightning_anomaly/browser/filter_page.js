@@ -1,4 +1,4 @@
-// One filter: its points, what is under the pointer, what is known of it, and its samples.
+// One filter: its points, the sample under the pointer, its facts and its samples.
 
 import {
   address,
@@ -12,16 +12,17 @@ import {
   stepper,
   titleRow,
   verdictBadge,
+  visit,
 } from "./components.js";
-import { choice, emptyState, headingOf, make, termList } from "./dom.js";
+import { choice, emptyState, headingOf, make, quiet, termList } from "./dom.js";
 import { choiceText, chosenFilters } from "./filter_list.js";
 import { Scatter } from "./scatter.js";
-import { count, facts, layerText, number, scoreText, VERDICTS } from "./wording.js";
+import { count, facts, layerText, number, scoreText, tally, VERDICTS } from "./wording.js";
 
-const LEGEND = 35; // entries: as many as there are marks
+const LEGEND = 35; // entries, one for each combination of colour and shape
 const STRIP = 40; // tiles
 
-/** The page, and what keys do on it. `query.pin` is the pinned sample, `query.by` what colours the points. */
+/** The page and its keys. `query.pin` is the pinned sample, `query.by` what colours the points. */
 export async function filterPage(report, place, query) {
   const { pin: pinned = null, by = "cluster", ...chosen } = query;
   const [points, map] = await Promise.all([report.points(place), report.maps(place)]);
@@ -29,9 +30,7 @@ export async function filterPage(report, place, query) {
   const same = (other) => other.layer === place.layer && other.filter === place.filter;
   let list = chosenFilters(report, chosen);
   if (!list.some(same)) list = report.filters;
-  const go = (other, pin = null) => {
-    window.location.hash = filterAddress(report, other, { ...chosen, by: query.by, pin });
-  };
+  const go = (other, pin = null) => visit(filterAddress(report, other, { ...chosen, by: query.by, pin }));
   const pin = (sample) => go(place, sample);
   const about = `, ${choiceText(report, list === report.filters ? {} : chosen)}`;
   const { element: steps, step } = stepper(list, list.find(same), "filter", (next) => go(next), about);
@@ -96,13 +95,14 @@ export async function filterPage(report, place, query) {
             ["label", "label"],
           ],
           by,
-          (value) => {
-            window.location.hash = filterAddress(report, place, {
-              ...chosen,
-              pin: scatter.pinned,
-              by: value === "cluster" ? null : value,
-            });
-          },
+          (value) =>
+            visit(
+              filterAddress(report, place, {
+                ...chosen,
+                pin: scatter.pinned,
+                by: value === "cluster" ? null : value,
+              }),
+            ),
         )
       : null,
     groupLegend(report, scatter, labelled),
@@ -127,16 +127,16 @@ export async function filterPage(report, place, query) {
   };
 }
 
-/** Leads through the points of earlier analyses to those of the last, which are all there. */
+/** A slider from the points of earlier analyses, of some samples, to those of the last, of all. */
 function epochSlider(scatter, frames, points, groupsOf) {
   if (!frames.length) return null;
   const shown = [...frames, points];
   const last = frames.length;
-  const told = make("output", { class: "epoch" });
+  const epoch = make("output", { class: "epoch" });
   const slider = make("input", { type: "range", min: 0, max: last, value: last, "aria-label": "Epoch" });
   const show = (frame) => {
     slider.value = frame;
-    told.textContent = frame === last ? "the last" : frames[frame].epoch;
+    epoch.textContent = frame === last ? "the last" : frames[frame].epoch;
     scatter.setPoints(shown[frame], groupsOf(shown[frame]));
   };
   slider.addEventListener("input", () => show(Number(slider.value)));
@@ -156,10 +156,10 @@ function epochSlider(scatter, frames, points, groupsOf) {
     playing = setInterval(advance, 400);
     button.textContent = "Stop";
   };
-  const button = make("button", { type: "button", click: play }, "Play");
+  const button = make("button", { click: play }, "Play");
   show(last);
   const about = `Earlier epochs show ${frames[0].samples.length} samples, in the colours of their clusters in the last.`;
-  return make("div", { class: "epochs" }, button, slider, told, make("span", { class: "quiet" }, about));
+  return make("div", { class: "epochs" }, button, slider, epoch, quiet(about));
 }
 
 function pointKeys(scatter, points, pin) {
@@ -182,7 +182,7 @@ function pointKeys(scatter, points, pin) {
   };
 }
 
-/** The sample under the pointer, or else the pinned one: its image beside the filter's map of it. */
+/** The sample under the pointer, or else the pinned one: its image and the filter's map of it. */
 function inspected(report, place, points, map, sample, isPinned) {
   if (sample === null) {
     return points.samples.length
@@ -197,16 +197,16 @@ function inspected(report, place, points, map, sample, isPinned) {
   }
   const i = points.samples.indexOf(sample);
   const label = report.label(sample);
-  const has = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
+  const figure = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
   const pictures = [];
-  if (report.images) pictures.push(has(imageOf(report, sample), "sample"));
-  if (report.layers[place.layer].maps) pictures.push(has(mapOf(map(sample), sample), "filter's map"));
+  if (report.images) pictures.push(figure(imageOf(report, sample), "sample"));
+  if (report.layers[place.layer].maps) pictures.push(figure(mapOf(map(sample), sample), "filter's map"));
   return [
     make(
       "div",
       { class: "inspected" },
       make("a", { class: "sample-link", href: sampleAddress(sample) }, `Sample ${sample}`),
-      isPinned ? make("span", { class: "quiet" }, "pinned") : null,
+      isPinned ? quiet("pinned") : null,
     ),
     pictures.length ? make("div", { class: "pair" }, pictures) : null,
     make(
@@ -219,7 +219,7 @@ function inspected(report, place, points, map, sample, isPinned) {
   ];
 }
 
-/** What a sample is to this filter; `i` is the place of its point, less than 0 if that was left out. */
+/** The cluster of a sample and its flags; `i` is the index of its point, negative if the file omits it. */
 function standing(points, i) {
   if (i < 0) return "Its point is not in this file.";
   const kinds = [points.outliers[i] && "outlier", points.isolated[i] && "isolated"].filter(Boolean);
@@ -227,17 +227,16 @@ function standing(points, i) {
 }
 
 function groupLegend(report, scatter, labelled) {
-  const sizes = new Map();
-  for (const group of scatter.groups) sizes.set(group, (sizes.get(group) ?? 0) + 1);
+  const sizes = tally(scatter.groups);
   const groups = [...sizes.keys()].sort((a, b) => a - b);
   const entry = (group) => {
     const text = labelled ? report.labels.names[group] : `cluster ${group + 1}`;
     const button = make(
       "button",
-      { type: "button", class: "entry", "aria-pressed": "false", title: `show ${text} alone` },
+      { class: "entry", "aria-pressed": "false", title: `show ${text} alone` },
       groupMark(group),
       make("span", { class: "cut" }, text),
-      make("span", { class: "quiet" }, number(sizes.get(group))),
+      quiet(number(sizes.get(group))),
     );
     button.addEventListener("click", () => {
       const alone = scatter.only === group ? null : group;
@@ -251,7 +250,7 @@ function groupLegend(report, scatter, labelled) {
     "div",
     { class: "groups" },
     groups.slice(0, LEGEND).map(entry),
-    groups.length > LEGEND ? make("span", { class: "quiet" }, `and ${groups.length - LEGEND} more`) : null,
+    groups.length > LEGEND ? quiet(`and ${groups.length - LEGEND} more`) : null,
     make("span", { class: "quiet ring-entry" }, make("i", { class: "ring", "aria-hidden": "true" }), "outlier"),
     scatter.points.isolated.includes(1)
       ? make(
@@ -267,7 +266,7 @@ function groupLegend(report, scatter, labelled) {
   );
 }
 
-/** Rows of samples; `pin(sample)` is called on a click, without it a tile leads to its sample. */
+/** Rows of samples. A click calls `pin(sample)`; without `pin`, a tile is a link to its sample. */
 function strips(report, place, map, pin) {
   const layer = report.layers[place.layer];
   const outliers = report.outliers(place);

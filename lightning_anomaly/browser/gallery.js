@@ -1,9 +1,9 @@
-// The browser of the images that belong least: a gallery to tick some, and one image.
+// The page of `find_outliers`: a gallery in which a reader ticks images, and one image.
 
 import { verdictColour } from "./colours.js";
-import { address, bars, imageOf, pages, stepKeys, stepper, swatch, titleRow } from "./components.js";
+import { address, bars, imageOf, pages, stepKeys, stepper, swatch, titleRow, visit } from "./components.js";
 import { csvText, download, exportButton } from "./csv.js";
-import { choice, cutLine, emptyState, finder, make, prose, statusLine, termList } from "./dom.js";
+import { choice, cutLine, emptyState, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";
 import { count, layerText, number, ordinaryText, percent, SCORE_TERMS, scoreText } from "./wording.js";
@@ -16,7 +16,7 @@ const EMPTY = {
 };
 
 const tickedText = (amount) => `ticked (${amount})`;
-let opened = null; // the row whose page was last shown
+let opened = null; // the row whose page was shown last
 
 const imageAddress = (row, query) => address(["image", row.position], query);
 
@@ -28,14 +28,14 @@ const picture = (ranking, row) =>
 const chance = (row) => Number(row.p_value.toPrecision(2)).toString();
 const sentence = (text) => prose(`${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`);
 
-/** What is said of an image beside its rank. */
+/** Whether an image is significant, beside its rank. */
 function badge(row) {
   if (row.significant) return make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "significant");
-  const title = "Its score is larger than that of every image of the reference.";
+  const title = "Its score is larger than that of every calibration image.";
   return row.above ? make("span", { class: "badge", title }, "above calibration") : null;
 }
 
-/** A box to tick; `changed` is called when it was. */
+/** A checkbox; `changed` is called after a tick. */
 function tickBox(ranking, row, text, changed) {
   const box = make("input", {
     type: "checkbox",
@@ -49,16 +49,15 @@ function tickBox(ranking, row, text, changed) {
   return make("label", { class: "tick" }, box, text);
 }
 
-/** What can be done with what is ticked; `update()` after a change. */
+/** The bar that saves and unticks images; call `update()` after a change. */
 function tickedBar(ranking) {
   const status = make("span", { role: "status" });
   const save = make("button", {
-    type: "button",
     class: "main-button",
     title: "as CSV (key s)",
     click: () => saveTicked(ranking),
   });
-  const none = make("button", { type: "button", click: () => untick() }, "Untick all");
+  const none = make("button", { click: () => untick() }, "Untick all");
   const bar = make("div", { class: "ticked-bar" }, status, none, save);
   const update = () => {
     const amount = ranking.ticked.size;
@@ -96,14 +95,14 @@ function card(ranking, row, query, changed) {
     [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
     make("span", {}, `score ${scoreText(row.score)}`),
     ranking.ranked ? null : make("span", {}, `p-value ${chance(row)}`),
-    make("span", { class: "quiet" }, Object.values(row.view_reasons)[0] ?? layerText(row.layer)),
+    quiet(Object.values(row.view_reasons)[0] ?? layerText(row.layer)),
   );
 }
 
 function gallery(ranking, query) {
   const change = (name) => (value) => {
     const { [name]: _, ...others } = query;
-    window.location.hash = address(["gallery"], value === "all" ? others : { ...others, [name]: value });
+    visit(address(["gallery"], value === "all" ? others : { ...others, [name]: value }));
   };
   const found = ranking.chosen(query);
   const { bar, update } = tickedBar(ranking);
@@ -112,7 +111,6 @@ function gallery(ranking, query) {
   const all = make(
     "button",
     {
-      type: "button",
       click: () => {
         ranking.tick(found, true);
         update();
@@ -157,7 +155,7 @@ function gallery(ranking, query) {
   return { content: content.flat(), section: "gallery", keys: galleryKeys(ranking, update) };
 }
 
-/** Arrows go from picture to picture, and a letter ticks the one that has the focus. */
+/** Arrows go from picture to picture, x ticks the one with the focus, and s saves the ticked ones. */
 function galleryKeys(ranking, update) {
   const step = (by) => {
     const links = () => [...document.querySelectorAll(".outlier-picture")];
@@ -191,12 +189,12 @@ const significance = (ranking, row) => [
   ["Significant", `${row.significant ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
 ];
 
-/** The layer that finds an image oddest and its filters, unless the maps are ordinary or there are none. */
+/** The layer and filters in which an image is oddest, unless its maps are ordinary. */
 function layerFacts(ranking, row) {
   if (row.view_reasons.file) return [];
   const { filters: score } = row.views;
   if (score !== undefined && score !== null && score <= ranking.views.filters)
-    return [["Filters", "none stands out: the score comes from the other views"]];
+    return [["Filters", "none stands out: the score comes from other views"]];
   const link = make("a", { href: address(["gallery"], { layer: `=${row.layer}` }) }, layerText(row.layer));
   return [
     ["Strongest layer", link],
@@ -209,9 +207,7 @@ function imagePage(ranking, row, query) {
   const chosen = ranking.chosen(query);
   const list = chosen.includes(row) ? chosen : ranking.rows;
   const { bar, update } = tickedBar(ranking);
-  const { element, step } = stepper(list, row, "image", (next) => {
-    window.location.hash = imageAddress(next, query);
-  });
+  const { element, step } = stepper(list, row, "image", (next) => visit(imageAddress(next, query)));
   const facts = [
     ["Rank", `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
     ["Score", `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
@@ -242,7 +238,7 @@ function imagePage(ranking, row, query) {
                   name: view,
                   value: value ?? Infinity,
                   usual: ranking.views[view],
-                  told: row.view_reasons[view],
+                  reason: row.view_reasons[view],
                 })),
               ),
           termList("facts", facts),
@@ -255,9 +251,7 @@ function imagePage(ranking, row, query) {
       ...stepKeys(step),
       x: toggle,
       s: () => saveTicked(ranking),
-      Escape: () => {
-        window.location.hash = address(["gallery"], query);
-      },
+      Escape: () => visit(address(["gallery"], query)),
     },
   };
 }
@@ -267,11 +261,11 @@ run({
   sections: [["gallery", "Gallery"]],
   terms: [
     ...SCORE_TERMS,
-    ["Reference", "The images that say what is ordinary: those that were given, or some of these."],
+    ["Reference", "Images that define what is ordinary: those that were given, or some of these."],
     ["p-value", "The share of calibration images with a score as large."],
     [
       "Significant",
-      "Its p-value is so small that, of all images called so, few are ordinary (Benjamini and Hochberg).",
+      "Of the images called significant, few are ordinary: at most the false discovery rate, by the rule of Benjamini and Hochberg.",
     ],
   ],
   keys: [

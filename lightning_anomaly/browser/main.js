@@ -1,4 +1,4 @@
-// The browser of a report's filters and samples.
+// The page of an `AnomalyReport`.
 import { Report } from "./data.js";
 import { filtersPage } from "./filter_list.js";
 import { filterPage } from "./filter_page.js";
@@ -7,7 +7,7 @@ import { samplePage, samplesPage } from "./samples.js";
 import { run } from "./shell.js";
 import { SCORE_TERMS, VERDICTS } from "./wording.js";
 
-/** The page that an address names; null if the report does not have it. */
+/** The page of an address, or null. */
 async function pageOf(report, page, rest, query) {
   if (page === "filter") {
     const layer = report.layers.findIndex(({ name }) => name === rest[0]);
@@ -32,13 +32,13 @@ run({
   ],
   terms: [
     ...SCORE_TERMS,
-    ["Probe", "The samples that were run through the network: all that this page shows."],
+    ["Probe", "The samples that were run through the network."],
     ["Filter", "An output channel of a convolution. Its feature maps of all samples become one point each."],
     ["Anomaly", VERDICTS.anomaly],
-    ["Outlier", "A sample in a rare cluster of an anomaly filter; each such filter is a vote."],
+    ["Outlier", "A sample in a rare cluster of an anomaly filter. Each such filter is a vote."],
     ["Isolated", VERDICTS.isolated],
     ["Dead", VERDICTS.dead],
-    ["Sparsity", "The share of a map's values that are zero or less."],
+    ["Sparsity", "The share of map values that are zero or less."],
   ],
   keys: [
     ["←  →", "previous, next filter or sample"],

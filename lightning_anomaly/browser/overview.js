@@ -1,9 +1,9 @@
-// The whole network: its numbers, its curves, every layer as a row of cells.
+// The network: its numbers, its curves, and every layer as a row of cells.
 
 import { ticks } from "./canvas.js";
 import { groupColour, verdictColour } from "./colours.js";
-import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch } from "./components.js";
-import { emptyState, make, makeSvg, prose, sharpCanvas, termList } from "./dom.js";
+import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch, visit } from "./components.js";
+import { emptyState, make, makeSvg, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
 
@@ -63,7 +63,7 @@ export function overview(report) {
   ];
 }
 
-/** How an address asks for the filters of a kind: as of a verdict where these are as many. */
+/** The query for the filters of a kind: the verdict if it finds the same number, else the exact kind. */
 const verdictOf = (report, kind, amount) =>
   chosenFilters(report, { verdict: kind }).length === amount ? kind : `=${kind}`;
 
@@ -80,7 +80,7 @@ function legend(report) {
           { href: address(["filters"], { verdict: verdictOf(report, kind, amount) }) },
           swatch(verdictColour(kind)),
           `${kind} `,
-          make("span", { class: "quiet" }, number(amount)),
+          quiet(number(amount)),
         ),
       ),
     ),
@@ -127,7 +127,7 @@ function layers(report) {
   return make("div", { class: "layers" }, heading, rows);
 }
 
-/** The filters of a layer on one canvas: tens of thousands of elements would be too many. */
+/** The filters of a layer on one canvas, as networks have tens of thousands. */
 function cells(report, place, size) {
   const layer = report.layers[place];
   const canvas = make("canvas", {
@@ -163,7 +163,7 @@ function cells(report, place, size) {
   });
   canvas.addEventListener("click", (event) => {
     const filter = at(event);
-    if (filter !== null) window.location.hash = filterAddress(report, { layer: place, filter });
+    if (filter !== null) visit(filterAddress(report, { layer: place, filter }));
   });
   new ResizeObserver(draw).observe(box);
   return box;
@@ -178,7 +178,7 @@ function samples(report) {
   ];
 }
 
-/** Losses above, counts below, over the same epochs: two scales in one chart would press one of them flat. */
+/** Two charts over the same epochs, losses and counts, as their scales differ. */
 function curves({ epochs, counts, losses }) {
   const known = Object.entries(losses).filter(([, values]) => values.some((value) => value !== null));
   const styled = (entries, colours) =>
@@ -195,20 +195,20 @@ function curves({ epochs, counts, losses }) {
 }
 
 function chart(epochs, series) {
-  const width = Math.min(560, window.innerWidth - 60); // so that letters are of one size on all screens
+  const width = Math.min(560, window.innerWidth - 60); // so that text has the same size on all screens
   const [height, left, right, top, bottom] = [190, 44, 12, 10, 30];
   const heights = series.flatMap((one) => one.values).filter((value) => value !== null);
   const lowest = Math.min(0, ...heights);
-  const highest = lowest + 1.05 * (Math.max(...heights) - lowest || 1); // a count of 0 throughout has an axis too
+  const highest = lowest + 1.05 * (Math.max(...heights) - lowest || 1); // constant values need an axis too
   const x = (i) => left + (epochs.length > 1 ? i / (epochs.length - 1) : 0.5) * (width - left - right);
   const y = (value) => height - bottom - ((value - lowest) / (highest - lowest)) * (height - top - bottom);
   const text = (content, attributes) => makeSvg("text", attributes, content);
-  const parts = ticks(lowest, highest).map(([value, told]) =>
+  const parts = ticks(lowest, highest).map(([value, label]) =>
     makeSvg(
       "g",
       {},
       makeSvg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-      text(told, { x: left - 6, y: y(value) + 4, "text-anchor": "end" }),
+      text(label, { x: left - 6, y: y(value) + 4, "text-anchor": "end" }),
     ),
   );
   const every = Math.max(1, Math.ceil(epochs.length / 8));
@@ -248,7 +248,7 @@ function chart(epochs, series) {
         name,
       ),
     ),
-    make("span", { class: "quiet" }, "over epochs"),
+    quiet("over epochs"),
   );
   return make(
     "figure",

@@ -1,4 +1,4 @@
-// What `find_outliers` found, the image that belongs least first, and what a reader has ticked of it.
+// The images of `find_outliers` by descending score, and which of them a reader has ticked.
 import { openIndex } from "./unpack.js";
 import { isMeant } from "./wording.js";
 
@@ -24,7 +24,7 @@ export class Ranking {
     this.remember();
   }
 
-  /** Takes what is ticked in any tab with this file, or was; a frame without a storage of its own remembers nothing. */
+  /** Reads the ticks that this and other tabs have stored; a frame without storage has none. */
   remember() {
     if (!this.stores) return;
     try {
@@ -45,25 +45,25 @@ export class Ranking {
       if (this.ticked.size) window.localStorage.setItem(this.store, JSON.stringify([...this.ticked]));
       else window.localStorage.removeItem(this.store);
     } catch {
-      this.stores = false; // it is known until the page is closed
+      this.stores = false; // ticks last until the page is closed
     }
   }
 
-  /** The rows that an address asks for. A layer has a sign before its name, as that of the model itself is empty. */
+  /** The rows that an address asks for. A layer is `=NAME`, as the name of the model itself is empty. */
   chosen({ layer, show, find = "" }) {
     const shown =
       { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
-    const named = (row) => !find || [row.label, row.name].some((told) => isMeant(row.position, told, find));
+    const named = (row) => !find || [row.label, row.name].some((name) => isMeant(row.position, name, find));
     return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && shown(row) && named(row));
   }
 
-  /** The layers that any row has, in the network's order, and how many have it. */
+  /** Pairs of a layer of any row, in the network's order, and the number of its rows. */
   amounts() {
     const found = this.layers.map((name) => [name, this.rows.filter((row) => row.layer === name).length]);
     return found.filter(([, amount]) => amount);
   }
 
-  /** What a CSV file has, as `OutlierReport.save_csv` writes it. */
+  /** The columns of a CSV file, as `OutlierReport.save_csv` writes them. */
   get csvColumns() {
     return Object.fromEntries(this.columns.map((name) => [name, (row) => asPython(row[name])]));
   }

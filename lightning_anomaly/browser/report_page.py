@@ -21,7 +21,7 @@ from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.verdicts.layer_report import LayerReport
 
 _CODE = (
-    "dom unpack data wording csv colours canvas scatter components overview filter_list filter_page samples shell main"
+    "dom unpack wording data csv colours canvas scatter components overview filter_list filter_page samples shell main"
 )
 _POINTS = 4_000_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter

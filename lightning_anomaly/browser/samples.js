@@ -1,4 +1,4 @@
-// The samples of the probe, and one of them: its score, and the filters that react to it.
+// The samples of the probe, and one sample: its score and the filters that react to it.
 
 import {
   address,
@@ -13,31 +13,30 @@ import {
   stepKeys,
   stepper,
   titleRow,
+  visit,
 } from "./components.js";
 import { exportButton } from "./csv.js";
-import { choice, emptyState, finder, headingOf, make, statusLine } from "./dom.js";
+import { choice, emptyState, finder, headingOf, make, quiet, statusLine } from "./dom.js";
 import { count, isMeant, layerText, number, ordinaryText, percent, scoreText } from "./wording.js";
 
 const TILES = 96;
 const SORTS = { score: "largest score", number: "number" };
 
-/** The samples that an address asks for, in its order. */
+/** The samples that an address asks for, in the order it asks for. */
 function chosenSamples(report, { sort, label, find = "" }) {
   const found = byScore(report).filter(
     (sample) =>
       (!label || report.labels?.of[sample] === Number(label)) &&
       (!find ||
-        [report.label(sample), report.name(sample)].some((told) =>
-          isMeant(sample, told, find.replace(/^sample\s+/i, "")),
+        [report.label(sample), report.name(sample)].some((name) =>
+          isMeant(sample, name, find.replace(/^sample\s+/i, "")),
         )),
   );
   return sort === "number" ? found.sort((a, b) => a - b) : found;
 }
 
 export function samplesPage(report, query) {
-  const change = (name) => (value) => {
-    window.location.hash = address(["samples"], { ...query, [name]: value === "score" ? "" : value });
-  };
+  const change = (name) => (value) => visit(address(["samples"], { ...query, [name]: value === "score" ? "" : value }));
   const found = chosenSamples(report, query);
   const columns = {
     sample: (sample) => sample,
@@ -77,16 +76,14 @@ export function samplesPage(report, query) {
 
 const ordinary = (report) => ordinaryText(report, "samples");
 
-/** One sample; with a `query`, the arrows lead through the samples that it chooses, in their order. */
+/** One sample. Arrows lead through the samples that the `query` asks for, by default all. */
 export async function samplePage(report, sample, query) {
   const label = report.label(sample);
   const all = report.scores.map((_, place) => place);
   const chosen = query.sort ? chosenSamples(report, query) : all;
   const list = chosen.includes(sample) ? chosen : all;
   const about = list === all ? "" : `, by ${SORTS[query.sort] ?? SORTS.score}`;
-  const go = (next) => {
-    window.location.hash = sampleAddress(next, list === all ? {} : query);
-  };
+  const go = (next) => visit(sampleAddress(next, list === all ? {} : query));
   const { element, step } = stepper(list, sample, "sample", go, about);
   const [scores, reactions] = await Promise.all([report.scoresOf(sample), report.reactionsTo(sample)]);
   const content = [
@@ -105,7 +102,7 @@ export async function samplePage(report, sample, query) {
           { class: "score" },
           "Score ",
           make("strong", {}, scoreText(report.scores[sample])),
-          make("span", { class: "quiet" }, ` ${byScore(report).indexOf(sample) + 1} of ${number(report.samples)}`),
+          quiet(` ${byScore(report).indexOf(sample) + 1} of ${number(report.samples)}`),
         ),
         bars(
           scores
@@ -114,13 +111,13 @@ export async function samplePage(report, sample, query) {
               name: view,
               value: score,
               usual,
-              told: report.reasons[sample][view],
+              reason: report.reasons[sample][view],
             })),
         ),
         make(
           "p",
           { class: "quiet" },
-          `The score is that of the pixels plus the mean of the network's views. A line marks what 95% of the samples stay below; ${ordinary(report)}.`,
+          `A line marks the value that 95% of the samples stay below; ${ordinary(report)}.`,
         ),
         make("h2", {}, "Distance in each layer"),
         bars(
@@ -138,7 +135,7 @@ export async function samplePage(report, sample, query) {
           : make(
               "p",
               { class: "quiet" },
-              "This file has no images: they are kept by analyze(..., keep_images=True), or given to save_html.",
+              "This file has no images. analyze(..., keep_images=True) keeps them, and save_html takes them.",
             ),
       ),
     ),
@@ -148,30 +145,30 @@ export async function samplePage(report, sample, query) {
       {},
       make("summary", {}, "Details"),
       make("p", {}, `It is an outlier of ${count(report.votes[sample], "filter")} (votes).`),
-      make("p", {}, `It is isolated by ${count(report.amountOf(sample, "isolated"), "filter")}.`),
+      make("p", {}, `It is isolated by ${count(report.isolatedBy(sample), "filter")}.`),
       make("p", {}, `A share of ${percent(rankShare(report, sample))} of the samples has a score as large.`),
     ),
   ];
   return { content, keys: stepKeys(step) };
 }
 
-/** The filters that react most; folded away where the sample's maps are ordinary and its score is of something else. */
+/** The filters that react most, collapsed if the sample's maps are ordinary. */
 function reactionsSection(report, sample, reactions, scores) {
   if (!reactions.length) return null;
   const maps = scores.find(({ view }) => view === "filters");
-  const about = "how far the sample lies from a filter's mean, in standard deviations";
+  const about = "distance of the sample from a filter's mean, in standard deviations";
   const cards = make(
     "div",
     { class: "cards" },
     reactions.map(({ place, distance }) =>
-      filterCard(report, place, { query: { pin: sample }, ringed: sample, told: number(distance) }),
+      filterCard(report, place, { query: { pin: sample }, ringed: sample, note: number(distance) }),
     ),
   );
   if (maps && maps.score <= maps.ordinary)
     return make(
       "details",
       { class: "reactions" },
-      make("summary", {}, "No filter stands out: the score comes from the other views"),
+      make("summary", {}, "No filter stands out: the score comes from other views"),
       make("p", {}, about),
       cards,
     );

@@ -2,16 +2,16 @@
 
 import { extent, mark, ticks } from "./canvas.js";
 import { groupColour, groupShape, ink } from "./colours.js";
-import { make, sharpCanvas } from "./dom.js";
+import { make, sharpCanvas, symbolButton } from "./dom.js";
 
 const MARGIN = { left: 46, right: 12, top: 12, bottom: 40 };
-const REACH = 18; // how far from a point the pointer still finds it (pixels)
+const REACH = 18; // distance at which the pointer finds a point (pixels)
 const RADIUS = 3.4;
 
 export class Scatter {
   /**
-   * `show(sample, pinned)` is called with what is under the pointer, or else pinned, or null; `pin(sample)` on a click.
-   * `frames` are other points that it will show, which have to fit as well.
+   * `show(sample, isPinned)` is called with the sample under the pointer, else the pinned one, else null; `pin(sample)` on
+   * a click. `frames` are points to be shown later, which must fit as well.
    */
   constructor(points, { show, pin, description, frames = [] }) {
     this.points = points;
@@ -31,13 +31,12 @@ export class Scatter {
   }
 
   buttons() {
-    const button = (text, title, click) => make("button", { type: "button", title, "aria-label": title, click }, text);
     return make(
       "div",
       { class: "zoom" },
-      button("+", "Zoom in (key +)", () => this.zoom(1.5)),
-      button("−", "Zoom out (key −)", () => this.zoom(1 / 1.5)),
-      button("⟲", "Show all points (key 0)", () => this.reset()),
+      symbolButton("+", "Zoom in (key +)", { click: () => this.zoom(1.5) }),
+      symbolButton("−", "Zoom out (key −)", { click: () => this.zoom(1 / 1.5) }),
+      symbolButton("⟲", "Show all points (key 0)", { click: () => this.reset() }),
     );
   }
 
@@ -48,7 +47,7 @@ export class Scatter {
     this.draw();
   }
 
-  /** Shows other points of the same filter, coloured by groups; the view stays as it is. */
+  /** Shows other points of the same filter, coloured by groups, in the same view. */
   setPoints(points, groups) {
     this.points = points;
     this.groups = groups;
@@ -68,13 +67,13 @@ export class Scatter {
     this.draw();
   }
 
-  /** Pins a sample, or nothing. */
+  /** Pins a sample; null pins none. */
   setPinned(sample) {
     this.pinned = sample;
-    this.told();
+    this.notify();
   }
 
-  told() {
+  notify() {
     const sample = this.hovered ?? this.pinned;
     this.show(sample, sample !== null && sample === this.pinned);
     this.draw();
@@ -94,7 +93,7 @@ export class Scatter {
     return this.area.top + ((this.view.highY - y) / (this.view.highY - this.view.lowY)) * this.area.height;
   }
 
-  /** The sample nearest to a place on the canvas, if it is near. */
+  /** The sample nearest to a place on the canvas, or null if none is near. */
   nearest(left, top) {
     let [found, least] = [null, REACH ** 2];
     this.points.samples.forEach((sample, i) => {
@@ -104,7 +103,7 @@ export class Scatter {
     return found;
   }
 
-  /** Magnifies about a place on the canvas, its middle if none is given. */
+  /** Magnifies about a place on the canvas, by default its middle. */
   zoom(factor, left = null, top = null) {
     const { area, view } = this;
     const [u, v] = left === null ? [0.5, 0.5] : [(left - area.left) / area.width, 1 - (top - area.top) / area.height];
@@ -133,7 +132,7 @@ export class Scatter {
       return [event.clientX - box.left, event.clientY - box.top];
     };
     this.canvas.addEventListener("pointerdown", (event) => {
-      if (event.button) return; // of the menu, for one
+      if (event.button) return; // such as that of the menu
       this.canvas.setPointerCapture(event.pointerId);
       this.pointers.set(event.pointerId, place(event));
       this.moved = 0;
@@ -177,7 +176,7 @@ export class Scatter {
     this.canvas.classList.toggle("over-point", sample !== null);
     if (sample === this.hovered) return;
     this.hovered = sample;
-    this.told();
+    this.notify();
   }
 
   draw() {
@@ -243,7 +242,7 @@ export class Scatter {
     context.restore();
   }
 
-  /** A ring of the accent's colour around a sample, with its number beside it. */
+  /** Draws a ring in the accent colour around a sample, with its number beside it. */
   drawChosen(context, sample, lineWidth) {
     const i = sample === null ? -1 : this.points.samples.indexOf(sample);
     if (i < 0) return;
@@ -302,7 +301,7 @@ function line(context, x1, y1, x2, y2) {
   context.stroke();
 }
 
-/** For each cluster of at least three samples an outline two standard deviations from its mean, as steps from that. */
+/** An outline for each cluster of at least three samples, two standard deviations from its mean, relative to it. */
 function ellipsesOf({ x, y, clusters }) {
   const sums = new Map();
   clusters.forEach((group, i) => {

@@ -1,14 +1,14 @@
-// From the address to a page, and the keys: what the browsers of all reports have in common.
+// Addresses, pages and keys, for all reports.
 
 import { onThemeChange } from "./colours.js";
-import { address } from "./components.js";
-import { emptyState, make, termList } from "./dom.js";
+import { address, visit } from "./components.js";
+import { emptyState, make, symbolButton, termList } from "./dom.js";
 
 const main = document.getElementById("main");
 let current = { keys: {} };
 let turn = 0;
-let followed = false; // a link, and not back
-const scrolled = new Map(); // how far a page was, by its address
+let followed = false; // whether a link led here, not the back button
+const scrolled = new Map(); // scroll positions by address
 
 function helpDialog({ keys, terms }) {
   const dialog = make(
@@ -35,17 +35,7 @@ function heading(report, sections, dialog) {
       { "aria-label": "Pages" },
       sections.map(([page, text]) => make("a", { href: address([page]), "data-page": page }, text)),
     ),
-    make(
-      "button",
-      {
-        type: "button",
-        class: "help",
-        title: "Terms and keys (?)",
-        "aria-label": "Terms and keys",
-        click: () => dialog.showModal(),
-      },
-      "?",
-    ),
+    symbolButton("?", "Terms and keys (?)", { class: "help", click: () => dialog.showModal() }),
   );
 }
 
@@ -53,31 +43,31 @@ function decoded(part) {
   try {
     return decodeURIComponent(part);
   } catch {
-    return part; // a link that was cut
+    return part; // of a truncated link
   }
 }
 
-const nothing = (sections) => ({
+const notFound = (sections) => ({
   content: [
-    emptyState("This report has nothing of that name. "),
+    emptyState("This report has no such page."),
     make("p", {}, make("a", { href: address([sections[0][0]]) }, `To the ${sections[0][1].toLowerCase()}`)),
   ],
 });
 
 async function show(report, { sections, pageOf }, anew = true) {
-  const mine = ++turn;
+  const thisTurn = ++turn;
   const [path, search = ""] = window.location.hash.replace(/^#\/?/, "").split("?");
   const [page, ...rest] = path.split("/").map(decoded);
   const query = Object.fromEntries(new URLSearchParams(search));
   const { pin = null, ...others } = query;
   const name = JSON.stringify([path, others]);
   if (!anew && name === current.name && current.repin) {
-    current.repin(pin); // the plot stays as it is, zoomed maybe
+    current.repin(pin); // keeps the plot and its zoom
     document.documentElement.dataset.shown = window.location.hash;
     return;
   }
-  const next = (await pageOf(report, page || sections[0][0], rest, query)) ?? nothing(sections);
-  if (mine !== turn) return; // another page was asked for meanwhile
+  const next = (await pageOf(report, page || sections[0][0], rest, query)) ?? notFound(sections);
+  if (thisTurn !== turn) return; // another page was requested meanwhile
   scrolled.set(current.place, window.scrollY);
   const place = `${path || sections[0][0]}?${search}`;
   const before = followed ? 0 : (scrolled.get(place) ?? 0);
@@ -95,7 +85,7 @@ async function show(report, { sections, pageOf }, anew = true) {
     if (link.dataset.page === next.section) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.documentElement.dataset.shown = window.location.hash; // for whoever waits for it
+  document.documentElement.dataset.shown = window.location.hash; // tests wait for it
 }
 
 async function start(browser) {
@@ -107,12 +97,12 @@ async function start(browser) {
   window.addEventListener("hashchange", () => show(report, browser, false));
   onThemeChange(() => show(report, browser));
   document.addEventListener("click", (event) => {
-    // In a notebook's frame, which has no address, a link would lead to the notebook.
+    // In a notebook's frame, which has no address, a link would open the notebook.
     const link = event.target.closest("a[href^='#']");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     followed = window.location.hash !== link.getAttribute("href");
-    window.location.hash = link.getAttribute("href");
+    visit(link.getAttribute("href"));
   });
   window.addEventListener("keydown", (event) => {
     const writing = event.target.matches?.("select, textarea, input:not([type='checkbox'])");
@@ -121,11 +111,7 @@ async function start(browser) {
     const action =
       current.keys[event.key] ??
       { "?": () => dialog.showModal(), "/": () => main.querySelector("[type=search]")?.focus() }[event.key] ??
-      (section
-        ? () => {
-            window.location.hash = address([section[0]]);
-          }
-        : null);
+      (section ? () => visit(address([section[0]])) : null);
     if (!action) return;
     event.preventDefault();
     action();
@@ -134,14 +120,17 @@ async function start(browser) {
 }
 
 /**
- * Shows what the address names, always. A browser has `open()`, which gives the report; `sections`, pairs of a page and
- * its name, the first of which is shown first; `terms` and `keys`, pairs of one and what it means or does; and `pageOf(report, page, rest,
- * query)`, which gives a page or null: its `content`, its `section`, and maybe `keys` and `repin(sample)`.
+ * Shows the page of the current address, and follows it. A browser has
+ * - `open()`, which returns the report;
+ * - `sections`, pairs of a page and its name, the start page first;
+ * - `terms` and `keys`, pairs of a term or key and its description;
+ * - `pageOf(report, page, rest, query)`, which returns a page or null: `content`, `section`, and optionally `keys` and
+ *   `repin(sample)`.
  */
 export function run(browser) {
   start(browser).catch((error) => {
     main.replaceChildren(
-      emptyState(`This file could not be unpacked: ${error.message}. A browser of 2023 or later is needed.`),
+      emptyState(`This file could not be unpacked: ${error.message}. It needs a browser of 2023 or later.`),
     );
     throw error;
   });

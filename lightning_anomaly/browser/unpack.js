@@ -1,4 +1,4 @@
-// What a page has inside itself: blocks of bytes, some of them compressed, by name.
+// The blocks of bytes inside a page, by name; all but the images are compressed.
 
 function bytesOf(name) {
   const text = atob(document.getElementById(name).textContent);

@@ -189,7 +189,7 @@ def test_one_image_and_the_next_by_keyboard_alone(opened):
         assert page.text("h1") == "Images by score"
     for wrong in (f"#/image/{report.top(300)[-1]}", "#/image/x", "#/image", "#/elsewhere"):
         page.go(wrong)
-        assert "nothing of that name" in page.text(), wrong
+        assert "no such page" in page.text(), wrong
 
 
 @pytest.mark.slow

@@ -260,7 +260,7 @@ class TestLists:
         strongest = sorted(reactions, key=reactions.__getitem__, reverse=True)
         shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")
         assert shown == [address(*place, f"?pin={first}") for place in strongest[:24]]
-        assert page.text(".told >> nth=0") == f"{reactions[strongest[0]]:.3g}"
+        assert page.text(".card-note >> nth=0") == f"{reactions[strongest[0]]:.3g}"
         page.page.locator("summary").click()
         assert f"outlier of {report.outlier_samples[first]} filters (votes)" in page.text("details")
         isolating = sum(int(own.isolated[:, first].sum()) for own in report.layers.values())
@@ -270,7 +270,7 @@ class TestLists:
         page = opened(report)
         for wrong in ("filter/nothing/0", "filter/0/99", "sample/400", "sample/0.5", "elsewhere", "filter/%E0/0"):
             page.go(f"#/{wrong}")
-            assert "nothing of that name" in page.text(), wrong
+            assert "no such page" in page.text(), wrong
         page.go("#/filter/0/0?pin=400")
         assert "pinned" not in page.text()
 
