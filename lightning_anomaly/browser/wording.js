@@ -31,7 +31,7 @@ export const isMeant = (position, name, text) =>
 export const VERDICTS = {
   "anomaly and isolated":
     "A few samples form a separate cluster, and some lie farther out than the tail of the others explains.",
-  anomaly: "A few samples form a separate cluster, which the source paper calls an anomaly filter.",
+  anomaly: "A few samples form a separate cluster. The source paper calls such a filter an anomaly filter.",
   isolated: "No cluster is rare, but some samples lie farther out than the tail of the others explains.",
   normal: "No cluster is rare, and no sample lies farther out than the tail of the others explains.",
   dead: "Its map is the same for every sample, so there is nothing to cluster.",
