@@ -1,4 +1,4 @@
-"""A real Chromium that opens pages from disk, and a report with images to put into one."""
+"""A real Chromium that opens pages from disk, and a report with images."""
 
 import csv
 import shutil
@@ -17,13 +17,13 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgr
 
 @pytest.fixture(scope="session")
 def report(trained: Any) -> AnomalyReport:
-    """With images, of a network with anomaly filters."""
+    """A report with images, of a network with anomaly filters."""
     found = analyze(trained.model, trained.probe, settings=AnalysisSettings(n_init=2), keep_images=True)
     assert found.count > 3
     return found
 
 
-@pytest.fixture(scope="module")  # a process can have one Playwright at a time, and other tests have theirs
+@pytest.fixture(scope="module")  # a process can have only one Playwright at a time
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Opened:
-    """A page as a user sees it. Whatever it asks the network for or complains about is in `faults`."""
+    """A page as a user sees it; network requests, errors and dialogs are recorded in `faults`."""
 
     def __init__(self, page: Any, file: Path) -> None:
         self.page = page
@@ -58,7 +58,7 @@ class Opened:
         return self
 
     def go(self, address: str) -> None:
-        """To another address, as a link would lead, until its page is there."""
+        """Go to another address, as by a link, and wait for its page."""
         self.page.evaluate("address => { window.location.hash = address; }", address)
         self.settle()
 
@@ -67,8 +67,8 @@ class Opened:
         self.settle()
 
     def settle(self) -> None:
-        """Until what the address names is drawn: canvases are when they get their sizes."""
-        self.page.evaluate(  # Playwright's own waiting evaluates text, which the page's policy forbids
+        """Wait until the page of the address is drawn; canvases are drawn when they have their sizes."""
+        self.page.evaluate(  # Playwright's waiting functions evaluate text, which the page's policy forbids
             """() => new Promise((done, fail) => {
                 setTimeout(() => fail(new Error("nothing is shown")), 30000);
                 const all = (selector, drawn) => [...document.querySelectorAll(selector)].every(drawn);
@@ -85,13 +85,13 @@ class Opened:
         return self.page.inner_text(selector)
 
     def find(self, text: str) -> None:
-        """What a person types into the field of a list."""
+        """Type into the search field of a list."""
         self.press("/")
         self.page.keyboard.type(text)
         self.press("Enter")
 
     def saved(self, button: str = "Export the") -> list[dict[str, str]]:
-        """The rows of the CSV file that a button saves."""
+        """Press a button that saves a CSV file, and return its rows."""
         with self.page.expect_download() as download:
             self.page.get_by_role("button", name=button).click()
         with Path(download.value.path()).open(newline="") as file:
@@ -102,7 +102,7 @@ class Opened:
         return self.page.evaluate("window.location.hash")
 
     def place_of(self, point: Tensor) -> tuple[float, float]:
-        """Where a point of the filter shown is on the screen (pixels)."""
+        """Return the position of a point of the shown filter on the screen (pixels)."""
         canvas = self.page.locator("canvas.scatter")
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
@@ -115,7 +115,7 @@ class Opened:
         )
 
     def pixels(self, selector: str) -> list[list[list[int]]]:
-        """The red, green and blue of a canvas, as it was drawn and not as it is scaled, row by row."""
+        """Read the red, green and blue values of an unscaled canvas, row by row."""
         return self.page.eval_on_selector(
             selector,
             """canvas => {
@@ -130,7 +130,7 @@ class Opened:
 
 @pytest.fixture
 def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Writes any report with `save_html` and opens it; at the end no page may have complained or left its file."""
+    """Write any report with `save_html` and open it; at the end no page may have faults."""
     pages: list[Opened] = []
 
     def write_and_open(

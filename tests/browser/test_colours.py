@@ -1,4 +1,4 @@
-"""Verdicts have the same colours in figures and in the browser, on either ground one each."""
+"""Verdicts have the same colours in figures and in the browser, with different ones on dark ground."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ def colours(ground: str) -> dict[str, str]:
     return {name.strip(): colour for name, colour in re.findall(r'"?([\w, ]+?)"?: "(#\w{6})"', text)}
 
 
-def test_verdicts_have_the_same_colours_in_figures_and_others_on_dark_ground() -> None:
+def test_verdict_colours_of_the_browser_are_those_of_figures() -> None:
     assert colours("LIGHT") == VERDICT_COLOURS
     assert colours("DARK").keys() == VERDICT_COLOURS.keys()
     assert len(set(colours("LIGHT").values())) == len(set(colours("DARK").values())) == len(VERDICT_COLOURS)

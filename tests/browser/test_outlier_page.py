@@ -1,4 +1,4 @@
-"""The page of `find_outliers` as a user meets it: looked through, ticked, saved as a table."""
+"""The page of `find_outliers` in a real browser: the gallery, ticks, and tables."""
 
 import csv
 from dataclasses import replace
@@ -16,7 +16,7 @@ HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</scri
 
 
 def made_up(layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> OutlierReport:
-    """Scores in no order, of which the largest tenth has small p-values, some the smallest; small coloured pictures."""
+    """Make a report with random scores, of which the largest 10% have small p-values, and small coloured pictures."""
     generator, images = torch.Generator().manual_seed(0), 300
     scores = 30 * torch.rand(images, generator=generator)
     return OutlierReport(
@@ -34,18 +34,18 @@ def made_up(layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> Ou
 
 
 def cards(page: Any) -> list[int]:
-    """The positions of the images shown."""
+    """The positions of the shown images."""
     return page.page.eval_on_selector_all("[data-position]", "boxes => boxes.map(box => Number(box.dataset.position))")
 
 
 def plain(report: OutlierReport, folder: Path, count: int) -> list[dict[str, str]]:
-    """The rows of the CSV file that Python saves."""
+    """Return the rows of the CSV file that `save_csv` writes."""
     report.save_csv(folder / "rows.csv", count)
     with (folder / "rows.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_ticks_outlive_other_labels_and_every_image_has_one(tmp_path):
+def test_the_key_of_ticks_does_not_depend_on_labels(tmp_path):
     pandas, file = pytest.importorskip("pandas"), tmp_path / "a.html"
     names = [f"{place}.png" for place in range(300)]
     keys = set()
@@ -54,7 +54,7 @@ def test_ticks_outlive_other_labels_and_every_image_has_one(tmp_path):
         index, _ = contents(file.read_text())
         keys.add(index["key"])
     assert len(keys) == 1
-    # Whatever the column's index:
+    # Labels are taken in order, whatever the index of a Series.
     assert all(row["label"] == f"{row['position']}.png" for row in index["rows"])
     with pytest.raises(ValueError, match=r"`labels`.* 300 .* 2\."):
         made_up().save_html(file, labels=["a", "b"])
@@ -62,7 +62,7 @@ def test_ticks_outlive_other_labels_and_every_image_has_one(tmp_path):
 
 @pytest.mark.slow
 class TestGallery:
-    def test_the_largest_scores_come_first_each_with_its_picture(self, opened, tmp_path):
+    def test_images_are_ordered_by_score_with_their_pictures(self, opened, tmp_path):
         report = made_up()
         page = opened(report, title="Fruit")
         assert page.page.title() == "Images by score · Fruit"
@@ -80,7 +80,7 @@ class TestGallery:
             page.page.get_by_role("button", name="Show more").click()
         assert cards(page) == report.top(256)
 
-    def test_it_is_filtered_by_layer_by_significance_and_by_name(self, opened):
+    def test_images_are_filtered_by_layer_significance_and_name(self, opened):
         report = made_up(layers=("conv1", ""))
         rows = [row for row in report.rows(256) if row["layer"] == ""]
         report = replace(report, names=[f"folder/{place}.png" for place in range(300)])
@@ -97,14 +97,14 @@ class TestGallery:
         assert cards(page) == expected
         page.page.locator(".outlier-picture").first.click()
         page.settle()
-        page.press("ArrowRight")  # steps keep to what was chosen
+        page.press("ArrowRight")  # the next image of the filtered ones
         assert page.text("h1") == f"Image {expected[1]}"
         page.go("#/gallery")
         page.find("11.PNG")
         assert cards(page) == [place for place in report.top(256) if place % 100 == 11]
 
-    def test_odd_reports_are_shown_too(self, opened):
-        report = replace(made_up(), false_discovery_rate=1e-9, images=None)  # nothing is found
+    def test_reports_without_pictures_or_p_values_are_shown(self, opened):
+        report = replace(made_up(), false_discovery_rate=1e-9, images=None)  # nothing is significant
         page = opened(report)
         assert len(cards(page)) == 48
         assert page.page.get_by_text("above calibration").count() == int((report.scores > 29).sum())
@@ -116,15 +116,15 @@ class TestGallery:
         assert page.page.get_by_text("above calibration").count() == 0
         assert page.page.locator("main canvas").count() == 2
         assert page.text(".outlier >> nth=2").startswith("no picture")
-        assert "p-value" not in page.text(".outlier >> nth=1")  # which only ranks these images
+        assert "p-value" not in page.text(".outlier >> nth=1")  # because it only ranks these images
         assert 7 not in cards(page)  # it has no score
         assert few.rows()[-1]["reasons"] == "file: cannot be read: OSError"
 
-    def test_after_an_image_it_is_where_it_was(self, opened):
+    def test_going_back_from_an_image_restores_the_scroll_position(self, opened):
         report = made_up()
         page = opened(report)
         page.page.locator(".outlier-picture").nth(47).focus()
-        page.press("ArrowRight")  # goes on behind what was shown
+        page.press("ArrowRight")  # shows more
         assert page.page.evaluate("document.activeElement.title") == f"image {report.top(49)[48]}"
         page.page.locator(".outlier-picture").nth(80).focus()
         before = page.page.evaluate("window.scrollY")
@@ -139,7 +139,7 @@ class TestGallery:
 
 
 @pytest.mark.slow
-def test_what_is_ticked_is_saved_as_the_rows_of_the_report_and_remembered_by_the_ranking(opened, tmp_path):
+def test_ticked_images_are_saved_as_rows_and_remembered_for_the_same_ranking(opened, tmp_path):
     report = replace(made_up(), names=[f"{place}.png" for place in range(300)])
     page = opened(report)
     assert not page.page.locator(".ticked-bar").is_visible()
@@ -164,7 +164,7 @@ def test_what_is_ticked_is_saved_as_the_rows_of_the_report_and_remembered_by_the
 
 
 @pytest.mark.slow
-def test_one_image_and_the_next_by_keyboard_alone(opened):
+def test_images_can_be_viewed_and_ticked_by_keyboard_alone(opened):
     report = made_up()
     rows = report.rows(256)
     page = opened(report)
@@ -193,7 +193,7 @@ def test_one_image_and_the_next_by_keyboard_alone(opened):
 
 
 @pytest.mark.slow
-def test_filters_are_named_where_the_maps_are_odd_and_code_is_set_as_code(opened):
+def test_filters_are_named_for_odd_maps_and_code_in_notes_is_formatted(opened):
     report = made_up()
     first, second = report.top(2)
     odd = torch.ones(300)
@@ -211,7 +211,7 @@ def test_filters_are_named_where_the_maps_are_odd_and_code_is_set_as_code(opened
 
 
 @pytest.mark.slow
-def test_hostile_names_stay_text_and_within_the_window(opened):
+def test_hostile_names_are_shown_as_text_within_the_window(opened):
     report = replace(made_up(layers=(HOSTILE,)), notes={"a": HOSTILE})
     page = opened(report, width=360, labels=[HOSTILE] * 300, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
     assert page.page.title() == "Images by score · " + " ".join(HOSTILE.split())

@@ -1,4 +1,4 @@
-"""The browser as a user meets it: opened from disk, hovered, clicked, keyed, linked to."""
+"""The filter browser in a real browser: opened from disk, with mouse, keyboard and links."""
 
 import re
 from dataclasses import replace
@@ -17,7 +17,7 @@ HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</scri
 
 
 def flagged(report: AnomalyReport) -> tuple[str, int, int]:
-    """The clearest anomaly filter and its first outlier."""
+    """Return the clearest anomaly filter and its first outlier."""
     layer, index = clearest_filters(report.layers, 1)[0]
     return layer, index, report.layers[layer].outliers_of(index)[0]
 
@@ -26,7 +26,7 @@ def address(layer: str, index: int, query: str = "") -> str:
     return f"#/filter/{quote(layer, safe='')}/{index}{query}"
 
 
-def test_hovering_a_point_shows_that_sample_its_image_and_its_map(report, opened):
+def test_hovering_a_point_shows_its_sample_image_and_map(report, opened):
     layer, index, sample = flagged(report)
     page = opened(report, address(layer, index))
     page.page.mouse.move(*page.place_of(report.layers[layer].points[index, sample]))
@@ -46,15 +46,10 @@ def test_hovering_a_point_shows_that_sample_its_image_and_its_map(report, opened
 
 
 @pytest.mark.slow
-def test_it_says_what_was_found_and_a_number_leads_to_as_many(report, opened):
-    history = [
-        {
-            "epoch": epoch,
-            "metrics": {"count": 2.0 * epoch, "isolated": 9.0 - epoch},
-            "losses": {"val_loss": 1.0 / (1 + epoch)},
-        }
-        for epoch in range(4)
-    ]
+def test_the_overview_has_counts_that_link_to_as_many_filters(report, opened):
+    metrics = [{"count": 2.0 * epoch, "isolated": 9.0 - epoch} for epoch in range(4)]
+    losses = [{"val_loss": 1.0 / (1 + epoch)} for epoch in range(4)]
+    history = [{"epoch": epoch, "metrics": metrics[epoch], "losses": losses[epoch]} for epoch in range(4)]
     page = opened(report, title="Four hundred digits", history=history)
     assert page.page.title() == "Four hundred digits"
     text = page.text()
@@ -84,12 +79,12 @@ def test_it_says_what_was_found_and_a_number_leads_to_as_many(report, opened):
 
 
 @pytest.mark.slow
-def test_a_slider_leads_through_earlier_analyses(report, opened):
+def test_a_slider_shows_earlier_analyses(report, opened):
     layer, index, sample = flagged(report)
     earlier = EpochPoints()
-    for epoch in range(3):  # points move outwards, and components have no sign
+    for epoch in range(3):  # points move outwards, and components have arbitrary signs
         scale = (epoch + 1) / 4 * (1, -1, -1)[epoch]
-        layers = {name: replace(own, points=own.points * scale) for name, own in report.layers.items()}
+        layers = {name: replace(part, points=part.points * scale) for name, part in report.layers.items()}
         earlier.add(layers, epoch, 10 * epoch)
     page = opened(report)
     page.file.write_text(report.page_text("with epochs", frames=earlier.before(report.layers, 30)))
@@ -111,19 +106,19 @@ def test_a_slider_leads_through_earlier_analyses(report, opened):
 
 @pytest.mark.slow
 class TestFilter:
-    def test_its_numbers_are_those_of_the_report_a_click_pins_and_labels_colour_the_points(self, report, opened):
+    def test_a_filter_has_the_numbers_of_the_report_pins_and_labels(self, report, opened):
         layer, index, sample = flagged(report)
         labels = ["even" if place % 2 == 0 else "odd" for place in range(400)]
         page = opened(report, address(layer, index), labels=labels)
-        own, kept, text = report.layers[layer], report.pictures.maps[layer], page.text(".facts")
-        assert f"K = {int(own.n_components[index])}" in text
-        assert f"{100 * own.smallest_share[index]:.3g}% of the samples" in text
-        assert f"{100 * own.explained[index]:.3g}% of the maps' variance" in text
-        assert f"{100 * own.sparsity[index]:.3g}% of its map's values" in text
+        expected, kept, text = report.layers[layer], report.pictures.maps[layer], page.text(".facts")
+        assert f"K = {int(expected.n_components[index])}" in text
+        assert f"{100 * expected.smallest_share[index]:.3g}% of the samples" in text
+        assert f"{100 * expected.explained[index]:.3g}% of the maps' variance" in text
+        assert f"{100 * expected.sparsity[index]:.3g}% of its map's values" in text
         strips = [strip.split() for strip in page.page.locator(".strip").all_inner_texts()]
-        isolated = (own.isolated & ~own.outliers)[index].nonzero()[:, 0].tolist()
-        expected = [isolated, own.outliers_of(index), kept.most[index].tolist(), kept.least[index].tolist()]
-        assert strips == [[str(sample) for sample in samples] for samples in expected if samples]
+        isolated = (expected.isolated & ~expected.outliers)[index].nonzero()[:, 0].tolist()
+        groups = [isolated, expected.outliers_of(index), kept.most[index].tolist(), kept.least[index].tolist()]
+        assert strips == [[str(sample) for sample in samples] for samples in groups if samples]
         page.page.mouse.click(*page.place_of(report.layers[layer].points[index, sample]))
         page.page.mouse.move(2, 2)
         page.settle()
@@ -139,7 +134,7 @@ class TestFilter:
         page.press("Escape")
         assert page.hash == address(layer, index, "?by=label")
 
-    def test_it_is_used_by_keyboard_alone(self, report, opened):
+    def test_filters_can_be_viewed_by_keyboard_alone(self, report, opened):
         order = clearest_filters(report.layers, 1000)
         page = opened(report, address(*order[0], "?verdict=anomaly&sort=clearest"))
         page.press("ArrowRight")
@@ -147,13 +142,13 @@ class TestFilter:
         assert f"2 of {len(order)}" in page.text(".steps")
         page.press("ArrowLeft")
         assert page.hash.startswith(address(*order[0]))
-        own, index = report.layers[order[0][0]], order[0][1]
-        apart = set((own.outliers | own.isolated)[index].nonzero()[:, 0].tolist())
+        layer, index = report.layers[order[0][0]], order[0][1]
+        marked = set((layer.outliers | layer.isolated)[index].nonzero()[:, 0].tolist())
         seen = set()
-        for _ in apart:
+        for _ in marked:
             page.press("o")
             seen.add(int(page.text(".sample-link").removeprefix("Sample ")))
-        assert seen == apart
+        assert seen == marked
         page.press("2")
         assert page.text("h1") == "Filters"
         page.press("?")
@@ -166,7 +161,7 @@ class TestFilter:
         page.press(".")
         assert page.text(".inspected").endswith("pinned")
 
-    def test_zooming_survives_a_pin_and_is_undone(self, report, opened):
+    def test_zooming_is_kept_with_a_pin_and_can_be_undone(self, report, opened):
         layer, index, _ = flagged(report)
         page = opened(report, address(layer, index))
         scatter = page.page.locator("canvas.scatter")
@@ -210,21 +205,21 @@ class TestLists:
         assert shown == [address(*place, "?verdict=anomaly&sort=clearest") for place in clearest[:24]]
         rows = page.saved()
         assert [(row["layer"], int(row["filter"])) for row in rows] == clearest
-        own = report.layers[rows[0]["layer"]]
-        assert float(rows[0]["explained"]) == pytest.approx(own.explained[int(rows[0]["filter"])].item(), rel=1e-3)
+        explained = report.layers[rows[0]["layer"]].explained[int(rows[0]["filter"])].item()
+        assert float(rows[0]["explained"]) == pytest.approx(explained, rel=1e-3)
         page.page.get_by_label("Layer").select_option(label="layer 2")
         page.settle()
-        own = report.layers["2"].filters("anomaly")
-        assert len(own) == page.page.locator("a.card").count()
+        anomalies = report.layers["2"].filters("anomaly")
+        assert len(anomalies) == page.page.locator("a.card").count()
         page.page.locator("a.card").first.click()
         page.settle()
-        assert f"1 of {len(own)}, anomaly filters of layer 2" in page.text(".steps")
+        assert f"1 of {len(anomalies)}, anomaly filters of layer 2" in page.text(".steps")
         page.go("#/filters")
         page.find("filter 5")
         assert page.text("[role=status]") == "3 filters"
         assert {row["filter"] for row in page.saved()} == {"5"}
 
-    def test_samples_are_ranked_found_and_exported_and_the_arrows_keep_to_it(self, report, opened):
+    def test_samples_are_ranked_found_and_exported_and_arrows_follow_the_ranking(self, report, opened):
         scores, order = report.outlier_scores, report.by_outlier_score
         page = opened(report, "#/samples", labels=[f"{place}.png" for place in range(400)])
         tiles = page.page.locator("a.tile").all_inner_texts()
@@ -240,22 +235,22 @@ class TestLists:
         page.find("99.PNG")
         assert [row["sample"] for row in page.saved()] == [str(i) for i in order if i % 100 == 99]
 
-    def test_a_sample_has_a_bar_for_each_layer_and_the_filters_that_react_most(self, report, opened):
+    def test_a_sample_has_a_bar_for_each_layer_and_its_most_extreme_filters(self, report, opened):
         first = report.by_outlier_score[0]
         page = opened(report, f"#/sample/{first}")
         assert f"Score {report.outlier_scores[first]:.1f} 1 of 400" in page.text(".score")
         views, layers = (bars.split("\n") for bars in page.page.locator(".bars").all_inner_texts())
         lefts = "all => all.map(each => each.getBoundingClientRect().left)"
-        assert len({*page.page.eval_on_selector_all(".bars .cut", lefts)}) == 1  # a row for each, with its reason
+        assert len({*page.page.eval_on_selector_all(".bars .cut", lefts)}) == 1  # a row for each view, with its reason
         reasons = report.outlier_reasons(first)
-        expected = [(name, f"{own[first]:.1f}", reasons[name]) for name, own in report.view_scores.items()]
+        expected = [(name, f"{scores[first]:.1f}", reasons[name]) for name, scores in report.view_scores.items()]
         assert [*zip(views[::3], views[1::3], views[2::3], strict=True)] == expected
-        expected = [(f"layer {name}", f"{own.outlier_scores[first]:.1f}") for name, own in report.layers.items()]
+        expected = [(f"layer {name}", f"{part.outlier_scores[first]:.1f}") for name, part in report.layers.items()]
         assert [*zip(layers[::2], layers[1::2], strict=True)] == expected
         reactions = {
-            (name, index): own.points[index, first].norm().item()
-            for name, own in report.layers.items()
-            for index in range(len(own.verdicts))
+            (name, index): points[first].norm().item()
+            for name, layer in report.layers.items()
+            for index, points in enumerate(layer.points)
         }
         strongest = sorted(reactions, key=reactions.__getitem__, reverse=True)
         shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")
@@ -263,10 +258,10 @@ class TestLists:
         assert page.text(".card-note >> nth=0") == f"{reactions[strongest[0]]:.3g}"
         page.page.locator("summary").click()
         assert f"outlier of {report.outlier_samples[first]} filters (votes)" in page.text("details")
-        isolating = sum(int(own.isolated[:, first].sum()) for own in report.layers.values())
+        isolating = sum(int(layer.isolated[:, first].sum()) for layer in report.layers.values())
         assert f"isolated by {isolating} filter" in page.text("details")
 
-    def test_what_is_not_there_is_said(self, report, opened):
+    def test_unknown_addresses_give_a_message(self, report, opened):
         page = opened(report)
         for wrong in ("filter/nothing/0", "filter/0/99", "sample/400", "sample/0.5", "elsewhere", "filter/%E0/0"):
             page.go(f"#/{wrong}")
@@ -277,7 +272,7 @@ class TestLists:
 
 @pytest.mark.slow
 class TestEverywhere:
-    def test_dark_where_the_system_is_and_when_it_changes(self, report, opened):
+    def test_the_page_follows_the_colour_scheme_of_the_system(self, report, opened):
         page = opened(report)
         colour = "getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g).map(Number)"
         light = page.pixels("canvas.cells >> nth=0")
@@ -289,9 +284,9 @@ class TestEverywhere:
         assert page.pixels("canvas.cells >> nth=0") != light
         assert max(page.page.evaluate(colour)) < 60
 
-    def test_hostile_names_stay_text_and_within_the_window(self, report, opened):
-        layers = {HOSTILE + name: own for name, own in report.layers.items()}
-        maps = {HOSTILE + name: own for name, own in report.pictures.maps.items()}
+    def test_hostile_names_are_shown_as_text_within_the_window(self, report, opened):
+        layers = {HOSTILE + name: layer for name, layer in report.layers.items()}
+        maps = {HOSTILE + name: kept for name, kept in report.pictures.maps.items()}
         hostile = replace(report, layers=layers, pictures=Pictures(report.pictures.images, maps))
         options = {"title": HOSTILE, "labels": [HOSTILE] * 400, "name": "<img src=x onerror=alert(1)>.html"}
         page = opened(hostile, width=360, **options)
@@ -304,7 +299,7 @@ class TestEverywhere:
             assert page.page.locator("img, b:not(.stat b)").count() == 0
         assert page.text("main .label") == HOSTILE
 
-    def test_its_policy_runs_no_code_but_its_own(self, chromium, report, tmp_path):
+    def test_the_policy_of_the_page_blocks_foreign_code(self, chromium, report, tmp_path):
         report.save_html(tmp_path / "browser.html")
         page = chromium.new_page()
         page.goto((tmp_path / "browser.html").as_uri())
@@ -324,7 +319,7 @@ class TestEverywhere:
         assert page.evaluate("window.ran") is None
         page.close()
 
-    def test_a_notebook_shows_the_page_itself_and_a_console_its_path(self, report, chromium, tmp_path):
+    def test_a_notebook_shows_the_page_and_a_console_its_path(self, report, chromium, tmp_path):
         shown, file = report.browse(title="In a notebook"), tmp_path / "notebook.html"
         assert str(shown) == str(shown.path)
         file.write_text(f"<!doctype html><meta charset=utf-8>{shown._repr_html_()}", encoding="utf-8")
@@ -338,7 +333,7 @@ class TestEverywhere:
 
 
 @pytest.mark.slow
-def test_reports_without_images_with_nan_or_without_layers_are_shown_too(report, opened):
+def test_reports_without_images_with_nan_or_without_layers_are_shown(report, opened):
     plain = AnomalyReport.from_dict(report.to_dict())
     layer, index, sample = flagged(plain)
     page = opened(plain, address(layer, index))

@@ -1,4 +1,4 @@
-"""What goes into a page and what stays out, without opening one."""
+"""The contents of a page, without a browser."""
 
 import base64
 import json
@@ -22,14 +22,14 @@ from lightning_anomaly.capture.maps import LayerMaps
 
 
 def contents(page: str) -> tuple[dict, dict[str, bytes]]:
-    """The index of a page, and by name what it unpacks when needed."""
+    """Read the index of a page, and its other blocks by name."""
     blocks = re.findall(r'<script type="text/plain" id="([\w-]+)">([^<]*)<', page)
     raw = {name: zlib.decompress(base64.b64decode(text)) for name, text in blocks if name != "sprite"}
     return json.loads(raw.pop("index")), raw
 
 
 def made_up(filters: int, samples: int, outliers: int = 0) -> AnomalyReport:
-    """A layer of filters with random points, of which the first ones are outliers of every filter."""
+    """Make a layer with random points; the first `outliers` samples are outliers of every filter."""
     labels = torch.randint(0, 3, (filters, samples), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     verdicts = ["anomaly" if outliers else "normal"] * filters
     flagged = dict.fromkeys(range(filters), range(outliers))
@@ -37,7 +37,7 @@ def made_up(filters: int, samples: int, outliers: int = 0) -> AnomalyReport:
 
 
 def read_points(raw: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Samples `(n,)`, points `(n, 2)` and clusters with outliers marked `(n, 2)` of each filter: the format, anew."""
+    """Decode samples `(n,)`, points `(n, 2)`, and clusters and marks `(n, 2)` of each filter."""
     starts = np.frombuffer(raw, "<u4", filters + 1)
     count, offset = int(starts[-1]), 4 * (filters + 1)
     ranges = np.frombuffer(raw, "<f4", 4 * filters, offset).reshape(filters, 2, 2)
@@ -45,31 +45,31 @@ def read_points(raw: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarray, 
     planes = np.frombuffer(raw, np.uint8, offset=offset + 16 * filters + 4 * count).reshape(6, count)
     levels = np.stack([planes[0] + 256.0 * planes[1], planes[2] + 256.0 * planes[3]], 1)
     found = []
-    for own, (begin, end) in zip(ranges, pairwise(starts), strict=True):
-        place = own[:, 0] + (own[:, 1] - own[:, 0]) * levels[begin:end] / 4095
-        found.append((steps[begin:end].cumsum(), place, planes[4:, begin:end].T))
+    for (low, high), (begin, end) in zip(ranges.transpose(0, 2, 1), pairwise(starts), strict=True):
+        points = low + (high - low) * levels[begin:end] / 4095
+        found.append((steps[begin:end].cumsum(), points, planes[4:, begin:end].T))
     return found
 
 
 @pytest.mark.parametrize("shown", [100, 1000])
-def test_points_come_back_to_a_four_thousandth_of_their_range_and_too_many_are_thinned(monkeypatch, shown):
+def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(monkeypatch, shown):
     monkeypatch.setattr("lightning_anomaly.browser.report_page._POINTS", 5 * shown)
     report = made_up(5, 1000, outliers=3)
-    own = report.layers["conv"]
-    own.isolated[:, [1, 7]] = True
-    own.calinski_harabasz[0], own.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
+    conv = report.layers["conv"]
+    conv.isolated[:, [1, 7]] = True
+    conv.calinski_harabasz[0], conv.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
     index, blocks = contents(report.page_text(""))
     assert index["layers"][0]["calinski_harabasz"][0] is index["layers"][0]["sparsity"][1] is None
     for place, (samples, points, marks) in enumerate(read_points(blocks["points-0"], 5)):
-        kept, whole = samples.tolist(), own.points[place]
+        kept, whole = samples.tolist(), conv.points[place]
         assert {0, 1, 2, 7} <= set(kept)
         assert shown <= len(kept) <= shown + 4
         assert np.diff(kept).max() < 2500 / shown
         error = np.abs(points - whole[kept].numpy()) / (whole.amax(0) - whole.amin(0)).numpy()
         assert error.max() <= 0.5 / 4095 + 1e-6
-        assert marks[:, 0].tolist() == own.labels[place, kept].tolist()
-        assert (marks[:, 1] & 1).tolist() == own.outliers[place, kept].tolist()
-        assert (marks[:, 1] >> 1).tolist() == own.isolated[place, kept].tolist()
+        assert marks[:, 0].tolist() == conv.labels[place, kept].tolist()
+        assert (marks[:, 1] & 1).tolist() == conv.outliers[place, kept].tolist()
+        assert (marks[:, 1] >> 1).tolist() == conv.isolated[place, kept].tolist()
     notes = [" 100 samples" in note and "1,000" in note for note in index["notes"]]
     assert notes == [True] * (shown < 1000)
 
@@ -78,12 +78,12 @@ class TestEpochs:
     def frames(self, report: AnomalyReport, factors: list[float]) -> list[Frame]:
         kept = EpochPoints()
         for epoch, factor in enumerate(factors):
-            layers = {name: replace(own, points=own.points * factor) for name, own in report.layers.items()}
+            layers = {name: replace(part, points=part.points * factor) for name, part in report.layers.items()}
             kept.add(layers, epoch, epoch)
         return kept.before(report.layers, len(factors) - 1)
 
     def read(self, report: AnomalyReport, frames: list[Frame]) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """What the analyses are called, samples `(F, S)` and points `(E, F, S, 2)`."""
+        """Decode the names of the analyses, samples `(F, S)` and points `(E, F, S, 2)`."""
         called, count, blocks = packed_frames(report.layers, frames)
         filters = len(report.layers["conv"].verdicts)
         samples = np.frombuffer(blocks["conv"], "<u4", filters * count).reshape(filters, count).cumsum(1)
@@ -91,7 +91,7 @@ class TestEpochs:
         points = np.sinh(codes / 24).reshape(2, len(called), filters, count).transpose(1, 2, 3, 0)
         return called, samples, points
 
-    def test_points_come_back_turned_to_those_of_the_last(self):
+    def test_earlier_points_have_the_signs_of_the_last_ones(self):
         report = made_up(4, 300, outliers=2)
         report.layers["conv"].points[3, 5] = torch.nan
         factors = [0.5, -0.5, torch.tensor([3.0, -3.0]), -20, 1]
@@ -99,10 +99,10 @@ class TestEpochs:
         assert called == ["epoch 0", "epoch 1", "epoch 2", "epoch 3"]
         assert samples.tolist() == [list(range(300))] * 4
         last = report.layers["conv"].points.nan_to_num(0).numpy()
-        for own, factor in zip(points, (0.5, 0.5, 3, 20), strict=True):
-            np.testing.assert_allclose(own, factor * last, rtol=0.03, atol=0.03)
+        for values, factor in zip(points, (0.5, 0.5, 3, 20), strict=True):
+            np.testing.assert_allclose(values, factor * last, rtol=0.03, atol=0.03)
 
-    def test_twenty_are_kept_spread_evenly_and_few_samples_of_many_filters(self, monkeypatch):
+    def test_at_most_twenty_epochs_are_stored_within_the_memory_limits(self, monkeypatch):
         report = made_up(4, 300, outliers=2)
         epochs = [frame.epoch for frame in self.frames(report, [1.0] * 90)]
         assert epochs == list(range(0, 89, 8))
@@ -119,7 +119,7 @@ class TestEpochs:
         assert frame.codes["conv"].shape == (4, 20, 2)
         assert frame.samples.diff().max() < 40
 
-    def test_of_other_layers_or_samples_none_is_shown(self):
+    def test_epochs_with_other_layers_or_samples_are_left_out(self):
         kept = EpochPoints()
         for step, other in enumerate((made_up(4, 300), made_up(4, 200), made_up(5, 300), AnomalyReport({}, 0))):
             kept.add(other.layers, 0, step)
@@ -129,7 +129,7 @@ class TestEpochs:
         assert packed_frames(made_up(4, 300).layers, kept.before(made_up(4, 300).layers, 9))[0] == ["step 0", "step 5"]
 
 
-def test_of_each_sample_the_filters_farthest_from_it_come_first():
+def test_the_filters_of_each_sample_are_ordered_by_distance():
     report = made_up(40, 50)
     report.layers["conv"].points[3, 7] = torch.nan  # of a filter that was not analyzed
     raw = contents(report.page_text(""))[1]["reactions"]
@@ -142,10 +142,10 @@ def test_of_each_sample_the_filters_farthest_from_it_come_first():
 
 class TestMaps:
     def take(self, maps: Tensor, outliers: Tensor) -> Pictures:
-        own = replace(made_up(*outliers.shape).layers["conv"], outliers=outliers)
-        return take_pictures({"conv": own}, {"conv": LayerMaps([maps], len(maps), tuple(maps.shape[2:]))}, None)
+        conv = replace(made_up(*outliers.shape).layers["conv"], outliers=outliers)
+        return take_pictures({"conv": conv}, {"conv": LayerMaps([maps], len(maps), tuple(maps.shape[2:]))}, None)
 
-    def test_outliers_come_first_then_the_most_and_least_active(self):
+    def test_maps_of_outliers_come_first_then_the_most_and_least_active(self):
         maps = torch.arange(100.0)[:, None, None, None].expand(-1, 2, 4, 4).clone()
         outliers = torch.zeros(2, 100, dtype=torch.bool)
         outliers[1, [50, 60]] = True
@@ -156,7 +156,7 @@ class TestMaps:
         assert set(kept.samples[1, 2:18].tolist()) == {*range(8), *range(92, 100)}
         assert kept.samples.sort(1).values.tolist() == [list(range(100))] * 2
 
-    def test_ordinary_maps_set_the_scale_and_without_any_the_largest_value(self):
+    def test_the_scale_is_that_of_ordinary_maps_or_else_the_largest_value(self):
         maps = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
         maps[3] *= 1000
         kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
@@ -169,21 +169,21 @@ class TestMaps:
         assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 0], [0, 0]]]
         assert kept.maps.sum() == 255
 
-    def test_they_keep_to_their_room(self, monkeypatch):
+    def test_maps_respect_their_memory_limit(self, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", (3 * (8 + 4) * 10, 10**6))
         monkeypatch.setattr("lightning_anomaly.browser.pictures._FILTER_BYTES", 1)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         pictures = self.take(maps, torch.zeros(3, 100, dtype=torch.bool))
         kept = pictures.maps["conv"]
         assert kept.maps.shape == (3, 10, 4, 4)
-        # Nor is anything else held, which a pickled report would hold as well.
+        # Tensors are no views of larger ones, which a pickled report would contain.
         for part in (kept.samples, kept.maps, kept.most, kept.least):
             assert part.untyped_storage().nbytes() == part.nbytes
         index, _ = contents(replace(made_up(3, 100), pictures=pictures).page_text(""))
         assert index["layers"][0]["maps"]["kept"] == 10
         assert any("maps of 10 of 100 samples" in note for note in index["notes"])
 
-    def test_packed_pixels_are_the_nearest_of_sixteen_levels(self):
+    def test_pixels_are_packed_as_the_nearest_of_sixteen_levels(self):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
         pictures = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
         raw = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))[1]["maps-0"]
@@ -197,13 +197,13 @@ class TestMaps:
 
 
 class TestImages:
-    def test_small_images_keep_every_pixel_large_and_many_are_pooled_by_means(self):
+    def test_only_large_or_many_images_are_pooled(self):
         images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         assert torch.equal(probe_images(images), images.permute(0, 2, 3, 1))
         assert probe_images(torch.zeros(2, 3, 224, 100)).shape == (2, 56, 25, 3)
         assert probe_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
 
-    def test_of_a_dict_or_tuple_the_first_tensor_with_as_many_samples_is_taken(self):
+    def test_images_are_the_first_tensor_of_a_structure_with_as_many_samples(self):
         images = torch.rand(30, 1, 4, 4)
         outliers = made_up(1, 30).layers
         maps = {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30, (4, 4))}
@@ -212,7 +212,7 @@ class TestImages:
         assert take_pictures(outliers, maps, (torch.rand(2),)).images is None
 
 
-def test_every_beginning_of_the_even_order_is_spread():
+def test_every_prefix_of_the_even_order_is_evenly_spread():
     order = even_order(1000)
     assert sorted(order.tolist()) == list(range(1000))
     for count in (10, 100, 333):
@@ -220,14 +220,14 @@ def test_every_beginning_of_the_even_order_is_spread():
 
 
 class TestReport:
-    def test_pictures_are_kept_on_request_only_and_never_in_a_dict(self, report, trained):
+    def test_pictures_are_stored_on_request_only_and_not_in_a_dict(self, report, trained):
         assert analyze(trained.model[0], trained.probe, settings=AnalysisSettings(n_init=1)).pictures is None
         assert report.pictures.images.shape == (400, 8, 8, 1)
         again = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))
         assert again.pictures is None
         assert again.to_dict() == report.to_dict()
 
-    def test_wrong_images_and_labels_are_named(self, tmp_path):
+    def test_wrong_images_and_labels_are_refused(self, tmp_path):
         report = made_up(2, 50)
         with pytest.raises(ValueError, match=r"`labels`.* 50 .* 3\."):
             report.save_html(tmp_path / "a.html", labels=["a", "b", "c"])
@@ -236,17 +236,17 @@ class TestReport:
                 report.save_html(tmp_path / "a.html", images=images)
         assert not (tmp_path / "a.html").exists()
 
-    def test_scores_are_told_with_what_is_usual_also_infinite_ones(self):
+    def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
         assert contents(report.page_text(""))[0]["scores"] == [0] * 5
-        own = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5, 2, 3]))
-        report = replace(report, layers={"conv": own})
+        conv = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5, 2, 3]))
+        report = replace(report, layers={"conv": conv})
         (index, blocks), (first, infinite, *others) = contents(report.page_text("")), report.outlier_scores.tolist()
         assert index["scores"] == [first, None, *others]
         assert index["ordinary"] == pytest.approx(torch.tensor([first, *others]).quantile(0.95).item(), rel=1e-3)
         assert [(view["view"], view["layer"]) for view in index["views"]] == [("filters", None), (None, "conv")]
         assert index["views"][1]["ordinary"] == 2.85  # of the finite ones
-        expected = [first, infinite, *others, *own.outlier_scores.tolist()]
+        expected = [first, infinite, *others, *conv.outlier_scores.tolist()]
         assert np.frombuffer(blocks["views"], "<f8").tolist() == pytest.approx(expected)
         assert index["reasons"] == [{"filters": "layer conv"}] * 5
 
@@ -258,13 +258,13 @@ class TestReport:
             (np.array([[3], [1], [3]]), ["[1]", "[3]"]),  # MedMNIST's
         ],
     )
-    def test_labels_are_numbered_by_what_they_say(self, labels, names):
+    def test_labels_are_numbered_in_the_order_of_their_values(self, labels, names):
         index, _ = contents(made_up(1, 3).page_text("", labels=labels))
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
 
-    def test_what_is_browsed_is_removed_when_python_exits(self, monkeypatch):
+    def test_a_browsed_page_is_removed_when_python_exits(self, monkeypatch):
         at_exit = []
-        monkeypatch.setattr("atexit.register", lambda *given, **options: at_exit.append(partial(*given, **options)))
+        monkeypatch.setattr("atexit.register", lambda *args, **options: at_exit.append(partial(*args, **options)))
         folder = made_up(1, 3).browse().path.parent
         for function in at_exit:
             function()

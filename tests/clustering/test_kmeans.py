@@ -1,4 +1,4 @@
-"""k-means is scikit-learn's from the same centres, and draws belong to a filter's points alone."""
+"""k-means is scikit-learn's from the same centres, and draws depend on a filter's points alone."""
 
 import numpy as np
 import oracle
@@ -19,8 +19,8 @@ def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_
     assert labels.shape == (3, 120)
     for index in range(3):
         expected, inertia = oracle.best_kmeans(points[index].numpy(), centres[index].numpy())
-        own = [points[index][labels[index] == k] for k in range(n_clusters)]
-        found = sum(((part - part.mean(0)) ** 2).sum().item() for part in own if len(part))
+        clusters = [points[index][labels[index] == k] for k in range(n_clusters)]
+        found = sum(((cluster - cluster.mean(0)) ** 2).sum().item() for cluster in clusters if len(cluster))
         assert found == pytest.approx(inertia.min(), rel=1e-9, abs=1e-12)
         assert np.array_equal(labels[index].numpy(), expected)
 
@@ -31,22 +31,22 @@ def test_a_cluster_that_loses_its_points_keeps_its_centre(engine):
     assert engine.kmeans(points, centres).tolist() == [[0, 0, 1, 1]]
 
 
-def test_equal_distances_go_to_the_first_centre_and_equal_clusterings_to_the_first_start(engine):
+def test_ties_go_to_the_first_centre_and_to_the_first_start(engine):
     points = torch.tensor([[[-1.0, 0], [0, 0], [1, 0]]], dtype=torch.float64)
     centres = torch.tensor([[[[-1.0, 0], [1, 0]], [[1, 0], [-1, 0]]]], dtype=torch.float64)
     assert engine.kmeans(points, centres).tolist() == [[0, 0, 1]]
 
 
-def test_kmeans_plus_plus_takes_every_distinct_point_before_it_repeats_one(engine):
+def test_kmeans_plus_plus_repeats_a_point_only_after_all_distinct_ones(engine):
     points = torch.tensor([[[0.0, 0]] * 30 + [[1, 0], [0, 1], [5, 5]]], dtype=torch.float64)
     for start in kmeans_plus_plus(points, 50, 4, seed=0, engine=engine)[0].tolist():
         assert len({tuple(centre) for centre in start}) == 4
-    # and with fewer points than centres it gives what there is
+    # fewer distinct points than centres
     assert kmeans_plus_plus(points[:, :30], 2, 4, seed=0, engine=engine).tolist() == [[[[0.0, 0]] * 4] * 2]
 
 
 def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance():
-    # From the origin, 1 and 3 away: the second centre lies at 3 in 9 of 10 draws, given that the first is the origin.
+    # Given that the first centre is the origin, the second is the point at distance 3, not 1, in 9 of 10 draws.
     points = torch.tensor([[[0.0, 0], [1, 0], [0, 3]]], dtype=torch.float64)
     first, second = kmeans_plus_plus(points, 20000, 2, seed=0, engine=load_engine("numba"))[0].unbind(1)
     at_origin = (first == 0).all(1)
@@ -54,7 +54,7 @@ def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance():
     assert (second[at_origin, 1] == 3).double().mean().item() == pytest.approx(0.9, abs=0.015)
 
 
-def test_draws_depend_on_the_seed_and_on_no_global_state(engine):
+def test_draws_depend_on_the_seed_and_not_on_global_state(engine):
     points = zoo.points("clustered", 2, 40)
     state = torch.get_rng_state()
     first = kmeans_plus_plus(points, 5, 4, seed=0, engine=engine)
@@ -68,10 +68,10 @@ def test_draws_depend_on_the_seed_and_on_no_global_state(engine):
             assert len({tuple(centre) for centre in start} & samples) == 4
 
 
-def test_draws_do_not_depend_on_the_order_of_the_samples_not_even_on_a_lattice(engine):
+def test_draws_do_not_depend_on_the_order_of_the_samples_even_on_a_lattice(engine):
     generator = torch.Generator().manual_seed(0)
     lattice = torch.randint(-2, 3, (4, 60, 2), generator=generator).double()  # many equal first coordinates
     for points in (lattice, zoo.points("sparse", 4, 60), zoo.points("skewed", 4, 60)):
         shuffled = points[:, torch.randperm(60, generator=generator)]
-        found, other = (kmeans_plus_plus(own, 8, 5, seed=0, engine=engine) for own in (points, shuffled))
-        assert torch.equal(found, other)
+        first, second = (kmeans_plus_plus(values, 8, 5, seed=0, engine=engine) for values in (points, shuffled))
+        assert torch.equal(first, second)

@@ -42,8 +42,9 @@ class Case(NamedTuple):
 def case(kind: str, n_components: int, samples: int = 200, **options: float) -> Case:
     """Three filters, each from a random start."""
     points = zoo.points(kind, 3, samples)
-    starts = [oracle.random_start(own.numpy(), n_components, seed=f) for f, own in enumerate(points)]
-    expected = [oracle.fit_mixture(own.numpy(), *start, **options) for own, start in zip(points, starts, strict=True)]
+    rows = points.numpy()
+    starts = [oracle.random_start(row, n_components, seed=f) for f, row in enumerate(rows)]
+    expected = [oracle.fit_mixture(row, *start, **options) for row, start in zip(rows, starts, strict=True)]
     start = tuple(torch.tensor(np.array(part)) for part in zip(*starts, strict=True))
     return Case(points, start, expected)
 
@@ -51,12 +52,12 @@ def case(kind: str, n_components: int, samples: int = 200, **options: float) -> 
 @pytest.mark.parametrize("samples", [40, 200, 513])
 @pytest.mark.parametrize("kind", zoo.KINDS)
 def test_a_fit_is_scikit_learn_s(kind, samples, engine):
-    # Within 1e-10; nearly singular ones within 1e-6, which is what the oracle's own rounding leaves of them.
+    # Within 1e-10; nearly singular ones within 1e-6, because of the oracle's rounding.
     for n_components in (2, 3, 5, 8):
         points, start, expected = case(kind, n_components, samples)
         fit = fit_mixtures(points, *start, engine)
-        for f, own in enumerate(expected):
-            oracle.assert_equal_fit(fit, f, own, 1e-6 if kind == "tied" else 1e-10)
+        for f, expected_fit in enumerate(expected):
+            oracle.assert_equal_fit(fit, f, expected_fit, 1e-6 if kind == "tied" else 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +66,13 @@ def test_a_fit_is_scikit_learn_s(kind, samples, engine):
 def test_iterations_tolerance_and_regularisation_are_scikit_learn_s(options, engine):
     points, start, expected = case("skewed", 4, **options)
     fit = fit_mixtures(points, *start, engine, **options)
-    for f, own in enumerate(expected):
-        oracle.assert_equal_fit(fit, f, own)
+    for f, expected_fit in enumerate(expected):
+        oracle.assert_equal_fit(fit, f, expected_fit)
     assert fit.converged.all() == (options.get("max_iter", 100) > 2)
 
 
-def test_a_tight_cluster_far_out_loses_no_digits(engine):
-    # Sums of squared coordinates would leave 1e-16 * 1e8 = 1e-8 of a variance of 1e-6.
+def test_a_tight_cluster_far_out_keeps_its_precision(engine):
+    # Sums of squared coordinates would give a variance of 1e-6 an error of 1e-16 * 1e8 = 1e-8.
     points = torch.randn(1, 100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     points[:, :10] = 1e4 + 1e-3 * points[:, :10]
     weights, _, precisions = (torch.tensor(part)[None] for part in oracle.random_start(points[0].numpy(), 2, seed=0))
@@ -83,7 +84,7 @@ def test_a_tight_cluster_far_out_loses_no_digits(engine):
     np.testing.assert_allclose(oracle.covariances(fit.factors.numpy())[0, 0], truth.numpy(), rtol=1e-8)
 
 
-def test_a_component_that_no_sample_belongs_to_is_scikit_learn_s(engine):
+def test_an_empty_component_is_scikit_learn_s(engine):
     points = zoo.points("clustered", 1, 50)
     means = torch.tensor([[[-1.0, 0], [1, 0], [1e3, 1e3]]]).double()
     start = torch.full((1, 3), 1 / 3).double(), means, torch.eye(2).double().expand(1, 3, 2, 2).clone()
@@ -92,7 +93,7 @@ def test_a_component_that_no_sample_belongs_to_is_scikit_learn_s(engine):
     oracle.assert_equal_fit(fit_mixtures(points, *start, engine), 0, expected)
 
 
-def test_of_equally_probable_components_the_first_is_the_label(engine):
+def test_the_label_is_the_first_of_equally_probable_components(engine):
     points, start, _ = case("clustered", 3)
     weights, means, precisions = (part[:, [0, 1, 0, 1, 2]] for part in start)
     fit = fit_mixtures(points, weights / weights.sum(1, keepdim=True), means, precisions, engine)
@@ -100,7 +101,7 @@ def test_of_equally_probable_components_the_first_is_the_label(engine):
     assert fit.labels.unique().tolist() == [0, 1, 4]
 
 
-def test_the_arguments_are_left_alone(engine):
+def test_arguments_are_unchanged(engine):
     points = zoo.points("clustered", 3, 200)
     start = cluster_parameters(points, (torch.arange(200) % 3).expand(3, 200), 3, engine)
     before = [part.clone() for part in (points, *start)]
@@ -138,7 +139,7 @@ def test_the_index_is_scikit_learn_s_within_1e_12(kind, samples, engine):
     points, generator = zoo.points(kind, 3, samples), torch.Generator().manual_seed(0)
     labels = torch.stack([torch.randint(k, points.shape[:2], generator=generator) for k in (2, 3, 8)], 1)
     labels = torch.cat([labels, 3 * labels[:, :1] + 2], 1)  # clusters 2 and 5, the others empty
-    index, shifted = (calinski_harabasz(own, labels, engine) for own in (points, points + 1000))
+    index, shifted = (calinski_harabasz(values, labels, engine) for values in (points, points + 1000))
     torch.testing.assert_close(shifted, index, rtol=1e-9, atol=0)
     for f in range(3):
         for m in range(4):
@@ -146,14 +147,14 @@ def test_the_index_is_scikit_learn_s_within_1e_12(kind, samples, engine):
             assert index[f, m].item() == pytest.approx(expected, rel=1e-12, abs=0)
 
 
-def test_the_index_is_0_where_it_is_not_defined(engine):
+def test_an_undefined_index_is_0(engine):
     points = torch.tensor([[[0.0, 0], [0, 0], [1, 0], [1, 0]]], dtype=torch.float64)
     labels = torch.tensor([[[0, 0, 0, 0], [3, 3, 3, 3], [0, 1, 2, 3]]])
     assert calinski_harabasz(points, labels, engine).tolist() == [[0, 0, 0]]
 
 
-def test_the_index_of_clusters_of_equal_points_is_large_whatever_the_order_of_the_samples(engine):
-    # scikit-learn's is 1 for some and 1e34 for others, as rounding has it.
+def test_the_index_of_clusters_of_equal_points_is_large_in_any_order_of_the_samples(engine):
+    # scikit-learn's is 1 for some orders and 1e34 for others, because of rounding.
     member = torch.tensor([0] * 300 + [1] * 208 + [2] * 4)
     points, labels = zoo.points("clustered", 20, 3)[:, member], member.expand(20, 1, -1)
     for seed in range(3):
@@ -164,7 +165,7 @@ def test_the_index_of_clusters_of_equal_points_is_large_whatever_the_order_of_th
     assert calinski_harabasz(nearly, torch.tensor([[[0, 0, 1, 1]]]), engine).isfinite().all()
 
 
-def test_of_values_that_are_equal_up_to_rounding_the_first_is_the_largest():
+def test_the_largest_value_is_the_first_of_those_equal_up_to_rounding():
     for values, position in (
         ([1, 3 - 1e-12, 3, 2], 1),
         ([0, -1e-12, 1e-12, 0], 0),
@@ -194,7 +195,7 @@ def test_the_number_of_planted_clusters_is_found(engine):
 def test_every_engine_gives_scikit_learn_s_labels_and_choice(kind, engine):
     points = zoo.points(kind, 3, 100)
     settings = AnalysisSettings(n_init=3, max_components=4)
-    ours, theirs = (cluster_filters(points, settings, own) for own in (engine, load_engine("sklearn")))
+    ours, theirs = (cluster_filters(points, settings, each) for each in (engine, load_engine("sklearn")))
     assert torch.equal(ours.labels, theirs.labels)
     assert torch.equal(first_largest(ours.calinski_harabasz), first_largest(theirs.calinski_harabasz))
     torch.testing.assert_close(
@@ -203,7 +204,7 @@ def test_every_engine_gives_scikit_learn_s_labels_and_choice(kind, engine):
 
 
 def test_best_is_the_first_of_the_largest_indices_up_to_rounding(engine):
-    # One of eight points each, so that other K give the same clusters and leave components empty.
+    # Four distinct points, so that larger K give the same clusters and empty components.
     points = zoo.points("skewed", 20, 4)[:, torch.arange(80) % 4]
     clustering = cluster_filters(points, AnalysisSettings(n_init=2, max_components=8), engine)
     for index in clustering.calinski_harabasz:
@@ -231,6 +232,6 @@ def test_fewer_samples_allow_fewer_components(engine, filters, samples, numbers)
     [*((kind, AnalysisSettings(**FEW)) for kind in ("skewed", "sparse")), ("tied", AnalysisSettings.paper())],
     ids=["skewed", "sparse", "tied, paper"],
 )
-def test_batched_equals_one_at_a_time(kind, settings, engine):
+def test_clusterings_do_not_depend_on_other_filters(kind, settings, engine):
     points = zoo.points(kind, 7, 120)
-    properties.assert_batched_equals_one_at_a_time(lambda own: cluster_filters(own, settings, engine)[1:], points)
+    properties.assert_batched_equals_one_at_a_time(lambda part: cluster_filters(part, settings, engine)[1:], points)

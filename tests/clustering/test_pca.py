@@ -1,4 +1,4 @@
-"""Points are scikit-learn's principal component scores, and each filter's own."""
+"""Points are scikit-learn's principal component scores of each filter."""
 
 import numpy as np
 import oracle
@@ -12,12 +12,12 @@ from lightning_anomaly.clustering.pca import reduce_maps
 
 TORCH = load_engine("torch")
 
-# A map's pixels, and samples: fewer and more than pixels.
+# Sizes of maps and numbers of samples, fewer and more than pixels.
 SHAPES = [((1, 2), 60), ((4, 4), 10), ((5, 5), 60), ((8, 8), 300), ((14, 14), 20), ((7,), 300), ((2, 3, 4), 30)]
 
 
 def up_to_sign(found, expected) -> np.ndarray:
-    """Largest difference on each axis, axes turned to each other."""
+    """Compute the largest difference on each axis, up to its sign."""
     return np.abs(found - expected * np.sign((found * expected).sum(0))).max(0)
 
 
@@ -27,7 +27,7 @@ def parts(maps) -> tuple[torch.Tensor, ...]:
 
 
 def spectrum(eigenvalues: list[float], samples: int, pixels: int) -> torch.Tensor:
-    """Maps `(N, P)` of one filter with these variances (up to one factor) and smaller ones below them."""
+    """Make maps `(N, P)` of one filter with these eigenvalues, up to a factor, and smaller ones."""
     generator = torch.Generator().manual_seed(0)
     rank = min(samples - 1, pixels)
     scores = torch.randn(samples, rank, generator=generator, dtype=torch.float64)
@@ -41,7 +41,7 @@ def spectrum(eigenvalues: list[float], samples: int, pixels: int) -> torch.Tenso
 @pytest.mark.parametrize(("size", "samples"), SHAPES)
 @pytest.mark.parametrize("kind", zoo.KINDS)
 def test_scores_are_scikit_learn_s_up_to_sign(kind, size, samples):
-    # Asked for are 1e-5 of the first axis's spread; 6e-12 was measured, so 1e-9 has room for other BLAS libraries.
+    # Within 1e-5 of the first axis's spread would do; 6e-12 was measured, and 1e-9 has room for other BLAS libraries.
     maps = zoo.maps(kind, 2, samples, size)
     maps = maps.float() if samples == 60 else maps
     before = maps.clone()
@@ -54,16 +54,16 @@ def test_scores_are_scikit_learn_s_up_to_sign(kind, size, samples):
 
 @pytest.mark.parametrize(("pixels", "samples"), [(64, 200), (196, 40)])
 @pytest.mark.parametrize(("second", "gap"), [(0.5, 1e-1), (1e-4, 1e-6), (0.5, 1e-9), (1.0, 0)])
-def test_scores_are_scikit_learn_s_when_the_third_eigenvalue_is_close_to_the_second(second, gap, samples, pixels):
+def test_scores_are_scikit_learn_s_if_the_third_eigenvalue_is_close_to_the_second(second, gap, samples, pixels):
     maps = spectrum([1.0, second, second * (1 - gap)], samples, pixels)
     reduction = reduce_maps(maps[:, None], TORCH)
     points = reduction.points[0]
-    # With equal eigenvalues the axes are arbitrary, but the variance they capture and their being uncorrelated are not.
+    # With equal eigenvalues the axes are arbitrary, but their variances are not, and they are uncorrelated.
     variance = points.square().mean(0)
     torch.testing.assert_close(variance, torch.tensor([1.0, second], dtype=torch.float64), rtol=1e-9, atol=0)
     assert (points[:, 0] * points[:, 1]).mean().abs() < 1e-9
     assert reduction.explained.item() == pytest.approx((1 + second) / maps.square().sum().item(), rel=1e-9)
-    if gap:  # an axis is defined up to rounding / gap: both libraries' differ by that much from the true one
+    if gap:  # an axis is defined up to rounding / gap
         assert (up_to_sign(points.numpy(), oracle.pca_scores(maps.numpy())) < 1e-11 + 1e-14 / gap).all()
 
 
@@ -81,7 +81,7 @@ def test_each_axis_points_to_its_largest_loading():
 @pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
 @pytest.mark.parametrize(("size", "samples"), [((2, 2), 50), ((5, 5), 61), ((8, 8), 300), ((8, 8), 40)])
 def test_equal_maps_are_exactly_equal_points(size, samples, engine):
-    """Else rounding decides among equal centres of a random start."""
+    """Otherwise rounding would decide between equal centres of a random start."""
     maps = zoo.maps("sparse", 4, samples, size)
     maps[::3] = maps[1]
     points = reduce_maps(maps, engine).points
@@ -105,7 +105,7 @@ def test_maps_of_one_pixel_lie_on_a_line(engine):
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
 @pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
-def test_very_few_samples_are_reduced_too(engine, samples):
+def test_very_few_samples_have_finite_points(engine, samples):
     maps = torch.randn(samples, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     reduction = reduce_maps(maps, engine)
     assert reduction.points.shape == (2, samples, 2)
@@ -114,7 +114,7 @@ def test_very_few_samples_are_reduced_too(engine, samples):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_a_filter_is_constant_if_only_rounding_is_left(dtype):
+def test_a_filter_is_constant_if_it_varies_only_by_rounding(dtype):
     eps = torch.finfo(dtype).eps
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20)[:, None].expand(40, 4)
     maps = torch.stack([3 + 3 * size * eps * sign for size in (0, 1, 2, 32)], 1).to(dtype)
@@ -122,7 +122,7 @@ def test_a_filter_is_constant_if_only_rounding_is_left(dtype):
     assert reduce_maps(maps, TORCH).constant.tolist() == [True, True, True, False, True]
 
 
-def test_a_filter_with_nan_or_infinity_is_told_apart_and_its_points_are_zero():
+def test_a_filter_with_nan_or_infinity_is_not_finite_and_its_points_are_zero():
     maps = torch.randn(20, 5, 3, 3, generator=torch.Generator().manual_seed(0))
     maps[3, 1, 0, 0], maps[3, 2, 0, 0], maps[:, 3], maps[0, 4, 1, 1] = torch.nan, torch.inf, 2.0, -torch.inf
     reduction = reduce_maps(maps, TORCH)
@@ -134,7 +134,7 @@ def test_a_filter_with_nan_or_infinity_is_told_apart_and_its_points_are_zero():
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)
-def test_batched_equals_one_at_a_time(kind, two_threads):
+def test_points_do_not_depend_on_other_filters(kind, two_threads):
     for size, samples in [((1, 1), 37), ((3, 3), 20), ((6, 6), 513), ((7, 7), 40)]:
         maps = zoo.maps(kind, 7, samples, size).float()
         properties.assert_batched_equals_one_at_a_time(parts, maps.transpose(0, 1))

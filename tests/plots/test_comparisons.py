@@ -1,4 +1,4 @@
-"""The figure of comparisons shows the numbers that it was given, each in its place, and stays readable."""
+"""The figure of comparisons shows the given numbers in their places and is legible."""
 
 import math
 from typing import Any
@@ -28,9 +28,9 @@ def drawn(history: list[dict[str, Any]]) -> Figure:
 
 
 def cells(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
-    """The shares that chance explains and those that it does not `(layers, validations)`, NaN where there is none."""
-    chance, telling = (mesh.get_array() for mesh in figure.axes[1].collections)
-    return chance.filled(np.nan), telling.filled(np.nan)
+    """The shares that chance explains and the significant ones `(layers, validations)`, NaN for none."""
+    chance, significant = (mesh.get_array() for mesh in figure.axes[1].collections)
+    return chance.filled(np.nan), significant.filled(np.nan)
 
 
 HISTORY = [
@@ -41,18 +41,18 @@ HISTORY = [
 ]
 
 
-def test_every_share_is_in_its_cell_and_its_hue_says_whether_chance_explains_it() -> None:
+def test_every_share_is_in_its_cell_with_the_colour_of_its_significance() -> None:
     figure, gap = drawn(HISTORY), math.nan
-    chance, telling = cells(figure)
+    chance, significant = cells(figure)
     np.testing.assert_array_equal(chance, [[0, 0, gap, 0.125], [0.25, gap, gap, gap], [gap, 0.1, gap, gap]])
-    np.testing.assert_array_equal(telling, [[gap] * 4, [gap, 0.5, gap, 0.75], [gap, gap, gap, 1]])
-    for mesh in figure.axes[1].collections:  # a cell has its validation and its layer in the middle
+    np.testing.assert_array_equal(significant, [[gap] * 4, [gap, 0.5, gap, 0.75], [gap, gap, gap, 1]])
+    for mesh in figure.axes[1].collections:  # cells are centred on their validation and layer
         edges = mesh.get_coordinates()
         assert edges[0, :, 0].tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
         assert edges[:, 0, 1].tolist() == [-0.5, 0.5, 1.5, 2.5]
 
 
-def test_the_output_is_above_on_the_same_axis_with_its_p_values() -> None:
+def test_the_output_is_drawn_above_on_the_same_axis_with_its_p_values() -> None:
     whether, where, *_ = drawn(HISTORY).axes
     reference, curve = whether.get_lines()
     assert set(reference.get_ydata()) == {0.5}
@@ -63,7 +63,7 @@ def test_the_output_is_above_on_the_same_axis_with_its_p_values() -> None:
     assert whether.get_xlim() == where.get_xlim() == (-0.5, 3.5)
 
 
-def test_each_layer_has_its_name_and_its_last_share() -> None:
+def test_each_layer_is_labelled_with_its_name_and_its_last_share() -> None:
     whether, where, *bars = drawn(HISTORY).axes
     legend = [text.get_text() for text in whether.get_legend().get_texts()]
     assert [text[:8] for text in (*legend, *(bar.get_xlabel() for bar in bars))] == [
@@ -81,16 +81,14 @@ def test_each_layer_has_its_name_and_its_last_share() -> None:
 @pytest.mark.parametrize(
     ("epochs", "label", "numbers"), [([4, 9, 14], "epoch", ["4", "9", "14"]), ([0, 0, 1], "step", ["7", "14", "21"])]
 )
-def test_validations_are_numbered_by_epoch_or_where_an_epoch_has_several_by_step(
-    epochs: list[int], label: str, numbers: list[str]
-) -> None:
+def test_validations_are_numbered_by_epoch_or_by_step(epochs: list[int], label: str, numbers: list[str]) -> None:
     history = [entry(epoch, {"a": 0.0}, {"a": 1.0}, step=7 * place + 7) for place, epoch in enumerate(epochs)]
     where = drawn(history).axes[1]
     assert where.get_xlabel() == label
     assert [tick.get_text() for tick in where.get_xticklabels()] == numbers
 
 
-def test_shades_have_one_scale_on_which_chance_is_pale() -> None:
+def test_shades_of_both_colours_have_one_scale() -> None:
     for history, highest in ((HISTORY[:1], 0.25), (long(3, 2), 2 / 3), (HISTORY[2:3], 0.2)):
         assert [mesh.get_clim() for mesh in drawn(history).axes[1].collections] == [(0, highest)] * 2
     for history, highest in ((HISTORY[:1], 0.6), ([*HISTORY, entry(40, {}, {})], 0.9)):
@@ -99,7 +97,7 @@ def test_shades_have_one_scale_on_which_chance_is_pale() -> None:
         assert highest < high < 1.1
 
 
-def test_without_layers_or_output_the_other_is_shown() -> None:
+def test_layers_or_the_output_may_be_missing() -> None:
     whether, where, *_ = drawn([entry(0, {}, {})]).axes
     assert "no layer" in where.get_title()
     assert "not compared" not in whether.get_title()
@@ -121,4 +119,4 @@ def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None
     assert_legible(figure, texts)
     top = where.bbox.height / layers
     assert top * math.ceil(layers / len(named)) >= 10  # pixels for a name
-    assert where.bbox.height / len(named) <= 40  # and no more room than two names take
+    assert where.bbox.height / len(named) <= 40  # and at most the height of two names

@@ -1,4 +1,4 @@
-"""Figures show what the report says, in the order promised, and stay small."""
+"""Figures show the values of a report in the documented order and have a limited size."""
 
 import re
 from dataclasses import replace
@@ -33,7 +33,7 @@ def network(**layers) -> dict[str, LayerReport]:
 
 
 def far(outliers: list[int], distance: float) -> Tensor:
-    """Samples of one filter `(N, 2)` within a disc, but for the outliers far away."""
+    """Draw samples of one filter `(N, 2)` in a disc, with outliers far away."""
     radius, angle = torch.rand(2, N, generator=rng())
     points = radius[:, None].sqrt() * torch.stack([(7 * angle).cos(), (7 * angle).sin()], 1)
     points[outliers] = torch.tensor([distance, 0.0])
@@ -47,7 +47,7 @@ def pixels(figure) -> np.ndarray:
 
 
 def assert_legible(figure, parts) -> None:
-    """None of them lies outside of the figure, or over another one."""
+    """Check that no part lies outside the figure or overlaps another one."""
     pixels(figure)
     boxes = [part.get_window_extent(figure.canvas.get_renderer()) for part in parts]
     for place, box in enumerate(boxes):
@@ -61,16 +61,16 @@ class TestClearestFilters:
         found = network(conv=layer([ANOMALY] * len(points), flagged, points=torch.stack(points)))
         return [index for _, index in clearest_filters(found)]
 
-    def test_wider_gaps_come_first_in_units_of_the_spread_of_the_others(self):
+    def test_filters_are_ordered_by_gap_in_units_of_the_spread(self):
         assert self.clearest(*(far([1, 2], gap) for gap in (3.0, 4.2, 2.0, 3.6)), outliers=[1, 2]) == [1, 3, 0, 2]
-        assert self.clearest(far([0], 3.0), 0.5 * far([0], 2.9), outliers=[0]) == [0, 1]  # the same, twice as close
+        assert self.clearest(far([0], 3.0), 0.5 * far([0], 2.9), outliers=[0]) == [0, 1]  # the same gap, twice as close
 
-    def test_near_dead_filters_do_not_crowd_out_the_others(self):
+    def test_nearly_dead_filters_come_last(self):
         silent = torch.zeros(N, 2)
         silent[5, 0] = 7.0
         assert self.clearest(silent, far([5], 10.0), silent, far([5], 2.0), outliers=[5]) == [1, 0, 2, 3]
 
-    def test_only_anomaly_filters_of_any_layer_up_to_the_limit(self):
+    def test_only_anomaly_filters_are_listed_up_to_the_limit(self):
         found = network(a=layer([NORMAL, ANOMALY, DEAD], {1: [3]}), b=layer([NONFINITE, ANOMALY], {1: [3]}))
         assert sorted(clearest_filters(found)) == [("a", 1), ("b", 1)]
         assert len(clearest_filters(found, max_filters=1)) == 1
@@ -80,16 +80,16 @@ class TestClearestFilters:
 
 
 class TestFilterFigure:
-    def test_components_are_numbered_by_size_and_rings_lie_on_the_outliers(self):
+    def test_components_are_numbered_by_size_and_outliers_have_rings(self):
         labels = torch.tensor([[0] * N, [0] * 5 + [1] * 2 + [2] * (N - 7)])
         index = torch.tensor([0.0, 1234.5], dtype=torch.float64)
-        own = layer([NORMAL, ANOMALY], {1: [5, 6]}, labels=labels, calinski_harabasz=index)
-        (axes,) = filter_figure(network(block__conv1=own)).axes
+        conv = layer([NORMAL, ANOMALY], {1: [5, 6]}, labels=labels, calinski_harabasz=index)
+        (axes,) = filter_figure(network(block__conv1=conv)).axes
         drawn = {part.get_label(): part for part in axes.collections}
-        np.testing.assert_array_equal(drawn.pop("outlier sample").get_offsets(), own.points[1, [5, 6]].numpy())
+        np.testing.assert_array_equal(drawn.pop("outlier sample").get_offsets(), conv.points[1, [5, 6]].numpy())
         assert list(drawn) == ["component 1", "component 2", "component 3"]
         for part, label in zip(drawn.values(), (2, 0, 1), strict=True):
-            np.testing.assert_array_equal(part.get_offsets(), own.points[1, labels[1] == label].numpy())
+            np.testing.assert_array_equal(part.get_offsets(), conv.points[1, labels[1] == label].numpy())
         assert axes.get_title() == "layer block.conv1\nfilter 1: K = 2, CH = 1,234, 2 outliers"
         assert axes.get_xlabel() == "first component (its std. dev.)"
 
@@ -98,7 +98,7 @@ class TestFilterFigure:
         assert len({(*part.get_facecolor()[0], part.get_paths()[0].vertices.tobytes()) for part in parts}) == 12
         assert filter_figure(network(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
 
-    def test_a_component_that_hardly_varies_looks_so(self):
+    def test_an_axis_with_tiny_values_is_not_enlarged(self):
         points = far([5], 4.0)[None].clone()
         points[..., 1] *= 1e-17
         (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
@@ -106,10 +106,10 @@ class TestFilterFigure:
         assert high - low == pytest.approx(1)
 
     @pytest.mark.parametrize("count", [1, 9])
-    def test_panels_are_the_clearest_filters_and_nothing_lies_outside_or_overlaps(self, count):
+    def test_panels_are_the_clearest_filters_and_are_legible(self, count):
         labels = torch.arange(N).expand(count, N) % 8
-        own = layer([ANOMALY] * count, {i: [i] for i in range(count)}, labels=labels)
-        found = {"backbone.with_a_long_name.layer4.2.downsample.0": own}
+        conv = layer([ANOMALY] * count, {i: [i] for i in range(count)}, labels=labels)
+        found = {"backbone.with_a_long_name.layer4.2.downsample.0": conv}
         figure = filter_figure(found)
         assert figure.get_suptitle() == f"Filters with the clearest anomalies: {min(count, 6)} of {count}"
         shown = [axes.get_title().split("\n")[1].split(":")[0] for axes in figure.axes]
@@ -131,12 +131,12 @@ class TestOutlierFigure:
     def order(self, figure) -> list[int]:
         return [int(axes.get_title().split()[1]) for axes in figure.axes]
 
-    def test_the_largest_scores_come_first_sixteen_at_most(self):
+    def test_at_most_sixteen_samples_are_ordered_by_score(self):
         scores = torch.full((N,), -1.0)
         scores[:5] = torch.tensor([2.0, 4.0, 1.0, 5.0, 3.0])
         found = network(conv=replace(layer([ANOMALY], {0: [40, 2]}), outlier_scores=scores))
         figure = self.draw(found, self.images)
-        assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # none that is ordinary, unless it is an outlier of a filter
+        assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
         assert figure.axes[0].get_title() == f"sample 3\nscore {AnomalyReport(found, N).outlier_scores[3]:.1f}"
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
         assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
@@ -151,21 +151,21 @@ class TestOutlierFigure:
     def test_a_normalisation_is_undone(self, dtype):
         images = self.images.clone()
         images[:, :, 0, 0], images[:, :, 0, 1] = 0, 255
-        images[30], images[9] = 0, 255  # a black and a white image have no range of their own
+        images[30], images[9] = 0, 255  # a black and a white image, which have no range
         mean, std = torch.tensor([0.1, 0.5, 0.9])[:, None, None], torch.tensor([0.2, 0.3, 0.05])[:, None, None]
         shown = self.shown(((images / 255 - mean) / std).to(dtype).requires_grad_())
         for image, sample in zip(shown, (30, 9, 7), strict=True):
             difference = np.abs(image.astype(int) - images[sample].permute(1, 2, 0).numpy())
             assert difference.max() <= (0 if dtype == torch.float32 else 3)
 
-    def test_images_without_sense_do_no_harm(self):
+    def test_images_with_nan_or_infinity_are_drawn(self):
         images = torch.randn(N, 3, 5, 4, generator=rng())
         images[30], images[9], images[7] = torch.nan, torch.inf, -torch.inf
         assert [image.max() for image in self.shown(images)] == [0, 255, 0]
         assert [image.max() for image in self.shown(torch.zeros(N, 1, 2, 2))] == [0, 0, 0]
 
-    def test_what_is_no_image_for_each_sample_is_an_error(self):
-        for size in ((N, 3, 4), (N, 0, 4, 4)):  # others in the tests of the browser
+    def test_other_shapes_than_images_are_refused(self):
+        for size in ((N, 3, 4), (N, 0, 4, 4)):
             with pytest.raises(ValueError, match=rf"`images` .*\(60, .*{re.escape(str(size))}"):
                 self.draw(self.found, torch.zeros(size))
 
@@ -174,7 +174,7 @@ class TestVerdictMap:
     def codes(self, figure):
         return [mesh.get_array().compressed().tolist() for mesh in figure.axes[0].collections]
 
-    def test_every_filter_is_a_cell_of_its_verdicts_colour_and_the_legend_counts(self):
+    def test_every_filter_is_a_cell_in_the_colour_of_its_verdict_and_the_legend_counts(self):
         apart = torch.zeros(5, N, dtype=torch.bool)
         apart[[1, 3], 5] = True
         a = layer([NORMAL, NORMAL, ANOMALY, ANOMALY, DEAD], {2: [5], 3: [5]}, isolated=apart)
@@ -192,7 +192,7 @@ class TestVerdictMap:
         assert [text.get_text() for text in figure.axes[0].texts] == ["layer a", "2 of 5", "layer b", "0 of 70"]
         assert figure.axes[0].get_title().startswith("2 of 75 filters are anomaly filters, 2.7% of those")
 
-    def test_long_names_lose_their_beginning_and_no_filters_are_a_picture_too(self):
+    def test_long_names_are_shortened_at_the_start_and_an_empty_report_is_drawn(self):
         figure = verdict_map({"encoder." * 20 + "last.conv": layer([NORMAL]), "": layer([NORMAL])})
         (first, _, second, _) = (text.get_text() for text in figure.axes[0].texts)
         assert first.endswith("encoder.last.conv")
@@ -200,18 +200,18 @@ class TestVerdictMap:
         assert second == "the model"
         pixels(verdict_map(network()))
 
-    def test_a_single_anomaly_in_a_large_network_can_be_seen_and_the_size_is_bounded(self):
+    def test_a_single_anomaly_in_a_large_network_is_visible_and_the_size_is_limited(self):
         found = {f"layer{i}": layer([NORMAL] * 128, samples=1) for i in range(150)}
         found["layer20"] = layer([NORMAL] * 60 + [ANOMALY] + [NORMAL] * 67, {60: [0]}, samples=1)
         figure = verdict_map(found)
         assert (figure.get_size_inches() <= (10, 20)).all()
         assert sum(map(len, self.codes(figure))) == 150 * 128
-        assert len(figure.axes[0].texts) < 2 * 150  # no name lies over another
+        assert len(figure.axes[0].texts) < 2 * 150  # names do not overlap
         image = pixels(figure)[: -int(0.8 * figure.dpi)]  # without the legend
         assert (np.abs(image - [0xD5, 0x5E, 0x00]) < 40).all(2).sum() >= 4
 
 
-def test_the_users_style_neither_matters_nor_changes():
+def test_figures_neither_use_nor_change_the_users_style():
     from matplotlib import pyplot
 
     found = network(conv__with_under_scores=layer([ANOMALY, DEAD], {0: [5]}), **{"money$1$": layer([NORMAL])})
@@ -222,4 +222,4 @@ def test_the_users_style_neither_matters_nor_changes():
         assert dict(matplotlib.rcParams) == before
     for one, other in zip(plain, styled, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert pyplot.get_fignums() == []  # no window knows the figures
+    assert pyplot.get_fignums() == []  # pyplot does not manage the figures

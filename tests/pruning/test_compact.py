@@ -1,4 +1,4 @@
-"""The smaller model gives what the masked one gives, and only what leaves no trace is removed."""
+"""The smaller model has the outputs of the masked one, and only filters without any effect are removed."""
 
 import copy
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from functional import Net, lived_in
+from functional import Net, lived_in, same, state_of
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._pytree import tree_leaves
@@ -32,34 +32,33 @@ def filters_of(model: nn.Module) -> dict[str, int]:
     return {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
 
 
-def assert_same_outputs(model: nn.Module, smaller: nn.Module, *given: Any) -> None:
-    """On images that `compact` has not seen, in evaluation and in training."""
-    given = tuple(inputs(*x.shape, seed=2) if isinstance(x, Tensor) else x for x in given)
+def assert_same_outputs(model: nn.Module, smaller: nn.Module, *examples: Any) -> None:
+    """Compare outputs for images that `compact` has not seen, in evaluation and in training mode."""
+    arguments = tuple(inputs(*x.shape, seed=2) if isinstance(x, Tensor) else x for x in examples)
     for training in (False, True):
-        found = []
+        outputs = []
         for net in (model, smaller):
             torch.manual_seed(0)
             with torch.no_grad():
-                outputs = copy.deepcopy(net).train(training)(*given)
-            found.append([leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)])
-        for expected, own in zip(*found, strict=True):
-            assert (own - expected).abs().max() <= 1e-5 * expected.abs().max()
+                leaves = tree_leaves(copy.deepcopy(net).train(training)(*arguments))
+            outputs.append([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        for expected, output in zip(*outputs, strict=True):
+            assert (output - expected).abs().max() <= 1e-5 * expected.abs().max()
             assert expected.abs().max() > 0
 
 
 def compacted(model: nn.Module, *given: Any, staying: dict[str, int] | None = None) -> nn.Module:
-    """The smaller model, which must keep `{layer: number}` of its zero filters and say so, and touch nothing."""
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    """Compact a model; `{layer: number}` of its zero filters must stay with a warning, and the model be unchanged."""
+    before = state_of(model)
     hooks, state = hook_count(model), torch.random.get_rng_state()
-    said = ", ".join(f"{count} of '{name}'" for name, count in (staying or {}).items())
+    counts = ", ".join(f"{count} of '{name}'" for name, count in (staying or {}).items())
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", ".* masked filters stay")
         smaller = compact(model, given if len(given) > 1 else given[0])
     assert [warning.filename for warning in caught] == [__file__] * bool(staying)
-    assert all(f"zeros: {said}." in str(warning.message) for warning in caught)
+    assert all(f"zeros: {counts}." in str(warning.message) for warning in caught)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert list(model.state_dict()) == list(before)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert same(model.state_dict(), before)
     assert hook_count(model) == hook_count(smaller) == hooks
     return smaller
 
@@ -68,7 +67,7 @@ def compacted(model: nn.Module, *given: Any, staying: dict[str, int] | None = No
 def test_networks_lose_all_masked_filters(name):
     torch.manual_seed(0)
     model = lived_in(NETWORKS[name](3, 10) if name in NETWORKS else torchvision.models.resnet18(num_classes=10))
-    # Every third of all layers, so that no shortcut holds one.
+    # Every third filter of all layers, so that no shortcut needs one.
     filters = {layer: list(range(0, count - 1, 3)) for layer, count in filters_of(model).items()}
     images = inputs(4, 3, 64, 64)
     mask_filters(model, filters, example_input=images)
@@ -79,32 +78,32 @@ def test_networks_lose_all_masked_filters(name):
 
 
 def around(*between: nn.Module) -> nn.Module:
-    """Layers between two convolutions."""
+    """Put layers between two convolutions."""
     return lived_in(nn.Sequential(nn.Conv2d(3, 6, 3), *between, nn.Conv2d(6, 2, 1)))
 
 
 def faint(model: nn.Sequential) -> nn.Module:
-    """Scale the outputs down to 1e-6: what is close is relative to them."""
+    """Scale the outputs by 1e-6, to which the tolerance is relative."""
     for parameter in model[-1].parameters():
         parameter.data *= 1e-6
     return model
 
 
 def joined(join: Any, channels: int = 6) -> nn.Module:
-    """Two convolutions whose rectified outputs are joined."""
+    """Join the rectified outputs of two convolutions."""
     layers = {"one": nn.Conv2d(3, 6, 3), "two": nn.Conv2d(3, 6, 3), "last": nn.Conv2d(channels, 2, 3)}
     return Net(lambda net, x: net.last(join(net.one(x).relu(), net.two(x).relu())), **layers)
 
 
 def only_on_the_example() -> nn.Module:
-    """A filter that is silent on the example alone, and no zero."""
+    """Make a filter that is silent on the example, but not zero."""
     model = joined(torch.add)
     model.two.bias.data[2] = -1e4
     return model
 
 
 def attention(net: nn.Module, x: Tensor) -> Tensor:
-    """Of positions, by what all channels together give there: Torch-Pruning cannot follow it."""
+    """Attention over positions by statistics over all channels, which Torch-Pruning cannot follow."""
     return x * net.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
 
 
@@ -114,7 +113,7 @@ def both(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def several(net: nn.Module, x: Tensor, y: Tensor, scale: float) -> dict[str, Any]:
-    """Of keywords, with random numbers."""
+    """Uses keyword arguments and random numbers."""
     maps = net.conv(input=x + torch.randn_like(y)) * scale
     return {"head": net.head(maps), "others": [net.other(input=maps), 3]}
 
@@ -133,7 +132,7 @@ def chain(*after: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), *after)
 
 
-# A model, its masked filters, how many of them stay, and the filters of the smaller model.
+# A model, its masked filters, the number of them that stay, and the filters of the smaller model.
 CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = {
     "sigmoid": (lambda: around(nn.Sigmoid()), {"0": [1, 2]}, {"0": 2}, [6, 2]),
     "GroupNorm": (lambda: around(nn.GroupNorm(3, 6)), {"0": [1, 4]}, {"0": 2}, [6, 2]),
@@ -151,7 +150,7 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
         *({"0": [1, 2], "2": [2, 3]}, {"0": 1, "2": 1}, [5, 5, 2]),
     ),
     "silent on the example": (only_on_the_example, {"one": [2]}, {"one": 1}, [6, 6, 2]),
-    "shortcuts": (  # a channel stays that any member of a sum needs
+    "shortcuts": (  # a channel stays if any term of a sum needs it
         lambda: Net(
             residual, stem=nn.Conv2d(3, 6, 3), **{name: nn.Conv2d(6, 6, 1) for name in ("a", "b", "c", "last")}
         ),
@@ -196,17 +195,17 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
 
 @pytest.mark.filterwarnings("ignore:Masked filters feed normalization layers")
 @pytest.mark.parametrize("case", CASES)
-def test_a_masked_filter_goes_unless_something_is_made_of_its_zeros(case):
+def test_masked_filters_are_removed_unless_their_zeros_have_an_effect(case):
     make, filters, staying, left = CASES[case]
     torch.manual_seed(0)
-    model, given = make(), (inputs(), inputs(seed=1), 2.0) if case.startswith("several") else (inputs(),)
-    mask_filters(model, filters, example_input=given)
-    smaller = compacted(model, *given, staying=staying)
+    model, arguments = make(), (inputs(), inputs(seed=1), 2.0) if case.startswith("several") else (inputs(),)
+    mask_filters(model, filters, example_input=arguments)
+    smaller = compacted(model, *arguments, staying=staying)
     assert list(filters_of(smaller).values()) == left
-    assert_same_outputs(model, smaller, *given)
+    assert_same_outputs(model, smaller, *arguments)
 
 
-def test_flags_are_those_of_the_given_model():
+def test_flags_of_the_model_are_kept():
     model = lived_in(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)))
     mask_filters(model, {"0": [1]}, example_input=inputs())
     model[0].requires_grad_(False)
@@ -220,7 +219,7 @@ def test_flags_are_those_of_the_given_model():
     assert all(parameter.is_leaf and parameter.grad is None for parameter in smaller.parameters())
 
 
-def test_half_precision_rounds_more():
+def test_outputs_agree_within_the_rounding_of_half_precision():
     torch.manual_seed(0)
     layers = {"conv": nn.Conv2d(3, 64, 3, padding=1), "head": nn.Conv2d(64, 100, 3)}
     model = Net(lambda net, x: net.head(net.conv(x).relu()).float(), **layers).to(torch.bfloat16)

@@ -1,7 +1,8 @@
-"""A masked filter is its own rows and nobody else's, for every kind of convolution."""
+"""A mask changes only the rows of its filters, for every kind of convolution."""
 
 import pytest
 import torch
+from functional import same, state_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -26,11 +27,11 @@ CASES = [(kind, FILTERS[i % 3], DTYPES[i % 4]) for i, kind in enumerate(CONVOLUT
 
 
 @pytest.mark.parametrize(("kind", "filters", "dtype"), CASES, ids=str)
-def test_a_mask_is_of_its_filters_alone(kind: str, filters: list[int], dtype: torch.dtype) -> None:
-    """Their outputs are 0 and their gradients gone; all others keep their bits, and restoring brings all back."""
+def test_a_mask_changes_only_its_filters_and_can_be_restored(kind: str, filters: list[int], dtype: torch.dtype) -> None:
+    """Their outputs and gradients are 0; those of the others are bit-identical."""
     conv = CONVOLUTIONS[kind]().to(dtype)
     inputs = torch.randn(3, 4, *[5] * len(conv.kernel_size), generator=torch.Generator().manual_seed(1)).to(dtype)
-    before, state = conv(inputs), {name: tensor.clone() for name, tensor in conv.state_dict().items()}
+    before, state = conv(inputs), state_of(conv)
     before.square().sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in conv.named_parameters()}
     mask = mask_filters(conv, {"": filters})
@@ -45,7 +46,7 @@ def test_a_mask_is_of_its_filters_alone(kind: str, filters: list[int], dtype: to
     assert sum(lost) == (mask.parameter_count if kind != "weight_norm" else 2 * len(filters))
     assert all(torch.isfinite(p.grad).all() and p.dtype == dtype for p in conv.parameters())
     mask.restore()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in conv.state_dict().items())
+    assert same(conv.state_dict(), state)
     assert torch.equal(conv(inputs), before)
 
 
@@ -71,9 +72,9 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("how", REFUSED)
-def test_refuses_a_weight_made_from_others_and_touches_nothing(how: str) -> None:
+def test_other_parametrized_weights_are_refused_and_unchanged(how: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), REFUSED[how]()).eval()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = state_of(model)
     with pytest.raises(ValueError, match=r"`filters` .* Found '1'"):
         mask_filters(model, {"0": [1], "1": [1]})
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert same(model.state_dict(), before)

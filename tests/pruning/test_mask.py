@@ -1,4 +1,4 @@
-"""What is masked gives exactly 0, stays so whatever the optimizer does, and can be restored."""
+"""Masked filters give exactly 0, stay so with any optimizer, and can be restored."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functional import same, state_of
 from reports import layer as made_up
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ FILTERS = {"conv1": [1, 4], "conv2": [0], "up": [2]}
 
 
 class Model(nn.Module):
-    """Called in another order than defined; a shortcut; GELU, which does not hold a filter at zero by itself."""
+    """Layers that are called in another order than defined, a shortcut, and GELU, which does not hold zeros."""
 
     def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d, **options: bool) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Model(nn.Module):
 
 
 def pretrained(seed: int = 0, **options: Any) -> Model:
-    """A network whose running statistics are not those of a fresh one."""
+    """Make a network with running statistics as after training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Model(**options)
@@ -66,7 +67,7 @@ def train(model, optimizer, mask, steps=5) -> None:
 
 
 def leak(model: Model) -> int:
-    """How many values of the masked filters' maps are not 0, in training and in evaluation mode."""
+    """Count values of the masked filters' maps that are not 0, in training and in evaluation mode."""
     count = 0
     probe = copy.deepcopy(model)
     for training in (True, False):
@@ -75,14 +76,6 @@ def leak(model: Model) -> int:
             for name in (layer, layer.replace("conv", "norm")):
                 count += int(maps[name][:, filters].count_nonzero())
     return count
-
-
-def bits(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +89,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, Any]) -> None:
     model = pretrained()
     optimizer = make(model.parameters(), **options)
-    train(model, optimizer, FilterMask(model))  # so that the optimizer has a past
+    train(model, optimizer, FilterMask(model))  # so that the optimizer has a state
     assert leak(model) > 0
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     assert leak(model) == 0
@@ -114,7 +107,7 @@ def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, A
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_an_optimizer_loses_the_masked_rows_and_keeps_everything_else() -> None:
+def test_masking_clears_only_the_masked_rows_of_an_optimizer() -> None:
     model = pretrained()
     optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
     train(model, optimizer, FilterMask(model))
@@ -137,37 +130,37 @@ INSTANCE_NORM = {"norm": nn.InstanceNorm2d, "affine": True, "track_running_stats
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, INSTANCE_NORM], ids=str)
 def test_outputs_are_0_behind_every_norm_of_single_channels(options: dict[str, Any]) -> None:
     model = pretrained(**options)
-    before = bits(model)
+    before = state_of(model)
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     assert leak(model) == 0
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), mask, steps=2)
     assert leak(model) == 0
     again = pretrained(**options)
     mask = mask_filters(again, FILTERS, example_input=IMAGES)
-    assert not same(bits(again), before)
+    assert not same(state_of(again), before)
     mask.restore()
-    assert same(bits(again), before)
+    assert same(state_of(again), before)
 
 
-def test_norms_that_mix_channels_give_one_warning_and_are_left_alone() -> None:
+def test_norms_that_mix_channels_give_one_warning_and_are_unchanged() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 3, padding=1), nn.LayerNorm([6, 6, 6])
     )
-    before = bits(model[1])
+    before = state_of(model[1])
     with pytest.warns(UserWarning, match=r"'1' \(GroupNorm\), '3' \(LayerNorm\)") as caught:
         mask = mask_filters(model, {"0": [1], "2": [0, 5]}, example_input=IMAGES)
     assert [warning.filename for warning in caught] == [__file__]
-    assert same(bits(model[1]), before)
-    assert model[:2](IMAGES)[:, 1].count_nonzero() > 0  # what the warning says
+    assert same(state_of(model[1]), before)
+    assert model[:2](IMAGES)[:, 1].count_nonzero() > 0  # as the warning says
     assert mask.masked == {"0": [1], "2": [0, 5]}
 
 
-def test_a_mask_grows_counts_its_parameters_and_restores() -> None:
+def test_a_mask_can_grow_counts_its_parameters_and_can_be_restored() -> None:
     model = pretrained()
-    before, maps = bits(model), model.eval().maps(IMAGES)["norm1"]
+    before, maps = state_of(model), model.eval().maps(IMAGES)["norm1"]
     mask = mask_filters(model, {"conv1": [4]}, example_input=IMAGES)
     others = [0, 1, 2, 3, 5]
-    assert torch.equal(model.maps(IMAGES)["norm1"][:, others], maps[:, others])  # keep their bits
+    assert torch.equal(model.maps(IMAGES)["norm1"][:, others], maps[:, others])  # bit-identical
     assert mask.parameter_count == 3 * 9 + 1 + 2
     mask.add({"conv1": [1, 4], "conv2": [0], "up": (2,)}, example_input=IMAGES)
     assert mask.masked == FILTERS
@@ -179,12 +172,12 @@ def test_a_mask_grows_counts_its_parameters_and_restores() -> None:
     model.norm1.bias.data[4] = 1
     assert not mask.verify()
     mask.restore()
-    after = bits(model)
+    after = state_of(model)
     for name in ("norm1.weight", "norm1.bias", "norm1.running_mean", "norm1.running_var", "conv1.weight"):
         assert torch.equal(after[name][[1, 4]], before[name][[1, 4]])
         assert not torch.equal(after[name][0], before[name][0])
     assert (mask.masked, mask.parameter_count, mask.parameter_fraction) == ({}, 0, 0.0)
-    mask.keep([optimizer])  # an ended mask holds nothing back
+    mask.keep([optimizer])  # a restored mask has no effect
     assert leak(model) > 0
 
 
@@ -198,7 +191,7 @@ def test_layers_that_share_a_weight_are_masked_and_restored() -> None:
     assert torch.equal(tied[0].weight, before)
 
 
-def test_follows_parameters_to_other_tensors() -> None:
+def test_a_mask_follows_parameters_to_other_tensors() -> None:
     model = pretrained()
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     model.load_state_dict(pretrained(seed=1).double().state_dict(), assign=True)
@@ -207,7 +200,7 @@ def test_follows_parameters_to_other_tensors() -> None:
     assert mask.verify()
 
 
-def test_a_state_is_plain_values_and_masks_another_copy(tmp_path) -> None:
+def test_a_state_has_plain_values_and_masks_another_copy(tmp_path) -> None:
     model, average = pretrained(), pretrained(seed=1)
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     state = mask.state_dict()
@@ -242,7 +235,7 @@ def test_a_state_of_another_model_is_refused() -> None:
             FilterMask.from_state_dict(Model(), state)
 
 
-def test_a_report_stands_for_its_anomaly_filters() -> None:
+def test_a_report_masks_its_anomaly_filters() -> None:
     conv = nn.Conv2d(1, 3, 1, bias=False)
     report = AnomalyReport({"": made_up("normal", "anomaly", "dead")}, 60)
     mask = mask_filters(conv, report)
@@ -263,19 +256,19 @@ def test_a_report_stands_for_its_anomaly_filters() -> None:
         ({"conv1": range(1, 6)}, "5 to mask and 1 masked"),
     ],
 )
-def test_bad_filters_are_refused_and_touch_nothing(filters: dict[str, Any], found: str) -> None:
+def test_bad_filters_are_refused_without_a_change(filters: dict[str, Any], found: str) -> None:
     model = pretrained()
     mask = mask_filters(model, {"conv1": [0, 0]}, example_input=IMAGES)
-    before = bits(model)
+    before = state_of(model)
     with pytest.raises(ValueError, match=rf"`filters`.* Found .*{found}"):
         mask.add({"conv2": [0], **filters}, example_input=IMAGES)
-    assert same(bits(model), before)
+    assert same(state_of(model), before)
     assert mask.masked == {"conv1": [0]}
 
 
-def test_other_bad_arguments_are_refused_and_touch_nothing() -> None:
+def test_other_bad_arguments_are_refused_without_a_change() -> None:
     model, images = pretrained(), IMAGES
-    before, optimizer = bits(model), torch.optim.SGD(model.parameters(), 0.1)
+    before, optimizer = state_of(model), torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(TypeError, match="'SGD' object is not iterable"):
         mask_filters(model, FILTERS, example_input=images, optimizers=optimizer)
     with pytest.raises(ValueError, match=r"`example_input`.* Found None"):
@@ -286,4 +279,4 @@ def test_other_bad_arguments_are_refused_and_touch_nothing() -> None:
     del model.uncalled
     with pytest.raises(ValueError, match=r"`model`.* Found 'last\.ckpt'"):
         mask_filters("last.ckpt", FILTERS)
-    assert same(bits(model), before)
+    assert same(state_of(model), before)

@@ -1,4 +1,4 @@
-"""Masked filters leave no constant behind in the networks that people use, as an experiment of its own finds."""
+"""Masked filters leave no constant channels in common networks, by an independent experiment."""
 
 import copy
 import random
@@ -25,16 +25,16 @@ def noise_but_for(filters: list[int], module: nn.Module, args: Any, output: Tens
 
 
 def constant_and_zero(model: nn.Module, filters: dict[str, list[int]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Whether each norm channel's input is constant, and whether its output is exactly 0.
+    """Test whether the input of each norm channel is constant, and whether its output is exactly 0.
 
-    Each filter of a convolution, but these, gives noise: what is constant then depends on these filters alone. A
-    convolution in groups, which may have nothing but zeros to work on, is left as it is.
+    All other filters of a convolution give noise, so that constant inputs depend on these filters alone. Grouped
+    convolutions, whose inputs may all be zeros, are unchanged.
     """
-    found = {}
+    results = {}
 
     def look(name: str, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-        given, output = args[0].transpose(0, 1).flatten(1), output.transpose(0, 1).flatten(1)
-        found[name] = ((given == given[:, :1]).all(1), (output == 0).all(1))
+        inputs, output = args[0].transpose(0, 1).flatten(1), output.transpose(0, 1).flatten(1)
+        results[name] = ((inputs == inputs[:, :1]).all(1), (output == 0).all(1))
 
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -43,11 +43,11 @@ def constant_and_zero(model: nn.Module, filters: dict[str, list[int]]) -> dict[s
             module.register_forward_hook(partial(noise_but_for, filters[name]))
     with torch.no_grad():
         model(IMAGES)
-    return found
+    return results
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_norm_channel_is_0_if_and_only_if_it_depends_on_masked_filters_alone(name: str) -> None:
+def test_a_norm_channel_is_0_if_and_only_if_it_depends_only_on_masked_filters(name: str) -> None:
     torch.manual_seed(0)
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     model, draw = lived_in(torchvision.models.get_model(name, num_classes=4, **options)).eval(), random.Random(0)

@@ -1,4 +1,4 @@
-"""The norm channels behind masked filters are those that depend on them alone, wherever they stand."""
+"""The norm channels behind masked filters are those that depend only on them, in any architecture."""
 
 import copy
 import random
@@ -40,7 +40,7 @@ MAKE_SOMETHING = {"sigmoid": torch.sigmoid, "mean": lambda x: x + x.mean(1, True
 
 
 @pytest.mark.parametrize("between", [*KEEP, *MAKE_SOMETHING])
-def test_behind_what_keeps_zeros_and_channels_and_not_behind_what_makes_something_of_zeros(between: str) -> None:
+def test_norms_are_found_behind_functions_that_keep_zeros_and_channels(between: str) -> None:
     function = {**KEEP, **MAKE_SOMETHING}[between]
     model = Net(lambda net, x: net.bn(function(net.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4))
     for samples in (1, 2):
@@ -48,7 +48,7 @@ def test_behind_what_keeps_zeros_and_channels_and_not_behind_what_makes_somethin
         assert found(model, IMAGES[:samples], conv=[1, 3]) == expected
 
 
-def test_zeros_of_a_rectifier_do_not_count() -> None:
+def test_zeros_of_a_rectifier_are_not_masked_filters() -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         x = net.conv(x)
         return net.bn2(F.relu(-net.bn(torch.cat([F.relu(x), F.relu(-x)], 1))))
@@ -59,7 +59,7 @@ def test_zeros_of_a_rectifier_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 4])
-def test_not_behind_a_linear_layer(samples: int) -> None:
+def test_norms_behind_a_linear_layer_are_not_found(samples: int) -> None:
     layers = {"conv": conv(), "linear": nn.Linear(4, 50), "bn": nn.BatchNorm1d(50)}
     model = Net(lambda net, x: net.bn(F.relu(net.linear(net.conv(x).mean((2, 3))))), **layers)
     result = find_norms(model, {"conv": [0, 1, 2]}, partial(call_model, model, torch.randn(samples, 3, 6, 6)))
@@ -71,7 +71,7 @@ def test_not_behind_a_linear_layer(samples: int) -> None:
     [(lambda net, x: net.skip(x), [2]), (lambda net, x: x[:, :1], []), (lambda net, x: F.pad(x, (0,) * 5 + (1,)), [3])],
     ids=["filters", "input", "padding"],
 )
-def test_a_sum_is_0_where_all_in_it_is(other: Callable[..., Tensor], expected: list[int]) -> None:
+def test_a_sum_is_0_where_all_its_terms_are(other: Callable[..., Tensor], expected: list[int]) -> None:
     model = Net(lambda net, x: net.bn(net.conv(x) + other(net, x)), conv=conv(), bn=nn.BatchNorm2d(4), skip=conv())
     assert found(model, conv=[1, 2, 3], skip=[0, 2]).get("bn", []) == expected
 
@@ -100,7 +100,7 @@ def test_a_convolution_without_bias_gives_zeros_for_a_group_of_zeros(layer: nn.M
     assert found(model, conv=[0, 2, 3], layer=filters) == {"a": [0, 2, 3], "b": expected}
 
 
-def test_a_shared_convolution_reaches_both_norms_and_a_shared_norm_counts_what_is_0_in_every_call() -> None:
+def test_channels_of_shared_layers_must_be_0_in_every_call() -> None:
     layers = {"a": conv(3, 3), "b": conv(3, 3), "bn": nn.BatchNorm2d(3), "bn2": nn.BatchNorm2d(3)}
     model = Net(lambda net, x: net.bn2(net.a(F.relu(net.bn(net.a(x))))), **layers)
     assert found(model, a=[1]) == {"bn": [1], "bn2": [1]}
@@ -111,7 +111,7 @@ def test_a_shared_convolution_reaches_both_norms_and_a_shared_norm_counts_what_i
 
 
 class RMSNorm2d(nn.Module):
-    """A norm of another library."""
+    """A norm as in other libraries."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / x.square().mean(1, keepdim=True).sqrt()
@@ -125,7 +125,7 @@ CHANNELS_LAST = nn.LayerNorm(4)
     [nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6]), CHANNELS_LAST, RMSNorm2d()],
     ids=["GroupNorm", "LayerNorm", "LayerNorm, channels last", "other"],
 )
-def test_norms_that_mix_channels_are_named_if_they_take_zeros_and_nothing_is_behind_them(norm: nn.Module) -> None:
+def test_norms_that_mix_channels_are_named_and_end_the_search(norm: nn.Module) -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         x = net.conv(x)
         x = net.norm(x.movedim(1, -1)).movedim(-1, 1) if norm is CHANNELS_LAST else net.norm(x)
@@ -139,7 +139,7 @@ def test_norms_that_mix_channels_are_named_if_they_take_zeros_and_nothing_is_beh
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_the_experiment_leaves_no_trace(inference: bool) -> None:
+def test_the_search_does_not_change_the_model(inference: bool) -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         x += random.random()
         return net.frozen(F.dropout(net.bn(net.conv(x)), 0.5))
@@ -160,7 +160,7 @@ def test_the_experiment_leaves_no_trace(inference: bool) -> None:
     assert hook_count(model) == 0
 
 
-def test_a_tuple_is_several_arguments() -> None:
+def test_a_tuple_holds_the_arguments_of_a_call() -> None:
     model = Net(lambda net, x, scale: net.bn(input=net.conv(x)) * scale, conv=conv(), bn=nn.BatchNorm2d(4))
     mask_filters(model, {"conv": [1]}, example_input=(IMAGES, 2.0))
     assert model.bn.weight.tolist() == [1, 0, 1, 1]

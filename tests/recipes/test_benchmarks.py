@@ -1,4 +1,4 @@
-"""The benchmarks at tiny sizes: how things are timed, and that every part measures something."""
+"""The benchmarks at tiny sizes: the timing, and a measurement of every part."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from recipes.benchmarks.timing import in_turns, markdown
 pytestmark = SMALL_RUNS
 
 
-def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
+def test_sides_take_turns_and_the_first_turn_is_a_warm_up() -> None:
     calls: list[str] = []
 
     def side(name: str) -> None:
@@ -47,7 +47,7 @@ def test_an_unknown_part_is_named() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are Linux's")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_measures_and_writes(part: str, tmp_path: Path) -> None:
+def test_every_part_measures_and_writes(part: str, tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     rows = benchmark.run(benchmark.parse([part, "--quick", "--json", str(file)]))[part]
     assert json.loads(file.read_text())[part] == rows

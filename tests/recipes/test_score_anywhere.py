@@ -37,7 +37,7 @@ def run_recipe(name: str, folder: Path) -> Tensor:
 
 
 def test_two_processes_of_a_trainer_score_as_one_does(tmp_path: Path) -> None:
-    """They have eight batches and seven: `score` waited for the other process before."""
+    """They have eight and seven batches; `score` once waited for the other process."""
     expected = run_recipe("predict", tmp_path)
     parts = [torch.load(tmp_path / f"scores_{rank}.pt") for rank in range(2)]
     assert sorted(len(part["positions"]) for part in parts) == [448, 449]

@@ -1,4 +1,4 @@
-"""The recipes that a user copies: each is one short file that needs nothing of ours but the package."""
+"""The recipes that a user copies: each is one short file that needs only the package."""
 
 import ast
 import shutil
@@ -27,7 +27,7 @@ def scalars(log_dir: Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) -> None:
     text = (RECIPES / f"{name}.py").read_text()
-    # The quickstart shows three things, the others one.
+    # The quickstart shows three things, each other recipe one.
     assert len(text.splitlines()) <= {"quickstart": 82, "predict": 50, "ray_data": 50}.get(name, 70)
     public = {"lightning_anomaly", "lightning_anomaly.pruning"}
     for node in ast.walk(ast.parse(text)):
@@ -36,19 +36,17 @@ def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) ->
 
 
 @pytest.mark.slow
-def test_the_quickstart_shows_curves_that_move_a_stop_that_the_losses_confirm_and_six_damaged_digits_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_quickstart_finds_the_damaged_digits_and_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watcher = quickstart.main(log_dir=str(tmp_path))
     planted = sorted(image for images in quickstart.DAMAGED.values() for image in images)
     assert watcher.report is not None
     assert sorted(watcher.report.by_outlier_score[:6]) == planted
-    said = capsys.readouterr().out
-    rows = said.partition("\nposition ")[2].splitlines()[2:8]
+    printed = capsys.readouterr().out
+    rows = printed.partition("\nposition ")[2].splitlines()[2:8]
     assert sorted(int(row.split()[0]) for row in rows) == planted
-    pages = [Path(line.partition("open ")[2]) for line in said.splitlines() if "open " in line]
+    pages = [Path(line.partition("open ")[2]) for line in printed.splitlines() if "open " in line]
     assert [page.name for page in pages if page.is_file()] == ["outliers.html", "browser.html"]
-    assert f"tensorboard --logdir {tmp_path}" in said
+    assert f"tensorboard --logdir {tmp_path}" in printed
 
     logged = scalars(tmp_path / "quickstart/version_0")
     losses, gap = logged["val_loss"], logged["two_sample/confidence_rise"]
@@ -58,11 +56,10 @@ def test_the_quickstart_shows_curves_that_move_a_stop_that_the_losses_confirm_an
     lowest = min(losses)
     assert losses.index(lowest) < len(losses) - 3
     assert 1.1 * lowest < losses[-1]
-    *_, turned, why = said.strip().splitlines()
-    assert (
-        turned == f"Lowest validation loss: {lowest:.3f}, in epoch {losses.index(lowest)}; the last: {losses[-1]:.3f}."
-    )
-    assert f"two_sample/confidence_rise = {gap[-1]:.3f} is above 0.05" in why
+    *_, summary, reason = printed.strip().splitlines()
+    epoch = losses.index(lowest)
+    assert summary == f"Lowest validation loss: {lowest:.3f}, in epoch {epoch}; the last: {losses[-1]:.3f}."
+    assert f"two_sample/confidence_rise = {gap[-1]:.3f} is above 0.05" in reason
 
 
 @pytest.mark.slow
@@ -97,7 +94,7 @@ def test_a_compacted_network_is_smaller(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.slow
-def test_the_configuration_file_trains_with_all_callbacks_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_the_configuration_file_trains_with_all_callbacks_in_an_empty_folder(tmp_path: Path) -> None:
     for name in ("cli.py", "config.yaml"):
         shutil.copy(RECIPES / name, tmp_path)
     command = [sys.executable, "cli.py", "fit", "--config", "config.yaml", "--trainer.max_epochs=6"]

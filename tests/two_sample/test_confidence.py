@@ -1,4 +1,4 @@
-"""Whether the output is more confident on one kind of images, and with what chance of a false alarm."""
+"""The comparison of confidences: areas, gaps, ratios of expected errors, and p-values."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
 
 
 def answers(answer: Callable[[Tensor], Any]) -> Net:
-    """A convolution whose output is given in some way."""
+    """Make a convolution whose output is a function of its maps."""
     conv = nn.Conv2d(1, 3, 3, bias=False)
     conv.weight.data = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     return Net(lambda net, images: answer(net.conv(images)), conv=conv)
@@ -42,10 +42,10 @@ def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_proba
     train, val = IMAGES[:70] * 1.5, IMAGES[70:]
     report = two_sample_test(model, train, val)
     with torch.no_grad():
-        sure = [model(own).double().softmax(1).amax(1) for own in (train, val)]
+        sure = [model(images).double().softmax(1).amax(1) for images in (train, val)]
     assert report.confidence_auc == pytest.approx(roc_auc_score([True] * 70 + [False] * 80, torch.cat(sure)), abs=1e-3)
     assert report.confidence_gap == pytest.approx((sure[0].mean() - sure[1].mean()).item(), abs=1e-6)
-    expected = [1 - own.mean().item() for own in sure]
+    expected = [1 - confidence.mean().item() for confidence in sure]
     assert report.confidence_error_ratio == pytest.approx(expected[1] / expected[0], rel=1e-5)
     assert report.confidence_p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
     assert report.confidence_auc > 0.55
@@ -56,12 +56,12 @@ def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_proba
     assert turned.confidence_error_ratio == pytest.approx(1 / report.confidence_error_ratio)
 
 
-def test_ties_count_half_and_equal_confidences_say_nothing() -> None:
+def test_ties_count_half_and_equal_confidences_have_no_gap() -> None:
     assert compare_confidences(torch.ones(5), torch.ones(9)) == (0.5, 0.0, 1.0)
     assert compare_confidences(torch.tensor([0.5, 1]), torch.tensor([0.5, 0.5]))[0] == 0.75
 
 
-def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_are() -> None:
+def test_errors_are_means_over_positions_of_logits_probabilities_and_their_logarithms() -> None:
     maps = torch.randn(4, 3, 5, 6, generator=RNG)
     found = {}
     for name, output in (("logits", maps), ("probabilities", maps.softmax(1)), ("logarithms", maps.log_softmax(1))):
@@ -73,7 +73,7 @@ def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_ar
         torch.testing.assert_close(found[name], wrong.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_one_logit_is_that_of_two_classes_and_a_mapping_has_logits() -> None:
+def test_one_logit_equals_two_and_a_mapping_has_logits() -> None:
     both = torch.randn(40, 2, generator=RNG) * 3
     one = both[:, 0] - both[:, 1]
     found = []
@@ -86,7 +86,7 @@ def test_one_logit_is_that_of_two_classes_and_a_mapping_has_logits() -> None:
 
 
 def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
-    """To two digits, as in bfloat16; what dips below 0 later, where it was interpolated, is read as they are."""
+    """Probabilities have two digits, as in bfloat16; later ones may be below 0, as after an interpolation."""
     values = torch.tensor([[0.71, 0.2, 0.1]]).repeat(4, 1)
     for first, second, largest in ((values, [1.3, -0.3, 0.0], 0.7), (3 * values, [0.7, 0.2, 0.1], None)):
         expected = ExpectedErrors()
@@ -102,7 +102,7 @@ def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
         assert others.result(1) == found[4]
 
 
-def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> None:
+def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() -> None:
     def errors(margin: float) -> Tensor:
         expected = ExpectedErrors()
         expected.update(torch.tensor([[margin, 0.0]] * 4))
@@ -110,7 +110,7 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
         assert found is not None
         return found
 
-    # Where 1 less the largest probability is 0 in float32.
+    # Although 1 minus the largest probability is 0 in float32.
     assert errors(40)[0].item() == pytest.approx(math.exp(-40), rel=1e-5)
     assert compare_confidences(-errors(40), -errors(20))[0] == 1
     assert mean_error(errors(7)) / mean_error(errors(14)) == pytest.approx(math.exp(7), rel=1e-2)
@@ -127,8 +127,8 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
     ],
 )
-def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer, problem: str) -> None:
-    as_ever = two_sample_test(answers(logits), IMAGES[:70] * 2, IMAGES[70:])
+def test_other_outputs_give_one_note_and_do_not_change_the_filters(answer, problem: str) -> None:
+    expected = two_sample_test(answers(logits), IMAGES[:70] * 2, IMAGES[70:])
     with pytest.warns(UserWarning, match="The output is not compared") as caught:
         report = two_sample_test(answers(answer), IMAGES[:70] * 2, IMAGES[70:])
     assert list(report.notes) == ["output"]
@@ -138,10 +138,10 @@ def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer
     assert report.confidence_error_ratio == 1
     assert "confident" not in str(report)
     assert not report.compares_output
-    assert report.filters == as_ever.filters != {}
+    assert report.filters == expected.filters != {}
 
 
-def test_a_network_without_convolutions_has_an_output_too() -> None:
+def test_outputs_of_a_network_without_convolutions_are_compared() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(81, 5))
@@ -155,7 +155,7 @@ def test_a_network_without_convolutions_has_an_output_too() -> None:
     assert report.where == "in the output, and in no single unit"
 
 
-def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_filters() -> None:
+def test_units_of_linear_layers_are_named_and_do_not_count_as_filters() -> None:
     def tokens(net: Net, x: Tensor) -> Tensor:
         """A convolution, a linear layer over the positions of its map, and two over the image."""
         mixed = net.mix(net.conv(x).flatten(2).transpose(1, 2))
@@ -170,7 +170,7 @@ def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_fi
     assert (list(report.layers), list(report.units)) == (["conv"], ["hidden", "head"])
     assert (list(named.layers), list(named.units)) == (["hidden"], ["head"])
     assert torch.equal(report.units["hidden"].p_value, named.layers["hidden"].p_value)
-    assert max(own.share_p_value for own in (report.units["hidden"], named.layers["hidden"])) <= 0.01
+    assert max(layer.share_p_value for layer in (report.units["hidden"], named.layers["hidden"])) <= 0.01
     convolution = two_sample_test(model.conv, train, val)
     assert report.filters.get("conv") == convolution.filters.get("")
     assert (report.fraction, report.p_value) == (convolution.fraction, convolution.p_value)
@@ -184,15 +184,15 @@ def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_fi
 
 
 @pytest.mark.slow
-def test_of_several_layers_one_is_named_as_seldom_as_of_one() -> None:
-    """At 1% each, one of eight independent layers would be named in eight of a hundred comparisons."""
+def test_the_rate_of_false_alarms_does_not_depend_on_the_number_of_layers() -> None:
+    """At 1% each, one of eight independent layers would be significant in 8% of the comparisons."""
     n, draws = 60, 250
     generator = torch.Generator().manual_seed(0)
     divisions = torch.cat([torch.arange(2 * n)[:, None] < n, random_divisions(n, 2 * n)], 1)
     p_values, named = [], 0
     for _ in range(draws):
         values = torch.rand(8, 6, 2 * n, generator=generator)
-        compared = {str(i): _test_layer(own, divisions, 0.01) for i, own in enumerate(values)}
+        compared = {str(i): _test_layer(layer, divisions, 0.01) for i, layer in enumerate(values)}
         layers = _add_share_p_values(compared)
         alone = [_add_share_p_values({name: layer})[name] for name, layer in compared.items()]
         p_values += [layer.share_p_value for layer in alone]
@@ -202,8 +202,8 @@ def test_of_several_layers_one_is_named_as_seldom_as_of_one() -> None:
 
 
 @pytest.mark.parametrize("significance", [0.01, 1e-4])
-def test_a_layer_of_one_unit_tells_if_it_tells_all_images_apart(significance: float) -> None:
-    """By chance it is found as often as not: only how clearly says more. Below 0.001 no division can be as rare."""
+def test_a_layer_with_one_unit_is_significant_if_it_separates_all_images(significance: float) -> None:
+    """Its share is 0 or 1, so that its p-value decides. No share of divisions can be below 0.001."""
     conv = nn.Conv2d(1, 1, 1)
     with torch.no_grad():
         conv.weight.fill_(1.0)
@@ -216,30 +216,30 @@ def test_a_layer_of_one_unit_tells_if_it_tells_all_images_apart(significance: fl
         assert "'0' (100%)" in report.where
 
 
-def test_the_p_values_of_output_and_filters_are_right_on_images_that_a_trained_network_never_saw(trained) -> None:
-    # 597 images; in float32 rounding, which depends on the batch, would make some of the confidences change places.
+def test_p_values_of_output_and_filters_are_exact_on_images_outside_training(trained) -> None:
+    # In float64, because float32 rounding depends on the batch and may change the order of confidences.
     unseen, model = torch.tensor(load_digits().images[1200:])[:, None] / 16, copy.deepcopy(trained.model).double()
     n = 300
     noise = torch.rand(len(unseen), 1000, generator=torch.Generator().manual_seed(7))
     divisions = noise <= noise.kthvalue(n, dim=0).values
-    reports = [two_sample_test(model, unseen[own], unseen[~own]) for own in divisions.T[:3]]
+    reports = [two_sample_test(model, unseen[first], unseen[~first]) for first in divisions.T[:3]]
 
     sure = model(unseen).softmax(1).amax(1)
-    compared = [compare_confidences(sure[own], sure[~own]) for own in divisions.T]
+    compared = [compare_confidences(sure[first], sure[~first]) for first in divisions.T]
     assert [report.confidence_p_value for report in reports] == pytest.approx([p for *_, p in compared[:3]], rel=1e-3)
     output = torch.tensor([p_value for *_, p_value in compared])
 
     layers = [model[:1], model[:3], model[:7]]
     values = torch.cat([functional.relu(part(unseen)).amax((2, 3)).T for part in layers])
-    told = rank_test(values[torch.cat([layer.live for layer in reports[0].layers.values()])], divisions)[1] <= 0.01
-    fractions = told.double().mean(0)
-    # What each of the divisions would report: its share among those of the divisions that every report is made of.
-    filters = torch.tensor([permutation_p_value(own, reports[0].chance) for own in fractions.tolist()])
+    live = torch.cat([layer.live for layer in reports[0].layers.values()])
+    fractions = (rank_test(values[live], divisions)[1] <= 0.01).double().mean(0)
+    # The p-value that each division would have, by the random divisions of a report.
+    filters = torch.tensor([permutation_p_value(fraction, reports[0].chance) for fraction in fractions.tolist()])
     assert [report.fraction for report in reports] == pytest.approx(fractions[:3].tolist())
     assert [report.p_value for report in reports] == pytest.approx(filters[:3].tolist(), abs=0.05)
     chance = reports[0].chance
     possible = torch.tensor([permutation_p_value(fraction, chance) for fraction in chance.unique().tolist()])
     for level in (0.01, 0.05, 0.5):
-        # Right, and not merely cautious: a share of filters has few values, so there are few p-values.
+        # Exact, not only conservative; the filters have few possible p-values.
         for p_values, largest in ((output, level), (filters, possible[possible <= level].max().item())):
             assert (p_values <= level).sum() == pytest.approx(1000 * largest, abs=4 * (1000 * largest) ** 0.5)

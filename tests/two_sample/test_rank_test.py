@@ -1,4 +1,4 @@
-"""The rank test for all filters at once is the oracles' for each, and chance is counted right."""
+"""The rank test of all filters is scipy's for each filter, and permutation p-values are exact."""
 
 import math
 
@@ -13,13 +13,13 @@ VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties
 
 
 def two_groups(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas and p-values `(F,)` of values `(F, n)` and `(F, m)`."""
+    """Compute areas and p-values `(F,)` of values `(F, n)` and `(F, m)`."""
     n_first, n_samples = first.shape[1], first.shape[1] + second.shape[1]
     area, p_value = rank_test(torch.cat([first, second], 1), torch.arange(n_samples)[:, None] < n_first)
     return area[:, 0], p_value[:, 0]
 
 
-def test_any_increasing_scale_and_any_order_of_the_samples_change_nothing() -> None:
+def test_results_depend_neither_on_the_scale_nor_on_the_order_of_samples() -> None:
     before = two_groups(VALUES[:, :20], VALUES[:, 20:])
     order = torch.cat([torch.randperm(20, generator=RNG), 20 + torch.randperm(40, generator=RNG)])
     for values in ((3 * VALUES.double() - 7).exp(), VALUES[:, order]):
@@ -27,7 +27,7 @@ def test_any_increasing_scale_and_any_order_of_the_samples_change_nothing() -> N
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_many_divisions_at_once_are_scipys_one_at_a_time() -> None:
+def test_results_of_many_divisions_are_scipys_for_each() -> None:
     divisions = random_divisions(20, 60)[:, :8]
     areas, p_values = rank_test(VALUES, divisions)
     for column, first in enumerate(divisions.T):
@@ -40,7 +40,7 @@ def test_many_divisions_at_once_are_scipys_one_at_a_time() -> None:
     assert rank_test(VALUES[:0], divisions)[1].shape == (0, 8)
 
 
-def test_divisions_are_random_and_always_the_same() -> None:
+def test_divisions_are_random_and_reproducible() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     divisions = random_divisions(30, 90)
@@ -57,22 +57,22 @@ def test_the_permutation_p_value_counts_the_true_division_too() -> None:
     assert [permutation_p_value(found, chance) for found in (0.0, 0.2, 0.3)] == [1.0, 3 / 5, 1 / 5]
 
 
-def test_a_filter_with_one_value_tells_nothing() -> None:
+def test_a_constant_filter_has_area_one_half_and_p_value_1() -> None:
     area, p_value = two_groups(torch.ones(2, 5), torch.ones(2, 7))
     assert area.tolist() == [0.5, 0.5]
     assert p_value.tolist() == [1, 1]
 
 
-def test_of_many_layers_chance_finds_any_as_often_as_one_and_a_layer_that_is_told_apart_is_found() -> None:
-    """Each division in turn is taken for the actual one: all are alike, so 1% of them may have a p-value of 1%."""
+def test_layer_p_values_are_exact_for_many_layers_and_small_for_a_clear_one() -> None:
+    """If each division in turn is the actual one, 1% of them must have a p-value of 1%."""
     found = torch.randn(60, 1000, generator=RNG).exp().mul(3).round()
     smallest = torch.rand(60, 1000, generator=RNG, dtype=torch.float64) / (1 + found)
     p_values = [layer_p_values(found.roll(-place, 1), smallest.roll(-place, 1)) for place in range(1000)]
-    least = torch.tensor([min(own) for own in p_values])
+    least = torch.tensor([min(of_division) for of_division in p_values])
     assert [int((least <= level).sum()) for level in (0.01, 0.05)] == [10, 50]
     found[7, 0], smallest[7, 0] = 300, 1e-9
-    told = layer_p_values(found, smallest)
-    assert told[7] == min(told) == 0.001
+    p_value = layer_p_values(found, smallest)
+    assert p_value[7] == min(p_value) == 0.001
     assert layer_p_values(found[7:8], smallest[7:8]) == [0.001]
 
 

@@ -1,4 +1,4 @@
-"""How far the ratio of expected errors has risen, and how sure that is."""
+"""The rise of the ratio of expected errors, and its standard error."""
 
 import math
 from statistics import geometric_mean
@@ -13,13 +13,13 @@ from lightning_anomaly.two_sample.rise import ErrorRise, level_of, mean_level, r
 def added(
     ratios: list[float], rise: ErrorRise | None = None, n: int = 1000, scales: list[float] | None = None
 ) -> list[float]:
-    """The rises, where all images are alike; `scales` are the expected errors of the training images."""
+    """Compute rises for equal images; `scales` are the expected errors of the training images."""
     rise, ones = rise or ErrorRise(), torch.ones(n)
     pairs = zip(ratios, scales or [0.1] * len(ratios), strict=True)
     return [rise.add(ones * scale, ones * scale * ratio) for ratio, scale in pairs]
 
 
-def test_a_level_is_a_mean_of_three_and_the_rise_is_over_the_lowest_whenever_that_was() -> None:
+def test_a_rise_is_that_of_the_mean_of_three_over_its_lowest_value() -> None:
     ratios = [1.5, 1.5, 1.56, 1.47, 1.5, 1.5, 1.53, 1.53, 1.53]
     rises = added(ratios)
     assert rises[:2] == [0, 0]
@@ -27,12 +27,12 @@ def test_a_level_is_a_mean_of_three_and_the_rise_is_over_the_lowest_whenever_tha
     assert added([1.5, 1.2, 1.1, 0.8])[-1] == 0
 
 
-def test_each_validation_counts_the_same_however_many_errors_are_expected_at_it() -> None:
+def test_validations_have_equal_weights_whatever_their_expected_errors() -> None:
     ratios = [1.3, 1.3, 1.0, 1.3, 1.3, 1.3]
     assert added(ratios, scales=[0.1, 0.1, 0.7, 0.1, 0.05, 0.02]) == pytest.approx(added(ratios), rel=1e-4)
 
 
-def test_what_is_saved_goes_on_and_other_images_begin_anew() -> None:
+def test_a_restored_state_continues_and_other_images_start_anew() -> None:
     first = ErrorRise()
     added([1.0, 1.0, 1.0, 1.3], first)
     resumed = ErrorRise()
@@ -45,13 +45,13 @@ def test_what_is_saved_goes_on_and_other_images_begin_anew() -> None:
 
 
 def errors(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Expected errors of the same images twice: few are uncertain, and mostly the same ones."""
+    """Draw expected errors of the same images twice; few are uncertain, and mostly the same."""
     before = torch.rand(count, generator=generator) ** 6
     return before, (before * torch.empty(count).uniform_(0.5, 1.1, generator=generator) + 0.01).clamp(max=1)
 
 
-def test_the_standard_error_is_how_far_changes_spread_from_one_draw_of_images_to_the_next() -> None:
-    """In a mean of three validations what differs from one to the next averages out, and counts less than in one."""
+def test_the_standard_error_is_the_spread_of_changes_over_draws_of_images() -> None:
+    """The mean of three validations has a smaller spread than one."""
     generator = torch.Generator().manual_seed(0)
     for validations, draws in ((1, 800), (3, 250)):
         changes, expected = [], []
@@ -64,7 +64,7 @@ def test_the_standard_error_is_how_far_changes_spread_from_one_draw_of_images_to
         assert torch.tensor(expected).mean().item() == pytest.approx(spread, rel=0.08)
 
 
-def test_of_a_small_group_the_errors_expected_of_as_many_images_count() -> None:
+def test_too_few_expected_errors_are_counted_in_the_smaller_group() -> None:
     rise, ones = ErrorRise(), torch.ones(1000)
     for count, few in ((79, True), (80, False)):  # 9.875 errors, and just 10
         for _ in range(3):
@@ -72,7 +72,7 @@ def test_of_a_small_group_the_errors_expected_of_as_many_images_count() -> None:
         assert rise.too_few_expected_errors == few
 
 
-def test_a_rise_that_chance_explains_is_none() -> None:
+def test_a_rise_within_four_standard_errors_is_0() -> None:
     generator = torch.Generator().manual_seed(1)
     train, val = errors(100, generator)[0], errors(100, generator)[0]
     lowest = level_of(train, val)
@@ -84,11 +84,11 @@ def test_a_rise_that_chance_explains_is_none() -> None:
         assert found == pytest.approx(factor - 1 if counts else 0)
 
 
-def test_fifty_looks_at_a_network_that_is_right_in_nearly_all_and_does_not_overfit_find_next_to_nothing() -> None:
+def test_fifty_validations_without_overfitting_give_at_most_5_percent_false_alarms() -> None:
     generator = torch.Generator().manual_seed(0)
     alarms = alarms_of_a_tenth = 0
     for _ in range(40):
-        # The logit of each image's expected error wanders, alike for both kinds: 1% on average, most of it in a few.
+        # The logit of each image fluctuates, alike for both kinds; the mean error is 1%, mostly of few images.
         logits, rise, rises, ratios = torch.randn(2, 1000, generator=generator), ErrorRise(), [], []
         for _ in range(50):
             logits = 0.9 * logits + (1 - 0.9**2) ** 0.5 * torch.randn(2, 1000, generator=generator)
@@ -102,7 +102,7 @@ def test_fifty_looks_at_a_network_that_is_right_in_nearly_all_and_does_not_overf
     assert alarms_of_a_tenth == 40  # without a look at the standard error
 
 
-def test_of_a_network_that_is_sure_of_everything_it_is_finite_as_it_is_logged() -> None:
+def test_rises_of_certain_networks_are_finite_in_float32() -> None:
     nothing, all_wrong = torch.zeros(100), torch.full((100,), 0.9)
     assert rise_over(level_of(nothing, nothing), level_of(nothing, nothing)) == 0
     largest = rise_over(level_of(all_wrong, nothing), level_of(nothing, all_wrong))
@@ -110,7 +110,7 @@ def test_of_a_network_that_is_sure_of_everything_it_is_finite_as_it_is_logged() 
     assert torch.isfinite(torch.tensor(largest, dtype=torch.float32))
 
 
-def test_few_errors_expected_of_either_kind_are_enough_and_a_level_of_fewer_is_not_the_lowest() -> None:
+def test_levels_with_too_few_expected_errors_of_both_kinds_do_not_count() -> None:
     rise = ErrorRise()
     added([1.0] * 3, rise, scales=[0.02] * 3)
     assert added([200.0] * 3, rise, scales=[1e-4] * 3)[-1] == pytest.approx(199, rel=1e-3)

@@ -1,4 +1,4 @@
-"""What tells the images of one kind from those of another is found, and the rest is not."""
+"""`two_sample_test` finds filters that respond differently to two kinds of images, and no others."""
 
 import math
 import re
@@ -18,14 +18,14 @@ IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
 
 
 def pair() -> Net:
-    """Two filters, of which the second one sees how bright an image is, and one that is never called."""
+    """Two filters, the second of which responds to the brightness, and a layer that is never called."""
     layers = {"conv": nn.Conv2d(1, 2, 1, bias=False), "norm": nn.BatchNorm2d(2), "idle": nn.Conv2d(1, 1, 1)}
     layers["conv"].weight.data = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
     return Net(lambda net, images: net.norm(net.conv(images)), **layers)
 
 
 @pytest.mark.parametrize(("n_train", "n_val", "active"), [(100, 1000, 54), (100, 1000, 55), (300, 300, 10)])
-def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_val: int, active: int) -> None:
+def test_silent_filters_give_no_false_alarms(n_train: int, n_val: int, active: int) -> None:
     values = torch.zeros(3000, n_train + n_val)
     for row in values:
         row[torch.randperm(len(row), generator=RNG)[:active]] = torch.rand(active, generator=RNG)
@@ -36,7 +36,7 @@ def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_v
     assert found.live.any() == found.live.all()
 
 
-def test_the_filter_that_responds_otherwise_is_found_and_no_other() -> None:
+def test_only_the_filter_that_responds_differently_is_found() -> None:
     train, val = IMAGES[:70], IMAGES[70:]
     with pytest.warns(UserWarning, match="'idle' is left out"):
         report = two_sample_test(pair(), train + 1, val)
@@ -51,7 +51,7 @@ def test_the_filter_that_responds_otherwise_is_found_and_no_other() -> None:
     assert two_sample_test(pair(), train, val, layers=["conv"], significance=1.0).count == 1
 
 
-def test_the_share_is_compared_with_those_of_the_same_images_divided_otherwise() -> None:
+def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 30, 3))
     images = IMAGES.clone()
@@ -68,28 +68,29 @@ def test_the_share_is_compared_with_those_of_the_same_images_divided_otherwise()
     assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
 
 
-def test_a_report_is_a_table_and_sums_over_layers() -> None:
+def test_a_report_has_a_table_and_totals() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))
     report = two_sample_test(network, IMAGES[:70] * 3, IMAGES[70:])
-    told = {name: len(filters) for name, filters in report.filters.items()}
-    assert report.count == sum(told.values()) > 0
+    counts = {name: len(filters) for name, filters in report.filters.items()}
+    assert report.count == sum(counts.values()) > 0
     live = {name: int(layer.live.sum()) for name, layer in report.layers.items()}
     assert report.fraction == report.count / sum(live.values())
-    assert report.fraction_in(["2", "absent"]) == told.get("2", 0) / live["2"]
+    assert report.fraction_in(["2", "absent"]) == counts.get("2", 0) / live["2"]
     assert report.fraction_in([]) == 0
     for text in (str(report), repr(report)):
-        assert re.search(rf"^0 +4 +{live['0']} +{told['0']} +{told['0'] / live['0']:.3f} ", text, flags=re.MULTILINE)
+        row = rf"^0 +4 +{live['0']} +{counts['0']} +{counts['0'] / live['0']:.3f} "
+        assert re.search(row, text, flags=re.MULTILINE)
         assert f"{report.count} filters" in text
         assert f"and the 80 validation images; {100 * report.p_value:.1f}% of random divisions" in text
     assert report._repr_html_().startswith("<table>")
 
 
-BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `pair` responds to the one kind alone
+BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `pair` responds only to the first
 
 
 @pytest.mark.parametrize(("n_train", "n_val"), [(9, 100), (100, 2)])
-def test_of_too_few_images_nothing_is_said_and_ten_of_each_are_enough(n_train: int, n_val: int) -> None:
+def test_ten_images_of_each_kind_are_required(n_train: int, n_val: int) -> None:
     said = rf"{n_train} training and {n_val} validation images .* at least 10 of each"
     with pytest.warns(UserWarning, match=said) as caught:
         report = two_sample_test(pair(), BRIGHT[:n_train], DARK[:n_val], layers=["conv"])
@@ -97,22 +98,22 @@ def test_of_too_few_images_nothing_is_said_and_ten_of_each_are_enough(n_train: i
     assert [str(warning.message) for warning in caught] == [note]
     assert f"note: {note}" in str(report)
     assert (report.filters, report.p_value, report.compares_output) == ({}, 1, False)
-    told = two_sample_test(pair(), BRIGHT[:10], DARK[:10], layers=["conv"])  # without a word: warnings are errors
-    assert told.filters == {"conv": [1]}
-    assert told.layers["conv"].p_value[1] <= 0.01
+    report = two_sample_test(pair(), BRIGHT[:10], DARK[:10], layers=["conv"])  # without a warning
+    assert report.filters == {"conv": [1]}
+    assert report.layers["conv"].p_value[1] <= 0.01
 
 
-def test_filters_that_are_silent_on_nearly_all_images_are_said() -> None:
+def test_filters_that_are_silent_on_nearly_all_images_give_a_note() -> None:
     images = torch.where(torch.arange(300)[:, None, None, None] % 25 == 0, BRIGHT.repeat(2, 1, 1, 1), -1.0)
     with pytest.warns(UserWarning, match="None of the 2 filters responds to enough of the 50 training and 50 valid"):
         report = two_sample_test(pair(), images[:50], images[50:100], layers=["conv"])
     assert not report.layers["conv"].live.any()
-    told = two_sample_test(pair(), images[:125], images[125:250], layers=["conv"])
-    assert told.layers["conv"].live.tolist() == [False, True]
+    report = two_sample_test(pair(), images[:125], images[125:250], layers=["conv"])
+    assert report.layers["conv"].live.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("lost", [[0], [0, 1]])
-def test_filters_with_nan_are_not_judged_nor_called_silent_and_the_others_are(lost: list[int]) -> None:
+def test_filters_with_nan_are_left_out_with_a_note(lost: list[int]) -> None:
     model = pair()
     model.conv.weight.data[lost] = torch.nan
     with (
@@ -125,10 +126,10 @@ def test_filters_with_nan_are_not_judged_nor_called_silent_and_the_others_are(lo
     assert set(report.notes) == {"output", "conv nonfinite"}
 
 
-def test_chance_is_counted_in_whole_numbers_whatever_the_default_type() -> None:
+def test_chance_does_not_depend_on_the_default_dtype() -> None:
     conv = nn.Conv2d(1, 600, 1)
     expected = two_sample_test(conv, IMAGES[:70], IMAGES[70:], significance=0.5).chance
-    assert expected.max() > 0.9  # many of the 600, all of which see the same pixels
+    assert expected.max() > 0.9  # many of the 600 filters, which all see the same pixels
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)  # as Lightning does for "bf16-true"
     try:
@@ -138,7 +139,7 @@ def test_chance_is_counted_in_whole_numbers_whatever_the_default_type() -> None:
     assert torch.equal(found, expected)
 
 
-def test_precision_three_axes_and_the_arguments_of_a_call_are_taken_as_they_are() -> None:
+def test_volumes_in_bfloat16_and_call_arguments_are_accepted() -> None:
     model = nn.Conv3d(1, 3, 1).bfloat16()
     nn.init.ones_(model.weight)
     train, val = (torch.randn(count, 1, 2, 3, 4, generator=RNG).bfloat16() for count in (20, 30))

@@ -1,4 +1,4 @@
-"""The rule for isolated samples: few false alarms in any distribution, outliers found, and nothing else matters."""
+"""The rule for isolated samples has few false alarms in any distribution, finds outliers, and has its invariances."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def below_zero(share: float, normal: Callable[[], Tensor]) -> Tensor:
-    """Values of which a share is below zero, to be rectified."""
+    """Draw values with a given share below zero."""
     return normal() - torch.special.ndtri(torch.tensor(share, dtype=torch.float64))
 
 
@@ -40,10 +40,10 @@ DISTRIBUTIONS: dict[str, Callable[[Callable[[], Tensor]], Tensor]] = {
 def draw(
     name: str, filters: int, samples: int = 512, size: tuple[int, ...] = (2,), planted: int = 0, far: float = 0
 ) -> tuple[Tensor, Tensor]:
-    """Points `(F, N, 2)` and extremes `(F, N, 2)` of filters with values, points or maps of a distribution.
+    """Draw points `(F, N, 2)` and extremes `(F, N, 2)` of filters with values, points or maps of a distribution.
 
-    The first samples may be planted ones, so many standard deviations away: values and points from zero along the first
-    axis, with a tenth of a standard deviation between them, and maps from what they were.
+    The first `planted` samples are `far` standard deviations away: values and points from zero along the first axis,
+    0.1 standard deviations apart, and maps from their original values.
     """
     generator = torch.Generator().manual_seed(1)
     shape = filters, samples, *size
@@ -63,9 +63,9 @@ def draw(
 
 
 def flagged(drawn: tuple[Tensor, Tensor]) -> float:
-    """Share of the filters that set samples apart."""
-    found, extremes = drawn
-    return isolated_samples(found, FRACTION, extremes).any(1).double().mean().item()
+    """Compute the share of filters with isolated samples."""
+    coordinates, extremes = drawn
+    return isolated_samples(coordinates, FRACTION, extremes).any(1).double().mean().item()
 
 
 def points() -> Tensor:
@@ -85,13 +85,13 @@ def points() -> Tensor:
         ("lognormal", 150, 128, (2,)),
     ],
 )
-def test_at_most_one_filter_in_a_hundred_is_a_false_alarm(name, filters, samples, size):
+def test_at_most_one_percent_of_filters_are_false_alarms(name, filters, samples, size):
     alarms = flagged(draw(name, filters, samples, size)) * filters
-    assert alarms <= 0.01 * filters + 3 * math.sqrt(0.01 * filters)  # and three standard deviations
+    assert alarms <= 0.01 * filters + 3 * math.sqrt(0.01 * filters)  # plus three standard deviations
 
 
-def test_of_many_filters_with_the_heaviest_tail_as_many_are_false_alarms_as_is_documented():
-    """Between the nominal share and one and a half times that, which a few hundred cannot tell."""
+def test_false_alarms_with_the_heaviest_tail_are_as_frequent_as_documented():
+    """Between the nominal share and 1.5 times that; a few hundred filters could not show this."""
     found, _ = draw("Student t3", 4000)
     assert 0.005 <= isolated_samples(found, FRACTION).any(1).double().mean().item() <= 0.0075
 
@@ -116,9 +116,9 @@ SHAPES = (1e-9, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)  # of the t
 
 
 def probability(row: np.ndarray, k: int, others: np.ndarray) -> float:
-    """How probable a gap as wide as that behind the k outermost distances is, by the tail of some other gaps.
+    """Compute the probability of a gap as wide as that behind the k outermost distances, by the tail of other gaps.
 
-    One shape at a time, from the formulas of `isolated_samples`; distances come the farthest first.
+    One shape at a time, from the formulas of `isolated_samples`; distances are in descending order.
     """
     place, n = np.arange(1, len(row) // 2 + 2), others.sum()
     gaps = (place * -np.diff(row, append=0)[: len(place)])[:-1]
@@ -137,7 +137,7 @@ def probability(row: np.ndarray, k: int, others: np.ndarray) -> float:
     return weights @ probabilities / weights.sum()
 
 
-def test_a_set_is_apart_from_the_level_on_that_the_formulas_give():
+def test_a_set_of_samples_is_isolated_exactly_from_the_level_of_the_formulas_on():
     place = np.arange(1, 65)
     rows = torch.cat([draw(name, 20, 129)[0].norm(dim=2) for name in ("Gaussian", "Student t3", "lognormal")])
     for row in -np.sort(-rows.numpy()):
@@ -148,16 +148,16 @@ def test_a_set_is_apart_from_the_level_on_that_the_formulas_give():
             assert find_borders(row[None], k, 0.999 * level) > row[k - 1]
 
 
-def test_the_samples_set_apart_are_the_planted_ones_up_to_the_rare_fraction():
+def test_isolated_samples_are_the_planted_ones_up_to_the_rare_fraction():
     found = isolated_samples(points(), FRACTION)
-    assert [own.nonzero()[:, 0].tolist() for own in found] == [[7], [3, 50, 200, 511], [], [], [], []]
-    for samples, fraction, most in ((512, FRACTION, 10), (100, 0.07, 7), (100, 0.29, 29)):  # whatever rounding does
+    assert [row.nonzero()[:, 0].tolist() for row in found] == [[7], [3, 50, 200, 511], [], [], [], []]
+    for samples, fraction, most in ((512, FRACTION, 10), (100, 0.07, 7), (100, 0.29, 29)):  # despite rounding
         several = gaussian(2, samples, 2)
         several[0, :most] = several[1, : most + 1] = torch.tensor([20.0, 0.0])
         assert isolated_samples(several, fraction).sum(1).tolist() == [most, 0]
 
 
-def test_order_scale_rotation_and_place_do_not_matter():
+def test_isolation_does_not_depend_on_order_scale_rotation_and_location():
     found = isolated_samples(points(), FRACTION)
     order = torch.randperm(512, generator=torch.Generator().manual_seed(3))
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
@@ -166,17 +166,15 @@ def test_order_scale_rotation_and_place_do_not_matter():
         assert torch.equal(isolated_samples(changed, FRACTION), found)
 
 
-def test_a_filter_alone_is_judged_as_in_the_batch():
+def test_isolation_in_a_filter_does_not_depend_on_other_filters():
     many, extremes = map(torch.cat, zip(*(draw(name, 4, 200) for name in DISTRIBUTIONS), strict=True))
-    for other in (None, extremes):
-        alone = [
-            isolated_samples(many[i : i + 1], 0.05, None if other is None else other[i : i + 1])
-            for i in range(len(many))
-        ]
-        assert torch.equal(torch.cat(alone), isolated_samples(many, 0.05, other))
+    for parts in ((many,), (many, extremes)):
+        filters = zip(*(part.split(1) for part in parts), strict=True)
+        alone = [isolated_samples(points, 0.05, *extreme) for points, *extreme in filters]
+        assert torch.equal(torch.cat(alone), isolated_samples(many, 0.05, *parts[1:]))
 
 
-def test_extremes_see_what_the_points_do_not_in_any_scale_of_either():
+def test_samples_are_isolated_by_extremes_in_any_scale():
     extremes = gaussian(3, 512, 2, seed=1)
     extremes[1, 30, 0], extremes[2, 100, 1] = 12, -12
     for scales in ([1, 1], [1e6, 1e-6]):
@@ -185,14 +183,14 @@ def test_extremes_see_what_the_points_do_not_in_any_scale_of_either():
 
 
 @pytest.mark.parametrize("far", [1e3, 1e8, 1e10])
-def test_a_sample_is_set_apart_however_far_out_it_is(far):
+def test_a_sample_is_isolated_at_any_distance(far):
     found, ordinary = points(), gaussian(1, 512, 2)
     found[0, 7] *= far
     assert isolated_samples(found, FRACTION)[0].nonzero().tolist() == [[7]]
     assert isolated_samples(ordinary, FRACTION, found[:1]).nonzero().tolist() == [[0, 7]]
 
 
-def test_extremes_that_are_the_same_or_not_finite_tell_nothing():
+def test_constant_and_nonfinite_extremes_are_ignored():
     extremes = torch.ones(6, 512, 2)
     extremes[3, 7] = -math.inf
     extremes[4] = math.nan
@@ -200,7 +198,7 @@ def test_extremes_that_are_the_same_or_not_finite_tell_nothing():
 
 
 @pytest.mark.parametrize("samples", [0, 1, 10, 49, 50, 60])
-def test_few_samples_are_not_judged_or_judged_without_complaint(samples):
+def test_few_samples_are_not_isolated(samples):
     few = gaussian(3, samples, 2)
     found = isolated_samples(few, FRACTION, few)
     assert found.shape == (3, samples)
@@ -208,7 +206,7 @@ def test_few_samples_are_not_judged_or_judged_without_complaint(samples):
     assert isolated_samples(few[:0], FRACTION).shape == (0, samples)
 
 
-def test_tails_of_fewer_than_20_gaps_and_points_in_a_few_places_are_not_judged():
+def test_tails_with_fewer_than_20_gaps_and_few_distinct_points_are_not_judged():
     silent = torch.zeros(4, 512, 2, dtype=torch.float64)
     silent[1, :4] = 5 + gaussian(4, 2)
     silent[2, :20], silent[3, :21] = 5 + gaussian(20, 2), 5 + gaussian(21, 2)

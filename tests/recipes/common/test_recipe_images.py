@@ -1,4 +1,4 @@
-"""Images are loaded, split, changed and put into loaders as they are said to be."""
+"""Images are loaded, split, damaged and put into loaders as documented."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ from recipes.common.data import ImageData, crop_and_flip, load_images, make_load
 
 @pytest.fixture
 def images() -> Tensor:
-    """Mid-tones without flat areas, which every kind of damage changes."""
+    """Images of mid-tones without flat areas, which every kind of damage changes."""
     return torch.randint(40, 120, (30, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def numbered(n: int = 40) -> ImageData:
-    """Every image and its label carry the image's number, so that a split can be followed."""
+    """Make images whose pixels and labels are the image's number, so that a split can be followed."""
     numbers = torch.arange(n + 5)
     every = numbers.to(torch.uint8)[:, None, None, None].repeat(1, 1, 16, 16)
     return ImageData(every[:n], numbers[:n], every[:0], numbers[:0], every[n:], numbers[n:], n + 5)
 
 
-def test_files_are_read_in_medmnists_layout_and_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_files_are_read_in_medmnists_layout_and_a_missing_one_is_named(tmp_path: Path) -> None:
     arrays = {"train_images": np.full((4, 8, 8, 3), 7, np.uint8), "train_labels": np.arange(4)[:, None],
               "test_images": np.zeros((2, 8, 8, 3), np.uint8), "test_labels": np.arange(2)}  # fmt: skip
     arrays["train_images"][:, 0, :, 2] = 9
@@ -39,7 +39,7 @@ def test_files_are_read_in_medmnists_layout_and_what_is_missing_is_named(tmp_pat
     assert (digits.train_images.shape, len(digits.test_labels), digits.n_classes) == ((1500, 1, 16, 16), 297, 10)
 
 
-def test_what_is_random_depends_on_its_seed_alone() -> None:
+def test_random_functions_depend_only_on_their_seed() -> None:
     state = torch.get_rng_state()
     draws = [
         [
@@ -55,7 +55,7 @@ def test_what_is_random_depends_on_its_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_parts_of_a_split_are_disjoint_and_images_stay_with_their_labels() -> None:
+def test_the_parts_of_a_split_are_disjoint_and_images_keep_their_labels() -> None:
     data, fewer = split(numbered(40), 99, 10, seed=1), split(numbered(40), 5, 10, seed=1)
     assert sorted(data.train_labels.tolist() + data.val_labels.tolist()) == list(range(40))
     assert torch.equal(fewer.val_labels, data.val_labels)
@@ -85,7 +85,7 @@ def test_crop_and_flip_only_shifts_and_mirrors() -> None:
     assert same.any(0).any(0).any(0).all()
 
 
-def test_loaders_shuffle_training_and_keep_validation_in_order() -> None:
+def test_loaders_shuffle_training_images_and_not_validation_images() -> None:
     data = split(numbered(), 10, 10, seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -101,7 +101,7 @@ def test_loaders_shuffle_training_and_keep_validation_in_order() -> None:
     assert sorted(labels.tolist()) == sorted(data.train_labels.tolist())
 
 
-def test_label_noise_changes_exactly_its_share_and_always_to_another_class() -> None:
+def test_label_noise_changes_exactly_its_share_to_other_classes() -> None:
     labels = torch.arange(203) % 10
     noisy, changed = with_label_noise(labels, 0.333, 10, seed=5)
     assert int(changed.sum()) == round(0.333 * 203)
@@ -131,22 +131,22 @@ def test_images_are_damaged_in_turn(images: Tensor) -> None:
     damaged = damage_in_turn(images, foreign, 7)
     assert torch.equal(images, before)
     assert (damaged != images).flatten(1).any(1).all()
-    # Of the seven kinds the first two take five of the thirty images, the others four.
-    for own in (0 * images, (images.int() * 4).clamp(max=255), 255 - images, torch.full_like(images, 200)):
-        assert (damaged == own).flatten(1).all(1).sum() == 4
+    # Of the seven kinds, the first two have five of the thirty images, the others four.
+    for expected in (0 * images, (images.int() * 4).clamp(max=255), 255 - images, torch.full_like(images, 200)):
+        assert (damaged == expected).flatten(1).all(1).sum() == 4
     assert not (damage_in_turn(images, None, 7) == 200).flatten(1).all(1).any()
 
 
-def test_every_other_kind_keeps_what_it_says(images: Tensor) -> None:
+def test_every_other_kind_does_what_its_name_says(images: Tensor) -> None:
     foreign = {"digits": torch.full((40, 1, 8, 8), 200, dtype=torch.uint8)}
-    found = damage_all(images, foreign, seed=0)
+    damaged = damage_all(images, foreign, seed=0)
     others = {"digits", "photographs", "blended"}  # 16x16 is too small for corruptions
-    assert {*found} == {*others, *GROUPS["geometry"], *GROUPS["plain"]}
-    assert {(own.shape, own.dtype) for own in found.values()} == {(images.shape, torch.uint8)}
-    assert all((own != images).flatten(1).any(1).all() for own in found.values())
+    assert {*damaged} == {*others, *GROUPS["geometry"], *GROUPS["plain"]}
+    assert {(part.shape, part.dtype) for part in damaged.values()} == {(images.shape, torch.uint8)}
+    assert all((part != images).flatten(1).any(1).all() for part in damaged.values())
     for kind in ("quarter_turn", "half_turn", "upside_down", "transposed", "shifted"):  # the same pixels elsewhere
-        assert torch.equal(found[kind].flatten(2).sort().values, images.flatten(2).sort().values)
-    torch.testing.assert_close(found["quarter_turn"].rot90(3, (2, 3)), images)
-    assert (found["digits"] == 200).all()
-    assert torch.equal(found["blended"][1].int(), (images[1].int() + images[0].int()) // 2)
-    assert found["cropped"].float().std() < images.float().std()  # enlarged, so smoother
+        assert torch.equal(damaged[kind].flatten(2).sort().values, images.flatten(2).sort().values)
+    torch.testing.assert_close(damaged["quarter_turn"].rot90(3, (2, 3)), images)
+    assert (damaged["digits"] == 200).all()
+    assert torch.equal(damaged["blended"][1].int(), (images[1].int() + images[0].int()) // 2)
+    assert damaged["cropped"].float().std() < images.float().std()  # enlarged, so smoother

@@ -1,4 +1,4 @@
-"""The networks of the laboratory."""
+"""The networks of the experiments."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The figures show what the tables say."""
+"""Figures are drawn from the recorded lines."""
 
 import pytest
 
@@ -16,8 +16,7 @@ def test_a_figure_is_drawn(name: str) -> None:
 
 
 def test_curves_are_means_over_the_seeds() -> None:
-    some = runs("h1")
-    own = some[(some.network == "alexnet") & (some.data == "cifar10") & (some.condition == "noise10") & ~some.long]
-    curves = [signal(line, "val_loss") for line in own.line]
+    lines = runs("h1").query("network == 'alexnet' and data == 'cifar10' and condition == 'noise10' and not long").line
+    curves = [signal(line, "val_loss") for line in lines]
     shown = {line.get_label(): line.get_ydata() for line in FIGURES["h1.png"]().axes[0].get_lines()}
     assert shown["noise10"] == pytest.approx([sum(values) / 3 for values in zip(*curves, strict=True)])

@@ -1,4 +1,4 @@
-"""What is measured, against other ways to the same numbers."""
+"""The measurements of the experiments, compared with independent computations."""
 
 import copy
 import math
@@ -32,11 +32,11 @@ def test_class_separation_is_that_of_an_analysis_of_variance() -> None:
     labels = torch.arange(60) % 4
     flat = torch.stack([POINTS[:, :, 0], torch.zeros(5, 60, dtype=torch.float64)], 2)
     f, _ = f_classif(flat[:, :, 0].T.numpy(), labels.numpy())
-    expected = torch.from_numpy(3 * f / (3 * f + 56))  # between over total, from their ratio
+    expected = torch.from_numpy(3 * f / (3 * f + 56))  # share of the total, from the ratio of between to within
     torch.testing.assert_close(h1.class_separation(flat, labels), expected)
 
 
-def test_layer_statistics_count_what_was_planted(trained: Any) -> None:
+def test_layer_statistics_are_those_of_a_loop_over_filters(trained: Any) -> None:
     report = analyze(trained.model, trained.probe)
     layer = next(layer for layer in report.layers.values() if layer.filters("anomaly"))
     labels = torch.arange(len(trained.probe)) % 3
@@ -45,11 +45,11 @@ def test_layer_statistics_count_what_was_planted(trained: Any) -> None:
     assert found["live"] == len(layer.verdicts) - len(layer.filters("dead"))
     assert found["set_apart"] == len(layer.isolated_filters)
     points, outliers = layer.points.double(), layer.outliers
-    far = 0
+    isolated = 0
     for index in layer.filters("anomaly"):
         distances = np.linalg.norm(points[index, outliers[index]][:, None] - points[index, ~outliers[index]], axis=2)
-        far += distances.min() >= 1
-    assert found["isolated"] == far
+        isolated += distances.min() >= 1
+    assert found["isolated"] == isolated
     live = layer.filters("anomaly") + layer.filters("normal")
     assert found["outside"] == pytest.approx(1 - layer.explained[live].mean().item())
 
@@ -74,12 +74,8 @@ def test_gradient_norms_are_those_of_a_loop_over_samples() -> None:
 
 
 def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:
-    model, inputs, targets = (
-        network(),
-        torch.randn(10, 2, 8, 8, dtype=torch.float64, generator=RNG),
-        torch.arange(10) % 5,
-    )
-    rows = []
+    model, inputs = network(), torch.randn(10, 2, 8, 8, dtype=torch.float64, generator=RNG)
+    targets, rows = torch.arange(10) % 5, []
     for batch in torch.arange(10).split(2):
         model.zero_grad()
         functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
@@ -99,7 +95,7 @@ def test_ratios_and_their_intervals() -> None:
     assert h2.log_spaced(40, 6) == [1, 2, 4, 9, 19, 40]
 
 
-def test_planted_images_stand_where_they_are_said_to() -> None:
+def test_planted_images_are_at_the_returned_positions() -> None:
     planted, plain = plant(PLAIN, damage=True), prepare(PLAIN).data
     images, train, val = planted.images, planted.train, planted.val
     torch.testing.assert_close(train.images, images.part("train")[0][:128])
@@ -109,14 +105,14 @@ def test_planted_images_stand_where_they_are_said_to() -> None:
     assert not (planted.damaged & images.wrong).any()
     changed = (images.data.train_images != plain.train_images).flatten(1).any(1)
     assert torch.equal(changed, planted.damaged)
-    # What is validated on has no damage.
+    # Validation images are not damaged.
     assert torch.equal(images.data.val_images, plain.val_images)
     torch.testing.assert_close(val.images, images.part("val")[0][:128])
     assert not plant(PLAIN, damage=False).damaged.any()
 
 
 def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network() -> None:
-    for name, place in (("lenet5", 3), ("simple_cnn_bn", 1)):  # of the latter what the BatchNorm gives
+    for name, place in (("lenet5", 3), ("simple_cnn_bn", 1)):  # with a BatchNorm behind each convolution
         images = torch.rand(4, 1, 32, 32, generator=RNG)
         model = build(name, 1, 10).eval()
         values, logits = two_sample.responses(model, images)
@@ -129,7 +125,7 @@ def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network()
     assert watched_layers(model)["5"] == "4"
 
 
-def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_are_not() -> None:
+def test_only_live_filters_that_respond_to_one_kind_of_images_are_counted() -> None:
     values = torch.rand(4, 300, generator=torch.Generator().manual_seed(0))
     values[1, :200] += 0.3
     values[2] = 0
@@ -139,7 +135,7 @@ def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_ar
     area = [roc_auc_score([True] * 200 + [False] * 100, row) for row in values[[0, 1, 3]]]
     assert found["mean"]["0"]["auc"] == pytest.approx(sum(area) / 3)
     assert found["max"]["0"] == {"count": 0, "live": 0, "auc": 0.5}
-    # Two of three, but these two are found together: chance does that about once in a hundred times.
+    # Two of three filters, which are significant together; by chance, that happens about once in a hundred times.
     assert by_chance["p mean fraction"] == by_chance["p mean fraction last"] == pytest.approx(0.01, abs=0.008)
     assert by_chance["p max fraction"] == by_chance["p max auc"] == 1
     assert not any(name.startswith("p units") for name in by_chance)
@@ -153,13 +149,13 @@ def test_areas_of_the_output_are_scikit_learns() -> None:
     assert found["confidence_auc"] == pytest.approx(roc_auc_score(truth, both.softmax(1).amax(1)))
     losses = functional.cross_entropy(both, torch.cat(labels), reduction="none")
     assert found["loss_auc"] == pytest.approx(roc_auc_score(truth, -losses))
-    errors = [1 - own.softmax(1).amax(1).mean().item() for own in (train, val)]
+    errors = [1 - logits.softmax(1).amax(1).mean().item() for logits in (train, val)]
     assert found["confidence_error_ratio"] == pytest.approx(errors[1] / errors[0])
     made = 1 - accuracy_score(labels[1], val.argmax(1))
     assert math.exp(found["log_overconfidence"]) == pytest.approx(made / errors[1])
 
 
-def test_the_rise_of_fewer_images_is_theirs() -> None:
+def test_the_rise_of_fewer_images_depends_only_on_them() -> None:
     everything, few = output.Rises(), output.Rises()
     for scale in (1, 1, 1, 3):
         train = scale * torch.randn(300, 5, generator=RNG).double()
@@ -169,14 +165,14 @@ def test_the_rise_of_fewer_images_is_theirs() -> None:
     assert found["confidence_rise 128"] == of_few["confidence_rise"] != found["confidence_rise"]
 
 
-def test_calibration_error_by_hand() -> None:
+def test_the_calibration_error_agrees_with_a_computation_by_hand() -> None:
     sure = torch.tensor([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)
     labels = torch.tensor([0, 0, 0, 1, 1, 0])
     assert h3.calibration_error(sure, labels) == pytest.approx(4 / 6 * abs(0.75 - 0.9) + 2 / 6 * abs(0.5 - 0.6))
     assert h3.calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0
 
 
-def test_a_row_of_h3_measures_what_it_says() -> None:
+def test_a_row_of_h3_has_the_losses_and_accuracies_of_evaluate() -> None:
     images, model = prepare(NOISY), build("lenet5", 1, 10).eval()
     parts = h3.measured_parts(images)
     row = dict(zip(h3.MEASURED, h3.measures_of(model, parts), strict=True))
@@ -188,7 +184,7 @@ def test_a_row_of_h3_measures_what_it_says() -> None:
     assert row["train_acc"] == pytest.approx(accuracy, abs=1e-4)
 
 
-def test_other_masks_have_the_counts_of_the_flagged_and_leave_dead_filters_out() -> None:
+def test_other_masks_have_as_many_filters_and_no_dead_ones() -> None:
     order = {"a": [3.0, 1.0, 2.0, 0.0], "b": [1.0, 2.0]}
     assert h3.choose({"a": [0, 3], "b": [1]}, {"a": [0, 1, 2], "b": [0, 1]}, order) == {"a": [1, 2], "b": [0]}
     weight = torch.tensor([0.0, 1.0, 2.0, 9.0]).reshape(4, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Scores of conspicuous samples, beside scikit-learn's and by hand."""
+"""Scores and measures of rivals, compared with scikit-learn and with computations by hand."""
 
 import numpy as np
 import pytest
@@ -14,12 +14,12 @@ RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=RNG)
 
 
-def test_margins_are_those_to_the_next_label() -> None:
+def test_margins_are_differences_to_the_largest_other_logit() -> None:
     margins = scores.margins(torch.tensor([[1.0, 4, 2], [3, 1, 2]]), torch.tensor([1, 2]))
     torch.testing.assert_close(margins, torch.tensor([2.0, -1]))
 
 
-def test_detection_is_scikit_learns() -> None:
+def test_detection_measures_are_scikit_learns() -> None:
     truth, values = torch.rand(80, generator=RNG) < 0.2, torch.randint(0, 9, (80,), generator=RNG).double()
     found = scores.detection(truth, {"b": values, "a": None})
     assert found["planted"] == truth.sum()
@@ -48,11 +48,11 @@ def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize(("name", "widths"), [("lenet5", [6, 16]), ("small_resnet_gn", [16, 16, 32, 64])])
-def test_a_network_is_cut_into_stages_without_a_change(name: str, widths: list[int]) -> None:
+def test_stages_of_a_network_give_its_features_and_logits(name: str, widths: list[int]) -> None:
     network = build(name, 3, 10).eval()
     inputs = torch.rand(60, 3, 16, 16, generator=RNG)
     seen = rivals.look_at(network, inputs, IMAGES)
     with torch.no_grad():
         torch.testing.assert_close(seen.logits, network(inputs))
         torch.testing.assert_close(seen.features, network[:-1](inputs))
-    assert [own.shape[1] for own in seen.means] == widths
+    assert [means.shape[1] for means in seen.means] == widths

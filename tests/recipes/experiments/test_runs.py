@@ -1,4 +1,4 @@
-"""Every experiment on a few digits: lines in the shape of the recorded ones, and none is done twice."""
+"""Every experiment on a few digits gives lines in the shape of the recorded ones, and repeats no run."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ pytestmark = [*SMALL_RUNS, pytest.mark.slow]
 NAMES = {experiment.measure: name for name, experiment in reversed(EXPERIMENTS.items())}
 
 
-# What recorded epochs have and those of today, or on digits, have not.
+# Values of recorded epochs that are no longer measured, or not on digits.
 GONE = {"entropy_auc", "margin_auc", "energy_auc", "confidence_rise augmented"}
 
 
@@ -30,13 +30,13 @@ def test_an_experiment_appends_lines_of_the_recorded_shape(name: str, tmp_path: 
     assert (tmp_path / "quick" / f"{file}.jsonl").read_bytes() == written
     kind, condition = lines[0].get("kind"), lines[0]["cell"]["condition"]
     recorded = read_lines(RESULTS / f"{file}.jsonl")
-    like = next(own for own in recorded if own.get("kind") == kind and own["cell"]["condition"] == condition)
-    assert like.keys() == lines[0].keys()
-    if isinstance(like.get("epochs"), list):
-        assert set(like["epochs"][0]) - set(lines[0]["epochs"][0]) <= GONE
+    similar = next(line for line in recorded if (line.get("kind"), line["cell"]["condition"]) == (kind, condition))
+    assert similar.keys() == lines[0].keys()
+    if isinstance(similar.get("epochs"), list):
+        assert set(similar["epochs"][0]) - set(lines[0]["epochs"][0]) <= GONE
 
 
-def test_kept_weights_give_what_training_gives(tmp_path: Path) -> None:
+def test_stored_weights_are_those_of_training(tmp_path: Path) -> None:
     training = EXPERIMENTS["h3"].quick_trainings()[0]
     images = prepare(training)
     first = best_and_last(training, images, str(tmp_path))

@@ -1,4 +1,4 @@
-"""Results as lines of JSON: read as they were written, also after an interruption."""
+"""Results as lines of JSON can be read again, even after an interruption."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from recipes.experiments.store import append, read_lines, rounded
 
 
-def test_floats_are_rounded_and_what_is_not_finite_becomes_null() -> None:
+def test_floats_are_rounded_and_null_if_they_are_not_finite() -> None:
     found = rounded({"a": [1.23456789, float("nan"), (3, "x", float("inf"))], "b": 123456.789})
     assert found == {"a": [1.235, None, [3, "x", None]], "b": 123500.0}
     json.dumps(found, allow_nan=False)
 
 
-def test_lines_are_read_as_they_were_written_and_the_rest_of_an_interrupted_one_is_dropped(tmp_path: Path) -> None:
+def test_lines_can_be_read_again_and_an_incomplete_one_is_dropped(tmp_path: Path) -> None:
     path, rows = tmp_path / "folder" / "lines.jsonl", [{"loss": 1.5, "layers": {"0": {"count": n}}} for n in range(9)]
     first = {"key": "1", "epochs": rows, "none": [], "empty": [{}, {}], "mixed": [{"a": 1}, {"b": [2]}]}
     append(path, first)

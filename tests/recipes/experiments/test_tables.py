@@ -1,4 +1,4 @@
-"""The tables of the results are made from their lines, to the digit, and what they say of a curve is right."""
+"""The recorded tables are exactly those of the recorded lines, and their statistics are right."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ def test_every_csv_file_is_a_table() -> None:
     assert {path.stem for path in RESULTS.glob("*.csv")} - made_by_a_command == set(TABLES)
 
 
-def test_every_verdict_is_of_one_image_that_was_found() -> None:
+def test_every_verdict_is_about_one_of_the_strangest_images() -> None:
     for line in read_lines(RESULTS / "found.jsonl"):
         judged = [position for positions in found.JUDGED[line["key"]].values() for position in positions]
         assert len({*judged}) == len(judged)
@@ -34,7 +34,7 @@ def test_every_verdict_is_of_one_image_that_was_found() -> None:
         assert found.JUDGED[line["key"]].keys() <= {*found.KINDS}
 
 
-def test_correlations_are_scipys_and_partial_ones_those_of_the_matrix_inverse() -> None:
+def test_correlations_are_scipys_and_partial_ones_follow_from_the_precision_matrix() -> None:
     rng = np.random.default_rng(0)
     given = rng.normal(size=40)
     a, b = given + rng.normal(size=40), given + rng.normal(size=40)
@@ -47,11 +47,11 @@ def test_correlations_are_scipys_and_partial_ones_those_of_the_matrix_inverse() 
     assert curves.partial_correlation([1, 2, 3, 4], [1, 2, 3, 4], [1, 1, 1, 1]) is None
 
 
-def test_the_late_change_compares_quarters() -> None:
+def test_the_late_change_is_between_the_second_and_the_last_quarter() -> None:
     assert curves.late_change([9, 9, 1, 3, 0, 0, 5, 7]) == pytest.approx(6 - 2)
 
 
-def test_rules_stop_where_they_say_and_keep_what_they_say() -> None:
+def test_rules_stop_and_keep_at_the_documented_epochs() -> None:
     assert stopping.by_patience([3, 2, 1, 2, 2, 2, 0], 3) == stopping.Stop(5, 2)
     assert stopping.by_patience([3, 2, 1, 2, 2, 0, 1], 3) == stopping.Stop(6, 5)
     assert stopping.by_rise([0.1] * 8 + [0.3] * 12, patience=HOLD + 1) == stopping.Stop(13, 7)
@@ -60,7 +60,7 @@ def test_rules_stop_where_they_say_and_keep_what_they_say() -> None:
     assert output.first_above([0.0, 0.1], 0.1) is None
 
 
-def test_a_rule_is_charged_against_the_best_epoch() -> None:
+def test_the_cost_of_a_rule_is_relative_to_the_best_epoch() -> None:
     names = ("val_loss", "test_acc", "test_loss")
     values = [(3, 0.1, 3), (2, 0.2, 2), (1, 0.5, 1.5), (2, 0.6, 1), (2, 0.4, 2), (2, 0.4, 2), (2, 0.4, 2)]
     line = {"epochs": [dict(zip(names, row, strict=True)) for row in values]}
@@ -72,8 +72,8 @@ def test_a_rule_is_charged_against_the_best_epoch() -> None:
 
 def test_exchangeable_masks_have_uniform_p_values_and_the_best_of_each_run_a_small_one() -> None:
     rng = np.random.default_rng(0)
-    found = [h3.permutation_p(rng.normal(size=(8, 21)).tolist(), "val_loss")[1] for _ in range(40)]
-    assert scipy.stats.kstest(found, "uniform").pvalue > 0.01
+    p_values = [h3.permutation_p(rng.normal(size=(8, 21)).tolist(), "val_loss")[1] for _ in range(40)]
+    assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
     best = [sorted(run) for run in rng.normal(size=(8, 21)).tolist()]
     assert h3.permutation_p(best, "val_loss") == (1, pytest.approx(1 / 20_001))
     assert h3.permutation_p(best, "val_acc")[0] == 0

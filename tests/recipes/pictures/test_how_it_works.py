@@ -1,4 +1,4 @@
-"""The picture of the method is made from a network that finds the two over-exposed images."""
+"""The picture of the method shows a network that finds the two over-exposed images."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A person opens TensorBoard after the quickstart: a real one, in a real browser."""
+"""A real TensorBoard in a real browser shows the figures of the quickstart."""
 
 import io
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]:
-    """A TensorBoard over the logs of a quickstart, and a browser."""
+    """A TensorBoard of a quickstart's logs, and a browser."""
     log_dir = tmp_path_factory.mktemp("tensorboard") / "logs"
     quickstart.main(epochs=2, log_dir=str(log_dir))
     with tensorboard(log_dir) as address, open_page(1480, 4000) as empty:
         yield address, empty
 
 
-def test_the_figures_are_shown_as_they_were_drawn(page: tuple[str, Page]) -> None:
+def test_figures_are_shown_in_their_size(page: tuple[str, Page]) -> None:
     address, opened = page
     found = figures(opened, address)
     always = [*(f"anomaly_filters/{name}" for name in ("curves", "outliers", "verdicts")), "two_sample/layers"]
-    assert len({found[name]["step"] for name in always}) == 1  # the clearest anomaly filters may be of an earlier one
+    assert len({found[name]["step"] for name in always}) == 1  # the figure of anomaly filters may be of an earlier step
     for figure in found.values():
         assert figure["width"] >= 500
         picture = Image.open(io.BytesIO(opened.screenshot(clip=figure["box"], full_page=True)))
