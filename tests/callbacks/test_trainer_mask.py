@@ -249,9 +249,6 @@ class Stepping(FunctionalNet):
             values = self.conv2(self.behind(torch.cat([x, self.norm1(self.conv1(x).relu())], 1)))[:, :4]
         return nn.functional.cross_entropy(self.head(nn.functional.gelu(values).mean((2, 3))), batch[1])
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.loss(batch)
-
     def validation_step(self, batch: Any) -> None:
         loss = self.loss(batch)
         self.log_dict({"val_loss": loss, "epoch": float(self.trainer.current_epoch)})

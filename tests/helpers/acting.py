@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import images, quiet_trainer, watcher
+from trainers import SmallNet, images, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
 
@@ -17,11 +17,11 @@ PROBE = images(60, seed=1)
 PROBE[[3, 20, 41]] *= 20  # over-exposed: outliers of nearly every filter
 
 
-class GeluNet(pl.LightningModule):
+class GeluNet(SmallNet):
     """Convolutions with and without a BatchNorm behind them; GELU alone does not hold a filter at zero."""
 
     def __init__(self, optimizer: Callable[[Any], Any] | None = None) -> None:
-        super().__init__()
+        pl.LightningModule.__init__(self)
         self.optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -41,12 +41,6 @@ class GeluNet(pl.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.gelu(self.maps(x)["up"]).mean((2, 3)))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
-
     def configure_optimizers(self) -> Any:
         return self.optimizer(self.parameters())
 
@@ -61,7 +55,7 @@ class ManualNet(GeluNet):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         for optimizer in self.optimizers():
             optimizer.zero_grad()
-            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            self.manual_backward(self.loss(batch))
             optimizer.step()
 
     def configure_optimizers(self) -> Any:
