@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from lightning_anomaly.analysis import analyze
-from lightning_anomaly.browser import write
+from lightning_anomaly.browser.page import write
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model

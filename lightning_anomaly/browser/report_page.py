@@ -30,10 +30,21 @@ _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", 
 
 
 def page_text(
-    facts: Mapping[str, Any], layers: Mapping[str, LayerReport], pictures: Pictures, frames: Sequence[Frame]
+    facts: Mapping[str, Any],
+    layers: Mapping[str, LayerReport],
+    pictures: Pictures,
+    labels: Sequence[Any] | None = None,
+    names: Sequence[str] | None = None,
+    history: Sequence[Mapping[str, Any]] | None = None,
+    frames: Sequence[Frame] = (),
 ) -> str:
-    """Return the text of the page, from the facts of `AnomalyReport.page_text` and the points of earlier analyses."""
-    scores, n_samples, labels = facts["scores"], len(facts["scores"]), facts["labels"]
+    """Return the text of the page of a report, from the facts of `AnomalyReport.page_text`.
+
+    The page finds samples by `names` too. `frames` are points of earlier analyses, see `EpochPoints.before`.
+    """
+    if not layers:  # the page has only the notes, which say why
+        labels = names = None
+    scores, n_samples = facts["scores"], len(facts["scores"])
     filters = sum(len(layer.verdicts) for layer in layers.values())
     count = min(n_samples, max(1, _POINTS // max(1, filters)))
     shown = torch.zeros(n_samples, dtype=torch.bool, device="cpu")
@@ -48,13 +59,12 @@ def page_text(
     reactions, blocks["reactions"] = _reactions(layers)
     epochs = None
     if frames and layers:
-        names, amount, packed = packed_frames(layers, frames)
-        epochs = {"of": names, "samples": amount}
+        epoch_names, amount, packed = packed_frames(layers, frames)
+        epochs = {"of": epoch_names, "samples": amount}
         blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(layers)}
     index = {
         **facts,
         "samples": n_samples,
-        "fraction": short(facts["fraction"]),
         "sparsity": short(facts["sparsity"]),
         "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
@@ -63,8 +73,9 @@ def page_text(
         "epochs": epochs,
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
+        "names": names,
         "notes": [*facts["notes"], *_omissions(n_samples, count, [*pictures.maps.values()])],
-        "history": _history(facts["history"]),
+        "history": _history(history),
     }
     return assemble(_CODE, index, pictures.images, blocks)
 
@@ -72,11 +83,8 @@ def page_text(
 def _views(view_scores: Mapping[str, Tensor], layers: Mapping[str, LayerReport]) -> tuple[list[dict[str, Any]], bytes]:
     """Describe each view and each layer, and pack their scores, float64 `(N,)` each."""
     scores = [*view_scores.values(), *(layer.outlier_scores for layer in layers.values())]
-    names = [(view, None) for view in view_scores] + [(None, layer) for layer in layers]
-    described = [
-        {"view": view, "layer": layer, "ordinary": usual_score(values)}
-        for (view, layer), values in zip(names, scores, strict=True)
-    ]
+    names = [{"view": view, "layer": None} for view in view_scores] + [{"view": None, "layer": name} for name in layers]
+    described = [{**name, "ordinary": usual_score(values)} for name, values in zip(names, scores, strict=True)]
     return described, b"".join(values.double().numpy().astype("<f8").tobytes() for values in scores)
 
 
@@ -197,7 +205,7 @@ def _omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
             f"the {samples:,} of the probe. Clusters are numbered and counted by these points."
         )
     if kept and min(kept) < samples:
-        few = f"{min(kept):,}" if min(kept) == max(kept) else f"{min(kept):,} to {max(kept):,}"
+        few = " to ".join(f"{size:,}" for size in sorted({min(kept), max(kept)}))
         notes.append(
             f"To limit the size of this file, each filter has the maps of {few} of {samples:,} samples: its outliers, "
             "its most and least active samples, and others."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_anomaly.browser import EpochPoints
+from lightning_anomaly.browser.epochs import EpochPoints
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
 from lightning_anomaly.images.thumbnails import drawn
 from lightning_anomaly.plots import curves_figure, outlier_images

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from lightning_anomaly.browser import BrowserFile
+    from lightning_anomaly.browser.page import BrowserFile
 
 _DRAWN = 64  # most images in a figure
 
@@ -221,7 +221,7 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `labels` does not have one entry for each image.
         """
-        from lightning_anomaly.browser import write_outlier_page
+        from lightning_anomaly.browser.outlier_page import write_outlier_page
 
         rows, above = self.rows(KEPT), {*self.above_calibration}
         facts = {
@@ -242,7 +242,7 @@ class OutlierReport(Tabular):
 
         A notebook shows the page, a console its path. The arguments are those of `save_html`.
         """
-        from lightning_anomaly.browser import BrowserFile, temporary_path
+        from lightning_anomaly.browser.page import BrowserFile, temporary_path
 
         path = temporary_path("outliers.html")
         self.save_html(path, labels, title)

@@ -1,14 +1,14 @@
 """Figures of filters, outlier samples, verdicts, two-sample comparisons and curves over a run.
 
-Every function returns a `matplotlib.figure.Figure`, or None where there is nothing to show. None uses pyplot, so no
-window opens. The user's matplotlib settings are neither used nor changed.
+The argument `layers` is `AnomalyReport.layers`. Functions return a `matplotlib.figure.Figure`, or None where there is
+nothing to show. They do not use pyplot, so no window opens, nor do they use or change the user's matplotlib settings.
 """
 
 from __future__ import annotations
 
 from lightning_anomaly.plots.comparisons import comparison_figure
 from lightning_anomaly.plots.curves import curves_figure
-from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure, scatter_figure
+from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure
 from lightning_anomaly.plots.samples import draw_outliers, outlier_figure, outlier_images
 from lightning_anomaly.plots.verdicts import verdict_map
 
@@ -21,6 +21,5 @@ __all__ = [
     "layer_figure",
     "outlier_figure",
     "outlier_images",
-    "scatter_figure",
     "verdict_map",
 ]

@@ -26,12 +26,11 @@ _CLEAR = 5.0  # larger gaps count as equally clear (spreads of the other samples
 
 
 def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) -> list[tuple[str, int]]:
-    """Find the anomaly filters with the clearest outliers, as `(layer, filter)`, the clearest first.
+    """Find the anomaly filters with the clearest outliers, as `(layer, filter)`, by descending gap.
 
-    Filters are ordered by the gap: the median distance of an outlier to the nearest other sample. Its unit is the
-    spread of the other samples, the root of their mean squared distance to their mean. Gaps above 5 count as equal, and
-    the filter with the larger spread comes first. Otherwise filters that respond to their outliers only would fill the
-    list: sparse layers have many, and all look the same.
+    The gap is the median distance of an outlier to the nearest other sample, in units of the spread of the others (the
+    root of their mean squared distance to their mean). Gaps above 5 count as equal, and the larger spread comes first.
+    Otherwise filters that are silent except for their outliers, common in sparse layers, would fill the list.
     """
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
@@ -53,16 +52,10 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
 
 
 def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
-    """Draw scatter plots of up to six filters with the clearest anomalies.
+    """Draw scatter plots of up to six filters with the clearest anomalies; None without anomaly filters.
 
     A panel shows all probe samples on the filter's two principal components. Colours are components of the mixture (1
     is the largest), rings are outlier samples.
-
-    Args:
-        layers: `AnomalyReport.layers`.
-
-    Returns:
-        The figure; None if there is no anomaly filter.
     """
     chosen = clearest_filters(layers, _PANELS)
     count = sum(len(layer.filters(ANOMALY)) for layer in layers.values())
@@ -70,48 +63,27 @@ def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
     return _draw_panels(layers, chosen, title) if chosen else None
 
 
-def layer_figure(layers: Mapping[str, LayerReport], layer: str) -> Figure:
-    """Draw scatter plots of up to six of a layer's filters, as in `filter_figure`.
+def layer_figure(layers: Mapping[str, LayerReport], layer: str | None, filter_index: int | None = None) -> Figure:
+    """Draw scatter plots of one filter of a layer, or of up to six, as in `filter_figure`.
 
-    Args:
-        layers: `AnomalyReport.layers`.
-        layer: The layer's name.
-
-    Returns:
-        The figure: the clearest anomalies first, then normal filters, then filters that could not be clustered.
+    Without `filter_index`, the clearest anomalies come first, then normal filters, then those that are not clustered.
 
     Raises:
-        ValueError: If `layers` does not have the layer.
+        ValueError: If there is no such layer or filter.
     """
-    record = _layer_of(layers, layer)
+    if layer is None or layer not in layers:
+        raise ValueError(
+            f"Parameter `layer` should be one of the report's layers, {list(layers)}. Found `layer = {layer!r}`."
+        )
+    record = layers[layer]
+    if filter_index is not None:
+        check_integer("filter_index", filter_index, 0, len(record.verdicts) - 1)
+        return _draw_panels(layers, [(layer, filter_index)], None)
     anomalies = clearest_filters({layer: record}, _PANELS)
     others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in record.filters(verdict)]
     chosen = (anomalies + others)[:_PANELS]
     count = f"{len(record.filters(ANOMALY))} of {len(record.verdicts)} filters are anomaly filters"
     return _draw_panels(layers, chosen, f"{layer_text(layer, 40)}: {count}; shown are {len(chosen)}")
-
-
-def scatter_figure(layers: Mapping[str, LayerReport], layer: str | None, filter_index: int) -> Figure:
-    """Draw the scatter plot of one filter, as in `filter_figure`.
-
-    Args:
-        layers: `AnomalyReport.layers`.
-        layer: The layer's name.
-        filter_index: The filter's index in the layer.
-
-    Raises:
-        ValueError: If there is no such layer or filter.
-    """
-    check_integer("filter_index", filter_index, 0, len(_layer_of(layers, layer).verdicts) - 1)
-    return _draw_panels(layers, [(layer or "", filter_index)], None)
-
-
-def _layer_of(layers: Mapping[str, LayerReport], layer: str | None) -> LayerReport:
-    if layer is None or layer not in layers:
-        raise ValueError(
-            f"Parameter `layer` should be one of the report's layers, {list(layers)}. Found `layer = {layer!r}`."
-        )
-    return layers[layer]
 
 
 def _draw_panels(layers: Mapping[str, LayerReport], chosen: list[tuple[str, int]], title: str | None) -> Figure:

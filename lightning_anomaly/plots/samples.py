@@ -30,8 +30,7 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
         votes: `AnomalyReport.outlier_samples`, N numbers.
 
     Returns:
-        The figure, with each sample's index and score above its image; None if no sample has a positive score or a
-        vote.
+        The figure; None if no sample has a positive score or a vote.
 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.

@@ -26,11 +26,9 @@ def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
 
     Filters with isolated samples have other colours. The figure is at most 10 x 20 inches: cells get flatter with
     many filters, and of many layers only some are named.
-
-    Args:
-        layers: `AnomalyReport.layers`.
     """
     from matplotlib import rc_context
+    from matplotlib.patches import Patch
 
     verdicts = Counter(verdict for layer in layers.values() for verdict in layer.verdicts)
     share = verdicts[ANOMALY] / max(1, sum(verdicts[verdict] for verdict in LIVE))
@@ -56,7 +54,10 @@ def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
             f"{verdicts[ANOMALY]} of {verdicts.total()} filters are anomaly filters, {100 * share:.1f}% of those with "
             f"varying maps\n(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
         )
-        _verdict_legend(figure, layers)
+        kinds = Counter(kind for layer in layers.values() for kind in _kinds(layer))
+        shown = [kind for kind in VERDICT_COLOURS if kinds[kind]]
+        patches = [Patch(facecolor=VERDICT_COLOURS[kind], label=f"{kind}: {kinds[kind]}") for kind in shown]
+        figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(shown)))
     return figure
 
 
@@ -77,15 +78,6 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float) -> No
     cmap = ListedColormap(list(VERDICT_COLOURS.values()))
     mesh = axes.pcolormesh(x, y, cells, cmap=cmap, vmin=-0.5, vmax=len(VERDICT_COLOURS) - 0.5, antialiased=True)
     mesh.set(edgecolor="white", linewidth=0.8 if height / rows > 0.04 else 0)
-
-
-def _verdict_legend(figure: Figure, layers: Mapping[str, LayerReport]) -> None:
-    from matplotlib.patches import Patch
-
-    counts = Counter(kind for layer in layers.values() for kind in _kinds(layer))
-    shown = [kind for kind in VERDICT_COLOURS if counts[kind]]
-    patches = [Patch(facecolor=VERDICT_COLOURS[kind], label=f"{kind}: {counts[kind]}") for kind in shown]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(shown)))
 
 
 def _kinds(layer: LayerReport) -> list[str]:

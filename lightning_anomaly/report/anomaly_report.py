@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from lightning_anomaly.browser import BrowserFile
-    from lightning_anomaly.browser.epochs import Frame
+    from lightning_anomaly.browser.page import BrowserFile
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,10 +65,9 @@ class AnomalyReport(Tabular):
 
     @property
     def isolated(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` of filters in which one or a few samples lie far from all others.
+        """`{layer: [filter, ...]}` of filters with one or a few samples far from all others, see `isolated_samples`.
 
-        The rule, see `isolated_samples`, gives false alarms in about 1% of filters without outliers, and in several
-        times as many if the probe repeats samples. Layers without any are omitted.
+        About 1% of filters without outliers are false alarms, and several times as many if the probe repeats samples.
         """
         return self._by_layer(lambda layer: layer.isolated_filters)
 
@@ -215,24 +213,21 @@ class AnomalyReport(Tabular):
         return DataFrame(filter_columns(self.layers))
 
     def plot(self, layer: str | None = None, filter_index: int | None = None) -> Figure:
-        """Draw the network, one of its layers or one of its filters.
+        """Draw the network, a layer or a filter, as a figure that notebooks show and `savefig("plot.png")` writes.
 
         Args:
             layer: Name of a layer, for scatter plots of up to six of its filters, the clearest anomalies first. None
                 draws a map of all filters of the network, coloured by verdict.
             filter_index: A filter of the layer, for a scatter plot of this filter only.
 
-        Returns:
-            A figure that a notebook shows and `figure.savefig("plot.png")` writes. It opens no pyplot window.
-
         Raises:
             ValueError: If there is no such layer or filter.
         """
-        from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
+        from lightning_anomaly.plots import layer_figure, verdict_map
 
-        if filter_index is not None:
-            return scatter_figure(self.layers, layer, filter_index)
-        return verdict_map(self.layers) if layer is None else layer_figure(self.layers, layer)
+        if layer is None and filter_index is None:
+            return verdict_map(self.layers)
+        return layer_figure(self.layers, layer, filter_index)
 
     def save_html(
         self,
@@ -258,30 +253,16 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `images` or `labels` do not have one entry for each probe sample.
         """
-        from lightning_anomaly.browser import write
+        from lightning_anomaly.browser.page import write
 
-        write(path, self.page_text(title, images=images, labels=labels, history=history))
+        write(path, self.page_text(title, images, labels=labels, history=history))
 
-    def page_text(
-        self,
-        title: str,
-        *,
-        images: Tensor | None = None,
-        labels: Sequence[Any] | None = None,
-        history: Sequence[Mapping[str, Any]] | None = None,
-        names: Sequence[str] | None = None,
-        frames: Sequence[Frame] = (),
-    ) -> str:
-        """Return the text of the page that `save_html` writes.
-
-        The page finds samples by `names` too. `frames` are points of earlier analyses, see `EpochPoints.before`.
-        """
-        from lightning_anomaly.browser import page_text
+    def page_text(self, title: str, images: Tensor | None = None, **options: Any) -> str:
+        """Return the text of the page that `save_html` writes; `options` are those of `report_page.page_text`."""
+        from lightning_anomaly.browser.report_page import page_text
 
         pictures = self.pictures or Pictures(None, {})
-        if not self.layers:  # the page has only the notes, which say why
-            images = labels = names = None
-        if images is not None:
+        if images is not None and self.layers:
             check_images(images, self.n_samples, (2, 3, 4, 5))
             pictures = Pictures(probe_images(images), pictures.maps)
         facts = {
@@ -295,11 +276,8 @@ class AnomalyReport(Tabular):
             "reasons": [self.outlier_reasons(sample) for sample in range(self.n_samples)],
             "settings": {key: str(value) for key, value in self.settings.items()},
             "notes": self.notes.values(),
-            "labels": labels,
-            "names": names,
-            "history": history,
         }
-        return page_text(facts, self.layers, pictures, frames)
+        return page_text(facts, self.layers, pictures, **options)
 
     def browse(
         self,
@@ -312,7 +290,7 @@ class AnomalyReport(Tabular):
 
         A notebook shows the page, a console its path. The arguments are those of `save_html`.
         """
-        from lightning_anomaly.browser import BrowserFile, temporary_path
+        from lightning_anomaly.browser.page import BrowserFile, temporary_path
 
         path = temporary_path("browser.html")
         self.save_html(path, images, labels, title, history)

@@ -9,7 +9,7 @@ import torch
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.browser import EpochPoints
+from lightning_anomaly.browser.epochs import EpochPoints
 from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.plots import clearest_filters
 

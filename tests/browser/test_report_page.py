@@ -15,8 +15,7 @@ from reports import layer
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
-from lightning_anomaly.browser import EpochPoints
-from lightning_anomaly.browser.epochs import Frame, packed_frames
+from lightning_anomaly.browser.epochs import EpochPoints, Frame, packed_frames
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
 
