@@ -30,6 +30,14 @@ def lightning_speaks() -> None:
         logging.getLogger(package).propagate = True
 
 
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """Make the networks and probes of a test the same in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 class Trained(NamedTuple):
     """A network trained on the digits, and a probe with over-exposed images at `damaged`."""
 

@@ -203,21 +203,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("kind", MISTAKES)
 def test_a_mistake_ends_in_one_sentence(kind, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given, message = MISTAKES[kind]
+    changed, message = MISTAKES[kind]
     paths = {"weights": folder / "weights.pt", "images": folder / "images.npz"}
     for name, file in (("weights", "some.pt"), ("images", "some.npz")):
-        if name in given:
+        if name in changed:
             paths[name] = tmp_path / file
-            if isinstance(content := given[name], bytes):
+            if isinstance(content := changed[name], bytes):
                 paths[name].write_bytes(content)
             elif content is not None and name == "weights":
                 torch.save(content, paths[name])
             elif content is not None:
                 np.savez(paths[name], **content)
-    options = {"--model": f"{HERE}:net", "--data": paths["images"], **given}
+    options = {"--model": f"{HERE}:net", "--data": paths["images"], **changed}
     flags = [f"{name}={value}" for name, value in options.items() if name.startswith("--")]
     with pytest.raises(SystemExit) as stopped:
-        command("outliers" if "--top" in given else "analyze", paths["weights"], *flags)
+        command("outliers" if "--top" in changed else "analyze", paths["weights"], *flags)
     text = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err.strip()
     assert "error: " in text.splitlines()[-1]
     assert message in text

@@ -79,7 +79,7 @@ def known_images(good: GoodNetwork, root: str | None) -> ImageData:
     """Load training and test images of the classes that the network is trained on."""
     data = load_images(good.data, root)
     train, test = good.known(data.train_labels), good.known(data.test_labels)
-    images = {"train_images": data.train_images[train], "test_images": data.test_images[test]}
+    images: Any = {"train_images": data.train_images[train], "test_images": data.test_images[test]}
     return replace(data, **images, train_labels=data.train_labels[train], test_labels=data.test_labels[test])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _all_images(short: Training) -> Training:
 
 def _small(size: int) -> Callable[[Training], Training]:
     """So few images that a gap opens long before training is complete."""
-    sizes = {"train_size": size, "val_size": 500, "test_size": 1000, "batch_size": 32}
+    sizes: Any = {"train_size": size, "val_size": 500, "test_size": 1000, "batch_size": 32}
     return lambda short: replace(short, epochs=40, lr=1e-3, **sizes)
 
 

@@ -1,9 +1,6 @@
-"""The arguments, logs, history and warnings of AnomalyFilterCallback, with real Trainers."""
+"""The arguments, logs and history of AnomalyFilterCallback, with real Trainers."""
 
 import math
-import re
-import warnings
-from collections import OrderedDict
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -11,29 +8,13 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numba.core.event
 import pytest
-import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from trainers import (
-    QUIET,
-    Flagged,
-    SmallNet,
-    arguments,
-    fit,
-    hook_count,
-    images,
-    loader,
-    plain,
-    quiet_trainer,
-    said,
-    watcher,
-)
+from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import (
     AnalysisSettings,
-    AnomalyEarlyStopping,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     AnomalyReport,
@@ -45,16 +26,6 @@ pytestmark = QUIET
 
 METRICS = {"count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "outlier_score", "rise", "seconds"}
 LAYERS = {"layer/conv1", "layer/conv2"}
-
-
-class Values(pl.Callback):
-    """Keeps the logged values at the end of each training epoch."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, Any]] = []
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seen.append(dict(trainer.callback_metrics))
 
 
 class Fitted(NamedTuple):
@@ -245,136 +216,3 @@ def test_processes_without_validations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"every process\. Found `allow_zero_length"):
         watcher().setup(trainer, module, "fit")
     watcher().setup(trainer, module, "test")
-
-
-# Warnings and failures.
-
-
-class NoConvolution(SmallNet):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.norm, self.conv2 = nn.Identity(), nn.Identity(), nn.Identity()
-        self.head = nn.Linear(1, 3)
-
-
-class Teacher(SmallNet):
-    """Has a second network that validations do not call, like averaged weights or a perceptual loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.teacher = nn.ModuleList(nn.Conv2d(1, 2, 1) for _ in range(9))
-
-
-class Diverges(SmallNet):
-    def __init__(self) -> None:
-        super().__init__()
-        nn.init.constant_(self.conv1.weight, math.nan)
-
-
-WAITS = "Nothing is watched.* 'anomaly_filters/count' will only see a constant"
-
-
-@pytest.mark.parametrize(
-    ("module", "options", "val", "message"),
-    [
-        (SmallNet, {}, {"shuffle": True}, 'validation loader shuffles.*`probe = "train"`'),
-        (SmallNet, {"probe_size": 70}, {}, r"60 samples, fewer than `probe_size = 70`\.$"),
-        (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, {}, f"60 samples, .*at least 100 are needed.*{WAITS}"),
-        (NoConvolution, {}, {}, f"The model has no convolution.*{WAITS}"),
-        (Teacher, {}, {}, "Layer 'teacher.0' .* never called.* The same holds for 'teacher.1', .* 3 more"),
-        (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* The same holds for 'conv2'.*{WAITS}"),
-    ],
-)
-def test_each_problem_is_one_warning(tmp_path: Any, module: Any, options: Any, val: Any, message: str) -> None:
-    callback, values, waits = watcher(**options), Values(), EarlyStopping("anomaly_filters/count", patience=100)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer = fit(tmp_path, callback, values, waits, module=module(), val=loader(**val), max_epochs=3)
-    (text,) = said(caught)
-    assert re.search(message, text)
-    assert trainer.current_epoch == len(callback.history) == 3
-    assert callback.report is not None
-    assert all(math.isfinite(seen[key]) for seen in values.seen for key in seen if key.startswith("anomaly_filters/"))
-
-
-class Wraps(SmallNet):
-    """Renames its layer `body.conv` to `body.inner.conv`, so that the watched layer is gone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 1, 3, padding=1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.body(x))
-
-    def on_train_epoch_start(self) -> None:
-        if self.current_epoch == 1:
-            self.body = nn.Sequential(OrderedDict(inner=self.body))
-
-
-def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tmp_path: Any) -> None:
-    ours, values, module = watcher(layers=["body.conv"]), Values(), Wraps()
-    compared = TwoSampleCallback(images(60) + 0.1, images(80, seed=1), layers=["body.conv"])
-    with pytest.warns(UserWarning, match="could not .* last values") as caught:
-        trainer = fit(tmp_path, ours, compared, values, module=module, max_epochs=3)
-    assert [text.split()[0] for text in said(caught)] == ["AnomalyFilterCallback", "TwoSampleCallback"]
-    assert trainer.current_epoch == len(ours.history) == len(compared.history) == 3
-    for callback in (ours, compared):
-        assert callback.history[2]["metrics"] == callback.history[0]["metrics"]
-    assert all(values.seen[0][key] == values.seen[2][key] for key in values.seen[0] if "anomaly" in key)
-    assert hook_count(module) == 0
-    ours = watcher(layers=["body.conv"])
-    ours.on_error = "raise"
-    trainer = quiet_trainer(tmp_path, ours, max_epochs=3)
-    with pytest.raises(ValueError, match=r"`layers` .* Found \['body.conv'\]"):
-        trainer.fit(module := Wraps(), loader(), loader())
-    assert trainer.current_epoch == 1
-    assert hook_count(module) == 0
-
-
-class Late(SmallNet):
-    """Uses its convolutions from the sixth epoch on and gives them NaN in the ninth; learns nothing."""
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        x = batch[0] * math.nan if self.current_epoch == 8 else batch[0]
-        early = self.current_epoch < 5
-        self.log("val_loss", self.head(x.flatten(1)[:, :6]).mean() if early else self.loss([x, batch[1]]))
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-def test_a_failed_analysis_repeats_values_and_counts_neither_for_a_rise_nor_as_a_report(tmp_path: Any) -> None:
-    ours, prune = watcher(), AnomalyPruneCallback(at_epoch=2)
-    probe = loader(seed=1)
-    probe.dataset.tensors[0][[3, 20, 41]] *= 20  # outliers of all filters
-    with (
-        pytest.warns(UserWarning, match="it was never called.* Nothing is watched"),
-        pytest.warns(UserWarning, match="has 0 reports as epoch 2 begins"),
-        pytest.warns(UserWarning, match="NaN.* The last values are logged again"),
-    ):
-        trainer = fit(tmp_path, ours, AnomalyEarlyStopping(), prune, module=Late(), val=probe, max_epochs=16)
-    assert trainer.current_epoch == 16
-    assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 3 + [False] + [True] * 7
-    assert [entry["metrics"]["count"] > 0 for entry in ours.history[:8]] == [False] * 5 + [True] * 3
-    assert [entry["analysed"] for entry in ours.history].index(False) == 8
-    assert ours.history[8]["metrics"] == ours.history[7]["metrics"]
-    assert {entry["metrics"]["rise"] for entry in ours.history} == {0}
-    assert [event["epoch"] for event in prune.events] == [7]  # three reports, of which two have to agree
-    for _ in range(2):  # each validation warns
-        with pytest.warns(UserWarning, match="fewer than .* are placeholders"):
-            (logged,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(5), verbose=False)
-        assert logged["anomaly_filters/count"] == logged["anomaly_filters/rise"] == 0  # not the values of the fit
-
-
-@pytest.mark.filterwarnings("ignore:You .* Skipping val loop")
-def test_without_validation_there_is_one_warning(tmp_path: Any) -> None:
-    ours = watcher()
-    trainer = quiet_trainer(tmp_path, ours, AnomalyEarlyStopping())
-    with pytest.warns(UserWarning, match="this Trainer has none: ") as caught:
-        trainer.fit(SmallNet(), loader())
-    (text,) = said(caught)
-    assert text.endswith("'anomaly_filters/rise' will only see a constant.")
-    assert trainer.current_epoch == 2
-    assert ours.history == []
-    assert "anomaly_filters/count" not in trainer.callback_metrics

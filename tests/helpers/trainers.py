@@ -121,6 +121,16 @@ def fit(
     return trainer
 
 
+class Values(pl.Callback):
+    """Keeps the logged values at the end of each training epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen.append(dict(trainer.callback_metrics))
+
+
 class Flagged(pl.Callback):
     """Keeps the flagged filters of every validation; a history has only those of the last."""
 

@@ -156,8 +156,8 @@ def test_broken_files_do_not_change_which_images_are_significant(fitted):
 def test_unknown_classes_are_found_and_the_class_view_is_no_worse_than_the_energy():
     """For a network trained without two of the digits; filters and pixels alone gave AUROCs of 0.80 to 0.88."""
     labels = torch.from_numpy(load_digits().target)
-    known, model = labels < 8, classifier(8)
-    train, targets = DIGITS[known][:1000], labels[known][:1000]
+    trained, model = labels < 8, classifier(8)
+    train, targets = DIGITS[trained][:1000], labels[trained][:1000]
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     order = torch.Generator().manual_seed(0)
     for _ in range(25):
@@ -165,7 +165,7 @@ def test_unknown_classes_are_found_and_the_class_view_is_no_worse_than_the_energ
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(train[batch]), targets[batch]).backward()
             optimizer.step()
-    images = torch.cat([DIGITS[known][1000:], DIGITS[~known][:20]])
+    images = torch.cat([DIGITS[trained][1000:], DIGITS[~trained][:20]])
     odd = torch.arange(len(images)) >= len(images) - 20
     for report in (analyze(model, images), find_outliers(model, images, train)):
         views = report.view_scores
