@@ -2,7 +2,7 @@
 
 import { drawImage, drawMap, drawMiniature, mark } from "./canvas.js";
 import { groupColour, groupShape, verdictColour } from "./colours.js";
-import { cutLine, make, quiet, sharpCanvas, symbolButton } from "./dom.js";
+import { cutLine, div, emptyState, make, quiet, sharpCanvas, symbolButton } from "./dom.js";
 import { count, layerText, number, scoreText, VERDICTS } from "./wording.js";
 
 const MINIATURE = [150, 110];
@@ -10,8 +10,8 @@ const BESIDE_MAP = [96, 96];
 
 /** The address of a page; empty entries of `query` are omitted. */
 export function address(parts, query = {}) {
-  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return `#/${parts.map(encodeURIComponent).join("/")}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
+  const entries = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return `#/${parts.map(encodeURIComponent).join("/")}${entries.length ? `?${new URLSearchParams(entries)}` : ""}`;
 }
 
 export const filterAddress = (report, { layer, filter }, query) =>
@@ -132,9 +132,8 @@ export function sampleCaption(report, sample) {
 export function bars(rows) {
   const highest = Math.max(1e-9, ...rows.flatMap(({ value, usual }) => [value, usual]).filter(Number.isFinite));
   const width = (value) => `${100 * Math.min(1, Math.log1p(Math.max(0, value)) / Math.log1p(highest))}%`;
-  return make(
-    "div",
-    { class: "bars" },
+  return div(
+    "bars",
     rows.map(({ name, href, value, usual, reason }) => [
       make(href ? "a" : "span", { class: "cut cut-left", href, title: name }, make("bdi", {}, name)),
       make(
@@ -155,9 +154,8 @@ export function stepper(list, item, what, go, about = "") {
   const step = (by) => list[at + by] !== undefined && go(list[at + by]);
   const button = (by, symbol, title) =>
     symbolButton(symbol, title, { class: "step", disabled: list[at + by] === undefined, click: () => step(by) });
-  const element = make(
-    "div",
-    { class: "steps" },
+  const element = div(
+    "steps",
     button(-1, "←", `previous ${what} (left arrow)`),
     quiet(`${number(at + 1)} of ${number(list.length)}${about}`),
     button(1, "→", `next ${what} (right arrow)`),
@@ -168,14 +166,15 @@ export function stepper(list, item, what, go, about = "") {
 export const stepKeys = (step) => ({ ArrowLeft: () => step(-1), ArrowRight: () => step(1) });
 
 /** The heading of a page, with its stepper. */
-export const titleRow = (heading, steps) => make("div", { class: "title-row" }, heading, steps);
+export const titleRow = (heading, steps) => div("title-row", heading, steps);
 
 const reached = new Map(); // how many items of a list were shown
 
-/** The first items of a list, and a button for more. */
-export function pages(items, size, draw, className) {
+/** The first items of a list, and a button for more; a text if the list is empty. */
+export function pages(items, size, draw, className, emptyText) {
+  if (!items.length) return emptyState(emptyText);
   const key = [className, items.length, window.location.hash.split("?")[1]].join();
-  const list = make("div", { class: className });
+  const list = div(className);
   const more = make("button", { class: "more", click: () => add() });
   let shown = 0;
   const add = () => {

@@ -13,6 +13,8 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+export const div = (className, ...children) => make("div", { class: className }, ...children);
+
 /** A sentence from Python as text, with names in backticks as code. */
 export const prose = (text) => text.split("`").map((part, i) => (i % 2 ? make("code", {}, part) : part));
 

@@ -2,7 +2,7 @@
 
 import { address, filterCard, pages, visit } from "./components.js";
 import { exportButton } from "./csv.js";
-import { choice, emptyState, finder, make, statusLine } from "./dom.js";
+import { choice, div, finder, make, statusLine } from "./dom.js";
 import { contains, count, kindsOf, layerText } from "./wording.js";
 
 export const CARDS = 24; // at once
@@ -42,14 +42,14 @@ const isNamed = (report, place, find) =>
 
 /** The filters that an address asks for, in the order it asks for. */
 export function chosenFilters(report, { layer, verdict, sort, find = "" }) {
-  const found = report.filters.filter(
+  const filters = report.filters.filter(
     (place) =>
       (!layer || place.layer === Number(layer)) &&
       (!verdict || hasVerdict(report, place, verdict)) &&
       isNamed(report, place, find),
   );
   const order = ORDERS[sort]?.[1];
-  return order ? found.sort(order(report)) : found;
+  return order ? filters.sort(order(report)) : filters;
 }
 
 /** The choice in words. */
@@ -81,7 +81,7 @@ function columnsOf(report) {
 export function filtersPage(report, query) {
   const change = (name) => (value) =>
     visit(address(["filters"], { ...query, [name]: value === "network" ? "" : value }));
-  const found = chosenFilters(report, query);
+  const filters = chosenFilters(report, query);
   const isolated = report.filters.filter((place) => report.isolated(place).length).length;
   const amounts = kindsOf(report, (place) => report.verdict(place));
   if (isolated) amounts.splice(1, 0, ["isolated", isolated]);
@@ -90,9 +90,8 @@ export function filtersPage(report, query) {
   const verdicts = amounts.map(([verdict, amount]) => [verdict, `${verdictText(verdict)} (${amount})`]);
   return [
     make("h1", {}, "Filters"),
-    make(
-      "div",
-      { class: "choices" },
+    div(
+      "choices",
       choice("Verdict", [["", "any"], ...verdicts], query.verdict ?? "", change("verdict")),
       choice(
         "Layer",
@@ -107,11 +106,15 @@ export function filtersPage(report, query) {
         change("sort"),
       ),
       finder("number or layer", query.find ?? "", change("find")),
-      found.length ? exportButton("filters.csv", columnsOf(report), found) : null,
-      statusLine(count(found.length, "filter")),
+      filters.length ? exportButton("filters.csv", columnsOf(report), filters) : null,
+      statusLine(count(filters.length, "filter")),
     ),
-    found.length
-      ? pages(found, CARDS, (place) => filterCard(report, place, { query }), "cards")
-      : emptyState("No filter is like that. Choose another verdict or layer, or find another name."),
+    pages(
+      filters,
+      CARDS,
+      (place) => filterCard(report, place, { query }),
+      "cards",
+      "No filter matches. Choose another verdict or layer, or find another name.",
+    ),
   ];
 }

@@ -14,7 +14,7 @@ import {
   verdictBadge,
   visit,
 } from "./components.js";
-import { choice, emptyState, headingOf, make, quiet, termList } from "./dom.js";
+import { choice, div, emptyState, headingOf, make, quiet, termList } from "./dom.js";
 import { choiceText, chosenFilters } from "./filter_list.js";
 import { Scatter } from "./scatter.js";
 import { count, facts, layerText, number, scoreText, tally, VERDICTS } from "./wording.js";
@@ -56,7 +56,7 @@ export async function filterPage(report, place, query) {
   const inspector = make("div", { class: "inspector", "aria-live": "polite" });
   const show = (sample, isPinned) =>
     inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned).filter(Boolean));
-  const known = termList("facts", facts(report, place));
+  const factList = termList("facts", facts(report, place));
   show(null, false);
 
   if (!points.samples.length) {
@@ -64,7 +64,7 @@ export async function filterPage(report, place, query) {
     return {
       content: [
         heading,
-        make("div", { class: "filter" }, make("div", { class: "panel" }, empty), make("div", { class: "side" }, known)),
+        div("filter", div("panel", empty), div("side", factList)),
         ...strips(report, place, map, null),
       ],
       keys: stepKeys(step),
@@ -84,9 +84,8 @@ export async function filterPage(report, place, query) {
   const groupsOf = (shown) =>
     labelled ? Array.from(shown.samples, (sample) => report.labels.of[sample]) : shown.clusters;
   scatter.colourBy(groupsOf(points));
-  const toolbar = make(
-    "div",
-    { class: "toolbar" },
+  const toolbar = div(
+    "toolbar",
     report.labels
       ? choice(
           "Colour by",
@@ -111,11 +110,10 @@ export async function filterPage(report, place, query) {
   return {
     content: [
       heading,
-      make(
-        "div",
-        { class: "filter" },
-        make("div", { class: "panel" }, toolbar, scatter.element, epochSlider(scatter, frames, points, groupsOf)),
-        make("div", { class: "side" }, inspector, known),
+      div(
+        "filter",
+        div("panel", toolbar, scatter.element, epochSlider(scatter, frames, points, groupsOf)),
+        div("side", inspector, factList),
       ),
       ...strips(report, place, map, (sample) => {
         pin(sample);
@@ -159,7 +157,7 @@ function epochSlider(scatter, frames, points, groupsOf) {
   const button = make("button", { click: play }, "Play");
   show(last);
   const about = `Earlier epochs show ${frames[0].samples.length} samples, in the colours of their clusters in the last.`;
-  return make("div", { class: "epochs" }, button, slider, epoch, quiet(about));
+  return div("epochs", button, slider, epoch, quiet(about));
 }
 
 function pointKeys(scatter, points, pin) {
@@ -202,13 +200,12 @@ function inspected(report, place, points, map, sample, isPinned) {
   if (report.images) pictures.push(figure(imageOf(report, sample), "sample"));
   if (report.layers[place.layer].maps) pictures.push(figure(mapOf(map(sample), sample), "filter's map"));
   return [
-    make(
-      "div",
-      { class: "inspected" },
+    div(
+      "inspected",
       make("a", { class: "sample-link", href: sampleAddress(sample) }, `Sample ${sample}`),
       isPinned ? quiet("pinned") : null,
     ),
-    pictures.length ? make("div", { class: "pair" }, pictures) : null,
+    pictures.length ? div("pair", pictures) : null,
     make(
       "p",
       {},
@@ -246,9 +243,8 @@ function groupLegend(report, scatter, labelled) {
     });
     return button;
   };
-  return make(
-    "div",
-    { class: "groups" },
+  return div(
+    "groups",
     groups.slice(0, LEGEND).map(entry),
     groups.length > LEGEND ? quiet(`and ${groups.length - LEGEND} more`) : null,
     make("span", { class: "quiet ring-entry" }, make("i", { class: "ring", "aria-hidden": "true" }), "outlier"),
@@ -271,9 +267,8 @@ function strips(report, place, map, pin) {
   const layer = report.layers[place.layer];
   const outliers = report.outliers(place);
   const tiles = (samples) =>
-    make(
-      "div",
-      { class: "strip" },
+    div(
+      "strip",
       samples.map((sample) =>
         sampleTile(report, sample, String(sample), { map: map(sample), click: pin && (() => pin(sample)) }),
       ),
@@ -281,17 +276,17 @@ function strips(report, place, map, pin) {
   const strip = (title, about, samples) =>
     make("section", { class: "strip-section" }, headingOf(title, about), tiles(samples));
   const isolated = report.isolated(place).filter((sample) => !outliers.includes(sample));
-  const found = [];
+  const sections = [];
   const first = (samples) => (samples.length > STRIP ? `, the first ${STRIP} shown` : "");
   if (isolated.length)
-    found.push(
+    sections.push(
       strip("Isolated", `farther out than the tail of the others explains${first(isolated)}`, isolated.slice(0, STRIP)),
     );
   if (outliers.length)
-    found.push(strip("Outliers", `${count(outliers.length, "sample")}${first(outliers)}`, outliers.slice(0, STRIP)));
+    sections.push(strip("Outliers", `${count(outliers.length, "sample")}${first(outliers)}`, outliers.slice(0, STRIP)));
   if (layer.maps) {
-    found.push(strip("Most active", "largest mean of the map", layer.most[place.filter]));
-    found.push(strip("Least active", "smallest mean of the map", layer.least[place.filter]));
+    sections.push(strip("Most active", "largest mean of the map", layer.most[place.filter]));
+    sections.push(strip("Least active", "smallest mean of the map", layer.least[place.filter]));
   }
-  return found;
+  return sections;
 }

@@ -3,7 +3,7 @@
 import { verdictColour } from "./colours.js";
 import { address, bars, imageOf, pages, stepKeys, stepper, swatch, titleRow, visit } from "./components.js";
 import { csvText, download, exportButton } from "./csv.js";
-import { choice, cutLine, emptyState, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
+import { choice, cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";
 import { count, layerText, number, ordinaryText, percent, SCORE_TERMS, scoreText } from "./wording.js";
@@ -12,7 +12,7 @@ const AT_ONCE = 48;
 const EMPTY = {
   significant: "No image is significant at this rate of false discoveries. Look at the largest scores.",
   ticked: "No image is ticked.",
-  other: "No image is like that. Show others, choose another layer, or find another name.",
+  other: "No image matches. Show others, choose another layer, or find another name.",
 };
 
 const tickedText = (amount) => `ticked (${amount})`;
@@ -58,7 +58,7 @@ function tickedBar(ranking) {
     click: () => saveTicked(ranking),
   });
   const none = make("button", { click: () => untick() }, "Untick all");
-  const bar = make("div", { class: "ticked-bar" }, status, none, save);
+  const bar = div("ticked-bar", status, none, save);
   const update = () => {
     const amount = ranking.ticked.size;
     status.textContent = `${count(amount, "image")} ticked`;
@@ -77,20 +77,14 @@ function tickedBar(ranking) {
 }
 
 function card(ranking, row, query, changed) {
-  return make(
-    "div",
-    { class: "card outlier" },
+  return div(
+    "card outlier",
     make(
       "a",
       { class: "outlier-picture", href: imageAddress(row, query), title: `image ${row.position}` },
       picture(ranking, row),
     ),
-    make(
-      "div",
-      { class: "outlier-head" },
-      tickBox(ranking, row, make("strong", {}, `${row.rank + 1}`), changed),
-      badge(row),
-    ),
+    div("outlier-head", tickBox(ranking, row, make("strong", {}, `${row.rank + 1}`), changed), badge(row)),
     make("span", {}, `image ${row.position}`),
     [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
     make("span", {}, `score ${scoreText(row.score)}`),
@@ -104,7 +98,7 @@ function gallery(ranking, query) {
     const { [name]: _, ...others } = query;
     visit(address(["gallery"], value === "all" ? others : { ...others, [name]: value }));
   };
-  const found = ranking.chosen(query);
+  const rows = ranking.chosen(query);
   const { bar, update } = tickedBar(ranking);
   const layers = ranking.amounts().map(([name, amount]) => [`=${name}`, `${layerText(name)} (${amount})`]);
   const amountOf = (show) => ranking.chosen({ show }).length;
@@ -112,11 +106,11 @@ function gallery(ranking, query) {
     "button",
     {
       click: () => {
-        ranking.tick(found, true);
+        ranking.tick(rows, true);
         update();
       },
     },
-    `Tick ${found.length === 1 ? "this one" : `all ${number(found.length)}`}`,
+    `Tick ${rows.length === 1 ? "this one" : `all ${number(rows.length)}`}`,
   );
   const content = [
     make("h1", {}, "Images by score"),
@@ -128,9 +122,8 @@ function gallery(ranking, query) {
       ranking.ranked ? null : "A p-value is the share of calibration images with a score as large. ",
       "Tick images to save them as a list.",
     ),
-    make(
-      "div",
-      { class: "choices" },
+    div(
+      "choices",
       choice(
         "Show",
         [
@@ -143,13 +136,17 @@ function gallery(ranking, query) {
       ),
       choice("Strongest layer", [["all", "any"], ...layers], query.layer ?? "all", change("layer")),
       finder("number or name", query.find ?? "", (text) => change("find")(text || "all")),
-      query.show === "ticked" || !found.length ? null : all,
-      found.length ? exportButton("images.csv", ranking.csvColumns, found) : null,
-      statusLine(`${count(found.length, "image")} of ${number(ranking.total)}`),
+      query.show === "ticked" || !rows.length ? null : all,
+      rows.length ? exportButton("images.csv", ranking.csvColumns, rows) : null,
+      statusLine(`${count(rows.length, "image")} of ${number(ranking.total)}`),
     ),
-    found.length
-      ? pages(found, AT_ONCE, (row) => card(ranking, row, query, update), "cards outliers")
-      : emptyState(EMPTY[query.layer || query.find ? "other" : query.show]),
+    pages(
+      rows,
+      AT_ONCE,
+      (row) => card(ranking, row, query, update),
+      "cards",
+      EMPTY[query.layer || query.find ? "other" : query.show],
+    ),
     bar,
   ];
   return { content: content.flat(), section: "gallery", keys: galleryKeys(ranking, update) };
@@ -223,10 +220,9 @@ function imagePage(ranking, row, query) {
   return {
     content: [
       titleRow(make("h1", {}, `Image ${row.position}`), element),
-      make(
-        "div",
-        { class: "sample" },
-        make("div", { class: "big-image" }, picture(ranking, row)),
+      div(
+        "sample",
+        div("big-image", picture(ranking, row)),
         make(
           "div",
           {},

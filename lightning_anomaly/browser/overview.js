@@ -3,7 +3,7 @@
 import { ticks } from "./canvas.js";
 import { groupColour, verdictColour } from "./colours.js";
 import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch, visit } from "./components.js";
-import { emptyState, make, makeSvg, prose, quiet, sharpCanvas, termList } from "./dom.js";
+import { div, emptyState, make, makeSvg, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
 
@@ -95,9 +95,8 @@ function layers(report) {
     const sparsity = layer.sparsity.filter((value) => value !== null);
     const mean = sparsity.length ? sparsity.reduce((sum, value) => sum + value, 0) / sparsity.length : null;
     const about = `${anomalies} of ${layer.verdicts.length}`;
-    return make(
-      "div",
-      { class: "layer" },
+    return div(
+      "layer",
       make(
         "a",
         {
@@ -116,15 +115,14 @@ function layers(report) {
       cells(report, place, size),
     );
   });
-  const heading = make(
-    "div",
-    { class: "layer layer-heading quiet" },
+  const heading = div(
+    "layer layer-heading quiet",
     make("span", {}, "layer"),
     make("span", { class: "layer-count" }, "anomaly"),
     make("span", { class: "layer-sparsity" }, "sparsity"),
     make("span", {}, "a cell is a filter: click one"),
   );
-  return make("div", { class: "layers" }, heading, rows);
+  return div("layers", heading, rows);
 }
 
 /** The filters of a layer on one canvas, as networks have tens of thousands. */
@@ -135,7 +133,7 @@ function cells(report, place, size) {
     role: "img",
     "aria-label": `${layer.verdicts.length} filters of ${layerText(layer.name)}`,
   });
-  const box = make("div", { class: "cell-box" }, canvas);
+  const box = div("cell-box", canvas);
   let columns = 1;
   const draw = () => {
     if (!box.clientWidth) return;
@@ -170,26 +168,25 @@ function cells(report, place, size) {
 }
 
 function samples(report) {
-  const found = byScore(report).slice(0, TOP_SAMPLES);
+  const top = byScore(report).slice(0, TOP_SAMPLES);
   const tile = (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score" } });
   return [
-    make("div", { class: "tiles" }, found.map(tile)),
+    div("tiles", top.map(tile)),
     make("p", {}, make("a", { href: address(["samples"]) }, `All ${number(report.samples)} samples by score`)),
   ];
 }
 
 /** Two charts over the same epochs, losses and counts, as their scales differ. */
 function curves({ epochs, counts, losses }) {
-  const known = Object.entries(losses).filter(([, values]) => values.some((value) => value !== null));
+  const measured = Object.entries(losses).filter(([, values]) => values.some((value) => value !== null));
   const styled = (entries, colours) =>
     entries.map(([name, values], i) => {
       const [colour, dash] = [colours[i % colours.length], ["", "6 3", "2 3"][i % 3]];
       return { name, values, colour, dash };
     });
-  return make(
-    "div",
-    { class: "curves" },
-    known.length ? chart(epochs, styled(known, [0, 5, 3].map(groupColour))) : null,
+  return div(
+    "curves",
+    measured.length ? chart(epochs, styled(measured, [0, 5, 3].map(groupColour))) : null,
     chart(epochs, styled(Object.entries(counts), [2, 3].map(groupColour))),
   );
 }
@@ -216,15 +213,15 @@ function chart(epochs, series) {
     parts.push(text(String(epochs[i]), { x: x(i), y: height - 10, "text-anchor": "middle" }));
   }
   for (const { name, values, colour, dash } of series) {
-    const known = values.map((value, i) => [value, i]).filter(([value]) => value !== null);
+    const measured = values.map((value, i) => [value, i]).filter(([value]) => value !== null);
     parts.push(
       makeSvg("polyline", {
-        points: known.map(([value, i]) => `${x(i)},${y(value)}`).join(" "),
+        points: measured.map(([value, i]) => `${x(i)},${y(value)}`).join(" "),
         stroke: colour,
         "stroke-dasharray": dash,
       }),
     );
-    for (const [value, i] of known)
+    for (const [value, i] of measured)
       parts.push(
         makeSvg(
           "circle",

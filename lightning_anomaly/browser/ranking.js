@@ -59,8 +59,8 @@ export class Ranking {
 
   /** Pairs of a layer of any row, in the network's order, and the number of its rows. */
   amounts() {
-    const found = this.layers.map((name) => [name, this.rows.filter((row) => row.layer === name).length]);
-    return found.filter(([, amount]) => amount);
+    const amounts = this.layers.map((name) => [name, this.rows.filter((row) => row.layer === name).length]);
+    return amounts.filter(([, amount]) => amount);
   }
 
   /** The columns of a CSV file, as `OutlierReport.save_csv` writes them. */

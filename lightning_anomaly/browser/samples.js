@@ -16,7 +16,7 @@ import {
   visit,
 } from "./components.js";
 import { exportButton } from "./csv.js";
-import { choice, emptyState, finder, headingOf, make, quiet, statusLine } from "./dom.js";
+import { choice, div, finder, headingOf, make, quiet, statusLine } from "./dom.js";
 import { count, isMeant, layerText, number, ordinaryText, percent, scoreText } from "./wording.js";
 
 const TILES = 96;
@@ -24,7 +24,7 @@ const SORTS = { score: "largest score", number: "number" };
 
 /** The samples that an address asks for, in the order it asks for. */
 function chosenSamples(report, { sort, label, find = "" }) {
-  const found = byScore(report).filter(
+  const samples = byScore(report).filter(
     (sample) =>
       (!label || report.labels?.of[sample] === Number(label)) &&
       (!find ||
@@ -32,12 +32,12 @@ function chosenSamples(report, { sort, label, find = "" }) {
           isMeant(sample, name, find.replace(/^sample\s+/i, "")),
         )),
   );
-  return sort === "number" ? found.sort((a, b) => a - b) : found;
+  return sort === "number" ? samples.sort((a, b) => a - b) : samples;
 }
 
 export function samplesPage(report, query) {
   const change = (name) => (value) => visit(address(["samples"], { ...query, [name]: value === "score" ? "" : value }));
-  const found = chosenSamples(report, query);
+  const samples = chosenSamples(report, query);
   const columns = {
     sample: (sample) => sample,
     score: (sample) => report.scores[sample] ?? "inf",
@@ -46,9 +46,8 @@ export function samplesPage(report, query) {
   };
   return [
     make("h1", {}, "Samples"),
-    make(
-      "div",
-      { class: "choices" },
+    div(
+      "choices",
       report.labels
         ? choice(
             "Label",
@@ -59,18 +58,17 @@ export function samplesPage(report, query) {
         : null,
       choice("Sort by", Object.entries(SORTS), query.sort ?? "score", change("sort")),
       finder(report.labels || report.names ? "number or name" : "number", query.find ?? "", change("find")),
-      found.length ? exportButton("samples.csv", columns, found) : null,
-      statusLine(count(found.length, "sample")),
+      samples.length ? exportButton("samples.csv", columns, samples) : null,
+      statusLine(count(samples.length, "sample")),
     ),
     make("p", { class: "quiet" }, `The larger its score, the less a sample is like the others: ${ordinary(report)}.`),
-    found.length
-      ? pages(
-          found,
-          TILES,
-          (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score", ...query } }),
-          "tiles",
-        )
-      : emptyState("No sample is like that. Choose another label, or find another name."),
+    pages(
+      samples,
+      TILES,
+      (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score", ...query } }),
+      "tiles",
+      "No sample matches. Choose another label, or find another name.",
+    ),
   ];
 }
 
@@ -88,10 +86,9 @@ export async function samplePage(report, sample, query) {
   const [scores, reactions] = await Promise.all([report.scoresOf(sample), report.reactionsTo(sample)]);
   const content = [
     titleRow(make("h1", {}, `Sample ${sample}`), element),
-    make(
-      "div",
-      { class: "sample" },
-      report.images ? make("div", { class: "big-image" }, imageOf(report, sample)) : null,
+    div(
+      "sample",
+      report.images ? div("big-image", imageOf(report, sample)) : null,
       make(
         "div",
         {},
@@ -157,9 +154,8 @@ function reactionsSection(report, sample, reactions, scores) {
   if (!reactions.length) return null;
   const maps = scores.find(({ view }) => view === "filters");
   const about = "distance of the sample from a filter's mean, in standard deviations";
-  const cards = make(
-    "div",
-    { class: "cards" },
+  const cards = div(
+    "cards",
     reactions.map(({ place, distance }) =>
       filterCard(report, place, { query: { pin: sample }, ringed: sample, note: number(distance) }),
     ),

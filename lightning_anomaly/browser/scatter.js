@@ -2,7 +2,7 @@
 
 import { extent, mark, ticks } from "./canvas.js";
 import { groupColour, groupShape, ink } from "./colours.js";
-import { make, sharpCanvas, symbolButton } from "./dom.js";
+import { div, make, sharpCanvas, symbolButton } from "./dom.js";
 
 const MARGIN = { left: 46, right: 12, top: 12, bottom: 40 };
 const REACH = 18; // distance at which the pointer finds a point (pixels)
@@ -24,16 +24,15 @@ export class Scatter {
     this.only = null;
     this.pointers = new Map();
     this.canvas = make("canvas", { class: "scatter", role: "img", "aria-label": description });
-    this.element = make("div", { class: "plot" }, this.canvas);
+    this.element = div("plot", this.canvas);
     this.listen();
     this.reset();
     new ResizeObserver(() => this.draw()).observe(this.element);
   }
 
   buttons() {
-    return make(
-      "div",
-      { class: "zoom" },
+    return div(
+      "zoom",
       symbolButton("+", "Zoom in (key +)", { click: () => this.zoom(1.5) }),
       symbolButton("−", "Zoom out (key −)", { click: () => this.zoom(1 / 1.5) }),
       symbolButton("⟲", "Show all points (key 0)", { click: () => this.reset() }),
@@ -95,12 +94,13 @@ export class Scatter {
 
   /** The sample nearest to a place on the canvas, or null if none is near. */
   nearest(left, top) {
-    let [found, least] = [null, REACH ** 2];
+    let [nearest, least] = [null, REACH ** 2];
     this.points.samples.forEach((sample, i) => {
       const distance = (this.across(this.points.x[i]) - left) ** 2 + (this.down(this.points.y[i]) - top) ** 2;
-      if (distance < least && (this.only === null || this.groups[i] === this.only)) [found, least] = [sample, distance];
+      if (distance < least && (this.only === null || this.groups[i] === this.only))
+        [nearest, least] = [sample, distance];
     });
-    return found;
+    return nearest;
   }
 
   /** Magnifies about a place on the canvas, by default its middle. */
