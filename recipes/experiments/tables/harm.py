@@ -10,7 +10,7 @@ import pandas as pd
 from lightning_anomaly.two_sample.stopping import GAP_ALONE, LOSS_PATIENCE, loss_trend
 from recipes.experiments.spec import TUNED_ON
 from recipes.experiments.tables.curves import Line, signal
-from recipes.experiments.tables.output import Rule, above, as_others, confirmed, cost, first_above, stopped
+from recipes.experiments.tables.output import PATIENCE, Rule, above, as_others, confirmed, cost, first_above, stopped
 from recipes.experiments.tables.writer import Frame, runs
 
 
@@ -21,12 +21,11 @@ def _smoothed(line: Line) -> int | None:
     return next((place for place, trend in enumerate(trends) if trend and trend.waited >= LOSS_PATIENCE), None)
 
 
-_PATIENCE = (*(f"validation loss, patience {epochs}" for epochs in (3, 5, 10)), "validation accuracy, patience 10")
 SHOWN: dict[str, Rule] = {
     "gap and loss (the default)": confirmed,
     "validation loss, smoothed, patience 3": _smoothed,
     "gap alone (`confirm=None`)": above(GAP_ALONE),
-    **{rule: as_others(rule) for rule in _PATIENCE},
+    **{rule: as_others(rule) for rule in PATIENCE},
     "none: train to the end": lambda line: None,
 }
 

@@ -70,6 +70,8 @@ def as_others(rule: str) -> Rule:
     return lambda line: OTHERS[rule](line).last
 
 
+PATIENCE = (*(f"validation loss, patience {epochs}" for epochs in (3, 5, 10)), "validation accuracy, patience 10")
+_PROPOSED = ("Label Wave, patience 5", "gradient disparity, patience 5", "rise of weight variance")
 # Each rule returns the epoch at which it stops a run; that epoch's network is used.
 RULES: dict[str, Rule] = {
     "rise of 5% and a validation loss that does not improve (`TwoSampleEarlyStopping`)": confirmed,
@@ -83,18 +85,7 @@ RULES: dict[str, Rule] = {
     "area, p-value below 1%": lambda line: first_above([-p for p in signal(line, "confidence_p_value")], -0.01),
     "errors made over those expected, with labels, rise of 30%": above(math.log(1.3), "log_overconfidence"),
     "loss with labels, rise of 0.03": above(0.03, "loss_auc"),
-    **{
-        rule: as_others(rule)
-        for rule in (
-            "validation loss, patience 3",
-            "validation loss, patience 5",
-            "validation loss, patience 10",
-            "validation accuracy, patience 10",
-            "Label Wave, patience 5",
-            "gradient disparity, patience 5",
-            "rise of weight variance",
-        )
-    },
+    **{rule: as_others(rule) for rule in (*PATIENCE, *_PROPOSED)},
     "none: train to the end": lambda line: None,
 }
 
