@@ -40,7 +40,9 @@ def test_repeated_values_do_not_count_as_validations_of_a_rise(tmp_path: Path) -
     assert f"for {stopping.patience} validations" in str(stopping.stopping_reason_message)
 
 
-def test_it_works_beside_lightning_s_and_logs_its_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_works_beside_lightning_callbacks_and_logs_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     on_loss = EarlyStopping("val_loss", patience=100)
     best = ModelCheckpoint(tmp_path, monitor="anomaly_filters/rise", mode="min")
     with caplog.at_level(logging.INFO):

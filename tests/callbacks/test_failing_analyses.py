@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -52,12 +51,12 @@ WAITS = "Nothing is watched.* 'anomaly_filters/count' will only see a constant"
         (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* The same holds for 'conv2'.*{WAITS}"),
     ],
 )
-def test_each_problem_is_one_warning(tmp_path: Any, module: Any, options: Any, val: Any, message: str) -> None:
+def test_each_problem_is_one_warning(
+    tmp_path: Any, module: Any, options: Any, val: Any, message: str, recwarn: Any
+) -> None:
     callback, values, waits = watcher(**options), Values(), EarlyStopping("anomaly_filters/count", patience=100)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer = fit(tmp_path, callback, values, waits, module=module(), val=loader(**val), max_epochs=3)
-    (text,) = said(caught)
+    trainer = fit(tmp_path, callback, values, waits, module=module(), val=loader(**val), max_epochs=3)
+    (text,) = said(recwarn)
     assert re.search(message, text)
     assert trainer.current_epoch == len(callback.history) == 3
     assert callback.report is not None

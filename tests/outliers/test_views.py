@@ -44,7 +44,7 @@ def test_distances_are_those_of_scikit_learn_after_its_power_transform():
     np.testing.assert_allclose(found, powers.transform(standard), rtol=1e-9)
 
 
-def test_powers_are_those_of_scikit_learn_also_far_from_1():
+def test_powers_are_those_of_scikit_learn_even_far_from_1():
     normal = torch.randn(300, 1, generator=rng(), dtype=torch.float64)
     values = torch.cat([normal, normal.exp(), -(2 * normal).exp(), normal.round(), normal**5, (normal > 2) + 0.0], 1)
     standard = (values - values.mean(0)) / values.std(0, correction=0)

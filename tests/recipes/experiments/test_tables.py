@@ -15,7 +15,7 @@ from recipes.experiments.tables import TABLES, curves, found, h3, output, stoppi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_is_that_of_its_lines(name: str) -> None:
+def test_recorded_tables_are_reproduced_exactly(name: str) -> None:
     made = list(csv.reader(io.StringIO(TABLES[name]().to_csv(index=False))))
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         assert made == list(csv.reader(file))
