@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ _MIN_SAMPLES = 24  # of a filter; analyses are omitted before there are fewer
 _STEPS = 24  # codes in a unit of asinh: steps of 0.04 standard deviations near 0, of 4% far out
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
+class Frame(NamedTuple):
     """Points of one analysis."""
 
     epoch: int

@@ -78,14 +78,10 @@ def usual_score(scores: Tensor) -> float:
 def assemble(
     code: str, index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
-    """Return the text of a page.
+    """Return the text of a page, which reads the `index` at once and unpacks `blocks` when it needs them.
 
-    Args:
-        code: Names of JavaScript files, each after those that it imports. They become one module, so their top-level
-            names must differ.
-        index: What the page reads at once, with a `"title"`.
-        images: uint8 `(N, height, width, channels)` with one or three channels, which become one PNG file.
-        blocks: What the page unpacks when it is needed.
+    `code` names JavaScript files, each after those that it imports. They become one module, so their top-level names
+    must differ. Images, uint8 `(N, height, width, channels)` with one or three channels, become one PNG file.
     """
     placed, sprite = (None, {}) if images is None else _sprite(images)
     plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()

@@ -23,9 +23,9 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
     At equal scores the sample with more votes comes first, then the earlier one.
 
     Args:
-        images: The probe's images `(N, C, H, W)`. With one or three channels all are shown, otherwise the first. uint8
-            is shown as it is. Other types are scaled by channel: the range of an ordinary image of the probe goes from
-            black to white. This undoes a normalization, and keeps a black image black and an over-exposed one white.
+        images: The probe's images `(N, C, H, W)`, of which one or three channels are shown. uint8 is shown as it is.
+            Other types are scaled by channel, so that an ordinary image of the probe ranges from black to white. This
+            undoes a normalization, and keeps a black image black and an over-exposed one white.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.outlier_samples`, N numbers.
 
