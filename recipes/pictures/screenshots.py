@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page
 
+from lightning_anomaly import AnomalyReport
 from recipes import quickstart
 from recipes.common.options import one_sentence_errors
 from recipes.pictures.browser import IN_PAGE, figures, open_page, tensorboard
@@ -37,23 +38,30 @@ def run(options: argparse.Namespace) -> None:
         log_dir = Path(folder) / "logs"
         watcher = quickstart.main(log_dir=str(log_dir))
         assert watcher.report is not None
-        layer, (index, *_) = next(iter(watcher.report.isolated.items()))
-        photograph_pages(log_dir / "quickstart" / "version_0", f"{layer}/{index}", pictures / "pages.png")
+        photograph_pages(log_dir / "quickstart" / "version_0", _farthest(watcher.report), pictures / "pages.png")
         with open_page(_WIDTH, _HEIGHT) as page, tensorboard(log_dir) as address:
             figures(page, address)
             page.get_by_role("checkbox", name="Show actual image size").uncheck()
             _photograph(page, pictures / "tensorboard_images.png")
 
 
+def _farthest(report: AnomalyReport) -> str:
+    """Return `LAYER/INDEX?pin=SAMPLE` of the isolated sample that lies farthest out."""
+    distances = {
+        f"{name}/{index}?pin={sample}": layer.points[index, sample].norm().item()
+        for name, layer in report.layers.items()
+        for index, sample in layer.isolated.nonzero().tolist()
+    }
+    return max(distances, key=distances.__getitem__)
+
+
 def photograph_pages(folder: Path, shown: str, path: Path) -> None:
-    """Write one picture of the gallery and the page of a filter `LAYER/INDEX`, with its first outlier pinned."""
+    """Write one picture of the gallery and the page of a filter `LAYER/INDEX`."""
     sides = []
     for file, address in (("outliers.html", ""), ("anomaly_filters/browser.html", f"#/filter/{shown}")):
         with open_page(*_PAGE) as page:
             page.goto(f"{(folder / file).resolve().as_uri()}{address}")
             page.wait_for_selector("html[data-shown]")
-            if address:
-                page.keyboard.press("o")
             page.locator("main canvas").first.wait_for()
             sides.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     whole = Image.new("RGB", (2 * _PAGE[0] + _GAP, _PAGE[1]), "white")
