@@ -40,13 +40,13 @@ class AnomalyPruneCallback(LoggingCallback):
     Logs under `log_key_prefix` at every validation: `masked` (filters) and `masked_fraction` (of the parameters).
 
     Args:
-        at_epoch: Mask after this many epochs, before the epoch of this number (`trainer.current_epoch`) begins; a list
-            masks several times. Before there are `min_votes` reports it waits for an epoch that begins with them.
-        on_rise: Mask when the `rise` of the `AnomalyFilterCallback` exceeds this value, once each time. It is 0.05 if
-            `at_epoch` is not given either.
+        at_epoch: Number of epochs after which to mask, before the epoch with this `trainer.current_epoch` begins; a
+            list masks several times. If there are fewer than `min_votes` reports by then, masking waits for them.
+        on_rise: Mask when the `rise` of the `AnomalyFilterCallback` exceeds this value, once for each rise. It is 0.05
+            if `at_epoch` is not given either.
         min_votes: Number of votes that a filter needs, at most `last_reports`.
-        last_reports: Number of last reports that vote; a report without a live filter is ignored.
-        max_fraction: Largest fraction of a layer's filters to mask, those masked before included, also by another
+        last_reports: Number of most recent reports that vote; a report without a live filter is ignored.
+        max_fraction: Largest fraction of a layer's filters to mask, including those masked before or by another
             AnomalyPruneCallback of the Trainer.
         criterion: `"anomaly"` masks flagged filters. For comparison, `"random"` and `"l1"` (smallest weights first)
             mask equally many in each layer, of those that are not dead.
@@ -89,7 +89,12 @@ class AnomalyPruneCallback(LoggingCallback):
         self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
         self.on_rise = None if on_rise is None else check_fraction("on_rise", on_rise, zero=True)
         self.last_reports = check_integer("last_reports", last_reports, 1)
-        self.min_votes = check_integer("min_votes", min_votes, 1, largest=self.last_reports)
+        self.min_votes = check_integer("min_votes", min_votes, 1)
+        if self.min_votes > self.last_reports:
+            raise ValueError(
+                f"Parameter `min_votes` should be at most `last_reports = {last_reports}`. "
+                f"Found `min_votes = {min_votes}`."
+            )
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
         self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
         self.seed = check_integer("seed", seed, 0)
@@ -121,7 +126,7 @@ class AnomalyPruneCallback(LoggingCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned and mask the model; for a validation or a test, unless there is a mask."""
+        """Restore what `state_dict` returned and mask the model; a validation or test leaves an existing mask."""
         if self._fitting is False and self.mask is not None:
             return
         self._forget()
@@ -290,7 +295,7 @@ class AnomalyPruneCallback(LoggingCallback):
         voted = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=1.0)
         chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
-            self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are no convolutions.")
+            self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are not convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
         if self.criterion != "anomaly":
             norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None

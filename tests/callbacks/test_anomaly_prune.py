@@ -168,7 +168,8 @@ def test_reports_come_from_the_named_watcher(tmp_path: Path) -> None:
         ({"at_epoch": []}, r"`at_epoch = \[\]`"),
         ({"on_rise": -0.1}, "`on_rise = -0.1`"),
         ({"min_votes": 0}, "`min_votes = 0`"),
-        ({"min_votes": 4}, "from 1 to 3. Found `min_votes = 4`"),
+        ({"min_votes": 4}, "`last_reports = 3`.* Found `min_votes = 4`"),
+        ({"last_reports": 1}, "`last_reports = 1`.* Found `min_votes = 2`"),
         ({"last_reports": 0}, "`last_reports = 0`"),
         ({"max_fraction": 0}, "`max_fraction = 0`"),
         ({"criterion": "l2"}, "`criterion = 'l2'`"),
@@ -270,6 +271,6 @@ def test_impossible_configurations_are_reported_in_setup(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
         prune.setup(trainer, GeluNet(), "fit")
     watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)
-    with pytest.warns(UserWarning, match=r"\['norm1'\]: they are no convolutions"):
+    with pytest.warns(UserWarning, match=r"\['norm1'\]: they are not convolutions"):
         fit(tmp_path, GeluNet(), watching, prune)
     assert list(prune.masked) == ["conv2"]
