@@ -39,18 +39,18 @@ Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 class TwoSampleCallback(WatchingCallback):
     """Compare training with validation images at every validation, by the output and by the filters.
 
-    `two_sample_test` explains the comparison, and why training images should not be augmented. It needs no labels. A
-    `TwoSampleEarlyStopping` stops the run by `confidence_rise`.
+    `two_sample_test` explains the comparison, and why training images should not be augmented. It needs no labels. Add
+    a `TwoSampleEarlyStopping` to stop the run by `confidence_rise`.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
     `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
     `fraction` and `p_value` of the filters; and `seconds`. The fraction in each layer, units of linear layers included,
     is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions.
 
-    By default it takes a fixed random sample of the Trainer's training and validation images. If both data sets have a
-    `transform`, as torchvision's have, training images are read with that of the validation set; otherwise as the
-    training loader yields them, augmented or not. In `trainer.validate` there are no training images: without
-    `train_inputs` nothing is compared or logged.
+    By default it takes a fixed random sample of the Trainer's training and validation images. If both data sets are of
+    one class with a `transform`, such as torchvision's, training images are read with that of the validation set;
+    otherwise as the training loader yields them, augmented or not. In `trainer.validate` there are no training images:
+    without `train_inputs` nothing is compared or logged.
 
     Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. This draws
     no global random number, and leaves flags, buffers, gradients and hooks as they were. A user's hooks on `forward`
@@ -69,8 +69,8 @@ class TwoSampleCallback(WatchingCallback):
         batch_size: Largest number of images to run at a time; reduce it if a model of volumes needs too much memory.
         sample_size: Number of images of each kind to sample; a tensor is taken whole.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
-        max_memory_mb: Most memory (MiB) for sampled images, which are kept until the fit ends. If they need more, they
-            are read again at each comparison.
+        max_memory_mb: Largest memory (MiB) for sampled images, which are kept until the fit ends. If they need more,
+            they are read again at each comparison.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -200,7 +200,7 @@ class TwoSampleCallback(WatchingCallback):
         self._seconds = perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
-        """Read the images once, warn of doubts about them, and keep them if they fit into the memory."""
+        """Read the images once, warn of what may be wrong with them, and keep them if they fit into memory."""
         inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         sources = self._open_sources(trainer, pl_module, inputs)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
@@ -253,16 +253,16 @@ class TwoSampleCallback(WatchingCallback):
         return report
 
     @guarded
-    def _remember(self, trainer: Any, found: TwoSampleReport | None) -> None:
-        layers = {} if found is None else found.judged
-        if found is None and not self.history:  # unknown yet which linear layers have units to compare
+    def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:
+        layers = {} if report is None else report.judged
+        if report is None and not self.history:  # unknown yet which linear layers have units to compare
             self._values = {f"layer/{name}": 0.0 for name in self._units} | self._values
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "metrics": dict(self._values),
-                "compares_output": found is not None and found.compares_output,
+                "compares_output": report is not None and report.compares_output,
                 "share_p_values": {name: layer.share_p_value for name, layer in layers.items() if layer.live.any()},
             }
         )

@@ -20,10 +20,11 @@ _MIN_IMAGES = 300  # of each kind; with fewer the rule was not tested
 class TwoSampleEarlyStopping(StoppingCallback):
     """Stop a run when the network knows its training images and the validation loss no longer improves.
 
-    It waits for two things. First a gap: relative to training images, the network expects 5% more errors on validation
-    images than at its lowest level (`<log_key_prefix>/confidence_rise` of a `TwoSampleCallback`), and chance does not
-    explain it. A gap alone is no harm: with few images a network improves on validation images long after it opens. So
-    the exponential average of the validation loss must not have improved for three validations either.
+    It waits for two things. First a gap: the errors that the network expects on validation images, divided by those on
+    training images, are 5% above their lowest level (`<log_key_prefix>/confidence_rise` of a `TwoSampleCallback`), and
+    chance does not explain it. A gap alone is not yet harm: with few images a network improves on validation images
+    long after it opens. So the exponential average of the validation loss must not have improved for three validations
+    either.
 
     It needs to see a run from its beginning, and about 1,000 images of each kind. `docs/results/stopping_output.md` has
     its results, its cost and the data.
@@ -37,7 +38,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
         patience: Number of validations without a lower average of the loss; None takes 3. With `confirm=None`, number
             of validations in a row with a gap; None takes 1.
         log_key_prefix: The `log_key_prefix` of the `TwoSampleCallback` to watch; None takes the first one.
-        verbose: Whether it logs these sentences; `stopping_reason_message` has the reason in any case.
+        verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
         confirm: Name of the logged metric that has to confirm the gap; lower is better. "auto" finds the validation
             loss by its name; if there is none, or several fit, it warns and does not stop. None stops by the gap alone,
             which is too early on small data.

@@ -1,4 +1,4 @@
-"""Training and validation images that can be compared: read alike, and warned about where they differ."""
+"""Make training and validation images comparable: read both alike, and find differences to warn of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_anomaly.images.loaders import batch_size_of, drawn_positions
 from lightning_anomaly.images.source import ImageSource, first_tensor, holder
 
-_FEW = 16  # images to read twice; if each is flipped with probability 1/2, the orders differ in at least one
+_FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
 _MIN_IMAGES = 8  # for their mean and spread to mean something
 _EQUAL = 0.01  # fraction of the validation images that may be training images
 
@@ -38,7 +38,7 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
 
 
 def without_augmentation(loader: Any, val_loader: Any) -> Any:
-    """Load the training set with the transform of the validation set, if both have one."""
+    """Load the training set with the transform of the validation set, if both are of one class with a transform."""
     dataset = _with_transform_of(loader.dataset, getattr(val_loader, "dataset", None))
     if dataset is None:
         return loader
@@ -81,7 +81,7 @@ def is_augmented(source: ImageSource) -> bool:
 def describe_doubts(from_user: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:
     """Say why the images may not be comparable: `{key: sentence}`.
 
-    `from_user` names the arguments that a user gave, whose images should be scaled as a validation `batch`, if any.
+    Images in the arguments `from_user` should be scaled like those of a validation `batch`; None skips that check.
     """
     doubts = {}
     images = first_tensor(batch)

@@ -28,7 +28,7 @@ from lightning_anomaly.two_sample.rank_test import (
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
-_VALUES = 2**21  # values tested in one operation: 16 MB, a few times
+_VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
 
 
 def two_sample_test(
@@ -47,11 +47,11 @@ def two_sample_test(
     depend on the number of images.
 
     The filters say *where*, by their largest rectified value on each image. If a network treats both kinds alike,
-    chance finds a share of `significance` of its filters. A share well above it says that convolutions have memorized
-    training images, and in which layers. All filters see the same images, so false alarms come together: most draws of
-    images give none, a few give 10%. The report's `p_value` allows for that. Units of linear layers with outputs
-    `(N, F)` are tested in the same way, for `where`. Filters show strong overfitting of convolutions; single units
-    rarely show any, see `docs/results/two_sample.md`.
+    chance finds a share of `significance` of its filters on average. A share well above it says that convolutions have
+    memorized training images, and in which layers. All filters see the same images, so false alarms come together: most
+    draws of images give none, a few give 10%. The report's `p_value` allows for that. Units of linear layers with
+    outputs `(N, F)` are tested in the same way, for `where`. Filters show strong overfitting of convolutions; single
+    units rarely show any, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
     finds any other difference between them as well.
@@ -183,7 +183,7 @@ def _run(
     n_read = None if source is None else len(source.positions) - len(source.unreadable)
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, n_read)
     notes |= {} if source is None else source.notes()
-    n_samples = n_samples or len(output)
+    n_samples = n_samples or len(output)  # if no layer is usable
     usable, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
     units = {name: layer for name, layer in usable.items() if layer.size == ()}
     errors = output.result(n_samples)

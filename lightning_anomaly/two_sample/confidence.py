@@ -37,12 +37,12 @@ class ExpectedErrors:
         else:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
             scores = scores[:, None] if scores.ndim == 1 else scores
-            one = scores.shape[1] == 1
+            single = scores.shape[1] == 1
             if self.probabilities is None:
                 # Tolerates rounding, as sums in bfloat16 are 1 to two digits; false for NaN.
-                excess = scores.max() - 1 if one else (scores.sum(1) - 1).abs().max()
+                excess = scores.max() - 1 if single else (scores.sum(1) - 1).abs().max()
                 self.probabilities = bool(scores.min() >= -0.02 and excess <= 0.02)
-            if one:
+            if single:
                 scores = torch.cat([scores, 1 - scores if self.probabilities else torch.zeros_like(scores)], 1)
             errors = expected_error(scores.clamp(min=0) if self.probabilities else scores.softmax(1))
             self._errors.append(errors[..., None].flatten(1).mean(1).cpu())
@@ -58,7 +58,7 @@ class ExpectedErrors:
 
 
 def expected_error(probabilities: Tensor) -> Tensor:
-    """Compute 1 less the largest of C probabilities `(n, C, ...)`, without cancellation if that is close to 1."""
+    """Compute 1 less the largest of C probabilities `(n, C, ...)`: `(n, ...)`, exact also if that is close to 1."""
     return probabilities.scatter(1, probabilities.argmax(1, keepdim=True), 0).sum(1)
 
 
@@ -70,7 +70,8 @@ def mean_error(errors: Tensor) -> float:
 def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, float]:
     """Compare the confidences `(n,)` and `(m,)` of two groups: area under the ROC curve, gap of the means, p-value.
 
-    The area is the probability that a sample of the first group has the larger confidence; see `rank_test`.
+    The area is the probability that a sample of the first group has the larger confidence. The gap is the mean of the
+    first group less that of the second. The p-value is two-sided, see `rank_test`.
 
     Examples:
         >>> compare_confidences(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.5, 0.6, 0.75]))[0]

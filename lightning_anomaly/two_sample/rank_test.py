@@ -10,7 +10,7 @@ from torch import Tensor
 _MIN_EXPECTED = 5  # expected number of uncommon values in the smaller group, as for a chi-squared test
 MIN_SAMPLES = 2 * _MIN_EXPECTED  # in each group: enough to test a filter that responds to half of them
 DIVISIONS = 999
-MIN_P_VALUE = 1 / (1 + DIVISIONS)  # of a permutation test with so many divisions
+MIN_P_VALUE = 1 / (1 + DIVISIONS)  # smallest one that so many divisions can give
 _DIVISIONS_AT_ONCE = 64
 
 

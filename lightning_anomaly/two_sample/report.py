@@ -31,7 +31,7 @@ class LayerComparison:
     share_p_value: float = 1.0
 
     def significant(self, significance: float) -> Tensor:
-        """Find the live filters with a p-value of at most `significance` `(F,)`."""
+        """Return whether each filter is live and has a p-value of at most `significance` `(F,)`."""
         return self.live & (self.p_value <= significance)
 
 

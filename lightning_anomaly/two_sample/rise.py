@@ -27,7 +27,7 @@ class Level(NamedTuple):
     log_ratio: float
     train: Tensor  # expected errors of the training images `(n,)`, divided by their mean
     val: Tensor  # expected errors of the validation images `(m,)`, divided by their mean
-    errors: float = math.inf  # number of expected errors, see `level_of`
+    errors: float = math.inf  # number of expected errors, see `level_of`; infinite for a mean over validations
 
 
 class ErrorRise:
@@ -45,10 +45,10 @@ class ErrorRise:
 
     def __init__(self) -> None:
         self.recent: list[Level] = []  # of the last three validations
-        self.lowest: Level | None = None  # None for the first two validations
+        self.lowest: Level | None = None  # None before there is a level
 
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
-        """Add the expected errors of a validation, `(n,)` and `(m,)`, and return the rise, 0 for the first two.
+        """Add the expected errors of a validation, `(n,)` and `(m,)`, and return the rise, 0 for the first three.
 
         A change in the number of images resets it.
         """
@@ -82,7 +82,7 @@ class ErrorRise:
 def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
     """Compute the level of one validation from expected errors `(n,)` and `(m,)`."""
     train, val = mean_error(train_errors), mean_error(val_errors)
-    errors = max(train, val) * min(len(train_errors), len(val_errors))  # the smaller group counts
+    errors = max(train, val) * min(len(train_errors), len(val_errors))  # if both groups were as small as the smaller
     return Level(math.log(val / train), train_errors.double() / train, val_errors.double() / val, errors)
 
 
