@@ -103,7 +103,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def run_analysis(options: argparse.Namespace) -> None:
-    """Analyze the first images, print the table, and write the figures and the filter browser."""
+    """Analyze up to 512 images, print the table, and write the figures and the filter browser."""
     model = load_model(options.checkpoint, options.model, options.model_args).to(options.device)
     dataset = _open(model, options.data, options)
     source = ImageSource(dataset, "--data")

@@ -26,8 +26,8 @@ def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = Non
         raise
     except Exception as error:  # torch raises many types
         raise ValueError(
-            f"`{path.name}` should be a file of `torch.save` that holds only tensors and plain values, as others could "
-            f"run any code: save `model.state_dict()`, and give that file. {_text(error)}"
+            f"`{path.name}` should be a file of `torch.save` that holds only tensors and plain values, as loading "
+            f"anything else could run any code: save `model.state_dict()`, and give that file. {_text(error)}"
         ) from error
     try:
         built: nn.Module = _build(factory, path, checkpoint, arguments or {})

@@ -1,4 +1,4 @@
-"""Notes of a report: `{key: sentence}`, with the same key in every report."""
+"""Notes of a report: `{key: sentence}`; a problem has the same key in every report."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def left_out(name: str, problem: str) -> dict[str, str]:
     return {f"{name} left out": Note(f"Layer '{name}' is left out of the analysis: {problem}.", layer=name, kind=kind)}
 
 
-def nonfinite(name: str, count: int, filters: int, rest: str) -> dict[str, str]:
-    """Note that some filters of a layer have NaN or infinite values; `rest` ends the sentence."""
-    text = f"Layer '{name}': {count} of {filters} filters have NaN or infinite values {rest}."
+def nonfinite(name: str, count: int, filters: int, ending: str) -> dict[str, str]:
+    """Note that some filters of a layer have NaN or infinite values; `ending` ends the sentence."""
+    text = f"Layer '{name}': {count} of {filters} filters have NaN or infinite values {ending}."
     return {f"{name} nonfinite": Note(text, layer=name, kind="nonfinite")}
 
 

@@ -17,8 +17,9 @@ class AnalysisSettings:
     """How feature maps are clustered and filters judged. The paper's abstract leaves this open: these are our choices.
 
     Args:
-        max_components: Mixtures of 2 to `max_components` components are fitted to every filter, at most 255. With 5,
-            87 to 97% of the flagged filters stay flagged when 2% of the probe is left out; with 8, fewer.
+        max_components: Largest number of components, 2 to 255. Mixtures of 2, 3, ... components are fitted to every
+            filter. With 5, 87 to 97% of the flagged filters stay flagged when 2% of the probe is left out; with 8,
+            fewer.
         rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, a cluster of
             ten odd images in 512 is still found.
         rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. With `"index"` each

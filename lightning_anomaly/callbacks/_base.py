@@ -24,7 +24,7 @@ class GuardedCallback(AnyCallback):
     """An exception in a hook becomes one warning; state is dropped when another module is fitted.
 
     Attributes:
-        on_error: "raise" lets an exception pass.
+        on_error: "warn", or "raise" to let exceptions pass.
     """
 
     on_error = "warn"

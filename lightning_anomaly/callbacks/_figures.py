@@ -55,8 +55,8 @@ class FigureSchedule:
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log the pending analysis if it is due or the `last`; call `remember_losses` first.
 
-        Curves and page of the last one are logged again, with the training loss of its epoch. One line gives the path
-        of the page.
+        The curves and the page of the last analysis are logged again, with the training loss of its epoch. One line
+        gives the path of the page.
         """
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):

@@ -37,7 +37,7 @@ def find_norms_on(
             norms = find_norms(pl_module, filters, partial(call_model, pl_module, (few if images is None else images,)))
             if chosen.keys() <= norms.called:
                 return norms
-        except Exception:  # there may be no `forward`, or one that takes something else
+        except Exception:  # there may be no `forward`, or one with other arguments
             pass
         # A copy without loggers, as a `validation_step` may change metrics, lists and other attributes.
         module = copy.deepcopy(pl_module)
@@ -64,8 +64,8 @@ def check_maskable(layers: Mapping[str, nn.Module], callbacks: list[Any]) -> Non
     for name, layer in layers.items():
         if isinstance(layer, CONVOLUTIONS):
             conv_rows(name, layer, [0])
-    prunings = [one for one in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(one).__mro__)]
-    pruned = [layer for one in prunings for layer, parameter in one._parameters_to_prune if parameter == "weight"]
+    prunings = [prune for prune in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(prune).__mro__)]
+    pruned = [layer for prune in prunings for layer, parameter in prune._parameters_to_prune if parameter == "weight"]
     if names := sorted(name for name, layer in layers.items() if layer in pruned):
         raise ValueError(
             "AnomalyPruneCallback should be used without a ModelPruning of the same layers, which replaces their "

@@ -49,7 +49,7 @@ class ValidationWatch:
     def __post_init__(self) -> None:
         world, settings = rank_and_world()[1], self.settings
         self._alone = world == 1
-        # Most samples of all processes together; a training probe corrects it when it runs.
+        # Largest number of samples over all processes; a training probe sets its own when it runs.
         self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))
         self._probed = False
         self._limit = -(-self.probe_size // world)
@@ -125,26 +125,26 @@ class ValidationWatch:
 
     def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
         """Return the `labels` and the file `names` of the probe's samples for a page, each None if unknown."""
-        loaders, found = self.trainer.val_dataloaders, self._classes(samples)
+        loaders, classes = self.trainer.val_dataloaders, self._classes(samples)
         labels = None
-        if found is not None:
-            classes, predicted = found
-            labels = label_texts(classes[:samples], predicted, self._capture.samples.class_names)
+        if classes is not None:
+            targets, predicted = classes
+            labels = label_texts(targets[:samples], predicted, self._capture.samples.class_names)
         in_order = self.probe == "val" and self._alone and not shuffles(loaders)
         return {"labels": labels, "names": probe_files(loaders, samples) if in_order else None}
 
     def class_notes(self, samples: int) -> dict[str, str]:
-        """Note if the probe has fewer classes than as many evenly spaced validation samples."""
-        found = self._classes(samples)
-        if found is None:
+        """Note if evenly spaced validation samples, as many as in the probe, would have clearly more classes."""
+        classes = self._classes(samples)
+        if classes is None:
             return {}
-        classes, _ = found
-        parts = classes[:samples], classes[:: -(-len(classes) // samples)], classes
-        probe, spread, every = (len({*part.tolist()}) for part in parts)
-        if probe >= 0.9 * spread:  # there may be more classes than samples in a probe
+        targets, _ = classes
+        parts = targets[:samples], targets[:: -(-len(targets) // samples)], targets
+        probe, spaced, total = (len({*part.tolist()}) for part in parts)
+        if probe >= 0.9 * spaced:  # there may be more classes than samples in a probe
             return {}
         return {
-            "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {every} classes: "
+            "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
             "shuffle the data set once, with a fixed seed, before it goes into the loader."
         }
 
@@ -158,7 +158,7 @@ def is_empty_result(report: AnomalyReport) -> bool:
 
 @contextmanager
 def unlogged(pl_module: Any) -> Iterator[None]:
-    """Drop what the module logs meanwhile, in its `forward` for example: those values are not the validation's."""
+    """Ignore what the module logs meanwhile, in its `forward` for example: these are not values of the validation."""
     before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # set by a user
     vars(pl_module)["log"] = lambda *_, **__: None
     try:

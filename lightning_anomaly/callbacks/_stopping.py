@@ -68,7 +68,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drop the reason for which an earlier fit of this module was stopped."""
+        """Drop the reason why an earlier fit of this module was stopped."""
         super().on_fit_start(trainer, pl_module)
         self._begin()
 
@@ -88,7 +88,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
                 self._inform(f"{type(self).__name__} {self._rule()}.")
             if self.monitor in metrics:
                 measured = self._watched.history[-1][self._measured_key]
-                # In single precision 0.05 is above 0.05.
+                # Rounded, as metrics are in single precision, where 0.05 is above the threshold 0.05.
                 self._rises += [round(float(metrics[self.monitor]), 7)] if measured else []
                 reason = self._judge(measured)
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):

@@ -16,7 +16,7 @@ if "pytorch_lightning" in sys.modules:
 
 
 class AnyCallback(Callback):
-    """A callback of `lightning`, and of `pytorch_lightning` if that is imported before the first one is made."""
+    """A callback of `lightning`, and of `pytorch_lightning` if that is imported before a callback is made."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         _join()

@@ -62,15 +62,15 @@ class WatchingCallback(LoggingCallback):
         """Analyze if it is due, and log."""
         if trainer.sanity_checking:
             return
-        found = None
+        result = None
         if self._due:
             self._finish(trainer, pl_module)
         with self._guard(self._task, self._consequence(trainer, self._advice)):
             run_together(self._raise_failure)
             if self._due:
-                found = self._find(trainer)
+                result = self._find(trainer)
         if trainer.state.fn == "fit":
-            self._remember(trainer, found)
+            self._remember(trainer, result)
         logged = {key: value for key, value in self._values.items() if self._log_layers or not key.startswith("layer/")}
         self._log(pl_module, logged, self._prog_bar)
         self._release()
@@ -104,7 +104,7 @@ class WatchingCallback(LoggingCallback):
         """Analyze, set `_values`, and return the result for `_remember`; a collective call."""
         raise NotImplementedError
 
-    def _remember(self, trainer: Any, found: Any) -> None:
+    def _remember(self, trainer: Any, result: Any) -> None:
         """Add this validation to the history."""
 
     def _draw_last(self, trainer: Any) -> None:
@@ -143,13 +143,13 @@ class WatchingCallback(LoggingCallback):
 
     def _dead_monitors(self, trainer: Any) -> str:
         """Name the monitored keys that will stay constant; empty if there are none."""
-        keys = {key for key in (getattr(one, "monitor", None) for one in trainer.callbacks) if isinstance(key, str)}
+        monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
         prefixes = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
-        dead = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(prefixes))
-        return f" Callbacks that monitor {dead} will only see a constant." if dead else ""
+        dead = {f"'{key}'" for key in monitors if isinstance(key, str) and key.startswith(prefixes)}
+        return f" Callbacks that monitor {', '.join(sorted(dead))} will only see a constant." if dead else ""
 
     def _warn_of(self, trainer: Any, notes: Mapping[str, str], found: bool) -> None:
-        """Warn of each note of a report once; if nothing was `found`, of all in one warning."""
+        """Warn once of each note of a report; if nothing was `found`, of all notes in one warning."""
         if notes and not found:
             consequence = self._consequence(trainer)
             notes = {f"nothing{consequence}": " ".join(merge_notes(notes).values()) + consequence}

@@ -12,7 +12,7 @@ class AnomalyEarlyStopping(StoppingCallback):
     """Stop a run when the fraction of anomaly filters has risen and stays up.
 
     It watches `<log_key_prefix>/rise` of an `AnomalyFilterCallback`. While the fraction is flat or falls, `rise` is 0
-    and the run is never stopped. That a rise means overfitting is the source paper's hypothesis; in our experiments it
+    and it never stops the run. That a rise means overfitting is the source paper's hypothesis; in our experiments it
     did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
 
     Chance stops few runs while the fraction is low. A high fraction that fluctuates, as with few filters, needs a
@@ -24,7 +24,7 @@ class AnomalyEarlyStopping(StoppingCallback):
         patience: Number of validations for which the rise has to last, without those that find nothing; at least 5,
             because `rise` is 0 until a rise has lasted five validations.
         log_key_prefix: The `log_key_prefix` of the `AnomalyFilterCallback` to watch; None takes the first one.
-        verbose: Whether it logs these sentences; `stopping_reason_message` has the reason in any case.
+        verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
 
     Raises:
         ValueError: If an argument is not allowed, or the Trainer has no such `AnomalyFilterCallback`.

@@ -47,7 +47,7 @@ class AnomalyFilterCallback(WatchingCallback):
             transposed ones included.
         probe: `"val"` takes the first samples of the first validation loader, so a data set that is sorted by class
             should be shuffled once. `"train"` takes a fixed random sample of the training set and runs the module's
-            `forward` on it in evaluation mode. It warns if the images change from one validation to the next.
+            `forward` on it in evaluation mode. There is a warning if the images change between validations.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyze at every n-th validation, and log the last values again at the others.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
@@ -62,10 +62,10 @@ class AnomalyFilterCallback(WatchingCallback):
     Attributes:
         report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
             It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or repeated),
-            `live` (whether a filter of the signal layers could be clustered), `signal` (the anomaly fraction in them),
-            `losses` if any were logged, and in the last one the `anomaly_filters` of each layer. A resumed fit
-            continues it.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (False if the
+            metrics are repeated), `live` (whether a filter of the signal layers could be clustered), `signal` (the
+            anomaly fraction in these layers), `losses` if any were logged, and in the last dict the `anomaly_filters`
+            of each layer. A resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -213,9 +213,9 @@ class AnomalyFilterCallback(WatchingCallback):
         return report, images
 
     @guarded
-    def _remember(self, trainer: Any, found: tuple[AnomalyReport, Tensor | None] | None) -> None:
+    def _remember(self, trainer: Any, result: tuple[AnomalyReport, Tensor | None] | None) -> None:
         """Add this validation to the history, and schedule its figures and page."""
-        report, images = (None, None) if found is None else found
+        report, images = (None, None) if result is None else result
         self._add_to_history(trainer.current_epoch, trainer.global_step, report)
         if report is not None and self._watch is not None and trainer.is_global_zero:
             texts = self._watch.describe_samples(report.n_samples)
