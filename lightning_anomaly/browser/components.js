@@ -149,16 +149,16 @@ export function bars(rows) {
 }
 
 /** Buttons to the previous and next item of a list, and `step(by)` for keys; `about` describes the list. */
-export function stepper(list, item, what, go, about = "") {
+export function stepper(list, item, noun, go, about = "") {
   const at = list.indexOf(item);
   const step = (by) => list[at + by] !== undefined && go(list[at + by]);
   const button = (by, symbol, title) =>
     symbolButton(symbol, title, { class: "step", disabled: list[at + by] === undefined, click: () => step(by) });
   const element = div(
     "steps",
-    button(-1, "←", `previous ${what} (left arrow)`),
+    button(-1, "←", `previous ${noun} (left arrow)`),
     quiet(`${number(at + 1)} of ${number(list.length)}${about}`),
-    button(1, "→", `next ${what} (right arrow)`),
+    button(1, "→", `next ${noun} (right arrow)`),
   );
   return { element, step };
 }

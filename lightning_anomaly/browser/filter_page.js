@@ -81,8 +81,8 @@ export async function filterPage(report, place, query) {
     scatter.setPinned(sample !== null && report.hasSample(Number(sample)) ? Number(sample) : null);
   repin(pinned);
   const labelled = report.labels && by === "label";
-  const groupsOf = (shown) =>
-    labelled ? Array.from(shown.samples, (sample) => report.labels.of[sample]) : shown.clusters;
+  const groupsOf = ({ samples, clusters }) =>
+    labelled ? Array.from(samples, (sample) => report.labels.of[sample]) : clusters;
   scatter.colourBy(groupsOf(points));
   const toolbar = div(
     "toolbar",
@@ -128,14 +128,14 @@ export async function filterPage(report, place, query) {
 /** A slider from the points of earlier analyses, of some samples, to those of the last, of all. */
 function epochSlider(scatter, frames, points, groupsOf) {
   if (!frames.length) return null;
-  const shown = [...frames, points];
+  const stages = [...frames, points];
   const last = frames.length;
   const epoch = make("output", { class: "epoch" });
   const slider = make("input", { type: "range", min: 0, max: last, value: last, "aria-label": "Epoch" });
   const show = (frame) => {
     slider.value = frame;
     epoch.textContent = frame === last ? "the last" : frames[frame].epoch;
-    scatter.setPoints(shown[frame], groupsOf(shown[frame]));
+    scatter.setPoints(stages[frame], groupsOf(stages[frame]));
   };
   slider.addEventListener("input", () => show(Number(slider.value)));
   let playing = null;

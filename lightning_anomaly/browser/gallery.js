@@ -257,11 +257,11 @@ run({
   sections: [["gallery", "Gallery"]],
   terms: [
     ...SCORE_TERMS,
-    ["Reference", "Images that define what is ordinary: those that were given, or some of these."],
+    ["Reference", "Images that define what is ordinary: a given reference, or else some of the searched images."],
     ["p-value", "The share of calibration images with a score as large."],
     [
       "Significant",
-      "Of the images called significant, few are ordinary: at most the false discovery rate, by the rule of Benjamini and Hochberg.",
+      "The expected share of ordinary images among these is at most the false discovery rate (Benjamini and Hochberg).",
     ],
   ],
   keys: [

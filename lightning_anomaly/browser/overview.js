@@ -194,7 +194,7 @@ function curves({ epochs, counts, losses }) {
 function chart(epochs, series) {
   const width = Math.min(560, window.innerWidth - 60); // so that text has the same size on all screens
   const [height, left, right, top, bottom] = [190, 44, 12, 10, 30];
-  const heights = series.flatMap((one) => one.values).filter((value) => value !== null);
+  const heights = series.flatMap((curve) => curve.values).filter((value) => value !== null);
   const lowest = Math.min(0, ...heights);
   const highest = lowest + 1.05 * (Math.max(...heights) - lowest || 1); // constant values need an axis too
   const x = (i) => left + (epochs.length > 1 ? i / (epochs.length - 1) : 0.5) * (width - left - right);
@@ -256,7 +256,7 @@ function chart(epochs, series) {
       {
         viewBox: `0 0 ${width} ${height}`,
         role: "img",
-        "aria-label": `${series.map((one) => one.name).join(" and ")} over epochs`,
+        "aria-label": `${series.map((curve) => curve.name).join(" and ")} over epochs`,
       },
       ...parts,
     ),

@@ -26,8 +26,8 @@ _STRIP = 8  # samples with the largest means, and with the smallest
 class KeptMaps(NamedTuple):
     """Some maps of a layer's filters, on the CPU.
 
-    Of a volume the middle slice is kept. Signals have a height of one, single values also a width of one. 0 to 255 is
-    the range of the filter's ordinary maps, so that one over-exposed image does not darken all others.
+    Of a volume the middle slice is kept. Signals have a height of one, single values also a width of one. Values 0
+    to 255 span the range of the filter's ordinary maps, so that one over-exposed image does not darken all others.
     """
 
     # In order: a filter's outliers, its most and least active samples, then others spread evenly over the probe.

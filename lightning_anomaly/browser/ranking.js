@@ -51,10 +51,10 @@ export class Ranking {
 
   /** The rows that an address asks for. A layer is `=NAME`, as the name of the model itself is empty. */
   chosen({ layer, show, find = "" }) {
-    const shown =
+    const isShown =
       { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
     const named = (row) => !find || [row.label, row.name].some((name) => isMeant(row.position, name, find));
-    return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && shown(row) && named(row));
+    return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && isShown(row) && named(row));
   }
 
   /** Pairs of a layer of any row, in the network's order, and the number of its rows. */

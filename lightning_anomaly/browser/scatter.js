@@ -301,7 +301,7 @@ function line(context, x1, y1, x2, y2) {
   context.stroke();
 }
 
-/** An outline for each cluster of at least three samples, two standard deviations from its mean, relative to it. */
+/** An ellipse for each cluster of at least three samples: two standard deviations, as offsets from its mean. */
 function ellipsesOf({ x, y, clusters }) {
   const sums = new Map();
   clusters.forEach((group, i) => {

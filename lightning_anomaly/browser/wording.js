@@ -88,4 +88,4 @@ export function facts(report, place) {
 export const scoreText = (score) => (score === null || score === Infinity ? "∞" : score.toFixed(1));
 
 /** What an ordinary score is, in words. */
-export const ordinaryText = (report, what) => `95% of the ${what} have a score below ${scoreText(report.ordinary)}`;
+export const ordinaryText = (report, noun) => `95% of the ${noun} have a score below ${scoreText(report.ordinary)}`;

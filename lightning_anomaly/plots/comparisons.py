@@ -44,14 +44,14 @@ def comparison_figure(history: History, significance: float) -> Figure:
     legible = rc_context({"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 12})  # on a card of TensorBoard
     with new_figure(7.0, height + 4.4) as figure, legible:
         grid = figure.add_gridspec(3, 2, height_ratios=[1.6, height, 0.12])
-        whether = figure.add_subplot(grid[0, :])
-        _draw_output(whether, history, significance)
-        where = figure.add_subplot(grid[1, :], sharex=whether)
+        output_axes = figure.add_subplot(grid[0, :])
+        _draw_output(output_axes, history, significance)
+        layer_axes = figure.add_subplot(grid[1, :], sharex=output_axes)
         shares, significant = _shares(history, layers, significance)
-        meshes = _draw_layers(where, shares, significant)
-        _name_layers(where, layers, shares[:, -1], significant[:, -1], height)
-        number_validations(where, history)
-        whether.tick_params(labelbottom=False)
+        meshes = _draw_layers(layer_axes, shares, significant)
+        _name_layers(layer_axes, layers, shares[:, -1], significant[:, -1], height)
+        number_validations(layer_axes, history)
+        output_axes.tick_params(labelbottom=False)
         for place, (mesh, words) in enumerate(zip(meshes, _legend(significance), strict=True)):
             bar = figure.add_subplot(grid[2, place])
             ticks = MaxNLocator(5, steps=[1, 2, 5, 10])

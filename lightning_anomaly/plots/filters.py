@@ -66,7 +66,11 @@ def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
 def layer_figure(layers: Mapping[str, LayerReport], layer: str | None, filter_index: int | None = None) -> Figure:
     """Draw scatter plots of one filter of a layer, or of up to six, as in `filter_figure`.
 
-    Without `filter_index`, the clearest anomalies come first, then normal filters, then those that are not clustered.
+    Args:
+        layers: `AnomalyReport.layers`.
+        layer: The layer's name.
+        filter_index: The filter's index in the layer. Without it, the clearest anomalies come first, then normal
+            filters, then those that are not clustered.
 
     Raises:
         ValueError: If there is no such layer or filter.

@@ -23,9 +23,10 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
     At equal scores the sample with more votes comes first, then the earlier one.
 
     Args:
-        images: The probe's images `(N, C, H, W)`, of which one or three channels are shown. uint8 is shown as it is.
-            Other types are scaled by channel, so that an ordinary image of the probe ranges from black to white. This
-            undoes a normalization, and keeps a black image black and an over-exposed one white.
+        images: The probe's images `(N, C, H, W)`. Three channels are shown in colour; of any other number the first is
+            shown in grey. uint8 is shown as it is. Other types are scaled by channel, so that an ordinary image of the
+            probe ranges from black to white. This undoes a normalization, and keeps a black image black and an
+            over-exposed one white.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.outlier_samples`, N numbers.
 
@@ -44,13 +45,13 @@ def outlier_images(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Tens
     return displayed(images[_outlying(scores, votes)], images)
 
 
-def draw_outliers(shown: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
+def draw_outliers(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
     """Draw the images that `outlier_images` picked by the same scores and votes; None if there are none."""
     chosen = _outlying(scores, votes)
     if not chosen:
         return None
     captions = [f"sample {i}\nscore {scores[i]:.1f}" for i in chosen]
-    return gallery(shown, captions, f"Samples with the largest outlier scores: {len(chosen)} of {len(scores)}")
+    return gallery(images, captions, f"Samples with the largest outlier scores: {len(chosen)} of {len(scores)}")
 
 
 def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:

@@ -24,8 +24,8 @@ _COLUMNS = 64  # cells in a row
 def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
     """Draw a map of all filters, a cell for each, coloured by verdict, with a block of rows for each layer.
 
-    Filters with isolated samples have other colours. The figure is at most 10 x 20 inches: cells get flatter with
-    many filters, and of many layers only some are named.
+    Normal filters and anomaly filters have different colours if they have isolated samples. The figure is at most
+    10 x 20 inches: cells get flatter with many filters, and of many layers only some are named.
     """
     from matplotlib import rc_context
     from matplotlib.patches import Patch
@@ -36,7 +36,7 @@ def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
     shrink = min(1.0, _TALLEST / total)
     with new_figure(9.6, total * shrink + 1.8) as figure, rc_context({"font.size": 14, "axes.titlesize": 14}):
         axes = figure.add_subplot()
-        top = free = 0.0  # where the next block begins, and the next name can
+        top = free = 0.0  # where the next block begins, and where the next name has room
         for name, layer in layers.items():
             height = _block_height(len(layer.verdicts)) * shrink
             _draw_block(axes, layer, top, height)

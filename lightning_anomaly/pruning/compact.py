@@ -21,7 +21,8 @@ from lightning_anomaly.pruning.filter_rows import zero_rows
 from lightning_anomaly.pruning.norms import call_model, zero_channels
 from lightning_anomaly.tables import listed
 
-# Largest difference of outputs, relative to the largest one and in units of rounding: shorter sums round differently.
+# Accepted difference of outputs, relative to the largest, or in roundings for half precision: shorter sums round
+# differently.
 _TOLERANCE, _EPSILONS = 1e-4, 8
 # Torch-Pruning's kinds of nodes: layers with weights to cut, and operations on single channels.
 _LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "IN"}

@@ -104,7 +104,7 @@ def filters_first(layer: Any) -> Tensor:
 
 def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
     """Find the rows of weight, bias and running statistics of some channels of a BatchNorm or InstanceNorm."""
-    index = (torch.tensor(channels, dtype=torch.int64, device="cpu"),)
+    index = (torch.tensor(channels, device="cpu"),)
     # Statistics are saved, as those of a map of zeros would blow up a restored filter. Without a weight the output in
     # evaluation is (0 - running mean) / std, so the running mean has to be 0.
     masked = {"weight": True, "bias": True, "running_mean": norm.weight is None, "running_var": False}

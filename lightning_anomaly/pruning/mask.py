@@ -26,10 +26,10 @@ def mask_filters(
     """Set filters to zero in place, so that their output is exactly 0 in training and in evaluation.
 
     Weights and biases of the filters become 0, and so do those of the BatchNorm and InstanceNorm channels that depend
-    on masked filters only: these would turn zeros into a constant. Such a channel may follow through activations,
-    pooling, concatenation, grouped convolutions and other such norms, but not through a sum with an unmasked filter. A
-    norm without weight gets a running mean of 0 instead. The optimizers' state of all these parameters becomes 0, too.
-    Norms that mix channels are not changed, and a warning names them.
+    on masked filters only: these would turn zeros into a constant. Such channels are found behind activations, pooling,
+    concatenation, grouped convolutions and other such norms, but not behind a sum with an unmasked filter. A norm
+    without weight gets a running mean of 0 instead. The optimizers' state of all these parameters becomes 0, too. Norms
+    that mix channels are not changed, and a warning names them.
 
     Nothing is renamed, hooked or registered, so checkpoints of the model stay ordinary ones.
 
@@ -114,9 +114,9 @@ class FilterMask:
         rows = [row for layer, indices in new.items() for row in conv_rows(layer, modules[layer], indices)]
         zeros = dict(self._zeros)
         for norm, channels in norms.channels.items():
-            before = zeros.get(norm, [])
-            zeros[norm] = sorted({*before, *channels})
-            rows += norm_rows(modules[norm], sorted({*channels} - {*before}))
+            if fresh := sorted({*channels} - {*zeros.get(norm, ())}):
+                zeros[norm] = sorted([*zeros.get(norm, ()), *fresh])
+                rows += norm_rows(modules[norm], fresh)
         # All errors have been raised above, before the model changes.
         for row in rows:
             row.saved = row.read()

@@ -239,13 +239,14 @@ class AnomalyReport(Tabular):
     ) -> None:
         """Write the filter browser, a single HTML file that needs no server and no network.
 
-        It shows every filter's points. Hovering a point shows the sample's image and the filter's map of it.
+        It shows every filter's points. Hovering over a point shows the sample's image, and the filter's map of it if that
+        was kept.
 
         Args:
             path: Path of the file; missing folders are created.
             images: The probe: images `(N, C, H, W)`, drawn as in `plots.outlier_figure`; volumes `(N, C, D, H, W)`,
                 drawn as their middle slice; or signals `(N, C, L)` or `(N, L)`, drawn as curves. None takes the images
-                that `analyze(..., keep_images=True)` kept, with some of the maps.
+                that `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)` kept.
             labels: A name or number for each sample, by which points can be coloured.
             title: The heading.
             history: `AnomalyFilterCallback.history`, for curves over the epochs.
@@ -258,7 +259,10 @@ class AnomalyReport(Tabular):
         write(path, self.page_text(title, images, labels=labels, history=history))
 
     def page_text(self, title: str, images: Tensor | None = None, **options: Any) -> str:
-        """Return the text of the page that `save_html` writes; `options` are those of `report_page.page_text`."""
+        """Return the text of the page that `save_html` writes.
+
+        `options` are `labels` and `history` as there, a list of file `names`, and `frames` from `EpochPoints.before`.
+        """
         from lightning_anomaly.browser.report_page import page_text
 
         pictures = self.pictures or Pictures(None, {})

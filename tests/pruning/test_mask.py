@@ -181,6 +181,13 @@ def test_a_mask_can_grow_counts_its_parameters_and_can_be_restored() -> None:
     assert leak(model) > 0
 
 
+def test_growing_a_mask_adds_no_empty_rows_for_norms_that_are_masked_already() -> None:
+    mask = mask_filters(pretrained(), {"conv1": [1]}, example_input=IMAGES)
+    mask.add({"conv2": [0]}, example_input=IMAGES)
+    assert mask.state_dict()["zeros"] == {"norm1": [1], "norm2": [0]}
+    assert all(rows.read().numel() for rows in mask._rows)
+
+
 def test_layers_that_share_a_weight_are_masked_and_restored() -> None:
     tied = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, bias=False))
     tied[1].weight = tied[0].weight
