@@ -12,6 +12,7 @@ const AT_ONCE = 48;
 const EMPTY = {
   significant: "No image is significant at this rate of false discoveries. Look at the largest scores.",
   ticked: "No image is ticked.",
+  all: "No image has a finite score.",
   other: "No image matches. Show others, choose another layer, or find another name.",
 };
 
@@ -145,7 +146,7 @@ function gallery(ranking, query) {
       AT_ONCE,
       (row) => card(ranking, row, query, update),
       "cards",
-      EMPTY[query.layer || query.find ? "other" : query.show],
+      EMPTY[query.layer || query.find ? "other" : (query.show ?? "all")],
     ),
     bar,
   ];

@@ -180,7 +180,7 @@ class OutlierReport(Tabular):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # File names may be in any encoding.
         with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list((rows or self.rows())[0]))
             writer.writeheader()
             writer.writerows(rows)
 
@@ -195,7 +195,7 @@ class OutlierReport(Tabular):
 
         if self.images is None:
             raise ValueError(
-                "`OutlierReport.plot` draws images, signals and volumes. The inputs of this model are none of these."
+                "`OutlierReport.plot` draws images, signals and volumes with finite scores. This search has none."
             )
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
         captions = [
@@ -228,7 +228,7 @@ class OutlierReport(Tabular):
             "title": title,
             "sentences": self._sentences(),
             "layers": self.layers,
-            "columns": list(rows[0]),
+            "columns": list((rows or self.rows())[0]),  # without a finite score there are no rows
             "rate": self.false_discovery_rate,
             "ranked": not self.n_calibration,  # p-values only rank the images
         }

@@ -239,8 +239,8 @@ class AnomalyReport(Tabular):
     ) -> None:
         """Write the filter browser, a single HTML file that needs no server and no network.
 
-        It shows every filter's points. Hovering over a point shows the sample's image, and the filter's map of it if that
-        was kept.
+        It shows every filter's points. Hovering over a point shows the sample's image, and the filter's map of it if
+        that was kept.
 
         Args:
             path: Path of the file; missing folders are created.

@@ -60,8 +60,33 @@ def test_the_key_of_ticks_does_not_depend_on_labels(tmp_path):
         made_up().save_html(file, labels=["a", "b"])
 
 
+def without_finite_scores() -> OutlierReport:
+    report = made_up()
+    return replace(
+        report,
+        scores=torch.full_like(report.scores, torch.inf),
+        p_values=torch.full_like(report.p_values, torch.nan),
+        images=None,
+    )
+
+
+def test_a_search_without_a_finite_score_writes_the_columns_alone(tmp_path):
+    report = without_finite_scores()
+    columns = list(report.rows()[0])
+    report.save_html(tmp_path / "a.html")
+    index, _ = contents((tmp_path / "a.html").read_text())
+    assert (index["rows"], index["columns"]) == ([], columns)
+    assert plain(report, tmp_path, 5) == []
+    assert (tmp_path / "rows.csv").read_text().strip() == ",".join(columns)
+
+
 @pytest.mark.slow
 class TestGallery:
+    def test_without_a_finite_score_it_says_so(self, opened):
+        page = opened(without_finite_scores())
+        assert cards(page) == []
+        assert "No image has a finite score." in page.text()
+
     def test_images_are_ordered_by_score_with_their_pictures(self, opened, tmp_path):
         report = made_up()
         page = opened(report, title="Fruit")
