@@ -252,7 +252,7 @@ function groupLegend(report, scatter, labelled) {
       ? make(
           "span",
           { class: "quiet ring-entry" },
-          make("i", { class: "ring apart", "aria-hidden": "true" }),
+          make("i", { class: "ring isolated", "aria-hidden": "true" }),
           "isolated",
         )
       : null,

@@ -33,7 +33,7 @@ export function overview(report) {
       ),
       tile(
         number(isolated),
-        `isolated ${isolated === 1 ? "filter, which sets" : "filters, which set"} samples apart`,
+        `isolated ${isolated === 1 ? "filter" : "filters"}, with samples far from all others`,
         address(["filters"], { verdict: "isolated" }),
         VERDICTS.isolated,
       ),

@@ -54,14 +54,14 @@ const notFound = (sections) => ({
   ],
 });
 
-async function show(report, { sections, pageOf }, anew = true) {
+async function show(report, { sections, pageOf }, redraw = true) {
   const thisTurn = ++turn;
   const [path, search = ""] = window.location.hash.replace(/^#\/?/, "").split("?");
   const [page, ...rest] = path.split("/").map(decoded);
   const query = Object.fromEntries(new URLSearchParams(search));
   const { pin = null, ...others } = query;
   const name = JSON.stringify([path, others]);
-  if (!anew && name === current.name && current.repin) {
+  if (!redraw && name === current.name && current.repin) {
     current.repin(pin); // keeps the plot and its zoom
     document.documentElement.dataset.shown = window.location.hash;
     return;

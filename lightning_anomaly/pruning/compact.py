@@ -34,9 +34,10 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
 
     Removes the filters whose weight and bias are zero, as `mask_filters` leaves them. Their BatchNorm channels and the
     weights that later layers apply to their output go with them. A filter stays if its output is added to that of an
-    unmasked filter (residual connections), goes through a norm across channels or is an output of the model, if its
-    convolution is grouped but not depthwise, or if Torch-Pruning cannot follow it. A warning counts the filters that
-    stay. Layers that the call with `example_input` does not reach keep their size.
+    unmasked filter (residual connections), goes through a norm across channels, is an output of the model, or is not 0
+    where a later layer uses it (as behind a sigmoid). It also stays if its convolution is grouped but not depthwise, or
+    if Torch-Pruning cannot follow it. A warning counts the filters that stay. Layers that the call with `example_input`
+    does not reach keep their size.
 
     Args:
         model: The model, which is not changed.

@@ -68,7 +68,7 @@ class FilterMask:
     """The masked filters of a model, made by `mask_filters` or `FilterMask.from_state_dict`.
 
     Args:
-        model: The model, of which nothing is masked yet; also an attribute.
+        model: The model; also an attribute. Nothing is masked before `add`.
     """
 
     def __init__(self, model: nn.Module) -> None:
