@@ -61,9 +61,9 @@ def analyze(
     Args:
         model: Any model, on any device.
         inputs: The probe: a tensor `(N, ...)`, a Dataset or a DataLoader. It is moved to the model's device. A data set
-            is read in its own order, and not in that of the loader. The first floating-point tensor of a batch is
-            the images. Unreadable images are left out, and the others are numbered without them. A tuple or a dict
-            is one call with these arguments or keyword arguments, with all samples at once.
+            is read in its own order, whatever the loader's. Images are the first tensor of floats, or of images in
+            bytes, in a batch. Unreadable images are left out, and the others are numbered without them. A tuple or a
+            dict is one call with these arguments or keyword arguments, with all samples at once.
         layers: Names of the layers to analyze; None takes every convolution.
         settings: See `AnalysisSettings`; None takes the defaults.
         progress: Whether to show progress bars on stderr. None shows them after two seconds, if stderr is a terminal or

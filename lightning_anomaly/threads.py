@@ -15,9 +15,11 @@ _Value = TypeVar("_Value")
 def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item], device: torch.device) -> Iterator[_Value]:
     """Map a function that calls torch or compiled loops over items, on the CPU in Python's threads.
 
-    Both release the interpreter's lock. Torch's own threads wait for each other after every operation, which takes most
-    of the time if operations are small. Numba's threads would abort any process that forks later, such as a DataLoader
-    with workers.
+    Results come in order; all work begins when the first result is requested, and the threads end with the last one.
+
+    Torch and compiled loops release the interpreter's lock. Torch's own threads wait for each other after every
+    operation, which takes most of the time if operations are small. Numba's threads would abort any process that forks
+    later, such as a DataLoader with workers.
     """
     threads, items = torch.get_num_threads(), list(items)
     if device.type != "cpu" or min(threads, len(items)) < 2:

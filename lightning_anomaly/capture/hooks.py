@@ -66,8 +66,8 @@ def compiled_models_eager() -> Iterator[None]:
 class MapCapture:
     """Takes the maps of chosen layers out of a model while it runs, as a context manager around each forward pass.
 
-    The first call of a layer in a pass counts. Maps `(n, F, ...)` are reduced by `summary`; without it, pooled maps,
-    their sparsity and their statistics before rectification are taken.
+    Passes add up until `limit` samples were seen. The first call of a layer in a pass counts. Maps `(n, F, ...)` are
+    reduced by `summary`; without it, pooled maps, their sparsity and their statistics before rectification are taken.
     """
 
     layers: dict[str, nn.Module]  # by name
@@ -112,7 +112,7 @@ class MapCapture:
         count = counts.most_common(1)[0][0] if counts else 0
         self.samples.end_pass(count)
         # A pass has as many samples as most layers gave maps. Others give maps of frames or regions, or are skipped by
-        # some passes; once all layers are at the limit they look alike.
+        # some passes. Once all layers are at the limit, their counts are equal, so the problem is recorded here.
         if counts and self.limit < sys.maxsize:
             self._samples += count
             for name, layer in self.maps.items():

@@ -63,8 +63,8 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
-def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
-    """Append a copy of rows `(n, ...)` in float32 or float64; up to `most` rows will come from now on.
+def keep_rows(batches: list[Tensor], rows: Tensor, expected: int) -> None:
+    """Append a copy of rows `(n, ...)` in float32 or float64; up to `expected` rows will come, these included.
 
     On the CPU they share large blocks of memory, and the last tensor of `batches` may be replaced by a longer one.
     Small tensors would fragment the memory: with ConvNeXt-base a process grew by twice the size of the rows.
@@ -74,7 +74,7 @@ def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
         return
     room, used = (batches[-1], len(batches[-1])) if batches else (rows, sys.maxsize)
     if used + len(rows) > room.untyped_storage().nbytes() // rows[0].nbytes:
-        size = max(len(rows), min(most, _ROOM // rows[0].nbytes))
+        size = max(len(rows), min(expected, _ROOM // rows[0].nbytes))
         dtype = np.float64 if rows.dtype == torch.float64 else np.float32
         with torch.inference_mode(False):  # a tensor made in this mode can only be changed in it
             # `torch.empty` would write to all of it in deterministic mode.

@@ -40,7 +40,9 @@ def pixel_statistics(images: Tensor) -> Tensor:
 @cache
 def pixel_names(channels: int, axes: int) -> tuple[str, ...]:
     """Name each of the S numbers; several patterns, axes or pairs of channels share a name."""
-    return tuple(name for name, _ in _describe(torch.zeros(1, channels, *[_WINDOW] * axes, device="cpu")))
+    return tuple(
+        name for name, _ in _describe(torch.zeros(1, channels, *[_WINDOW] * axes, dtype=torch.float32, device="cpu"))
+    )
 
 
 def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
@@ -52,7 +54,7 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
     variance = centered.square().mean(1)
     lowest, highest = pixels.amin(1), pixels.amax(1)  # `aminmax` takes ten times as long
     span = (highest - lowest)[:, None]
-    found = [
+    numbers = [
         ("mean", mean),
         ("lowest", lowest),
         ("highest", highest),
@@ -64,21 +66,21 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
     for axis in axes:
         steps = grey.diff(dim=axis).abs().flatten(1)
         first, middle, last = (part.flatten(1).mean(1) for part in grey.tensor_split(3, axis))
-        found += [("edges", steps.amax(1)), ("flat share", (steps <= _FLAT * span).to(pixels).mean(1))]
-        found += [(f"ends {axis - 1}", first - last), ("middle", middle - mean)]
-    found += zip(("noise", "detail"), _grain(grey, variance).T, strict=True)
-    found += _pattern_energies(grey[:, None], variance, "patterns")
+        numbers += [("edges", steps.amax(1)), ("flat share", (steps <= _FLAT * span).to(pixels).mean(1))]
+        numbers += [(f"ends {axis - 1}", first - last), ("middle", middle - mean)]
+    numbers += zip(("noise", "detail"), _grain(grey, variance).T, strict=True)
+    numbers += _pattern_energies(grey[:, None], variance, "patterns")
     if channels > 1:
         colour = images - grey[:, None]
         varied = images.flatten(2) - images.flatten(2).mean(2, keepdim=True)
         varied = varied / (varied.norm(dim=2, keepdim=True) + _TINY)
-        found += _pattern_energies(colour, variance, "colour patterns")
-        found += [(f"channel {channel}", colour[:, channel].flatten(1).mean(1)) for channel in range(channels)]
-        found += [("alike channels", alike) for alike in (varied[:, 1:] * varied[:, :-1]).sum(2).T]
+        numbers += _pattern_energies(colour, variance, "colour patterns")
+        numbers += [(f"channel {channel}", colour[:, channel].flatten(1).mean(1)) for channel in range(channels)]
+        numbers += [("alike channels", alike) for alike in (varied[:, 1:] * varied[:, :-1]).sum(2).T]
         faint = _FAINT * variance + _TINY
-        found += [("colour", (colour.flatten(1).square().mean(1) + faint).log())]
-        found += [("brightest colour", colour.square().mean(1).flatten(1).amax(1).sqrt())]
-    return found
+        numbers += [("colour", (colour.flatten(1).square().mean(1) + faint).log())]
+        numbers += [("brightest colour", colour.square().mean(1).flatten(1).amax(1).sqrt())]
+    return numbers
 
 
 def _grain(grey: Tensor, variance: Tensor) -> Tensor:

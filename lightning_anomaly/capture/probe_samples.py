@@ -72,7 +72,7 @@ class ProbeSamples:
         return torch.cat(self._images) if self._images and one_size else None
 
     def classes(self, samples: int, outputs: int) -> Tensor | None:
-        """The classes of the whole validation; None unless there are `samples` of them, from 0 to `outputs` - 1."""
+        """The classes of the whole validation; None unless at least `samples` are known, all below `outputs`."""
         targets = [batch for batch in self._targets if batch is not None]
         if not targets or len(targets) < len(self._targets):
             return None

@@ -34,7 +34,7 @@ def open_images(
 
 
 class _Images(Dataset[Tensor]):
-    scaling = "scaled to 0..1"  # described for the user
+    scaling = "scaled to 0..1"  # a description for the user
     _moments: tuple[Tensor, Tensor] | None = None
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -68,7 +68,7 @@ class ArrayImages(_Images):
 
 
 class FolderImages(_Images):
-    """The images in a folder and its subfolders, in the order of their names; each subfolder is a class.
+    """The images in a folder and its subfolders, in the order of their names; each direct subfolder is a class.
 
     It has the attributes `root`, `samples` and `targets` of torchvision's `ImageFolder`, and `labels`, the name of each
     image's class. Without subfolders there are no classes.

@@ -51,9 +51,9 @@ def first_tensor(batch: Any) -> Tensor | None:
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
-    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`; its
-    generators and attributes, and those of the `owners` of `convert`, are restored. `sample` chooses so many of the
-    images that a loader draws, at random; None takes all images of the data set, in its order.
+    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`. Its
+    generators and attributes are restored, and those of `owners`, objects that `convert` may change. `sample` chooses
+    so many of the images that a loader draws, at random; None takes all images of the data set, in its order.
     """
 
     def __init__(

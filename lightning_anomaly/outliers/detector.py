@@ -125,7 +125,7 @@ class OutlierDetector:
         run = Run(self.model, seed, progress)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
         with isolated_random_state(run.seed):
-            shares = gather_results(lambda: run.see(images, argument, batch_size, limit, self._watched, cross))
+            shares = gather_results(lambda: run.collect(images, argument, batch_size, limit, self._watched, cross))
             self._fit, self.notes, judged = broadcast_result(lambda: run.fit(shares, cross))
         return judged
 

@@ -108,8 +108,8 @@ class ReferenceModel(NamedTuple):
         full = tails.new_zeros(len(tails), len(self.used))
         full[:, self.used] = tails
         by_filter = full.view(len(full), filters, len(self.used) // filters).sum(2)
-        found = by_filter.topk(min(count, filters), 1).indices
-        return functional.pad(found, (0, count - found.shape[1]), value=-1)
+        indices = by_filter.topk(min(count, filters), 1).indices
+        return functional.pad(indices, (0, count - indices.shape[1]), value=-1)
 
 
 def layer_scores(statistics: Tensor) -> Tensor:

@@ -107,4 +107,4 @@ def _measure(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _places(name: str, shape: tuple[int, ...]) -> list[int]:
-    return [place for place, other in enumerate(pixel_names(shape[0], len(shape) - 1)) if other == name]
+    return [place for place, entry in enumerate(pixel_names(shape[0], len(shape) - 1)) if entry == name]

@@ -23,7 +23,7 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(value: Any, classes: Iterable[type]) -> Any:
     """Invert `to_plain`, but for tuples, which become lists; KeyError for a class that is not in `classes`."""
-    by_name = {one.__name__: one for one in classes}
+    by_name = {kind.__name__: kind for kind in classes}
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):

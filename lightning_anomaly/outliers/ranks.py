@@ -21,10 +21,10 @@ def rank_lookup(values: Tensor, knots: Tensor, tables: Tensor) -> Tensor:
     if values.device.type != "cpu":
         return _in_torch(values, knots, tables)
     columns = values.T.contiguous().numpy()
-    found = np.empty((len(tables), *columns.shape), np.float32)
+    entries = np.empty((len(tables), *columns.shape), np.float32)
     # Counting without branches is four times as fast as a binary search and twice as fast as merging sorted values.
-    _compiled(columns, knots.numpy(), tables.numpy(), found)
-    return torch.from_numpy(found).transpose(1, 2)
+    _compiled(columns, knots.numpy(), tables.numpy(), entries)
+    return torch.from_numpy(entries).transpose(1, 2)
 
 
 def _in_torch(values: Tensor, knots: Tensor, tables: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def _in_torch(values: Tensor, knots: Tensor, tables: Tensor) -> Tensor:
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"reassoc"})
-def _compiled(values: _Floats, knots: _Floats, tables: _Floats, found: _Floats) -> None:
+def _compiled(values: _Floats, knots: _Floats, tables: _Floats, entries: _Floats) -> None:
     count, n = knots.shape[1], values.shape[1]
     zero, one = np.int32(0), np.int32(1)
     place, padded = np.empty(n, np.int32), np.full(count + _KNOT_BLOCK, np.inf, np.float32)
@@ -58,4 +58,4 @@ def _compiled(values: _Floats, knots: _Floats, tables: _Floats, found: _Floats) 
             place[i] += up_to[same] if knot[same] == row[i] else place[i]
         for t in range(len(tables)):
             for i in range(n):
-                found[t, v, i] = tables[t, place[i]]
+                entries[t, v, i] = tables[t, place[i]]

@@ -82,7 +82,7 @@ class Run:
         if self._world > 1:
             self._buffers = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in model.named_buffers()})
 
-    def see(
+    def collect(
         self,
         images: Any,
         argument: str,
@@ -117,8 +117,8 @@ class Run:
         first, half = slice(3 * count // 8), slice(count // 2, None)
         if cross:
             halves = every.select(slice(count // 2)), every.select(half)
-            scorer, other = fit_scorers([halves, halves[::-1]], source.argument)
-            judged = [scorer.judge(halves[1]), other.judge(halves[0])]
+            scorer, second = fit_scorers([halves, halves[::-1]], source.argument)
+            judged = [scorer.judge(halves[1]), second.judge(halves[0])]
         else:
             scale = every.select(slice(first.stop, half.start))
             (scorer,) = fit_scorers([(every.select(first), scale)], source.argument)
@@ -126,8 +126,9 @@ class Run:
         notes = notes_on_filters(scorer, nonfinite_filters)
         if not cross:
             unused = {*self._chosen}.difference(every.positions.tolist())
-            which = _merged(unreadable), unused, len(self._chosen), source.names
-            notes |= _unusable_notes(*which, "reference images", "they are ignored")
+            notes |= _unusable_notes(
+                _merged(unreadable), unused, len(self._chosen), source.names, "reference images", "they are ignored"
+            )
         for name in watched:
             if name not in scorer.layers:  # a more specific note from running the model replaces this one
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary")
@@ -154,9 +155,11 @@ class Run:
         """Score this process's share of the images that are not `scored` yet."""
         source = self._source = _opened(images, argument, batch_size)
         check_shape(argument, source.shape, fitted)
-        rest = [position for position in range(len(source)) if position not in scored]
+        remaining = [position for position in range(len(source)) if position not in scored]
         scorer = fitted.scorer.to(self.device)
-        judged = [self.judge(scorer, part) for part in self._statistics_of(source, rest, watched, "outlier scores")]
+        judged = [
+            self.judge(scorer, part) for part in self._statistics_of(source, remaining, watched, "outlier scores")
+        ]
         return judged, len(source), source.unreadable, self._notes
 
     def judge(self, scorer: Scorer, statistics: Statistics) -> Judgement:
@@ -208,12 +211,14 @@ class Run:
         return replace(report, images=_pictures(source, report.top(KEPT), fitted.ranges))
 
     def _statistics_of(
-        self, source: ImageSource, positions: Sequence[int], watched: Mapping[str, nn.Module], what: str
+        self, source: ImageSource, positions: Sequence[int], watched: Mapping[str, nn.Module], description: str
     ) -> Iterator[Statistics]:
         """Yield statistics of this process's share, several batches at a time."""
         positions = positions[even_slices(len(positions), self._world)[self._rank]]
         self._class_names = source.class_names
-        batches = iter(track(source.batches(positions), -(-len(positions) // source.batch_size), what, self._progress))
+        batches = iter(
+            track(source.batches(positions), -(-len(positions) // source.batch_size), description, self._progress)
+        )
         while group := list(itertools.islice(batches, _BATCHES)):
             statistics = Statistics.join([self.statistics(*batch, watched) for batch in group])
             places = enumerate(statistics.positions.tolist())
@@ -247,7 +252,8 @@ def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 
 def weight_shape(module: nn.Module) -> list[int]:
     """Return the shape of a layer's weight, [0] for a layer without a weight."""
-    return list(getattr(module, "weight", torch.empty(0, device="cpu")).shape)
+    weight = getattr(module, "weight", None)  # None in a norm without affine parameters
+    return [0] if weight is None else list(weight.shape)
 
 
 def _empty(maps: Tensor) -> Tensor:
@@ -281,7 +287,7 @@ def _unusable_notes(
     count: int,
     files: Sequence[str] | None,
     images: str,
-    then: str,
+    consequence: str,
 ) -> dict[str, str]:
     """Note unreadable images `{position: error}` and the other unusable positions, whose images give NaN."""
 
@@ -292,9 +298,13 @@ def _unusable_notes(
     notes = {}
     if unreadable:
         where = f"{first(unreadable)} ({unreadable[min(unreadable)]})"
-        notes[f"unreadable {images}"] = f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {then}."
+        notes[f"unreadable {images}"] = (
+            f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {consequence}."
+        )
     if nonfinite := {*unusable}.difference(unreadable):
-        sentence = f"{len(nonfinite)} of the {count} {images} give NaN or infinite values, {first(nonfinite)}: {then}."
+        sentence = (
+            f"{len(nonfinite)} of the {count} {images} give NaN or infinite values, {first(nonfinite)}: {consequence}."
+        )
         notes[f"nonfinite {images}"] = sentence
     return notes
 

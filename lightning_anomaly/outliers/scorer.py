@@ -212,8 +212,8 @@ def notes_on_filters(scorer: Scorer, nonfinite_filters: Mapping[str, Tensor]) ->
     notes: dict[str, str] = {}
     for name in scorer.layers:
         if count := int(nonfinite_filters[name].sum()):
-            rest = "in their maps of most reference images and are ignored"
-            notes |= nonfinite(name, count, len(nonfinite_filters[name]), rest)
+            ending = "in their maps of most reference images and are ignored"
+            notes |= nonfinite(name, count, len(nonfinite_filters[name]), ending)
     return notes
 
 
@@ -225,4 +225,4 @@ def _fit_layers(layers: Mapping[str, Tensor]) -> dict[str, ReferenceModel]:
 
 def _shared(fits: Sequence[dict[str, _Fitted]]) -> list[dict[str, _Fitted]]:
     """Reduce each dict to the names that all of them have."""
-    return [{name: fit[name] for name in fits[0] if all(name in other for other in fits)} for fit in fits]
+    return [{name: fit[name] for name in fits[0] if all(name in part for part in fits)} for fit in fits]

@@ -15,9 +15,9 @@ quantile is `u(p) = sqrt((p ** (-2 h) - 1) / h)`. Then
   logarithm of the ratio of the tail probabilities at its two ends. As the scale is estimated from `n` gaps, the
   probability is `(1 + x / n) ** -n`.
 
-The probability is averaged over `h` by these weights. It is computed twice, and the smaller one is doubled: from all
-other gaps, which shows that a tight group far out is no tail, and from the gaps below the set, which scattered outliers
-cannot mask. Size `k` gets a share of the false alarms in proportion to `1 / k`, as single samples are hardest to find.
+The probability is averaged over `h` by these weights. It is computed once from all other gaps, which shows that a tight
+group far out is no tail, and once from the gaps below the set, which scattered outliers cannot mask. The smaller one is
+doubled. Size `k` gets a share of the false alarms in proportion to `1 / k`, as single samples are hardest to find.
 
 Only the outer half of the samples is used, without those that lie on the centre. A filter that is silent for most
 samples, as a rectified one may be, is a censored sample: only its outermost values are seen. A set with fewer than 20
@@ -45,20 +45,20 @@ _STEPS = 4  # of the centre; more change nothing
 def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | None = None) -> Tensor:
     """Find the samples that each filter isolates, bool `(F, N)`, from its points `(F, N, 2)`.
 
-    `rare_fraction` bounds their number, as a fraction of the samples. `extremes` are the largest and smallest value of
-    each map before rectification `(F, N, 2)`, which show what the two components of a rectified map hide. In units of
-    their median absolute deviations they are tested like points, and each test gets half of the false alarms. An
-    extreme that is the same for most samples is left out.
+    `rare_fraction`, at most 0.5, bounds their number as a fraction of the samples. `extremes` are the largest and
+    smallest value of each map before rectification `(F, N, 2)`, which show what the two components of a rectified map
+    hide. In units of their median absolute deviations they are tested like points, and each test gets half of the false
+    alarms. An extreme that is the same for most samples is left out.
     """
-    sizes = int(rare_fraction * points.shape[1] * (1 + 1e-12))
-    if not sizes or not len(points):
+    max_size = int(rare_fraction * points.shape[1] * (1 + 1e-12))
+    if not max_size or not len(points):
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     views = [points.cpu().double().numpy()]  # in this order: not every device has doubles
     with np.errstate(invalid="ignore"):  # NaN for filters with NaN or infinite values
         if extremes is not None:
             views.append(_scaled(extremes.cpu().double().numpy()))
         distances = [_centre_distances(view) for view in views]
-    isolated = [values >= find_borders(values, sizes, _FALSE_ALARMS / len(views)) for values in distances]
+    isolated = [values >= find_borders(values, max_size, _FALSE_ALARMS / len(views)) for values in distances]
     return torch.from_numpy(np.any(isolated, axis=0)).to(points.device)
 
 
@@ -89,13 +89,13 @@ def _lower_median(values: _Array) -> _Array:
     return np.partition(values, middle, axis=1)[:, middle : middle + 1]
 
 
-def find_borders(distances: _Array, sizes: int, level: float) -> _Array:
+def find_borders(distances: _Array, max_size: int, level: float) -> _Array:
     """Find the distance `(F, 1)` of the innermost isolated sample of each filter; infinity if none is isolated.
 
-    `distances` are `(F, N)`, `sizes` is the largest number of isolated samples, `level` the rate of false alarms.
+    `distances` are `(F, N)`, `max_size` is the largest number of isolated samples, `level` the rate of false alarms.
     """
-    # S shapes; the outer half of the N samples, M, the farthest first.
-    ranks, ks = np.arange(1, distances.shape[1] // 2 + 2), np.arange(1, sizes + 1)
+    # For S shapes and the gaps behind the M samples of the outer half, the farthest first.
+    ranks, ks = np.arange(1, distances.shape[1] // 2 + 2), np.arange(1, max_size + 1)
     levels = level / (ks * (1 / ks).sum())
     exponents = 2 * _SHAPES * np.log((distances.shape[1] + 1) / ranks)[:, None]
     quantiles = np.sqrt(np.expm1(exponents) / _SHAPES)  # (M + 1, S)
@@ -105,36 +105,36 @@ def find_borders(distances: _Array, sizes: int, level: float) -> _Array:
     ordered = -np.sort(-distances, axis=1)[:, : len(ranks)]
     usable = np.flatnonzero((ordered[:, 0] > 0) & (ordered[:, 0] < np.inf))
     ordered, borders = ordered[usable], np.full((len(distances), 1), np.inf)
-    farthest, beyond = ordered[:, :1], ordered[:, [sizes]]
+    farthest, beyond = ordered[:, :1], ordered[:, [max_size]]
     radii = ordered / np.where(beyond > _ROUNDING * farthest, beyond, farthest)
     loud = radii[:, 1:] > np.maximum(_SILENT, _ROUNDING * radii[:, :1])
     last = loud.sum(1, keepdims=True)  # the innermost sample that is used
     heights = np.maximum(radii - np.take_along_axis(radii, last, 1), 0)
     gaps = ranks[:-1] * (heights[:, :-1] - heights[:, 1:])  # normalized (F, M)
 
-    # Of the samples below the set: number of gaps, and their sum in units of the expected gaps (F, S).
-    n_gaps = (gaps[:, sizes:] > _SILENT).sum(1, keepdims=True)
-    below = gaps[:, sizes:] @ inverse_means[sizes:-1]
-    total = gaps[:, :sizes] @ inverse_means[:sizes] + below
+    # Number of gaps below the set, and their sum in units of the expected gaps (F, S).
+    n_gaps = (gaps[:, max_size:] > _SILENT).sum(1, keepdims=True)
+    below = gaps[:, max_size:] @ inverse_means[max_size:-1]
+    total = gaps[:, :max_size] @ inverse_means[:max_size] + below
     start, log_prior = quantiles[last[:, 0]], _LOG_PRIOR - log_sums[last[:, 0]]
-    isolated = np.zeros((len(usable), 1), np.int64)
-    for k in range(sizes, 0, -1):
+    count = np.zeros((len(usable), 1), np.int64)  # isolated samples of each filter
+    for k in range(max_size, 0, -1):
         gap = gaps[:, [k - 1]]
         p_value = np.ones((len(usable), 1))
-        for number, scaled, log_means in (
+        for n_others, scaled, log_means in (
             (last - 1, total - gap * inverse_means[k - 1], log_sums[k] - log_sums[k - 1]),  # all other gaps
             (last - k, below, log_sums[k]),  # those below the set
         ):
-            n, scaled = np.maximum(number, 1), np.maximum(scaled, _SILENT)
+            n, scaled = np.maximum(n_others, 1), np.maximum(scaled, _SILENT)
             log_weights = log_prior + log_means - n * np.log(scaled)
             weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
             outer, inner = (_SHAPES * (start + heights[:, [i]] * n / scaled) ** 2 for i in (k - 1, k))
             log_ratio = k * (np.log1p(outer) - np.log1p(inner)) / (2 * _SHAPES)
             p_values = np.exp(-n * np.log1p(log_ratio / n))
             p_value = np.minimum(p_value, (weights * p_values).sum(1, keepdims=True) / weights.sum(1, keepdims=True))
-        isolated = np.maximum(isolated, k * ((n_gaps >= _MIN_GAPS) & (2 * p_value <= levels[k - 1])))
+        count = np.maximum(count, k * ((n_gaps >= _MIN_GAPS) & (2 * p_value <= levels[k - 1])))
         n_gaps += gap > _SILENT
         below += gap * inverse_means[k - 1]
     with_infinity = np.pad(ordered, ((0, 0), (1, 0)), constant_values=np.inf)
-    borders[usable] = np.take_along_axis(with_infinity, isolated, 1)
+    borders[usable] = np.take_along_axis(with_infinity, count, 1)
     return borders

@@ -27,7 +27,8 @@ class LayerReport:
         points: The clustered points `(F, N, 2)`: scores on two principal components, in units of the standard deviation
             of the first.
         outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
-        isolated: Whether each probe sample lies far from all others in each filter `(F, N)`, see `isolated_samples`.
+        isolated: Whether each probe sample lies farther out in each filter than the tail of the others explains
+            `(F, N)`, see `isolated_samples`.
         explained: Share of the maps' variance that the two components explain `(F,)`, 0 to 1.
         sparsity: Share of the maps' values that are at most 0 `(F,)`, 0 to 1.
         map_size: Sides of a map in the network (pixels).

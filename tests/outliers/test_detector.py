@@ -63,6 +63,14 @@ def test_a_model_without_classes_is_scored_by_its_pixels_and_filters(tmp_path):
     assert {*detector.search(images).view_scores} == {"pixels", "filters"}
 
 
+def test_filters_of_a_norm_without_weights_explain_a_score(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, affine=False))
+    detector = OutlierDetector(model, layers=["1"]).fit(DIGITS[:200])
+    detector.save(tmp_path / "detector.pt")
+    images = DIGITS[200:250]
+    assert torch.equal(OutlierDetector.load(tmp_path / "detector.pt", model).score(images), detector.score(images))
+
+
 def test_another_model_file_version_or_image_shape_is_refused(fitted, tmp_path):
     fitted.save(tmp_path / "detector.pt")
     wider = classifier()
