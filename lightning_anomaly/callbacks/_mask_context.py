@@ -69,5 +69,5 @@ def check_maskable(layers: Mapping[str, nn.Module], callbacks: list[Any]) -> Non
     if names := sorted(name for name, layer in layers.items() if layer in pruned):
         raise ValueError(
             "AnomalyPruneCallback should be used without a ModelPruning of the same layers, which replaces their "
-            f"weights. Found {names}: give its `parameters_to_prune` others."
+            f"weights. Found {names}: list other layers in its `parameters_to_prune`."
         )

@@ -63,8 +63,8 @@ class AnomalyEarlyStopping(StoppingCallback):
         if not measured or self._lasted() < self.patience:
             return None
         return (
-            f"Anomaly filters have risen: for {validations(self._lasted())} their fraction has been more than "
-            f"{self.threshold:g} above an earlier level, by now {self.monitor} = {self._rises[-1]:.3f}."
+            f"The fraction of anomaly filters has been more than {self.threshold:g} above an earlier level for "
+            f"{validations(self._lasted())}; now {self.monitor} = {self._rises[-1]:.3f}."
         )
 
     def _state(self) -> str:

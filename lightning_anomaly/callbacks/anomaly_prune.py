@@ -186,7 +186,7 @@ class AnomalyPruneCallback(LoggingCallback):
             self._warn_once(
                 "few reports",
                 f"AnomalyPruneCallback has {len(self._summaries)} reports as epoch {epoch} begins, fewer than "
-                f"`min_votes = {self.min_votes}`. It masks when it has them.",
+                f"`min_votes = {self.min_votes}`. It masks once it has enough.",
             )
 
     @property

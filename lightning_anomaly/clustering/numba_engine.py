@@ -69,8 +69,8 @@ def _announce_compilation() -> None:
     """Announce on stderr, once per process, that loops will be compiled if none are cached."""
     folder = expectation_maximisation.stats.cache_path  # type: ignore[attr-defined]
     if folder is None or not any(Path(folder).glob("em_loops.*.nbi")):
-        kept = "and again in the next process" if folder is None else f"and keeps them in {folder}"
-        print(f"lightning_anomaly compiles its loops, which takes half a minute, {kept}.", file=sys.stderr)
+        cached = "Every process will do so" if folder is None else f"They are cached in {folder}"
+        print(f"lightning_anomaly compiles its loops for up to half a minute. {cached}.", file=sys.stderr)
 
 
 def _coordinates(points: Tensor) -> tuple[_Array, _Array]:
