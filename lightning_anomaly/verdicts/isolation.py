@@ -53,7 +53,7 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     max_size = int(rare_fraction * points.shape[1] * (1 + 1e-12))
     if not max_size or not len(points):
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-    views = [points.cpu().double().numpy()]  # in this order: not every device has doubles
+    views = [points.cpu().double().numpy()]  # on the CPU first, as not every device has float64
     with np.errstate(invalid="ignore"):  # NaN for filters with NaN or infinite values
         if extremes is not None:
             views.append(_scaled(extremes.cpu().double().numpy()))
@@ -114,8 +114,9 @@ def find_borders(distances: _Array, max_size: int, level: float) -> _Array:
 
     # Number of gaps below the set, and their sum in units of the expected gaps (F, S).
     n_gaps = (gaps[:, max_size:] > _SILENT).sum(1, keepdims=True)
-    below = gaps[:, max_size:] @ inverse_means[max_size:-1]
-    total = gaps[:, :max_size] @ inverse_means[:max_size] + below
+    # Not `@`: NumPy's threads keep spinning after a matrix product of more than about 800 samples.
+    below = np.einsum("fm,ms->fs", gaps[:, max_size:], inverse_means[max_size:-1])
+    total = np.einsum("fm,ms->fs", gaps[:, :max_size], inverse_means[:max_size]) + below
     start, log_prior = quantiles[last[:, 0]], _LOG_PRIOR - log_sums[last[:, 0]]
     count = np.zeros((len(usable), 1), np.int64)  # isolated samples of each filter
     for k in range(max_size, 0, -1):
