@@ -155,7 +155,7 @@ def analyze_slice(
     """Analyze some filters of each layer, or all; no filter's result depends on another filter.
 
     `maps` `(N, F, ...)` hold these filters only, possibly none. `statistics` hold batches `(n, F, 5)` of all filters,
-    for the layers to compute outlier scores of. `samples` are empty if another process scores them.
+    for the layers whose outlier scores are computed here. `samples` are empty if another process scores them.
     """
     engine = load_engine(settings.engine)
     devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}

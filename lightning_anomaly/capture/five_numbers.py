@@ -16,7 +16,7 @@ from lightning_anomaly.threads import torch_in_threads
 _Floats = npt.NDArray[np.floating[Any]]
 _Integers = npt.NDArray[np.signedinteger[Any]]
 _Grid = tuple[_Integers, npt.NDArray[np.float64], int, int]
-_VALUES = 2**19  # for each thread to take at a time, so that it is worth starting
+_VALUES = 2**19  # in a part of the maps for one thread, so that its start is worth it
 
 
 def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
@@ -55,9 +55,9 @@ def _deviation(values: _Floats, mean: float) -> float:
 
 @compile_loop()
 def _extremes(bits: _Integers) -> tuple[int, int]:
-    """Find the largest and the smallest float by its bits: as integers in the same order, for vector instructions.
+    """Find the bits of the largest and the smallest float; NaN is beyond all numbers.
 
-    NaN is beyond all numbers.
+    Floats are compared as integers of the same order, for which there are vector instructions.
     """
     most, shift = np.iinfo(bits.dtype).max, bits.itemsize * 8 - 1
     first = bits[0] ^ ((bits[0] >> shift) & most)
@@ -71,7 +71,7 @@ def _extremes(bits: _Integers) -> tuple[int, int]:
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
 def _describe(maps: _Floats, bits: _Integers, grid: _Grid, numbers: _Floats, number_bits: _Integers) -> None:
-    """Fill in the five numbers `(M, 5)` of maps `(M, P)`; both are given as integers too, by their bits.
+    """Fill in the five numbers `(M, 5)` of maps `(M, P)`; `bits` and `number_bits` show both as integers.
 
     The grid is the row of the pooled map in which each row of pixels lies, the number of pixels in each of its cells,
     the width of a map and that of a window.

@@ -176,7 +176,7 @@ def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Cal
 
 
 def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
-    """Return why the output of a layer is no map, or does not fit to those before it; None if it is and does."""
+    """Return why the output of a layer cannot be added to its maps; None if it can."""
     if not isinstance(output, Tensor):
         return f"its output is a {type(output).__name__}, not a tensor"
     axes = len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else None

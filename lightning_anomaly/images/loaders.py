@@ -19,7 +19,7 @@ BATCH = 64  # images, the default batch size
 def reread(
     loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int, seed: int = 0
 ) -> DataLoader[Any]:
-    """Load these batches of positions as the loader does, without drawing a global random number.
+    """Load the items at `batches` of positions as the loader does, without drawing a global random number.
 
     Worker processes draw from the seed.
     """
@@ -49,7 +49,7 @@ def sampler_of(loader: Any) -> Any:
 def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
     """Draw the positions of one epoch over all processes, the same in each call; None if that fails.
 
-    A copy of the sampler draws them, so that the run draws the same positions as before.
+    A copy of the sampler draws them, so that the run's own draws do not change.
     """
     dataset: Any = loader.dataset
     sampler = sampler_of(loader)

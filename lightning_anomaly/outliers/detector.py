@@ -297,8 +297,8 @@ def find_outliers(
     """
     detector = OutlierDetector(model, layers)
     images, cross = run_together(lambda: ImageSource(inputs, "inputs", batch_size)), reference is None
-    learnt, argument = (images, "inputs") if cross else (reference, "reference")
-    judged = detector._learn(learnt, argument, batch_size, max_reference, seed, progress, cross=cross)
+    reference, argument = (images, "inputs") if cross else (reference, "reference")
+    judged = detector._learn(reference, argument, batch_size, max_reference, seed, progress, cross=cross)
     report = detector._report(images, "inputs", batch_size, false_discovery_rate, progress, judged if cross else None)
     if rank_and_world()[0] == 0:
         warn_of(report.notes)

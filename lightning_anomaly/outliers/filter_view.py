@@ -85,9 +85,9 @@ class ReferenceModel(NamedTuple):
         outliers = _outlier_mask(vectors)
         if outliers.any():
             knots, vectors = _ranked(flat[~outliers])
-        every = torch.arange(len(vectors[0].vectors), device="cpu")
-        counts = zip(vectors, _direction_counts(len(every)), strict=True)
-        return cls(used, knots, [part.directions(every, count) for part, count in counts])
+        inliers = torch.arange(len(vectors[0].vectors), device="cpu")
+        counts = zip(vectors, _direction_counts(len(inliers)), strict=True)
+        return cls(used, knots, [part.directions(inliers, count) for part, count in counts])
 
     def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """Compute squared distances `(n, 2)` of statistics `(n, F, S)`, and their tails `(n, V)`.

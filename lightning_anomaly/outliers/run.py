@@ -112,20 +112,20 @@ class Run:
         """Fit to the whole reference, in process 0; return the fit, notes and, with `cross`, the images' scores."""
         batches, unreadable, notes_of = zip(*shares, strict=True)
         source, watched = self._source, self._watched
-        every, nonfinite_filters = finite_images([*itertools.chain(*batches)], source.argument)
-        count = len(every.positions)
+        statistics, nonfinite_filters = finite_images([*itertools.chain(*batches)], source.argument)
+        count = len(statistics.positions)
         first, half = slice(3 * count // 8), slice(count // 2, None)
         if cross:
-            halves = every.select(slice(count // 2)), every.select(half)
+            halves = statistics.select(slice(count // 2)), statistics.select(half)
             scorer, second = fit_scorers([halves, halves[::-1]], source.argument)
             judged = [scorer.judge(halves[1]), second.judge(halves[0])]
         else:
-            scale = every.select(slice(first.stop, half.start))
-            (scorer,) = fit_scorers([(every.select(first), scale)], source.argument)
-            judged = [scorer.judge(every.select(half))]
+            scale = statistics.select(slice(first.stop, half.start))
+            (scorer,) = fit_scorers([(statistics.select(first), scale)], source.argument)
+            judged = [scorer.judge(statistics.select(half))]
         notes = notes_on_filters(scorer, nonfinite_filters)
         if not cross:
-            unused = {*self._chosen}.difference(every.positions.tolist())
+            unused = {*self._chosen}.difference(statistics.positions.tolist())
             notes |= _unusable_notes(
                 _merged(unreadable), unused, len(self._chosen), source.names, "reference images", "they are ignored"
             )
@@ -137,7 +137,7 @@ class Run:
             torch.cat([part.scores for part in judged]).sort().values,
             count,
             source.shape,
-            _ranges(source, every.positions[:_SCALE_IMAGES].tolist()),
+            _ranges(source, statistics.positions[:_SCALE_IMAGES].tolist()),
             {name: weight_shape(watched[name]) for name in scorer.layers},
             source.n_classes,
         )
