@@ -24,7 +24,9 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
         self.threshold = check_fraction("threshold", threshold, zero=True)
         self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
         monitor = f"{log_key_prefix}/{self._signal}"  # replaced in `setup` if the prefix is None
-        super().__init__(monitor, patience=patience, verbose=check_bool("verbose", verbose))
+        verbose = check_bool("verbose", verbose)
+        # Not None: Lightning would then read `Trainer.val_check_interval`, which a time-based one does not have.
+        super().__init__(monitor, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
         self.divergence_threshold = self.threshold
         self._forget()
 

@@ -1,6 +1,8 @@
 """TwoSampleEarlyStopping stops a run when there is a gap and the validation loss no longer improves."""
 
 import logging
+from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +182,17 @@ def test_a_stopped_run_continues_with_the_arguments_of_the_resumed_one(tmp_path:
     assert (ended, stopping.stopped_epoch, stopping.stopping_reason_message) == (10, 0, None)
 
 
-@pytest.mark.parametrize(
-    "options", [{"val_check_interval": 1}, {"max_epochs": -1, "max_steps": 6}, {"check_val_every_n_epoch": 2}], ids=str
-)
+INTERVALS = [{"val_check_interval": 1}, {"max_epochs": -1, "max_steps": 6}, {"check_val_every_n_epoch": 2}]
+if "timedelta" in str(signature(pl.Trainer).parameters["val_check_interval"].annotation):  # since Lightning 2.6
+    INTERVALS.append({"val_check_interval": timedelta(microseconds=1)})
+
+
+@pytest.mark.parametrize("options", INTERVALS, ids=str)
 def test_each_validation_is_read_once(tmp_path: Path, options: dict[str, Any], monkeypatch: Any) -> None:
     monkeypatch.setattr(ErrorRise, "add", lambda *arguments: 1.0)
     compared = TwoSampleCallback(images(300), images(300, seed=1))
     stopping = TwoSampleEarlyStopping(0.0, patience=100, confirm=None)
-    for trainer_options in ({}, options):
+    for trainer_options in (options, {}, options):
         fit(tmp_path, compared, stopping, val=loader(20), **{"max_epochs": 4, **trainer_options})
         assert stopping.wait_count == len(compared.history)
 
