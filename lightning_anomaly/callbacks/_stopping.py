@@ -100,7 +100,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
             self._set_reason("DIVERGENCE_THRESHOLD")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log in one sentence why the run was stopped or not, and which checkpoint is the best."""
+        """Log why the run was stopped or not, and which checkpoint is the best."""
         with self._guard("log why it stopped or not"):
             if self.stopping_reason_message is None:
                 self._inform(f"{type(self).__name__} did not stop the run: {self._state()}.")
@@ -108,8 +108,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
             for checkpoint in trainer.checkpoint_callbacks:
                 if checkpoint.monitor and checkpoint.best_model_path:
                     name = basename(checkpoint.best_model_path)
-                    best = f"; the best checkpoint by '{checkpoint.monitor}' is {name}."
-                    self.stopping_reason_message = self.stopping_reason_message.removesuffix(".") + best
+                    self.stopping_reason_message += f" The best checkpoint by '{checkpoint.monitor}' is {name}."
             self._inform(self.stopping_reason_message)
 
     def _inform(self, sentence: str) -> None:

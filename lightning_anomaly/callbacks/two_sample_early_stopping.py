@@ -133,10 +133,10 @@ class TwoSampleEarlyStopping(StoppingCallback):
             lowest = f"has not been below {trend.lowest:.4g} since epoch {self._epochs[trend.place]}"
             details = f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, {lowest}"
         report = self._watched.report
-        where = "" if report is None or report.where == "nowhere" else f"; the difference shows {report.where}"
+        where = "" if report is None or report.where == "nowhere" else f" The difference shows {report.where}."
         return (
-            f"The network knows its training images: relative to them it expects {100 * now:.0f}% more errors on "
-            f"validation images than at its lowest level, so {self.monitor} = {now:.3f} {details}{where}."
+            "The network knows its training images: the ratio of errors that it expects on validation and on training "
+            f"images is {100 * now:.0f}% above its lowest level. {self.monitor} = {now:.3f} {details}.{where}"
         )
 
     def _state(self) -> str:

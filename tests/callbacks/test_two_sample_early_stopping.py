@@ -133,9 +133,10 @@ def test_the_end_of_a_fit_logs_the_reason_the_gap_and_the_best_checkpoint(tmp_pa
     run(tmp_path, [1.0] * 8, losses=LATER)
     run(tmp_path, [1.0] * 4, losses=LATER)
     reason = (
-        "The network knows its training images: relative to them it expects 50% more errors on validation images than "
-        "at its lowest level, so two_sample/confidence_rise = 0.500 is above 0.05, and the smoothed 'val_loss', now "
-        "0.7843, has not been below 0.7541 since epoch 5; the best checkpoint by 'val_loss' is epoch=4.ckpt."
+        "The network knows its training images: the ratio of errors that it expects on validation and on training "
+        "images is 50% above its lowest level. two_sample/confidence_rise = 0.500 is above 0.05, and the smoothed "
+        "'val_loss', now 0.7843, has not been below 0.7541 since epoch 5. The best checkpoint by 'val_loss' is "
+        "epoch=4.ckpt."
     )
     assert stopping.stopping_reason_message == reason
     start = "TwoSampleEarlyStopping did not stop the run: the gap is 0.000 (needs more than 0.05), and the smoothed "
@@ -257,7 +258,7 @@ def test_validation_without_labels_suffices_and_the_reason_names_the_layer(tmp_p
     assert logged["two_sample/confidence_rise"] > 0.1
     assert logged["two_sample/confidence_error_ratio"].item() == pytest.approx(report.confidence_error_ratio)
     assert list(report.significant_layers) == ["network.1"]
-    assert f" the difference shows {report.where}." in str(stopping.stopping_reason_message)
+    assert f" The difference shows {report.where}." in str(stopping.stopping_reason_message)
 
 
 class Digits(SmallNet):
