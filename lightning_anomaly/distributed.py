@@ -22,34 +22,32 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if connected else (0, 1)
 
 
-def run_together(work: Callable[[], T]) -> T:
-    """Run `work` in every process and return this process's result.
+def gather_results(work: Callable[[], T]) -> list[T]:
+    """Run `work` in every process and return all results by rank; they are pickled.
 
     If it fails in one process, all raise: that process its own error, the others a RuntimeError.
     """
     world = rank_and_world()[1]
     if world == 1:
-        return work()
+        return [work()]
     result, failure = None, None
     try:
         result = work()
     except Exception as error:
         failure = error
-    problems: list[Any] = [None] * world
-    dist.all_gather_object(problems, failure and repr(failure))
-    for rank, problem in enumerate(problems):
+    outcomes: list[Any] = [None] * world
+    dist.all_gather_object(outcomes, (result, failure and repr(failure)))
+    for rank, (_, problem) in enumerate(outcomes):
         if problem is not None:
             raise failure or RuntimeError(f"process {rank} failed: {problem}")
-    return cast(T, result)
+    return [result for result, _ in outcomes]
 
 
-def gather_results(work: Callable[[], T]) -> list[T]:
-    """Run `work` in every process and return all results by rank; they are pickled."""
-    result, world = run_together(work), rank_and_world()[1]
-    results = [result] * world
-    if world > 1:
-        dist.all_gather_object(results, result)
-    return results
+def run_together(work: Callable[[], T]) -> T:
+    """Run `work` in every process and return this process's result; errors are raised as by `gather_results`."""
+    results: list[T] = []
+    gather_results(lambda: results.append(work()))  # None is sent, and not the result
+    return results[0]
 
 
 def broadcast_result(work: Callable[[], T]) -> T:
