@@ -1,4 +1,4 @@
-"""Combine several views of a sample into one outlier score, in nats.
+"""Combine several views of a sample into one outlier score, in nats, and turn scores into p-values.
 
 Each view's score is converted to a tail probability among ordinary samples. The outlier score is a norm of the negative
 logarithms of these probabilities, over pixels, features and logits. Filters count only in models without logits:
@@ -101,3 +101,11 @@ def combine(surprises: Mapping[str, Tensor]) -> Tensor:
     views = torch.stack([surprises[name] for name in counted(surprises)])
     scores: Tensor = torch.linalg.vector_norm(views, _ORDER, dim=0)
     return scores
+
+
+def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
+    """Compute p-values `(n,)` of scores `(n,)` by sorted calibration scores `(m,)`; NaN for infinite scores."""
+    scores = scores.to(calibration)
+    larger = len(calibration) - torch.searchsorted(calibration, scores)
+    p_values = (1 + larger).double() / (1 + len(calibration))
+    return torch.where(scores.isfinite(), p_values, torch.nan)

@@ -17,7 +17,7 @@ from lightning_anomaly.distributed import broadcast_result, gather_results, rank
 from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import warn_of
-from lightning_anomaly.outliers.combine import Tail
+from lightning_anomaly.outliers.combine import Tail, conformal_p_values
 from lightning_anomaly.outliers.directions import Directions
 from lightning_anomaly.outliers.feature_views import ClassGaussians, FeatureView, LogitView
 from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread
@@ -25,7 +25,7 @@ from lightning_anomaly.outliers.mahalanobis import RobustGaussian
 from lightning_anomaly.outliers.pixel_words import PixelWords
 from lightning_anomaly.outliers.plain import from_plain, to_plain
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.outliers.run import MIN_REFERENCE, Fitted, Run, check_shape, conformal_p_values, weight_shape
+from lightning_anomaly.outliers.run import MIN_REFERENCE, Fitted, Run, check_shape, weight_shape
 from lightning_anomaly.outliers.scorer import Judgement, LayerView, Scorer
 from lightning_anomaly.outliers.views import PixelView
 

@@ -18,6 +18,7 @@ from lightning_anomaly.distributed import broadcast_result, even_slices, rank_an
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.images.thumbnails import KEPT, drawn, shrink
 from lightning_anomaly.notes import left_out
+from lightning_anomaly.outliers.combine import conformal_p_values
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.scorer import (
     Judgement,
@@ -240,14 +241,6 @@ class Run:
         self._notes |= notes
         layers = {name: layer.maps for name, layer in usable.items()} if filters else {}
         return Statistics(positions, layers, capture.samples.collected(len(batch)))
-
-
-def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
-    """Compute p-values `(n,)` of scores `(n,)` by sorted calibration scores `(m,)`; NaN for infinite scores."""
-    scores = scores.to(calibration)
-    larger = len(calibration) - torch.searchsorted(calibration, scores)
-    p_values = (1 + larger).double() / (1 + len(calibration))
-    return torch.where(scores.isfinite(), p_values, torch.nan)
 
 
 def weight_shape(module: nn.Module) -> list[int]:

@@ -31,9 +31,8 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.outliers.combine import Tail, combine
+from lightning_anomaly.outliers.combine import Tail, combine, conformal_p_values
 from lightning_anomaly.outliers.filter_view import layer_scores
-from lightning_anomaly.outliers.run import conformal_p_values
 from lightning_anomaly.outliers.scorer import Scorer, Statistics, fit_scorers
 from lightning_anomaly.outliers.views import view_samples
 from recipes.common.damage import damage_all

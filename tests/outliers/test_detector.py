@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly import OutlierDetector, OutlierReport, analyze, find_outliers
 from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.outliers.run import conformal_p_values
+from lightning_anomaly.outliers.combine import conformal_p_values
 from lightning_anomaly.outliers.scorer import Statistics, fit_scorers
 
 DIGITS = torch.from_numpy(load_digits().images).float()[:, None] / 16

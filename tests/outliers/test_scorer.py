@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.outliers.combine import Tail
+from lightning_anomaly.outliers.combine import Tail, conformal_p_values
 from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread
-from lightning_anomaly.outliers.run import conformal_p_values
 from lightning_anomaly.outliers.scorer import Statistics, finite_images, fit_scorers
 
 
