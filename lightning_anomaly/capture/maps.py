@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -110,3 +111,30 @@ class LayerMaps:
     def maps(self) -> Tensor:
         """All maps `(N, F, ...)`."""
         return joined(self.batches)
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """Whether each sample's maps are NaN or infinite in a filter whose maps of most samples are finite `(N,)`."""
+        broken = ~joined(self.extremes).isfinite().all(2)
+        return broken[:, 2 * broken.sum(0) < len(broken)].any(1).cpu()
+
+    def select(self, filters: slice | Tensor) -> LayerMaps:
+        """Select some filters; their batches are joined."""
+        maps, extremes = ([joined([batch[:, filters] for batch in kept])] for kept in (self.batches, self.extremes))
+        zeros = None if self.zeros is None else self.zeros[filters]
+        return LayerMaps(maps, self.count, self.size, zeros, extremes=extremes)
+
+    def fingerprints(self) -> Tensor:
+        """Hash the bits of each filter's maps and extremes, int64 `(F,)` on the CPU.
+
+        Filters with other maps have the same of 2**64 values by chance alone.
+        """
+        values = [joined(kept)[..., None].flatten(2).transpose(0, 1).cpu() for kept in (self.batches, self.extremes)]
+        shape = repr(self.maps.shape[2:]).encode()
+        digests = []
+        for rows in zip(*(part.contiguous().numpy() for part in values), strict=True):
+            digest = hashlib.blake2b(shape, digest_size=8)  # releases the interpreter's lock
+            for row in rows:
+                digest.update(row)
+            digests.append(digest.digest())
+        return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)

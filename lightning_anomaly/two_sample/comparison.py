@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -93,9 +94,19 @@ def two_sample_test(
 
 
 def compare_groups(
-    model: nn.Module, train_inputs: Inputs, val_inputs: Inputs, layers: Iterable[str] | None, significance: float
+    model: nn.Module,
+    train_inputs: Inputs,
+    val_inputs: Inputs,
+    layers: Iterable[str] | None,
+    significance: float,
+    known: dict[bytes, LayerTest] | None = None,
 ) -> TwoSampleReport:
-    """Compute the report of `two_sample_test` without issuing warnings."""
+    """Compute the report of `two_sample_test` without issuing warnings.
+
+    `known` are the tests of an earlier comparison by a hash of the layer's values, which are replaced by those of this
+    one: a layer with the same values keeps its test.
+    """
+    known = {} if known is None else known
     significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
@@ -114,17 +125,27 @@ def compare_groups(
         return TwoSampleReport({}, n_train, n_val, significance, chance.double(), notes)
     actual = torch.arange(n_train + n_val, device="cpu")[:, None] < n_train
     divisions = torch.cat([actual, random_divisions(n_train, n_train + n_val)], 1)
-    tests: dict[str, _LayerTest] = {}
-    n_finite = 0
+    tests: dict[str, LayerTest] = {}
+    keys: dict[str, bytes] = {}
+    n_finite = carried_over = 0
     for name in [name for name in train.maps if name in val.maps]:
         values = torch.cat([group.maps[name].maps.T for group in (train, val)], 1).cpu()
-        tests[name] = _test_layer(values, divisions, significance)
+        key = hashlib.blake2b(repr((name, n_train)).encode())
+        key.update(values.contiguous().numpy().data)
+        keys[name] = key.digest()
+        if keys[name] in known:
+            carried_over += len(values)
+            tests[name] = known[keys[name]]
+        else:
+            tests[name] = _test_layer(values, divisions, significance)
         if name not in linear:
             chance += tests[name].counts[1:]
             finite = int(values.isfinite().all(1).sum())
             n_finite += finite
             if finite < len(values):
                 notes |= nonfinite(name, len(values) - finite, len(values), "and are not compared")
+    known.clear()
+    known.update({keys[name]: test for name, test in tests.items()})
     compared = _add_share_p_values(tests)
     filters = {name: layer for name, layer in compared.items() if name not in linear}
     n_live = sum(int(layer.live.sum()) for layer in filters.values())
@@ -135,7 +156,14 @@ def compare_groups(
         )
     units = {name: layer for name, layer in compared.items() if name in linear}
     report = TwoSampleReport(
-        filters, n_train, n_val, significance, chance.double() / max(1, n_live), notes, units=units
+        filters,
+        n_train,
+        n_val,
+        significance,
+        chance.double() / max(1, n_live),
+        notes,
+        units=units,
+        carried_over=carried_over,
     )
     if train.errors is None or val.errors is None:
         return report
@@ -197,7 +225,7 @@ def _largest(maps: Tensor) -> Tensor:
     return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
 
 
-class _LayerTest(NamedTuple):
+class LayerTest(NamedTuple):
     """The rank tests of one layer's filters, for the actual division of the images and 999 random ones."""
 
     comparison: LayerComparison
@@ -205,7 +233,7 @@ class _LayerTest(NamedTuple):
     smallest: Tensor  # smallest p-value of a filter by division
 
 
-def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> _LayerTest:
+def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> LayerTest:
     """Test the filters of a layer by their values on all images `(F, n + m)`."""
     live = live_filters(values, int(divisions[:, 0].sum()))
     counts = torch.zeros(divisions.shape[1], dtype=torch.int64, device=values.device)
@@ -216,10 +244,10 @@ def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> _Laye
         area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
         counts += (p_values <= significance).sum(0)
         smallest = torch.cat([smallest[None], p_values]).amin(0)
-    return _LayerTest(LayerComparison(live, area, p_value), counts, smallest)
+    return LayerTest(LayerComparison(live, area, p_value), counts, smallest)
 
 
-def _add_share_p_values(tests: Mapping[str, _LayerTest]) -> dict[str, LayerComparison]:
+def _add_share_p_values(tests: Mapping[str, LayerTest]) -> dict[str, LayerComparison]:
     """Add to each layer its `share_p_value`, which is corrected for the number of layers."""
     if not tests:
         return {}

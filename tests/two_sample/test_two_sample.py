@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.comparison import _test_layer
+from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.two_sample.comparison import LayerTest, _test_layer, compare_groups
 from lightning_anomaly.two_sample.rank_test import random_divisions
 
 RNG = torch.Generator().manual_seed(0)
@@ -66,6 +67,23 @@ def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None
     assert len(set(report.chance[:12].tolist())) > 3
     assert report.p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
     assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
+
+
+def test_a_layer_with_the_same_values_keeps_its_test() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 30, 3), nn.Flatten(), nn.LazyLinear(5))
+    network(IMAGES)
+    sources = [ImageSource(part, "inputs") for part in IMAGES.split(75)]
+    known: dict[bytes, LayerTest] = {}
+    assert compare_groups(network, *sources, None, 0.3, known).carried_over == 0
+    assert compare_groups(network, *sources, None, 0.3, known).carried_over == 39
+    network[2].weight.data[3] *= 1.001
+    again, fresh = (compare_groups(network, *sources, None, 0.3, tests) for tests in (known, None))
+    assert again.carried_over == 4
+    assert torch.equal(again.chance, fresh.chance)
+    for name, layer in fresh.judged.items():
+        assert torch.equal(again.judged[name].p_value, layer.p_value)
+        assert again.judged[name].share_p_value == layer.share_p_value
 
 
 def test_a_report_has_a_table_and_totals() -> None:
