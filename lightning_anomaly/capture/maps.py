@@ -57,10 +57,25 @@ def map_statistics(maps: Tensor) -> Tensor:
     return torch.stack([pixels.mean(2), deviation, pixels.amax(2), pixels.amin(2), coarse], 2)
 
 
-def map_extremes(maps: Tensor) -> Tensor:
-    """Return the largest and the smallest value of each map `(N, F, ...)`: `(N, F, 2)`, NaN if any value is NaN."""
+def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduce maps `(N, F, ...)`, float32 or float64, to what an analysis needs.
+
+    Returns:
+        The maps, rectified if wanted and pooled as by `pool_maps`; the largest and the smallest value of each map
+        before `(N, F, 2)`, not both finite if any value is not; and how many values of each filter are at most 0
+        `(F,)`. A map with minus infinity, which rectification would hide, becomes NaN.
+    """
+    if maps.device.type == "cpu":
+        from lightning_anomaly.capture.map_loops import summarize  # late, as numba takes long to import
+
+        return summarize(maps, _windows(maps, max_side), rectify)
     pixels = maps[..., None].flatten(2)
-    return torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+    extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+    zeros = (pixels <= 0).sum((0, 2))
+    if rectify:
+        maps = maps.clamp(min=0)
+        maps[extremes[..., 1] == -torch.inf] = torch.nan
+    return pool_maps(maps, max_side), extremes, zeros
 
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -98,7 +113,7 @@ class LayerMaps:
     size: tuple[int, ...] | None = None  # sides of a map before pooling (pixels), None before the first call
     zeros: Tensor | None = None  # number of each filter's values that are at most 0 before pooling `(F,)`
     problem: str | None = None  # why maps could not be taken
-    extremes: list[Tensor] = field(default_factory=list)  # `map_extremes` of these maps `(n, F, 2)`
+    extremes: list[Tensor] = field(default_factory=list)  # of these maps before rectification `(n, F, 2)`
 
     @property
     def sparsity(self) -> Tensor:

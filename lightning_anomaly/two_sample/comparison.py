@@ -19,6 +19,7 @@ from lightning_anomaly.images.source import ImageSource, tensors_in
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
+from lightning_anomaly.two_sample.head import HeadCapture, state_without
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     MIN_SAMPLES,
@@ -99,21 +100,19 @@ def compare_groups(
     val_inputs: Inputs,
     layers: Iterable[str] | None,
     significance: float,
-    known: dict[bytes, LayerTest] | None = None,
+    last: LastComparison | None = None,
 ) -> TwoSampleReport:
     """Compute the report of `two_sample_test` without issuing warnings.
 
-    `known` are the tests of an earlier comparison by a hash of the layer's values, which are replaced by those of this
-    one: a layer with the same values keeps its test.
+    `last` is an earlier comparison of the same images, which this one replaces: a layer with the same values keeps its
+    test, and if only the head has changed, nothing else runs.
     """
-    known = {} if known is None else known
+    last = LastComparison() if last is None else last
     significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
-    output = ExpectedErrors()
-    train = _run(model, train_inputs, watched, linear, output)
-    val = _run(model, val_inputs, watched, linear, ExpectedErrors(output.probabilities))
+    train, val = last.run_head(model) or last.run(model, train_inputs, val_inputs, watched, linear)
     notes = unseen_layers(model, layers) | train.notes | val.notes
     n_train, n_val = train.n_samples, val.n_samples
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
@@ -133,9 +132,9 @@ def compare_groups(
         key = hashlib.blake2b(repr((name, n_train)).encode())
         key.update(values.contiguous().numpy().data)
         keys[name] = key.digest()
-        if keys[name] in known:
+        if keys[name] in last.tests:
             carried_over += len(values)
-            tests[name] = known[keys[name]]
+            tests[name] = last.tests[keys[name]]
         else:
             tests[name] = _test_layer(values, divisions, significance)
         if name not in linear:
@@ -144,8 +143,7 @@ def compare_groups(
             n_finite += finite
             if finite < len(values):
                 notes |= nonfinite(name, len(values) - finite, len(values), "and are not compared")
-    known.clear()
-    known.update({keys[name]: test for name, test in tests.items()})
+    last.tests = {keys[name]: test for name, test in tests.items()}
     compared = _add_share_p_values(tests)
     filters = {name: layer for name, layer in compared.items() if name not in linear}
     n_live = sum(int(layer.live.sum()) for layer in filters.values())
@@ -201,12 +199,68 @@ class _Group(NamedTuple):
     errors: Tensor | None  # see `ExpectedErrors.result`
 
 
+class LastComparison:
+    """What a comparison leaves to the next one of the same images."""
+
+    def __init__(self) -> None:
+        self.tests: dict[bytes, LayerTest] = {}  # by a hash of the layer's values
+        self._head: str | None = None  # the linear layer whose output the model returned
+        self._inputs: list[ImageSource] = []  # of the head, for the images of both kinds
+        self._groups: list[_Group] = []
+        self._state = b""  # hash of the model's other parameters and buffers
+
+    def run(
+        self,
+        model: nn.Module,
+        train_inputs: Inputs,
+        val_inputs: Inputs,
+        layers: dict[str, nn.Module],
+        linear: dict[str, nn.Module],
+    ) -> list[_Group]:
+        """Run a network on the images of both kinds."""
+        output, self._groups, heads = ExpectedErrors(), [], []
+        for inputs in (train_inputs, val_inputs):
+            heads.append(HeadCapture(model))
+            with heads[-1]:
+                self._groups.append(_run(model, inputs, layers, linear, output, heads[-1]))
+            output = ExpectedErrors(output.probabilities)
+        self._head = heads[0].name if heads[0].name == heads[1].name else None
+        if self._head is not None:
+            sizes = [getattr(inputs, "batch_size", None) for inputs in (train_inputs, val_inputs)]
+            self._inputs = [ImageSource(head.inputs, "inputs", size) for head, size in zip(heads, sizes, strict=True)]
+            self._state = state_without(model, self._head)
+        return self._groups
+
+    def run_head(self, model: nn.Module) -> list[_Group] | None:
+        """Run the head alone; None if more has changed, or if the model has no head."""
+        if self._head is None or state_without(model, self._head) != self._state:
+            return None
+        output, head = ExpectedErrors(), model.get_submodule(self._head)
+        for place, inputs in enumerate(self._inputs):
+            again = _run(head, inputs, {}, {self._head: head}, output)
+            before = self._groups[place]
+            self._groups[place] = before._replace(maps={**before.maps, **again.maps}, errors=again.errors)
+            output = ExpectedErrors(output.probabilities)
+        return self._groups
+
+
 def _run(
-    model: nn.Module, inputs: Inputs, layers: dict[str, nn.Module], linear: dict[str, nn.Module], output: ExpectedErrors
+    model: nn.Module,
+    inputs: Inputs,
+    layers: dict[str, nn.Module],
+    linear: dict[str, nn.Module],
+    output: ExpectedErrors,
+    head: HeadCapture | None = None,
 ) -> _Group:
     """Run a network once on the images of one kind."""
     capture = MapCapture({**layers, **linear}, summary=_largest)
-    run(model, inputs, capture, take_output=output.update)
+
+    def take_output(result: Any) -> None:
+        output.update(result)
+        if head is not None:
+            head.update(result)
+
+    run(model, inputs, capture, take_output=take_output)
     source = inputs if isinstance(inputs, ImageSource) else None
     n_read = None if source is None else len(source.positions) - len(source.unreadable)
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, n_read)
