@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import CONVOLUTIONS, select_layers
 from lightning_anomaly.capture.probe import clone_inputs
-from lightning_anomaly.images.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_torch_state
 from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.pruning.filter_rows import zero_rows
 from lightning_anomaly.pruning.norms import call_model, zero_channels
@@ -74,7 +74,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         returned: set[Any] = set()
 
         def differentiable_outputs(net: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-            with isolated_random_state():
+            with isolated_torch_state():
                 tensors = [tensor for tensor in tensors_in(net(*inputs)) if tensor.grad_fn is not None]
             returned.update(tensor.grad_fn for tensor in tensors)
             return tensors

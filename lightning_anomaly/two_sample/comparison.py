@@ -56,7 +56,7 @@ def two_sample_test(
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
     finds any other difference between them as well.
 
-    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and the global random state are
+    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
     restored, also after an exception.
 
     Args:
