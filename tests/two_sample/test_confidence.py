@@ -77,12 +77,38 @@ def test_one_logit_equals_two_and_a_mapping_has_logits() -> None:
     both = torch.randn(40, 2, generator=RNG) * 3
     one = both[:, 0] - both[:, 1]
     found = []
-    for output in (both, one, one[:, None], one.sigmoid(), {"loss": one.sum(), "logits": both}):
+    outputs: list[Callable[[], Any]] = [
+        lambda: both,
+        lambda: one,
+        lambda: one[:, None],
+        lambda: one.sigmoid(),
+        lambda: functional.sigmoid(one).view(-1, 1),
+        lambda: nn.Sigmoid()(one).double(),
+        lambda: {"loss": one.sum(), "logits": both},
+    ]
+    for output in outputs:
         expected = ExpectedErrors()
-        expected.update(output)
+        with expected:
+            expected.update(output())
         found.append(expected.result(40))
     for errors in found[1:]:
-        torch.testing.assert_close(errors, found[0], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(errors, found[0], rtol=1e-5, atol=1e-7, check_dtype=False)
+
+
+def test_single_outputs_of_untrained_networks_are_logits_unless_a_sigmoid_returned_them() -> None:
+    """Within 0 to 1 they may lie by chance, or because a rectifier is the last layer."""
+    inside = 0
+    for seed in range(20):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            conv = nn.Conv2d(1, 4, 3)
+            net = nn.Sequential(conv, nn.Sigmoid(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+        logits = net(IMAGES).detach()[:, 0]
+        inside += int(((logits >= 0) & (logits <= 1)).all())
+        for model in (net, nn.Sequential(net, nn.Sigmoid())):
+            report = two_sample_test(model, IMAGES[:70], IMAGES[70:])
+            torch.testing.assert_close(report.train_errors, (-logits[:70].abs()).sigmoid(), rtol=1e-5, atol=1e-6)
+    assert inside > 3
 
 
 def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
