@@ -68,7 +68,7 @@ class ImageSource:
         convert: Callable[[Any], Tensor | None] = first_tensor,
     ) -> None:
         self.argument, self._seed, self._convert = argument, seed, convert
-        self._loader = None if isinstance(images, Tensor) else _loader_of(images, argument)
+        self._loader = None if isinstance(images, Tensor) and images.ndim else _loader_of(images, argument)
         self._data: Any = images
         default_size, drawn = BATCH, None
         if self._loader is not None:
