@@ -54,7 +54,7 @@ def analyze(
 ) -> AnomalyReport:
     """Run a model on a probe and analyze the filters of its convolutions.
 
-    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and the global random state are
+    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
     restored, also after an exception.
 
     Args:

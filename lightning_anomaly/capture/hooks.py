@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import LayerMaps, keep_rows, map_extremes, pool_maps
 from lightning_anomaly.capture.samples import SampleCapture
-from lightning_anomaly.images.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_torch_state
 from lightning_anomaly.notes import Note
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
@@ -25,16 +25,19 @@ _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode; restore the flag of each module and the global random state at the end."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:  # not `model.eval()`, which a model may override
-            module.training = False
-        with isolated_random_state():
+    """Switch a model to evaluation mode; restore the flag of each module and torch's random state at the end.
+
+    Every run of a model by this package happens inside, and one thread at a time: two runs would mix their hooks.
+    """
+    with isolated_torch_state():
+        flags = [(module, module.training) for module in model.modules()]
+        try:
+            for module, _ in flags:  # not `model.eval()`, which a model may override
+                module.training = False
             yield
-    finally:
-        for module, training in flags:
-            module.training = training
+        finally:
+            for module, training in flags:
+                module.training = training
 
 
 _eager_lock = threading.Lock()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
-from lightning_anomaly.images.untouched import Untouched
+from lightning_anomaly.images.random_state import isolated_random_state
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -51,9 +52,9 @@ def first_tensor(batch: Any) -> Tensor | None:
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
-    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`. Its
-    generators and attributes are restored, and those of `owners`, objects that `convert` may change. `sample` chooses
-    so many of the images that a loader draws, at random; None takes all images of the data set, in its order.
+    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`, and
+    the random states of torch, NumPy and Python are restored. `sample` chooses so many of the images that a loader
+    draws, at random; None takes all images of the data set, in its order.
     """
 
     def __init__(
@@ -65,10 +66,9 @@ class ImageSource:
         sample: int | None = None,
         seed: int = 0,
         convert: Callable[[Any], Tensor | None] = first_tensor,
-        owners: Iterable[Any] = (),
     ) -> None:
         self.argument, self._seed, self._convert = argument, seed, convert
-        self._loader = None if isinstance(images, Tensor) else _loader_of(images, argument)
+        self._loader = None if isinstance(images, Tensor) and images.ndim else _loader_of(images, argument)
         self._data: Any = images
         default_size, drawn = BATCH, None
         if self._loader is not None:
@@ -85,7 +85,6 @@ class ImageSource:
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
                 "leaves some out: give a loader over `Subset(data_set, indices)` instead."
             )
-        self._untouched = Untouched(self._data, getattr(self._loader, "collate_fn", None), *owners)
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
         for position in self.positions[:_ATTEMPTS]:
@@ -154,8 +153,9 @@ class ImageSource:
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
         batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, seed=self._seed))
+        apart = workers and self._convert is first_tensor  # no data set and no module draws in this process
         for number, chunk in enumerate(chunks):
-            with self._untouched.reading(self._seed, number):
+            with nullcontext() if apart else isolated_random_state((self._seed + number) % 2**32):
                 try:
                     batch = next(batches)  # goes on after an error
                 except Exception as error:  # whatever the data set raises
@@ -169,7 +169,8 @@ class ImageSource:
         """Read one image `(1, ...)` of a batch that could not be read."""
         assert self._loader is not None
         try:
-            batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
+            with isolated_random_state(self._seed % 2**32):
+                batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
         except Exception as error:
             kind = type(error).__name__
             # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.

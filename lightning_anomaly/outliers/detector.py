@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world, run_together
-from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import warn_of
 from lightning_anomaly.outliers.combine import Tail, conformal_p_values
@@ -45,8 +43,9 @@ class OutlierDetector:
     p-value of a score is a conformal one, the share of held-out reference images with scores as large (Bates, Candes,
     Lei, Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
 
-    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and the global random state are
-    restored, also after an exception. A detector may be shared by threads, which take turns.
+    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
+    restored, also after an exception. Threads may share a detector or its model: runs by
+    this package take turns. Nobody else may call the model meanwhile, or what they give and take may be mixed up.
 
     Args:
         model: Any model, on any device and in any floating-point precision.
@@ -70,7 +69,6 @@ class OutlierDetector:
         if not self._watched:
             raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
         self._fit: Fitted | None = None
-        self._lock = threading.Lock()
         self.notes: dict[str, str] = {}  # parts of the reference or the model that were not used, and why
 
     def fit(
@@ -124,9 +122,8 @@ class OutlierDetector:
         """
         run = Run(self.model, seed, progress)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
-        with isolated_random_state(run.seed):
-            shares = gather_results(lambda: run.collect(images, argument, batch_size, limit, self._watched, cross))
-            self._fit, self.notes, judged = broadcast_result(lambda: run.fit(shares, cross))
+        shares = gather_results(lambda: run.collect(images, argument, batch_size, limit, self._watched, cross))
+        self._fit, self.notes, judged = broadcast_result(lambda: run.fit(shares, cross))
         return judged
 
     def score(self, images: Tensor) -> Tensor:
@@ -141,9 +138,8 @@ class OutlierDetector:
         fitted = self._fitted()
         check_shape("images", images.shape[1:], fitted)
         filters = fitted.scorer.needs_layers
-        with self._lock:
-            run = Run(self.model, 0, False, alone=True)
-            statistics = run.statistics(torch.arange(len(images), device="cpu"), images, self._watched, filters)
+        run = Run(self.model, 0, False, alone=True)
+        statistics = run.statistics(torch.arange(len(images), device="cpu"), images, self._watched, filters)
         return run.judge(fitted.scorer.to(run.device) if filters else fitted.scorer, statistics).scores
 
     def p_values(self, scores: Tensor) -> Tensor:
@@ -207,9 +203,8 @@ class OutlierDetector:
         fitted, run = self._fitted(), Run(self.model, 0, progress)
         rate = check_fraction("false_discovery_rate", rate, zero=False)
         done = {position for part in judged or () for position in part.positions.tolist()}
-        with isolated_random_state(run.seed):
-            scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, self._watched, done))
-            report = broadcast_result(lambda: run.report(fitted, scored, judged, rate))
+        scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, self._watched, done))
+        report = broadcast_result(lambda: run.report(fitted, scored, judged, rate))
         notes = unseen_layers(self.model, self._layers) | self.notes | dict(report.notes)
         return replace(report, notes=notes)
 
