@@ -294,7 +294,7 @@ class TestFolders:
     def test_images_are_normalised_and_the_output_says_how(self, folder, tmp_path, capsys):
         picture(tmp_path / "photos" / "a.png", (51, 102, 255))
         found = open_images(tmp_path / "photos", 8, False, [0.5, 0.0, 0.5], [0.25])
-        torch.testing.assert_close(found[0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
+        torch.testing.assert_close(found[0][0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
         with pytest.raises(ValueError, match=r"`--mean` should have one number, or one for each of the 3 channels"):
             open_images(tmp_path / "photos", 8, False, [0.5, 0.0])
         for numbers, line in (
@@ -309,13 +309,15 @@ class TestFolders:
         picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
         picture(tmp_path / "a.png", (255, 0, 0))
         for channels in (3, 1):
-            first, second = open_images(tmp_path, 10, gray=channels == 1)
+            (first, _), (second, _) = open_images(tmp_path, 10, gray=channels == 1)
             assert first.shape == second.shape == (channels, 10, 10)
             assert torch.allclose(first, torch.tensor(0.2), atol=0.01)
         wide = Image.new("RGB", (30, 10))
         wide.paste((255, 255, 255), (10, 0, 20, 10))
         wide.save(tmp_path / "B.JPG", "png")
-        assert open_images(tmp_path, 10, gray=False)[0][:, :, 1:-1].eq(1).all()  # the middle
+        middle, whole = open_images(tmp_path, 10, gray=False)[0]
+        assert middle[:, :, 1:-1].eq(1).all()
+        torch.testing.assert_close(whole.mean(), torch.tensor(1 / 3))
 
     def test_a_probe_has_images_of_all_classes(self, folder, tmp_path, capsys):
         for index in range(9):

@@ -34,7 +34,7 @@ def open_images(
     return images
 
 
-class _Images(Dataset[Tensor]):
+class _Images(Dataset[Any]):
     scaling = "scaled to 0..1"  # a description for the user
     classes: Sequence[str] = ()  # names of the model's classes
     _moments: tuple[Tensor, Tensor] | None = None
@@ -77,15 +77,20 @@ class FolderImages(_Images):
     image's class. Without subfolders there are no classes. `skipped` gives the reason for each file and folder that is
     not read, by its path in the folder, but for the hidden files of systems: `.DS_Store`, `Thumbs.db`.
 
+    An item is an image for a network and the whole picture, squeezed into a square, in which a search for outliers sees
+    frames and captions that the network's image may lack.
+
     Args:
         folder: The folder.
         size: Images are scaled until they cover a square of this side, and cropped to its middle (pixels).
         gray: Whether images have one channel instead of three.
-        transform: Function that turns a Pillow image into a tensor, instead of scaling and cropping.
+        transform: Function that turns a Pillow image into a tensor for the network, instead of scaling and cropping.
 
     Raises:
         ValueError: If there is no such folder, or no image in it.
     """
+
+    hands_pictures = True  # for `ImageSource`: an item ends with a whole picture
 
     def __init__(
         self, folder: str | Path, size: int = 224, gray: bool = False, transform: Callable[[Any], Tensor] | None = None
@@ -111,14 +116,16 @@ class FolderImages(_Images):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         from PIL import Image, ImageOps
 
-        channels, height, width = self.shape
-        image = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
-        if self.transform is not None:
-            return self._normalized(self.transform(image))
-        return self._normalized(_as_image(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))))
+        channels, side, _ = self.shape
+        size, scaling = (side, side), Image.Resampling.BILINEAR
+        picture = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
+        whole = _as_image(np.array(picture.resize(size, scaling)))
+        if self.transform is None:
+            return self._normalized(_as_image(np.array(ImageOps.fit(picture, size, scaling)))), whole
+        return self._normalized(self.transform(picture)), whole
 
 
 def probe_positions(images: ArrayImages | FolderImages, count: int) -> range:
