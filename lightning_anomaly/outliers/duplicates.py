@@ -15,6 +15,7 @@ from torch.nn import functional
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
 _BLOCK = 2048  # images that are compared with as many others at once
+_PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
 
 
@@ -72,7 +73,7 @@ def find_duplicates(
 
 
 def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:
-    """Find the pairs of near duplicates among different images `(2, pairs)`; None if there are more than images."""
+    """Find the pairs of near duplicates among different images `(2, pairs)`; None if there are too many."""
     features = functional.normalize(features.float())
     features = functional.normalize(features - features.mean(0))
     looks = looks - looks.mean(0)
@@ -87,7 +88,7 @@ def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:
             near = (alike > _ALIKE).nonzero() + torch.tensor([start, other], device="cpu")
             pairs.append(near[near[:, 0] < near[:, 1]].T)
             count += pairs[-1].shape[1]
-            if count > len(features):
+            if count > _PARTNERS * len(features):
                 return None
     return torch.cat(pairs, 1)
 

@@ -49,14 +49,14 @@ def test_a_group_joins_duplicates_of_duplicates_and_blank_images_are_no_near_dup
 
 @pytest.mark.parametrize("kind", ["no features", "many images", "all alike"])
 def test_identical_images_are_found_where_near_ones_cannot_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = photographs(20)
+    images = photographs(60)
     images[7] = images[2]
     hashes, features, looks = described(images)
     if kind == "many images":
         monkeypatch.setattr(duplicates, "_MOST", 10)
     elif kind == "all alike":
-        features = torch.eye(2)[torch.arange(20) % 2]
-        looks = torch.eye(2)[torch.arange(20) % 2].reshape(20, 1, 1, 2) + torch.zeros(20, 3, 8, 2)
+        features = torch.eye(2)[torch.arange(60) % 2]
+        looks = torch.eye(2)[torch.arange(60) % 2].reshape(60, 1, 1, 2) + torch.zeros(60, 3, 8, 2)
     groups, problem = find_duplicates(hashes, None if kind == "no features" else features, looks)
     assert groups == [([2, 7], True)]
     assert problem
