@@ -14,6 +14,7 @@ from torch.nn import functional
 _WINDOW = 4  # side of the blocks in which patterns are measured (pixels)
 _NEAR = 0.02  # distance of the brightest pixels from the maximum, and of the darkest from the minimum (of the range)
 _FLAT = 0.01  # largest difference of neighbours in flat areas (of the range)
+_PLAIN = 1e-3  # variance of a line of one colour (of the image's variance)
 _RELATIVE = 1e-4  # energy of a pattern that is rounding or JPEG (of the image's variance)
 _FAINT = 1e-8  # energy of colour that is rounding (of the image's variance)
 _FINEST = 1e-3  # second difference that is rounding (of the image's standard deviation)
@@ -29,7 +30,7 @@ def describes_pixels(shape: torch.Size) -> bool:
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
-    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, grain, patterns, places and colour.
+    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, border, grain, patterns, places, colour.
 
     Images are `(N, C, H, W)`, signals `(N, C, L)` and volumes `(N, C, D, H, W)`. Normalization of the images changes
     each number by a factor or a constant only. Colour is the difference of the channels from their mean, grey.
@@ -82,6 +83,11 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
         first, middle, last = (part.flatten(1).mean(1) for part in grey.tensor_split(3, axis))
         numbers += [("edges", steps.amax(1)), ("flat share", (steps <= _FLAT * span).to(pixels).mean(1))]
         numbers += [(f"ends {axis - 1}", first - last), ("middle", middle - mean)]
+    if len(axes) == 2:
+        for axis in axes:
+            lines = grey.var(3 - axis, unbiased=False)
+            numbers += [("plainest line", (lines.amin(1) + _RELATIVE * variance + _TINY).log())]
+            numbers += [("plain border", _border(lines <= _PLAIN * variance[:, None]))]
     numbers += zip(("noise", "detail"), _grain(grey, variance).T, strict=True)
     numbers += _pattern_energies(grey[:, None], variance, "patterns")
     if channels > 1:
@@ -95,6 +101,12 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
         numbers += [("colour", (colour.flatten(1).square().mean(1) + faint).log())]
         numbers += [("brightest colour", colour.square().mean(1).flatten(1).amax(1).sqrt())]
     return numbers
+
+
+def _border(plain: Tensor) -> Tensor:
+    """Compute the log of the share of lines `(N, L)` that are plain up to the first or the last that is not `(N,)`."""
+    widths = [side.long().cumprod(1).sum(1) for side in (plain, plain.flip(1))]
+    return ((widths[0] + widths[1] + 1) / plain.shape[1]).log()
 
 
 def _grain(grey: Tensor, variance: Tensor) -> Tensor:
