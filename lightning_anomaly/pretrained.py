@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.images.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_torch_state
 
 _PATIENCE = 10.0  # seconds without an answer before a download fails
 
@@ -46,7 +46,7 @@ def load_pretrained() -> Pretrained:
     Raises:
         ValueError: If neither can be had.
     """
-    with isolated_random_state():  # new layers draw their weights
+    with isolated_torch_state():  # new layers draw their weights
         try:
             return _from_torchvision()
         except (ImportError, OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash

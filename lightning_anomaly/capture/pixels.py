@@ -19,7 +19,16 @@ _RELATIVE = 1e-4  # energy of a pattern that is rounding or JPEG (of the image's
 _FAINT = 1e-8  # energy of colour that is rounding (of the image's variance)
 _FINEST = 1e-3  # second difference that is rounding (of the image's standard deviation)
 _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm, or of the images' standard deviation
-_IN_PIXELS = {"mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest"}  # first words of names
+_IN_PIXELS = (
+    "mean",
+    "lowest",
+    "highest",
+    "edges",
+    "ends",
+    "middle",
+    "channel",
+    "brightest colour",
+)  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -54,7 +63,7 @@ def noise_floors(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
     The images have the shape `(C, ...)`. Numbers in units of pixels change by a share of their typical contrast.
     """
     names = pixel_names(shape[0], len(shape) - 1)
-    in_pixels = torch.tensor([name.split()[0] in _IN_PIXELS and "share" not in name for name in names], device="cpu")
+    in_pixels = torch.tensor([name.startswith(_IN_PIXELS) for name in names], device="cpu")
     contrast = statistics[:, names.index("contrast")].double().nanmedian().div(2).exp()
     unit = torch.maximum(contrast, statistics[:, names.index("mean")].double().abs().nanmedian() * _FLOOR)
     return _FLOOR * torch.where(in_pixels, unit, 1.0)

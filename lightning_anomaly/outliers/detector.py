@@ -144,7 +144,7 @@ class OutlierDetector:
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         run = Run(self.model, self.class_names, False, head=fitted.head, alone=True)
-        samples = run.statistics(images)
+        samples = run.statistics(images, images)
         check_features("images", samples, fitted)
         return larger(view.scores(samples) for view in fitted.views.values())
 

@@ -243,20 +243,21 @@ class Run:
         positions = positions[even_slices(len(positions), self._world)[self._rank]]
         if self._class_names is None:
             self._class_names = source.class_names
-        batches = source.batches(positions)
-        for places, images in track(batches, -(-len(positions) // source.batch_size), description, self._progress):
-            pictures = Thumbnails.of(images, _SIDE) if 2 <= images.ndim <= 5 else None
-            samples = self.statistics(images)
+        batches = source.pictures(positions)
+        steps = -(-len(positions) // source.batch_size)
+        for places, images, whole in track(batches, steps, description, self._progress):
+            pictures = Thumbnails.of(whole, _SIDE) if 2 <= whole.ndim <= 5 else None
+            samples = self.statistics(images, whole)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (samples.pixels, samples.features):
                 if part is not None:
                     part[unreadable] = torch.nan
             yield Batch(places, samples, pictures)
 
-    def statistics(self, images: Tensor) -> SampleStatistics:
-        """Run the model on a batch and return its statistics."""
-        images = images.to(self._device)
-        pixels = pixel_statistics(images).cpu() if describes_pixels(images.shape) else None
+    def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
+        """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
+        images, whole = images.to(self._device), whole.to(self._device)
+        pixels = pixel_statistics(whole).cpu() if describes_pixels(whole.shape) else None
         capture = SampleCapture(self._model, with_pixels=False, head=self._head)
         with probing(self._model, self._buffers) as call:
             with hooked([(module, capture, take) for module, take in capture.watched]):
@@ -268,7 +269,7 @@ class Run:
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(self._class_names or ())
         class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
-        return samples._replace(pixels=pixels, shape=tuple(images.shape[1:]), class_names=class_names)
+        return samples._replace(pixels=pixels, shape=tuple(whole.shape[1:]), class_names=class_names)
 
 
 def _all_scores(views: Mapping[str, SampleView]) -> dict[str, Tensor]:
