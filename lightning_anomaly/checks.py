@@ -6,7 +6,6 @@ Each check returns the value as a plain Python type: NumPy's numbers are allowed
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -40,7 +39,10 @@ def check_names(name: str, value: Any, kind: str) -> list[str] | None:
     """Raise ValueError unless `value` is None or a collection of one or more strings, called `kind` in the error."""
     if value is None:
         return None
-    names = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    try:
+        names = [] if isinstance(value, str) else list(value)
+    except TypeError:  # it cannot be iterated
+        names = []
     if not names or not all(isinstance(text, str) for text in names):
         raise ValueError(f"Parameter `{name}` should be a list of {kind} or None. Found {value!r}.")
     return names

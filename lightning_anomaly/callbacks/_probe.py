@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,7 +90,9 @@ class ValidationWatch:
         with torch.inference_mode(False), unlogged(module), probing(module) as call:
             if self.source is None:
                 loader, convert = first_loader(trainer.train_dataloader), transferred_images(trainer, module)
-                self.source = ImageSource(loader, "train_dataloader", sample=self.probe_size, seed=seed, **convert)
+                self.source = ImageSource(
+                    loader, "train_dataloader", sample=self.probe_size, seed=seed, convert=convert
+                )
             positions = self.source.positions
             self._total_limit = len(positions)
             # Padded as by `DistributedSampler`: a module may communicate, so all processes call it equally often.
@@ -179,11 +181,11 @@ def unlogged(pl_module: Any) -> Iterator[None]:
         vars(pl_module).update(before)
 
 
-def transferred_images(trainer: Any, pl_module: Any) -> dict[str, Any]:
-    """Return arguments for an `ImageSource` that converts and moves batches as a validation does."""
+def transferred_images(trainer: Any, pl_module: Any) -> Callable[[Any], Tensor | None]:
+    """Return a `convert` for an `ImageSource`, which converts and moves batches as a validation does."""
 
     def convert(batch: Any) -> Tensor | None:
         batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
         return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
 
-    return {"convert": convert, "owners": (pl_module, trainer.datamodule)}
+    return convert

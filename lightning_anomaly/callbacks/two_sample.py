@@ -52,8 +52,8 @@ class TwoSampleCallback(WatchingCallback):
     otherwise as the training loader yields them, augmented or not. In `trainer.validate` there are no training images:
     without `train_inputs` nothing is compared or logged.
 
-    Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. This draws
-    no global random number, and leaves flags, buffers, gradients and hooks as they were. A user's hooks on `forward`
+    Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. It leaves
+    random states, flags, buffers, gradients and hooks as they were. A user's hooks on `forward`
     see these images too.
 
     Args:
@@ -227,7 +227,7 @@ class TwoSampleCallback(WatchingCallback):
         return {
             name: ImageSource(precision.convert_input(source), name, self.batch_size)
             if isinstance(source, Tensor)
-            else ImageSource(source, name, self.batch_size, sample=self.sample_size, **convert)
+            else ImageSource(source, name, self.batch_size, sample=self.sample_size, convert=convert)
             for name, source in chosen.items()
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
@@ -17,24 +17,29 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import LayerMaps, keep_rows, summarize_maps
 from lightning_anomaly.capture.samples import SampleCapture
-from lightning_anomaly.images.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_torch_state
 from lightning_anomaly.notes import Note
+
+_Watched = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode; restore the flag of each module and the global random state at the end."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:  # not `model.eval()`, which a model may override
-            module.training = False
-        with isolated_random_state():
+    """Switch a model to evaluation mode; restore the flag of each module and torch's random state at the end.
+
+    Every run of a model by this package happens inside, and one thread at a time: two runs would mix their hooks.
+    """
+    with isolated_torch_state():
+        flags = [(module, module.training) for module in model.modules()]
+        try:
+            for module, _ in flags:  # not `model.eval()`, which a model may override
+                module.training = False
             yield
-    finally:
-        for module, training in flags:
-            module.training = training
+        finally:
+            for module, training in flags:
+                module.training = training
 
 
 _eager_lock = threading.Lock()
@@ -60,6 +65,15 @@ def compiled_models_eager() -> Iterator[None]:
             _eager_users -= 1
             if _eager_users == 0:
                 _eager_stance.close()
+
+
+@contextmanager
+def hooked(watched: Iterable[_Watched]) -> Iterator[None]:
+    """Call functions as forward hooks of modules inside; an exception of one becomes its owner's `problem`."""
+    with compiled_models_eager(), ExitStack() as hooks:
+        for module, owner, take in watched:
+            hooks.callback(module.register_forward_hook(_guarded(owner, take)).remove)
+        yield
 
 
 @dataclass(eq=False)
@@ -94,14 +108,11 @@ class MapCapture:
     def attach(self) -> None:
         """Put the hooks on the model. `remove` must follow, also after an exception."""
         self.remove()
-        with ExitStack() as hooks:
-            hooks.enter_context(compiled_models_eager())
-            for name, module in self.layers.items():
-                hook = _guarded(self.maps[name], partial(self._take, name))
-                hooks.callback(module.register_forward_hook(hook).remove)
-            for module, take in self.samples.watched:
-                hooks.callback(module.register_forward_hook(_guarded(self.samples, take)).remove)
-            self._hooks = hooks.pop_all()
+        watched: list[_Watched] = [
+            (layer, self.maps[name], partial(self._take, name)) for name, layer in self.layers.items()
+        ]
+        watched += [(module, self.samples, take) for module, take in self.samples.watched]
+        self._hooks.enter_context(hooked(watched))
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""

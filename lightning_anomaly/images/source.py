@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
-from lightning_anomaly.images.untouched import Untouched
+from lightning_anomaly.images.random_state import isolated_random_state
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -51,9 +52,9 @@ def first_tensor(batch: Any) -> Tensor | None:
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
-    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`. Its
-    generators and attributes are restored, and those of `owners`, objects that `convert` may change. `sample` chooses
-    so many of the images that a loader draws, at random; None takes all images of the data set, in its order.
+    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`, and
+    the random states of torch, NumPy and Python are restored. `sample` chooses so many of the images that a loader
+    draws, at random; None takes all images of the data set, in its order.
     """
 
     def __init__(
@@ -65,10 +66,9 @@ class ImageSource:
         sample: int | None = None,
         seed: int = 0,
         convert: Callable[[Any], Tensor | None] = first_tensor,
-        owners: Iterable[Any] = (),
     ) -> None:
         self.argument, self._seed, self._convert = argument, seed, convert
-        self._loader = None if isinstance(images, Tensor) else _loader_of(images, argument)
+        self._loader = None if isinstance(images, Tensor) and images.ndim else _loader_of(images, argument)
         self._data: Any = images
         default_size, drawn = BATCH, None
         if self._loader is not None:
@@ -85,9 +85,9 @@ class ImageSource:
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
                 "leaves some out: give a loader over `Subset(data_set, indices)` instead."
             )
-        self._untouched = Untouched(self._data, getattr(self._loader, "collate_fn", None), *owners)
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
+        self._picture_shape: tuple[int, ...] = ()
         for position in self.positions[:_ATTEMPTS]:
             _, image = next(self.batches([position]))
             if position not in self.unreadable:
@@ -145,40 +145,47 @@ class ImageSource:
 
         Batches have nearly equal sizes, as a last batch of one image would break models that squeeze.
         """
+        return ((chunk, images) for chunk, images, _ in self.pictures(positions))
+
+    def pictures(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Read like `batches`, and yield whole pictures too, which are the images unless the data set hands both."""
         if not len(positions):
             return
         count = -(-len(positions) // self.batch_size)
         chunks = torch.tensor_split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), count)
         if self._loader is None:
-            yield from ((chunk, self._data[chunk]) for chunk in chunks)
+            yield from ((chunk, images, images) for chunk in chunks for images in [self._data[chunk]])
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
         batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, seed=self._seed))
+        apart = workers and self._convert is first_tensor  # no data set and no module draws in this process
         for number, chunk in enumerate(chunks):
-            with self._untouched.reading(self._seed, number):
+            with nullcontext() if apart else isolated_random_state((self._seed + number) % 2**32):
                 try:
                     batch = next(batches)  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
-                    images = torch.cat([self._read_alone(position) for position in chunk.tolist()])
+                    alone = [self._read_alone(position) for position in chunk.tolist()]
+                    images, pictures = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
                 else:
-                    images = self._images_of(batch, len(chunk))
-            yield chunk, images
+                    images, pictures = self._images_of(batch, len(chunk))
+            yield chunk, images, pictures
 
-    def _read_alone(self, position: int) -> Tensor:
-        """Read one image `(1, ...)` of a batch that could not be read."""
+    def _read_alone(self, position: int) -> list[Tensor]:
+        """Read one image `(1, ...)` and its picture, of a batch that could not be read."""
         assert self._loader is not None
         try:
-            batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
+            with isolated_random_state(self._seed % 2**32):
+                batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
         except Exception as error:
             kind = type(error).__name__
             # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
             self.unreadable[position] = kind if "<" in str(error) else f"{kind}: {error}"
-            return torch.zeros(1, *self.shape, device="cpu")
-        return self._images_of(batch, 1).cpu()
+            return [torch.zeros(1, *shape, device="cpu") for shape in (self.shape, self._picture_shape)]
+        return [tensors.cpu() for tensors in self._images_of(batch, 1)]
 
-    def _images_of(self, batch: Any, count: int) -> Tensor:
-        """Return the images in a batch of `count` items, or raise ValueError."""
+    def _images_of(self, batch: Any, count: int) -> tuple[Tensor, Tensor]:
+        """Return the images and the whole pictures in a batch of `count` items, or raise ValueError."""
         images = self._convert(batch)
         if images is None:
             found = getattr(batch, "dtype", type(batch).__name__)
@@ -191,7 +198,9 @@ class ImageSource:
                 f"Parameter `{self.argument}` should give one image for each item of its data set. Found {len(images)} "
                 f"for {count} items: its `collate_fn` should leave none out and add none."
             )
-        return images
+        pictures = tensors_in(batch)[-1] if holder(self._data, "hands_pictures") else images
+        self._picture_shape = tuple(pictures.shape[1:])
+        return images, pictures
 
 
 def holder(dataset: Any, attribute: str) -> Any:

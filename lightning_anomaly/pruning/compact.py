@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import CONVOLUTIONS, select_layers
 from lightning_anomaly.capture.probe import clone_inputs
-from lightning_anomaly.images.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_torch_state
 from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.pruning.filter_rows import zero_rows
 from lightning_anomaly.pruning.norms import call_model, zero_channels
@@ -65,6 +65,10 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     import torch_pruning
 
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    shapes = [tuple(tensor.shape) for tensor in tensors_in(arguments)]
+    if not shapes or any(0 in shape for shape in shapes):
+        found = listed(shapes) if shapes else type(example_input).__name__
+        raise ValueError(f"Parameter `example_input` should be tensors of at least one sample. Found {found}.")
     n_masked = sum(_count_zero_filters(model).values())
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     smaller = copy.deepcopy(model)
@@ -74,7 +78,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         returned: set[Any] = set()
 
         def differentiable_outputs(net: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-            with isolated_random_state():
+            with isolated_torch_state():
                 tensors = [tensor for tensor in tensors_in(net(*inputs)) if tensor.grad_fn is not None]
             returned.update(tensor.grad_fn for tensor in tensors)
             return tensors
@@ -114,13 +118,13 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
     """Return the output, and which input channels of each convolution and linear layer were always 0, bool `(C,)`."""
     silent: dict[nn.Module, Tensor] = {}
 
-    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = args[0] if args else kwargs["input"]
         zero = zero_channels(inputs.detach(), -1 if isinstance(module, nn.Linear) else 1).cpu()
         silent[module] = silent.get(module, zero) & zero
 
     layers = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
-    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     output = call_model(model, arguments)
     for hook in hooks:
         hook.remove()

@@ -106,6 +106,11 @@ class FilterMask:
         """
         modules = modules_by_name(self.model)
         filters = filters.anomaly_filters if isinstance(filters, AnomalyReport) else filters
+        if not isinstance(filters, Mapping):
+            raise ValueError(
+                "Parameter `filters` should be an AnomalyReport or a mapping from layer names to filters. Found "
+                f"{type(filters).__name__}."
+            )
         optimizers = list(optimizers)
         new = {layer: self._new_filters(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}

@@ -58,14 +58,15 @@ def two_sample_test(
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
     finds any other difference between them as well.
 
-    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and the global random state are
+    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
     restored, also after an exception.
 
     Args:
         model: Any model, on any device. Its output is compared if it is logits or probabilities `(N, C)`, one logit
-            `(N,)` or `(N, 1)` of two classes, or a mapping with such `logits`. For outputs `(N, C, ...)` the mean over
-            the positions counts. Any other type or shape gives a note. Numbers with another meaning, as in multi-label
-            classification, regression or embeddings, are mistaken for logits, and their confidence means nothing.
+            `(N,)` or `(N, 1)` of two classes or its sigmoid, or a mapping with such `logits`. For outputs
+            `(N, C, ...)` the mean over the positions counts. Any other type or shape gives a note. Numbers with another
+            meaning, as in multi-label classification, regression or embeddings, are mistaken for logits, and their
+            confidence means nothing.
         train_inputs: Images that the model was trained on, like `inputs` of `analyze`.
         val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
@@ -260,7 +261,8 @@ def _run(
         if head is not None:
             head.update(result)
 
-    run(model, inputs, capture, take_output=take_output)
+    with output:
+        run(model, inputs, capture, take_output=take_output)
     source = inputs if isinstance(inputs, ImageSource) else None
     n_read = None if source is None else len(source.positions) - len(source.unreadable)
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, n_read)

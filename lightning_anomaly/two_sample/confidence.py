@@ -7,20 +7,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lightning_anomaly.two_sample.rank_test import rank_test
 
 
-class ExpectedErrors:
-    """Collects, batch by batch, the expected error of each sample: 1 less its largest probability."""
+class ExpectedErrors(TorchFunctionMode):
+    """Collects, batch by batch, the expected error of each sample: 1 less its largest probability.
+
+    Run the model inside, as a context manager: a single output is a probability if a sigmoid returned it. Its values
+    cannot tell, as the logits of an untrained network may all lie in 0 to 1 too.
+    """
 
     def __init__(self, probabilities: bool | None = None) -> None:
+        super().__init__()
         self.probabilities = probabilities  # whether outputs need no softmax; None lets the first batch decide
         self.problem: str | None = None  # why the output cannot be used
         self._errors: list[Tensor] = []  # of each batch `(n,)`, on the CPU
+        self._sigmoid: Tensor | None = None  # what the last sigmoid returned
 
     def __len__(self) -> int:
         return sum(map(len, self._errors))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in ("sigmoid", "sigmoid_"):
+            self._sigmoid = result.detach()
+        return result
 
     def update(self, output: Any) -> None:
         """Add a batch of outputs `(n, C)` or `(n, C, ...)`, or a mapping with such `logits`.
@@ -38,10 +51,12 @@ class ExpectedErrors:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
             scores = scores[:, None] if scores.ndim == 1 else scores
             single = scores.shape[1] == 1
-            if self.probabilities is None:
+            if self.probabilities is None and single:
+                last = None if self._sigmoid is None else self._sigmoid.flatten().to(scores)
+                self.probabilities = last is not None and torch.equal(last, scores.flatten())
+            elif self.probabilities is None:
                 # Tolerates rounding, as sums in bfloat16 are 1 to two digits; false for NaN.
-                excess = scores.max() - 1 if single else (scores.sum(1) - 1).abs().max()
-                self.probabilities = bool(scores.min() >= -0.02 and excess <= 0.02)
+                self.probabilities = bool(scores.min() >= -0.02 and (scores.sum(1) - 1).abs().max() <= 0.02)
             if single:
                 scores = torch.cat([scores, 1 - scores if self.probabilities else torch.zeros_like(scores)], 1)
             errors = expected_error(scores.clamp(min=0) if self.probabilities else scores.softmax(1))

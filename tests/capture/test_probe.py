@@ -1,6 +1,8 @@
 """Running a probe does not change the model, whatever its wrapper, and batches do not affect each other."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,7 @@ from functional import Net
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from lightning_anomaly import TwoSampleCallback, analyze, two_sample_test
+from lightning_anomaly import OutlierDetector, TwoSampleCallback, analyze, two_sample_test
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import open_inputs, run, usable_layers
@@ -135,3 +137,37 @@ def test_the_number_of_samples_is_an_argument_or_that_of_most_layers() -> None:
         others = "8 maps where most layers gave 4" if expected is None else "4 maps where the samples are 8"
         assert others in notes["c left out" if expected is None else "a left out"]
         assert len(notes) == 6 - len(names)
+
+
+def test_functions_in_several_threads_take_turns_with_a_model() -> None:
+    """Otherwise one thread's hooks would take the maps of another thread's images."""
+    inside, most = 0, 0
+
+    def forward(net: Net, images: Tensor) -> Tensor:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        result = net.head(net.conv(images).flatten(1))
+        inside -= 1
+        return result
+
+    model = Net(forward, conv=nn.Conv2d(1, 2, 3), head=nn.Linear(98, 3))
+    first, second = (OutlierDetector(model).fit(IMAGES, progress=False) for _ in range(2))
+    work: list[Callable[[], Any]] = [
+        lambda: first.search(IMAGES[:90], progress=False).scores,
+        lambda: second.search(IMAGES[:90] * 1.1, progress=False).scores,
+        lambda: first.score(IMAGES[:70]),
+        lambda: OutlierDetector(model).fit(IMAGES, progress=False).score(IMAGES[:5]),
+        lambda: analyze(model, IMAGES).outlier_scores,
+        lambda: two_sample_test(model, IMAGES[:80], IMAGES[80:]).train_errors,
+    ]
+    expected = [function() for function in work]
+    assert most == 1
+    model.train()
+    with ThreadPoolExecutor(len(work)) as pool:
+        found = list(pool.map(lambda function: function(), work))
+    assert most == 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(module.training and not module._forward_hooks for module in model.modules())

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from functional import SEED
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -46,7 +47,7 @@ class SmallNet(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
             self.norm = nn.BatchNorm2d(4)
             self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
@@ -114,7 +115,7 @@ def fit(
     **options: Any,
 ) -> pl.Trainer:
     """Fit a model; by default a `SmallNet` with 80 training and 60 validation images."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     trainer = quiet_trainer(folder, *callbacks, **options)
     loaders = loader(80) if train is None else train, loader(seed=1) if val is None else val
     trainer.fit(SmallNet() if module is None else module, *loaders, ckpt_path=ckpt_path)

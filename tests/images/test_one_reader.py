@@ -92,73 +92,36 @@ def test_unreadable_images_are_left_out_with_a_warning(net: nn.Module, name: str
         assert torch.equal(found.train_errors, expected.train_errors)
 
 
-GLOBAL = np.random.default_rng(3)
-
-
 class Noisy(Dataset[Tensor]):
-    """Draws from generators of every kind, counts its items, and has a lock, which cannot be copied."""
+    """Adds random noise as transforms do, opens its file at the first one, and cannot be copied for its lock."""
 
     def __init__(self) -> None:
-        self.numpy, self.old, self.python = np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
-        self.torch, self.lock, self.count, self.file = torch.Generator().manual_seed(0), threading.Lock(), 0, None
+        self.lock, self.openings = threading.Lock(), 0
 
     def __len__(self) -> int:
         return 40
 
     def __getitem__(self, index: int) -> Tensor:
-        self.count += 1
-        self.file = self.file or object()
-        noise = torch.rand((), generator=self.torch).item() + torch.rand(()).item() + np.random.rand() + random.random()
-        return IMAGES[index] + noise + self.numpy.random() + self.old.rand() + self.python.random() + GLOBAL.random()
+        self.openings += not hasattr(self, "file")
+        self.file = "open"
+        return IMAGES[index] + torch.rand(()) + np.random.rand() + random.random()
 
 
-def collate() -> tuple[Any, np.random.Generator]:
-    generator = np.random.default_rng(0)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_changes_no_random_state_is_reproducible_and_opens_a_file_once(workers: int) -> None:
+    def states() -> list[Any]:
+        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
 
-    def add_noise(items: list[Tensor]) -> Tensor:
-        return torch.stack(items) + generator.random()
-
-    return add_noise, generator
-
-
-def test_reading_changes_no_generator_and_attribute_and_is_reproducible() -> None:
-    data, (collate_fn, generator) = Noisy(), collate()
-
-    def states() -> tuple[Any, ...]:
-        numpy = [rng.bit_generator.state["state"]["state"] for rng in (data.numpy, generator, GLOBAL)]
-        shared = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-        others = data.torch.get_state().tolist(), data.python.getstate(), data.old.get_state()[1].tolist()
-        return (*numpy, *shared, *others, data.count, data.file)
-
-    before = states()
-    source = ImageSource(DataLoader(data, 10, collate_fn=collate_fn), "images")
+    before, data = states(), Noisy()
+    source = ImageSource(DataLoader(data, 2, num_workers=workers), "images")
     first = [images for _, images in source.batches(range(40))]
     assert states() == before
     torch.rand(3), random.random(), np.random.rand()
     again = [images for _, images in source.batches(range(40))]
     assert all(map(torch.equal, first, again))
-    noise = torch.stack([(batch - IMAGES[:10]).flatten()[0] for batch in first])
-    assert len(noise.unique()) == 4  # each batch has other noise
-
-
-class MakesAttributes:
-    """Makes something new for each attribute of its class that is asked for, as a mock does."""
-
-    asked = 0
-
-    class _Call:
-        def __get__(self, instance: Any, owner: type) -> Any:
-            MakesAttributes.asked += 1
-            return lambda: None
-
-    __call__ = _Call()
-
-
-def test_the_objects_of_a_data_set_are_not_asked_for_attributes() -> None:
-    data = Noisy()
-    data.maker = MakesAttributes()  # type: ignore[attr-defined]
-    ImageSource(data, "images")
-    assert MakesAttributes.asked == 0
+    noise = torch.stack([batch.flatten()[0] - IMAGES[2 * number, 0, 0, 0] for number, batch in enumerate(first)])
+    assert len(noise.unique()) == 20  # each batch has other noise
+    assert data.openings == (workers == 0)  # a worker opens its own
 
 
 def test_a_sample_depends_on_its_seed_and_has_positions_of_the_loader() -> None:

@@ -1,7 +1,6 @@
 """The norm channels behind masked filters are those that depend only on them, in any architecture."""
 
 import copy
-import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -141,21 +140,20 @@ def test_norms_that_mix_channels_are_named_and_end_the_search(norm: nn.Module) -
 @pytest.mark.parametrize("inference", [False, True])
 def test_the_search_does_not_change_the_model(inference: bool) -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
-        x += random.random()
+        x += torch.rand(())
         return net.frozen(F.dropout(net.bn(net.conv(x)), 0.5))
 
     model = lived_in(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), frozen=nn.BatchNorm2d(4).eval()))
     images = IMAGES.clone()
     flags, state = [module.training for module in model.modules()], copy.deepcopy(model.state_dict())
-    before = torch.get_rng_state(), random.getstate()
+    before = torch.get_rng_state()
     with torch.inference_mode(inference):
         assert found(model, images, conv=[1]) == {"bn": [1], "frozen": [1]}
         with pytest.raises(RuntimeError, match="channels"):
             found(model, images[:, :2], conv=[1])
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
+    assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(images, IMAGES)
     assert hook_count(model) == 0
 

@@ -121,51 +121,32 @@ def test_training_is_bit_identical(tmp_path: Any, module: Any, options: dict[str
 
 
 class Drawn(TensorDataset):
-    """Draws from a NumPy generator for each image, and counts the images."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(images(60, seed=seed), torch.arange(60) % 3)
-        self.generator, self.count = np.random.default_rng(seed), 0
+    """Draws from every global random state for each image, as transforms do."""
 
     def __getitem__(self, index: int) -> Any:
-        self.count += 1
         x, y = super().__getitem__(index)
-        return x + self.generator.random() + self.count / 1000, y
-
-
-def collate_drawn(generator: np.random.Generator) -> Any:
-    def collate(items: list[Any]) -> Any:
-        x, y = torch.utils.data.default_collate(items)
-        return x + torch.from_numpy(generator.random(x.shape)).float(), y
-
-    return collate
+        return x + torch.rand(()) + np.random.rand() + random.random(), y
 
 
 class DrawingHooks(SmallNet):
-    """Draws and counts in its batch-transfer hook, in training and in validation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generator, self.count = np.random.default_rng(5), 0
+    """Augments in its batch-transfer hook, in training and in validation."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.count += 1
-        return [batch[0] * (1 + self.generator.random() / 10 + self.count / 1000), batch[1]]
+        return [batch[0] * (1 + torch.rand(()) / 10 + np.random.rand() / 10), batch[1]]
 
 
 @pytest.mark.filterwarnings("ignore:.* judges by 40 training and 40 validation images")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_generators_and_counters_of_the_user_do_not_advance(tmp_path: Any, workers: int) -> None:
+def test_random_transforms_draw_the_same_numbers(tmp_path: Any, workers: int) -> None:
     def drawing(seed: int) -> DataLoader[Any]:
-        options = {"num_workers": workers, "collate_fn": collate_drawn(np.random.default_rng(seed))}
-        return DataLoader(Drawn(seed), 20, shuffle=seed == 0, **options)
+        data = Drawn(images(60, seed=seed), torch.arange(60) % 3)
+        return DataLoader(data, 20, shuffle=seed == 0, num_workers=workers)
 
-    def fit(*callbacks: Any) -> Any:
-        torch.manual_seed(0)
-        train, val, module = drawing(0), drawing(1), DrawingHooks()
-        quiet_trainer(tmp_path, *callbacks).fit(module, train, val)
-        drawn = [train.dataset.generator.random(), val.dataset.generator.random(), module.generator.random()]
-        return module.state_dict(), drawn, [train.dataset.count, val.dataset.count, module.count]
+    def fit(*callbacks: Any) -> list[Any]:
+        pl.seed_everything(1, verbose=False)
+        looks = Looks()
+        quiet_trainer(tmp_path, *callbacks, looks).fit(DrawingHooks(), drawing(0), drawing(1))
+        return looks.seen
 
     # Each validation reads other images, which gives a warning about the probe and one about the compared images.
     changed = pytest.warns(UserWarning, match="of the probe changed")

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from statistics import pstdev
 
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_anomaly.two_sample.stopping import SMOOTHING, confirms, last_above, loss_trend
+from lightning_anomaly.two_sample.stopping import SMOOTHING, SPIKE_WINDOW, confirms, last_above, loss_trend
 
 LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 
@@ -47,11 +48,29 @@ def test_the_wait_is_restarted_neither_by_a_single_low_loss_nor_by_nan() -> None
         ([1.0, 2.0, 2.0, 1.6, 1.5], True),
         ([1.0, 1.1, 1.1, 3.0, 1.1], True),  # the spike is over
         ([1.0, 1.1, 1.1, math.nan], True),
+        ([1.0, 1.1, 1.1, math.inf], False),
+        ([0.1, 0.1, 0.1, 0.1], True),
         ([], False),
     ],
 )
 def test_a_loss_confirms_if_it_has_not_improved_and_is_no_spike(losses: list[float], expected: bool) -> None:
     assert confirms(loss_trend(losses), 3) == expected
+
+
+@given(LOSSES, st.floats(0.1, 10))
+@settings(max_examples=50)
+def test_the_trend_depends_on_neither_the_level_nor_the_unit_of_a_loss(losses: list[float], unit: float) -> None:
+    """Losses can be negative, as logarithms of likelihoods are."""
+    losses = [round(loss, 3) for loss in losses]
+    averages = pd.Series(losses).ewm(alpha=1 - SMOOTHING, adjust=False).mean().round(9)
+    beyond = losses[-1] - averages.iloc[-1] - pstdev(losses[-SPIKE_WINDOW:])
+    assume(averages.is_unique and abs(beyond) > 1e-6)  # rounding decides otherwise
+    trend = loss_trend(losses)
+    for changed in ([loss - 5 for loss in losses], [loss * unit for loss in losses]):
+        other = loss_trend(changed)
+        assert trend is not None
+        assert other is not None
+        assert (other.waited, other.spike) == (trend.waited, trend.spike) == (trend.waited, beyond > 0)
 
 
 def test_a_trend_has_the_current_and_the_lowest_average() -> None:

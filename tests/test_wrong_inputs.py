@@ -1,0 +1,110 @@
+"""Wrong inputs of every public function give an error that names the argument, or the model's own error."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from functional import SEED
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import lightning_anomaly
+from lightning_anomaly import (
+    AnalysisSettings,
+    AnomalyEarlyStopping,
+    AnomalyFilterCallback,
+    AnomalyPruneCallback,
+    AnomalyReport,
+    OutlierDetector,
+    TwoSampleCallback,
+    TwoSampleEarlyStopping,
+    analyze,
+    find_outliers,
+    two_sample_test,
+)
+from lightning_anomaly.pruning import compact, mask_filters
+
+IMAGES = torch.rand(110, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+class NoLength(Dataset[Tensor]):
+    def __getitem__(self, index: int) -> Tensor:
+        return IMAGES[index]
+
+
+WRONG: dict[str, Any] = {
+    "None": None,
+    "a string": "images",
+    "an integer": 3,
+    "a negative number": -1.5,
+    "no images": IMAGES[:0],
+    "one image": IMAGES[:1],
+    "integers": (255 * IMAGES).long(),
+    "bytes": (255 * IMAGES).byte(),
+    "no channels": IMAGES[:, 0],
+    "numbers": IMAGES[:, 0, 0, 0],
+    "a number": IMAGES[0, 0, 0, 0],
+    "NaN": IMAGES * torch.nan,
+    "a list": [*IMAGES],
+    "an empty list": [],
+    "an array": IMAGES.numpy(),
+    "no length": NoLength(),
+}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(SEED)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+
+
+def detector() -> OutlierDetector:
+    return OutlierDetector(net()).fit(IMAGES, progress=False)
+
+
+FUNCTIONS: dict[str, Callable[[Any], object]] = {
+    "analyze": lambda x: analyze(net(), x),
+    "analyze, model": lambda x: analyze(x, IMAGES),
+    "analyze, layers": lambda x: analyze(net(), IMAGES, layers=x),
+    "analyze, settings": lambda x: analyze(net(), IMAGES, settings=x),
+    "two_sample_test": lambda x: two_sample_test(net(), x, IMAGES),
+    "two_sample_test, second images": lambda x: two_sample_test(net(), IMAGES, x),
+    "two_sample_test, model": lambda x: two_sample_test(x, IMAGES, IMAGES),
+    "find_outliers": lambda x: find_outliers(net(), x, progress=False),
+    "find_outliers, reference": lambda x: find_outliers(net(), IMAGES, x, progress=False),
+    "find_outliers, model": lambda x: find_outliers(x, IMAGES, progress=False),
+    "OutlierDetector": OutlierDetector,
+    "OutlierDetector, layers": lambda x: OutlierDetector(net(), x),
+    "OutlierDetector.fit": lambda x: OutlierDetector(net()).fit(x, progress=False),
+    "OutlierDetector.score": lambda x: detector().score(x),
+    "OutlierDetector.search": lambda x: detector().search(x, progress=False),
+    "OutlierDetector.p_values": lambda x: detector().p_values(x),
+    "AnalysisSettings": lambda x: AnalysisSettings(n_init=x, rule=x),
+    "AnomalyReport.from_dict": AnomalyReport.from_dict,
+    "AnomalyFilterCallback": lambda x: AnomalyFilterCallback(probe_size=x),
+    "AnomalyPruneCallback": lambda x: AnomalyPruneCallback(at_epoch=x),
+    "AnomalyEarlyStopping": lambda x: AnomalyEarlyStopping(threshold=x),
+    "TwoSampleCallback": lambda x: TwoSampleCallback(x),
+    "TwoSampleEarlyStopping": lambda x: TwoSampleEarlyStopping(threshold=x),
+    "mask_filters": lambda x: mask_filters(net(), x),
+    "compact": lambda x: compact(net(), x),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_wrong_inputs_give_an_error_that_names_the_argument(name: str) -> None:
+    for kind, value in WRONG.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # notes of reports
+                FUNCTIONS[name](value)
+        except Exception as error:
+            by_torch = isinstance(error, (RuntimeError, TypeError)) and "nput" in str(error)  # a layer refuses it
+            if not by_torch and not (isinstance(error, ValueError) and "Parameter" in str(error)):
+                pytest.fail(f"{kind}: {error!r:.200}")
+
+
+def test_every_public_function_is_among_them() -> None:
+    made = {"OutlierReport", "TwoSampleReport"}  # by other functions
+    assert {name.split(",")[0] for name in FUNCTIONS} >= {*lightning_anomaly.__all__} - made - {"AnomalyReport"}
