@@ -341,10 +341,10 @@ class OutlierReport(Tabular):
 
     def _lists(self) -> list[str]:
         """Say how many duplicates and skipped files there are."""
-        sentences = []
+        sentences, own = [], [group for group in self.duplicates if len(group.positions) > 1]
         for kind, groups in (
-            ("identical", [group for group in self.duplicates if group.identical]),
-            ("nearly the same", [group for group in self.duplicates if not group.identical]),
+            ("identical", [group for group in own if group.identical]),
+            ("nearly the same", [group for group in own if not group.identical]),
             ("in the reference too", [group for group in self.duplicates if group.reference]),
         ):
             if groups:
