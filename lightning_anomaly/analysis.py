@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
+from lightning_anomaly.capture.maps import LayerMaps, joined
 from lightning_anomaly.capture.probe import open_inputs, run, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.clustering.engine import Engine, load_engine
@@ -23,7 +23,6 @@ from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.images.thumbnails import SIDE, shrink
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.combine import SampleView
-from lightning_anomaly.outliers.filter_view import layer_scores
 from lightning_anomaly.outliers.views import view_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
@@ -127,11 +126,10 @@ def analyze_maps(
 ) -> AnomalyReport:
     """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note."""
     usable, n_samples, left_out = usable_layers(maps)
-    statistics = {name: layer.statistics for name, layer in usable.items()}
     sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
     if samples is not None and samples.problem is not None:
-        left_out["views"] = f"Samples are scored by their maps only, without pixels and classes: {samples.problem}."
-    part = analyze_slice(usable, statistics, settings, sample_statistics, progress=progress)
+        left_out["views"] = f"Samples are not scored: {samples.problem}."
+    part = analyze_slice(usable, settings, sample_statistics, progress=progress)
     return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
 
 
@@ -139,14 +137,12 @@ def analyze_maps(
 class FilterSlice:
     """The results for some filters of each layer."""
 
-    layers: Mapping[str, LayerReport]  # of these filters, without outlier scores; layers without filters are left out
-    outlier_scores: Mapping[str, Tensor]  # by all filters of a layer, if they were computed here `(N,)`
+    layers: Mapping[str, LayerReport]  # of these filters; layers without filters are left out
     views: Mapping[str, SampleView]  # scores by pixels and classes, if they were computed here
 
 
 def analyze_slice(
     maps: Mapping[str, LayerMaps],
-    statistics: Mapping[str, Sequence[Tensor]],
     settings: AnalysisSettings,
     samples: SampleStatistics,
     *,
@@ -154,24 +150,21 @@ def analyze_slice(
 ) -> FilterSlice:
     """Analyze some filters of each layer, or all; no filter's result depends on another filter.
 
-    `maps` `(N, F, ...)` hold these filters only, possibly none. `statistics` hold batches `(n, F, 5)` of all filters,
-    for the layers whose outlier scores are computed here. `samples` are empty if another process scores them.
+    `maps` `(N, F, ...)` hold these filters only, possibly none. `samples` are empty if another process scores them.
     """
     engine = load_engine(settings.engine)
     devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
     # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
-    tasks += [partial(lambda batches: layer_scores(joined(batches)), layer) for layer in statistics.values()]
     tasks += [partial(_analyze_filters, maps[name], settings, engine, filters) for name, filters in batches]
     device = next((device for device in devices.values() if device.type != "cpu"), torch.device("cpu"))
     results = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
     views = next(results)
-    scores = {name: next(results) for name in statistics}
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, results, strict=True):
         parts.setdefault(name, []).append(report)
-    return FilterSlice({name: join_layers(reports) for name, reports in parts.items()}, scores, views)
+    return FilterSlice({name: join_layers(reports) for name, reports in parts.items()}, views)
 
 
 def join_slices(
@@ -182,15 +175,11 @@ def join_slices(
     notes: Mapping[str, str],
 ) -> AnomalyReport:
     """Join consecutive slices of the filters to a report with the layers in the order of `names`."""
-    scores = {name: layer for part in parts for name, layer in part.outlier_scores.items()}
-    layers = {}
-    for name in names:
-        layer = join_layers([part.layers[name] for part in parts if name in part.layers])
-        layers[name] = replace(layer, outlier_scores=scores[name])
+    layers = {name: join_layers([part.layers[name] for part in parts if name in part.layers]) for name in names}
     notes = dict(notes)
     for name, layer in layers.items():
         if count := len(layer.filters(NONFINITE)):
-            samples = layer.outlier_scores.isinf().nonzero()[:, 0].tolist()
+            samples = layer.nonfinite.nonzero()[:, 0].tolist()
             of_samples = f" of sample{'s' * (len(samples) > 1)} {listed(samples)}" if samples else ""
             notes |= nonfinite(name, count, len(layer.verdicts), f"in their maps{of_samples} and are not analyzed")
     if layers and n_samples < settings.smallest_probe:
@@ -218,7 +207,8 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.
 def _analyze_filters(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filters: slice) -> LayerReport:
     """Analyze some filters of one layer."""
     maps = joined([batch[:, filters] for batch in layer.batches])
-    extremes = joined([batch[:, filters, EXTREMES] for batch in layer.statistics]).transpose(0, 1)
+    extremes = joined([batch[:, filters] for batch in layer.extremes]).transpose(0, 1)
+    broken = ~extremes.isfinite().all(2)
     reduction = reduce_maps(maps.to(engine.device(maps.device)), engine)
     live = reduction.live.nonzero()[:, 0]
     clustering = cluster_filters(reduction.points[live], settings, engine)
@@ -246,4 +236,5 @@ def _analyze_filters(layer: LayerMaps, settings: AnalysisSettings, engine: Engin
         sparsity=layer.sparsity[filters],
         map_size=layer.size or (),
         analyzed_size=tuple(maps.shape[2:]),
+        nonfinite=broken[broken.sum(1) * 2 < layer.count].any(0).cpu(),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_anomaly.analysis import FilterSlice, analyze_slice, join_slices
 from lightning_anomaly.browser.pictures import Pictures, join_pictures, take_pictures
-from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
+from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import most_samples, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.distributed import (
@@ -60,23 +60,20 @@ def analyze_shared(
     seen = [most_samples(header) for header in headers]
     layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
-    scorers = {name: place % world for place, name in enumerate(usable)}
 
     received = {}
     for name, layer in usable.items():
-        received[name] = _exchange(maps[name], layer, [header[name].count for header in headers], scorers[name])
+        received[name] = _exchange(maps[name], layer, [header[name].count for header in headers])
         maps[name] = LayerMaps()
 
     def analyze() -> tuple[FilterSlice, Pictures | None]:
-        slices, statistics = {}, {}
+        slices = {}
         for name, layer in usable.items():
             order = sample_order([header[name].count for header in headers], limit)
-            rows, scored = (torch.cat(parts, 1)[:, order] for parts in received.pop(name))
+            rows = torch.cat(received.pop(name), 1)[:, order]
             slices[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
-            if rank == scorers[name]:
-                statistics[name] = [scored.transpose(0, 1)]
         all_samples = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
-        part = analyze_slice(slices, statistics, settings, all_samples)
+        part = analyze_slice(slices, settings, all_samples)
         filters = sum(map(_filters, usable.values()))
         return part, take_pictures(part.layers, slices, None, filters) if pictured else None
 
@@ -106,13 +103,13 @@ def _filters(layer: LayerMaps) -> int:
 
 
 def _header(layer: LayerMaps) -> LayerMaps:
-    """Copy a layer without its samples: the types and shapes of its maps and statistics stay."""
-    batches, statistics = (
+    """Copy a layer without its samples: the types and shapes of its maps and extremes stay."""
+    batches, extremes = (
         [values.new_empty(0, *values.shape[1:], device="cpu") for values in batches[:1]]
-        for batches in (layer.batches, layer.statistics)
+        for batches in (layer.batches, layer.extremes)
     )
     zeros = None if layer.zeros is None else layer.zeros.cpu()
-    return LayerMaps(batches, layer.count, layer.size, zeros, layer.problem, statistics)
+    return LayerMaps(batches, layer.count, layer.size, zeros, layer.problem, extremes)
 
 
 def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
@@ -127,7 +124,7 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     used = min(limit, count)
     # Sparsity is that of all samples seen, which may be a few more than those analyzed.
     zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
-    return LayerMaps(seen[0].batches, used, seen[0].size, zeros, statistics=seen[0].statistics)
+    return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
 
 
 def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
@@ -136,32 +133,22 @@ def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
     return any(len({*layer}) > 2 for layer in zeros[0]) and all(process == zeros[0] for process in zeros)
 
 
-def _exchange(
-    local: LayerMaps, layer: LayerMaps, counts: Sequence[int], scorer: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Send each process the maps and statistics of its filters, and the scorer the statistics of all filters."""
-    filters, world = _filters(layer), len(counts)
-
-    def statistics() -> Tensor:
-        return torch.cat(local.statistics or layer.statistics).transpose(0, 1)
+def _exchange(local: LayerMaps, layer: LayerMaps, counts: Sequence[int]) -> list[Tensor]:
+    """Send each process the maps and extremes of its filters."""
 
     def rows() -> Tensor:
-        maps = torch.cat(local.batches or layer.batches)[..., None].flatten(2).transpose(0, 1)
-        return torch.cat([maps, statistics()], 2)
+        maps = torch.cat(local.batches or layer.batches)[..., None].flatten(2)
+        return torch.cat([maps, torch.cat(local.extremes or layer.extremes)], 2).transpose(0, 1)
 
-    to_scorer = [slice(0, filters if rank == scorer else 0) for rank in range(world)]
-    return (
-        exchange_filters(rows, even_slices(filters, world), counts),
-        exchange_filters(statistics, to_scorer, counts),
-    )
+    return exchange_filters(rows, even_slices(_filters(layer), len(counts)), counts)
 
 
 def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
-    """Split rows `(f, N, V)` of some filters into maps and, at the end of each row, statistics."""
+    """Split rows `(f, N, V)` of some filters into maps and, at the end of each row, extremes."""
     assert layer.zeros is not None
-    pixels, statistics = rows.transpose(0, 1).tensor_split([-len(STATISTICS)], 2)
+    pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)
     maps = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
-    return LayerMaps([maps], layer.count, layer.size, layer.zeros[filters], statistics=[statistics])
+    return LayerMaps([maps], layer.count, layer.size, layer.zeros[filters], extremes=[extremes])
 
 
 def _without_points(part: FilterSlice) -> FilterSlice:

@@ -215,6 +215,19 @@ def test_a_sample_with_one_extreme_value_is_isolated(sign):
     assert report.layers[""].isolated.nonzero().tolist() == [[0, 7]]
 
 
+def test_samples_with_nonfinite_maps_are_named_and_score_infinity():
+    """Unlike those of a filter whose maps of most samples are not finite."""
+    images = PROBE.clone()
+    images[3, 0, 2, 2], images[11] = torch.nan, -torch.inf
+    conv = nn.Conv2d(1, 3, 1)
+    with torch.no_grad():
+        conv.weight.abs_()
+        conv.bias[2] = torch.nan
+    with pytest.warns(UserWarning, match=r"3 of 3 filters.* of samples 3, 11 "):
+        report = analyze(conv, images)
+    assert report.outlier_scores.isinf().nonzero().flatten().tolist() == [3, 11]
+
+
 # the model is left unchanged
 
 

@@ -10,23 +10,26 @@ import pytest
 import torch
 from reports import layer
 
-from lightning_anomaly.outliers.combine import SampleView, combine
+from lightning_anomaly.outliers.combine import SampleView, Tail, combine
 from lightning_anomaly.report import AnomalyReport
 
-SCORES = torch.tensor([2.0, 0.5, math.inf, 9.0, 0.5, 1.0])
+PIXELS = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
+VIEWS = {"pixels": SampleView(PIXELS, ("dark", "bright", "flat", "noisy", "sharp", "odd"))}
+BROKEN = torch.arange(6) == 2
 APART = torch.zeros(3, 6, dtype=torch.bool)
 APART[0, 4], APART[1, :2] = True, True
 LEFT_OUT = "Layer 'conv9' is left out of the analysis: it was never called."
 REPORT = AnomalyReport(
     {
-        "conv1": layer("normal", "anomaly", "dead", outliers={1: [2, 5]}, samples=6, map_size=(32, 32), isolated=APART,
-                       outlier_scores=SCORES),
-        "conv2": layer("nonfinite", "normal", samples=6, sparsity=torch.tensor([0.9, 0.75]).double(), map_size=()),
-        "conv3": layer("anomaly", "anomaly", outliers={0: [5], 1: [5, 0]}, samples=6, outlier_scores=SCORES.flip(0)),
+        "conv1": layer("normal", "anomaly", "dead", outliers={1: [2, 5]}, samples=6, map_size=(32, 32), isolated=APART),
+        "conv2": layer("nonfinite", "normal", samples=6, sparsity=torch.tensor([0.9, 0.75]).double(), map_size=(),
+                       nonfinite=BROKEN),
+        "conv3": layer("anomaly", "anomaly", outliers={0: [5], 1: [5, 0]}, samples=6),
     },
     6,
     {"max_components": 5, "engine": "torch"},
     {"conv9 left out": LEFT_OUT},
+    VIEWS,
 )  # fmt: skip
 EMPTY = AnomalyReport({}, 0, {}, {"no layers": "The model has no convolution."})
 
@@ -49,28 +52,39 @@ def test_the_fraction_counts_only_filters_that_could_be_clustered():
     assert REPORT.live_in(["conv1", "unknown"]) == ["normal", "anomaly"]
 
 
-def test_samples_have_votes_and_the_score_of_their_most_extreme_layer():
+def test_samples_have_votes_and_a_score_that_is_infinite_with_nonfinite_maps():
     assert REPORT.outlier_samples == [1, 0, 1, 0, 0, 3]
-    rare = math.log(5 / 3)  # two of the four finite scores and the sample itself, out of four and itself
-    assert REPORT.outlier_scores.tolist() == pytest.approx([rare, 0, math.inf, math.inf, 0, rare])
-    assert REPORT.by_outlier_score == [2, 3, 5, 0, 1, 4]  # equal scores are ordered by votes, then by position
+    expected = combine({"pixels": Tail.fit(PIXELS).surprise(PIXELS)})
+    torch.testing.assert_close(REPORT.outlier_scores, torch.where(BROKEN, math.inf, expected))
+    assert REPORT.by_outlier_score == [2, 3, 0, 5, 1, 4]  # equal scores are ordered by votes, then by position
     assert EMPTY.outlier_samples == EMPTY.outlier_scores.tolist() == EMPTY.by_outlier_score == []
 
 
 def test_views_are_combined_and_each_has_a_reason():
-    """The view with the largest score comes first; the reason of the filters is a layer and its filters."""
-    pixels = torch.tensor([1.0, 9, 2, 3, 4, 5], dtype=torch.float64)
-    views = {"pixels": SampleView(pixels, ("dark", "bright", "flat", "noisy", "sharp", "odd"))}
-    report = replace(REPORT, views=views)
-    assert list(report.view_scores) == ["pixels", "filters"]
+    """The view with the largest score comes first."""
+    report = replace(REPORT, views={"logits": SampleView(PIXELS.flip(0), ("small logits",) * 6), **VIEWS}, layers={})
+    assert list(report.view_scores) == ["pixels", "logits"]
     torch.testing.assert_close(report.outlier_scores, combine(report.view_scores))
-    assert report.outlier_reasons(1) == {"pixels": "bright", "filters": "layer conv1, filters 1"}
-    assert list(report.outlier_reasons(2)) == ["filters", "pixels"]
+    assert [*report.outlier_reasons(3).items()] == [("pixels", "noisy"), ("logits", "small logits")]
+    assert [*report.outlier_reasons(2)] == ["logits", "pixels"]
     restored = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))
     torch.testing.assert_close(restored.outlier_scores, report.outlier_scores)
     assert restored.outlier_reasons(1) == report.outlier_reasons(1)
     with pytest.raises(ValueError, match="`sample = 6`"):
         report.outlier_reasons(6)
+
+
+def test_filters_that_isolate_a_sample_react_before_those_with_it_in_a_rare_cluster():
+    """Each kind by descending distance from the filter's mean, which processes without points do not know."""
+    reactions = [[(name, index, isolated) for name, index, isolated, _ in sample] for sample in REPORT.reactions]
+    assert sorted(reactions[0]) == [("conv1", 1, True), ("conv3", 1, False)]
+    assert [isolated for *_, isolated in reactions[0]] == [True, False]
+    assert reactions[3] == []
+    points = {name: part.points for name, part in REPORT.layers.items()}
+    distances = [points[name][index, 5].norm().item() for name, index, *_ in REPORT.reactions[5]]
+    assert distances == sorted(distances, reverse=True) == pytest.approx([found[3] for found in REPORT.reactions[5]])
+    without = {name: replace(part, points=part.points[:, :0]) for name, part in REPORT.layers.items()}
+    assert {found.distance for found in replace(REPORT, layers=without).reactions[5]} == {0}
 
 
 def test_metrics_are_finite_floats():
@@ -81,7 +95,7 @@ def test_metrics_are_finite_floats():
         "dead": 1.0,
         "sparsity": pytest.approx((5 * 0.25 + 0.75) / 6),  # of the filters without NaN
         "outlier_samples": 3.0,
-        "outlier_score": pytest.approx(math.log(5 / 3)),
+        "outlier_score": REPORT.outlier_scores[3].item(),
         "layer/conv1": 1.0,
         "layer/conv2": 0.0,
         "layer/conv3": 2.0,
@@ -97,8 +111,10 @@ def test_a_report_of_version_0_2_can_be_loaded():
     del values["views"]
     for plain in values["layers"].values():
         plain["analysed_size"] = plain.pop("analyzed_size")
-    sizes = {name: layer.analyzed_size for name, layer in AnomalyReport.from_dict(values).layers.items()}
-    assert sizes == {name: layer.analyzed_size for name, layer in REPORT.layers.items()}
+        plain["outlier_scores"] = ["inf" if broken else 0.5 for broken in plain.pop("nonfinite")]
+    for name, part in AnomalyReport.from_dict(values).layers.items():
+        assert part.analyzed_size == REPORT.layers[name].analyzed_size
+        assert part.nonfinite.tolist() == REPORT.layers[name].nonfinite.tolist()
 
 
 def test_a_report_survives_json():
@@ -121,8 +137,8 @@ def test_a_report_survives_json():
 
 
 def test_samples_with_equal_scores_are_ranked_by_votes():
-    unscored = {name: replace(part, outlier_scores=torch.zeros(6)) for name, part in REPORT.layers.items()}
-    report = replace(REPORT, layers=unscored)
+    finite = {name: replace(part, nonfinite=torch.zeros(6, dtype=torch.bool)) for name, part in REPORT.layers.items()}
+    report = replace(REPORT, layers=finite, views={})
     assert report.outlier_scores.tolist() == [0] * 6
     assert report.by_outlier_score[:3] == [5, 0, 2]
     assert report.metrics()["outlier_score"] == 0
@@ -144,7 +160,7 @@ class TestTable:
         assert words[3].startswith("conv2 2 0 0 0 0.82 1 pooled to 8x8")
         assert words[4] == "conv3 2 2 0 0 0.25 8x8 0 (1), 1 (2)"
         assert "3 anomaly filters (60.0%" in lines[5]
-        assert "2 (inf), 3 (inf), 5 (0.5)," in lines[6]
+        assert "samples 2 (inf), 3 (" in lines[6]
         assert LEFT_OUT in lines[7]
         assert repr(REPORT) == str(REPORT)
         many = str(AnomalyReport({"": layer(*["anomaly"] * 9, outliers={index: [0] for index in range(9)})}, 60))

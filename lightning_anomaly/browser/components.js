@@ -134,8 +134,8 @@ export function bars(rows) {
   const width = (value) => `${100 * Math.min(1, Math.log1p(Math.max(0, value)) / Math.log1p(highest))}%`;
   return div(
     "bars",
-    rows.map(({ name, href, value, usual, reason }) => [
-      make(href ? "a" : "span", { class: "cut cut-left", href, title: name }, make("bdi", {}, name)),
+    rows.map(({ name, value, usual, reason }) => [
+      make("span", { class: "cut cut-left", title: name }, make("bdi", {}, name)),
       make(
         "span",
         { class: "bar" },

@@ -19,6 +19,7 @@ from lightning_anomaly.browser.page import assemble, finite, plain_labels, short
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.verdicts.layer_report import LayerReport
+from lightning_anomaly.verdicts.reactions import Reaction, find_reactions
 
 _CODE = (
     "dom unpack wording data csv colours canvas scatter components overview filter_list filter_page samples shell main"
@@ -55,8 +56,8 @@ def page_text(
         blocks[f"points-{number}"] = _points(layer, shown)
         if name in pictures.maps:
             blocks[f"maps-{number}"] = _maps(pictures.maps[name])
-    views, blocks["views"] = _views(facts["views"], layers)
-    reactions, blocks["reactions"] = _reactions(layers)
+    views, blocks["views"] = _views(facts["views"])
+    blocks["reactions"] = _reactions(find_reactions(layers, n_samples), layers)
     epochs = None
     if frames and layers:
         epoch_names, amount, packed = packed_frames(layers, frames)
@@ -69,7 +70,6 @@ def page_text(
         "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
         "views": views,
-        "reactions": reactions,
         "epochs": epochs,
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
@@ -80,27 +80,27 @@ def page_text(
     return assemble(_CODE, index, pictures.images, blocks)
 
 
-def _views(view_scores: Mapping[str, Tensor], layers: Mapping[str, LayerReport]) -> tuple[list[dict[str, Any]], bytes]:
-    """Describe each view and each layer, and pack their scores, float64 `(N,)` each."""
-    scores = [*view_scores.values(), *(layer.outlier_scores for layer in layers.values())]
-    names = [{"view": view, "layer": None} for view in view_scores] + [{"view": None, "layer": name} for name in layers]
-    described = [{**name, "ordinary": usual_score(values)} for name, values in zip(names, scores, strict=True)]
-    return described, b"".join(values.double().numpy().astype("<f8").tobytes() for values in scores)
+def _views(view_scores: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], bytes]:
+    """Describe each view, and pack its scores, float64 `(N,)`."""
+    described = [{"view": view, "ordinary": usual_score(values)} for view, values in view_scores.items()]
+    return described, b"".join(values.double().numpy().astype("<f8").tobytes() for values in view_scores.values())
 
 
-def _reactions(layers: Mapping[str, LayerReport]) -> tuple[int, bytes]:
-    """Pack the k filters that react most to each sample, uint32 `(N, k)`, and how strongly, float32 `(N, k)`.
+def _reactions(reactions: Sequence[Sequence[Reaction]], layers: Mapping[str, LayerReport]) -> bytes:
+    """Pack the first filters that react to each sample, numbered through all layers.
 
-    A reaction is the distance of the sample's point from the filter's mean. Filters are numbered through all layers.
-    Returns k first.
+    The index of each sample's first one and one more, uint32 `(N + 1,)`, the filters, uint32, and distances, float32.
     """
-    if not layers:
-        return 0, b""
-    points = torch.cat([layer.points for layer in layers.values()])
-    distances = points.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt()
-    largest = distances.T.topk(min(_REACTIONS, len(distances)), 1)
-    filters, strengths = largest.indices.numpy().astype("<u4"), largest.values.float().numpy().astype("<f4")
-    return filters.shape[1], filters.tobytes() + strengths.tobytes()
+    sizes = [len(layer.verdicts) for layer in layers.values()]
+    first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
+    shown = [sample[:_REACTIONS] for sample in reactions]
+    together = [reaction for sample in shown for reaction in sample]
+    parts = [
+        np.cumsum([0, *map(len, shown)], dtype="<u4"),
+        np.array([first[reaction.layer] + reaction.filter for reaction in together], "<u4"),
+        np.array([reaction.distance for reaction in together], "<f4"),
+    ]
+    return b"".join(part.tobytes() for part in parts)
 
 
 def _layer(

@@ -17,7 +17,7 @@ import {
 } from "./components.js";
 import { exportButton } from "./csv.js";
 import { choice, div, finder, headingOf, make, quiet, statusLine } from "./dom.js";
-import { count, isMeant, layerText, number, ordinaryText, percent, scoreText } from "./wording.js";
+import { count, isMeant, number, ordinaryText, percent, scoreText } from "./wording.js";
 
 const TILES = 96;
 const SORTS = { score: "largest score", number: "number" };
@@ -102,30 +102,17 @@ export async function samplePage(report, sample, query) {
           quiet(` ${byScore(report).indexOf(sample) + 1} of ${number(report.samples)}`),
         ),
         bars(
-          scores
-            .filter(({ view }) => view)
-            .map(({ view, score, ordinary: usual }) => ({
-              name: view,
-              value: score,
-              usual,
-              reason: report.reasons[sample][view],
-            })),
+          scores.map(({ view, score, ordinary: usual }) => ({
+            name: view,
+            value: score,
+            usual,
+            reason: report.reasons[sample][view],
+          })),
         ),
         make(
           "p",
           { class: "quiet" },
           `A line marks the value that 95% of the samples stay below; ${ordinary(report)}.`,
-        ),
-        make("h2", {}, "Distance in each layer"),
-        bars(
-          scores
-            .filter(({ layer }) => layer !== null)
-            .map(({ layer, score, ordinary: usual }) => ({
-              name: layerText(layer),
-              href: address(["filters"], { layer: report.layers.findIndex(({ name }) => name === layer) }),
-              value: score,
-              usual,
-            })),
         ),
         report.images
           ? null
@@ -136,7 +123,7 @@ export async function samplePage(report, sample, query) {
             ),
       ),
     ),
-    reactionsSection(report, sample, reactions, scores),
+    reactionsSection(report, sample, reactions),
     make(
       "details",
       {},
@@ -149,26 +136,18 @@ export async function samplePage(report, sample, query) {
   return { content, keys: stepKeys(step) };
 }
 
-/** The filters that react most, collapsed if the sample's maps are ordinary. */
-function reactionsSection(report, sample, reactions, scores) {
-  if (!reactions.length) return null;
-  const maps = scores.find(({ view }) => view === "filters");
-  const about = "distance of the sample from a filter's mean, in standard deviations";
+/** The filters that react to a sample: those that isolate it, then those that have it in a rare cluster. */
+function reactionsSection(report, sample, reactions) {
+  if (!reactions.length)
+    return make("p", { class: "quiet" }, "No filter reacts: none isolates this sample or has it in a rare cluster.");
+  const about = "distance of the sample from a filter's mean, in standard deviations; filters that isolate it first";
   const cards = div(
     "cards",
     reactions.map(({ place, distance }) =>
       filterCard(report, place, { query: { pin: sample }, ringed: sample, note: number(distance) }),
     ),
   );
-  if (maps && maps.score <= maps.ordinary)
-    return make(
-      "details",
-      { class: "reactions" },
-      make("summary", {}, "No filter stands out: the score comes from other views"),
-      make("p", {}, about),
-      cards,
-    );
-  return make("section", {}, headingOf("Filters that react most", about), cards);
+  return make("section", {}, headingOf("Filters that react", about), cards);
 }
 
 /** The share of the samples whose score is at least as large. */

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.layers import CONVOLUTIONS
-from lightning_anomaly.capture.maps import SMALLEST, LayerMaps, keep_rows, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, keep_rows, map_extremes, pool_maps
 from lightning_anomaly.capture.samples import SampleCapture
 from lightning_anomaly.images.random_state import isolated_torch_state
 from lightning_anomaly.notes import Note
@@ -70,7 +70,7 @@ class MapCapture:
     """Takes the maps of chosen layers out of a model while it runs, as a context manager around each forward pass.
 
     Passes add up until `limit` samples were seen. The first call of a layer in a pass counts. Maps `(n, F, ...)` are
-    reduced by `summary`; without it, pooled maps, their sparsity and their statistics before rectification are taken.
+    reduced by `summary`; without it, pooled maps, their sparsity and their extremes before rectification are taken.
     """
 
     layers: dict[str, nn.Module]  # by name
@@ -150,13 +150,13 @@ class MapCapture:
         for piece in torch.split(maps, max(1, _PIECE // output[0].numel())):
             values = piece.to(dtype)
             if self.summary is None:
-                statistics = map_statistics(values)
-                keep_rows(layer.statistics, statistics, room)
+                extremes = map_extremes(values)
+                keep_rows(layer.extremes, extremes, room)
                 # Three times as fast as a sum of booleans, and exact: float32 can count the values of a piece.
                 zeros = (values <= 0).to(dtype).sum((0, *range(2, values.ndim))).long()
                 if self.rectify:
                     values = values.clamp(min=0)
-                    infinite = statistics[..., SMALLEST] == -torch.inf  # which would become 0
+                    infinite = extremes[..., 1] == -torch.inf  # which would become 0
                     if infinite.any():
                         values[infinite] = torch.nan
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros

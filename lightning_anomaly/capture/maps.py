@@ -1,4 +1,4 @@
-"""Pool the maps of a layer, describe them by statistics, and keep both."""
+"""Pool the maps of a layer, and keep them with their extremes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
-SMALLEST = 3
-EXTREMES = slice(2, 4)  # the largest and the smallest
 
 _COARSE = 8  # largest side of a pooled map (pixels)
 _ROOM = 2**25  # bytes, from which on the C library maps pages that take no memory before they are written
@@ -58,6 +56,12 @@ def map_statistics(maps: Tensor) -> Tensor:
     return torch.stack([pixels.mean(2), deviation, pixels.amax(2), pixels.amin(2), coarse], 2)
 
 
+def map_extremes(maps: Tensor) -> Tensor:
+    """Return the largest and the smallest value of each map `(N, F, ...)`: `(N, F, 2)`, NaN if any value is NaN."""
+    pixels = maps[..., None].flatten(2)
+    return torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+
+
 def joined(pieces: Sequence[Tensor]) -> Tensor:
     """Join tensors along the first axis; a single one is returned itself."""
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
@@ -93,7 +97,7 @@ class LayerMaps:
     size: tuple[int, ...] | None = None  # sides of a map before pooling (pixels), None before the first call
     zeros: Tensor | None = None  # number of each filter's values that are at most 0 before pooling `(F,)`
     problem: str | None = None  # why maps could not be taken
-    statistics: list[Tensor] = field(default_factory=list)  # `map_statistics` of these maps `(n, F, 5)`
+    extremes: list[Tensor] = field(default_factory=list)  # `map_extremes` of these maps `(n, F, 2)`
 
     @property
     def sparsity(self) -> Tensor:

@@ -17,9 +17,10 @@ from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.thumbnails import check_images
 from lightning_anomaly.outliers.combine import VIEWS, SampleView, Tail, combine
 from lightning_anomaly.report.table import filter_columns, layer_rows
-from lightning_anomaly.tables import Tabular, listed
+from lightning_anomaly.tables import Tabular
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
 from lightning_anomaly.verdicts.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
+from lightning_anomaly.verdicts.reactions import Reaction, find_reactions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,26 +113,27 @@ class AnomalyReport(Tabular):
     def outlier_scores(self) -> Tensor:
         """How unlike the other probe samples each one is `(N,)`, in nats; 0 without any view.
 
-        The score needs no labels. It is a norm of `view_scores`: of pixels, features and logits, or, in a model without
-        logits, of pixels and filters. It is infinite for samples with NaN or infinite maps.
+        The score needs no labels. It is a norm of `view_scores`. It is infinite for samples with NaN or infinite maps.
         """
-        if not self.view_scores:
-            return torch.zeros(self.n_samples, device="cpu")
-        infinite = torch.stack([view.isinf() for view in self.view_scores.values()]).any(0)
-        return torch.where(infinite, torch.inf, combine(self.view_scores))
+        views = self.view_scores
+        scores = combine(views) if views else torch.zeros(self.n_samples, device="cpu")
+        infinite = [view.isinf() for view in views.values()] + [layer.nonfinite for layer in self.layers.values()]
+        return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 
     @cached_property
     def view_scores(self) -> dict[str, Tensor]:
         """By view, the negative logarithm of each sample's tail probability among the others `(N,)`, in nats.
 
         Views are `"pixels"`, statistics of the image; `"features"`, the distance of the last features from those of the
-        others; `"logits"`, how small the logits are; and `"filters"`, the maps of all filters, averaged over layers.
+        others; and `"logits"`, how small the logits are.
         """
         scores = {name: view.scores for name, view in self.views.items()}
-        if self.layers:
-            layers = [layer.outlier_scores for layer in self.layers.values()]
-            scores["filters"] = torch.stack([Tail.fit(layer).surprise(layer) for layer in layers]).mean(0)
         return {name: Tail.fit(scores[name]).surprise(scores[name]) for name in VIEWS if name in scores}
+
+    @cached_property
+    def reactions(self) -> list[list[Reaction]]:
+        """The filters that react to each probe sample: those that isolate it, then those with it in a rare cluster."""
+        return find_reactions(self.layers, self.n_samples)
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:
         """Return each view's reason why a probe sample is odd, the view with the largest score first.
@@ -141,11 +143,6 @@ class AnomalyReport(Tabular):
         """
         sample = check_integer("sample", sample, 0, self.n_samples - 1)
         reasons = {name: view.reasons[sample] for name, view in self.views.items()}
-        if self.layers:
-            farthest, layer = max(self.layers.items(), key=lambda pair: pair[1].outlier_scores[sample].item())
-            isolating = layer.isolated[:, sample].nonzero()[:, 0].tolist()
-            filters = f", filters {listed(isolating)}" if isolating else ""
-            reasons["filters"] = f"layer {farthest or '(the model)'}{filters}"
         return {name: reasons[name] for name in sorted(reasons, key=lambda name: -self.view_scores[name][sample])}
 
     @property

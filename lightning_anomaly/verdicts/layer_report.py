@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ class LayerReport:
         sparsity: Share of the maps' values that are at most 0 `(F,)`, 0 to 1.
         map_size: Sides of a map in the network (pixels).
         analyzed_size: Sides of the analyzed map, smaller if maps were pooled (pixels).
-        outlier_scores: Distance of each probe sample from the others by all filters of the layer `(N,)`, see
-            `outliers/filter_view.py`.
+        nonfinite: Whether the maps of each probe sample are NaN or infinite in a filter whose maps of most samples are
+            finite `(N,)`.
     """
 
     verdicts: tuple[str, ...]
@@ -49,7 +49,7 @@ class LayerReport:
     sparsity: Tensor
     map_size: tuple[int, ...]
     analyzed_size: tuple[int, ...]
-    outlier_scores: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    nonfinite: Tensor
 
     def filters(self, verdict: str) -> list[int]:
         """Return the filters with a verdict."""
@@ -77,15 +77,14 @@ _DTYPES = {
     "isolated": torch.bool,
     "explained": torch.float64,
     "sparsity": torch.float64,
-    "outlier_scores": torch.float32,
+    "nonfinite": torch.bool,
 }
 
 
 def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
     """Join reports of consecutive filters of one layer."""
-    tensors: dict[str, Any] = {
-        key: torch.cat([getattr(part, key) for part in parts]) for key in _DTYPES if key != "outlier_scores"
-    }
+    tensors: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in _DTYPES}
+    tensors["nonfinite"] = torch.stack([part.nonfinite for part in parts]).any(0)
     return replace(parts[0], verdicts=tuple(verdict for part in parts for verdict in part.verdicts), **tensors)
 
 
@@ -98,6 +97,8 @@ def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
 
 def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
     """Restore a layer from the result of `layer_to_dict`."""
+    if "nonfinite" not in values:  # as in 0.3
+        values = {**values, "nonfinite": [score == "inf" for score in values["outlier_scores"]]}
     tensors = {key: to_tensor(values[key], dtype) for key, dtype in _DTYPES.items()}
     # Only the first of several processes has points, and empty lists lose their axes.
     tensors["points"] = tensors["points"].reshape(len(values["verdicts"]), -1, 2)

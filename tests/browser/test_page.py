@@ -235,27 +235,20 @@ class TestLists:
         page.find("99.PNG")
         assert [row["sample"] for row in page.saved()] == [str(i) for i in order if i % 100 == 99]
 
-    def test_a_sample_has_a_bar_for_each_layer_and_its_most_extreme_filters(self, report, opened):
+    def test_a_sample_has_a_bar_for_each_view_and_the_filters_that_react_to_it(self, report, opened):
         first = report.by_outlier_score[0]
         page = opened(report, f"#/sample/{first}")
         assert f"Score {report.outlier_scores[first]:.1f} 1 of 400" in page.text(".score")
-        views, layers = (bars.split("\n") for bars in page.page.locator(".bars").all_inner_texts())
+        (views,) = (bars.split("\n") for bars in page.page.locator(".bars").all_inner_texts())
         lefts = "all => all.map(each => each.getBoundingClientRect().left)"
         assert len({*page.page.eval_on_selector_all(".bars .cut", lefts)}) == 1  # a row for each view, with its reason
         reasons = report.outlier_reasons(first)
         expected = [(name, f"{scores[first]:.1f}", reasons[name]) for name, scores in report.view_scores.items()]
         assert [*zip(views[::3], views[1::3], views[2::3], strict=True)] == expected
-        expected = [(f"layer {name}", f"{part.outlier_scores[first]:.1f}") for name, part in report.layers.items()]
-        assert [*zip(layers[::2], layers[1::2], strict=True)] == expected
-        reactions = {
-            (name, index): points[first].norm().item()
-            for name, layer in report.layers.items()
-            for index, points in enumerate(layer.points)
-        }
-        strongest = sorted(reactions, key=reactions.__getitem__, reverse=True)
+        reactions = report.reactions[first]
         shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")
-        assert shown == [address(*place, f"?pin={first}") for place in strongest[:24]]
-        assert page.text(".card-note >> nth=0") == f"{reactions[strongest[0]]:.3g}"
+        assert shown == [address(name, index, f"?pin={first}") for name, index, *_ in reactions[:24]]
+        assert page.text(".card-note >> nth=0") == f"{reactions[0].distance:.3g}"
         page.page.locator("summary").click()
         assert f"outlier of {report.outlier_samples[first]} filters (votes)" in page.text("details")
         isolating = sum(int(layer.isolated[:, first].sum()) for layer in report.layers.values())

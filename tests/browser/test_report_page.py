@@ -18,6 +18,7 @@ from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 from lightning_anomaly.browser.epochs import EpochPoints, Frame, packed_frames
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.outliers.combine import SampleView
 
 
 def contents(page: str) -> tuple[dict, dict[str, bytes]]:
@@ -128,15 +129,18 @@ class TestEpochs:
         assert packed_frames(made_up(4, 300).layers, kept.before(made_up(4, 300).layers, 9))[0] == ["step 0", "step 5"]
 
 
-def test_the_filters_of_each_sample_are_ordered_by_distance():
-    report = made_up(40, 50)
-    report.layers["conv"].points[3, 7] = torch.nan  # of a filter that was not analyzed
+def test_the_first_24_filters_that_react_to_each_sample_are_stored():
+    report = made_up(40, 50, outliers=2)
+    report.layers["conv"].isolated[7, [0, 5]] = True
     raw = contents(report.page_text(""))[1]["reactions"]
-    filters = np.frombuffer(raw, "<u4", 50 * 24).reshape(50, 24)
-    distances = np.frombuffer(raw, "<f4", offset=4 * 50 * 24).reshape(50, 24)
-    expected = report.layers["conv"].points.nan_to_num(0).norm(dim=2).T.sort(1, descending=True)
-    np.testing.assert_array_equal(filters, expected.indices[:, :24])
-    np.testing.assert_allclose(distances, expected.values[:, :24], rtol=1e-6)
+    starts = np.frombuffer(raw, "<u4", 51)
+    filters, distances = np.frombuffer(raw, "<u4", starts[-1], 4 * 51), np.frombuffer(raw, "<f4")[51 + starts[-1] :]
+    assert np.diff(starts).tolist() == [24, 24, 0, 0, 0, 1, *[0] * 44]
+    for sample, begin, end in zip(range(50), starts, starts[1:], strict=False):
+        expected = report.reactions[sample][:24]
+        assert filters[begin:end].tolist() == [reaction.filter for reaction in expected]
+        np.testing.assert_allclose(distances[begin:end], [reaction.distance for reaction in expected], rtol=1e-6)
+    assert filters[0] == 7
 
 
 class TestMaps:
@@ -238,16 +242,14 @@ class TestReport:
     def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
         assert contents(report.page_text(""))[0]["scores"] == [0] * 5
-        conv = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5, 2, 3]))
-        report = replace(report, layers={"conv": conv})
+        pixels = torch.tensor([1.23456, torch.inf, 0.5, 2, 3], dtype=torch.float64)
+        report = replace(report, views={"pixels": SampleView(pixels, tuple("abcde"))})
         (index, blocks), (first, infinite, *others) = contents(report.page_text("")), report.outlier_scores.tolist()
         assert index["scores"] == [first, None, *others]
         assert index["ordinary"] == pytest.approx(torch.tensor([first, *others]).quantile(0.95).item(), rel=1e-3)
-        assert [(view["view"], view["layer"]) for view in index["views"]] == [("filters", None), (None, "conv")]
-        assert index["views"][1]["ordinary"] == 2.85  # of the finite ones
-        expected = [first, infinite, *others, *conv.outlier_scores.tolist()]
-        assert np.frombuffer(blocks["views"], "<f8").tolist() == pytest.approx(expected)
-        assert index["reasons"] == [{"filters": "layer conv"}] * 5
+        assert index["views"] == [{"view": "pixels", "ordinary": pytest.approx(index["ordinary"])}]
+        assert np.frombuffer(blocks["views"], "<f8").tolist() == pytest.approx([first, infinite, *others])
+        assert index["reasons"] == [{"pixels": reason} for reason in "abcde"]
 
     @pytest.mark.parametrize(
         ("labels", "names"),

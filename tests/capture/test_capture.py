@@ -14,7 +14,7 @@ from trainers import hook_count
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.maps import LayerMaps, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, map_extremes, pool_maps
 from lightning_anomaly.images.random_state import isolated_random_state
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -54,9 +54,9 @@ def test_maps_are_the_outputs_of_the_layer_in_the_order_of_the_samples(mode):
             model(batch)
     maps = taken.maps["0"]
     torch.testing.assert_close(maps.maps, expected)
-    torch.testing.assert_close(torch.cat(maps.statistics), map_statistics(expected))
+    torch.testing.assert_close(torch.cat(maps.extremes), map_extremes(expected))
     assert (maps.count, maps.size, maps.problem) == (6, (7, 7), None)
-    assert len(maps.batches) == len(maps.statistics) == 1
+    assert len(maps.batches) == len(maps.extremes) == 1
     assert not maps.maps.requires_grad
     assert taken.maps["2"].size == (5, 5)
 
@@ -88,7 +88,7 @@ def test_the_limit_is_respected_across_and_within_batches():
     taken = take_several([{"layer": batch} for batch in NUMBERS[:9].split(3)], limit=7)
     assert taken.full
     assert taken.maps["layer"].maps[:, 0, 0, 0].tolist() == list(range(7))
-    assert len(torch.cat(taken.maps["layer"].statistics)) == 7
+    assert len(torch.cat(taken.maps["layer"].extremes)) == 7
     assert not MapCapture({}, limit=3).full
     assert not MapCapture({}).full
 
@@ -135,7 +135,7 @@ def test_a_summary_replaces_the_maps():
         maps = drawn(*shape)
         taken = take(nn.Identity(), maps, summary=lambda maps: maps.reshape(4, 3, -1).amax(2))
         assert torch.equal(taken.maps, maps.reshape(4, 3, -1).amax(2))
-        assert (taken.size, taken.count, taken.zeros, taken.statistics) == (shape[2:], 4, None, [])
+        assert (taken.size, taken.count, taken.zeros, taken.extremes) == (shape[2:], 4, None, [])
 
 
 def test_sparsity_is_the_share_of_values_that_are_not_positive_before_pooling():

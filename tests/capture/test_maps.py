@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture import maps as module
-from lightning_anomaly.capture.maps import STATISTICS, keep_rows, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import STATISTICS, keep_rows, map_extremes, map_statistics, pool_maps
 
 
 def drawn(*shape: int) -> Tensor:
@@ -61,6 +61,15 @@ def test_maps_with_nan_or_infinity_do_not_change_the_statistics_of_other_maps():
     assert found.isfinite().all(2).tolist() == [[True, True], [False, True], [True, False]]
     assert torch.equal(found[:1], alone)
     assert found[2, 1, 3] == -torch.inf
+
+
+@pytest.mark.parametrize("size", [(), (7,), (13, 30), (3, 4, 2)])
+def test_extremes_are_those_of_numpy_and_nan_for_maps_with_nan(size):
+    maps = drawn(4, 3, *size)
+    pixels = maps.reshape(4, 3, -1).numpy()
+    np.testing.assert_array_equal(map_extremes(maps).numpy(), np.stack([pixels.max(2), pixels.min(2)], 2))
+    maps[1, 2], maps[2, 0] = torch.nan, -torch.inf
+    assert (~map_extremes(maps).isfinite().all(2)).nonzero().tolist() == [[1, 2], [2, 0]]
 
 
 def kept(batches: list[Tensor], most: int) -> list[Tensor]:

@@ -25,6 +25,6 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
         "sparsity": torch.full((filters,), 0.25, dtype=torch.float64),
         "map_size": (8, 8),
         "analyzed_size": (8, 8),
-        "outlier_scores": torch.zeros(samples),
+        "nonfinite": torch.zeros(samples, dtype=torch.bool),
     }
     return LayerReport(verdicts=verdicts, **(fields | values))

@@ -1,7 +1,7 @@
 """Figures show the values of a report in the documented order and have a limited size."""
 
 import re
-from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from reports import layer as made_up
 from torch import Tensor
 
+from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
@@ -124,20 +125,22 @@ class TestOutlierFigure:
     )
     images = torch.randint(0, 256, (N, 3, 5, 4), generator=rng()).to(torch.uint8)
 
-    def draw(self, layers: dict[str, LayerReport], images: Tensor) -> Figure | None:
-        report = AnomalyReport(layers, N)
+    def draw(self, layers: dict[str, LayerReport], images: Tensor, **values: Any) -> Figure | None:
+        report = AnomalyReport(layers, N, **values)
         return outlier_figure(images, report.outlier_scores, report.outlier_samples)
 
     def order(self, figure) -> list[int]:
         return [int(axes.get_title().split()[1]) for axes in figure.axes]
 
     def test_at_most_sixteen_samples_are_ordered_by_score(self):
-        scores = torch.full((N,), -1.0)
+        scores = torch.full((N,), -1.0).double()
         scores[:5] = torch.tensor([2.0, 4.0, 1.0, 5.0, 3.0])
-        found = network(conv=replace(layer([ANOMALY], {0: [40, 2]}), outlier_scores=scores))
-        figure = self.draw(found, self.images)
+        views = {"pixels": SampleView(scores, ("",) * N)}
+        figure = self.draw(network(conv=layer([ANOMALY], {0: [40, 2]})), self.images, views=views)
         assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
-        assert figure.axes[0].get_title() == f"sample 3\nscore {AnomalyReport(found, N).outlier_scores[3]:.1f}"
+        assert (
+            figure.axes[0].get_title() == f"sample 3\nscore {AnomalyReport({}, N, views=views).outlier_scores[3]:.1f}"
+        )
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
         assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
         assert self.order(self.draw(network(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]

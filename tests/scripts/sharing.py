@@ -94,7 +94,7 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         "layers": list(report.layers) == list(expected.layers),
         "notes": (report.notes, expected.notes),
         "n_samples": (report.n_samples, kept),
-        "left": sum(len(layer.batches) + len(layer.statistics) for layer in maps.values()),
+        "left": sum(len(layer.batches) + len(layer.extremes) for layer in maps.values()),
         "points": [layer.points.shape[1] for layer in report.layers.values()],
         "images": seen is not None and torch.equal(seen, images[:kept]),
         "pictures": report.pictures is not None and same(report.pictures.images, pictures.images),
