@@ -5,7 +5,7 @@ weights of the checkpoint. Images come from a folder, with or without a subfolde
 its array `val_images`, else `test_images`, else its only array. Image files and uint8 arrays, (N, H, W) or
 (N, H, W, 3), are scaled to 0..1; floating-point arrays, (N, C, H, W), are taken as they are. A model that does not
 normalize its input in `forward` needs the `--mean` and `--std` of its training's `Normalize`: without them it sees
-images unlike any it was trained on.
+images unlike any it was trained on. `outliers` needs no model: by default it takes one that is pretrained on ImageNet.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import find_outliers
 from lightning_anomaly.plots import outlier_images
+from lightning_anomaly.pretrained import load_pretrained
 from lightning_anomaly.report.figures import FIGURES
 
 _EXAMPLES = {
@@ -40,7 +41,7 @@ _EXAMPLES = {
   lightning-anomaly analyze last.ckpt --model my_project.models:Net --data photos --size 64
   lightning-anomaly weights.pt --model torchvision.models:resnet18 --model-args '{"num_classes": 10}' --data val.npz""",
     "outliers": """examples:
-  lightning-anomaly outliers last.ckpt --model my_project.models:Net --data photos --size 64
+  lightning-anomaly outliers --data photos
   lightning-anomaly outliers last.ckpt --model my_project.models:Net --data new.npz --reference val.npz --top 100""",
 }
 
@@ -60,8 +61,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(name, help=summary, epilog=_EXAMPLES[name], formatter_class=raw)
         command.set_defaults(run=run)
         add = command.add_argument
-        add("checkpoint", type=Path, help="file with a state_dict or a Lightning checkpoint")
-        add("--model", required=True, metavar="MODULE:CLASS", help="class or function that builds the model")
+        optional = name == "outliers"
+        add("checkpoint", type=Path, nargs="?" if optional else None, help="file with a state_dict or Lightning's")
+        add("--model", required=not optional, metavar="MODULE:CLASS", help="class or function that builds the model")
         add("--data", required=True, type=Path, metavar="PATH", help="folder or .npz file of images")
         add("--size", type=_positive, metavar="PIXELS", help="height and width of the images of a folder")
         add("--mean", type=float, nargs="+", metavar="X", help="mean of `Normalize`, one number or one per channel")
@@ -69,6 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add("--device", type=_device, default="cpu", help="device of the model, such as cuda, default: %(default)s")
         add("--model-args", type=_json_object, default={}, metavar="JSON", help="""its arguments: '{"channels": 3}'""")
         add("--output", type=Path, default=folder, help="folder to write to, default: %(default)s")
+    add("--classes", type=Path, metavar="FILE", help="names of the model's classes, one in each line")
     add("--reference", type=Path, metavar="PATH", help="ordinary images, as for --data; default: some of --data")
     add("--top", type=_positive, default=50, help="images to list, the first 64 also drawn, default: %(default)s")
     return parser.parse_args(words)
@@ -140,8 +143,9 @@ def run_analysis(options: argparse.Namespace) -> None:
 
 def run_outliers(options: argparse.Namespace) -> None:
     """Score all images, print the table, and write the gallery, the list and the figure of the oddest ones."""
-    model = load_model(options.checkpoint, options.model, options.model_args).to(options.device)
+    model, names = _load_model(options)
     images = _open(model, options.data, options)
+    images.classes = names if options.classes is None else options.classes.read_text("utf-8").splitlines()
     reference = None if options.reference is None else _open(model, options.reference, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
@@ -156,11 +160,27 @@ def run_outliers(options: argparse.Namespace) -> None:
     print(f"in {options.output}: outliers.csv, outliers.png")
 
 
+def _load_model(options: argparse.Namespace) -> tuple[nn.Module, Sequence[str]]:
+    """Load the model of a checkpoint, or without one a pretrained model, and the names of its classes if known."""
+    names: Sequence[str] = ()
+    if options.model is None and options.checkpoint is None:
+        options.model, model, names = load_pretrained()
+        options.size = options.size or 224
+        print(f"network: {options.model}, pretrained on ImageNet")
+    elif None in (options.model, options.checkpoint):
+        found = f"`{options.checkpoint}`" if options.model is None else f"`--model {options.model}`"
+        raise ValueError(f"A checkpoint and `--model` should be given, or neither of them. Found only {found}.")
+    else:
+        model = load_model(options.checkpoint, options.model, options.model_args)
+    return model.to(options.device), names
+
+
 def _open(model: nn.Module, path: Path, options: argparse.Namespace) -> ArrayImages | FolderImages:
     """Open images, and run the model on two zero images, to find images of the wrong shape before the work begins."""
     first = next(iter(select_layers(model).values()), None)
     images = open_images(path, options.size, getattr(first, "in_channels", 3) == 1, options.mean, options.std)
-    print(f"images of {path.name}: {images.scaling}")
+    hint = options.checkpoint and images.scaling.endswith("0..1")
+    print(f"images of {path.name}: {images.scaling}{', not normalized (see `--mean`)' if hint else ''}")
     try:
         with evaluating(model), torch.no_grad():
             model(torch.zeros(2, *images.shape, device=options.device))

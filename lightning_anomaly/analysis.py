@@ -22,8 +22,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.images.thumbnails import SIDE, shrink
 from lightning_anomaly.notes import nonfinite, warn_of
-from lightning_anomaly.outliers.combine import SampleView
-from lightning_anomaly.outliers.views import view_samples
+from lightning_anomaly.outliers.scorer import SampleView, view_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings

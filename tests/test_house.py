@@ -7,10 +7,20 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = ["checks", "numba_jit", "threads", "distributed", "progress", "tables", "notes", "settings",
-         "images", "capture", "clustering",
+         "images", "pretrained", "capture", "clustering",
          "verdicts", "plots", "browser", "outliers", "two_sample", "report", "analysis",
          "shared_analysis", "pruning", "checkpoint", "__main__", "callbacks"]  # fmt: skip
-MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
+MEETS_MODULES = {
+    "pretrained",
+    "capture",
+    "pruning",
+    "analysis",
+    "outliers",
+    "two_sample",
+    "checkpoint",
+    "__main__",
+    "callbacks",
+}
 
 
 def name_of(file: Path) -> str:

@@ -21,6 +21,7 @@ from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSam
 from lightning_anomaly.__main__ import main, parse
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.images.files import open_images, probe_positions
+from lightning_anomaly.pretrained import Pretrained
 
 pytestmark = QUIET
 
@@ -130,6 +131,29 @@ def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
         (row,) = csv.DictReader(file)
     assert list(row) == ["position", "score", "p_value", "significant", "layer", "filters", "reasons"]
     assert row["position"] == "1"
+
+
+def test_a_folder_is_enough_and_the_network_and_its_classes_are_named(tmp_path, monkeypatch, capsys):
+    draw = np.random.default_rng(0)
+    for number in range(101):
+        place = tmp_path / "photos" / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(draw.integers(0, 99 if number else 255, (9, 9, 3), dtype=np.uint8)).save(place)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 9, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    names = ("cat", "dog")
+    monkeypatch.setattr("lightning_anomaly.__main__.load_pretrained", lambda: Pretrained("Net V9", network, names))
+    command("outliers", "--data", tmp_path / "photos", "--output", tmp_path)
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "network: Net V9, pretrained on ImageNet"
+    assert "224x224" in out
+    assert "not normalized" not in out
+    assert any(name in (tmp_path / "outliers.csv").read_text() for name in names)
+    (tmp_path / "names.txt").write_text("Katze\nHund\n")
+    command("outliers", "--data", tmp_path / "photos", "--output", tmp_path, "--classes", tmp_path / "names.txt")
+    assert any(name in (tmp_path / "outliers.csv").read_text() for name in ("Katze", "Hund"))
+    with pytest.raises(SystemExit, match=r"Found only `--model x:y`"):
+        command("outliers", "--data", tmp_path / "photos", "--model", "x:y")
 
 
 def test_a_checkpoint_has_its_arguments_and_explicit_ones_override_them(folder):
@@ -270,7 +294,7 @@ class TestFolders:
     def test_images_are_normalised_and_the_output_says_how(self, folder, tmp_path, capsys):
         picture(tmp_path / "photos" / "a.png", (51, 102, 255))
         found = open_images(tmp_path / "photos", 8, False, [0.5, 0.0, 0.5], [0.25])
-        torch.testing.assert_close(found[0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
+        torch.testing.assert_close(found[0][0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
         with pytest.raises(ValueError, match=r"`--mean` should have one number, or one for each of the 3 channels"):
             open_images(tmp_path / "photos", 8, False, [0.5, 0.0])
         for numbers, line in (
@@ -285,13 +309,15 @@ class TestFolders:
         picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
         picture(tmp_path / "a.png", (255, 0, 0))
         for channels in (3, 1):
-            first, second = open_images(tmp_path, 10, gray=channels == 1)
+            (first, _), (second, _) = open_images(tmp_path, 10, gray=channels == 1)
             assert first.shape == second.shape == (channels, 10, 10)
             assert torch.allclose(first, torch.tensor(0.2), atol=0.01)
         wide = Image.new("RGB", (30, 10))
         wide.paste((255, 255, 255), (10, 0, 20, 10))
         wide.save(tmp_path / "B.JPG", "png")
-        assert open_images(tmp_path, 10, gray=False)[0][:, :, 1:-1].eq(1).all()  # the middle
+        middle, whole = open_images(tmp_path, 10, gray=False)[0]
+        assert middle[:, :, 1:-1].eq(1).all()
+        torch.testing.assert_close(whole.mean(), torch.tensor(1 / 3))
 
     def test_a_probe_has_images_of_all_classes(self, folder, tmp_path, capsys):
         for index in range(9):

@@ -6,14 +6,14 @@ import { csvText, download, exportButton } from "./csv.js";
 import { choice, cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";
-import { count, layerText, number, ordinaryText, percent, SCORE_TERMS, scoreText } from "./wording.js";
+import { count, number, ordinaryText, percent, SCORE_TERMS, scoreText } from "./wording.js";
 
 const AT_ONCE = 48;
 const EMPTY = {
   significant: "No image is significant at this rate of false discoveries. Look at the largest scores.",
   ticked: "No image is ticked.",
   all: "No image has a finite score.",
-  other: "No image matches. Show others, choose another layer, or find another name.",
+  other: "No image matches. Show others, or find another name.",
 };
 
 const tickedText = (amount) => `ticked (${amount})`;
@@ -90,7 +90,7 @@ function card(ranking, row, query, changed) {
     [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
     make("span", {}, `score ${scoreText(row.score)}`),
     ranking.ranked ? null : make("span", {}, `p-value ${chance(row)}`),
-    quiet(Object.values(row.view_reasons)[0] ?? layerText(row.layer)),
+    quiet(Object.values(row.view_reasons)[0]),
   );
 }
 
@@ -101,7 +101,6 @@ function gallery(ranking, query) {
   };
   const rows = ranking.chosen(query);
   const { bar, update } = tickedBar(ranking);
-  const layers = ranking.amounts().map(([name, amount]) => [`=${name}`, `${layerText(name)} (${amount})`]);
   const amountOf = (show) => ranking.chosen({ show }).length;
   const all = make(
     "button",
@@ -135,7 +134,12 @@ function gallery(ranking, query) {
         query.show ?? "all",
         change("show"),
       ),
-      choice("Strongest layer", [["all", "any"], ...layers], query.layer ?? "all", change("layer")),
+      choice(
+        "Order by",
+        [["all", "score"], ...Object.keys(ranking.views).map((view) => [view, view])],
+        query.by ?? "all",
+        change("by"),
+      ),
       finder("number or name", query.find ?? "", (text) => change("find")(text || "all")),
       query.show === "ticked" || !rows.length ? null : all,
       rows.length ? exportButton("images.csv", ranking.csvColumns, rows) : null,
@@ -146,7 +150,7 @@ function gallery(ranking, query) {
       AT_ONCE,
       (row) => card(ranking, row, query, update),
       "cards",
-      EMPTY[query.layer || query.find ? "other" : (query.show ?? "all")],
+      EMPTY[query.find ? "other" : (query.show ?? "all")],
     ),
     bar,
   ];
@@ -187,19 +191,6 @@ const significance = (ranking, row) => [
   ["Significant", `${row.significant ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
 ];
 
-/** The layer and filters in which an image is oddest, unless its maps are ordinary. */
-function layerFacts(ranking, row) {
-  if (row.view_reasons.file) return [];
-  const { filters: score } = row.views;
-  if (score !== undefined && score !== null && score <= ranking.views.filters)
-    return [["Filters", "none stands out: the score comes from other views"]];
-  const link = make("a", { href: address(["gallery"], { layer: `=${row.layer}` }) }, layerText(row.layer));
-  return [
-    ["Strongest layer", link],
-    ["Its filters", row.filters.length ? `${row.filters.join(", ")}, the most extreme first` : "none"],
-  ];
-}
-
 function imagePage(ranking, row, query) {
   opened = row;
   const chosen = ranking.chosen(query);
@@ -210,7 +201,6 @@ function imagePage(ranking, row, query) {
     ["Rank", `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
     ["Score", `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
     ...(ranking.ranked ? [] : significance(ranking, row)),
-    ...layerFacts(ranking, row),
     ["Label", row.label],
     ["File", row.name],
   ].filter(([, text]) => text !== undefined);

@@ -49,18 +49,13 @@ export class Ranking {
     }
   }
 
-  /** The rows that an address asks for. A layer is `=NAME`, as the name of the model itself is empty. */
-  chosen({ layer, show, find = "" }) {
+  /** The rows that an address asks for, by descending score or by that of one view. */
+  chosen({ by, show, find = "" }) {
     const isShown =
       { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
     const named = (row) => !find || [row.label, row.name].some((name) => isMeant(row.position, name, find));
-    return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && isShown(row) && named(row));
-  }
-
-  /** Pairs of a layer of any row, in the network's order, and the number of its rows. */
-  amounts() {
-    const amounts = this.layers.map((name) => [name, this.rows.filter((row) => row.layer === name).length]);
-    return amounts.filter(([, amount]) => amount);
+    const rows = this.rows.filter((row) => isShown(row) && named(row));
+    return by in this.views ? rows.sort((a, b) => (b.views[by] ?? Infinity) - (a.views[by] ?? Infinity)) : rows;
   }
 
   /** The columns of a CSV file, as `OutlierReport.save_csv` writes them. */

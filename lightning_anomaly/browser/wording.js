@@ -47,14 +47,9 @@ export const kindsOf = (report, of = (place) => report.kind(place)) => {
 
 /** Terms of all pages, for the help dialog. */
 export const SCORE_TERMS = [
-  [
-    "Score",
-    "How unlike the others an image is. Combines pixels, features and logits; without logits, pixels and filters.",
-  ],
-  ["Pixels", "The score by statistics of the image such as brightness, noise and colour."],
-  ["Features", "The score by the distance of the last features from those of the others."],
-  ["Logits", "The score by how small the logits are."],
-  ["Filters", "The score by the feature maps of all filters."],
+  ["Score", "How unlike the others an image is: the larger of look and content."],
+  ["Look", "The score by statistics of the pixels such as brightness, noise and colour."],
+  ["Content", "The score by what the network makes of the image: its features, and its logits if it is sure of most."],
 ];
 
 /** The facts of a filter, as pairs of a term and a sentence. */

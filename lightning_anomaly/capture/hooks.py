@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
@@ -19,6 +19,8 @@ from lightning_anomaly.capture.maps import LayerMaps, keep_rows, map_extremes, p
 from lightning_anomaly.capture.samples import SampleCapture
 from lightning_anomaly.images.random_state import isolated_torch_state
 from lightning_anomaly.notes import Note
+
+_Watched = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
@@ -65,6 +67,15 @@ def compiled_models_eager() -> Iterator[None]:
                 _eager_stance.close()
 
 
+@contextmanager
+def hooked(watched: Iterable[_Watched]) -> Iterator[None]:
+    """Call functions as forward hooks of modules inside; an exception of one becomes its owner's `problem`."""
+    with compiled_models_eager(), ExitStack() as hooks:
+        for module, owner, take in watched:
+            hooks.callback(module.register_forward_hook(_guarded(owner, take)).remove)
+        yield
+
+
 @dataclass(eq=False)
 class MapCapture:
     """Takes the maps of chosen layers out of a model while it runs, as a context manager around each forward pass.
@@ -97,14 +108,11 @@ class MapCapture:
     def attach(self) -> None:
         """Put the hooks on the model. `remove` must follow, also after an exception."""
         self.remove()
-        with ExitStack() as hooks:
-            hooks.enter_context(compiled_models_eager())
-            for name, module in self.layers.items():
-                hook = _guarded(self.maps[name], partial(self._take, name))
-                hooks.callback(module.register_forward_hook(hook).remove)
-            for module, take in self.samples.watched:
-                hooks.callback(module.register_forward_hook(_guarded(self.samples, take)).remove)
-            self._hooks = hooks.pop_all()
+        watched: list[_Watched] = [
+            (layer, self.maps[name], partial(self._take, name)) for name, layer in self.layers.items()
+        ]
+        watched += [(module, self.samples, take) for module, take in self.samples.watched]
+        self._hooks.enter_context(hooked(watched))
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""

@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
-
-_COARSE = 8  # largest side of a pooled map (pixels)
 _ROOM = 2**25  # bytes, from which on the C library maps pages that take no memory before they are written
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
@@ -37,23 +34,6 @@ def _windows(maps: Tensor, max_side: int) -> list[int]:
     sizes = maps.shape[2:]
     side = max(1, int(max_side ** (2 / max(1, len(sizes))) + 1e-9))
     return [-(-size // side) for size in sizes]
-
-
-def map_statistics(maps: Tensor) -> Tensor:
-    """Describe maps `(N, F, ...)`, float32 or float64, by the five `STATISTICS` `(N, F, 5)`.
-
-    The standard deviation of the pooled map, next to that of the map, separates fine patterns, such as noise, from
-    coarse ones.
-    """
-    if maps.device.type == "cpu":
-        from lightning_anomaly.capture.five_numbers import five_numbers  # late, as numba takes long to import
-
-        return five_numbers(maps, _windows(maps, _COARSE))
-    pixels = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
-    pooled = pool_maps(maps, _COARSE)
-    deviation = pixels.std(2, correction=0)
-    coarse = deviation if pooled is maps else pooled.flatten(2).std(2, correction=0)
-    return torch.stack([pixels.mean(2), deviation, pixels.amax(2), pixels.amin(2), coarse], 2)
 
 
 def map_extremes(maps: Tensor) -> Tensor:

@@ -14,9 +14,21 @@ from torch.nn import functional
 _WINDOW = 4  # side of the blocks in which patterns are measured (pixels)
 _NEAR = 0.02  # distance of the brightest pixels from the maximum, and of the darkest from the minimum (of the range)
 _FLAT = 0.01  # largest difference of neighbours in flat areas (of the range)
+_PLAIN = 1e-3  # variance of a line of one colour (of the image's variance)
 _RELATIVE = 1e-4  # energy of a pattern that is rounding or JPEG (of the image's variance)
 _FAINT = 1e-8  # energy of colour that is rounding (of the image's variance)
 _FINEST = 1e-3  # second difference that is rounding (of the image's standard deviation)
+_FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm, or of the images' standard deviation
+_IN_PIXELS = (
+    "mean",
+    "lowest",
+    "highest",
+    "edges",
+    "ends",
+    "middle",
+    "channel",
+    "brightest colour",
+)  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -27,7 +39,7 @@ def describes_pixels(shape: torch.Size) -> bool:
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
-    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, grain, patterns, places and colour.
+    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, border, grain, patterns, places, colour.
 
     Images are `(N, C, H, W)`, signals `(N, C, L)` and volumes `(N, C, D, H, W)`. Normalization of the images changes
     each number by a factor or a constant only. Colour is the difference of the channels from their mean, grey.
@@ -43,6 +55,18 @@ def pixel_names(channels: int, axes: int) -> tuple[str, ...]:
     return tuple(
         name for name, _ in _describe(torch.zeros(1, channels, *[_WINDOW] * axes, dtype=torch.float32, device="cpu"))
     )
+
+
+def noise_floors(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Compute how much each number in `pixel_statistics` `(N, S)` may change by rounding: float64 `(S,)`.
+
+    The images have the shape `(C, ...)`. Numbers in units of pixels change by a share of their typical contrast.
+    """
+    names = pixel_names(shape[0], len(shape) - 1)
+    in_pixels = torch.tensor([name.startswith(_IN_PIXELS) for name in names], device="cpu")
+    contrast = statistics[:, names.index("contrast")].double().nanmedian().div(2).exp()
+    unit = torch.maximum(contrast, statistics[:, names.index("mean")].double().abs().nanmedian() * _FLOOR)
+    return _FLOOR * torch.where(in_pixels, unit, 1.0)
 
 
 def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
@@ -68,6 +92,11 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
         first, middle, last = (part.flatten(1).mean(1) for part in grey.tensor_split(3, axis))
         numbers += [("edges", steps.amax(1)), ("flat share", (steps <= _FLAT * span).to(pixels).mean(1))]
         numbers += [(f"ends {axis - 1}", first - last), ("middle", middle - mean)]
+    if len(axes) == 2:
+        for axis in axes:
+            lines = grey.var(3 - axis, unbiased=False)
+            numbers += [("plainest line", (lines.amin(1) + _RELATIVE * variance + _TINY).log())]
+            numbers += [("plain border", _border(lines <= _PLAIN * variance[:, None]))]
     numbers += zip(("noise", "detail"), _grain(grey, variance).T, strict=True)
     numbers += _pattern_energies(grey[:, None], variance, "patterns")
     if channels > 1:
@@ -83,15 +112,23 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
     return numbers
 
 
+def _border(plain: Tensor) -> Tensor:
+    """Compute the log of the share of lines `(N, L)` that are plain up to the first or the last that is not `(N,)`."""
+    widths = [side.long().cumprod(1).sum(1) for side in (plain, plain.flip(1))]
+    return ((widths[0] + widths[1] + 1) / plain.shape[1]).log()
+
+
 def _grain(grey: Tensor, variance: Tensor) -> Tensor:
     """Compute noise and detail `(N, 2)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
     for axis in range(1, grey.ndim):
         grey = grey.diff(n=2, dim=axis)
     sizes = grey.abs().flatten(1)
-    # NumPy sorts ten times as fast as torch on a CPU.
-    ordered = torch.from_numpy(np.sort(sizes.numpy(), 1)) if sizes.device.type == "cpu" else sizes.sort(1).values
-    places = [int(share * ordered.shape[1]) for share in (0.5, 0.9)]
-    return (ordered[:, places] + _FINEST * variance.sqrt()[:, None] + _TINY).log()
+    places = [int(share * sizes.shape[1]) for share in (0.5, 0.9)]
+    if sizes.device.type == "cpu":  # NumPy selects without sorting
+        quantiles = torch.from_numpy(np.partition(sizes.numpy(), places, 1)[:, places])
+    else:
+        quantiles = sizes.sort(1).values[:, places]
+    return (quantiles + _FINEST * variance.sqrt()[:, None] + _TINY).log()
 
 
 def _pattern_energies(images: Tensor, variance: Tensor, name: str) -> list[tuple[str, Tensor]]:
@@ -100,16 +137,22 @@ def _pattern_energies(images: Tensor, variance: Tensor, name: str) -> list[tuple
     The patterns are those of the discrete cosine transform of blocks of 4 pixels along each axis, but the constant one.
     """
     n, channels, *sides = images.shape
-    place = torch.arange(_WINDOW, dtype=torch.float64, device="cpu")
-    waves = (math.pi / _WINDOW * place[:, None] * (place + 0.5)).cos()
-    waves /= waves.norm(dim=1, keepdim=True)
-    kernels = waves
-    for _ in sides[1:]:
-        kernels = torch.einsum("p...,qx->pq...x", kernels, waves).flatten(0, 1)
-    kernels = kernels[1:, None].to(images)
+    kernels = _patterns(len(sides)).to(images)
     response = _CONVOLUTIONS[len(sides)](images.flatten(0, 1)[:, None], kernels, stride=_WINDOW)
     energies = response.square().flatten(2).mean(2).view(n, channels, -1).mean(1)
     energies = (energies + _RELATIVE * variance[:, None] + _TINY).log()
     frequencies = list(itertools.product(range(_WINDOW), repeat=len(sides)))[1:]
     sizes = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]
     return [(f"{size} {name}", energy) for size, energy in zip(sizes, energies.T, strict=True)]
+
+
+@cache
+def _patterns(axes: int) -> Tensor:
+    """Compute the patterns as kernels of a convolution, float64 `(P, 1, 4, ...)`."""
+    place = torch.arange(_WINDOW, dtype=torch.float64, device="cpu")
+    waves = (math.pi / _WINDOW * place[:, None] * (place + 0.5)).cos()
+    waves /= waves.norm(dim=1, keepdim=True)
+    kernels = waves
+    for _ in range(axes - 1):
+        kernels = torch.einsum("p...,qx->pq...x", kernels, waves).flatten(0, 1)
+    return kernels[1:, None]

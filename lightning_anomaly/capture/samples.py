@@ -1,15 +1,35 @@
-"""Take statistics of each sample: its pixels, and the input and the output of the last linear layer."""
+"""Take statistics of each sample: its pixels, and the features and logits that a network computes of it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.layers import CONVOLUTIONS
+from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
+from lightning_anomaly.images.source import tensors_in
+
+
+class Head(NamedTuple):
+    """Where features and logits come from.
+
+    Attributes:
+        layer: Name of the layer.
+        logits: Whether the model returns its output: then its input are the features. Else its pooled output is.
+    """
+
+    layer: str
+    logits: bool
+
+    def __str__(self) -> str:
+        name = f"'{self.layer}'" if self.layer else "the model"
+        if self.logits:
+            return f"the input of {name} are the features, its output the logits"
+        return f"the pooled maps of {name} are the features, as the model returns the output of no linear layer"
 
 
 class SampleStatistics(NamedTuple):
@@ -17,9 +37,10 @@ class SampleStatistics(NamedTuple):
 
     pixels: Tensor | None = None  # `pixel_statistics` `(N, S)`
     shape: tuple[int, ...] = ()  # of a sample
-    features: Tensor | None = None  # input of the last linear layer `(N, D)`
-    logits: Tensor | None = None  # its output, for two or more classes `(N, classes)`
+    features: Tensor | None = None  # `(N, D)`
+    logits: Tensor | None = None  # `(N, classes)`, one number for two classes
     class_names: tuple[str, ...] = ()  # if the data set names its classes
+    head: Head | None = None
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples by an index."""
@@ -33,10 +54,10 @@ class SampleStatistics(NamedTuple):
     @staticmethod
     def join(parts: Sequence[SampleStatistics]) -> SampleStatistics:
         """Join the statistics of several parts; those that a part lacks, or has in another shape, become None."""
-        pixels, shapes, features, logits, names = zip(*parts, strict=True)
-        if len({*shapes}) > 1:
-            return SampleStatistics(None, (), _join(features), _join(logits), names[0])
-        return SampleStatistics(_join(pixels), shapes[0], _join(features), _join(logits), names[0])
+        pixels, shapes, features, logits, names, heads = zip(*parts, strict=True)
+        same_shape = len({*shapes}) == 1
+        joined = _join(pixels) if same_shape else None, shapes[0] if same_shape else ()
+        return SampleStatistics(*joined, _join(features), _join(logits), names[0], heads[0])
 
 
 def _join(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -48,31 +69,58 @@ def _join(tensors: Sequence[Tensor | None]) -> Tensor | None:
 class SampleCapture:
     """Takes `SampleStatistics` while a model runs; without a model it takes nothing.
 
-    Pixels are those of the first convolution's input, the image as the network sees it. The last linear layer is the
-    last one called with one row per sample that returns at least two numbers; its first call in a pass counts.
+    Pixels are those of the first convolution's input, the image as the network sees it. The first pass finds the head:
+    the linear layer whose output the model returns, or the 1x1 convolution of which it returns the pooled output, alone
+    or in a tuple or mapping, as logits or as probabilities. Without one, features are the pooled maps of the last
+    convolution. If only parts of a LightningModule are called, the last one that returns such an output counts.
     """
 
-    def __init__(self, model: nn.Module | None, limit: int) -> None:
-        modules = [] if model is None else list(model.modules())
-        self.watched: list[tuple[nn.Module, Callable[..., None]]] = [  # modules, and the forward hook of each
-            *((module, self._take_pixels) for module in modules if isinstance(module, CONVOLUTIONS)),
-            *((module, self._take_classes) for module in modules if isinstance(module, nn.Linear)),
-        ]
-        self._limit = limit
+    def __init__(
+        self,
+        model: nn.Module | None,
+        limit: int = sys.maxsize,
+        *,
+        with_pixels: bool = True,
+        head: Head | None = None,
+    ) -> None:
+        self._model, self._limit, self._with_pixels = model, limit, with_pixels
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
-        self._called: set[nn.Module] = set()
+        self._linear: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of each linear layer called
+        self._maps: tuple[nn.Module, Tensor, Tensor, Tensor] | None = None  # the last convolution, see `_take_maps`
         self._seen = 0
+        self.head = head
         self.class_names: tuple[str, ...] = ()  # set by those who know the data set
         self.problem: str | None = None  # why nothing could be taken
 
+    @property
+    def watched(self) -> list[tuple[nn.Module, Callable[..., None]]]:
+        """The modules to hook in the next pass, and the forward hook of each."""
+        if self._model is None:
+            return []
+        modules = list(self._model.modules())
+        convolutions = [module for module in modules if isinstance(module, CONVOLUTIONS)]
+        hooks: list[tuple[nn.Module, Callable[..., None]]] = []
+        if self._with_pixels:
+            hooks += [(module, self._take_pixels) for module in convolutions]
+        if self.head is not None:
+            modules = [modules_by_name(self._model)[self.head.layer]]
+        hooks += [(module, self._take_maps) for module in modules if isinstance(module, CONVOLUTIONS)]
+        hooks += [(module, self._take_linear) for module in modules if isinstance(module, nn.Linear)]
+        if self.head is None or self.head.logits:
+            outer = *self._model.children(), self._model
+            hooks += [(module, self._compare) for module in outer if not isinstance(module, torch.jit.ScriptModule)]
+        return hooks
+
     def end_pass(self, count: int) -> None:
         """Keep the statistics of one pass of `count` samples."""
+        if self._current.features is None and self._maps is not None and not (self.head and self.head.logits):
+            self._found(self._maps[0], self._maps[2], None)
         if count and self._seen < self._limit:
             self._passes.append(self._current.select(slice(self._limit - self._seen)))
         self._seen += count
-        self._current = SampleStatistics()
-        self._called.clear()
+        self._current, self._maps = SampleStatistics(), None
+        self._linear.clear()
 
     def collected(self, samples: int) -> SampleStatistics:
         """Return the statistics of all samples, on the CPU; None for those with more or fewer rows."""
@@ -89,10 +137,42 @@ class SampleCapture:
         statistics = pixel_statistics(images) if has_pixels else None
         self._current = self._current._replace(pixels=statistics, shape=tuple(images.shape[1:]))
 
-    def _take_classes(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module in self._called or not args or args[0].ndim != 2 or output.shape[1] < 2:
-            return
-        self._called.add(module)
-        # Copies, as a later activation may change them in place.
-        features, logits = (tensor.detach().to(torch.float32, copy=True) for tensor in (args[0], output))
-        self._current = self._current._replace(features=features, logits=logits)
+    def _take_linear(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module not in self._linear and args and args[0].ndim <= 2:
+            # Copies, as a later activation may change them in place.
+            features, logits = (tensor.detach().to(torch.float32, copy=True) for tensor in (args[0], output))
+            self._linear[module] = features.view(-1, features.shape[-1]), logits.view(-1, logits.shape[-1])
+
+    def _take_maps(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Average the input of a convolution over each map, its output, and its output after a ReLU."""
+        if args and isinstance(output, Tensor) and output.ndim > 2:
+            pooled = [maps.detach().float().flatten(2).mean(2) for maps in (args[0], output, output.clamp(min=0))]
+            self._maps = module, pooled[0], pooled[1], pooled[2]
+
+    def _compare(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Find the head among the layers that were called."""
+        candidates = [(layer, *pair) for layer, pair in self._linear.items()]
+        if self._maps is not None and set(cast(Any, self._maps[0]).kernel_size) == {1}:
+            layer, features, *outputs = self._maps
+            candidates += [(layer, features, logits) for logits in outputs]
+        for returned in tensors_in(output):
+            for layer, features, logits in reversed(candidates):
+                if _returns(returned.detach(), logits):
+                    self._found(layer, features, logits)
+                    return
+        if module is self._model:  # a result of the model itself replaces those of its parts
+            self._current = self._current._replace(features=None, logits=None)
+
+    def _found(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
+        name = next(name for name, module in modules_by_name(cast(nn.Module, self._model)).items() if module is layer)
+        self.head = Head(name, logits is not None)
+        self._current = self._current._replace(features=features, logits=logits, head=self.head)
+
+
+def _returns(returned: Tensor, logits: Tensor) -> bool:
+    """Return whether a tensor holds the logits `(n, C)`, or their probabilities or logarithms of these."""
+    if returned.numel() != logits.numel() or not returned.is_floating_point():
+        return False
+    returned = returned.to(logits).reshape(logits.shape)
+    forms = (logits, logits.log_softmax(1), logits.softmax(1)) if logits.shape[1] > 1 else (logits, logits.sigmoid())
+    return any(torch.allclose(returned, form, rtol=1e-2, atol=1e-4, equal_nan=True) for form in forms)

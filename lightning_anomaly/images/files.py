@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lightning_anomaly.tables import listed
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+_HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 
 
 def open_images(
@@ -33,8 +34,9 @@ def open_images(
     return images
 
 
-class _Images(Dataset[Tensor]):
+class _Images(Dataset[Any]):
     scaling = "scaled to 0..1"  # a description for the user
+    classes: Sequence[str] = ()  # names of the model's classes
     _moments: tuple[Tensor, Tensor] | None = None
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -42,8 +44,6 @@ class _Images(Dataset[Tensor]):
         if any(mean) or any(deviation != 1 for deviation in std):
             self._moments = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
             self.scaling += f", then normalized by the mean {listed(mean)} and the standard deviation {listed(std)}"
-        elif "0..1" in self.scaling:
-            self.scaling += ", not normalized (see `--mean`)"
 
     def _normalized(self, image: Tensor) -> Tensor:
         return image if self._moments is None else (image - self._moments[0]) / self._moments[1]
@@ -70,28 +70,44 @@ class ArrayImages(_Images):
 class FolderImages(_Images):
     """The images in a folder and its subfolders, in the order of their names; each direct subfolder is a class.
 
+    An image is a file with the name of a picture, such as `.jpg`, or with any other name and a picture's first bytes,
+    in any format that Pillow reads. Nothing is decoded yet: an image may prove to be broken when it is read.
+
     It has the attributes `root`, `samples` and `targets` of torchvision's `ImageFolder`, and `labels`, the name of each
-    image's class. Without subfolders there are no classes.
+    image's class. Without subfolders there are no classes. `skipped` gives the reason for each file and folder that is
+    not read, by its path in the folder, but for the hidden files of systems: `.DS_Store`, `Thumbs.db`.
+
+    An item is an image for a network and the whole picture, squeezed into a square, in which a search for outliers sees
+    frames and captions that the network's image may lack.
 
     Args:
         folder: The folder.
         size: Images are scaled until they cover a square of this side, and cropped to its middle (pixels).
         gray: Whether images have one channel instead of three.
-        transform: Function that turns a Pillow image into a tensor, instead of scaling and cropping.
+        transform: Function that turns a Pillow image into a tensor for the network, instead of scaling and cropping.
+
+    Raises:
+        ValueError: If there is no such folder, or no image in it.
     """
+
+    hands_pictures = True  # for `ImageSource`: an item ends with a whole picture
 
     def __init__(
         self, folder: str | Path, size: int = 224, gray: bool = False, transform: Callable[[Any], Tensor] | None = None
     ) -> None:
         self.root, self.transform = folder, transform
-        folder = Path(folder)
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
-        if not files:
-            raise ValueError(f"`{folder.name}` should hold images ({', '.join(sorted(_SUFFIXES))}). Found none.")
-        paths = [file.relative_to(folder).parts for file in files]
-        labels = [parts[0] if len(parts) > 1 else "" for parts in paths]  # "" for a file beside the subfolders
+        if not os.path.isdir(folder):
+            found = "a file" if os.path.exists(folder) else "nothing"
+            raise ValueError(f"Parameter `folder` should be a folder of images. Found {found} at `{folder}`.")
+        names, self.skipped = _list_images(folder)
+        if not names:
+            skipped = [f"{name} ({reason})" for name, reason in self.skipped.items()]
+            raise ValueError(f"`{folder}` should hold images. Found {listed(skipped) or 'no file'}.")
+        folders = [name.split(os.sep)[:-1] for name in names]
+        labels = [parts[0] if parts else "" for parts in folders]  # "" for a file beside the subfolders
         classes = sorted({*labels})
-        self.samples = [(str(file), classes.index(label)) for file, label in zip(files, labels, strict=True)]
+        targets = {label: target for target, label in enumerate(classes)}
+        self.samples = [(os.path.join(folder, n), targets[label]) for n, label in zip(names, labels, strict=True)]
         self.labels = labels if classes != [""] else None
         self.targets = [target for _, target in self.samples] if self.labels else []
         self.shape = (1 if gray else 3, size, size)
@@ -100,19 +116,63 @@ class FolderImages(_Images):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         from PIL import Image, ImageOps
 
-        channels, height, width = self.shape
-        image = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
-        if self.transform is not None:
-            return self._normalized(self.transform(image))
-        return self._normalized(_as_image(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))))
+        channels, side, _ = self.shape
+        size, scaling = (side, side), Image.Resampling.BILINEAR
+        picture = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
+        whole = _as_image(np.array(picture.resize(size, scaling)))
+        if self.transform is None:
+            return self._normalized(_as_image(np.array(ImageOps.fit(picture, size, scaling)))), whole
+        return self._normalized(self.transform(picture)), whole
 
 
 def probe_positions(images: ArrayImages | FolderImages, count: int) -> range:
     """Choose the first images of a file, or evenly spaced ones of a folder, whose first ones are of few classes."""
     return range(0, len(images), -(-len(images) // count) if isinstance(images, FolderImages) else 1)[:count]
+
+
+def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
+    """List the images in a folder, sorted, and the other files with the reason why they are none."""
+    from PIL import Image, ImageFile, UnidentifiedImageError
+
+    Image.init()
+    formats = {  # without those of which Pillow knows only the header
+        name: accept
+        for name, (reader, accept) in Image.OPEN.items()
+        if name != "MPEG" and not (isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile))
+    }
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    recognized = [name for name, accept in formats.items() if accept]  # by the first bytes
+    names, skipped, seen = [], {}, set()
+
+    def skip(error: OSError) -> None:
+        skipped[os.path.relpath(error.filename, folder)] = str(error.strerror)
+
+    for place, folders, files in os.walk(folder, onerror=skip, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            skipped[os.path.relpath(place, folder)] = "the same folder as one that is read already"
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in files:
+            if file.startswith(".") or file in _HIDDEN:
+                continue
+            name = os.path.relpath(os.path.join(place, file), folder)
+            if os.path.splitext(file)[1].lower() not in suffixes:
+                try:
+                    Image.open(os.path.join(place, file), formats=recognized).close()
+                except UnidentifiedImageError:
+                    skipped[name] = "not a picture that Pillow reads"
+                    continue
+                except (OSError, Image.DecompressionBombError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:  # else it is a broken picture
+                        skip(error)
+                        continue
+            names.append(name)
+    return sorted(names, key=lambda name: name.split(os.sep)), dict(sorted(skipped.items()))
 
 
 def _read_image(file: str, mode: str) -> Any:

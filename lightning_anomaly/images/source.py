@@ -87,6 +87,7 @@ class ImageSource:
             )
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
+        self._picture_shape: tuple[int, ...] = ()
         for position in self.positions[:_ATTEMPTS]:
             _, image = next(self.batches([position]))
             if position not in self.unreadable:
@@ -144,12 +145,16 @@ class ImageSource:
 
         Batches have nearly equal sizes, as a last batch of one image would break models that squeeze.
         """
+        return ((chunk, images) for chunk, images, _ in self.pictures(positions))
+
+    def pictures(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Read like `batches`, and yield whole pictures too, which are the images unless the data set hands both."""
         if not len(positions):
             return
         count = -(-len(positions) // self.batch_size)
         chunks = torch.tensor_split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), count)
         if self._loader is None:
-            yield from ((chunk, self._data[chunk]) for chunk in chunks)
+            yield from ((chunk, images, images) for chunk in chunks for images in [self._data[chunk]])
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
         batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, seed=self._seed))
@@ -160,13 +165,14 @@ class ImageSource:
                     batch = next(batches)  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
-                    images = torch.cat([self._read_alone(position) for position in chunk.tolist()])
+                    alone = [self._read_alone(position) for position in chunk.tolist()]
+                    images, pictures = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
                 else:
-                    images = self._images_of(batch, len(chunk))
-            yield chunk, images
+                    images, pictures = self._images_of(batch, len(chunk))
+            yield chunk, images, pictures
 
-    def _read_alone(self, position: int) -> Tensor:
-        """Read one image `(1, ...)` of a batch that could not be read."""
+    def _read_alone(self, position: int) -> list[Tensor]:
+        """Read one image `(1, ...)` and its picture, of a batch that could not be read."""
         assert self._loader is not None
         try:
             with isolated_random_state(self._seed % 2**32):
@@ -175,11 +181,11 @@ class ImageSource:
             kind = type(error).__name__
             # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
             self.unreadable[position] = kind if "<" in str(error) else f"{kind}: {error}"
-            return torch.zeros(1, *self.shape, device="cpu")
-        return self._images_of(batch, 1).cpu()
+            return [torch.zeros(1, *shape, device="cpu") for shape in (self.shape, self._picture_shape)]
+        return [tensors.cpu() for tensors in self._images_of(batch, 1)]
 
-    def _images_of(self, batch: Any, count: int) -> Tensor:
-        """Return the images in a batch of `count` items, or raise ValueError."""
+    def _images_of(self, batch: Any, count: int) -> tuple[Tensor, Tensor]:
+        """Return the images and the whole pictures in a batch of `count` items, or raise ValueError."""
         images = self._convert(batch)
         if images is None:
             found = getattr(batch, "dtype", type(batch).__name__)
@@ -192,7 +198,9 @@ class ImageSource:
                 f"Parameter `{self.argument}` should give one image for each item of its data set. Found {len(images)} "
                 f"for {count} items: its `collate_fn` should leave none out and add none."
             )
-        return images
+        pictures = tensors_in(batch)[-1] if holder(self._data, "hands_pictures") else images
+        self._picture_shape = tuple(pictures.shape[1:])
+        return images, pictures
 
 
 def holder(dataset: Any, attribute: str) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,55 @@ def shrink(samples: Tensor, side: int) -> Tensor:
         pooled = functional.avg_pool2d(samples.float(), window, ceil_mode=True, count_include_pad=False)
         samples = pooled.round().to(torch.uint8) if samples.dtype == torch.uint8 else pooled
     return samples.cpu()
+
+
+class Thumbnails(NamedTuple):
+    """Results of `shrink` in bytes, to keep many of them.
+
+    Attributes:
+        values: Bytes from 0, the smallest value of an image's channel, to 255, the largest one `(n, C, ...)`.
+        low: The smallest values `(n, C)`.
+        high: The largest values `(n, C)`.
+    """
+
+    values: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, samples: Tensor, side: int) -> Thumbnails:
+        """Shrink samples and convert them to bytes; NaN becomes 0."""
+        small = shrink(samples, side).float().nan_to_num()
+        low, high = small.flatten(2).aminmax(dim=2)
+        ends = [end.reshape(*low.shape, *[1] * (small.ndim - 2)) for end in (low, high)]
+        scaled = (small - ends[0]) / (ends[1] - ends[0]).clamp_min(1e-30)
+        return cls(scaled.mul(255).round().to(torch.uint8), low, high)
+
+    @staticmethod
+    def join(parts: Sequence[Thumbnails | None]) -> Thumbnails | None:
+        """Join parts; None if one is None."""
+        present = [part for part in parts if part is not None]
+        if len(present) < len(parts) or not parts:
+            return None
+        return Thumbnails(*(torch.cat(tensors) for tensors in zip(*present, strict=True)))
+
+    def select(self, samples: Any) -> Thumbnails:
+        """Select samples."""
+        return Thumbnails(*(tensor[samples] for tensor in self))
+
+    def ends(self) -> Thumbnails:
+        """Keep the ranges only."""
+        return self._replace(values=self.values.flatten(2)[..., :0])
+
+    def ranges(self) -> Tensor:
+        """Return the smallest and the largest values as samples of two pixels."""
+        ends = torch.stack([self.low, self.high], 2)
+        return ends[:, :, None] if self.values.ndim != 3 else ends
+
+    def drawn(self, ordinary: Tensor) -> Tensor:
+        """Draw the samples, see `drawn`."""
+        low, high = (end.reshape(*end.shape, *[1] * (self.values.ndim - 2)) for end in (self.low, self.high))
+        return drawn(low + self.values / 255 * (high - low), ordinary)
 
 
 def drawn(samples: Tensor, ordinary: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,49 +12,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.checks import check_fraction, check_integer
+from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.capture.samples import Head
+from lightning_anomaly.checks import check_fraction, check_integer, check_names
 from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world, run_together
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import warn_of
-from lightning_anomaly.outliers.combine import Tail, conformal_p_values
-from lightning_anomaly.outliers.directions import Directions
-from lightning_anomaly.outliers.feature_views import ClassGaussians, FeatureView, LogitView
-from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread
+from lightning_anomaly.outliers.calibration import Scale, Tail, conformal_p_values
+from lightning_anomaly.outliers.content import Content
+from lightning_anomaly.outliers.look import Look
 from lightning_anomaly.outliers.mahalanobis import RobustGaussian
 from lightning_anomaly.outliers.pixel_words import PixelWords
-from lightning_anomaly.outliers.plain import from_plain, to_plain
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.outliers.run import MIN_REFERENCE, Fitted, Run, check_shape, weight_shape
-from lightning_anomaly.outliers.scorer import Judgement, LayerView, Scorer
-from lightning_anomaly.outliers.views import PixelView
+from lightning_anomaly.outliers.run import (
+    MIN_REFERENCE,
+    Fitted,
+    Judged,
+    Run,
+    check_features,
+    check_scaled,
+    check_shape,
+)
+from lightning_anomaly.outliers.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
-_VERSION = 1  # of the file
-_CLASSES = (
-    Fitted, Scorer, LayerView, ReferenceModel, Directions, Spread, Tail, PixelView, RobustGaussian, PixelWords,
-    FeatureView, LogitView, ClassGaussians,
-)  # fmt: skip
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 2
 
 
 class OutlierDetector:
     """Score images by how unusual they are among the images of a reference, without labels.
 
-    A score is a norm of three negative log tail probabilities (nats): of the image's pixels, of the features that enter
-    the last linear layer, and of the logits. In a model without a linear layer, feature maps replace the last two. The
-    p-value of a score is a conformal one, the share of held-out reference images with scores as large (Bates, Candes,
-    Lei, Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
+    An image has two scores, each the negative logarithm of a tail probability (nats). The look score compares
+    statistics of its pixels. The content score compares what the model makes of it: the features that enter its last
+    layer, and the energy of the logits if the model is sure of ordinary images. The outlier score is the larger one.
+    P-values are conformal: the share of held-out reference images with scores as large (Bates, Candes, Lei, Romano and
+    Sesia, "Testing for outliers with conformal p-values", 2023).
 
     The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
-    restored, also after an exception. Threads may share a detector or its model: runs by
-    this package take turns. Nobody else may call the model meanwhile, or what they give and take may be mixed up.
+    restored, also after an exception. Threads may share a detector or its model: runs by this package take turns.
+    Nobody else may call the model meanwhile, or what they give and take may be mixed up.
 
     Args:
         model: Any model, on any device and in any floating-point precision.
-        layers: Names of the layers whose filters explain a score; None takes every convolution.
-
-    Raises:
-        ValueError: If a layer does not exist, or the model has no convolution and no layer is named.
+        class_names: Names of the model's classes, for reasons, such as `weights.meta["categories"]` in torchvision.
+            None takes the names of the data set, if it has as many.
 
     Examples:
         >>> images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -62,12 +65,10 @@ class OutlierDetector:
         7
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[str] | None = None) -> None:
+    def __init__(self, model: nn.Module, class_names: Sequence[str] | None = None) -> None:
+        modules_by_name(model)  # raises for anything but a module
         self.model = model
-        self._layers = None if layers is None else tuple(layers)
-        self._watched = select_layers(model, self._layers)
-        if not self._watched:
-            raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
+        self.class_names = check_names("class_names", class_names, "class names")
         self._fit: Fitted | None = None
         self.notes: dict[str, str] = {}  # parts of the reference or the model that were not used, and why
 
@@ -90,8 +91,7 @@ class OutlierDetector:
             reference: Ordinary images, preferably ones that the model was not trained on: a tensor `(N, ...)`, a
                 Dataset or a DataLoader.
             batch_size: Largest number of images in a forward pass; None takes that of the loader, or 64.
-            max_reference: Largest number of images to draw from the reference. During the fit each image takes 20
-                bytes for every filter, and briefly 160 bytes for every filter of the widest layer.
+            max_reference: Largest number of images to draw from the reference. Each takes four bytes for each feature.
             seed: Seed of the random draw and split.
             progress: See `analyze`.
 
@@ -114,16 +114,17 @@ class OutlierDetector:
         seed: int,
         progress: bool | None,
         *,
-        cross: bool = False,
-    ) -> list[Judgement]:
+        is_own: bool = False,
+    ) -> list[Judged]:
         """Fit without warnings; errors call the images `argument`.
 
-        With `cross`, return scores of each half of the images by a fit to the other half.
+        With `is_own`, fit to all images and return their scores.
         """
-        run = Run(self.model, seed, progress)
+        seed = check_integer("seed", seed, 0, 2**64 - 1)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
-        shares = gather_results(lambda: run.collect(images, argument, batch_size, limit, self._watched, cross))
-        self._fit, self.notes, judged = broadcast_result(lambda: run.fit(shares, cross))
+        run = Run(self.model, self.class_names, progress)
+        shares = gather_results(lambda: run.collect(images, argument, batch_size, limit, seed, is_own))
+        self._fit, self.notes, judged = broadcast_result(lambda: run.fit(shares, is_own))
         return judged
 
     def score(self, images: Tensor) -> Tensor:
@@ -133,14 +134,19 @@ class OutlierDetector:
         called in a `predict_step`.
 
         Raises:
-            ValueError: If the detector is not fitted, or the images are of another shape than the reference.
+            ValueError: If the detector is not fitted, or the images are of another type or shape than the reference.
         """
         fitted = self._fitted()
+        if not isinstance(images, Tensor):
+            raise ValueError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
+        check_scaled("images", images.dtype)
         check_shape("images", images.shape[1:], fitted)
-        filters = fitted.scorer.needs_layers
-        run = Run(self.model, 0, False, alone=True)
-        statistics = run.statistics(torch.arange(len(images), device="cpu"), images, self._watched, filters)
-        return run.judge(fitted.scorer.to(run.device) if filters else fitted.scorer, statistics).scores
+        if not len(images):
+            return torch.zeros(0, dtype=torch.float64, device="cpu")
+        run = Run(self.model, self.class_names, False, head=fitted.head, alone=True)
+        samples = run.statistics(images, images)
+        check_features("images", samples, fitted)
+        return larger(view.scores(samples) for view in fitted.views.values())
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Compute p-values `(n,)` of scores `(n,)`: the probability that an ordinary image has at least this score.
@@ -151,7 +157,10 @@ class OutlierDetector:
         Raises:
             ValueError: If the detector is not fitted.
         """
-        return conformal_p_values(scores, self._fitted().calibration)
+        fitted = self._fitted()
+        if not isinstance(scores, Tensor):
+            raise ValueError(f"Parameter `scores` should be a tensor (n,). Found {type(scores).__name__}.")
+        return conformal_p_values(scores, fitted.calibration["larger"])
 
     def search(
         self,
@@ -194,51 +203,85 @@ class OutlierDetector:
         batch_size: int | None,
         rate: float,
         progress: bool | None,
-        judged: Sequence[Judgement] | None = None,
+        judged: Sequence[Judged] = (),
     ) -> OutlierReport:
-        """Search without warnings; errors call the images `argument`.
-
-        `judged` are the scores of a reference that was drawn from the images; None if the reference holds other images.
-        """
-        fitted, run = self._fitted(), Run(self.model, 0, progress)
+        """Search without warnings; `judged` are the scores of a reference that was drawn from the images."""
+        fitted = self._fitted()
         rate = check_fraction("false_discovery_rate", rate, zero=False)
-        done = {position for part in judged or () for position in part.positions.tolist()}
-        scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, self._watched, done))
+        run = Run(self.model, self.class_names, progress, head=fitted.head)
+        done = {position for part in judged for position in part.positions.tolist()}
+        scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, done))
         report = broadcast_result(lambda: run.report(fitted, scored, judged, rate))
-        notes = unseen_layers(self.model, self._layers) | self.notes | dict(report.notes)
-        return replace(report, notes=notes)
+        return replace(report, notes=self.notes | dict(report.notes))
 
     def save(self, path: str | Path) -> None:
-        """Save the fit, without the model, as a file of plain tensors.
+        """Save the fit, without the model, as a file of tensors and plain values.
 
         Raises:
             ValueError: If the detector is not fitted.
         """
-        content = {"version": _VERSION, "layers": self._layers and list(self._layers), "fit": to_plain(self._fitted())}
-        torch.save(content, path)
+        fitted = self._fitted()
+        state = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "class_names": self.class_names,
+            "views": {name: _view_state(view) for name, view in fitted.views.items()},
+            "calibration": fitted.calibration,
+            "n_reference": fitted.n_reference,
+            "shape": list(fitted.shape),
+            "ranges": fitted.ranges,
+            "n_classes": fitted.n_classes,
+            "head": None
+            if fitted.head is None
+            else {**fitted.head._asdict(), "weight": _shape(self.model, fitted.head)},
+            "fingerprint": _fingerprint(self.model),
+        }
+        torch.save(state, path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> OutlierDetector:
-        """Load a saved detector for a model like the one that it was fitted with.
+        """Load a saved detector for the model that it was fitted with; warn if the model has other weights.
 
         Raises:
-            ValueError: If the file has another version, or a layer of the model is missing or has another shape.
+            ValueError: If the file is not one of `save`, or the layer that gives features is missing or has another
+                shape.
         """
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or content.get("version") != _VERSION:
-            found = content.get("version") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"`{path}` should be a file of `OutlierDetector.save`, version {_VERSION}. Found {found}.")
-        fitted: Fitted = from_plain(content["fit"], _CLASSES)
-        modules = dict(model.named_modules())
-        for name, expected in fitted.weights.items():
-            shape = weight_shape(modules[name]) if name in modules else "no such layer"
-            if shape != list(expected):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            found = f"{state['format']}, version {state['version']}"
+        except OSError:
+            raise
+        except Exception as error:  # torch raises many types
+            state, found = {}, type(error).__name__
+        if found != f"{_FORMAT}, version {_VERSION}":
+            raise ValueError(
+                f"Parameter `path` should be a file of `OutlierDetector.save`, {_FORMAT}, version {_VERSION}. Found "
+                f"'{Path(path).name}': {found}."
+            )
+        detector = cls(model, state["class_names"])
+        head = None
+        if state["head"] is not None:
+            head, expected = Head(state["head"]["layer"], state["head"]["logits"]), state["head"]["weight"]
+            if (shape := _shape(model, head)) != expected:
                 raise ValueError(
                     "Parameter `model` should be like the one that the detector was fitted with. Layer "
-                    f"'{name}' should have a weight of shape {list(expected)}. Found {shape}."
+                    f"'{head.layer}' should have a weight of shape {expected}. Found {shape or 'no such layer'}."
                 )
-        detector = cls(model, content["layers"])
-        detector._fit = fitted
+        detector._fit = Fitted(
+            {name: _view_from_state(name, view) for name, view in state["views"].items()},
+            state["calibration"],
+            state["n_reference"],
+            state["shape"],
+            state["ranges"],
+            head,
+            state["n_classes"],
+        )
+        if _fingerprint(model) != state["fingerprint"]:
+            warnings.warn(
+                "The model's weights are not those that the detector was fitted with, so its scores mean little: load "
+                "the same weights, or fit the detector again.",
+                stacklevel=2,
+            )
         return detector
 
     def _fitted(self) -> Fitted:
@@ -247,12 +290,42 @@ class OutlierDetector:
         return self._fit
 
 
+def _view_state(view: FittedView) -> dict[str, Any]:
+    model: Mapping[str, Any] = view.model._asdict()
+    if isinstance(view.model, Look):
+        model = {"gaussian": vars(view.model.gaussian), "words": view.model.words.quantiles}
+    scale = {"tails": [tail._asdict() for tail in view.scale.tails], "largest": view.scale.largest._asdict()}
+    return {"model": model, "scale": scale}
+
+
+def _view_from_state(name: str, state: Mapping[str, Any]) -> FittedView:
+    model, scale = state["model"], state["scale"]
+    view: Look | Content = (
+        Look(RobustGaussian(**model["gaussian"]), PixelWords(model["words"])) if name == "look" else Content(**model)
+    )
+    return FittedView(view, Scale(tuple(Tail(**tail) for tail in scale["tails"]), Tail(**scale["largest"])))
+
+
+def _shape(model: nn.Module, head: Head) -> list[int] | None:
+    """Return the shape of a layer's weight; None without such a layer."""
+    weight = getattr(modules_by_name(model).get(head.layer), "weight", None)
+    return None if weight is None else list(weight.shape)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Compute a digest of a model's weights and buffers, whatever their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (*model.parameters(), *model.buffers()):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def find_outliers(
     model: nn.Module,
-    inputs: Any,
+    images: Any,
     reference: Any = None,
     *,
-    layers: Iterable[str] | None = None,
+    class_names: Sequence[str] | None = None,
     batch_size: int | None = None,
     max_reference: int = _MAX_REFERENCE,
     false_discovery_rate: float = 0.1,
@@ -261,20 +334,20 @@ def find_outliers(
 ) -> OutlierReport:
     """Score every image of a data set by how unusual it is among the images of a reference, without labels.
 
-    A shortcut for `OutlierDetector(model, layers).fit(reference).search(inputs)`.
+    A shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
 
     Args:
         model: See `OutlierDetector`.
-        inputs: A tensor `(N, ...)`, a Dataset or a DataLoader; images are the first floating-point tensor of a batch.
-        reference: Ordinary images in the same form; a few thousand suffice. None draws the reference from the inputs
-            and scores each half of it by a fit to the other half. Then p-values only rank the images, and none is
-            significant.
-        layers: See `OutlierDetector`.
+        images: A tensor `(N, ...)`, a Dataset or a DataLoader; images are the first floating-point tensor of a batch.
+        reference: Ordinary images in the same form; a few thousand suffice. None fits to the images themselves, of
+            which up to a tenth may be odd. Then p-values only rank the images, and none is significant.
+        class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
-        max_reference: See `OutlierDetector.fit`.
+        max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB for its
+            picture.
         false_discovery_rate: Accepted share of ordinary images among the significant ones, by the procedure of
             Benjamini and Hochberg ("Controlling the false discovery rate", 1995).
-        seed: See `OutlierDetector.fit`.
+        seed: Seed of the random draw of more than `max_reference` images, and of the split of a reference.
         progress: See `analyze`.
 
     Returns:
@@ -290,11 +363,11 @@ def find_outliers(
         >>> find_outliers(nn.Conv2d(1, 4, 3), images).top(1)
         [7]
     """
-    detector = OutlierDetector(model, layers)
-    images, cross = run_together(lambda: ImageSource(inputs, "inputs", batch_size)), reference is None
-    reference, argument = (images, "inputs") if cross else (reference, "reference")
-    judged = detector._learn(reference, argument, batch_size, max_reference, seed, progress, cross=cross)
-    report = detector._report(images, "inputs", batch_size, false_discovery_rate, progress, judged if cross else None)
+    detector = OutlierDetector(model, class_names)
+    source, is_own = run_together(lambda: ImageSource(images, "images", batch_size)), reference is None
+    reference, argument = (source, "images") if is_own else (reference, "reference")
+    judged = detector._learn(reference, argument, batch_size, max_reference, seed, progress, is_own=is_own)
+    report = detector._report(source, "images", batch_size, false_discovery_rate, progress, judged)
     if rank_and_world()[0] == 0:
         warn_of(report.notes)
     return report

@@ -12,11 +12,9 @@ _CLIP = 6.0  # robust standard deviations at which a single number is clipped in
 _ORDINARY = 0.8  # share of the samples, the least outlying ones, to which the power transformation is fitted
 _CUTOFF = 4.0  # robust standard deviations above the median of the squared distances, beyond which are outliers
 _MIN_SAMPLES = 8
-_SMALLEST = torch.finfo(torch.float32).tiny
 _FARTHEST = 32.0  # largest difference of a power from 1
 _HALVINGS = 33  # of the range of powers, to a precision of 1e-8
 _SERIES = 1e-6  # exponent below which a series of two terms is used
-_STEADY = 1e-6  # standard deviation, relative to the mean, up to which a number is constant
 
 
 def robust_scale(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,18 +33,18 @@ class RobustGaussian:
     last step a power transformation makes each number most normal (Yeo and Johnson, "A new family of power
     transformations to improve normality or symmetry", 2000), so that samples in a long tail are not outliers.
 
+    Each number has a floor, the change that is rounding: its variance is increased by the square of that.
+
     Attributes:
-        used: Mask of the v numbers that vary `(V,)`.
-        mean: Their means `(v,)`.
-        scale: Their standard deviations `(v,)`.
-        powers: Powers of the transformation `(v,)`.
-        limits: Smallest and largest standardized numbers of the fit, `(v,)` each; beyond them the transformation is
+        mean: Means `(V,)`.
+        scale: Standard deviations, at least the floors `(V,)`.
+        powers: Powers of the transformation `(V,)`.
+        limits: Smallest and largest standardized numbers of the fit, `(V,)` each; beyond them the transformation is
             linear.
-        center: Means of the transformed numbers `(v,)`.
-        precision: Inverse of their covariance `(v, v)`.
+        center: Means of the transformed numbers `(V,)`.
+        precision: Inverse of their covariance `(V, V)`.
     """
 
-    used: Tensor
     mean: Tensor
     scale: Tensor
     powers: Tensor
@@ -55,48 +53,48 @@ class RobustGaussian:
     precision: Tensor
 
     @classmethod
-    def fit(cls, values: Tensor) -> RobustGaussian | None:
-        """Fit to values `(N, V)` on the CPU; return None if fewer than eight samples are finite or nothing varies."""
+    def fit(cls, values: Tensor, floors: Tensor) -> RobustGaussian | None:
+        """Fit to values `(N, V)` on the CPU with floors `(V,)`.
+
+        Returns:
+            The distribution; None if fewer than eight samples are finite or nothing varies by more than its floor.
+        """
         values = values[values.isfinite().all(1)].double()
-        if len(values) < _MIN_SAMPLES:
+        if len(values) < _MIN_SAMPLES or not (values - values[0]).abs().gt(floors).any():
             return None
         median, spread = robust_scale(values)
-        far = ((values - median) / spread.clamp(min=_SMALLEST)).abs()
+        far = ((values - median) / torch.maximum(spread, floors)).abs()
         distances = far.clamp(max=_CLIP).sum(1)
-        model = None
         for share, normal in ((0.5, False), (0.5, False), (_ORDINARY, True)):
             least = distances.argsort(stable=True)[: math.ceil(share * len(values))]
-            refitted = cls._fit(values[least], normal=normal)
-            if refitted is None:  # identical samples
-                break
-            model, distances = refitted, refitted.mahalanobis_squared(values)
+            model = cls._fit(values[least], floors, normal=normal)
+            distances = model.mahalanobis_squared(values)
         center, spread = robust_scale(distances)
-        inliers = values if model is None else values[distances <= center + _CUTOFF * spread]
-        return cls._fit(inliers, model)
+        return cls._fit(values[distances <= center + _CUTOFF * spread], floors, model)
 
     @classmethod
-    def _fit(cls, values: Tensor, like: RobustGaussian | None = None, *, normal: bool = False) -> RobustGaussian | None:
+    def _fit(
+        cls, values: Tensor, floors: Tensor, like: RobustGaussian | None = None, *, normal: bool = False
+    ) -> RobustGaussian:
         """Fit to all values, transformed as in the model `like`, by fitted powers if `normal`, or not at all."""
         if like is None:
-            mean, scale = values.mean(0), values.std(0, correction=0)
-            used = scale > _STEADY * mean.abs()
-            if not used.any():
-                return None
-            mean, scale = mean[used], scale[used]
-            standard = (values[:, used] - mean) / scale
+            mean = values.mean(0)
+            scale = torch.maximum(values.std(0, correction=0), floors)
+            standard = (values - mean) / scale
             low, high = standard.aminmax(dim=0)
             limits = low, high
             powers = _most_normal_powers(standard) if normal else torch.ones_like(mean)
         else:
-            used, mean, scale, powers, limits = like.used, like.mean, like.scale, like.powers, like.limits
-        transformed = _yeo_johnson((values[:, used] - mean) / scale, powers, *limits)
+            mean, scale, powers, limits = like.mean, like.scale, like.powers, like.limits
+        transformed = _yeo_johnson((values - mean) / scale, powers, *limits)
         center = transformed.mean(0)
-        precision = torch.linalg.pinv(shrunk_covariance(transformed - center), hermitian=True)
-        return cls(used, mean, scale, powers, limits, center, precision)
+        covariance = shrunk_covariance(transformed - center)
+        covariance.diagonal().add_((floors / scale).square())
+        return cls(mean, scale, powers, limits, center, torch.linalg.inv(covariance))
 
     def mahalanobis_squared(self, values: Tensor) -> Tensor:
         """Compute squared Mahalanobis distances `(n,)` of values `(n, V)`, infinite for values that are not finite."""
-        standard = (values[:, self.used].double() - self.mean) / self.scale
+        standard = (values.double() - self.mean) / self.scale
         centered = _yeo_johnson(standard, self.powers, *self.limits) - self.center
         distances = ((centered @ self.precision) * centered).sum(1)
         return torch.where(distances.isfinite(), distances, torch.inf)

@@ -41,6 +41,10 @@ _PROPERTIES = (
     _Property({"edges": 1}, "", "unusually sharp edges"),
     _Property({"middle": 1}, "dark in the middle", "bright in the middle"),
 )
+_LINES = (
+    _Property({"plain border": 1}, "", "a plain border"),
+    _Property({"plainest line": 1, "contrast": -1}, "a line of one colour across it", ""),
+)
 _COLOUR = (
     _Property({"colour": 1}, "little colour", "much colour"),
     _Property({"fine colour patterns": 1, "colour": -1}, "", "colours that change from pixel to pixel"),
@@ -83,7 +87,7 @@ class PixelWords(NamedTuple):
 def _properties(shape: tuple[int, ...]) -> list[_Property]:
     """List the properties of images of a shape `(C, ...)`."""
     channels, axes = shape[0], len(shape) - 1
-    properties = [*_PROPERTIES, *(_COLOUR if channels == 3 else ())]
+    properties = [*_PROPERTIES, *(_LINES if axes == 2 else ()), *(_COLOUR if channels == 3 else ())]
     ends = [("top", "bottom"), ("left", "right")] if axes == 2 else [("start", "end")] * axes
     for axis, (first, last) in enumerate(ends):
         where = f" of axis {axis}" if axes == 3 else ""

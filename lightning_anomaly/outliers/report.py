@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.checks import check_integer
+from lightning_anomaly.checks import check_integer, check_one_of
 from lightning_anomaly.images.thumbnails import KEPT
-from lightning_anomaly.outliers.combine import VIEWS, SampleView, ordered_reasons
+from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons
 from lightning_anomaly.tables import Tabular
 
 if TYPE_CHECKING:
@@ -31,44 +31,52 @@ class OutlierReport(Tabular):
     """Outlier scores of all images of a data set. `print(report)` gives a table.
 
     Attributes:
-        scores: Outlier scores by position in the data set, larger for odder images `(N,)`; infinite for images that
-            cannot be read or give NaN or infinite values.
+        scores: Outlier scores by position in the data set, the larger of an image's look and content scores, in nats
+            `(N,)`; infinite for images that cannot be read or give NaN or infinite values.
         p_values: See `OutlierDetector.p_values` `(N,)`; NaN where the score is infinite.
-        layers: Names of the analyzed layers.
-        layer: Index of the layer in which an image is farthest from the reference `(N,)`.
-        filters: The filters of that layer in which the image is most extreme `(N, 3)`, padded with -1.
+        views: Scores and reasons of the views that there are, "look" and "content".
+        view_p_values: P-values of their scores.
         n_reference: Number of reference images that can be read and give finite values.
-        n_calibration: Number of reference images that calibrate p-values; 0 if the reference was drawn from the images,
-            whose p-values then only rank them.
+        n_calibration: Number of reference images that calibrate p-values; 0 without a reference, where p-values only
+            rank the images.
         false_discovery_rate: Accepted share of ordinary images among the significant ones.
         images: Small pictures of the first images of `top`, uint8 `(n, H, W, C)`; None if they cannot be drawn.
         notes: Sentences about what was not used, and why.
-        views: Scores and reasons of each view, see `AnomalyReport.view_scores`.
         names: The file of each image, if the data set names its files, as torchvision's `ImageFolder` does.
         unreadable: Error messages of the images that cannot be read, by position.
+        head: What the content scores compare, in words; empty without them.
     """
 
     scores: Tensor
     p_values: Tensor
-    layers: tuple[str, ...]
-    layer: Tensor
-    filters: Tensor
+    views: Mapping[str, SampleView]
+    view_p_values: Mapping[str, Tensor]
     n_reference: int
     n_calibration: int
     false_discovery_rate: float
     images: Tensor | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
-    views: Mapping[str, SampleView] = field(default_factory=dict)
     names: Sequence[str] | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    head: str = ""
 
     @property
-    def view_scores(self) -> dict[str, Tensor]:
-        """The negative log tail probability of each image `(N,)`, by view, in nats."""
-        return {name: self.views[name].scores for name in VIEWS if name in self.views}
+    def look_scores(self) -> Tensor:
+        """How unlike the others each picture looks, by its pixels, in nats `(N,)`; NaN without such a view."""
+        return self._scores_of("look")
+
+    @property
+    def content_scores(self) -> Tensor:
+        """How unlike the others is what the network sees in each picture, in nats `(N,)`; NaN without such a view."""
+        return self._scores_of("content")
+
+    def _scores_of(self, view: str) -> Tensor:
+        return self.views[view].scores if view in self.views else torch.full_like(self.scores, torch.nan)
 
     def outlier_reasons(self, position: int) -> dict[str, str]:
-        """Describe what each view finds unusual about an image, by descending score.
+        """Describe what is unusual about an image's look and content, the larger score first.
+
+        A score has a reason if it is among the highest twentieth of ordinary images.
 
         Raises:
             ValueError: If `position` is not in the data set.
@@ -104,7 +112,7 @@ class OutlierReport(Tabular):
 
     @property
     def min_detectable(self) -> int:
-        """Number of images that must score higher than every calibration image before any is significant.
+        """Number of images with scores as large as the largest calibration score, before any is significant.
 
         The smallest possible p-value is 1 / (m + 1) with m calibration images; the procedure of Benjamini and Hochberg
         needs at least this many of them.
@@ -123,24 +131,30 @@ class OutlierReport(Tabular):
         ranks = torch.arange(1, count + 1, dtype=torch.float64, device=self.p_values.device)
         return self.false_discovery_rate * ranks / count * (1 + 1e-12)  # tolerates rounding
 
-    def top(self, k: int) -> list[int]:
+    def top(self, k: int, by: str = "all") -> list[int]:
         """Return the positions of the k images with the largest finite scores, by descending score.
 
-        Raises:
-            ValueError: If `k` is not a positive integer.
-        """
-        return self._by_score(self.scores.isfinite())[: check_integer("k", k, 1)]
+        Args:
+            k: Number of images.
+            by: "look", "content", or "all" for the larger of the two.
 
-    def _by_score(self, chosen: Tensor) -> list[int]:
-        positions = chosen.nonzero()[:, 0]
-        ordered: list[int] = positions[self.scores[positions].argsort(descending=True, stable=True)].tolist()
+        Raises:
+            ValueError: If `k` is not a positive integer, or `by` is not allowed.
+        """
+        k = check_integer("k", k, 1)
+        scores = self.scores if check_one_of("by", by, ("all", *self.views)) == "all" else self.views[by].scores
+        return self._by_score(scores.isfinite(), scores)[:k]
+
+    def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:
+        positions, scores = chosen.nonzero()[:, 0], self.scores if scores is None else scores
+        ordered: list[int] = positions[scores[positions].argsort(descending=True, stable=True)].tolist()
         return ordered
 
     def to_frame(self, k: int | None = None) -> DataFrame:
         """Convert the report to a pandas DataFrame with a row for each image, by descending score.
 
-        Columns are position, name if there are `names`, score, p_value, significant, layer, filters and reasons, see
-        `outlier_reasons`. Unusable images come last.
+        Columns are position, name if there are `names`, score, p_value, significant, look_score, look_p_value,
+        content_score, content_p_value and reasons, see `outlier_reasons`. Unusable images come last.
 
         Args:
             k: Number of images; None takes all.
@@ -154,7 +168,7 @@ class OutlierReport(Tabular):
 
     def rows(self, k: int | None = None) -> list[dict[str, Any]]:
         """Return the rows of `to_frame` as plain values."""
-        significant = {*self.significant}
+        significant, scores = {*self.significant}, {name: view.scores for name, view in self.views.items()}
         return [
             {
                 "position": position,
@@ -162,8 +176,11 @@ class OutlierReport(Tabular):
                 "score": self.scores[position].item(),
                 "p_value": self.p_values[position].item(),
                 "significant": position in significant,
-                "layer": self.layers[int(self.layer[position])],
-                "filters": [index for index in self.filters[position].tolist() if index >= 0],
+                **{
+                    f"{name}_{key}": values[name][position].item()
+                    for name in self.views
+                    for key, values in (("score", scores), ("p_value", self.view_p_values))
+                },
                 "reasons": "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items()),
             }
             for position in ([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
@@ -176,7 +193,7 @@ class OutlierReport(Tabular):
             path: Where to write it; missing folders are created.
             k: Number of images; None takes all.
         """
-        rows = [{**row, "filters": " ".join(map(str, row["filters"]))} for row in self.rows(k)]
+        rows = self.rows(k)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # File names may be in any encoding.
         with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -191,26 +208,26 @@ class OutlierReport(Tabular):
             ValueError: If `k` is not a positive integer, or the model's inputs cannot be drawn.
         """
         from lightning_anomaly.plots.samples import gallery
-        from lightning_anomaly.plots.style import short_name
 
         if self.images is None:
             raise ValueError(
                 "`OutlierReport.plot` draws images, signals and volumes with finite scores. This search has none."
             )
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
-        captions = [
-            f"image {i}\nscore {self.scores[i]:.1f}\n{short_name(self.layers[self.layer[i]], 16)}" for i in positions
-        ]
+        captions = [f"image {i}\nscore {self.scores[i]:.1f}{self._strongest(i)}" for i in positions]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
-        return gallery(self.images[: len(positions)], captions, f"{heading}\n(with the layer that finds them odd)")
+        return gallery(self.images[: len(positions)], captions, heading)
+
+    def _strongest(self, position: int) -> str:
+        return "".join(f"\n{view}" for view in list(self.outlier_reasons(position))[:1])
 
     def save_html(
         self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Images that do not belong"
     ) -> None:
         """Write a ranked gallery, a single HTML file that needs no server and no network.
 
-        It shows the 256 images with the largest scores, all or by layer. A reader ticks images and saves them as a CSV
-        file, in the format of `save_csv`. The browser remembers ticks.
+        It shows the 256 images with the largest scores, ordered by these, by look or by content. A reader ticks images
+        and saves them as a CSV file, in the format of `save_csv`. The browser remembers ticks.
 
         Args:
             path: Path of the file; missing folders are created.
@@ -227,7 +244,6 @@ class OutlierReport(Tabular):
         facts = {
             "title": title,
             "sentences": self._sentences(),
-            "layers": self.layers,
             "columns": list((rows or self.rows())[0]),  # without a finite score there are no rows
             "rate": self.false_discovery_rate,
             "ranked": not self.n_calibration,  # p-values only rank the images
@@ -235,7 +251,8 @@ class OutlierReport(Tabular):
         for row in rows:
             row["view_reasons"] = self.outlier_reasons(row["position"])
             row["above"] = row["position"] in above
-        write_outlier_page(path, facts, rows, self.scores, self.view_scores, self.images, labels)
+        view_scores = {name: view.scores for name, view in self.views.items()}
+        write_outlier_page(path, facts, rows, self.scores, view_scores, self.images, labels)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
         """Write the gallery to a file that is removed when Python exits.
@@ -257,7 +274,8 @@ class OutlierReport(Tabular):
         return rows
 
     def _sentences(self) -> list[str]:
-        return [self._headline(), *(f"note: {note}" for note in self.notes.values())]
+        content = [f"Content scores: {self.head}."] if self.head else []
+        return [self._headline(), *content, *(f"note: {note}" for note in self.notes.values())]
 
     def _headline(self) -> str:
         """Say what is significant, or how many reference images that would take."""

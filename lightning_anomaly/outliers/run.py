@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.maps import map_statistics
-from lightning_anomaly.capture.probe import probing, usable_layers
-from lightning_anomaly.checks import check_integer
+from lightning_anomaly.capture.hooks import hooked
+from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
+from lightning_anomaly.capture.probe import probing
+from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics
 from lightning_anomaly.distributed import broadcast_result, even_slices, rank_and_world
 from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.images.thumbnails import KEPT, drawn, shrink
-from lightning_anomaly.notes import left_out
-from lightning_anomaly.outliers.combine import conformal_p_values
+from lightning_anomaly.images.thumbnails import KEPT, Thumbnails
+from lightning_anomaly.outliers.calibration import conformal_p_values
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.outliers.scorer import (
-    Judgement,
-    Scorer,
-    Statistics,
-    finite_images,
-    fit_scorers,
-    notes_on_filters,
-)
+from lightning_anomaly.outliers.scorer import FittedView, SampleView, finite_rows, fit_views, join_views, judge, larger
 from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
-_BATCHES = 4  # scored in one operation
 _SIDE = 128  # largest side of a picture in the report (pixels)
 _SCALE_IMAGES = 256  # reference images whose range is shown from black to white
 
@@ -40,27 +30,69 @@ class Fitted(NamedTuple):
     """The state of a fitted detector.
 
     Attributes:
-        scorer: Scores images.
-        calibration: Scores of the calibration images, sorted `(m,)`.
+        views: The fitted views, by name.
+        calibration: Scores of the calibration images, sorted `(m,)`: the larger ones as "larger", and of each view.
         n_reference: Number of reference images that were used.
         shape: Shape of an image.
         ranges: Smallest and largest values of reference images, as images of two pixels; None if images of this shape
             cannot be drawn.
-        weights: Shapes of the layers' weights, by layer.
+        head: Where features and logits come from, None if there are none.
         n_classes: Number of classes in the reference, 0 if unknown.
     """
 
-    scorer: Scorer
-    calibration: Tensor
+    views: dict[str, FittedView]
+    calibration: dict[str, Tensor]
     n_reference: int
     shape: Sequence[int]
     ranges: Tensor | None
-    weights: Mapping[str, Sequence[int]]
+    head: Head | None
     n_classes: int
 
 
-_Share = tuple[list[Statistics], dict[int, str], dict[str, str]]  # statistics, `{position: error}`, notes
-_Scored = tuple[list[Judgement], int, dict[int, str], dict[str, str]]  # number of images, `{position: error}`, notes
+class Batch(NamedTuple):
+    """What is known of some images, on the CPU: their positions `(n,)`, statistics and small pictures."""
+
+    positions: Tensor
+    samples: SampleStatistics
+    pictures: Thumbnails | None
+
+    @staticmethod
+    def join(parts: Sequence[Batch]) -> Batch:
+        """Join parts."""
+        positions, samples, pictures = zip(*parts, strict=True)
+        return Batch(torch.cat(positions), SampleStatistics.join(samples), Thumbnails.join(pictures))
+
+
+class Judged(NamedTuple):
+    """Scores of some images, and pictures of those with the largest ones.
+
+    Attributes:
+        positions: Positions of the images in their data set `(n,)`.
+        views: Their scores and reasons.
+        pictured: Positions of the pictures.
+        pictures: The pictures.
+    """
+
+    positions: Tensor
+    views: dict[str, SampleView]
+    pictured: Tensor
+    pictures: Thumbnails | None
+
+    @staticmethod
+    def join(parts: Sequence[Judged]) -> Judged:
+        """Join parts, sorted by position, with pictures of the images with the largest finite scores."""
+        positions, views, pictured, pictures = zip(*parts, strict=True)
+        order = torch.cat(positions).argsort()
+        every, joined, shown = torch.cat(positions)[order], join_views(views, order), torch.cat(pictured)
+        scores = larger(view.scores for view in joined.values())[torch.searchsorted(every, shown)]
+        best = scores.where(scores.isfinite(), -torch.inf).argsort(descending=True, stable=True)[:KEPT]
+        best = best[scores[best].isfinite()]
+        kept = Thumbnails.join(pictures)
+        return Judged(every, joined, shown[best], None if kept is None else kept.select(best))
+
+
+_Share = tuple[list[Batch], Head | None, dict[int, str]]  # batches, head, `{position: error}`
+_Scored = tuple[list[Judged], int, dict[int, str]]  # judged images, number of images, `{position: error}`
 
 
 class Run:
@@ -69,196 +101,202 @@ class Run:
     All processes use the buffers of process 0, since those of a BatchNorm differ. With `alone` there is no exchange.
     """
 
-    def __init__(self, model: nn.Module, seed: int, progress: bool | None, *, alone: bool = False) -> None:
-        self.seed = check_integer("seed", seed, 0, 2**64 - 1)
+    def __init__(
+        self,
+        model: nn.Module,
+        class_names: Sequence[str] | None,
+        progress: bool | None,
+        *,
+        head: Head | None = None,
+        alone: bool = False,
+    ) -> None:
         rank, self._world = (0, 1) if alone else rank_and_world()
-        self._rank, self._model = rank, model
+        self._rank, self._model, self._head, self._class_names = rank, model, head, class_names
         self._progress = progress if rank == 0 else False
-        self._notes: dict[str, str] = {}
-        self._class_names: tuple[str, ...] = ()
         tensors = [*model.parameters(), *model.buffers()]
-        self.device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
         self._buffers: dict[str, Tensor] = {}
         if self._world > 1:
             self._buffers = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in model.named_buffers()})
 
     def collect(
-        self,
-        images: Any,
-        argument: str,
-        batch_size: int | None,
-        limit: int,
-        watched: Mapping[str, nn.Module],
-        cross: bool,
+        self, images: Any, argument: str, batch_size: int | None, limit: int, seed: int, is_own: bool
     ) -> _Share:
-        """Collect statistics of this process's share of a reference."""
+        """Collect statistics of this process's share of a reference; `is_own` if all of it is scored by the fit."""
         source = self._source = _opened(images, argument, batch_size)
-        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed), device="cpu")
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed), device="cpu")
         if len(order) < MIN_REFERENCE:
-            advice = " To score fewer images, pass ordinary images as `reference`." if cross else ""
+            advice = " To score fewer images, pass ordinary images as `reference`." if is_own else ""
             raise ValueError(
                 f"Parameter `{argument}` should hold at least {MIN_REFERENCE} images to learn from. "
                 f"Found {len(order)}.{advice}"
             )
         self._chosen: list[int] = order[:limit].tolist()
-        self._watched = watched
-        batches = [
-            statistics._replace(layers={name: part.cpu() for name, part in statistics.layers.items()})
-            for statistics in self._statistics_of(source, self._chosen, watched, "reference")
-        ]
-        return batches, source.unreadable, self._notes
+        if is_own and len(order) <= limit:
+            self._chosen.sort()  # no seed matters
+        batches = list(self._batches(source, self._chosen, "reference"))
+        if not is_own:  # only the ranges of some pictures are shown
+            batches = [batch._replace(pictures=batch.pictures and batch.pictures.ends()) for batch in batches]
+        return batches, self._head, source.unreadable
 
-    def fit(self, shares: Sequence[_Share], cross: bool) -> tuple[Fitted, dict[str, str], list[Judgement]]:
-        """Fit to the whole reference, in process 0; return the fit, notes and, with `cross`, the images' scores."""
-        batches, unreadable, notes_of = zip(*shares, strict=True)
-        source, watched = self._source, self._watched
-        statistics, nonfinite_filters = finite_images([*itertools.chain(*batches)], source.argument)
-        count = len(statistics.positions)
-        first, half = slice(3 * count // 8), slice(count // 2, None)
-        if cross:
-            halves = statistics.select(slice(count // 2)), statistics.select(half)
-            scorer, second = fit_scorers([halves, halves[::-1]], source.argument)
-            judged = [scorer.judge(halves[1]), second.judge(halves[0])]
+    def fit(self, shares: Sequence[_Share], is_own: bool) -> tuple[Fitted, dict[str, str], list[Judged]]:
+        """Fit to the whole reference, in process 0; return the fit, notes and, with `is_own`, the images' scores."""
+        batches, heads, unreadable = zip(*shares, strict=True)
+        source, head = self._source, next((head for head in heads if head is not None), None)
+        every = Batch.join([*itertools.chain(*batches)])
+        finite = finite_rows(every.samples, len(every.positions))
+        samples, count = every.samples.select(finite), int(finite.sum())
+        if 2 * count <= len(finite):
+            raise ValueError(
+                f"Parameter `{source.argument}` should hold images that give finite values. Found {count} of "
+                f"{len(finite)}: look for unreadable images, NaN in the images and values beyond the precision of the "
+                "model."
+            )
+        if is_own:
+            views = fit_views(samples)
+            judged = [Judged(every.positions, judge(views, every.samples), every.positions, every.pictures)]
+            calibration = {}
         else:
-            scale = statistics.select(slice(first.stop, half.start))
-            (scorer,) = fit_scorers([(statistics.select(first), scale)], source.argument)
-            judged = [scorer.judge(statistics.select(half))]
-        notes = notes_on_filters(scorer, nonfinite_filters)
-        if not cross:
-            unused = {*self._chosen}.difference(statistics.positions.tolist())
+            parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, None)
+            first, scale, rest = (samples.select(part) for part in parts)
+            views, judged = fit_views(first, scale), []
+            found = judge(views, rest)
+            calibration = {name: values.sort().values for name, values in _all_scores(found).items()}
+        if not views:
+            raise ValueError(
+                f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
+                f"images of shape {tuple(source.shape)}."
+            )
+        notes: dict[str, str] = {}
+        if not is_own:
+            unused = {*every.positions[~finite].tolist()}
             notes |= _unusable_notes(
                 _merged(unreadable), unused, len(self._chosen), source.names, "reference images", "they are ignored"
             )
-        for name in watched:
-            if name not in scorer.layers:  # a more specific note from running the model replaces this one
-                notes |= left_out(name, "its maps of the reference are not finite or do not vary")
-        fitted = Fitted(
-            scorer,
-            torch.cat([part.scores for part in judged]).sort().values,
-            count,
-            source.shape,
-            _ranges(source, statistics.positions[:_SCALE_IMAGES].tolist()),
-            {name: weight_shape(watched[name]) for name in scorer.layers},
-            source.n_classes,
-        )
-        return fitted, notes | _merged(notes_of), judged if cross else []
+        if "content" not in views:
+            notes["no content"] = "There are no content scores: the model gives no features that vary."
+        if "look" not in views:
+            notes["no look"] = (
+                f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
+                "along each axis, or all alike."
+            )
+        ranges = None if every.pictures is None else every.pictures.select(slice(_SCALE_IMAGES)).ranges()
+        return Fitted(views, calibration, count, source.shape, ranges, head, source.n_classes), notes, judged
 
-    def score(
-        self,
-        images: Any,
-        argument: str,
-        batch_size: int | None,
-        fitted: Fitted,
-        watched: Mapping[str, nn.Module],
-        scored: set[int],
-    ) -> _Scored:
+    def score(self, images: Any, argument: str, batch_size: int | None, fitted: Fitted, scored: set[int]) -> _Scored:
         """Score this process's share of the images that are not `scored` yet."""
         source = self._source = _opened(images, argument, batch_size)
         check_shape(argument, source.shape, fitted)
         remaining = [position for position in range(len(source)) if position not in scored]
-        scorer = fitted.scorer.to(self.device)
-        judged = [
-            self.judge(scorer, part) for part in self._statistics_of(source, remaining, watched, "outlier scores")
-        ]
-        return judged, len(source), source.unreadable, self._notes
+        judged: list[Judged] = []
+        for positions, samples, pictures in self._batches(source, remaining, "outlier scores"):
+            check_features(argument, samples, fitted)
+            judged.append(Judged(positions, judge(fitted.views, samples), positions, pictures))
+            if sum(len(part.pictured) for part in judged) > 4 * KEPT:
+                judged = [Judged.join(judged)]
+        return judged, len(source), source.unreadable
 
-    def judge(self, scorer: Scorer, statistics: Statistics) -> Judgement:
-        """Score images that have maps in all layers of the scorer."""
-        missing = [name for name in scorer.layers if statistics.layers and name not in statistics.layers]
-        if missing:
-            raise ValueError(
-                f"Images should give maps in the same layers as the reference. Found images without maps in {missing}: "
-                "pass the names of other layers as `layers`."
-            )
-        return scorer.judge(statistics)
-
-    def report(
-        self, fitted: Fitted, scored: Sequence[_Scored], judged: Sequence[Judgement] | None, rate: float
-    ) -> OutlierReport:
-        """Join all scores into a report, in process 0."""
-        parts, counts, unreadable, notes_of = zip(*scored, strict=True)
+    def report(self, fitted: Fitted, scored: Sequence[_Scored], judged: Sequence[Judged], rate: float) -> OutlierReport:
+        """Join all scores into a report, in process 0; `judged` are those of a reference out of the images."""
+        parts, counts, unreadable = zip(*scored, strict=True)
         source = self._source
         if len({*counts}) > 1:
             raise ValueError(
                 f"Parameter `{source.argument}` should hold the same images in every process. Found {[*counts]} images "
                 "in the processes."
             )
-        _, scores, layer, filters, views = Judgement.join([*(judged or ()), *itertools.chain(*parts)])
-        notes = _merged(notes_of)
-        infinite = scores.isinf().nonzero()[:, 0].tolist()
+        _, views, pictured, pictures = Judged.join([*judged, *itertools.chain(*parts)])
+        scores = _all_scores(views)
         broken = _merged(unreadable)
-        notes |= _unusable_notes(broken, infinite, len(source), source.names, "images", "they have no score")
+        infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
+        notes = _unusable_notes(broken, infinite, len(source), source.names, "images", "they have no score")
         if fitted.n_classes == 1 < source.n_classes:
             notes["one class"] = (
                 f"The reference images are of one class and the searched images of {source.n_classes}, so most of "
                 "these will have large scores: pass a `reference` of all classes."
             )
-        calibration = fitted.calibration if judged is None else scores[scores.isfinite()].sort().values
-        report = OutlierReport(
-            scores=scores,
-            p_values=conformal_p_values(scores, calibration),
-            layers=tuple(fitted.scorer.layers),
-            layer=layer,
-            filters=filters,
+        calibration = fitted.calibration or {
+            name: values[values.isfinite()].sort().values for name, values in scores.items()
+        }
+        p_values = {name: conformal_p_values(values, calibration[name]) for name, values in scores.items()}
+        images = None
+        if pictures is not None and fitted.ranges is not None and len(pictured):
+            images = pictures.drawn(fitted.ranges)
+        return OutlierReport(
+            scores=scores["larger"],
+            p_values=p_values.pop("larger"),
             views=views,
+            view_p_values=p_values,
             n_reference=fitted.n_reference,
-            n_calibration=len(fitted.calibration) if judged is None else 0,
+            n_calibration=len(fitted.calibration.get("larger", ())),
             false_discovery_rate=rate,
+            images=images,
             notes=notes,
             names=source.names,
             unreadable=broken,
+            head=str(fitted.head or "") if "content" in fitted.views else "",
         )
-        return replace(report, images=_pictures(source, report.top(KEPT), fitted.ranges))
 
-    def _statistics_of(
-        self, source: ImageSource, positions: Sequence[int], watched: Mapping[str, nn.Module], description: str
-    ) -> Iterator[Statistics]:
-        """Yield statistics of this process's share, several batches at a time."""
+    def _batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
+        """Yield what is known of this process's share, batch by batch."""
         positions = positions[even_slices(len(positions), self._world)[self._rank]]
-        self._class_names = source.class_names
-        batches = iter(
-            track(source.batches(positions), -(-len(positions) // source.batch_size), description, self._progress)
-        )
-        while group := list(itertools.islice(batches, _BATCHES)):
-            statistics = Statistics.join([self.statistics(*batch, watched) for batch in group])
-            places = enumerate(statistics.positions.tolist())
-            unreadable = [place for place, position in places if position in source.unreadable]
-            for part in (*statistics.layers.values(), statistics.samples.pixels, statistics.samples.features):
+        if self._class_names is None:
+            self._class_names = source.class_names
+        batches = source.pictures(positions)
+        steps = -(-len(positions) // source.batch_size)
+        for places, images, whole in track(batches, steps, description, self._progress):
+            pictures = Thumbnails.of(whole, _SIDE) if 2 <= whole.ndim <= 5 else None
+            samples = self.statistics(images, whole)
+            unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
+            for part in (samples.pixels, samples.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            yield statistics
+            yield Batch(places, samples, pictures)
 
-    def statistics(
-        self, positions: Tensor, batch: Tensor, watched: Mapping[str, nn.Module], filters: bool = True
-    ) -> Statistics:
-        """Run the model on a batch and return its statistics; those of filters may be left out."""
-        capture = MapCapture(dict(watched), summary=map_statistics if filters else _empty, model=self._model)
-        capture.samples.class_names = self._class_names
-        with probing(self._model, self._buffers) as call, capture:
-            call(batch.to(self.device, self._dtype))
-        usable, _, notes = usable_layers(capture.maps, len(batch))
-        self._notes |= notes
-        layers = {name: layer.maps for name, layer in usable.items()} if filters else {}
-        return Statistics(positions, layers, capture.samples.collected(len(batch)))
-
-
-def weight_shape(module: nn.Module) -> list[int]:
-    """Return the shape of a layer's weight, [0] for a layer without a weight."""
-    weight = getattr(module, "weight", None)  # None in a norm without affine parameters
-    return [0] if weight is None else list(weight.shape)
+    def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
+        """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
+        images, whole = images.to(self._device), whole.to(self._device)
+        pixels = pixel_statistics(whole).cpu() if describes_pixels(whole.shape) else None
+        capture = SampleCapture(self._model, with_pixels=False, head=self._head)
+        with probing(self._model, self._buffers) as call:
+            with hooked([(module, capture, take) for module, take in capture.watched]):
+                # A copy, as the model may change its input in place.
+                call(images.to(self._dtype or images.dtype, copy=True))
+            capture.end_pass(len(images))
+        self._head = capture.head
+        samples = capture.collected(len(images))
+        count = 0 if samples.logits is None else samples.logits.shape[1]
+        names = tuple(self._class_names or ())
+        class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
+        return samples._replace(pixels=pixels, shape=tuple(whole.shape[1:]), class_names=class_names)
 
 
-def _empty(maps: Tensor) -> Tensor:
-    """Summarize maps by no numbers, so that they are only counted."""
-    return maps.new_empty(len(maps), 0)
+def _all_scores(views: Mapping[str, SampleView]) -> dict[str, Tensor]:
+    """Return the scores of each view, and the larger ones."""
+    scores = {name: view.scores for name, view in views.items()}
+    return scores | ({"larger": larger(scores.values())} if scores else {})
+
+
+def check_features(argument: str, samples: SampleStatistics, fitted: Fitted) -> None:
+    """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
+    if "content" in fitted.views and (samples.features is None or samples.head != fitted.head):
+        raise ValueError(
+            f"Parameter `{argument}` should give features in the same layer as the reference: {fitted.head}. Found "
+            f"{samples.head or 'none'}."
+        )
 
 
 def _opened(images: Any, argument: str, batch_size: int | None) -> ImageSource:
     source = images if isinstance(images, ImageSource) else ImageSource(images, argument, batch_size)
-    if not source.dtype.is_floating_point:
-        raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {source.dtype}.")
+    check_scaled(argument, source.dtype)
     return source
+
+
+def check_scaled(argument: str, dtype: torch.dtype) -> None:
+    """Raise ValueError unless images are of a floating-point type."""
+    if not dtype.is_floating_point:
+        raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")
 
 
 def check_shape(argument: str, shape: Sequence[int], fitted: Fitted) -> None:
@@ -300,19 +338,3 @@ def _unusable_notes(
         )
         notes[f"nonfinite {images}"] = sentence
     return notes
-
-
-def _ranges(source: ImageSource, positions: list[int]) -> Tensor | None:
-    """Return the smallest and largest value of each image and channel as images; None if they cannot be drawn."""
-    if not 1 <= len(source.shape) <= 4:
-        return None
-    small = torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(positions)])
-    ends = torch.stack([small.flatten(2).amin(2), small.flatten(2).amax(2)], 2)
-    return ends[:, :, None] if small.ndim == 4 else ends
-
-
-def _pictures(source: ImageSource, positions: list[int], ranges: Tensor | None) -> Tensor | None:
-    """Draw small pictures of images, scaled to the range of the reference; None if they cannot be drawn."""
-    if ranges is None or not positions:
-        return None
-    return drawn(torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(positions)]), ranges)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_anomaly.browser.pictures import Pictures, probe_images
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.thumbnails import check_images
-from lightning_anomaly.outliers.combine import VIEWS, SampleView, Tail, combine
+from lightning_anomaly.outliers.scorer import VIEWS, SampleView, larger, ordered_reasons
 from lightning_anomaly.report.table import filter_columns, layer_rows
 from lightning_anomaly.tables import Tabular
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
@@ -38,7 +38,7 @@ class AnomalyReport(Tabular):
         n_samples: Number of probe samples, N.
         settings: The analysis settings as plain values.
         notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
-        views: Raw scores and reasons of each sample by pixels, features and logits, where the model has them.
+        views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`.
         pictures: Images of the samples and some of the maps, if they were kept; not in `to_dict`.
     """
 
@@ -113,22 +113,37 @@ class AnomalyReport(Tabular):
     def outlier_scores(self) -> Tensor:
         """How unlike the other probe samples each one is `(N,)`, in nats; 0 without any view.
 
-        The score needs no labels. It is a norm of `view_scores`. It is infinite for samples with NaN or infinite maps.
+        The score needs no labels. It is the larger one of `look_scores` and `content_scores`, and infinite for samples
+        with NaN or infinite maps.
         """
-        views = self.view_scores
-        scores = combine(views) if views else torch.zeros(self.n_samples, device="cpu")
-        infinite = [view.isinf() for view in views.values()] + [layer.nonfinite for layer in self.layers.values()]
+        scores = (
+            larger(view.scores for view in self.views.values())
+            if self.views
+            else torch.zeros(self.n_samples, device="cpu")
+        )
+        infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 
-    @cached_property
-    def view_scores(self) -> dict[str, Tensor]:
-        """By view, the negative logarithm of each sample's tail probability among the others `(N,)`, in nats.
+    @property
+    def look_scores(self) -> Tensor:
+        """How unlike the others each sample looks `(N,)`, in nats; NaN if samples are no images.
 
-        Views are `"pixels"`, statistics of the image; `"features"`, the distance of the last features from those of the
-        others; and `"logits"`, how small the logits are.
+        The negative logarithm of the tail probability of its pixel statistics among those of the probe.
         """
-        scores = {name: view.scores for name, view in self.views.items()}
-        return {name: Tail.fit(scores[name]).surprise(scores[name]) for name in VIEWS if name in scores}
+        return self._scores_of("look")
+
+    @property
+    def content_scores(self) -> Tensor:
+        """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features.
+
+        The negative logarithm of a tail probability: of the last features, and of the logits' energy if the network is
+        sure of most samples.
+        """
+        return self._scores_of("content")
+
+    def _scores_of(self, view: str) -> Tensor:
+        scores = torch.full((self.n_samples,), torch.nan, device="cpu")
+        return self.views[view].scores if view in self.views else scores
 
     @cached_property
     def reactions(self) -> list[list[Reaction]]:
@@ -136,14 +151,14 @@ class AnomalyReport(Tabular):
         return find_reactions(self.layers, self.n_samples)
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:
-        """Return each view's reason why a probe sample is odd, the view with the largest score first.
+        """Return why a probe sample looks odd or shows something else, the larger score first.
+
+        A score has a reason if it is among the highest twentieth.
 
         Raises:
             ValueError: If `sample` is not an index into the probe.
         """
-        sample = check_integer("sample", sample, 0, self.n_samples - 1)
-        reasons = {name: view.reasons[sample] for name, view in self.views.items()}
-        return {name: reasons[name] for name in sorted(reasons, key=lambda name: -self.view_scores[name][sample])}
+        return ordered_reasons(self.views, check_integer("sample", sample, 0, self.n_samples - 1))
 
     @property
     def by_outlier_score(self) -> list[int]:
@@ -188,7 +203,8 @@ class AnomalyReport(Tabular):
             layers = {name: layer_from_dict(layer) for name, layer in values["layers"].items()}
             views = {
                 name: SampleView(to_tensor(view["scores"], torch.float64), tuple(view["reasons"]))
-                for name, view in values.get("views", {}).items()  # none in version 0.2
+                for name, view in values.get("views", {}).items()
+                if name in VIEWS  # version 0.3 had others, and 0.2 none
             }
             return cls(layers, values["n_samples"], dict(values["settings"]), dict(values["notes"]), views)
         except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as error:
@@ -273,7 +289,7 @@ class AnomalyReport(Tabular):
             "sparsity": self.sparsity,
             "votes": self.outlier_samples,
             "scores": self.outlier_scores,
-            "views": self.view_scores,
+            "views": {name: view.scores for name, view in self.views.items()},
             "reasons": [self.outlier_reasons(sample) for sample in range(self.n_samples)],
             "settings": {key: str(value) for key, value in self.settings.items()},
             "notes": self.notes.values(),

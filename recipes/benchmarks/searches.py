@@ -129,4 +129,4 @@ def _prepare_photographs(what: str, name: str, folder: str, side: int) -> Callab
     network, loader = network_of(name), DataLoader(FolderImages(folder, side), 64)
     if what == "find_outliers":
         return lambda: find_outliers(network, loader, progress=False)
-    return lambda: [forward(network, images) for images in loader]
+    return lambda: [forward(network, images) for images, _ in loader]

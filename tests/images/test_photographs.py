@@ -1,5 +1,6 @@
 """A folder of photographs as users have them: several formats, some broken, some odd."""
 
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,49 @@ def photograph(seed: int, width: int = 64, height: int = 48) -> Image.Image:
     patches = generator.integers(30, 220, (4, 5, 3), dtype=np.uint8)
     soft = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
     return Image.fromarray((np.asarray(soft) + generator.integers(-9, 9, (height, width, 3))).clip(0, 255).astype("u1"))
+
+
+def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_path: Path, monkeypatch) -> None:
+    for name, form in (("a.jfif", "JPEG"), ("b.JPE", "JPEG"), ("c.jp2", "JPEG2000"), ("d.tga", "TGA"), ("e", "PNG")):
+        photograph(1).save(tmp_path / name, form)
+    broken = {"cut": (tmp_path / "a.jfif").read_bytes()[:300], "text.jpg": b"no image"}
+    others = {
+        "notes.txt": b"Python",
+        "head.h": b"#define A 1",
+        "film.mpg": b"\0\0\1\xb3",
+        "data.h5": b"\x89HDF\r\n\x1a\n",
+    }
+    for name, content in {**broken, **others, ".DS_Store": b"", "Thumbs.db": b""}.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("class", "locked", ".hidden"):
+        (tmp_path / name).mkdir()
+        photograph(2).save(tmp_path / name / "f.png")
+    (tmp_path / "class" / "loop").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to("nothing")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:  # root may read every folder
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    images = FolderImages(tmp_path)
+    names = [os.path.relpath(file, tmp_path) for file, _ in images.samples]
+    assert names == sorted(["a.jfif", "b.JPE", "c.jp2", "class/f.png", "d.tga", "e", *broken])
+    assert images.labels == ["class" if name == "class/f.png" else "" for name in names]
+    assert sorted(images.skipped) == sorted([*others, "class/loop", "locked", "nowhere"])
+    assert images.skipped["locked"] == "Permission denied"
+    for name in broken:
+        with pytest.raises(OSError, match=r"cannot identify|Truncated"):
+            images[names.index(name)]
+
+
+def test_a_folder_without_images_says_what_was_found(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    for folder, found in (("nowhere", "nothing at"), ("film.mp4", "a file at"), (".", r"film.mp4 \(not a picture")):
+        with pytest.raises(ValueError, match=f"Found {found}"):
+            FolderImages(tmp_path / folder)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +104,9 @@ def test_images_of_all_formats_are_read_as_a_person_sees_them(folder: Path) -> N
         ("animated", "plain", 0.1),
         ("cmyk", "plain", 0.1),
     ):
-        assert (images[positions[name]] - images[positions[expected]]).abs().mean() <= tolerance, name
+        assert (images[positions[name]][0] - images[positions[expected]][0]).abs().mean() <= tolerance, name
     for name in ("huge", "tall", "grey"):
-        assert images[positions[name]].shape == (3, 48, 48)
+        assert [tensor.shape for tensor in images[positions[name]]] == [(3, 48, 48)] * 2
 
 
 def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_path: Path, monkeypatch) -> None:

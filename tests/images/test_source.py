@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
-from lightning_anomaly.images.source import first_tensor
+from lightning_anomaly.images.source import ImageSource, first_tensor
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -46,3 +47,28 @@ def test_a_number_for_each_sample_is_the_input_only_without_other_tensors() -> N
     ages = torch.rand(3)
     assert first_tensor({"age": ages, "image": IMAGES}) is IMAGES
     assert first_tensor((ages, torch.arange(3))) is ages
+
+
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Hands an image and a larger picture, but for the first item, which cannot be read."""
+
+    hands_pictures = True
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 0:
+            raise OSError("broken")
+        return torch.full((1, 2, 2), float(index)), torch.full((1, 4, 4), -float(index))
+
+
+def test_whole_pictures_are_read_beside_the_images() -> None:
+    source = ImageSource(Subset(Pictures(), [3, 0, 5]), "images", 2)
+    read = [*source.pictures([0, 1, 2])]
+    assert torch.cat([images for _, images, _ in read]).mean((1, 2, 3)).tolist() == [3, 0, 5]
+    pictures = torch.cat([pictures for _, _, pictures in read])
+    assert pictures.shape == (3, 1, 4, 4)
+    assert pictures.mean((1, 2, 3)).tolist() == [-3, 0, -5]
+    for _, images, same in ImageSource(IMAGES, "images").pictures([0, 2]):
+        assert same is images

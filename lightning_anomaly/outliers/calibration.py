@@ -1,31 +1,19 @@
-"""Combine several views of a sample into one outlier score, in nats, and turn scores into p-values.
-
-Each view's score is converted to a tail probability among ordinary samples. The outlier score is a norm of the negative
-logarithms of these probabilities, over pixels, features and logits. Filters count only in models without logits:
-elsewhere they do not improve the score (docs/results/outliers.md).
-"""
+"""Turn measures of samples into scores in nats, and scores into p-values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-VIEWS = ("pixels", "features", "logits", "filters")
+SURPRISING = math.log(20)  # nats from which a score is among the highest twentieth, so that it has a reason
 
-_ORDER = 1.5  # of the norm
 _MOST = 100.0  # nats; beyond them surprises grow only logarithmically, which keeps the order of the samples
 _FROM, _TO = 0.75, 0.9  # quantiles between which the slope of the tail is measured; few outliers do not move them
-
-
-class SampleView(NamedTuple):
-    """Scores of N samples in one view, in any unit `(N,)`, infinite for NaN, and a reason in words for each."""
-
-    scores: Tensor
-    reasons: tuple[str, ...]
+_ROUNDING = 1e-4  # relative difference of scores that are ties
+_FLAT = 1e-6  # scale of a tail that is rounding, relative to its start
 
 
 class Tail(NamedTuple):
@@ -37,7 +25,7 @@ class Tail(NamedTuple):
     Attributes:
         ordered: Scores of the ordinary samples, sorted `(n,)`.
         start: Their 0.9 quantile.
-        scale: Scale of the exponential tail, in units of the scores.
+        scale: Scale of the exponential tail, in units of the scores; 0 if the tail is flat.
     """
 
     ordered: Tensor
@@ -51,7 +39,8 @@ class Tail(NamedTuple):
         if not len(ordered):
             return cls(ordered, math.inf, 1.0)
         before, start = (ordered[int(share * len(ordered))].item() for share in (_FROM, _TO))
-        return cls(ordered, start, (start - before) / math.log((1 - _FROM) / (1 - _TO)))
+        scale = (start - before) / math.log((1 - _FROM) / (1 - _TO))
+        return cls(ordered, start, scale if scale > _FLAT * (1 + abs(start)) else 0.0)
 
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
@@ -68,7 +57,7 @@ class Tail(NamedTuple):
     def share(self, scores: Tensor) -> Tensor:
         """Compute the share of samples, the scored one included, with at least the scores `(n,)`, interpolated."""
         count = len(self.ordered)
-        place = torch.searchsorted(self.ordered, scores)
+        place = torch.searchsorted(self.ordered, scores.contiguous())
         if count > 1:
             place = place.clamp(1, count - 1)
             below, above = self.ordered[place - 1], self.ordered[place]
@@ -76,36 +65,41 @@ class Tail(NamedTuple):
         return (1 + count - place).double() / (1 + count)
 
 
-def counted(views: Iterable[str]) -> list[str]:
-    """Select the views that enter the score: filters only where there are no logits."""
-    names = [*views]
-    return [name for name in names if name != "filters" or "logits" not in names]
+class Scale(NamedTuple):
+    """Scores by the largest of several measures, in nats.
 
-
-def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
-    """Return each view's reason for a sample, by descending score; views that do not enter the score come last."""
-    scoring = counted(views)
-
-    def order(name: str) -> tuple[bool, float]:
-        return name not in scoring, -views[name].scores[sample].item()
-
-    return {name: views[name].reasons[sample] for name in sorted(views, key=order)}
-
-
-def combine(surprises: Mapping[str, Tensor]) -> Tensor:
-    """Compute the norm of order 1.5 `(n,)` of the views' negative log tail probabilities `(n,)`, in nats.
-
-    The order is a compromise. In Fisher's sum (order 1) an uninformative view hides what another one sees; the maximum
-    (infinite order) ignores moderate evidence in two views.
+    Attributes:
+        tails: The distribution of each measure among ordinary samples.
+        largest: The distribution of the largest surprise, so that a score is again the negative logarithm of a tail
+            probability.
     """
-    views = torch.stack([surprises[name] for name in counted(surprises)])
-    scores: Tensor = torch.linalg.vector_norm(views, _ORDER, dim=0)
-    return scores
+
+    tails: tuple[Tail, ...]
+    largest: Tail
+
+    @classmethod
+    def fit(cls, measures: Tensor) -> Scale:
+        """Fit to the measures `(n, m)` of ordinary samples."""
+        tails = tuple(map(Tail.fit, measures.unbind(1)))
+        return cls(tails, Tail.fit(_surprises(tails, measures).amax(1)))
+
+    def scores(self, measures: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute scores in nats `(n,)`, and which of the measures `(n, m)` is the most surprising `(n,)`."""
+        surprises, strongest = _surprises(self.tails, measures).max(1)
+        return self.largest.surprise(surprises), strongest
+
+
+def _surprises(tails: tuple[Tail, ...], measures: Tensor) -> Tensor:
+    columns = zip(tails, measures.unbind(1), strict=True)
+    return torch.stack([tail.surprise(column) for tail, column in columns], 1)
 
 
 def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
-    """Compute p-values `(n,)` of scores `(n,)` by sorted calibration scores `(m,)`; NaN for infinite scores."""
+    """Compute p-values `(n,)` of scores `(n,)` by sorted calibration scores `(m,)`; NaN for infinite scores.
+
+    Scores that differ by rounding are ties, which count as larger.
+    """
     scores = scores.to(calibration)
-    larger = len(calibration) - torch.searchsorted(calibration, scores)
+    larger = len(calibration) - torch.searchsorted(calibration, scores - _ROUNDING * (1 + scores.abs()))
     p_values = (1 + larger).double() / (1 + len(calibration))
     return torch.where(scores.isfinite(), p_values, torch.nan)
