@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from lightning_anomaly.outliers.combine import SampleView, Tail, combine
 from reports import layer
 
-from lightning_anomaly.outliers.combine import SampleView, Tail, combine
 from lightning_anomaly.report import AnomalyReport
 
 PIXELS = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)

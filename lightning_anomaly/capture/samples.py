@@ -161,7 +161,8 @@ class SampleCapture:
                     self._found(layer, features, logits)
                     return
         if module is self._model:  # a result of the model itself replaces those of its parts
-            self._current = self._current._replace(features=None, logits=None)
+            self.head = None
+            self._current = self._current._replace(features=None, logits=None, head=None)
 
     def _found(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
         name = next(name for name, module in modules_by_name(cast(nn.Module, self._model)).items() if module is layer)

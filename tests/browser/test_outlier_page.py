@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_anomaly.outliers.combine import SampleView
 from test_report_page import contents
 
 from lightning_anomaly import OutlierReport
-from lightning_anomaly.outliers.combine import SampleView
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
 

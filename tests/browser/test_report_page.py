@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from lightning_anomaly.outliers.combine import SampleView
 from reports import layer
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 from lightning_anomaly.browser.epochs import EpochPoints, Frame, packed_frames
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.outliers.combine import SampleView
 
 
 def contents(page: str) -> tuple[dict, dict[str, bytes]]:

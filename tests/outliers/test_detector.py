@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Broken
+from lightning_anomaly.outliers.combine import conformal_p_values
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from lightning_anomaly import OutlierDetector, OutlierReport, analyze, find_outliers
 from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.outliers.combine import conformal_p_values
 from lightning_anomaly.outliers.scorer import Statistics, fit_scorers
 
 DIGITS = torch.from_numpy(load_digits().images).float()[:, None] / 16

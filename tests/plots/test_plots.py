@@ -8,12 +8,12 @@ import matplotlib.style
 import numpy as np
 import pytest
 import torch
+from lightning_anomaly.outliers.combine import SampleView
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from reports import layer as made_up
 from torch import Tensor
 
-from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
