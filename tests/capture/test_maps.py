@@ -1,4 +1,4 @@
-"""What is stored of the maps of a layer: pooled maps, five numbers of each map, and rows that share memory."""
+"""What is stored of the maps of a layer: pooled maps, the extremes of each map, and rows that share memory."""
 
 import numpy as np
 import oracle
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture import maps as module
-from lightning_anomaly.capture.maps import STATISTICS, keep_rows, map_extremes, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import keep_rows, map_extremes, pool_maps
 
 
 def drawn(*shape: int) -> Tensor:
@@ -38,29 +38,6 @@ def test_pooling_never_leaves_more_pixels_than_allowed():
             assert pool_maps(torch.zeros(1, 1, size), side).shape[2] <= side**2
             assert pool_maps(torch.zeros(1, 1, size, size, 2), side).shape[2:].numel() <= max(1, side**2)
     assert pool_maps(maps := torch.zeros(3, 2), 1) is maps
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [(), (7,), (200,), (16, 16), (13, 30), (3, 4, 2), (5, 4, 9)])
-def test_statistics_are_those_of_numpy(size, dtype):
-    maps = (drawn(4, 3, *size) * 3 + 1).to(dtype)
-    found = map_statistics(maps).numpy()
-    assert found.shape == (4, 3, len(STATISTICS))
-    pixels, coarse = (values.reshape(4, 3, -1).double().numpy() for values in (maps, pool_maps(maps, 8)))
-    for place, theirs in enumerate((pixels.mean(2), pixels.std(2), pixels.max(2), pixels.min(2), coarse.std(2))):
-        np.testing.assert_allclose(found[..., place], theirs, rtol=1e-6, atol=1e-6)
-    mirrored = maps.flip(-1).contiguous().flip(-1) if size else maps
-    np.testing.assert_array_equal(map_statistics(mirrored).numpy(), found)
-
-
-def test_maps_with_nan_or_infinity_do_not_change_the_statistics_of_other_maps():
-    maps = drawn(3, 2, 16, 16)
-    alone = map_statistics(maps[:1])
-    maps[1, 0, 0, 0], maps[2, 1, 3, 3] = torch.nan, -torch.inf
-    found = map_statistics(maps)
-    assert found.isfinite().all(2).tolist() == [[True, True], [False, True], [True, False]]
-    assert torch.equal(found[:1], alone)
-    assert found[2, 1, 3] == -torch.inf
 
 
 @pytest.mark.parametrize("size", [(), (7,), (13, 30), (3, 4, 2)])
