@@ -236,9 +236,9 @@ class TestLists:
         assert [row["sample"] for row in page.saved()] == [str(i) for i in order if i % 100 == 99]
 
     def test_a_sample_has_a_bar_for_each_view_and_the_filters_that_react_to_it(self, report, opened):
-        first = report.by_outlier_score[0]
+        rank, first = next(pair for pair in enumerate(report.by_outlier_score, 1) if report.reactions[pair[1]])
         page = opened(report, f"#/sample/{first}")
-        assert f"Score {report.outlier_scores[first]:.1f} 1 of 400" in page.text(".score")
+        assert f"Score {report.outlier_scores[first]:.1f} {rank} of 400" in page.text(".score")
         lefts = "all => all.map(each => each.getBoundingClientRect().left)"
         assert len({*page.page.eval_on_selector_all(".bars .cut", lefts)}) == 1  # a row for each view, with its reason
         reasons = report.outlier_reasons(first)

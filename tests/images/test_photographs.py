@@ -125,7 +125,7 @@ def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_p
     rows = {row["name"]: row for row in report.rows()}
     assert rows["broken.jpg"]["reasons"].startswith("file: cannot be read: UnidentifiedImageError")
     assert report.rows()[-1]["name"] == "broken.jpg"
-    assert "pixels: the same everywhere" in rows["grey.png"]["reasons"]
+    assert "look: the same everywhere" in rows["grey.png"]["reasons"]
     assert rows["grey.png"] in report.rows(6)
     (note,) = report.notes.values()
     assert "broken.jpg" in note
