@@ -141,7 +141,7 @@ class FilterSlice:
     """The results for some filters of each layer."""
 
     layers: Mapping[str, LayerReport]  # of these filters; layers without filters are left out
-    views: Mapping[str, SampleView]  # scores by pixels and classes, if they were computed here
+    views: Mapping[str, SampleView]  # look and content, if they were computed here
     carried_over: int  # filters with the result of the analysis before
 
 
