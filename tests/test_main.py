@@ -129,7 +129,8 @@ def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
     assert (tmp_path / "outliers.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "outliers.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert list(row) == ["position", "score", "p_value", "significant", "layer", "filters", "reasons"]
+    scores = ["score", "p_value", "significant", "look_score", "look_p_value", "content_score", "content_p_value"]
+    assert list(row) == ["position", *scores, "reasons"]
     assert row["position"] == "1"
 
 

@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from lightning_anomaly.outliers.combine import SampleView, Tail, combine
 from reports import layer
 
+from lightning_anomaly.outliers.scorer import SampleView
 from lightning_anomaly.report import AnomalyReport
 
-PIXELS = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
-VIEWS = {"pixels": SampleView(PIXELS, ("dark", "bright", "flat", "noisy", "sharp", "odd"))}
+LOOK = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
+VIEWS = {"look": SampleView(LOOK, ("dark", "", "flat", "noisy", "", "odd"))}
 BROKEN = torch.arange(6) == 2
 APART = torch.zeros(3, 6, dtype=torch.bool)
 APART[0, 4], APART[1, :2] = True, True
@@ -54,24 +54,25 @@ def test_the_fraction_counts_only_filters_that_could_be_clustered():
 
 def test_samples_have_votes_and_a_score_that_is_infinite_with_nonfinite_maps():
     assert REPORT.outlier_samples == [1, 0, 1, 0, 0, 3]
-    expected = combine({"pixels": Tail.fit(PIXELS).surprise(PIXELS)})
-    torch.testing.assert_close(REPORT.outlier_scores, torch.where(BROKEN, math.inf, expected))
+    assert REPORT.outlier_scores.tolist() == [2, 0.5, math.inf, 9, 0.5, 1]
     assert REPORT.by_outlier_score == [2, 3, 0, 5, 1, 4]  # equal scores are ordered by votes, then by position
     assert EMPTY.outlier_samples == EMPTY.outlier_scores.tolist() == EMPTY.by_outlier_score == []
 
 
-def test_views_are_combined_and_each_has_a_reason():
-    """The view with the largest score comes first."""
-    report = replace(REPORT, views={"logits": SampleView(PIXELS.flip(0), ("small logits",) * 6), **VIEWS}, layers={})
-    assert list(report.view_scores) == ["pixels", "logits"]
-    torch.testing.assert_close(report.outlier_scores, combine(report.view_scores))
-    assert [*report.outlier_reasons(3).items()] == [("pixels", "noisy"), ("logits", "small logits")]
-    assert [*report.outlier_reasons(2)] == ["logits", "pixels"]
+def test_the_score_is_the_larger_one_and_its_reason_comes_first():
+    content = SampleView(LOOK.flip(0), ("", "", "unlike the others", "unlike the others", "", ""))
+    report = replace(REPORT, views={**VIEWS, "content": content}, layers={})
+    assert report.outlier_scores.tolist() == [2, 0.5, 9, 9, 0.5, 2]
+    assert (report.look_scores.tolist(), report.content_scores.tolist()) == (LOOK.tolist(), LOOK.flip(0).tolist())
+    assert [*report.outlier_reasons(2)] == ["content", "look"]
+    assert [*report.outlier_reasons(3).items()] == [("look", "noisy"), ("content", "unlike the others")]
+    assert report.outlier_reasons(1) == {}
     restored = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))
-    torch.testing.assert_close(restored.outlier_scores, report.outlier_scores)
-    assert restored.outlier_reasons(1) == report.outlier_reasons(1)
+    assert torch.equal(restored.outlier_scores, report.outlier_scores)
+    assert restored.outlier_reasons(3) == report.outlier_reasons(3)
     with pytest.raises(ValueError, match="`sample = 6`"):
         report.outlier_reasons(6)
+    assert REPORT.content_scores.isnan().tolist() == EMPTY.look_scores.isnan().tolist() + [True] * 6
 
 
 def test_filters_that_isolate_a_sample_react_before_those_with_it_in_a_rare_cluster():
@@ -106,13 +107,17 @@ def test_metrics_are_finite_floats():
     assert set(EMPTY.metrics().values()) == {0.0}
 
 
-def test_a_report_of_version_0_2_can_be_loaded():
+@pytest.mark.parametrize("views", [{}, {"views": {"pixels": {"scores": [1.0] * 6, "reasons": [""] * 6}}}])
+def test_a_report_of_an_earlier_version_can_be_loaded_without_its_views(views):
     values = REPORT.to_dict()
     del values["views"]
+    values |= views
     for plain in values["layers"].values():
         plain["analysed_size"] = plain.pop("analyzed_size")
         plain["outlier_scores"] = ["inf" if broken else 0.5 for broken in plain.pop("nonfinite")]
-    for name, part in AnomalyReport.from_dict(values).layers.items():
+    report = AnomalyReport.from_dict(values)
+    assert report.views == {}
+    for name, part in report.layers.items():
         assert part.analyzed_size == REPORT.layers[name].analyzed_size
         assert part.nonfinite.tolist() == REPORT.layers[name].nonfinite.tolist()
 

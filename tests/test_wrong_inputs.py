@@ -75,7 +75,7 @@ FUNCTIONS: dict[str, Callable[[Any], object]] = {
     "find_outliers, reference": lambda x: find_outliers(net(), IMAGES, x, progress=False),
     "find_outliers, model": lambda x: find_outliers(x, IMAGES, progress=False),
     "OutlierDetector": OutlierDetector,
-    "OutlierDetector, layers": lambda x: OutlierDetector(net(), x),
+    "OutlierDetector, class names": lambda x: OutlierDetector(net(), x),
     "OutlierDetector.fit": lambda x: OutlierDetector(net()).fit(x, progress=False),
     "OutlierDetector.score": lambda x: detector().score(x),
     "OutlierDetector.search": lambda x: detector().search(x, progress=False),

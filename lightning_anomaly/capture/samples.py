@@ -155,12 +155,16 @@ class SampleCapture:
         if self._maps is not None and set(cast(Any, self._maps[0]).kernel_size) == {1}:
             layer, features, *outputs = self._maps
             candidates += [(layer, features, logits) for logits in outputs]
-        for returned in tensors_in(output):
+        returned = tensors_in(output)
+        for tensor in returned:
             for layer, features, logits in reversed(candidates):
-                if _returns(returned.detach(), logits):
+                if _returns(tensor.detach(), logits):
                     self._found(layer, features, logits)
                     return
-        if module is self._model:  # a result of the model itself replaces those of its parts
+        # A result of the model itself replaces those of its parts. A loss is none: in several processes, Lightning
+        # calls the module for its `validation_step`.
+        found = self._current.features
+        if module is self._model and found is not None and any(_is_for_each(tensor, len(found)) for tensor in returned):
             self.head = None
             self._current = self._current._replace(features=None, logits=None, head=None)
 
@@ -168,6 +172,11 @@ class SampleCapture:
         name = next(name for name, module in modules_by_name(cast(nn.Module, self._model)).items() if module is layer)
         self.head = Head(name, logits is not None)
         self._current = self._current._replace(features=features, logits=logits, head=self.head)
+
+
+def _is_for_each(returned: Tensor, samples: int) -> bool:
+    """Return whether a tensor holds numbers of each sample."""
+    return returned.is_floating_point() and returned.ndim > 0 and len(returned) == samples
 
 
 def _returns(returned: Tensor, logits: Tensor) -> bool:

@@ -7,28 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_anomaly.outliers.combine import SampleView
 from test_report_page import contents
 
 from lightning_anomaly import OutlierReport
+from lightning_anomaly.outliers.scorer import SampleView
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
 
 
-def made_up(layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> OutlierReport:
-    """Make a report with random scores, of which the largest 10% have small p-values, and small coloured pictures."""
+def made_up(kept: int = 256, reason: str = "reason {}") -> OutlierReport:
+    """Make a report with random scores, of which the largest 10% have small p-values, and small coloured pictures.
+
+    Every second image has the larger score by its look, the others by their content, which has no reasons.
+    """
     generator, images = torch.Generator().manual_seed(0), 300
-    scores = 30 * torch.rand(images, generator=generator)
+    scores, even = 30 * torch.rand(images, generator=generator), torch.arange(images) % 2 == 0
+    p_values = torch.where(scores > 29, 1, torch.where(scores > 27, 4, 1400)).double() / 2001
+    look = SampleView(torch.where(even, scores, scores / 3), tuple(reason.format(place) for place in range(images)))
     return OutlierReport(
         scores=scores,
-        p_values=torch.where(scores > 29, 1, torch.where(scores > 27, 4, 1400)).double() / 2001,
-        layers=layers,
-        layer=torch.arange(images) % len(layers),
-        filters=torch.stack([torch.arange(images) % 7, torch.arange(images) % 5, torch.full((images,), -1)], 1),
+        p_values=p_values,
+        views={"look": look, "content": SampleView(torch.where(even, scores / 9, scores), ("",) * images)},
+        view_p_values={"look": p_values, "content": p_values},
         n_reference=4000,
         n_calibration=2000,
         false_discovery_rate=0.1,
-        views={"pixels": SampleView(scores / 3, tuple(f"reason {place}" for place in range(images)))},
         images=torch.randint(0, 256, (kept, 6, 5, 3), generator=generator, dtype=torch.uint8),
     )
 
@@ -105,24 +108,23 @@ class TestGallery:
             page.page.get_by_role("button", name="Show more").click()
         assert cards(page) == report.top(256)
 
-    def test_images_are_filtered_by_layer_significance_and_name(self, opened):
-        report = made_up(layers=("conv1", ""))
-        rows = [row for row in report.rows(256) if row["layer"] == ""]
-        report = replace(report, names=[f"folder/{place}.png" for place in range(300)])
+    def test_images_are_ordered_by_look_or_content_and_found_by_significance_and_name(self, opened):
+        report = replace(made_up(), names=[f"folder/{place}.png" for place in range(300)])
+        shown = {*report.top(256)}
         page = opened(report)
-        page.page.get_by_label("Strongest layer").select_option(label=f"the model ({len(rows)})")
-        page.settle()
-        assert cards(page) == [row["position"] for row in rows][:48]
+        for view in ("look", "content"):
+            page.page.get_by_label("Order by").select_option(label=view)
+            page.settle()
+            assert cards(page) == [place for place in report.top(300, view) if place in shown][:48]
         page.page.get_by_label("Show").select_option(label=f"significant ({len(report.significant)})")
         page.settle()
-        expected = [row["position"] for row in rows if row["significant"]]
-        assert cards(page) == expected
-        assert 0 < len(expected) < len(report.significant)
+        expected = [place for place in report.top(300, "content") if place in report.significant]
+        assert cards(page) == expected != report.significant
         page.open(page.hash)
         assert cards(page) == expected
         page.page.locator(".outlier-picture").first.click()
         page.settle()
-        page.press("ArrowRight")  # the next image of the filtered ones
+        page.press("ArrowRight")  # the next image of this list
         assert page.text("h1") == f"Image {expected[1]}"
         page.go("#/gallery")
         page.find("11.PNG")
@@ -179,10 +181,9 @@ def test_ticked_images_are_saved_as_rows_and_remembered_for_the_same_ranking(ope
     assert cards(page) == [report.top(4)[0], report.top(4)[3]]
     page.page.get_by_role("button", name="Untick all").click()
     assert not page.page.locator(".ticked-bar").is_visible()
-    page.go("#/gallery?layer=%3Dconv1")
+    page.go("#/gallery?show=significant")
     page.page.get_by_role("button", name="Tick all").click()
-    expected = [str(row["position"]) for row in report.rows(256) if row["layer"] == "conv1"]
-    assert [row["position"] for row in page.saved("Save the")] == expected
+    assert [int(row["position"]) for row in page.saved("Save the")] == report.significant
     replace(report, scores=report.scores + 1).save_html(page.file)
     page.open("#/gallery?show=ticked")
     assert cards(page) == []
@@ -199,7 +200,8 @@ def test_images_can_be_viewed_and_ticked_by_keyboard_alone(opened):
     assert page.pixels(".big-image canvas") == report.images[1].tolist()
     assert "2 of 256" in page.text(".steps")
     assert "Significant" in page.text(".facts")
-    bars = ["pixels", f"{report.view_scores['pixels'][rows[1]['position']]:.1f}", f"reason {rows[1]['position']}"]
+    scores = [f"{view.scores[rows[1]['position']]:.1f}" for view in report.views.values()]
+    bars = ["look", scores[0], f"reason {rows[1]['position']}", "content", scores[1]]
     assert page.text(".bars").split("\n") == bars
     assert "0.0005" in page.text(".facts")
     assert "1 image ticked" in page.text(".ticked-bar")
@@ -218,18 +220,8 @@ def test_images_can_be_viewed_and_ticked_by_keyboard_alone(opened):
 
 
 @pytest.mark.slow
-def test_filters_are_named_for_odd_maps_and_code_in_notes_is_formatted(opened):
-    report = made_up()
-    first, second = report.top(2)
-    odd = torch.ones(300)
-    odd[first] = 9
-    views = {**report.views, "filters": SampleView(odd, ("layer conv1",) * 300)}
-    page = opened(replace(report, views=views, notes={"a": "Give a `reference`."}), f"#/image/{first}")
-    assert "Its filters" in page.text(".facts")
-    page.go(f"#/image/{second}")
-    assert "Its filters" not in page.text(".facts")
-    assert "none stands out" in page.text(".facts")
-    page.go("#/gallery")
+def test_code_in_notes_is_formatted_and_terms_are_explained(opened):
+    page = opened(replace(made_up(), notes={"a": "Give a `reference`."}))
     assert page.text("main code") == "reference"
     page.press("?")
     assert "p-value" in page.text("dialog")
@@ -237,7 +229,7 @@ def test_filters_are_named_for_odd_maps_and_code_in_notes_is_formatted(opened):
 
 @pytest.mark.slow
 def test_hostile_names_are_shown_as_text_within_the_window(opened):
-    report = replace(made_up(layers=(HOSTILE,)), notes={"a": HOSTILE})
+    report = replace(made_up(reason=HOSTILE), notes={"a": HOSTILE}, names=[HOSTILE] * 300, head=HOSTILE)
     page = opened(report, width=360, labels=[HOSTILE] * 300, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
     assert page.page.title() == "Images by score · " + " ".join(HOSTILE.split())
     for place in ("", f"#/image/{report.top(1)[0]}"):
@@ -248,4 +240,4 @@ def test_hostile_names_are_shown_as_text_within_the_window(opened):
     assert HOSTILE.strip() in page.text(".facts")
     page.press("x")
     (row,) = page.saved("Save the")
-    assert row["layer"] == row["label"] == HOSTILE
+    assert row["name"] == row["label"] == HOSTILE

@@ -11,7 +11,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lightning_anomaly.outliers.combine import SampleView
 from reports import layer
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 from lightning_anomaly.browser.epochs import EpochPoints, Frame, packed_frames
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.outliers.scorer import SampleView
 
 
 def contents(page: str) -> tuple[dict, dict[str, bytes]]:
@@ -242,14 +242,14 @@ class TestReport:
     def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
         assert contents(report.page_text(""))[0]["scores"] == [0] * 5
-        pixels = torch.tensor([1.23456, torch.inf, 0.5, 2, 3], dtype=torch.float64)
-        report = replace(report, views={"pixels": SampleView(pixels, tuple("abcde"))})
-        (index, blocks), (first, infinite, *others) = contents(report.page_text("")), report.outlier_scores.tolist()
-        assert index["scores"] == [first, None, *others]
-        assert index["ordinary"] == pytest.approx(torch.tensor([first, *others]).quantile(0.95).item(), rel=1e-3)
-        assert index["views"] == [{"view": "pixels", "ordinary": pytest.approx(index["ordinary"])}]
-        assert np.frombuffer(blocks["views"], "<f8").tolist() == pytest.approx([first, infinite, *others])
-        assert index["reasons"] == [{"pixels": reason} for reason in "abcde"]
+        look = torch.tensor([1.25, torch.inf, 0.5, 2, 3], dtype=torch.float64)
+        report = replace(report, views={"look": SampleView(look, ("a", "b", "", "d", "e"))})
+        index, blocks = contents(report.page_text(""))
+        assert index["scores"] == [1.25, None, 0.5, 2, 3]
+        assert index["ordinary"] == pytest.approx(torch.tensor([1.25, 0.5, 2, 3]).quantile(0.95).item(), rel=1e-3)
+        assert index["views"] == [{"view": "look", "ordinary": pytest.approx(index["ordinary"])}]
+        assert np.frombuffer(blocks["views"], "<f8").tolist() == look.tolist()
+        assert index["reasons"] == [{"look": reason} if reason else {} for reason in ("a", "b", "", "d", "e")]
 
     @pytest.mark.parametrize(
         ("labels", "names"),

@@ -77,10 +77,14 @@ def connect(rank: int, world: int) -> nn.Module:
 
 def values(report: OutlierReport) -> Outcome:
     """All values of a report, with NaN and infinity as words."""
-    parts = {key: getattr(report, key) for key in ("p_values", "layer", "filters", "images")}
-    plain: Outcome = {key: None if part is None else part.tolist() for key, part in parts.items()}
-    scores = [str(round(score, 4)) for score in report.scores.tolist()]
-    return {**plain, "scores": scores, "top": report.top(4), "layers": report.layers, "notes": dict(report.notes)}
+    parts = {key: getattr(report, key) for key in ("scores", "look_scores", "content_scores", "p_values")}
+    return {
+        "numbers": {key: [str(value) for value in part.tolist()] for key, part in parts.items()},
+        "images": None if report.images is None else report.images.tolist(),
+        "reasons": [report.outlier_reasons(position) for position in range(len(report.scores))],
+        "top": report.top(4),
+        "notes": dict(report.notes),
+    }
 
 
 def searches(rank: int, world: int) -> Outcome:

@@ -43,7 +43,7 @@ def test_reports_do_not_depend_on_the_number_of_processes(outcomes: Path, probe:
         # A convolution over other batches rounds differently; a repeated sample counts in the share of zeros.
         assert layer["sparsity"] == pytest.approx(expected["sparsity"], abs=0.01)
         assert layer["explained"] == pytest.approx(expected["explained"], abs=1e-4)
-    assert list(single["views"]) == list(first["views"]) == list(second["views"]) == ["pixels", "features", "logits"]
+    assert list(single["views"]) == list(first["views"]) == list(second["views"]) == ["look", "content"]
     for name, view in single["views"].items():
         assert view["scores"] == pytest.approx(first["views"][name]["scores"], rel=0.01, abs=0.01)
 
@@ -80,7 +80,11 @@ def test_outliers_do_not_depend_on_the_number_of_processes(outcomes: Path) -> No
     assert {3, 40, 61} < set(alone["many"]["top"])
     assert len(alone["one"]["notes"]) == 1
     for case in ("many", "one"):
-        assert first[case] == second[case] == alone[case]
+        assert first[case] == second[case]
+        one, two = (outcome[case].pop("numbers") for outcome in (alone, first))
+        for key, expected in one.items():  # batches of other sizes round differently
+            assert [*map(float, two[key])] == pytest.approx([*map(float, expected)], abs=1e-3, nan_ok=True), key
+        assert first[case] == alone[case]
     assert (first["warnings"], second["warnings"]) == (alone["warnings"], [])  # the first process warns
     assert first["fewer"].startswith("ValueError")
     assert second["fewer"].startswith("RuntimeError")
