@@ -361,8 +361,8 @@ class OutlierReport(Tabular):
         rate, count, above = f"{100 * self.false_discovery_rate:g}%", len(self.scores), len(self.above_calibration)
         if not self.n_calibration:
             return (
-                "The reference was drawn from these images, so their p-values are only a ranking and none is "
-                "significant: look at the largest scores, or pass trusted images as `reference`."
+                "Without a reference the p-values only rank the images, and none is significant: look at the largest "
+                "scores, or pass trusted images as `reference`."
             )
         if found := len(self.significant):
             return (
