@@ -287,11 +287,12 @@ class OutlierReport(Tabular):
         ranked, above = self.top(KEPT), {*self.above_calibration}
         apart = self._apart(ranked)
         rows = self._rows_of([*ranked, *apart])
-        shown = {position: place for place, position in enumerate(ranked[: 0 if self.images is None else KEPT])}
         parts = [part for part in (self.images, self.duplicate_images) if part is not None]
+        own, copied = (0 if part is None else len(part) for part in (self.images, self.duplicate_images))
+        pictured = {position: place for place, position in enumerate(ranked[:own])}
         copies = [position for group in self.duplicates for position in group.positions]
-        for place, position in enumerate(copies[: 0 if self.duplicate_images is None else len(self.duplicate_images)]):
-            shown.setdefault(position, place + (0 if self.images is None else len(self.images)))
+        for place, position in enumerate(copies[:copied], own):
+            pictured.setdefault(position, place)
         facts = {
             "title": title,
             "sentences": self._sentences(),
@@ -307,7 +308,7 @@ class OutlierReport(Tabular):
         for row in rows:
             row["view_reasons"] = self.outlier_reasons(row["position"])
             row["above"] = row["position"] in above
-            row["picture"] = shown.get(row["position"])
+            row["picture"] = pictured.get(row["position"])
         view_scores = {name: view.scores for name, view in self.views.items()}
         write_outlier_page(path, facts, rows, self.scores, view_scores, torch.cat(parts) if parts else None, labels)
 

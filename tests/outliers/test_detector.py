@@ -43,7 +43,8 @@ def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     assert torch.equal(loaded.score(images), scores)
     assert torch.equal(loaded.p_values(scores), fitted.p_values(scores))
     report, expected = loaded.search(images), fitted.search(images)
-    assert report.rows() == expected.rows()
+    rows, expected_rows = ([{**row, "duplicates": ""} for row in found.rows()] for found in (report, expected))
+    assert rows == expected_rows  # but for duplicates in the reference, which is not saved
     assert torch.equal(report.images, expected.images)
 
 
