@@ -251,8 +251,6 @@ class Run:
                 "these will have large scores: pass a `reference` of all classes."
             )
         duplicates, problem = _duplicates(traces, ~scores["larger"].isinf(), reference)
-        if problem:
-            notes["near duplicates"] = problem
         p_values = {
             name: conformal_p_values(values, fitted.calibration[name]) if fitted.calibration else rank_shares(values)
             for name, values in scores.items()
@@ -278,6 +276,7 @@ class Run:
             unreadable=broken,
             duplicates=duplicates,
             duplicate_images=copies,
+            duplicates_left_out=problem,
             skipped=source.skipped,
             head=str(fitted.head or "") if "content" in fitted.views else "",
         )
