@@ -145,19 +145,23 @@ def run_outliers(options: argparse.Namespace) -> None:
     """Score all images, print the table, and write the gallery, the list and the figure of the oddest ones."""
     model, names = _load_model(options)
     images = _open(model, options.data, options)
-    images.classes = names if options.classes is None else options.classes.read_text("utf-8").splitlines()
+    if options.classes is not None:
+        names = options.classes.read_text("utf-8").splitlines()
     reference = None if options.reference is None else _open(model, options.reference, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
-        report = find_outliers(model, images, reference)
-    print(report)
+        report = find_outliers(model, images, reference, class_names=names or None)
+    print(report.table(min(options.top, 10)))
     options.output.mkdir(parents=True, exist_ok=True)
     gallery = options.output / "outliers.html"
     report.save_html(gallery, title=f"{options.model} on {options.data.name}")
     report.save_csv(options.output / "outliers.csv", options.top)
-    report.plot(options.top).savefig(options.output / "outliers.png")
     print(f"to look through them and tick some: open {gallery}")
-    print(f"in {options.output}: outliers.csv, outliers.png")
+    figure = options.output / "outliers.png"
+    figure.unlink(missing_ok=True)  # of an earlier run
+    if report.images is not None:
+        report.plot(options.top).savefig(figure)
+    print(f"in {options.output}: outliers.csv{', outliers.png' if figure.exists() else ''}")
 
 
 def _load_model(options: argparse.Namespace) -> tuple[nn.Module, Sequence[str]]:

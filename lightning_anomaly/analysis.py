@@ -36,7 +36,7 @@ from lightning_anomaly.verdicts.anomalies import (
     verdicts_of,
 )
 from lightning_anomaly.verdicts.isolation import isolated_samples
-from lightning_anomaly.verdicts.layer_report import join_layers
+from lightning_anomaly.verdicts.layer_report import join_layers, select_filters
 
 _FILTER_BATCH = 64  # most filters per batch on a CPU; ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
 
@@ -122,13 +122,17 @@ def analyze_maps(
     *,
     samples: SampleCapture | None = None,
     progress: bool | None = False,
+    previous: Mapping[str, LayerReport] | None = None,
 ) -> AnomalyReport:
-    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note."""
+    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note.
+
+    `previous` are the layers of an earlier analysis with the same settings: filters with the same maps keep its result.
+    """
     usable, n_samples, left_out = usable_layers(maps)
     sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
     if samples is not None and samples.problem is not None:
         left_out["views"] = f"Samples are not scored: {samples.problem}."
-    part = analyze_slice(usable, settings, sample_statistics, progress=progress)
+    part = analyze_slice(usable, settings, sample_statistics, previous or {}, progress=progress)
     return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
 
 
@@ -138,32 +142,39 @@ class FilterSlice:
 
     layers: Mapping[str, LayerReport]  # of these filters; layers without filters are left out
     views: Mapping[str, SampleView]  # look and content, if they were computed here
+    carried_over: int  # filters with the result of the analysis before
 
 
 def analyze_slice(
     maps: Mapping[str, LayerMaps],
     settings: AnalysisSettings,
     samples: SampleStatistics,
+    previous: Mapping[str, LayerReport],
     *,
     progress: bool | None = False,
 ) -> FilterSlice:
     """Analyze some filters of each layer, or all; no filter's result depends on another filter.
 
     `maps` `(N, F, ...)` hold these filters only, possibly none. `samples` are empty if another process scores them.
+    `previous` are the results for the same filters, see `analyze_maps`.
     """
     engine = load_engine(settings.engine)
     devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
     # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
-    tasks += [partial(_analyze_filters, maps[name], settings, engine, filters) for name, filters in batches]
+    update = partial(_update_filters, settings=settings, engine=engine)
+    tasks += [partial(update, maps[name], filters, previous.get(name)) for name, filters in batches]
     device = next((device for device in devices.values() if device.type != "cpu"), torch.device("cpu"))
     results = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
     views = next(results)
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, results, strict=True):
         parts.setdefault(name, []).append(report)
-    return FilterSlice({name: join_layers(reports) for name, reports in parts.items()}, views)
+    layers = {name: join_layers(reports) for name, reports in parts.items()}
+    pairs = [(layer.fingerprints, previous[name].fingerprints) for name, layer in layers.items() if name in previous]
+    carried_over = sum(int((now == before).sum()) for now, before in pairs if len(now) == len(before))
+    return FilterSlice(layers, views, carried_over)
 
 
 def join_slices(
@@ -188,7 +199,8 @@ def join_slices(
             f"`max_components = {settings.max_components}`."
         )
     views = {name: view for part in parts for name, view in part.views.items()}
-    return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views)
+    carried_over = sum(part.carried_over for part in parts)
+    return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views, carried_over=carried_over)
 
 
 def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.device) -> list[slice]:
@@ -203,11 +215,26 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.
     return [slice(first, first + size) for first in range(0, filters, size)]
 
 
-def _analyze_filters(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filters: slice) -> LayerReport:
-    """Analyze some filters of one layer."""
-    maps = joined([batch[:, filters] for batch in layer.batches])
-    extremes = joined([batch[:, filters] for batch in layer.extremes]).transpose(0, 1)
-    broken = ~extremes.isfinite().all(2)
+def _update_filters(
+    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings, engine: Engine
+) -> LayerReport:
+    """Analyze some filters of one layer; those with the same maps as before keep their result."""
+    layer = layer.select(filters)
+    hashes = layer.fingerprints()
+    known = hashes[:0] if previous is None else previous.fingerprints[filters]
+    if previous is None or len(known) != len(hashes) or not (known == hashes).any():
+        return _analyze_filters(layer, hashes, settings, engine)
+    kept, changed = (flags.nonzero()[:, 0] for flags in (known == hashes, known != hashes))
+    parts = [select_filters(previous, kept + filters.start)]
+    if len(changed):
+        parts.append(_analyze_filters(layer.select(changed), hashes[changed], settings, engine))
+    report = select_filters(join_layers(parts), torch.cat([kept, changed]).argsort())
+    return replace(report, nonfinite=layer.nonfinite)
+
+
+def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings, engine: Engine) -> LayerReport:
+    """Analyze the filters of a layer, or some of them."""
+    maps, extremes = layer.maps, joined(layer.extremes).transpose(0, 1)
     reduction = reduce_maps(maps.to(engine.device(maps.device)), engine)
     live = reduction.live.nonzero()[:, 0]
     clustering = cluster_filters(reduction.points[live], settings, engine)
@@ -232,8 +259,9 @@ def _analyze_filters(layer: LayerMaps, settings: AnalysisSettings, engine: Engin
         outliers=per_filter(outliers),
         isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction, extremes[live])),
         explained=reduction.explained.cpu(),
-        sparsity=layer.sparsity[filters],
+        sparsity=layer.sparsity,
         map_size=layer.size or (),
         analyzed_size=tuple(maps.shape[2:]),
-        nonfinite=broken[broken.sum(1) * 2 < layer.count].any(0).cpu(),
+        nonfinite=layer.nonfinite,
+        fingerprints=hashes,
     )

@@ -25,6 +25,7 @@ from lightning_anomaly.distributed import (
 )
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 
 def analyze_shared(
@@ -36,16 +37,17 @@ def analyze_shared(
     limit: int,
     pictures: bool,
     samples: SampleCapture | None = None,
-) -> tuple[AnomalyReport, Tensor | None]:
+    previous: Mapping[str, LayerReport] | None = None,
+) -> tuple[AnomalyReport, Tensor | None, Mapping[str, LayerReport]]:
     """Analyze the maps of all processes; a collective call, also for a process without maps.
 
     Each process passes the maps, images `(n, C, H, W)` and other statistics of its samples. Maps are removed as they
     are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0 decides whether
-    there are pictures.
+    there are pictures. `previous` is what the last call returned, see `analyze_maps`.
 
     Returns:
-        The report, and the images of the probe `(N, C, H, W)`, None if unknown. Only process 0 has images, pictures,
-        `points` and `labels`.
+        The report, the images of the probe `(N, C, H, W)`, None if unknown, and the results of this process. Only
+        process 0 has images, pictures, and `points` and `labels` in the report.
 
     Raises:
         Exception: In all processes if one fails, see `run_together`.
@@ -73,7 +75,7 @@ def analyze_shared(
             rows = torch.cat(received.pop(name), 1)[:, order]
             slices[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
         all_samples = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
-        part = analyze_slice(slices, settings, all_samples)
+        part = analyze_slice(slices, settings, all_samples, previous or {})
         filters = sum(map(_filters, usable.values()))
         return part, take_pictures(part.layers, slices, None, filters) if pictured else None
 
@@ -95,7 +97,7 @@ def analyze_shared(
     report = join_slices(parts, list(usable), n_samples, settings, notes)
     if gathered is not None and pictured:
         report = replace(report, pictures=join_pictures(all_pictures, probe_images, n_samples))
-    return report, probe_images
+    return report, probe_images, part.layers
 
 
 def _filters(layer: LayerMaps) -> int:

@@ -19,7 +19,9 @@ class Tabular(ABC):
         """Return the sentences below the table."""
 
     def __str__(self) -> str:
-        rows = self._rows()
+        return self._text(self._rows())
+
+    def _text(self, rows: Sequence[Sequence[str]]) -> str:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "-" * max(map(len, lines)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_anomaly.browser.pictures import take_pictures
-from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.maps import LayerMaps, summarize_maps
 from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.pruning.selection import filter_norms
 from lightning_anomaly.verdicts.isolation import isolated_samples
@@ -63,6 +63,13 @@ def test_results_are_the_same_on_a_device_without_float64(work: Callable[[Tensor
     with pytest.raises(TypeError, match="float64"):
         values.as_subclass(Single).double()
     torch.testing.assert_close(work(values.as_subclass(Single)), work(values), rtol=0, atol=0)
+
+
+def test_maps_are_summarized_as_on_the_cpu() -> None:
+    values = drawn(6, 4, 16, 12)
+    found, expected = (summarize_maps(maps, 8, True) for maps in (values.as_subclass(Single), values))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.as_subclass(Tensor), other)
 
 
 def test_the_random_state_of_an_apple_gpu_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,11 @@ let opened = null; // the row whose page was shown last
 const imageAddress = (row, query) => address(["image", row.position], query);
 
 const picture = (ranking, row) =>
-  row.rank < ranking.pictured
-    ? imageOf(ranking, row.rank, `image ${row.position}`)
+  Number.isInteger(row.picture)
+    ? imageOf(ranking, row.picture, `image ${row.position}`)
     : make("span", { class: "no-image" }, "no picture");
 
-const chance = (row) => Number(row.p_value.toPrecision(2)).toString();
+const chance = (row) => (row.p_value === null ? "none" : Number(row.p_value.toPrecision(2)).toString());
 const sentence = (text) => prose(`${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`);
 
 /** Whether an image is significant, beside its rank. */
@@ -70,7 +70,7 @@ function tickedBar(ranking) {
       box.checked = ranking.ticked.has(Number(box.dataset.position));
   };
   const untick = () => {
-    ranking.tick(ranking.rows, false);
+    ranking.tick(ranking.all, false);
     update();
   };
   update();
@@ -85,13 +85,51 @@ function card(ranking, row, query, changed) {
       { class: "outlier-picture", href: imageAddress(row, query), title: `image ${row.position}` },
       picture(ranking, row),
     ),
-    div("outlier-head", tickBox(ranking, row, make("strong", {}, `${row.rank + 1}`), changed), badge(row)),
+    div("outlier-head", tickBox(ranking, row, make("strong", {}, row.rank === undefined ? "" : `${row.rank + 1}`), changed), badge(row)),
     make("span", {}, `image ${row.position}`),
     [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
     make("span", {}, `score ${scoreText(row.score)}`),
     ranking.ranked ? null : make("span", {}, `p-value ${chance(row)}`),
     quiet(Object.values(row.view_reasons)[0]),
   );
+}
+
+/** Duplicates, images that cannot be used and skipped files, below the ranked images. */
+function apart(ranking, update) {
+  const cards = (rows) =>
+    div(
+      "cards",
+      rows.map((row) => card(ranking, row, {}, update)),
+    );
+  const part = (title, items, draw) =>
+    items.length ? [make("h2", {}, `${title} `, quiet(number(items.length))), pages(items, AT_ONCE, draw, "parts")] : [];
+  const group = ({ positions, reference }) =>
+    make(
+      "section",
+      {},
+      cards(positions.slice(0, AT_ONCE).map((position) => ranking.row(position))),
+      positions.length > AT_ONCE ? quiet(`and ${number(positions.length - AT_ONCE)} more`) : null,
+      reference.length ? quiet(`and in the reference: ${reference.join(", ")}`) : null,
+    );
+  const file = (name, text) => make("p", {}, make("strong", {}, name), ` ${text}`);
+  return [
+    part(
+      "Identical images",
+      ranking.groups.filter(({ identical }) => identical),
+      group,
+    ),
+    part(
+      "Near duplicates",
+      ranking.groups.filter(({ identical }) => !identical),
+      group,
+    ),
+    part(
+      "Images that cannot be used",
+      ranking.all.filter((row) => row.score === null && (row.view_reasons.file || ranking.shown)),
+      (row) => file(row.name ?? `image ${row.position}`, row.view_reasons.file ?? "gives NaN or infinite values"),
+    ),
+    part("Skipped files", ranking.skipped, ([name, reason]) => file(name, reason)),
+  ].flat();
 }
 
 function gallery(ranking, query) {
@@ -152,6 +190,7 @@ function gallery(ranking, query) {
       "cards",
       EMPTY[query.find ? "other" : (query.show ?? "all")],
     ),
+    Object.keys(query).length ? null : apart(ranking, update),
     bar,
   ];
   return { content: content.flat(), section: "gallery", keys: galleryKeys(ranking, update) };
@@ -173,7 +212,7 @@ function galleryKeys(ranking, update) {
   };
   const tick = () => {
     const box = document.activeElement.closest(".outlier")?.querySelector("[data-position]");
-    const row = box && ranking.rows.find(({ position }) => position === Number(box.dataset.position));
+    const row = box && ranking.row(Number(box.dataset.position));
     if (!row) return;
     ranking.tick([row], !box.checked);
     update();
@@ -198,8 +237,9 @@ function imagePage(ranking, row, query) {
   const { bar, update } = tickedBar(ranking);
   const { element, step } = stepper(list, row, "image", (next) => visit(imageAddress(next, query)));
   const facts = [
-    ["Rank", `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
+    ["Rank", row.rank === undefined ? undefined : `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
     ["Score", `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
+    ["Duplicates", row.duplicates || undefined],
     ...(ranking.ranked ? [] : significance(ranking, row)),
     ["Label", row.label],
     ["File", row.name],
@@ -265,7 +305,7 @@ run({
   ],
   pageOf(ranking, page, rest, query) {
     if (page === "gallery") return gallery(ranking, query);
-    const row = page === "image" && ranking.rows.find(({ position }) => String(position) === rest[0]);
+    const row = page === "image" && ranking.row(Number(rest[0]));
     return row ? imagePage(ranking, row, query) : null;
   },
 });

@@ -27,22 +27,20 @@ def write_outlier_page(
     """Write the images in `rows` as an HTML file, with the facts of `OutlierReport.save_html`."""
     named = None if labels is None else plain_labels(labels, len(scores))
     # A browser stores ticks under this key, which depends on the ranking but not on names.
-    ranking = [[row["position"], row["score"]] for row in rows]
+    ranking = [[row["position"], finite(row["score"])] for row in rows]
     key = hashlib.sha256(json.dumps(ranking).encode()).hexdigest()[:16]
     for row in rows:
         position = row["position"]
-        row["score"] = finite(row["score"])
+        row.update({name: finite(value) for name, value in row.items() if isinstance(value, float)})
         if named is not None:
             row["label"] = str(named[position])
         row["views"] = {view: finite(values[position].item()) for view, values in view_scores.items()}
-    images = None if images is None else images[: len(rows)]
     index = {
         **facts,
         "columns": facts["columns"] + ["label"] * (named is not None),
         "total": len(scores),
         "ordinary": usual_score(scores),
         "views": {view: usual_score(values) for view, values in view_scores.items()},
-        "pictured": 0 if images is None else len(images),
         "rows": rows,
         "key": key,
     }

@@ -17,6 +17,8 @@ export class Ranking {
   constructor(index, sprite) {
     Object.assign(this, index);
     this.sprite = sprite;
+    this.all = this.rows; // with duplicates and images that cannot be used
+    this.rows = this.all.slice(0, this.shown);
     for (const [rank, row] of this.rows.entries()) row.rank = rank;
     this.store = `lightning_anomaly.ticked.${this.key}`;
     this.ticked = new Set();
@@ -29,7 +31,7 @@ export class Ranking {
     if (!this.stores) return;
     try {
       const stored = new Set(JSON.parse(window.localStorage.getItem(this.store)) ?? []);
-      this.ticked = new Set(this.rows.map((row) => row.position).filter((position) => stored.has(position)));
+      this.ticked = new Set(this.all.map((row) => row.position).filter((position) => stored.has(position)));
     } catch {
       this.stores = false;
     }
@@ -54,8 +56,12 @@ export class Ranking {
     const isShown =
       { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
     const named = (row) => !find || [row.label, row.name].some((name) => isMeant(row.position, name, find));
-    const rows = this.rows.filter((row) => isShown(row) && named(row));
+    const rows = (show === "ticked" ? this.all : this.rows).filter((row) => isShown(row) && named(row));
     return by in this.views ? rows.sort((a, b) => (b.views[by] ?? Infinity) - (a.views[by] ?? Infinity)) : rows;
+  }
+
+  row(position) {
+    return this.all.find((row) => row.position === position);
   }
 
   /** The columns of a CSV file, as `OutlierReport.save_csv` writes them. */

@@ -22,6 +22,7 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
 from lightning_anomaly.verdicts.anomalies import LIVE, NONFINITE
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 CHANGED = {
     "val": "The validation images of the probe changed from one validation to the next, so the anomaly counts are not "
@@ -45,6 +46,7 @@ class ValidationWatch:
     notes: Mapping[str, str]
     keep_images: bool
     source: ImageSource | None = None  # of a training probe, once it has been opened
+    previous: Mapping[str, LayerReport] | None = None  # results of this process in the last analysis
 
     def __post_init__(self) -> None:
         world, settings = rank_and_world()[1], self.settings
@@ -111,10 +113,19 @@ class ValidationWatch:
         maps, images, statistics = self._capture.maps, self.samples.images, self._capture.samples
         statistics.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
         if not self._alone:
-            return analyze_shared(
-                maps, images, self.settings, self.notes, limit=self._total_limit, pictures=pictures, samples=statistics
+            report, images, self.previous = analyze_shared(
+                maps,
+                images,
+                self.settings,
+                self.notes,
+                limit=self._total_limit,
+                pictures=pictures,
+                samples=statistics,
+                previous=self.previous,
             )
-        report = analyze_maps(maps, self.settings, self.notes, samples=statistics)
+            return report, images
+        report = analyze_maps(maps, self.settings, self.notes, samples=statistics, previous=self.previous)
+        self.previous = report.layers
         if pictures:
             report = replace(report, pictures=take_pictures(report.layers, maps, images))
         return report, images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.two_sample.stopping import rise
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 _PREFIX = "anomaly_filters"
 
@@ -114,6 +116,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
         self._source: ImageSource | None = None  # of the training probe of this fit
+        self._previous: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""
@@ -156,6 +159,7 @@ class AnomalyFilterCallback(WatchingCallback):
             notes=unseen_layers(pl_module, self.layers),
             keep_images=fitting and (self.log_figures or self.browser),
             source=self._source,
+            previous=self._previous if fitting else None,
         )
 
     @until_validation_end
@@ -205,7 +209,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self.report = report
         self._warn_of(trainer, watch.class_notes(report.n_samples), True)
         if fitting:
-            self._source = watch.source
+            self._source, self._previous = watch.source, watch.previous
             before, self._pixels = self._pixels, watch.samples.pixels
             if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
                 self._warn_once("changed", CHANGED[self.probe])
@@ -270,7 +274,7 @@ class AnomalyFilterCallback(WatchingCallback):
         return layers
 
     def _free(self) -> None:
-        self._source = None
+        self._source = self._previous = None
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None

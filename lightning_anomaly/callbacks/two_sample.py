@@ -27,7 +27,7 @@ from lightning_anomaly.two_sample.comparable_images import (
     read_once,
     without_augmentation,
 )
-from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
+from lightning_anomaly.two_sample.comparison import LastComparison, check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
@@ -135,6 +135,7 @@ class TwoSampleCallback(WatchingCallback):
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self._images: dict[str, ImageSource] | None = None  # of this fit
+        self._last = LastComparison()  # of this fit
         self._fresh: TwoSampleReport | None = None  # of the current validation
         self._seconds = 0.0
         self._units: list[str] = []  # names of linear layers
@@ -159,10 +160,11 @@ class TwoSampleCallback(WatchingCallback):
         """Check the names of layers, which `setup` may have built, and drop the images of an earlier fit."""
         super().on_fit_start(trainer, pl_module)
         select_layers(pl_module, self.layers)
-        self._images, self._undrawn = None, None
+        self._undrawn = None
+        self._free()
 
     def _free(self) -> None:
-        self._images = None
+        self._images, self._last = None, LastComparison()
 
     def _release(self) -> None:
         self._fresh = None
@@ -192,11 +194,12 @@ class TwoSampleCallback(WatchingCallback):
         start = perf_counter()
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images or self._read_images(trainer, pl_module, batch)
+            last = None
             if trainer.state.fn == "fit":
-                self._images = images
+                self._images, last = images, self._last
             train, val = images.values()
             with trainer.strategy.precision_plugin.forward_context():
-                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance)
+                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, last)
         self._seconds = perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:

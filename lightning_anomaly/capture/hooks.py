@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.layers import CONVOLUTIONS
-from lightning_anomaly.capture.maps import LayerMaps, keep_rows, map_extremes, pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, keep_rows, summarize_maps
 from lightning_anomaly.capture.samples import SampleCapture
 from lightning_anomaly.images.random_state import isolated_torch_state
 from lightning_anomaly.notes import Note
@@ -158,17 +158,10 @@ class MapCapture:
         for piece in torch.split(maps, max(1, _PIECE // output[0].numel())):
             values = piece.to(dtype)
             if self.summary is None:
-                extremes = map_extremes(values)
+                pooled, extremes, zeros = summarize_maps(values, self.max_map_side, self.rectify)
+                keep_rows(layer.batches, pooled, room)
                 keep_rows(layer.extremes, extremes, room)
-                # Three times as fast as a sum of booleans, and exact: float32 can count the values of a piece.
-                zeros = (values <= 0).to(dtype).sum((0, *range(2, values.ndim))).long()
-                if self.rectify:
-                    values = values.clamp(min=0)
-                    infinite = extremes[..., 1] == -torch.inf  # which would become 0
-                    if infinite.any():
-                        values[infinite] = torch.nan
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
-                keep_rows(layer.batches, pool_maps(values, self.max_map_side), room)
             else:
                 layer.batches.append(self.summary(values))
             room -= len(piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -36,10 +37,25 @@ def _windows(maps: Tensor, max_side: int) -> list[int]:
     return [-(-size // side) for size in sizes]
 
 
-def map_extremes(maps: Tensor) -> Tensor:
-    """Return the largest and the smallest value of each map `(N, F, ...)`: `(N, F, 2)`, NaN if any value is NaN."""
+def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduce maps `(N, F, ...)`, float32 or float64, to what an analysis needs.
+
+    Returns:
+        The maps, rectified if wanted and pooled as by `pool_maps`; the largest and the smallest value of each map
+        before `(N, F, 2)`, not both finite if any value is not; and how many values of each filter are at most 0
+        `(F,)`. A map with minus infinity, which rectification would hide, becomes NaN.
+    """
+    if maps.device.type == "cpu":
+        from lightning_anomaly.capture.map_loops import summarize  # late, as numba takes long to import
+
+        return summarize(maps, _windows(maps, max_side), rectify)
     pixels = maps[..., None].flatten(2)
-    return torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+    extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+    zeros = (pixels <= 0).sum((0, 2))
+    if rectify:
+        maps = maps.clamp(min=0)
+        maps[extremes[..., 1] == -torch.inf] = torch.nan
+    return pool_maps(maps, max_side), extremes, zeros
 
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -77,7 +93,7 @@ class LayerMaps:
     size: tuple[int, ...] | None = None  # sides of a map before pooling (pixels), None before the first call
     zeros: Tensor | None = None  # number of each filter's values that are at most 0 before pooling `(F,)`
     problem: str | None = None  # why maps could not be taken
-    extremes: list[Tensor] = field(default_factory=list)  # `map_extremes` of these maps `(n, F, 2)`
+    extremes: list[Tensor] = field(default_factory=list)  # of these maps before rectification `(n, F, 2)`
 
     @property
     def sparsity(self) -> Tensor:
@@ -90,3 +106,30 @@ class LayerMaps:
     def maps(self) -> Tensor:
         """All maps `(N, F, ...)`."""
         return joined(self.batches)
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """Whether each sample's maps are NaN or infinite in a filter whose maps of most samples are finite `(N,)`."""
+        broken = ~joined(self.extremes).isfinite().all(2)
+        return broken[:, 2 * broken.sum(0) < len(broken)].any(1).cpu()
+
+    def select(self, filters: slice | Tensor) -> LayerMaps:
+        """Select some filters; their batches are joined."""
+        maps, extremes = ([joined([batch[:, filters] for batch in kept])] for kept in (self.batches, self.extremes))
+        zeros = None if self.zeros is None else self.zeros[filters]
+        return LayerMaps(maps, self.count, self.size, zeros, extremes=extremes)
+
+    def fingerprints(self) -> Tensor:
+        """Hash the bits of each filter's maps and extremes, int64 `(F,)` on the CPU.
+
+        Filters with other maps have the same of 2**64 values by chance alone.
+        """
+        values = [joined(kept)[..., None].flatten(2).transpose(0, 1).cpu() for kept in (self.batches, self.extremes)]
+        shape = repr(self.maps.shape[2:]).encode()
+        digests = []
+        for rows in zip(*(part.contiguous().numpy() for part in values), strict=True):
+            digest = hashlib.blake2b(shape, digest_size=8)  # releases the interpreter's lock
+            for row in rows:
+                digest.update(row)
+            digests.append(digest.digest())
+        return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)

@@ -36,7 +36,6 @@ def open_images(
 
 class _Images(Dataset[Any]):
     scaling = "scaled to 0..1"  # a description for the user
-    classes: Sequence[str] = ()  # names of the model's classes
     _moments: tuple[Tensor, Tensor] | None = None
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:

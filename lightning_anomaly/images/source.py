@@ -112,6 +112,11 @@ class ImageSource:
         return class_names(self._data)
 
     @property
+    def skipped(self) -> dict[str, str]:
+        """The reason for each file that the data set skipped, see `FolderImages`."""
+        return getattr(holder(self._data, "skipped"), "skipped", {})
+
+    @property
     def n_classes(self) -> int:
         """The number of classes in the data set's `targets`, 0 if it has none that are integers."""
         targets = _column(self._data, "targets") or []

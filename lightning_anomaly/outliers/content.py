@@ -17,6 +17,7 @@ _REAL = 1e-3  # smallest standard deviation along a component, relative to the l
 _ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _REFITS = 2
 _NEIGHBOUR = 11  # the sample itself included
+_SAME = 1e-6  # cosine distance of features that differ by rounding
 _SURE = 0.6  # median of the largest probability, from which on small logits mean something
 _EXACT = 1024  # vectors or axes up to which all principal components are computed
 _OVERSAMPLING, _ITERATIONS = 16, 6  # of a randomized computation
@@ -63,16 +64,16 @@ class Content(NamedTuple):
     def measure(self, samples: SampleStatistics) -> Tensor:
         """Compute three measures `(n, 3)`, or two without the energy; infinite for NaN.
 
-        They are the logarithm of the squared Mahalanobis distance along the components, the cosine distance from the
-        tenth nearest neighbour, and the energy, the negative log-sum-exp of the logits (Liu, Wang, Owens and Li,
+        They are the logarithms of the squared Mahalanobis distance along the components and of the cosine distance from
+        the tenth nearest neighbour, and the energy, the negative log-sum-exp of the logits (Liu, Wang, Owens and Li,
         "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        vectors = normalize(samples.features.float())
-        distances = ((vectors - self.mean) @ self.axes).double().square().sum(1).log()
-        similarities = vectors @ self.reference.T
+        vectors = normalize(samples.features.float()).double()
+        distances = ((vectors - self.mean) @ self.axes.double()).square().sum(1)
+        similarities = vectors @ self.reference.double().T
         neighbours = similarities.topk(min(_NEIGHBOUR, len(self.reference)), 1).values[:, -1]
-        measures = [distances, 1 - neighbours.double()]
+        measures = [distances.log(), (1 - neighbours).clamp(min=_SAME).log()]
         if self.uses_energy:
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))

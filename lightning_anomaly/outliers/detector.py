@@ -28,12 +28,14 @@ from lightning_anomaly.outliers.run import (
     MIN_REFERENCE,
     Fitted,
     Judged,
+    Known,
     Run,
     check_features,
     check_scaled,
     check_shape,
 )
 from lightning_anomaly.outliers.scorer import FittedView, larger
+from lightning_anomaly.pretrained import load_pretrained
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 2
@@ -70,6 +72,7 @@ class OutlierDetector:
         self.model = model
         self.class_names = check_names("class_names", class_names, "class names")
         self._fit: Fitted | None = None
+        self._reference: Known | None = None  # not saved
         self.notes: dict[str, str] = {}  # parts of the reference or the model that were not used, and why
 
     def fit(
@@ -124,12 +127,13 @@ class OutlierDetector:
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
         run = Run(self.model, self.class_names, progress)
         shares = gather_results(lambda: run.collect(images, argument, batch_size, limit, seed, is_own))
-        self._fit, self.notes, judged = broadcast_result(lambda: run.fit(shares, is_own))
+        self._fit, self.notes, judged, self._reference = broadcast_result(lambda: run.fit(shares, is_own))
         return judged
 
-    def score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor, pictures: Tensor | None = None) -> Tensor:
         """Compute outlier scores of a batch of images `(n, ...)`, larger for odder images: float64 `(n,)` on the CPU.
 
+        A `FolderImages` hands the whole pictures beside the images: pass both to get the scores of `search`.
         Images with NaN or infinite values have an infinite score. Processes do not wait for each other, so this can be
         called in a `predict_step`.
 
@@ -144,7 +148,7 @@ class OutlierDetector:
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         run = Run(self.model, self.class_names, False, head=fitted.head, alone=True)
-        samples = run.statistics(images, images)
+        samples = run.statistics(images, images if pictures is None else pictures)
         check_features("images", samples, fitted)
         return larger(view.scores(samples) for view in fitted.views.values())
 
@@ -211,7 +215,7 @@ class OutlierDetector:
         run = Run(self.model, self.class_names, progress, head=fitted.head)
         done = {position for part in judged for position in part.positions.tolist()}
         scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, done))
-        report = broadcast_result(lambda: run.report(fitted, scored, judged, rate))
+        report = broadcast_result(lambda: run.report(fitted, scored, judged, rate, self._reference))
         return replace(report, notes=self.notes | dict(report.notes))
 
     def save(self, path: str | Path) -> None:
@@ -321,8 +325,8 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def find_outliers(
-    model: nn.Module,
-    images: Any,
+    model: nn.Module | None = None,
+    images: Any = None,
     reference: Any = None,
     *,
     class_names: Sequence[str] | None = None,
@@ -337,10 +341,12 @@ def find_outliers(
     A shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
 
     Args:
-        model: See `OutlierDetector`.
+        model: See `OutlierDetector`. None takes a network that is pretrained on ImageNet, see `load_pretrained`, for
+            images like those of `FolderImages(folder)`: `find_outliers(images=FolderImages("photos"))`.
         images: A tensor `(N, ...)`, a Dataset or a DataLoader; images are the first floating-point tensor of a batch.
         reference: Ordinary images in the same form; a few thousand suffice. None fits to the images themselves, of
-            which up to a tenth may be odd. Then p-values only rank the images, and none is significant.
+            which up to a tenth may be odd; fewer than 100 get no scores, only a list of duplicates. Then p-values only
+            rank the images, and none is significant.
         class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
         max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB for its
@@ -363,6 +369,9 @@ def find_outliers(
         >>> find_outliers(nn.Conv2d(1, 4, 3), images).top(1)
         [7]
     """
+    if model is None:
+        _, model, known = run_together(load_pretrained)
+        class_names = class_names or known or None
     detector = OutlierDetector(model, class_names)
     source, is_own = run_together(lambda: ImageSource(images, "images", batch_size)), reference is None
     reference, argument = (source, "images") if is_own else (reference, "reference")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,56 +21,86 @@ _MOST = 100_000  # images among which near duplicates are sought, as the time gr
 
 
 class DuplicateGroup(NamedTuple):
-    """Positions of images that are duplicates of each other, in order, and whether all are identical."""
+    """Images that are duplicates of each other.
+
+    Attributes:
+        positions: Their positions in the data set, in order.
+        identical: Whether all of them are identical.
+        reference: Images of the reference among them: names of files, or else positions.
+    """
 
     positions: list[int]
     identical: bool
+    reference: list[str | int]
 
 
-def image_hashes(images: Tensor) -> Tensor:
-    """Hash the values of images `(n, ...)` to integers of 64 bits `(n,)`."""
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in images.detach().cpu().numpy()]
-    return torch.from_numpy(np.frombuffer(b"".join(digests), np.int64).copy())
+class Traces(NamedTuple):
+    """What tells N images from each other.
+
+    Attributes:
+        hashes: Hashes of all their values, integers of 64 bits `(N,)`.
+        looks: Their pictures reduced to 8x8 pixels `(N, C, 8, 8)`; None for signals and volumes.
+        features: A network's features of them, scaled to norm 1, in half precision `(N, D)`; None if there are none.
+    """
+
+    hashes: Tensor
+    looks: Tensor | None
+    features: Tensor | None
+
+    @classmethod
+    def of(cls, images: Tensor, pictures: Tensor, features: Tensor | None) -> Traces:
+        """Take the traces of images `(N, ...)`, of the pictures that they show and of their features."""
+        rows = images.detach().cpu().numpy()
+        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+        hashes = torch.from_numpy(np.frombuffer(digests, np.int64).copy())
+        looks = functional.adaptive_avg_pool2d(pictures.float(), _SIDE).cpu() if pictures.ndim == 4 else None
+        if features is not None:
+            features = functional.normalize(features.float()).nan_to_num().half().cpu()
+        return cls(hashes, looks, features)
+
+    @staticmethod
+    def join(parts: Sequence[Traces]) -> Traces:
+        """Join parts; what a part lacks becomes None."""
+        hashes, looks, features = zip(*parts, strict=True)
+        return Traces(torch.cat(hashes), _joined(looks), _joined(features))
+
+    def select(self, images: Tensor) -> Traces:
+        """Select images by an index or a mask."""
+        looks, features = (None if part is None else part[images] for part in (self.looks, self.features))
+        return Traces(self.hashes[images], looks, features)
 
 
-def image_looks(images: Tensor) -> Tensor | None:
-    """Reduce images `(n, C, H, W)` to 8x8 pixels `(n, C, 8, 8)`; None for signals and volumes."""
-    return functional.adaptive_avg_pool2d(images.detach().float(), _SIDE).cpu() if images.ndim == 4 else None
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if len(present) == len(parts) else None
 
 
-def find_duplicates(
-    hashes: Tensor, features: Tensor | None = None, looks: Tensor | None = None
-) -> tuple[list[DuplicateGroup], str]:
+def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
     """Group images of equal hashes, and near duplicates, which are alike in features and in looks.
 
-    Features are scaled to norm 1 and centered; looks are centered by the mean look and by their own mean, and compared
-    mirrored too. The similarity of two images is the product of both cosines. Duplicates of duplicates are in one
-    group.
-
-    Args:
-        hashes: `image_hashes` of images that can be read `(N,)`.
-        features: A network's finite features of these images `(N, D)`.
-        looks: `image_looks` of these images `(N, C, 8, 8)`, preferably of whole pictures.
+    Features are centered; looks are centered by the mean look and by their own mean, and compared mirrored too. The
+    similarity of two images is the product of both cosines. Duplicates of duplicates are in one group. Near duplicates
+    need features and looks.
 
     Returns:
-        Groups in the order of their first images, those of identical images before the others; and, if near duplicates
-        are not among them, the reason.
+        Groups of images and whether all in it are identical, those of identical images before the others, each in the
+        order of their first images; and, if there are too many images for near duplicates, a sentence that says so.
     """
-    _, first, kind = np.unique(hashes.numpy(), return_index=True, return_inverse=True)
-    pairs, problem, chosen = None, "", torch.from_numpy(first)
-    if features is None or looks is None:
-        problem = "the model has no features of these images, or they are not pictures"
-    elif len(first) > _MOST:
-        problem = f"there are more than {_MOST:,} images"
-    elif len(first) > 1 and (pairs := _near_pairs(features[chosen], looks[chosen])) is None:
-        problem = "too many images look alike to this model"
+    _, first, kind = np.unique(traces.hashes.numpy(), return_index=True, return_inverse=True)
+    different, pairs, problem = traces.select(torch.from_numpy(first)), None, ""
+    if len(first) > _MOST:
+        problem = f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
+    elif len(first) > 1 and different.features is not None and different.looks is not None:
+        pairs = _near_pairs(different.features, different.looks)
+        if pairs is None:
+            problem = "Near duplicates are not listed, as too many images are alike in what the model sees in them."
     ends = np.empty((2, 0), np.int64) if pairs is None else pairs.numpy()
     edges = coo_matrix((np.ones(ends.shape[1]), ends), (len(first), len(first)))
     labels = connected_components(edges, directed=False)[1][kind]
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    found = [DuplicateGroup(group.tolist(), len({*kind[group].tolist()}) == 1) for group in groups if len(group) > 1]
-    return sorted(found, key=lambda group: (not group.identical, group.positions)), problem
+    found = [(group.tolist(), len({*kind[group].tolist()}) == 1) for group in groups if len(group) > 1]
+    return sorted(found, key=lambda group: (not group[1], group[0])), problem
 
 
 def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:

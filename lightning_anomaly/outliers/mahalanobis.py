@@ -83,7 +83,9 @@ class RobustGaussian:
             standard = (values - mean) / scale
             low, high = standard.aminmax(dim=0)
             limits = low, high
-            powers = _most_normal_powers(standard) if normal else torch.ones_like(mean)
+            powers = torch.ones_like(mean)
+            if normal:
+                powers = torch.where(scale > floors, _most_normal_powers(standard), powers)
         else:
             mean, scale, powers, limits = like.mean, like.scale, like.powers, like.limits
         transformed = _yeo_johnson((values - mean) / scale, powers, *limits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_anomaly.checks import check_integer, check_one_of
 from lightning_anomaly.images.thumbnails import KEPT
+from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons
-from lightning_anomaly.tables import Tabular
+from lightning_anomaly.tables import Tabular, listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +45,9 @@ class OutlierReport(Tabular):
         notes: Sentences about what was not used, and why.
         names: The file of each image, if the data set names its files, as torchvision's `ImageFolder` does.
         unreadable: Error messages of the images that cannot be read, by position.
+        duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
+        duplicate_images: Small pictures of the first images in `duplicates`; None if they cannot be drawn.
+        skipped: Files of a folder that are no images, and why, see `FolderImages`.
         head: What the content scores compare, in words; empty without them.
     """
 
@@ -58,6 +62,9 @@ class OutlierReport(Tabular):
     notes: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    duplicates: Sequence[DuplicateGroup] = ()
+    duplicate_images: Tensor | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
     head: str = ""
 
     @property
@@ -168,7 +175,14 @@ class OutlierReport(Tabular):
 
     def rows(self, k: int | None = None) -> list[dict[str, Any]]:
         """Return the rows of `to_frame` as plain values."""
+        return self._rows_of([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
+
+    def _columns(self) -> list[str]:
+        return list(self._rows_of([0])[0])
+
+    def _rows_of(self, positions: Iterable[int]) -> list[dict[str, Any]]:
         significant, scores = {*self.significant}, {name: view.scores for name, view in self.views.items()}
+        groups = {position: group for group in self.duplicates for position in group.positions}
         return [
             {
                 "position": position,
@@ -181,25 +195,53 @@ class OutlierReport(Tabular):
                     for name in self.views
                     for key, values in (("score", scores), ("p_value", self.view_p_values))
                 },
+                "duplicates": self._copies(groups.get(position), position),
                 "reasons": "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items()),
             }
-            for position in ([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
+            for position in positions
         ]
+
+    def _copies(self, group: DuplicateGroup | None, position: int) -> str:
+        """Name the duplicates of an image."""
+        if group is None:
+            return ""
+        return f"{'identical' if group.identical else 'near'}: {', '.join(self._names(group, position))}"
+
+    def _names(self, group: DuplicateGroup, without: int | None = None) -> list[str]:
+        """Name the images of a group, but for one of them."""
+        images = [self._name(position) for position in group.positions if position != without]
+        return [*images, *(f"{self._known(name)} of the reference" for name in group.reference)]
+
+    def _name(self, position: int) -> str:
+        return f"image {position}" if self.names is None else self.names[position]
+
+    @staticmethod
+    def _known(name: str | int) -> str:
+        return name if isinstance(name, str) else f"image {name}"
+
+    def _apart(self, ranked: Iterable[int]) -> list[int]:
+        """List the images of duplicates that are not ranked, and the unusable images."""
+        duplicates = [position for group in self.duplicates for position in group.positions]
+        return [*dict.fromkeys(position for position in [*duplicates, *self.unusable] if position not in {*ranked})]
 
     def save_csv(self, path: str | Path, k: int | None = None) -> None:
         """Write `rows` as a CSV file with the same columns as the CSV files of the HTML page.
 
+        All duplicates, unreadable images and skipped files are in it.
+
         Args:
             path: Where to write it; missing folders are created.
-            k: Number of images; None takes all.
+            k: Number of ranked images; None takes all.
         """
-        rows = self.rows(k)
+        ranked = self.top(len(self.scores) if k is None else k)
+        rows = self._rows_of([*ranked, *self._apart(ranked)])
+        skipped = [{"name": name, "reasons": f"file: skipped: {reason}"} for name, reason in self.skipped.items()]
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # File names may be in any encoding.
         with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, list((rows or self.rows())[0]))
+            writer = csv.DictWriter(file, self._columns())
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows([*rows, *skipped])
 
     def plot(self, k: int = 32) -> Figure:
         """Draw the k images with the largest scores, at most 64.
@@ -240,19 +282,32 @@ class OutlierReport(Tabular):
         """
         from lightning_anomaly.browser.outlier_page import write_outlier_page
 
-        rows, above = self.rows(KEPT), {*self.above_calibration}
+        ranked, above = self.top(KEPT), {*self.above_calibration}
+        apart = self._apart(ranked)
+        rows = self._rows_of([*ranked, *apart])
+        shown = {position: place for place, position in enumerate(ranked[: 0 if self.images is None else KEPT])}
+        parts = [part for part in (self.images, self.duplicate_images) if part is not None]
+        copies = [position for group in self.duplicates for position in group.positions]
+        for place, position in enumerate(copies[: 0 if self.duplicate_images is None else len(self.duplicate_images)]):
+            shown.setdefault(position, place + (0 if self.images is None else len(self.images)))
         facts = {
             "title": title,
             "sentences": self._sentences(),
-            "columns": list((rows or self.rows())[0]),  # without a finite score there are no rows
+            "columns": self._columns(),
             "rate": self.false_discovery_rate,
             "ranked": not self.n_calibration,  # p-values only rank the images
+            "shown": len(ranked),
+            "groups": [
+                {**group._asdict(), "reference": [*map(self._known, group.reference)]} for group in self.duplicates
+            ],
+            "skipped": [*self.skipped.items()],
         }
         for row in rows:
             row["view_reasons"] = self.outlier_reasons(row["position"])
             row["above"] = row["position"] in above
+            row["picture"] = shown.get(row["position"])
         view_scores = {name: view.scores for name, view in self.views.items()}
-        write_outlier_page(path, facts, rows, self.scores, view_scores, self.images, labels)
+        write_outlier_page(path, facts, rows, self.scores, view_scores, torch.cat(parts) if parts else None, labels)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
         """Write the gallery to a file that is removed when Python exits.
@@ -265,17 +320,41 @@ class OutlierReport(Tabular):
         self.save_html(path, labels, title)
         return BrowserFile(path)
 
+    def table(self, k: int) -> str:
+        """Return the report as text, with the k images with the largest scores."""
+        return self._text(self._top_rows(check_integer("k", k, 1)))
+
     def _rows(self) -> list[tuple[str, ...]]:
+        return self._top_rows(10)
+
+    def _top_rows(self, k: int) -> list[tuple[str, ...]]:
         named = self.names is not None
         rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", "p-value", "reason")]
-        for row in self.rows(10):
+        for row in self.rows(k):
             name, reason = [row["name"]] if named else [], row["reasons"].partition("; ")[0]
             rows.append((str(row["position"]), *name, f"{row['score']:.1f}", f"{row['p_value']:.4f}", reason))
         return rows
 
     def _sentences(self) -> list[str]:
         content = [f"Content scores: {self.head}."] if self.head else []
-        return [self._headline(), *content, *(f"note: {note}" for note in self.notes.values())]
+        return [self._headline(), *content, *self._lists(), *(f"note: {note}" for note in self.notes.values())]
+
+    def _lists(self) -> list[str]:
+        """Say how many duplicates and skipped files there are."""
+        sentences, own = [], [group for group in self.duplicates if len(group.positions) > 1]
+        for kind, groups in (
+            ("identical", [group for group in own if group.identical]),
+            ("nearly the same", [group for group in own if not group.identical]),
+            ("in the reference too", [group for group in self.duplicates if group.reference]),
+        ):
+            if groups:
+                count = sum(len(group.positions) for group in groups)
+                names = listed([" = ".join(self._names(group)) for group in groups])
+                sentences.append(f"{_images(count)} {'is' if count == 1 else 'are'} {kind}: {names}.")
+        if self.skipped:
+            count, files = len(self.skipped), [f"{name} ({reason})" for name, reason in self.skipped.items()]
+            sentences.append(f"{count} file{'s were' if count > 1 else ' was'} skipped: {listed(files)}.")
+        return sentences
 
     def _headline(self) -> str:
         """Say what is significant, or how many reference images that would take."""
@@ -301,7 +380,7 @@ class OutlierReport(Tabular):
         return (
             f"{_images(above)} {'scores' if above == 1 else 'score'} higher than every calibration image. Calling "
             f"{_images(above)} significant at {rate} takes about {math.ceil(needed / digits) * digits:,} reference "
-            f"images; you gave {self.n_reference:,}."
+            f"images; {self.n_reference:,} were taken (at most `max_reference`)."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lightning_anomaly.distributed import broadcast_result, even_slices, rank_an
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.images.thumbnails import KEPT, Thumbnails
 from lightning_anomaly.outliers.calibration import conformal_p_values
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.scorer import FittedView, SampleView, finite_rows, fit_views, join_views, judge, larger
 from lightning_anomaly.progress import track
@@ -50,17 +51,19 @@ class Fitted(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What is known of some images, on the CPU: their positions `(n,)`, statistics and small pictures."""
+    """What is known of some images, on the CPU: their positions `(n,)`, statistics, small pictures and traces."""
 
     positions: Tensor
     samples: SampleStatistics
     pictures: Thumbnails | None
+    traces: Traces
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
         """Join parts."""
-        positions, samples, pictures = zip(*parts, strict=True)
-        return Batch(torch.cat(positions), SampleStatistics.join(samples), Thumbnails.join(pictures))
+        positions, samples, pictures, traces = zip(*parts, strict=True)
+        joined = torch.cat(positions), SampleStatistics.join(samples), Thumbnails.join(pictures), Traces.join(traces)
+        return Batch(*joined)
 
 
 class Judged(NamedTuple):
@@ -71,24 +74,36 @@ class Judged(NamedTuple):
         views: Their scores and reasons.
         pictured: Positions of the pictures.
         pictures: The pictures.
+        traces: What tells all images from each other.
     """
 
     positions: Tensor
     views: dict[str, SampleView]
     pictured: Tensor
     pictures: Thumbnails | None
+    traces: Traces
 
     @staticmethod
     def join(parts: Sequence[Judged]) -> Judged:
         """Join parts, sorted by position, with pictures of the images with the largest finite scores."""
-        positions, views, pictured, pictures = zip(*parts, strict=True)
+        positions, views, pictured, pictures, traces = zip(*parts, strict=True)
         order = torch.cat(positions).argsort()
         every, joined, shown = torch.cat(positions)[order], join_views(views, order), torch.cat(pictured)
-        scores = larger(view.scores for view in joined.values())[torch.searchsorted(every, shown)]
-        best = scores.where(scores.isfinite(), -torch.inf).argsort(descending=True, stable=True)[:KEPT]
-        best = best[scores[best].isfinite()]
+        best = shown[:0]  # without scores there are no pictures
+        if joined:
+            scores = larger(view.scores for view in joined.values())[torch.searchsorted(every, shown)]
+            best = scores.where(scores.isfinite(), -torch.inf).argsort(descending=True, stable=True)[:KEPT]
+            best = best[scores[best].isfinite()]
         kept = Thumbnails.join(pictures)
-        return Judged(every, joined, shown[best], None if kept is None else kept.select(best))
+        best_pictures = None if kept is None else kept.select(best)
+        return Judged(every, joined, shown[best], best_pictures, Traces.join(traces).select(order))
+
+
+class Known(NamedTuple):
+    """The usable images of a reference: names of files, or else positions, and traces."""
+
+    names: list[str | int]
+    traces: Traces
 
 
 _Share = tuple[list[Batch], Head | None, dict[int, str]]  # batches, head, `{position: error}`
@@ -126,11 +141,9 @@ class Run:
         """Collect statistics of this process's share of a reference; `is_own` if all of it is scored by the fit."""
         source = self._source = _opened(images, argument, batch_size)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed), device="cpu")
-        if len(order) < MIN_REFERENCE:
-            advice = " To score fewer images, pass ordinary images as `reference`." if is_own else ""
+        if len(order) < MIN_REFERENCE and not is_own:
             raise ValueError(
-                f"Parameter `{argument}` should hold at least {MIN_REFERENCE} images to learn from. "
-                f"Found {len(order)}.{advice}"
+                f"Parameter `{argument}` should hold at least {MIN_REFERENCE} images to learn from. Found {len(order)}."
             )
         self._chosen: list[int] = order[:limit].tolist()
         if is_own and len(order) <= limit:
@@ -140,22 +153,28 @@ class Run:
             batches = [batch._replace(pictures=batch.pictures and batch.pictures.ends()) for batch in batches]
         return batches, self._head, source.unreadable
 
-    def fit(self, shares: Sequence[_Share], is_own: bool) -> tuple[Fitted, dict[str, str], list[Judged]]:
-        """Fit to the whole reference, in process 0; return the fit, notes and, with `is_own`, the images' scores."""
+    def fit(self, shares: Sequence[_Share], is_own: bool) -> tuple[Fitted, dict[str, str], list[Judged], Known | None]:
+        """Fit to the whole reference, in process 0.
+
+        Return the fit, notes, and with `is_own` the images' scores, else what is known of the reference.
+        """
         batches, heads, unreadable = zip(*shares, strict=True)
         source, head = self._source, next((head for head in heads if head is not None), None)
         every = Batch.join([*itertools.chain(*batches)])
         finite = finite_rows(every.samples, len(every.positions))
         samples, count = every.samples.select(finite), int(finite.sum())
-        if 2 * count <= len(finite):
+        few = is_own and len(finite) < MIN_REFERENCE
+        if 2 * count <= len(finite) and not few:
             raise ValueError(
                 f"Parameter `{source.argument}` should hold images that give finite values. Found {count} of "
                 f"{len(finite)}: look for unreadable images, NaN in the images and values beyond the precision of the "
                 "model."
             )
         if is_own:
-            views = fit_views(samples)
-            judged = [Judged(every.positions, judge(views, every.samples), every.positions, every.pictures)]
+            views = {} if few else fit_views(samples)
+            judged = [
+                Judged(every.positions, judge(views, every.samples), every.positions, every.pictures, every.traces)
+            ]
             calibration = {}
         else:
             parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, None)
@@ -163,7 +182,7 @@ class Run:
             views, judged = fit_views(first, scale), []
             found = judge(views, rest)
             calibration = {name: values.sort().values for name, values in _all_scores(found).items()}
-        if not views:
+        if not views and not few:
             raise ValueError(
                 f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
                 f"images of shape {tuple(source.shape)}."
@@ -174,15 +193,23 @@ class Run:
             notes |= _unusable_notes(
                 _merged(unreadable), unused, len(self._chosen), source.names, "reference images", "they are ignored"
             )
-        if "content" not in views:
+        if few:
+            notes["few images"] = (
+                f"There are no scores, as {len(finite)} images are too few to learn from: give at least "
+                f"{MIN_REFERENCE}, or ordinary images as `reference`."
+            )
+        elif "content" not in views:
             notes["no content"] = "There are no content scores: the model gives no features that vary."
-        if "look" not in views:
+        if not few and "look" not in views:
             notes["no look"] = (
                 f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
                 "along each axis, or all alike."
             )
         ranges = None if every.pictures is None else every.pictures.select(slice(_SCALE_IMAGES)).ranges()
-        return Fitted(views, calibration, count, source.shape, ranges, head, source.n_classes), notes, judged
+        fitted = Fitted(views, calibration, count, source.shape, ranges, head, source.n_classes)
+        positions = every.positions[finite].tolist()
+        names = [position if source.names is None else source.names[position] for position in positions]
+        return fitted, notes, judged, None if is_own else Known(names, every.traces.select(finite))
 
     def score(self, images: Any, argument: str, batch_size: int | None, fitted: Fitted, scored: set[int]) -> _Scored:
         """Score this process's share of the images that are not `scored` yet."""
@@ -190,14 +217,21 @@ class Run:
         check_shape(argument, source.shape, fitted)
         remaining = [position for position in range(len(source)) if position not in scored]
         judged: list[Judged] = []
-        for positions, samples, pictures in self._batches(source, remaining, "outlier scores"):
+        for positions, samples, pictures, traces in self._batches(source, remaining, "outlier scores"):
             check_features(argument, samples, fitted)
-            judged.append(Judged(positions, judge(fitted.views, samples), positions, pictures))
+            judged.append(Judged(positions, judge(fitted.views, samples), positions, pictures, traces))
             if sum(len(part.pictured) for part in judged) > 4 * KEPT:
                 judged = [Judged.join(judged)]
         return judged, len(source), source.unreadable
 
-    def report(self, fitted: Fitted, scored: Sequence[_Scored], judged: Sequence[Judged], rate: float) -> OutlierReport:
+    def report(
+        self,
+        fitted: Fitted,
+        scored: Sequence[_Scored],
+        judged: Sequence[Judged],
+        rate: float,
+        reference: Known | None,
+    ) -> OutlierReport:
         """Join all scores into a report, in process 0; `judged` are those of a reference out of the images."""
         parts, counts, unreadable = zip(*scored, strict=True)
         source = self._source
@@ -206,9 +240,9 @@ class Run:
                 f"Parameter `{source.argument}` should hold the same images in every process. Found {[*counts]} images "
                 "in the processes."
             )
-        _, views, pictured, pictures = Judged.join([*judged, *itertools.chain(*parts)])
-        scores = _all_scores(views)
+        _, views, pictured, pictures, traces = Judged.join([*judged, *itertools.chain(*parts)])
         broken = _merged(unreadable)
+        scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
         infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
         notes = _unusable_notes(broken, infinite, len(source), source.names, "images", "they have no score")
         if fitted.n_classes == 1 < source.n_classes:
@@ -216,13 +250,20 @@ class Run:
                 f"The reference images are of one class and the searched images of {source.n_classes}, so most of "
                 "these will have large scores: pass a `reference` of all classes."
             )
+        duplicates, problem = _duplicates(traces, ~scores["larger"].isinf(), reference)
+        if problem:
+            notes["near duplicates"] = problem
         calibration = fitted.calibration or {
             name: values[values.isfinite()].sort().values for name, values in scores.items()
         }
         p_values = {name: conformal_p_values(values, calibration[name]) for name, values in scores.items()}
-        images = None
-        if pictures is not None and fitted.ranges is not None and len(pictured):
-            images = pictures.drawn(fitted.ranges)
+        images, copies = None, None
+        if pictures is not None and fitted.ranges is not None:
+            if len(pictured):
+                images = pictures.drawn(fitted.ranges)
+            if copied := [position for group in duplicates for position in group.positions][:KEPT]:
+                again = [Thumbnails.of(whole, _SIDE) for _, _, whole in source.pictures(copied)]
+                copies = cast(Thumbnails, Thumbnails.join(again)).drawn(fitted.ranges)
         return OutlierReport(
             scores=scores["larger"],
             p_values=p_values.pop("larger"),
@@ -235,6 +276,9 @@ class Run:
             notes=notes,
             names=source.names,
             unreadable=broken,
+            duplicates=duplicates,
+            duplicate_images=copies,
+            skipped=source.skipped,
             head=str(fitted.head or "") if "content" in fitted.views else "",
         )
 
@@ -248,11 +292,12 @@ class Run:
         for places, images, whole in track(batches, steps, description, self._progress):
             pictures = Thumbnails.of(whole, _SIDE) if 2 <= whole.ndim <= 5 else None
             samples = self.statistics(images, whole)
+            traces = Traces.of(images, whole, samples.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (samples.pixels, samples.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            yield Batch(places, samples, pictures)
+            yield Batch(places, samples, pictures, traces)
 
     def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
         """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
@@ -270,6 +315,27 @@ class Run:
         names = tuple(self._class_names or ())
         class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
         return samples._replace(pixels=pixels, shape=tuple(whole.shape[1:]), class_names=class_names)
+
+
+def _duplicates(traces: Traces, usable: Tensor, reference: Known | None) -> tuple[list[DuplicateGroup], str]:
+    """Find duplicates among the usable images, and between these and a reference."""
+    positions = usable.nonzero()[:, 0].tolist()
+    traces, names = traces.select(usable), [] if reference is None else reference.names
+    groups, problem = find_duplicates(traces if reference is None else Traces.join([traces, reference.traces]))
+    found = []
+    for group, identical in groups:
+        images = [positions[place] for place in group if place < len(positions)]
+        known = [names[place - len(positions)] for place in group if place >= len(positions)]
+        if images:
+            found.append(DuplicateGroup(images, identical, known))
+    return found, problem
+
+
+def _no_scores(count: int, unreadable: Iterable[int]) -> Tensor:
+    """Return NaN for each image, and infinity for the unreadable ones."""
+    scores = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
+    scores[list(unreadable)] = torch.inf
+    return scores
 
 
 def _all_scores(views: Mapping[str, SampleView]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ _PANELS = 6
 _MARKERS = "osD^v"  # the first goes with each colour, then the second, and so on
 _OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry in the legend (inches)
+_PAIRS = 2**20  # distances computed at a time
 _CLEAR = 5.0  # larger gaps count as equally clear (spreads of the other samples)
 
 
@@ -32,23 +33,33 @@ def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) ->
     root of their mean squared distance to their mean). Gaps above 5 count as equal, and the larger spread comes first.
     Otherwise filters that are silent except for their outliers, common in sparse layers, would fill the list.
     """
-    clearness = {
-        (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
-        for name, layer in layers.items()
-        for index in layer.filters(ANOMALY)
-    }
+    clearness: dict[tuple[str, int], tuple[float, float]] = {}
+    for name, layer in layers.items():
+        anomalies = layer.filters(ANOMALY)
+        values = _clearness(layer.points[anomalies].double(), layer.outliers[anomalies]) if anomalies else []
+        clearness.update(zip([(name, index) for index in anomalies], values, strict=True))
     return sorted(clearness, key=clearness.__getitem__, reverse=True)[:max_filters]
 
 
-def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
-    """Return the gap, at most `_CLEAR`, and the spread of the samples that are no outliers."""
-    others = points[~outliers]
-    if len(others) == 0:
-        return 0.0, 0.0
-    distances = torch.cdist(points[outliers], others)
-    spread = (others - others.mean(0)).square().sum(1).mean().sqrt()
-    gap = distances.amin(1).median() / spread.clamp_min(1e-6)  # all others may be one point
-    return min(_CLEAR, gap.item()), spread.item()
+def _clearness(points: Tensor, outliers: Tensor) -> list[tuple[float, float]]:
+    """Compute each filter's gap, at most `_CLEAR`, and the spread of its samples that are no outliers.
+
+    `points` are `(F, N, 2)`, `outliers` `(F, N)`.
+    """
+    others = ~outliers[..., None]
+    count = others.sum(1).clamp_min(1)
+    means = (points * others).sum(1) / count
+    spreads = ((points - means[:, None]).square() * others).sum((1, 2)).div(count[:, 0]).sqrt()
+    rows, samples = outliers.nonzero(as_tuple=True)
+    nearest = []
+    for part in torch.split(torch.arange(len(rows), device="cpu"), max(1, _PAIRS // points.shape[1])):
+        filters = rows[part]
+        distances = torch.linalg.vector_norm(points[filters] - points[filters, samples[part]][:, None], dim=2)
+        nearest.append(distances.masked_fill(outliers[filters], torch.inf).amin(1))
+    medians = [part.median() for part in torch.split(torch.cat(nearest), outliers.sum(1).tolist())]
+    gaps = torch.stack(medians) / spreads.clamp_min(1e-6)  # all others may be one point
+    gaps[outliers.all(1)] = 0
+    return list(zip(gaps.clamp(max=_CLEAR).tolist(), spreads.tolist(), strict=True))
 
 
 def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:

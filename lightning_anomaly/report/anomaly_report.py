@@ -40,6 +40,8 @@ class AnomalyReport(Tabular):
         notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
         views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`.
         pictures: Images of the samples and some of the maps, if they were kept; not in `to_dict`.
+        carried_over: Number of filters with the same maps as in the callback's last analysis, bit for bit, whose
+            results are those of that analysis.
     """
 
     layers: Mapping[str, LayerReport]
@@ -48,6 +50,7 @@ class AnomalyReport(Tabular):
     notes: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, SampleView] = field(default_factory=dict)
     pictures: Pictures | None = None
+    carried_over: int = 0
 
     @property
     def anomaly_filters(self) -> dict[str, list[int]]:
@@ -183,6 +186,7 @@ class AnomalyReport(Tabular):
         """Convert everything but pictures to JSON values; infinite numbers and NaN become strings."""
         return {
             "n_samples": self.n_samples,
+            "carried_over": self.carried_over,
             "settings": dict(self.settings),
             "notes": {key: str(note) for key, note in self.notes.items()},
             "layers": {name: layer_to_dict(layer) for name, layer in self.layers.items()},
@@ -206,7 +210,9 @@ class AnomalyReport(Tabular):
                 for name, view in values.get("views", {}).items()
                 if name in VIEWS  # version 0.3 had others, and 0.2 none
             }
-            return cls(layers, values["n_samples"], dict(values["settings"]), dict(values["notes"]), views)
+            carried_over = values.get("carried_over", 0)
+            settings, notes = dict(values["settings"]), dict(values["notes"])
+            return cls(layers, values["n_samples"], settings, notes, views, carried_over=carried_over)
         except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Parameter `values` should be what `AnomalyReport.to_dict()` returned. Found {error!r}."

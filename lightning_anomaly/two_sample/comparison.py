@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from lightning_anomaly.images.source import ImageSource, tensors_in
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
+from lightning_anomaly.two_sample.head import HeadCapture, state_without
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     MIN_SAMPLES,
@@ -94,16 +96,24 @@ def two_sample_test(
 
 
 def compare_groups(
-    model: nn.Module, train_inputs: Inputs, val_inputs: Inputs, layers: Iterable[str] | None, significance: float
+    model: nn.Module,
+    train_inputs: Inputs,
+    val_inputs: Inputs,
+    layers: Iterable[str] | None,
+    significance: float,
+    last: LastComparison | None = None,
 ) -> TwoSampleReport:
-    """Compute the report of `two_sample_test` without issuing warnings."""
+    """Compute the report of `two_sample_test` without issuing warnings.
+
+    `last` is an earlier comparison of the same images, which this one replaces: a layer with the same values keeps its
+    test, and if only the head has changed, nothing else runs.
+    """
+    last = LastComparison() if last is None else last
     significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
-    output = ExpectedErrors()
-    train = _run(model, train_inputs, watched, linear, output)
-    val = _run(model, val_inputs, watched, linear, ExpectedErrors(output.probabilities))
+    train, val = last.run_head(model) or last.run(model, train_inputs, val_inputs, watched, linear)
     notes = unseen_layers(model, layers) | train.notes | val.notes
     n_train, n_val = train.n_samples, val.n_samples
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
@@ -115,17 +125,26 @@ def compare_groups(
         return TwoSampleReport({}, n_train, n_val, significance, chance.double(), notes)
     actual = torch.arange(n_train + n_val, device="cpu")[:, None] < n_train
     divisions = torch.cat([actual, random_divisions(n_train, n_train + n_val)], 1)
-    tests: dict[str, _LayerTest] = {}
-    n_finite = 0
+    tests: dict[str, LayerTest] = {}
+    keys: dict[str, bytes] = {}
+    n_finite = carried_over = 0
     for name in [name for name in train.maps if name in val.maps]:
         values = torch.cat([group.maps[name].maps.T for group in (train, val)], 1).cpu()
-        tests[name] = _test_layer(values, divisions, significance)
+        key = hashlib.blake2b(repr((name, n_train)).encode())
+        key.update(values.contiguous().numpy().data)
+        keys[name] = key.digest()
+        if keys[name] in last.tests:
+            carried_over += len(values)
+            tests[name] = last.tests[keys[name]]
+        else:
+            tests[name] = _test_layer(values, divisions, significance)
         if name not in linear:
             chance += tests[name].counts[1:]
             finite = int(values.isfinite().all(1).sum())
             n_finite += finite
             if finite < len(values):
                 notes |= nonfinite(name, len(values) - finite, len(values), "and are not compared")
+    last.tests = {keys[name]: test for name, test in tests.items()}
     compared = _add_share_p_values(tests)
     filters = {name: layer for name, layer in compared.items() if name not in linear}
     n_live = sum(int(layer.live.sum()) for layer in filters.values())
@@ -136,7 +155,14 @@ def compare_groups(
         )
     units = {name: layer for name, layer in compared.items() if name in linear}
     report = TwoSampleReport(
-        filters, n_train, n_val, significance, chance.double() / max(1, n_live), notes, units=units
+        filters,
+        n_train,
+        n_val,
+        significance,
+        chance.double() / max(1, n_live),
+        notes,
+        units=units,
+        carried_over=carried_over,
     )
     if train.errors is None or val.errors is None:
         return report
@@ -174,13 +200,69 @@ class _Group(NamedTuple):
     errors: Tensor | None  # see `ExpectedErrors.result`
 
 
+class LastComparison:
+    """What a comparison leaves to the next one of the same images."""
+
+    def __init__(self) -> None:
+        self.tests: dict[bytes, LayerTest] = {}  # by a hash of the layer's values
+        self._head: str | None = None  # the linear layer whose output the model returned
+        self._inputs: list[ImageSource] = []  # of the head, for the images of both kinds
+        self._groups: list[_Group] = []
+        self._state = b""  # hash of the model's other parameters and buffers
+
+    def run(
+        self,
+        model: nn.Module,
+        train_inputs: Inputs,
+        val_inputs: Inputs,
+        layers: dict[str, nn.Module],
+        linear: dict[str, nn.Module],
+    ) -> list[_Group]:
+        """Run a network on the images of both kinds."""
+        output, self._groups, heads = ExpectedErrors(), [], []
+        for inputs in (train_inputs, val_inputs):
+            heads.append(HeadCapture(model))
+            with heads[-1]:
+                self._groups.append(_run(model, inputs, layers, linear, output, heads[-1]))
+            output = ExpectedErrors(output.probabilities)
+        self._head = heads[0].name if heads[0].name == heads[1].name else None
+        if self._head is not None:
+            sizes = [getattr(inputs, "batch_size", None) for inputs in (train_inputs, val_inputs)]
+            self._inputs = [ImageSource(head.inputs, "inputs", size) for head, size in zip(heads, sizes, strict=True)]
+            self._state = state_without(model, self._head)
+        return self._groups
+
+    def run_head(self, model: nn.Module) -> list[_Group] | None:
+        """Run the head alone; None if more has changed, or if the model has no head."""
+        if self._head is None or state_without(model, self._head) != self._state:
+            return None
+        output, head = ExpectedErrors(), model.get_submodule(self._head)
+        for place, inputs in enumerate(self._inputs):
+            again = _run(head, inputs, {}, {self._head: head}, output)
+            before = self._groups[place]
+            self._groups[place] = before._replace(maps={**before.maps, **again.maps}, errors=again.errors)
+            output = ExpectedErrors(output.probabilities)
+        return self._groups
+
+
 def _run(
-    model: nn.Module, inputs: Inputs, layers: dict[str, nn.Module], linear: dict[str, nn.Module], output: ExpectedErrors
+    model: nn.Module,
+    inputs: Inputs,
+    layers: dict[str, nn.Module],
+    linear: dict[str, nn.Module],
+    output: ExpectedErrors,
+    head: HeadCapture | None = None,
 ) -> _Group:
     """Run a network once on the images of one kind."""
     capture = MapCapture({**layers, **linear}, summary=_largest)
+
+    def take_output(result: Any) -> None:
+        output.update(result)
+        if head is not None:
+            head.update(result)
+
     with output:
-        run(model, inputs, capture, take_output=output.update)
+        run(model, inputs, capture, take_output=take_output)
     source = inputs if isinstance(inputs, ImageSource) else None
     n_read = None if source is None else len(source.positions) - len(source.unreadable)
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, n_read)
@@ -199,7 +281,7 @@ def _largest(maps: Tensor) -> Tensor:
     return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
 
 
-class _LayerTest(NamedTuple):
+class LayerTest(NamedTuple):
     """The rank tests of one layer's filters, for the actual division of the images and 999 random ones."""
 
     comparison: LayerComparison
@@ -207,7 +289,7 @@ class _LayerTest(NamedTuple):
     smallest: Tensor  # smallest p-value of a filter by division
 
 
-def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> _LayerTest:
+def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> LayerTest:
     """Test the filters of a layer by their values on all images `(F, n + m)`."""
     live = live_filters(values, int(divisions[:, 0].sum()))
     counts = torch.zeros(divisions.shape[1], dtype=torch.int64, device=values.device)
@@ -218,10 +300,10 @@ def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> _Laye
         area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
         counts += (p_values <= significance).sum(0)
         smallest = torch.cat([smallest[None], p_values]).amin(0)
-    return _LayerTest(LayerComparison(live, area, p_value), counts, smallest)
+    return LayerTest(LayerComparison(live, area, p_value), counts, smallest)
 
 
-def _add_share_p_values(tests: Mapping[str, _LayerTest]) -> dict[str, LayerComparison]:
+def _add_share_p_values(tests: Mapping[str, LayerTest]) -> dict[str, LayerComparison]:
     """Add to each layer its `share_p_value`, which is corrected for the number of layers."""
     if not tests:
         return {}

@@ -59,6 +59,8 @@ class TwoSampleReport(Tabular):
             ignore them.
         train_errors: Expected error on each training image `(n_train,)`; empty if not compared.
         val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
+        carried_over: Number of filters and units in layers with the same values as in the callback's last comparison,
+            bit for bit, whose tests are those of that comparison.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -74,6 +76,7 @@ class TwoSampleReport(Tabular):
     units: Mapping[str, LayerComparison] = field(default_factory=dict)
     train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    carried_over: int = 0
 
     @property
     def compares_output(self) -> bool:

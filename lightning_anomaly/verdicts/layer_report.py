@@ -35,6 +35,7 @@ class LayerReport:
         analyzed_size: Sides of the analyzed map, smaller if maps were pooled (pixels).
         nonfinite: Whether the maps of each probe sample are NaN or infinite in a filter whose maps of most samples are
             finite `(N,)`.
+        fingerprints: A hash of each filter's maps `(F,)`: a later analysis of the same maps keeps the filter's result.
     """
 
     verdicts: tuple[str, ...]
@@ -50,6 +51,7 @@ class LayerReport:
     map_size: tuple[int, ...]
     analyzed_size: tuple[int, ...]
     nonfinite: Tensor
+    fingerprints: Tensor
 
     def filters(self, verdict: str) -> list[int]:
         """Return the filters with a verdict."""
@@ -78,6 +80,7 @@ _DTYPES = {
     "explained": torch.float64,
     "sparsity": torch.float64,
     "nonfinite": torch.bool,
+    "fingerprints": torch.int64,
 }
 
 
@@ -86,6 +89,12 @@ def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
     tensors: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in _DTYPES}
     tensors["nonfinite"] = torch.stack([part.nonfinite for part in parts]).any(0)
     return replace(parts[0], verdicts=tuple(verdict for part in parts for verdict in part.verdicts), **tensors)
+
+
+def select_filters(layer: LayerReport, filters: Tensor) -> LayerReport:
+    """Select some filters of a layer, in this order."""
+    tensors: dict[str, Any] = {key: getattr(layer, key)[filters] for key in _DTYPES if key != "nonfinite"}
+    return replace(layer, verdicts=tuple(layer.verdicts[index] for index in filters.tolist()), **tensors)
 
 
 def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
 def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
     """Restore a layer from the result of `layer_to_dict`."""
     if "nonfinite" not in values:  # as in 0.3
-        values = {**values, "nonfinite": [score == "inf" for score in values["outlier_scores"]]}
+        values = {**values, "nonfinite": [score == "inf" for score in values["outlier_scores"]], "fingerprints": []}
     tensors = {key: to_tensor(values[key], dtype) for key, dtype in _DTYPES.items()}
     # Only the first of several processes has points, and empty lists lose their axes.
     tensors["points"] = tensors["points"].reshape(len(values["verdicts"]), -1, 2)

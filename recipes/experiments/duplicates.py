@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.images import FolderImages
-from lightning_anomaly.outliers.duplicates import find_duplicates, image_hashes, image_looks
+from lightning_anomaly.outliers.duplicates import Traces, find_duplicates
 from lightning_anomaly.pretrained import load_pretrained
 
 _IMAGES, _COPIES = 200, 30  # at most, for each folder
@@ -63,17 +63,14 @@ def ours(place: Path) -> list[list[str]]:
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     features: list[Tensor] = []
     head.register_forward_pre_hook(lambda module, args: features.append(args[0]))
-    images = FolderImages(place)
-    hashes: list[Tensor] = []
-    looks: list[Tensor] = []
+    images, traces = FolderImages(place), []
     with torch.no_grad():
         for batch, pictures in DataLoader(images, 50):
             model(batch)
-            hashes.append(image_hashes(batch))
-            looks.append(cast(Tensor, image_looks(pictures)))
-    groups, problem = find_duplicates(torch.cat(hashes), torch.cat(features), torch.cat(looks))
+            traces.append(Traces.of(batch, pictures, features.pop()))
+    groups, problem = find_duplicates(Traces.join(traces))
     assert not problem
-    return [[Path(images.samples[position][0]).stem for position in group.positions] for group in groups]
+    return [[Path(images.samples[position][0]).stem for position in positions] for positions, _ in groups]
 
 
 def cleanvisions(place: Path) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """The arguments, logs and history of AnomalyFilterCallback, with real Trainers."""
 
 import math
+from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import lightning.pytorch as pl
 import numba.core.event
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
+from properties import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
@@ -19,6 +21,7 @@ from lightning_anomaly import (
     AnomalyPruneCallback,
     AnomalyReport,
     TwoSampleCallback,
+    analyze,
 )
 from lightning_anomaly.clustering import numba_engine
 
@@ -92,6 +95,21 @@ def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers
     for name in ("verdicts", "filters", "outliers", "curves"):
         drawn = [event.step for event in fitted.events.Images(f"anomaly_filters/{name}")]
         assert drawn == [validations[i] for i in (0, 1, 3, 5)], name
+
+
+def test_filters_of_a_frozen_backbone_keep_their_results(tmp_path: Path) -> None:
+    module, probe, ours, compared = SmallNet(), images(seed=1), watcher(), TwoSampleCallback()
+    module.norm = nn.Identity()
+    for frozen in (module.conv1, module.conv2):
+        frozen.requires_grad_(False)
+    fit(tmp_path, ours, compared, module=module, max_epochs=3)
+    assert ours.report.carried_over == 10
+    assert compared.report.carried_over >= 10  # units of the head that are never positive too
+    fresh = analyze(module, probe, settings=ours.settings, batch_size=20)
+    for name, layer in fresh.layers.items():
+        assert_same(ours.report.layers[name], layer)
+    fit(tmp_path, ours)
+    assert ours.report.carried_over == 0
 
 
 class Clock(pl.Callback):

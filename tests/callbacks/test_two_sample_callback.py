@@ -286,9 +286,10 @@ def test_values_are_logged_even_if_the_validation_loader_is_empty(tmp_path: Path
 
 
 def test_a_validation_outside_a_fit_compares_without_a_history(tmp_path: Path) -> None:
-    compared = TwoSampleCallback(2 * TRAIN, VAL)
+    compared, expected = TwoSampleCallback(TRAIN, VAL), two_sample_test(SmallNet(), TRAIN, VAL)
     (logged,) = quiet_trainer(tmp_path, compared).validate(SmallNet(), loader(seed=1), verbose=False)
-    assert logged["two_sample/count"] == two_sample_test(SmallNet(), 2 * TRAIN, VAL).count > 0
+    assert logged["two_sample/count"] == expected.count
+    assert logged["two_sample/confidence_auc"] == pytest.approx(expected.confidence_auc, rel=1e-6) != 0.5
     assert compared.history == []
 
 

@@ -1,4 +1,4 @@
-"""What is stored of the maps of a layer: pooled maps, the extremes of each map, and rows that share memory."""
+"""What is stored of the maps of a layer: pooled maps, their extremes and zeros, and rows that share memory."""
 
 import numpy as np
 import oracle
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture import maps as module
-from lightning_anomaly.capture.maps import keep_rows, map_extremes, pool_maps
+from lightning_anomaly.capture.maps import keep_rows, pool_maps, summarize_maps
 
 
 def drawn(*shape: int) -> Tensor:
@@ -40,13 +40,32 @@ def test_pooling_never_leaves_more_pixels_than_allowed():
     assert pool_maps(maps := torch.zeros(3, 2), 1) is maps
 
 
-@pytest.mark.parametrize("size", [(), (7,), (13, 30), (3, 4, 2)])
-def test_extremes_are_those_of_numpy_and_nan_for_maps_with_nan(size):
-    maps = drawn(4, 3, *size)
-    pixels = maps.reshape(4, 3, -1).numpy()
-    np.testing.assert_array_equal(map_extremes(maps).numpy(), np.stack([pixels.max(2), pixels.min(2)], 2))
-    maps[1, 2], maps[2, 0] = torch.nan, -torch.inf
-    assert (~map_extremes(maps).isfinite().all(2)).nonzero().tolist() == [[1, 2], [2, 0]]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(), (7,), (200,), (16, 16), (13, 30), (3, 4, 2), (5, 4, 9)])
+def test_maps_are_pooled_and_their_extremes_and_zeros_found_as_by_plain_operations(size, dtype):
+    maps = (drawn(4, 3, *size) * 3 + 1).to(dtype)
+    maps[0, 0] = 0
+    pixels = maps.reshape(4, 3, -1)
+    for rectify in (True, False):
+        pooled, extremes, zeros = summarize_maps(maps, 4, rectify)
+        expected = maps.clamp(min=0) if rectify else maps
+        torch.testing.assert_close(pooled, pool_maps(expected, 4), rtol=1e-6, atol=1e-6)
+        assert torch.equal(extremes, torch.stack([pixels.amax(2), pixels.amin(2)], 2))
+        assert torch.equal(zeros, (pixels <= 0).sum((0, 2)))
+    mirrored = maps.flip(-1).contiguous().flip(-1) if size else maps
+    assert all(map(torch.equal, summarize_maps(mirrored, 4, True), summarize_maps(maps, 4, True)))
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_map_that_is_not_finite_stays_so_and_changes_no_other(broken):
+    maps = drawn(3, 2, 16, 16)
+    (alone, *_), changed = summarize_maps(maps, 4, True), maps.clone()
+    changed[2, 1, 3, 3] = broken
+    pooled, extremes, _ = summarize_maps(changed, 4, True)
+    for finite in (pooled.isfinite().all((2, 3)), extremes.isfinite().all(2)):
+        assert (~finite).nonzero().tolist() == [[2, 1]]
+    pooled[2, 1] = alone[2, 1]
+    assert torch.equal(pooled, alone)
 
 
 def kept(batches: list[Tensor], most: int) -> list[Tensor]:

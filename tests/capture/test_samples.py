@@ -1,13 +1,17 @@
-"""What is captured of samples beside maps: statistics of pixels, and the features and logits of the last layer."""
+"""What is captured of samples beside maps: statistics of pixels, and features and logits of the right layer."""
+
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from functional import Net
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.hooks import MapCapture, hooked
 from lightning_anomaly.capture.pixels import describes_pixels, pixel_names, pixel_statistics
-from lightning_anomaly.capture.samples import SampleStatistics
+from lightning_anomaly.capture.samples import Head, SampleCapture
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -19,11 +23,18 @@ def features(net: Net, x: Tensor) -> Tensor:
 
 
 def classifier() -> Net:
-    """Normalizes its images, and has an in-place activation behind its logits."""
+    """Normalizes its images, and changes the features in place after its last layer."""
     torch.manual_seed(0)
     layers = {"conv": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(4, 4, 1), "hidden": nn.Linear(4, 6)}
     layers |= {"unused": nn.Linear(6, 2), "last": nn.Linear(6, 5)}
-    return Net(lambda net, x: net.last(features(net, 2 * x - 1)).relu_(), **layers)
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        found = features(net, 2 * x - 1)
+        logits = net.last(found)
+        found.zero_()
+        return logits
+
+    return Net(forward, **layers)
 
 
 @pytest.mark.parametrize("taken", [10, 7])
@@ -40,20 +51,96 @@ def test_pixels_are_those_of_the_first_layer_and_logits_those_of_the_last(taken)
     assert found.shape == (3, 8, 8)
     torch.testing.assert_close(found.pixels, pixel_statistics(2 * x - 1)[:taken])
     torch.testing.assert_close(found.features, expected[:taken])
-    torch.testing.assert_close(found.logits, logits[:taken])  # before the in-place activation
+    torch.testing.assert_close(found.logits, logits[:taken])
+    assert found.head == Head("last", True)
     assert capture.samples.collected(taken + 1).pixels is None
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_model_with_one_output_or_outputs_for_patches_has_no_classes():
-    for last in (nn.Linear(3, 1), nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Linear(1, 2))):
-        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
-        capture = MapCapture({"0": model[0]}, model=model)
-        with capture, torch.no_grad():
-            model(images(5, 1, 8, 8))
-        found = capture.samples.collected(5)
-        assert found.pixels is not None
-        assert found.features is found.logits is None
+class Gated(nn.Module):
+    """A map times the output of two linear layers, as in a squeeze-and-excitation block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.gate = nn.Linear(4, 2), nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.squeeze(x.mean((2, 3))).relu()).sigmoid()[:, :, None, None]
+
+
+class Steps(LightningModule):
+    """Never called itself, only its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+        self.head = nn.Linear(6, 3)
+
+    def validation_step(self, x: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.head(self.encoder(x).relu()), torch.zeros(len(x), dtype=torch.int64))
+
+
+def network(forward: Any, *, gated: bool = False, **layers: nn.Module) -> Net:
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), Gated() if gated else nn.ReLU())
+    return Net(lambda net, x: forward(net, net.body(x)), body=body, **layers)
+
+
+def pooled(maps: Tensor) -> Tensor:
+    return maps.mean((2, 3))
+
+
+LINEAR = {"hidden": nn.Linear(4, 6), "head": nn.Linear(6, 3)}
+HEADS: dict[str, tuple[Any, Head]] = {
+    "alone": (network(lambda n, x: n.head(n.hidden(pooled(x))), **LINEAR), Head("head", True)),
+    "a gate alone": (network(lambda n, x: x, gated=True), Head("body.0", False)),
+    "behind a gate": (network(lambda n, x: n.head(pooled(x)), gated=True, head=nn.Linear(4, 1)), Head("head", True)),
+    "one logit, squeezed": (
+        network(lambda n, x: n.head(n.hidden(pooled(x))).squeeze(1), hidden=nn.Linear(4, 6), head=nn.Linear(6, 1)),
+        Head("head", True),
+    ),
+    "a mapping with boxes": (
+        network(
+            lambda n, x: {"logits": n.head(pooled(x)), "boxes": n.boxes(pooled(x)).sigmoid() * 9},
+            head=nn.Linear(4, 3),
+            boxes=nn.Linear(4, 8),
+        ),
+        Head("head", True),
+    ),
+    "log-probabilities": (
+        network(lambda n, x: (n.head(n.hidden(pooled(x))).log_softmax(1), x), **LINEAR),
+        Head("head", True),
+    ),
+    "features only": (network(lambda n, x: n.hidden(pooled(x)).relu(), **LINEAR), Head("body.0", False)),
+    "patches": (
+        network(lambda n, x: n.head(x.flatten(2).transpose(1, 2)), head=nn.Linear(4, 2)),
+        Head("body.0", False),
+    ),
+    "parts of a LightningModule": (Steps(), Head("head", True)),
+    "SqueezeNet": (torchvision.models.squeezenet1_1(), Head("classifier.1", True)),
+    "MobileNet": (torchvision.models.mobilenet_v3_small(num_classes=7), Head("classifier.3", True)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_the_head_is_the_layer_whose_output_the_model_returns(name):
+    model, head = HEADS[name]
+    large = name in ("SqueezeNet", "MobileNet")
+    x = images(5, 3, 64, 64) if large else images(5, 1, 8, 8)
+    capture = SampleCapture(model.eval(), with_pixels=False)
+    call = getattr(model, "validation_step", None) or model
+    for batch in (x[:3], x[3:]):
+        with hooked([(module, capture, take) for module, take in capture.watched]):
+            output = call(batch)
+        capture.end_pass(len(batch))
+    assert capture.problem is None
+    found = capture.collected(5)
+    assert (capture.head, found.head) == (head, head)
+    assert found.features.shape[0] == 5
+    assert (found.logits is not None) == head.logits
+    if large:
+        torch.testing.assert_close(found.logits[3:], output)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 9, 12), (6, 3, 8, 8), (6, 2, 20), (6, 1, 5, 6, 7), (6, 5, 6, 6)])
@@ -85,4 +172,5 @@ def test_images_with_too_few_pixels_have_no_statistics():
     capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, model=model)
     with capture:
         model(images(4, 3, 8, 3))
-    assert (capture.samples.collected(4), capture.samples.problem) == (SampleStatistics(shape=(3, 8, 3)), None)
+    found = capture.samples.collected(4)
+    assert (found.pixels, found.shape, capture.samples.problem) == (None, (3, 8, 3), None)

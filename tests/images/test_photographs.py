@@ -1,5 +1,6 @@
 """A folder of photographs as users have them: several formats, some broken, some odd."""
 
+import csv
 import os
 import re
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision import models
 
-from lightning_anomaly import OutlierReport
+from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
+from lightning_anomaly.outliers import detector
+from lightning_anomaly.pretrained import Pretrained
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -113,7 +115,7 @@ def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_p
     block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     torch.manual_seed(0)
     small = nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
-    monkeypatch.setattr(models, "resnet18", lambda weights: small)
+    monkeypatch.setattr(detector, "load_pretrained", lambda: Pretrained("Net", small, ()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(folder)
     names: dict[str, object] = {}
@@ -125,8 +127,54 @@ def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_p
     rows = {row["name"]: row for row in report.rows()}
     assert rows["broken.jpg"]["reasons"].startswith("file: cannot be read: UnidentifiedImageError")
     assert report.rows()[-1]["name"] == "broken.jpg"
-    assert "look: the same everywhere" in rows["grey.png"]["reasons"]
+    assert "the same everywhere" in rows["grey.png"]["reasons"]
     assert rows["grey.png"] in report.rows(6)
-    (note,) = report.notes.values()
-    assert "broken.jpg" in note
-    assert "<" not in note
+    assert "broken.jpg" in report.notes["unreadable images"]
+    assert "<" not in report.notes["unreadable images"]
+    same = [{report.names[position] for position in group.positions} for group in report.duplicates]
+    assert {"plain.png", "turned.png"} in [names & {"plain.png", "turned.png"} for names in same]
+    report.save_csv(tmp_path / "all.csv", 3)
+    with (tmp_path / "all.csv").open() as file:
+        listed = {row["name"]: row["reasons"] for row in csv.DictReader(file)}
+    assert {"broken.jpg", "plain.png", "turned.png", "notes.txt"} <= set(listed)
+    assert listed["notes.txt"] == "file: skipped: not a picture that Pillow reads"
+    assert "notes.txt (not a picture that Pillow reads)" in str(report)
+
+
+def test_a_frame_that_the_network_does_not_see_is_found(tmp_path: Path) -> None:
+    for number in range(120):
+        picture = photograph(number, 96, 48)
+        if number == 7:
+            picture.paste((0, 0, 0), (0, 0, 12, 48))
+            picture.paste((0, 0, 0), (84, 0, 96, 48))
+        picture.save(tmp_path / f"{number:03}.png")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 46 * 46, 3))
+    report = find_outliers(model, FolderImages(tmp_path, 48))
+    assert report.top(1, by="look") == [7]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(9):
+        photograph(number % 8).save(photos / f"{number}.png")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    (photos / "notes.txt").write_text("no image")
+    report = find_outliers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), FolderImages(photos, 32))
+    assert report.top(5) == []
+    assert report.unusable == [9]
+    assert report.duplicates == [([0, 8], True, [])]
+    assert "too few to learn from" in str(report)
+    report.save_html(tmp_path / "page.html")
+    report.save_csv(tmp_path / "all.csv")
+    lines = (tmp_path / "all.csv").read_text()
+    assert all(text in lines for text in ("identical: 8.png", "cannot be read", "notes.txt"))
+
+
+def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None:
+    images = torch.rand(220, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    report = find_outliers(nn.Conv2d(3, 4, 3), torch.cat([images[120:], images[:1]]), images[:120])
+    assert report.duplicates == [([100], True, [0])]
+    assert "1 image is in the reference too: image 100 = image 0 of the reference." in str(report)

@@ -26,7 +26,7 @@ def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
 
 def test_a_collate_function_that_drops_images_is_refused(net):
     """Otherwise scores would belong to other images."""
-    with pytest.raises(ValueError, match=r"`inputs` should give one image for each item .* Found 119 for 120"):
+    with pytest.raises(ValueError, match=r"`images` should give one image for each item .* Found 119 for 120"):
         find_outliers(net, DataLoader(DATA, 120, collate_fn=without_seven))
 
 
@@ -83,5 +83,5 @@ def test_unreadable_reference_images_are_left_out(net):
     with pytest.warns(UserWarning, match=r"^1 of the 200 images cannot be read, .* position 5 "):
         report = find_outliers(net, DataLoader(Broken(IMAGES, 5), 32))
     assert (report.n_reference, report.unusable) == (199, [5])
-    with pytest.raises(ValueError, match=r"`inputs` should hold images that can be read\..* image 0 is broken"):
+    with pytest.raises(ValueError, match=r"`images` should hold images that can be read\..* image 0 is broken"):
         find_outliers(net, DataLoader(Broken(IMAGES, *range(200)), 32))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly.outliers import duplicates
-from lightning_anomaly.outliers.duplicates import find_duplicates, image_hashes, image_looks
+from lightning_anomaly.outliers.duplicates import Traces, find_duplicates
 
 
 def photographs(count: int) -> Tensor:
@@ -15,11 +15,11 @@ def photographs(count: int) -> Tensor:
     return functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1)
 
 
-def described(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def described(images: Tensor) -> Traces:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 64, 16, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
-        return image_hashes(images), network(images - 0.5), image_looks(images)
+        return Traces.of(images, images, network(images - 0.5))
 
 
 def test_copies_are_found_and_identical_ones_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,17 +33,17 @@ def test_copies_are_found_and_identical_ones_come_first(monkeypatch: pytest.Monk
         images[30:31],
         images[30:31],
     ]
-    groups, problem = find_duplicates(*described(torch.cat([images, *copies])))
+    groups, problem = find_duplicates(described(torch.cat([images, *copies])))
     assert groups == [([30, 44, 45], True), ([3, 40], False), ([4, 41], False), ([5, 42], False), ([6, 43], False)]
     assert problem == ""
     monkeypatch.setattr(duplicates, "_BLOCK", 7)
-    assert find_duplicates(*described(torch.cat([images, *copies])))[0] == groups
+    assert find_duplicates(described(torch.cat([images, *copies])))[0] == groups
 
 
 def test_a_group_joins_duplicates_of_duplicates_and_blank_images_are_no_near_duplicates() -> None:
     images = photographs(20)
     blank = torch.tensor([0.2, 0.2, 0.8])[:, None, None, None].expand(3, 3, 64, 64)
-    groups, _ = find_duplicates(*described(torch.cat([images, blank, images[6:7].flip(3), images[6:7]])))
+    groups, _ = find_duplicates(described(torch.cat([images, blank, images[6:7].flip(3), images[6:7]])))
     assert groups == [([20, 21], True), ([6, 23, 24], False)]
 
 
@@ -51,17 +51,19 @@ def test_a_group_joins_duplicates_of_duplicates_and_blank_images_are_no_near_dup
 def test_identical_images_are_found_where_near_ones_cannot_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = photographs(60)
     images[7] = images[2]
-    hashes, features, looks = described(images)
-    if kind == "many images":
+    traces = described(images)
+    if kind == "no features":
+        traces = traces._replace(features=None)
+    elif kind == "many images":
         monkeypatch.setattr(duplicates, "_MOST", 10)
-    elif kind == "all alike":
-        features = torch.eye(2)[torch.arange(60) % 2]
-        looks = torch.eye(2)[torch.arange(60) % 2].reshape(60, 1, 1, 2) + torch.zeros(60, 3, 8, 2)
-    groups, problem = find_duplicates(hashes, None if kind == "no features" else features, looks)
+    else:
+        halves = torch.eye(2)[torch.arange(60) % 2]
+        traces = traces._replace(features=halves, looks=halves.reshape(60, 1, 1, 2) + torch.zeros(60, 3, 8, 2))
+    groups, problem = find_duplicates(traces)
     assert groups == [([2, 7], True)]
-    assert problem
+    assert ("Near duplicates" in problem) == (kind != "no features")
 
 
 def test_nothing_is_found_among_one_image_or_none() -> None:
     for count in (0, 1):
-        assert find_duplicates(*described(photographs(2)[:count])) == ([], "")
+        assert find_duplicates(described(photographs(2)[:count])) == ([], "")

@@ -34,7 +34,7 @@ def test_planted_images_are_found_with_and_without_a_reference(net):
     planted = (5, 71, 100, 101)
     inputs = images(120, 1, planted)
     report = find_outliers(net, inputs, images(1000))
-    assert set(report.top(4)) == set(report.significant) == set(planted)
+    assert set(report.top(4)) == set(planted) <= set(report.significant)
     assert report.p_values.min().item() == report.p_values[5].item() == 1 / (1 + 500)  # more than half of the reference
     assert set(find_outliers(net, images(400, 1, planted)).top(4)) == set(planted)
 
@@ -74,7 +74,7 @@ def test_a_part_of_many_inputs_is_the_reference_and_all_are_scored(net):
     inputs = images(300)
     report = find_outliers(net, inputs, max_reference=100)
     assert report.n_reference == 100
-    assert len(report.scores) == len(report.p_values) == len(report.layer) == len(report.filters) == 300
+    assert len(report.scores) == len(report.p_values) == len(report.look_scores) == len(report.content_scores) == 300
     inputs[[7, 70, 170, 270]] *= 30  # some of them in the reference, some not
     assert set(find_outliers(net, inputs, max_reference=100).top(4)) == {7, 70, 170, 270}
 
@@ -90,10 +90,9 @@ def test_an_image_with_large_negative_values_alone_is_found():
 
 
 def report_of(p_values: Tensor, n_reference: int, rate: float, scores: Tensor | None = None) -> OutlierReport:
-    """A report of one layer; by default all scores are equal."""
-    nothing = torch.zeros(len(p_values), dtype=torch.int64)
-    return OutlierReport(nothing.float() if scores is None else scores, p_values, ("",), nothing,
-                         nothing[:, None], n_reference, n_reference - n_reference // 2, rate)  # fmt: skip
+    """A report without views; by default all scores are equal."""
+    scores = torch.zeros(len(p_values)) if scores is None else scores
+    return OutlierReport(scores, p_values, {}, {}, n_reference, n_reference - n_reference // 2, rate)
 
 
 def test_significant_images_follow_benjamini_and_hochberg_s_rule():
@@ -159,26 +158,32 @@ def test_reference_images_with_nan_are_left_out(net):
     assert report.unusable == [1000]
 
 
-def test_a_layer_with_nan_is_noted(net):
-    """A layer behind NaN in the weights finds no outliers, which does not mean that there are none."""
-    for filters, layers, note in (
-        ([0, 2], ("0", "5"), "^Layer '5': 2 of 6 filters have NaN"),
-        (range(6), ("0",), "^Layer '5' is left"),
-    ):
-        net[5].weight.data[list(filters)] = math.nan
-        with pytest.warns(UserWarning, match=note):
-            report = find_outliers(net, images(200, 1, (7,)))
-        assert report.layers == layers
-        assert report.top(1) == [7]
-
-
-def test_a_layer_that_some_images_do_not_reach_is_named(net):
+def test_images_that_take_another_path_through_the_model_are_refused(net):
     def forward(model: Net, x: Tensor) -> Tensor:
         found = model.net[0](x)
         return found if x.abs().max() > 100 else model.net[1:](found)
 
-    with pytest.raises(ValueError, match=r"Images should give maps in the same layers .* in \['net.5'\]"):
+    with pytest.raises(ValueError, match=r"`images` should give features in the same layer as the reference"):
         find_outliers(Net(forward, net=net), 1000 * images(5), images(150))
+
+
+def test_the_same_image_has_the_same_score(net):
+    """Two identical files once had 5.8 and 9.9: each half was scored by a fit to the other half."""
+    inputs = images(240, 1, (7,))
+    inputs = torch.cat([inputs, inputs[:40]])[torch.randperm(280, generator=torch.Generator().manual_seed(0))]
+    scores = find_outliers(net, inputs).scores
+    same = (inputs[:, None] == inputs[None]).flatten(2).all(2)
+    assert ((scores[:, None] - scores[None]).abs()[same] < 1e-4).all()
+    assert torch.equal(find_outliers(net, inputs, seed=5).scores, scores)
+    for size in (1, 7, 280):
+        torch.testing.assert_close(find_outliers(net, inputs, batch_size=size).scores, scores, rtol=1e-5, atol=1e-5)
+
+
+def test_two_seeds_share_most_of_the_first_images(net):
+    """Of more than `max_reference` images, each seed draws its own reference."""
+    inputs = images(1200, 1)
+    first, second = (find_outliers(net, inputs, seed=seed, max_reference=800).top(24) for seed in (0, 1))
+    assert len({*first} & {*second}) >= 20
 
 
 def test_scores_do_not_depend_on_order_and_batches(net):
@@ -187,18 +192,20 @@ def test_scores_do_not_depend_on_order_and_batches(net):
     found = find_outliers(net, loader, DataLoader(TensorDataset(reference), 32))
     torch.testing.assert_close(found.scores, find_outliers(net, inputs, reference).scores, rtol=0.02, atol=0.05)
     assert find_outliers(net, loader, seed=3).top(1) == find_outliers(net, inputs, seed=3).top(1) == [7]
-    assert find_outliers(net.bfloat16(), inputs, reference).top(1) == [7]
+    assert find_outliers(net.bfloat16(), inputs, reference).scores.argsort()[-5:].eq(7).any()
 
 
-def test_a_report_names_layers_and_filters_and_shows_images(net):
-    report = find_outliers(net, images(200, 1, (7,)), images(300), layers=["0", "5"])
+def test_a_report_has_rows_by_descending_score_and_shows_images(net):
+    report = find_outliers(net, images(200, 1, (7,)), images(300))
     frame = report.to_frame(3)
     assert list(frame["position"]) == report.top(3)
     assert frame["position"][0] == 7
     assert bool(frame["significant"][0]) == (7 in report.significant)
-    assert frame["layer"][0] in ("0", "5")
-    assert len(set(frame["filters"][0])) == 3
-    assert max(frame["filters"][0]) < 8
+    assert frame["score"][0] == max(frame["look_score"][0], frame["content_score"][0])
+    assert 0 < frame["look_p_value"][0] <= 1
+    for view in ("look", "content"):
+        scores = getattr(report, f"{view}_scores")
+        assert report.top(5, by=view) == scores.argsort(descending=True, stable=True)[:5].tolist()
     assert [len(report.to_frame()), len(report.top(1)), len(report.top(1000))] == [200, 1, 200]
     lines = str(report).splitlines()
     assert lines[2].split()[0] == "7"
@@ -218,9 +225,9 @@ def test_signals_and_volumes_are_scored_too():
     assert report.top(1) == [11]
     assert report.images.shape == (150, 48, 64, 3)  # curves
     assert len(report.plot().axes) == 32
-    assert report.plot(1).axes[0].get_title().splitlines()[-1] == "(the model)"
     net = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 40)), nn.Conv1d(1, 4, 3))
-    report = find_outliers(net, inputs.view(150, 1, 2, 2, 2, 5))
+    with pytest.warns(UserWarning, match="no look scores"):
+        report = find_outliers(net, inputs.view(150, 1, 2, 2, 2, 5))
     assert report.scores.isfinite().all()
     with pytest.raises(ValueError, match=r"`OutlierReport\.plot` draws images"):
         report.plot()
@@ -238,19 +245,21 @@ def test_a_report_has_256_small_pictures_scaled_to_ordinary_images():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"inputs": [torch.rand(1, 12, 12), torch.rand(1, 9, 9)]}, r"one size. Found \(1, 12, 12\) and \(1, 9, 9\)"),
-        ({"inputs": images(99), "reference": None}, "`inputs` .* at least 100 images .* Found 99. .* as `reference`"),
+        ({"images": [torch.rand(1, 12, 12), torch.rand(1, 9, 9)]}, r"one size. Found \(1, 12, 12\) and \(1, 9, 9\)"),
+        ({"images": images(99), "reference": None}, "`images` .* at least 100 images .* Found 99. .* as `reference`"),
         ({"reference": images(99)}, "`reference` should hold at least 100 images to learn from. Found 99.$"),
-        ({"reference": images(150) * math.nan}, "`reference` should give maps that are finite and vary"),
+        ({"reference": images(150) * math.nan}, "`reference` should hold images that give finite values. Found 0"),
+        ({"reference": images(1).expand(150, -1, -1, -1)}, "`reference` should hold images whose pixels or features"),
         ({"reference": torch.rand(150, 1, 9, 9)}, r"of the shape of the reference, \(1, 9, 9\). Found \(1, 12, 12\)."),
-        ({"inputs": images(150).byte()}, "`inputs` should hold scaled floating-point images.*Found torch.uint8."),
-        ({"model": nn.Linear(2, 2)}, "`model` should have a convolution, or `layers` should be named"),
+        ({"images": images(150).byte()}, "`images` should hold scaled floating-point images.*Found torch.uint8."),
+        ({"model": "resnet18"}, "`model` should be a torch.nn.Module"),
+        ({"class_names": "cat"}, "`class_names` should be a list of class names"),
         ({"false_discovery_rate": 0}, "`false_discovery_rate` should be a number in"),
     ],
 )
 def test_bad_arguments_are_named(net, changed, message):
-    arguments = {"model": net, "inputs": images(5), "reference": images(150), **changed}
-    if isinstance(arguments["inputs"], list):
-        arguments["inputs"] = DataLoader(arguments["inputs"], 2)
+    arguments = {"model": net, "images": images(5), "reference": images(150), **changed}
+    if isinstance(arguments["images"], list):
+        arguments["images"] = DataLoader(arguments["images"], 2)
     with pytest.raises(ValueError, match=message):
         find_outliers(**arguments)

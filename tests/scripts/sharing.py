@@ -74,7 +74,10 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     everything, samples = outputs(sum(counts), dtype), dealt(counts, rank)
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
     maps = captured({name: values[samples] for name, values in everything.items()})
-    report, seen = analyze_shared(maps, images[samples], SETTINGS, NOTES, limit=limit, pictures=rank == 0)
+    options: dict[str, Any] = {"limit": limit, "pictures": rank == 0}
+    report, seen, results = analyze_shared(maps, images[samples], SETTINGS, NOTES, **options)
+    again = captured({name: values[samples] for name, values in everything.items()})
+    carried, *_ = analyze_shared(again, images[samples], SETTINGS, NOTES, **options, previous=results)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
@@ -85,12 +88,14 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         (name, field)
         for name, layer in expected.layers.items()
         for field, value in vars(layer).items()
-        if field not in fields and not same(getattr(report.layers[name], field), value)
+        for layers in (report.layers, carried.layers)
+        if field not in fields and not same(getattr(layers[name], field), value)
     ]
     kept_maps = {} if report.pictures is None else report.pictures.maps
     pictures = take_pictures(expected.layers, whole, images[:kept])
     return {
         "different": different,
+        "carried": (carried.carried_over, sum(len(layer.verdicts) for layer in expected.layers.values())),
         "layers": list(report.layers) == list(expected.layers),
         "notes": (report.notes, expected.notes),
         "n_samples": (report.n_samples, kept),
@@ -117,14 +122,14 @@ def problem(rank: int, world: int) -> Outcome:
     maps = captured(values)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    report, images = analyze_shared(maps, None, SETTINGS, NOTES, limit=62, pictures=False)
+    report, images, _ = analyze_shared(maps, None, SETTINGS, NOTES, limit=62, pictures=False)
     return {"notes": report.notes, "layers": list(report.layers), "images": images is None}
 
 
 def copies(rank: int, world: int) -> Outcome:
     """Both processes have the same samples."""
     begin(rank, world)
-    report, _ = analyze_shared(captured(outputs(30)), None, SETTINGS, {}, limit=60, pictures=False)
+    report, *_ = analyze_shared(captured(outputs(30)), None, SETTINGS, {}, limit=60, pictures=False)
     return {"notes": list(report.notes)}
 
 

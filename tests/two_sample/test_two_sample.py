@@ -10,7 +10,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.comparison import _test_layer
+from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.two_sample.comparison import LastComparison, _test_layer, compare_groups
+from lightning_anomaly.two_sample.head import HeadCapture
 from lightning_anomaly.two_sample.rank_test import random_divisions
 
 RNG = torch.Generator().manual_seed(0)
@@ -66,6 +68,46 @@ def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None
     assert len(set(report.chance[:12].tolist())) > 3
     assert report.p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
     assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
+
+
+def test_a_layer_with_the_same_values_keeps_its_test() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 30, 3), nn.Flatten(), nn.LazyLinear(5))
+    network(IMAGES)
+    sources = [ImageSource(part, "inputs") for part in IMAGES.split(75)]
+    last, calls = LastComparison(), []
+    network[0].register_forward_hook(lambda *_: calls.append(1))
+    assert compare_groups(network, *sources, None, 0.3, last).carried_over == 0
+    assert compare_groups(network, *sources, None, 0.3, last).carried_over == 39
+    calls.clear()
+    for layer, carried_over, runs in ((network[4], 34, 0), (network[2], 4, 4)):  # the head alone, then a convolution
+        layer.weight.data[3] *= -1.5
+        again = compare_groups(network, *sources, None, 0.3, last)
+        assert (again.carried_over, len(calls)) == (carried_over, runs)
+        fresh = compare_groups(network, *sources, None, 0.3)
+        assert again.confidence_auc == fresh.confidence_auc
+        assert torch.equal(again.val_errors, fresh.val_errors)
+        assert torch.equal(again.chance, fresh.chance)
+        for name, expected in fresh.judged.items():
+            assert torch.equal(again.judged[name].p_value, expected.p_value)
+            assert again.judged[name].share_p_value == expected.share_p_value
+        calls.clear()
+
+
+def test_the_head_is_the_linear_layer_whose_output_the_model_returns() -> None:
+    layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
+    for call, name in (
+        (lambda net, x: net.b(net.a(x)), "b"),
+        (lambda net, x: net.b(net.a(x)) + 0, None),
+        (lambda net, x: net.b(net.b(x)), None),
+        (lambda net, x: x, None),
+    ):
+        net = Net(call, **layers)
+        with HeadCapture(net) as head:
+            for _ in range(2):
+                head.update(net(torch.ones(3, 4)))
+        assert head.name == name
+    assert not any(layer._forward_hooks for layer in layers.values())
 
 
 def test_a_report_has_a_table_and_totals() -> None:
