@@ -285,11 +285,12 @@ class OutlierReport(Tabular):
         ranked, above = self.top(KEPT), {*self.above_calibration}
         apart = self._apart(ranked)
         rows = self._rows_of([*ranked, *apart])
-        shown = {position: place for place, position in enumerate(ranked[: 0 if self.images is None else KEPT])}
+        pictured = 0 if self.images is None else len(self.images)
+        shown = {position: place for place, position in enumerate(ranked[:pictured])}
         parts = [part for part in (self.images, self.duplicate_images) if part is not None]
         copies = [position for group in self.duplicates for position in group.positions]
         for place, position in enumerate(copies[: 0 if self.duplicate_images is None else len(self.duplicate_images)]):
-            shown.setdefault(position, place + (0 if self.images is None else len(self.images)))
+            shown.setdefault(position, place + pictured)
         facts = {
             "title": title,
             "sentences": self._sentences(),
