@@ -102,6 +102,11 @@ class ValidationWatch:
                 with precision.forward_context(), self._capture:
                     call(images)
 
+    @property
+    def hook_seconds(self) -> float:
+        """The time that the hooks added to the validation step."""
+        return self._capture.seconds if self.probe == "val" else 0.0
+
     def after_batch(self) -> None:
         """Remove the hooks; a second call does nothing."""
         self._capture.remove()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
+from time import perf_counter
 from typing import Any, cast
 
+from lightning_utilities.core.rank_zero import rank_zero_info
+
 from lightning_anomaly.callbacks._base import Hook, LoggingCallback, guarded
+from lightning_anomaly.callbacks._cost import cost_advice
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.distributed import run_together
 from lightning_anomaly.notes import merge_notes
@@ -36,10 +41,38 @@ class WatchingCallback(LoggingCallback):
         self._values: dict[str, float] = {}  # to log when it ends
         self._log_layers = False
         self._failure: Exception | None = None  # of the current validation
+        self._spent = 0.0  # seconds since the last analysis of this fit began
+        self._began: list[float] = []  # when each analysis of this fit began (seconds)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the time inside."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self._spent += perf_counter() - started
+
+    def _savings(self) -> dict[str, float]:
+        """Return the seconds that each change of an argument would save until the next analysis."""
+        raise NotImplementedError
+
+    @guarded
+    def _say_cost(self) -> None:
+        """Say once if the last analysis took long; the first compiles loops and reads images."""
+        now = perf_counter()
+        if len(self._began) > 1 and "cost" not in self._warned:
+            advice = cost_advice(type(self).__name__, self._spent, now - self._began[-1], self._savings())
+            if advice is not None:
+                self._warned.add("cost")
+                rank_zero_info(advice)
+        self._spent = 0.0
+        self._began.append(now)
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
+        self._began = []
         if not trainer.enable_validation:
             text = (
                 f"{type(self).__name__} works at validations, and this Trainer has none: no validation loader, no "
@@ -56,6 +89,8 @@ class WatchingCallback(LoggingCallback):
         past = self._past(trainer)
         self._values = dict(past[-1]["metrics"] if past else self._neutral)
         self._due = len(past) % self.every_n_validations == 0
+        if self._due and trainer.state.fn == "fit":
+            self._say_cost()
         self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -63,14 +98,15 @@ class WatchingCallback(LoggingCallback):
         if trainer.sanity_checking:
             return
         result = None
-        if self._due:
-            self._finish(trainer, pl_module)
-        with self._guard(self._task, self._consequence(trainer, self._advice)):
-            run_together(self._raise_failure)
+        with self._timed():
             if self._due:
-                result = self._find(trainer)
-        if trainer.state.fn == "fit":
-            self._remember(trainer, result)
+                self._finish(trainer, pl_module)
+            with self._guard(self._task, self._consequence(trainer, self._advice)):
+                run_together(self._raise_failure)
+                if self._due:
+                    result = self._find(trainer)
+            if trainer.state.fn == "fit":
+                self._remember(trainer, result)
         logged = {key: value for key, value in self._values.items() if self._log_layers or not key.startswith("layer/")}
         self._log(pl_module, logged, self._prog_bar)
         self._release()

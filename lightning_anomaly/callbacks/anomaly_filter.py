@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
+from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
@@ -115,6 +116,7 @@ class AnomalyFilterCallback(WatchingCallback):
         """Drop the figures and images of an earlier fit."""
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
+        self._drawing = 0.0  # seconds for the figures of the last analysis
         self._source: ImageSource | None = None  # of the training probe of this fit
         self._previous: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
 
@@ -178,7 +180,8 @@ class AnomalyFilterCallback(WatchingCallback):
         if self._watch is not None:
             self._watch.after_batch()
             if dataloader_idx == 0:
-                self._watch.run_training_probe()
+                with self._timed():
+                    self._watch.run_training_probe()
 
     @until_validation_end
     def _finish(self, trainer: Any, pl_module: Any) -> None:
@@ -191,6 +194,7 @@ class AnomalyFilterCallback(WatchingCallback):
         pictures = fitting and bool(trainer.loggers) and self.browser
         watch = self._watch
         assert watch is not None
+        self._spent += watch.hook_seconds
         from numba.core import event  # late: importing the package does not import numba
 
         compiled = [0.0]
@@ -251,7 +255,10 @@ class AnomalyFilterCallback(WatchingCallback):
                 short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix
                 trainer.progress_bar_metrics[short] = _Integer(self.report.count)
             remember_losses(self.history, trainer)
-            self._figures.show(trainer, self.history)
+            before = self._spent
+            with self._timed():
+                self._figures.show(trainer, self.history)
+            self._drawing = self._spent - before
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -260,6 +267,14 @@ class AnomalyFilterCallback(WatchingCallback):
         if self.report is not None:
             remember_losses(self.history, trainer, epoch_ended=True)
             self._draw_last(trainer)
+
+    def _savings(self) -> dict[str, float]:
+        samples = 0 if self.report is None else self.report.n_samples
+        less = max(self.settings.smallest_probe, samples // 2)
+        analyzing = self._spent - self._drawing
+        sizes = {"probe_size": (samples, less)} if less < samples else {}
+        savings = estimate_savings(analyzing, self.every_n_validations, sizes)
+        return savings | {"`layers` with half of the filters": analyzing / 2, "no figures and page": self._drawing}
 
     def _draw_last(self, trainer: Any) -> None:
         self._figures.show(trainer, self.history, last=True)

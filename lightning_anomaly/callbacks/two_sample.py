@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
+from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._probe import transferred_images, unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
@@ -28,7 +29,7 @@ from lightning_anomaly.two_sample.comparable_images import (
     without_augmentation,
 )
 from lightning_anomaly.two_sample.comparison import LastComparison, check_groups, compare_groups
-from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
+from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, MIN_SAMPLES
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
@@ -185,7 +186,8 @@ class TwoSampleCallback(WatchingCallback):
     ) -> None:
         """Compare after the first step, for the reasons of `ValidationWatch.run_training_probe`."""
         if self._due:
-            self._finish(trainer, pl_module, batch)
+            with self._timed():
+                self._finish(trainer, pl_module, batch)
 
     @until_validation_end
     def _finish(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
@@ -273,6 +275,11 @@ class TwoSampleCallback(WatchingCallback):
             self._undrawn = logged_step(trainer)
             if is_due(-(-len(self.history) // self.every_n_validations)):
                 self._draw_last(trainer)
+
+    def _savings(self) -> dict[str, float]:
+        images = 0 if self.report is None else max(self.report.n_train, self.report.n_val)
+        sizes = {"sample_size": (images, images // 2)} if images > 2 * MIN_SAMPLES else {}
+        return estimate_savings(self._spent, self.every_n_validations, sizes)
 
     def _draw_last(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:

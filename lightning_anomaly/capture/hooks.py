@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ class MapCapture:
         self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
         self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit
         self._samples = 0  # in all passes
+        self.seconds = 0.0  # for the maps of all passes
         self.maps = {name: LayerMaps() for name in self.layers}
 
     @property
@@ -139,6 +141,13 @@ class MapCapture:
         self.remove()
 
     def _take(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        started = perf_counter()
+        try:
+            self._add(name, module, output)
+        finally:
+            self.seconds += perf_counter() - started
+
+    def _add(self, name: str, module: nn.Module, output: Any) -> None:
         if name in self._called:
             return
         self._called[name] = 0

@@ -19,6 +19,7 @@ _RELATIVE = 1e-4  # energy of a pattern that is rounding or JPEG (of the image's
 _FAINT = 1e-8  # energy of colour that is rounding (of the image's variance)
 _FINEST = 1e-3  # second difference that is rounding (of the image's standard deviation)
 _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm, or of the images' standard deviation
+_LINE = 0.5  # change of the logarithm of a border's width that is a plain line more or less
 _IN_PIXELS = (
     "mean",
     "lowest",
@@ -66,7 +67,8 @@ def noise_floors(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
     in_pixels = torch.tensor([name.startswith(_IN_PIXELS) for name in names], device="cpu")
     contrast = statistics[:, names.index("contrast")].double().nanmedian().div(2).exp()
     unit = torch.maximum(contrast, statistics[:, names.index("mean")].double().abs().nanmedian() * _FLOOR)
-    return _FLOOR * torch.where(in_pixels, unit, 1.0)
+    borders = torch.tensor([name == "plain border" for name in names], device="cpu")
+    return torch.where(borders, _LINE, _FLOOR * torch.where(in_pixels, unit, 1.0))
 
 
 def _describe(images: Tensor) -> list[tuple[str, Tensor]]:

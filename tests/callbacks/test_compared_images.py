@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
-from torchvision.datasets import FakeData
+from torchvision.datasets import FakeData, ImageFolder
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
@@ -111,6 +111,22 @@ def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(f
 
 def test_training_is_the_same_without_the_callback(fitted: Fitted, tmp_path: Path) -> None:
     assert same(fitted.model.state_dict(), fit_own(tmp_path, max_epochs=4).state_dict())
+
+
+def test_training_images_of_a_folder_are_read_with_the_transform_of_the_validation_folder(tmp_path: Path) -> None:
+    """Two objects of the same class with other roots, as people have them."""
+    loaders = []
+    for part, transform in (("train", AUGMENTED), ("val", PLAIN)):
+        for name in ("0", "1", "2"):
+            (tmp_path / part / name).mkdir(parents=True)
+        for place, (image, target) in enumerate(pictures(part == "train")):
+            image.save(tmp_path / part / str(int(target)) / f"{place}.png")
+        loaders.append(DataLoader(ImageFolder(tmp_path / part, transform), 25))
+    model = Module()
+    quiet_trainer(tmp_path, TwoSampleCallback(), max_epochs=1).fit(model, *loaders)
+    train, val = torch.cat(model.seen).split([200, 150])
+    assert sorted(sources(train, True)) == list(range(200))
+    assert sorted(sources(val, False)) == list(range(150))
 
 
 def test_only_images_of_a_subset_are_taken(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import SMALL_RUNS
 
+from lightning_anomaly import OutlierDetector
 from recipes import compact, early_stopping, prune, quickstart
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = ["quickstart", "early_stopping", "prune", "compact", "cli", "predict", "ray_data"]
+NAMES = ["quickstart", "early_stopping", "fine_tune", "prune", "compact", "cli", "predict", "ray_data"]
 
 pytestmark = SMALL_RUNS
 
@@ -79,6 +82,31 @@ def test_flagged_filters_are_masked_and_stay_masked() -> None:
     assert callback.masked
     for name, filters in callback.masked.items():
         assert not model.get_submodule(name).get_parameter("weight")[filters].any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence", "ignore:You are using `torch.load`")
+def test_photographs_fine_tune_a_head_and_leave_a_detector_and_the_backbone_is_analyzed_once(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from recipes import fine_tune
+
+    generator = torch.Generator().manual_seed(0)
+    for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
+        for part, count in (("train", 20), ("val", 60)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for place in range(count):
+                top, left = (int(torch.randint(side - 128, (), generator=generator)) for side in photograph.shape[:2])
+                crop = Image.fromarray(photograph[top : top + 128, left : left + 128])
+                crop.save(tmp_path / part / name / f"{place}.jpg")
+    watcher, path = fine_tune.main(str(tmp_path / "train"), str(tmp_path / "val"), 2, str(tmp_path / "logs"))
+    assert watcher.report is not None
+    assert watcher.report.n_samples == 120
+    assert watcher.report.carried_over == sum(len(layer.verdicts) for layer in watcher.report.layers.values())
+    assert path.is_file()
+    (checkpoint,) = path.parent.glob("*.ckpt")
+    model = fine_tune.FineTuned.load_from_checkpoint(checkpoint, classes=2)
+    noise = torch.rand(20, 3, 224, 224, generator=generator) * 2 - 1
+    assert OutlierDetector.load(path, model).p_values(OutlierDetector.load(path, model).score(noise)).max() < 0.05
 
 
 @pytest.mark.slow

@@ -1,83 +1,49 @@
-"""Other detectors of outlier images, of pytorch-ood and PyOD.
+"""Other scores of odd images: the simplest strong ones, from scikit-learn, PyOD and CleanVision.
 
-Larger scores are odder. A detector is fitted to reference images, or to the images that it scores. Detectors whose
-package is missing are left out; the extra `rivals` has all packages. Axes: `N` images.
+Larger scores are odder. A score is fitted to reference images, or to the images that it scores. Axes: `N` images.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
-from torch import Tensor, nn
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+from torch.nn.functional import normalize
 
-RIVALS = (
-    "pixels: Mahalanobis", "pixels: ECOD", "pixels: LOF", "features: ViM", "features: Mahalanobis",
-    "features: relative Mahalanobis", "features: kNN", "layers: Mahalanobis", "logits: energy", "logits: maximum",
-    "logits: softmax",
-)  # fmt: skip
+RIVALS = {
+    "content": ("energy", "softmax", "5th neighbour", "Mahalanobis", "ViM"),
+    "look": ("pixels: Mahalanobis", "pixels: ECOD", "pixels: LOF", "CleanVision"),
+}
+_COMPONENTS = 64  # of ViM
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """The inputs of the rivals.
-
-    Attributes:
-        logits: The network's output `(N, C)`.
-        features: The input of its last layer `(N, D)`.
-        means: Means of the maps of each stage by filter `(N, F)`.
-        pixels: See `pixel_statistics`.
-    """
+class Seen(NamedTuple):
+    """The inputs of the rivals: `logits` `(N, C)`, `features` `(N, D)`, `pixels` `(N, P)` and `cleanvision` `(N,)`."""
 
     logits: Tensor
     features: Tensor
-    means: tuple[Tensor, ...]
     pixels: Tensor
+    cleanvision: Tensor
 
     @staticmethod
     def join(parts: Sequence[Seen]) -> Seen:
         """Concatenate the inputs of several groups of images."""
-        means = tuple(torch.cat(stage) for stage in zip(*(part.means for part in parts), strict=True))
-        logits, features, pixels = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "features", "pixels")
-        )
-        return Seen(logits, features, means, pixels)
+        return Seen(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def __getitem__(self, chosen: Tensor) -> Seen:
-        means = tuple(stage[chosen] for stage in self.means)
-        return Seen(self.logits[chosen], self.features[chosen], means, self.pixels[chosen])
-
-
-def stages(network: nn.Sequential) -> tuple[list[nn.Sequential], nn.Sequential]:
-    """Cut a network into its convolutional parts, each ending in a ReLU, and the layers behind them."""
-    layers = [*network]
-    inside = nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.MaxPool2d
-    pooled = next(place for place, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d))
-    ends = [place + 1 for place, layer in enumerate(layers[:pooled]) if not isinstance(layer, inside)]
-    parts = [nn.Sequential(*layers[start:end]) for start, end in pairwise([0, *ends])]
-    return parts, nn.Sequential(*layers[ends[-1] :])
-
-
-def look_at(network: nn.Sequential, inputs: Tensor, images: Tensor) -> Seen:
-    """Run a network that ends in a linear layer on normalized `inputs` `(N, C, H, W)`; `images` are the same, uint8."""
-    parts, head = stages(network)
-    rows = []
-    with torch.no_grad():
-        for maps in torch.split(inputs, 256):
-            means = []
-            for part in parts:
-                maps = part(maps)
-                means.append(maps.mean((2, 3)))
-            features = head[:-1](maps)
-            rows.append((head[-1](features), features, *means))
-    logits, features, *means = (torch.cat(column) for column in zip(*rows, strict=True))
-    return Seen(logits, features, tuple(means), pixel_statistics(images))
+    def select(self, chosen: Tensor) -> Seen:
+        """Select images."""
+        return Seen(*(tensor[chosen] for tensor in self))
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
@@ -105,54 +71,58 @@ def pixel_statistics(images: Tensor) -> Tensor:
     return torch.stack(found, 1)
 
 
-def rival_scores(
-    seen: Seen, last: nn.Linear, reference: Seen | None = None, labels: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Compute the scores `(N,)` of images by all installed `RIVALS`.
+def cleanvision_scores(images: Tensor) -> Tensor:
+    """Compute 1 less CleanVision's lowest score of any of its issues for each image uint8 `(N, C, H, W)`: `(N,)`."""
+    from cleanvision import Imagelab
+    from PIL import Image
 
-    Detectors are fitted to the reference (None: to the images themselves) with its labels (None: the predicted ones).
-    `last` is the network's last layer.
-    """
-    fitted = seen if reference is None else reference
-    classes = fitted.logits.argmax(1) if labels is None else labels
-    scores = {"pixels: Mahalanobis": _mahalanobis(seen.pixels, fitted.pixels)}
-    with contextlib.suppress(ImportError):
-        scores |= _pytorch_ood(seen, last, fitted, torch.unique(classes, return_inverse=True)[1])
-    with contextlib.suppress(ImportError):
-        scores |= _pyod(seen.pixels, None if reference is None else reference.pixels)
-    return scores
+    kinds = ("dark", "light", "low_information", "blurry", "odd_aspect_ratio")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        for number, image in enumerate(images):
+            array = image.permute(1, 2, 0).squeeze(2).numpy()
+            Image.fromarray(array).save(Path(folder) / f"{number:06}.png")
+        lab = Imagelab(data_path=folder, verbose=False)
+        lab.find_issues({kind: {} for kind in kinds}, n_jobs=1, verbose=False)
+        issues = lab.issues.sort_index()
+    return 1 - torch.from_numpy(issues[[f"{kind}_score" for kind in kinds]].min(axis=1).to_numpy(np.float64))
 
 
-def _mahalanobis(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Compute squared Mahalanobis distances of standardised statistics (covariance of Ledoit and Wolf, 2004)."""
+def rival_scores(seen: Seen, reference: Seen | None = None) -> dict[str, Tensor]:
+    """Compute the scores `(N,)` of images by all `RIVALS`, fitted to the reference (None: to the images themselves)."""
+    fitted, alone = seen if reference is None else reference, reference is None
+    unit, known = (normalize(part.features.double()).numpy() for part in (seen, fitted))
+    residual = _residual(seen.features.double().numpy(), fitted.features.double().numpy())
+    scale = fitted.logits.double().amax(1).mean().item() / residual[1].mean()
+    energy = -seen.logits.double().logsumexp(1)
+    neighbours = NearestNeighbors(n_neighbors=5 + alone, metric="cosine").fit(known).kneighbors(unit)[0][:, -1]
+    return {
+        "energy": energy,
+        "softmax": -seen.logits.double().softmax(1).amax(1),
+        "5th neighbour": torch.from_numpy(neighbours),
+        "Mahalanobis": _mahalanobis(seen.features.double(), fitted.features.double()),
+        "ViM": torch.from_numpy(scale * residual[0]) + energy,
+        "pixels: Mahalanobis": _mahalanobis(seen.pixels, fitted.pixels),
+        **_pyod(seen.pixels, None if alone else fitted.pixels),
+        "CleanVision": seen.cleanvision,
+    }
+
+
+def _residual(features: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the norm of what principal components of the reference leave over, of images and of the reference."""
+    count = min(_COMPONENTS, min(reference.shape) // 2)
+    fit = PCA(count, svd_solver="covariance_eigh" if reference.shape[1] <= 2000 else "full").fit(reference)
+    first, second = (
+        np.linalg.norm(part - fit.inverse_transform(fit.transform(part)), axis=1) for part in (features, reference)
+    )
+    return first, second
+
+
+def _mahalanobis(values: Tensor, reference: Tensor) -> Tensor:
+    """Compute squared Mahalanobis distances of standardised numbers (covariance of Ledoit and Wolf, 2004)."""
     std, mean = torch.std_mean(reference, 0)
     scale = torch.where(std > 0, std, 1)
     fit = LedoitWolf().fit(((reference - mean) / scale).numpy())
-    return torch.from_numpy(fit.mahalanobis(((pixels - mean) / scale).numpy()))
-
-
-def _pytorch_ood(seen: Seen, last: nn.Linear, fitted: Seen, labels: Tensor) -> dict[str, Tensor]:
-    from pytorch_ood.detector import KNN, RMD, EnergyBased, Mahalanobis, MultiMahalanobis, ViM
-
-    width = seen.features.shape[1]
-    detectors = {
-        "features: ViM": ViM(None, width // 2, last.weight, last.bias),
-        "features: Mahalanobis": Mahalanobis(None),
-        "features: relative Mahalanobis": RMD(None),
-        "features: kNN": KNN(None),
-    }
-    found = {
-        "logits: energy": EnergyBased.score(seen.logits),
-        "logits: maximum": -seen.logits.amax(1),
-        "logits: softmax": -seen.logits.softmax(1).amax(1),
-    }
-    for name, detector in detectors.items():
-        found[name] = detector.fit_features(fitted.features, labels).predict_features(seen.features)
-    layers = MultiMahalanobis([nn.Identity()] * len(seen.means)).fit_structured([*fitted.means], labels)
-    # In parts, because it makes a matrix of all pairs of samples.
-    parts = zip(*(torch.split(stage, 256) for stage in seen.means), strict=True)
-    found["layers: Mahalanobis"] = torch.cat([layers.predict_structured([*part]) for part in parts])
-    return found
+    return torch.from_numpy(fit.mahalanobis(((values - mean) / scale).numpy()))
 
 
 def _pyod(values: Tensor, reference: Tensor | None) -> dict[str, Tensor]:

@@ -32,8 +32,6 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "found": found.images,
     "found_counts": found.counts,
     "outliers": odd_images.summary,
-    "outliers_by_kind": odd_images.by_kind,
-    "outliers_unknown": odd_images.unknown,
-    "outliers_little_data": odd_images.little_data,
-    "outliers_false_discoveries": odd_images.false_discoveries,
+    "outliers_by_set": odd_images.by_set,
+    "outliers_p_values": odd_images.p_values,
 }

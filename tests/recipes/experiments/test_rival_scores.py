@@ -7,7 +7,6 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from recipes.common.networks import build
 from recipes.experiments.measures import rivals, scores
 
 RNG = torch.Generator().manual_seed(0)
@@ -47,12 +46,15 @@ def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:
     assert np.corrcoef(distances, LedoitWolf().fit(scaled).mahalanobis(scaled))[0, 1] > 0.9999
 
 
-@pytest.mark.parametrize(("name", "widths"), [("lenet5", [6, 16]), ("small_resnet_gn", [16, 16, 32, 64])])
-def test_stages_of_a_network_give_its_features_and_logits(name: str, widths: list[int]) -> None:
-    network = build(name, 3, 10).eval()
-    inputs = torch.rand(60, 3, 16, 16, generator=RNG)
-    seen = rivals.look_at(network, inputs, IMAGES)
-    with torch.no_grad():
-        torch.testing.assert_close(seen.logits, network(inputs))
-        torch.testing.assert_close(seen.features, network[:-1](inputs))
-    assert [means.shape[1] for means in seen.means] == widths
+def test_rivals_are_fitted_to_the_images_or_to_a_reference() -> None:
+    features, logits = torch.randn(60, 8, generator=RNG).exp(), 3 * torch.randn(60, 5, generator=RNG)
+    seen = rivals.Seen(logits, features, rivals.pixel_statistics(IMAGES), torch.zeros(60))
+    alone, beside = rivals.rival_scores(seen), rivals.rival_scores(seen.select(torch.arange(9)), seen)
+    assert [*alone] == [*beside] == [name for names in rivals.RIVALS.values() for name in names]
+    torch.testing.assert_close(alone["energy"][:9], beside["energy"])
+    unit = torch.nn.functional.normalize(features.double())
+    cosines = (unit @ unit.T).fill_diagonal_(-1)
+    torch.testing.assert_close(alone["5th neighbour"], 1 - cosines.sort(descending=True).values[:, 4])
+    expected = LedoitWolf().fit(StandardScaler().fit_transform(features.double()))
+    scaled = StandardScaler().fit(features.double()).transform(features.double())
+    assert np.corrcoef(alone["Mahalanobis"], expected.mahalanobis(scaled))[0, 1] > 0.9999
