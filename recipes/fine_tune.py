@@ -65,4 +65,4 @@ def main(train: str, val: str, epochs: int = 4, log_dir: str = "logs") -> tuple[
 if __name__ == "__main__":
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
-    main(*sys.argv[1:3])
+    main(sys.argv[1], sys.argv[2])

@@ -24,7 +24,7 @@ from lightning_anomaly import (
     find_outliers,
     two_sample_test,
 )
-from lightning_anomaly.pruning import compact, mask_filters
+from lightning_anomaly.pruning import mask_filters
 
 IMAGES = torch.rand(110, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -88,7 +88,6 @@ FUNCTIONS: dict[str, Callable[[Any], object]] = {
     "TwoSampleCallback": lambda x: TwoSampleCallback(x),
     "TwoSampleEarlyStopping": lambda x: TwoSampleEarlyStopping(threshold=x),
     "mask_filters": lambda x: mask_filters(net(), x),
-    "compact": lambda x: compact(net(), x),
 }
 
 

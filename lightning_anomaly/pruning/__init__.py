@@ -1,6 +1,5 @@
-"""Choose filters, mask them in place, and remove them for good."""
+"""Choose filters, and mask them in place."""
 
-from lightning_anomaly.pruning.compact import compact
 from lightning_anomaly.pruning.mask import FilterMask, mask_filters
 
-__all__ = ["FilterMask", "compact", "mask_filters"]
+__all__ = ["FilterMask", "mask_filters"]

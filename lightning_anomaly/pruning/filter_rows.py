@@ -109,17 +109,3 @@ def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
     # evaluation is (0 - running mean) / std, so the running mean has to be 0.
     masked = {"weight": True, "bias": True, "running_mean": norm.weight is None, "running_var": False}
     return [Rows(norm, part, index, value) for part, value in masked.items() if getattr(norm, part) is not None]
-
-
-def zero_rows(module: Any) -> Tensor:
-    """Find the output channels of a layer that are 0 for any input, bool `(F,)` on the CPU."""
-    if module.weight is None:  # a norm, which keeps zeros if its running mean is 0 or absent
-        count, parts = module.num_features, [module.running_mean]
-    else:
-        weight = filters_first(module)
-        count, parts = len(weight), [weight, module.bias]
-    zero = torch.ones(count, dtype=torch.bool, device="cpu")
-    for part in parts:
-        if part is not None:
-            zero &= (part.detach() == 0).reshape(count, -1).all(1).cpu()
-    return zero

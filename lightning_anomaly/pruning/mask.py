@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name
-from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, Rows, conv_rows, norm_rows, zero_rows
+from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, Rows, conv_rows, norm_rows
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 from lightning_anomaly.report import AnomalyReport
 
@@ -235,5 +235,10 @@ class FilterMask:
 def _zeros_of_0_2(norms: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, list[int]]:
     """Return the masked norm channels of a model from a checkpoint of version 0.2, which names only the norms."""
     names = {fed if isinstance(fed, str) else fed[0] for feds in norms.values() for fed in feds}
-    zeros = {name: zero_rows(modules[name]) for name in names if isinstance(modules.get(name), CHANNEL_NORMS)}
-    return {name: zero.nonzero()[:, 0].tolist() for name, zero in zeros.items()}
+    found: dict[str, list[int]] = {}
+    for name in names:
+        if isinstance(modules.get(name), CHANNEL_NORMS):
+            channels = range(modules[name].num_features)
+            parts = [rows.read() for rows in norm_rows(modules[name], [*channels]) if rows.masked]
+            found[name] = [channel for channel in channels if not any(part[channel] for part in parts)]
+    return found

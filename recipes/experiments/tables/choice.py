@@ -125,21 +125,3 @@ def alarms() -> Frame:
 
     columns = [(label, lambda group, way=way: cell(group, *way)) for label, way in _STATISTICS.items()]
     return table(runs("two_sample"), ("network", "data", "seed"), columns)
-
-
-def two_sample_scores() -> Frame:
-    """For each network and data set: how well the rules of `two_sample`, and the confidence, follow and tell.
-
-    Separately for the seed on which the rule was chosen and for the others. Some networks have no hidden units.
-    """
-
-    def cell(group: Frame, source: Source, last: bool) -> Score | str:
-        return score(group, source, last) if all(layers_of(line, source[1]) for line in group.line) else "-"
-
-    some = runs("two_sample")
-    some["seeds"] = (some.seed == _CHOSEN_ON).map({True: f"seed {_CHOSEN_ON}", False: "others"})
-    some["seeds"] = pd.Categorical(some.seeds, [f"seed {_CHOSEN_ON}", "others"], ordered=True)
-    ways = {label: ((name, rule), last) for label, (rule, name, last) in _STATISTICS.items()}
-    ways |= {label: (source, False) for label, source in _CONFIDENCE.items()}
-    columns = [(label, lambda group, way=way: cell(group, *way)) for label, way in ways.items()]
-    return table(some, ("network", "data", "seeds"), [("runs", len), *columns])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -57,21 +56,11 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(spearmanr(a, b).statistic) if min(a) < max(a) and min(b) < max(b) else 0.0
 
 
-def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[float]) -> float | None:
-    """Compute Spearman's rank correlation of two curves given a third; None for fewer than five values."""
-    both, with_a, with_b = correlation(a, b), correlation(a, given), correlation(b, given)
-    if both is None or with_a is None or with_b is None:
-        return None
-    scale = math.sqrt(max(0.0, (1 - with_a**2) * (1 - with_b**2)))
-    return (both - with_a * with_b) / scale if scale > 1e-9 else 0.0
-
-
-def follows(line: Line, values: Sequence[float], given: Sequence[float] | None = None) -> float | None:
-    """Correlate a curve with the validation loss from the best epoch on, optionally given a third curve."""
+def follows(line: Line, values: Sequence[float]) -> float | None:
+    """Correlate a curve with the validation loss from the best epoch on."""
     loss = signal(line, "val_loss")
     best = loss.index(min(loss))
-    curves = values[best:], loss[best:]
-    return correlation(*curves) if given is None else partial_correlation(*curves, given[best:])
+    return correlation(values[best:], loss[best:])
 
 
 def late_change(values: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean, linear_regression, mean, median
 
 import pandas as pd
@@ -37,17 +36,12 @@ _LONG_SOURCES: dict[str, Source] = {
 }
 
 
-def _median(values: Sequence[float | None]) -> str:
-    return f"{median(value for value in values if value is not None):+.2f}"
-
-
-def _signal(some: Frame, source: Source) -> tuple[str, str, str]:
-    """Compute how a signal follows the loss, the same given sparsity, and the AUROC of its late changes."""
-    curves = [(line, signal(line, *source)) for line in some[some.overfitting].line]
-    plain = _median([follows(line, curve) for line, curve in curves])
-    given = _median([follows(line, curve, signal(line, "sparsity")) for line, curve in curves])
+def _signal(some: Frame, source: Source) -> tuple[str, str]:
+    """Compute how a signal follows the loss, and the AUROC of its late changes."""
+    followed = [follows(line, signal(line, *source)) for line in some[some.overfitting].line]
     changes = [late_change(signal(line, *source)) for line in some.line]
-    return plain, given, f"{auroc(changes, some.overfitting):.2f}"
+    plain = median(value for value in followed if value is not None)
+    return f"{plain:+.2f}", f"{auroc(changes, some.overfitting):.2f}"
 
 
 def signals() -> Frame:
@@ -58,7 +52,7 @@ def signals() -> Frame:
         for network, group in some[~some.long].groupby("network")
         for label, source in SOURCES.items()
     ]
-    header = ["network", "signal", "runs", "Spearman after best", "the same given sparsity", "AUROC"]
+    header = ["network", "signal", "runs", "Spearman after best", "AUROC"]
     return pd.DataFrame(rows, columns=header)
 
 
@@ -74,11 +68,11 @@ def long_signals() -> Frame:
         for label, source in _LONG_SOURCES.items():
             group = group.assign(change=[late_change(signal(line, *source)) for line in group.line])
             changes = [f"{fmean(kind.change):+.3f}" for kind in kinds(group)]
-            plain, given, tells = _signal(group, source)
+            plain, tells = _signal(group, source)
             pairs = group.pivot_table("change", ["network", "data", "seed"], "overfitting").dropna()
             larger = f"{(pairs[True] > pairs[False]).sum()} of {len(pairs)} pairs"
-            rows.append((network, label, plain, given, *changes, tells, _tells_given_sparsity(group, source), larger))
-    header = ["network", "signal", "Spearman after best", "the same given sparsity", "change: overfitting", "healthy",
+            rows.append((network, label, plain, *changes, tells, _tells_given_sparsity(group, source), larger))
+    header = ["network", "signal", "Spearman after best", "change: overfitting", "healthy",
               "AUROC", "the same given sparsity", "larger when overfitting"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)
 

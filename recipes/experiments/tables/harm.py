@@ -82,19 +82,6 @@ def recorded_runs() -> Frame:
     return _table(some.groupby(chosen + some.overfitting.map({True: "overfitting", False: "healthy"})))
 
 
-def each_new_run() -> Frame:
-    """Each new run: losses, and the cost of the default rule."""
-    rows = []
-    for line in sorted(runs("harm").line, key=lambda line: str(line["key"])):
-        loss, paid = signal(line, "val_loss"), cost(confirmed, line)
-        stop = str(paid.epoch + 1) if paid.stopped else "-"
-        rows.append([line["key"], f"{min(loss):.2f} → {loss[-1]:.2f}", f"{loss.index(min(loss)) + 1}", stop,
-                     f"{paid.val_loss:.2f}", f"{paid.best:.1f}", f"{paid.later:.1f}"])  # fmt: skip
-    columns = ["training", "validation loss, best → end", "best epoch", "stopped after epoch", "loss over the best",
-               "accuracy below the best (points)", "accuracy still to come"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
 def augmented() -> Frame:
     """New runs on CIFAR-10: when the gap opens by plain and by augmented training images."""
     rows = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
 Rule = Callable[[Line], int | None]  # returns the epoch after which it stops a run, or None
-_TRIED = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 # Network, data and seed of the runs by which three standard errors, and the ratio instead of log-odds, were chosen.
 _CHOSEN_ON = {("lenet5", "cifar10", 3), ("simple_cnn", "fashion_mnist", 2), ("lenet5", "fashion_mnist", 0),
               ("simple_cnn", "fashion_mnist", 0)}  # fmt: skip
@@ -90,14 +88,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _parts(some: Frame) -> dict[str, Frame]:
-    """Split runs by data into those that the rule was chosen on, the others, and those on all images."""
-    part = [0 if chosen else 1 + long for chosen, long in zip(chosen_on(some), some.long, strict=True)]
-    names = ("chosen on", "others", "all images")
-    groups = some.assign(part=part).groupby(["part", "data"])
-    return {f"{names[place]}: {data}": group for (place, data), group in groups}
-
-
 class Cost(NamedTuple):
     """The cost of a rule in one run, at the epoch where it stops, or else at the end.
 
@@ -137,51 +127,19 @@ def stopped(costs: Sequence[Cost]) -> str:
     return f"{sum(cost.stopped for cost in costs)} of {len(costs)}"
 
 
-_COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest", "epochs spent",
-          "accuracy lost (points)")  # fmt: skip
-
-
-def _costs(rule: Rule, some: Frame) -> list[str]:
-    """Format the columns `_COSTS`: the runs that a rule stops, and the cost in the overfitting ones."""
-    overfitting, healthy = kinds(some)
-    bad, good = ([cost(rule, line) for line in kind.line] for kind in (overfitting, healthy))
-    ratios = [paid.val_loss for paid in bad]
-    spent = fmean((paid.epoch + 1) / len(line["epochs"]) for paid, line in zip(bad, overfitting.line, strict=True))
-    lost = fmean(paid.best for paid in bad)
-    costs = [f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
-    return [stopped(bad), stopped(good), *costs]
-
-
-def _costs_by_part(name: str, by_name: Mapping[str, Rule], columns: int) -> Frame:
-    rows = [
-        (part, label, *_costs(rule, group)[:columns])
-        for part, group in _parts(runs("output")).items()
-        for label, rule in by_name.items()
-    ]
-    return pd.DataFrame(rows, columns=["trainings", name, *_COSTS[:columns]])
-
-
-def rules() -> Frame:
-    """For each part and rule: the number of stopped runs, and the cost in the overfitting ones.
-
-    The cost is the validation loss at the stop, or else at the end, divided by the lowest; the share of epochs trained;
-    and the test accuracy below that of the best epoch.
-    """
-    return _costs_by_part("rule", RULES, len(_COSTS))
-
-
-def rises() -> Frame:
-    """The columns of `rules` for several thresholds of the rise."""
-    return _costs_by_part("rise", {f"{100 * rise:g}%": above(rise) for rise in _TRIED}, len(_COSTS) - 1)
-
-
 def summary() -> Frame:
-    """For each rule: the held-out runs that it stops, and their median loss."""
-    held_out = {name: group for name, group in _parts(runs("output")).items() if "chosen" not in name}
-    parts = {name.removeprefix("others: "): group for name, group in held_out.items()}
-    cells = {rule: [_costs(stop, group)[:3] for group in parts.values()] for rule, stop in RULES.items()}
-    rows = [[rule, *chain(*of_rule)] for rule, of_rule in cells.items()]
-    columns = [f"{name}: {column}" for name in parts for column in ("overfitting", "healthy", "loss")]
+    """For each rule: the held-out runs that it stops, and the median loss of the overfitting ones over their best."""
+    some = runs("output")
+    some = some[[not chosen for chosen in chosen_on(some)]]
+    groups = [*some[~some.long].groupby("data"), *(("all images: " + data, group) for data, group in
+              some[some.long].groupby("data"))]  # fmt: skip
+    rows = []
+    for rule, stop in RULES.items():
+        rows.append([rule])
+        for _, group in groups:
+            bad, good = ([cost(stop, line) for line in kind.line] for kind in kinds(group))
+            rows[-1] += [stopped(bad), stopped(good), f"{median(paid.val_loss for paid in bad):.2f}"]
+    columns = [f"{name}: {column}" for name, _ in groups for column in ("overfitting", "healthy", "loss")]
     return pd.DataFrame(rows, columns=["rule", *columns])
 
 

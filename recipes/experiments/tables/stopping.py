@@ -47,12 +47,6 @@ def by_rise(values: Sequence[float], threshold: float = RISE, patience: int = RI
     return Stop(len(values) - 1, len(values) - 1)
 
 
-def _by_p_value(values: Sequence[float]) -> Stop:
-    """Stop at the first p-value below 1%, and keep that network."""
-    position = next((place for place, value in enumerate(values) if value < 0.01), len(values) - 1)
-    return Stop(position, position)
-
-
 def _relative(values: Sequence[float]) -> list[float]:
     return [value / values[0] for value in values]
 
@@ -76,11 +70,6 @@ RULES: dict[str, Rule] = {
     "rise of weight variance": lambda line: by_rise(_relative(signal(line, "weight_variance"))),
     "rise of variance outside, last layer": lambda line: by_rise(signal(line, "outside", layer=layers_of(line)[-1])),
     "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
-}
-_ALSO = ("validation loss, patience 5", "validation accuracy, best of all epochs", "none: train to the end")
-_COMPARED: dict[str, Rule] = {
-    "filters that tell training images, p below 1%": lambda line: _by_p_value(signal(line, "p max fraction")),
-    **{rule: RULES[rule] for rule in _ALSO},
 }
 
 
@@ -121,22 +110,3 @@ def by_network() -> Frame:
     """For each network and rule: lost accuracy and loss, trained epochs, and the number of stopped runs."""
     some = runs("h1")
     return _costs(some[~some.long], RULES, ["network"])
-
-
-def compared() -> Frame:
-    """The columns of `by_network` for the rule of `two_sample` and some others, on runs of both experiments, by data.
-
-    Runs whose validation losses differ, as they do on other processors, are left out.
-    """
-    some, others = runs("h1"), {line["key"]: line for line in runs("two_sample").line}
-    some = some[~some.long]
-    same = [
-        line["key"] in others and signal(line, "val_loss") == signal(others[line["key"]], "val_loss")
-        for line in some.line
-    ]
-    joined = []
-    for line in some[same].line:
-        pairs = zip(line["epochs"], others[line["key"]]["epochs"], strict=True)
-        joined.append({**line, "epochs": [{**other, **epoch} for epoch, other in pairs]})
-    some = some[same].assign(line=joined)
-    return _costs(some, _COMPARED, ["network", "data"])
