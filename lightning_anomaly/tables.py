@@ -18,6 +18,10 @@ class Tabular(ABC):
     def _sentences(self) -> Sequence[str]:
         """Return the sentences below the table."""
 
+    def _introduction(self) -> Sequence[str]:
+        """Return the lines above the table."""
+        return []
+
     def __str__(self) -> str:
         return self._text(self._rows())
 
@@ -25,7 +29,8 @@ class Tabular(ABC):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "-" * max(map(len, lines)))
-        return "\n".join([*lines, *self._sentences()])
+        introduction = self._introduction()
+        return "\n".join([*introduction, *[""] * bool(introduction), *lines, *self._sentences()])
 
     def __repr__(self) -> str:
         return str(self)  # a notebook would store the fields, hundreds of kilobytes
@@ -34,8 +39,10 @@ class Tabular(ABC):
         head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._rows()]
         head = head.replace("<td>", "<th>").replace("</td>", "</th>")
         table = [f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{row}</tr>" for row in body), "</tbody>"]
-        sentences = [f"<p>{escape(sentence)}</p>" for sentence in self._sentences()]
-        return "\n".join(["<table>", *table, "</table>", *sentences])
+        before, after = (
+            [f"<p>{escape(sentence)}</p>" for sentence in part()] for part in (self._introduction, self._sentences)
+        )
+        return "\n".join([*before, "<table>", *table, "</table>", *after])
 
 
 def listed(entries: Sequence[object]) -> str:

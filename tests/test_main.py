@@ -128,10 +128,11 @@ def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
     assert (tmp_path / "outliers.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "outliers.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "outliers.csv").open() as file:
-        (row,) = csv.DictReader(file)
+        row, other = csv.DictReader(file)
     scores = ["score", "p_value", "significant", "look_score", "look_p_value", "content_score", "content_p_value"]
-    assert list(row) == ["position", *scores, "reasons"]
+    assert list(row) == ["position", *scores, "duplicates", "reasons"]
     assert row["position"] == "1"
+    assert other["duplicates"] == "identical: image 8 of the reference"
 
 
 def test_a_folder_is_enough_and_the_network_and_its_classes_are_named(tmp_path, monkeypatch, capsys):

@@ -157,28 +157,45 @@ def test_from_dict_refuses_other_values(values):
 
 
 class TestTable:
-    def test_a_table_has_a_row_for_each_layer_and_a_summary(self):
-        lines = str(REPORT).splitlines()
-        words = [" ".join(line.split()) for line in lines]
+    def test_a_report_begins_with_the_strangest_samples_then_the_filters_that_stand_out_then_the_count(self):
+        text, table = str(REPORT).split("\n\n")
+        strangest, _, rest = text.partition("\nfilters that stand out most:\n")
+        assert strangest.splitlines()[1:3] == ["  2, score inf: flat", "  3, score 9.0: noisy"]
+        assert len(strangest.splitlines()) == 6
+        *filters, isolating, count = rest.splitlines()
+        points = REPORT.layers["conv1"].points
+        farthest = {0: points[0, 4].norm().item(), 1: points[1, :2].norm(dim=1).max().item()}
+        expected = [f"  conv1 filter {index}: sample" for index in sorted(farthest, key=lambda index: -farthest[index])]
+        assert [line[: len(start)] for line, start in zip(filters, expected, strict=True)] == expected
+        assert any("samples 0, 1, " in line for line in filters)
+        assert isolating == "2 filters isolate a sample; chance gives up to 1"
+        assert count.startswith("3 anomaly filters, 60.0% of those with varying maps: 0.0% where at least 70%")
+        assert count.endswith("75.0% elsewhere")
+        assert table.splitlines()[-1] == f"note: {LEFT_OUT}"
+        assert "7 filters have the same maps" in str(replace(REPORT, carried_over=7))
+
+    def test_a_table_has_a_row_for_each_layer_and_twelve_at_most(self):
+        words = [" ".join(line.split()) for line in str(REPORT).split("\n\n")[1].splitlines()]
         assert words[0].startswith("layer filters anomaly isolated dead sparsity")
         assert words[2] == "conv1 3 1 2 1 0.25 32x32 pooled to 8x8 1 (2)"
         assert words[3].startswith("conv2 2 0 0 0 0.82 1 pooled to 8x8")
         assert words[4] == "conv3 2 2 0 0 0.25 8x8 0 (1), 1 (2)"
-        assert "3 anomaly filters (60.0%" in lines[5]
-        assert "samples 2 (inf), 3 (" in lines[6]
-        assert LEFT_OUT in lines[7]
         assert repr(REPORT) == str(REPORT)
         many = str(AnomalyReport({"": layer(*["anomaly"] * 9, outliers={index: [0] for index in range(9)})}, 60))
         assert "(the model)" in many
         assert "5 (1), ..." in many
         assert "6 (1)" not in many
+        layers = {f"conv{index}": layer("normal", *["anomaly"] * (index % 5)) for index in range(20)}
+        rows = str(AnomalyReport(layers, 60)).split("\n\n")[-1].splitlines()[2:]
+        assert [row.split()[0] for row in rows[:-1]] == [f"conv{i}" for i in range(20) if i % 5 > 2 or i in (2, 7, 12)]
+        assert rows[-1].split() == ["9", "others", "15", "6", "0", "0", "0.25"]
 
     def test_notebooks_show_the_same_table_and_escape_names(self):
         def rows(report: AnomalyReport) -> list[str]:
             table = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>")
             return [" ".join(" ".join(cell.text or "" for cell in row).split()) for row in table.iter("tr")]
 
-        words = [" ".join(line.split()) for line in str(REPORT).splitlines()]
+        words = [" ".join(line.split()) for line in str(REPORT).split("\n\n")[1].splitlines()]
         assert rows(REPORT) == [words[0], *words[2:5]]
         assert "<p>note: Layer &#x27;conv9&#x27; is left out" in REPORT._repr_html_()
         script = "<script>alert('&amp;')</script>"

@@ -85,7 +85,11 @@ function card(ranking, row, query, changed) {
       { class: "outlier-picture", href: imageAddress(row, query), title: `image ${row.position}` },
       picture(ranking, row),
     ),
-    div("outlier-head", tickBox(ranking, row, make("strong", {}, row.rank === undefined ? "" : `${row.rank + 1}`), changed), badge(row)),
+    div(
+      "outlier-head",
+      tickBox(ranking, row, make("strong", {}, row.rank === undefined ? "" : `${row.rank + 1}`), changed),
+      badge(row),
+    ),
     make("span", {}, `image ${row.position}`),
     [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
     make("span", {}, `score ${scoreText(row.score)}`),
@@ -102,7 +106,9 @@ function apart(ranking, update) {
       rows.map((row) => card(ranking, row, {}, update)),
     );
   const part = (title, items, draw) =>
-    items.length ? [make("h2", {}, `${title} `, quiet(number(items.length))), pages(items, AT_ONCE, draw, "parts")] : [];
+    items.length
+      ? [make("h2", {}, `${title} `, quiet(number(items.length))), pages(items, AT_ONCE, draw, "parts")]
+      : [];
   const group = ({ positions, reference }) =>
     make(
       "section",

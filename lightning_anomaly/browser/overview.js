@@ -2,7 +2,7 @@
 
 import { ticks } from "./canvas.js";
 import { groupColour, verdictColour } from "./colours.js";
-import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch, visit } from "./components.js";
+import { address, byScore, filterAddress, filterCard, sampleCaption, sampleTile, swatch, visit } from "./components.js";
 import { div, emptyState, make, makeSvg, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
@@ -15,6 +15,10 @@ export function overview(report) {
   const tile = (value, text, href, title) =>
     make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
   return [
+    report.samples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
+    report.standing_out.length
+      ? make("section", {}, make("h2", {}, "Filters that stand out most"), standingOut(report))
+      : null,
     make(
       "section",
       { class: "stats" },
@@ -26,21 +30,20 @@ export function overview(report) {
             address(["samples"]),
           ),
       tile(
-        number(report.count),
-        `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}, ${percent(report.fraction)} of those whose maps vary`,
-        address(["filters"], { verdict: "anomaly", sort: "clearest" }),
-        VERDICTS.anomaly,
-      ),
-      tile(
         number(isolated),
         `isolated ${isolated === 1 ? "filter" : "filters"}, with samples far from all others`,
         address(["filters"], { verdict: "isolated" }),
         VERDICTS.isolated,
       ),
+      tile(
+        number(report.count),
+        `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}, ${percent(report.fraction)} of those whose maps vary`,
+        address(["filters"], { verdict: "anomaly", sort: "clearest" }),
+        VERDICTS.anomaly,
+      ),
       tile(percent(report.sparsity), "of the maps' values are zero or less"),
     ),
     report.history ? make("section", {}, make("h2", {}, "Over the run"), curves(report.history)) : null,
-    report.samples ? make("section", {}, make("h2", {}, "Samples with the largest scores"), samples(report)) : null,
     make("section", {}, make("h2", {}, "Layers"), legend(report), layers(report)),
     report.notes.length
       ? make(
@@ -174,6 +177,16 @@ function samples(report) {
     div("tiles", top.map(tile)),
     make("p", {}, make("a", { href: address(["samples"]) }, `All ${number(report.samples)} samples by score`)),
   ];
+}
+
+/** The filters that isolate samples farthest away, each with one of them. */
+function standingOut(report) {
+  return div(
+    "cards",
+    report.standing_out.map(({ filter, samples: [first] }) =>
+      filterCard(report, report.filters[filter], { query: { pin: first }, ringed: first }),
+    ),
+  );
 }
 
 /** Two charts over the same epochs, losses and counts, as their scales differ. */

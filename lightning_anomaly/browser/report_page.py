@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from lightning_anomaly.browser.page import assemble, finite, plain_labels, short
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.verdicts.layer_report import LayerReport
-from lightning_anomaly.verdicts.reactions import Reaction, find_reactions
+from lightning_anomaly.verdicts.reactions import Reaction, find_reactions, standing_out
 
 _CODE = (
     "dom unpack wording data csv colours canvas scatter components overview filter_list filter_page samples shell main"
@@ -27,6 +28,7 @@ _CODE = (
 _POINTS = 4_000_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
 _REACTIONS = 24  # filters listed for each sample
+_STANDING_OUT = 6  # filters at the top of the page
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
@@ -57,7 +59,10 @@ def page_text(
         if name in pictures.maps:
             blocks[f"maps-{number}"] = _maps(pictures.maps[name])
     views, blocks["views"] = _views(facts["views"])
-    blocks["reactions"] = _reactions(find_reactions(layers, n_samples), layers)
+    reactions, sizes = find_reactions(layers, n_samples), [len(layer.verdicts) for layer in layers.values()]
+    first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
+    blocks["reactions"] = _reactions(reactions, first)
+    most = islice(standing_out(reactions).items(), _STANDING_OUT)
     epochs = None
     if frames and layers:
         epoch_names, amount, packed = packed_frames(layers, frames)
@@ -70,6 +75,7 @@ def page_text(
         "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
         "views": views,
+        "standing_out": [{"filter": first[name] + index, "samples": samples} for (name, index), (_, samples) in most],
         "epochs": epochs,
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
@@ -86,13 +92,11 @@ def _views(view_scores: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], byt
     return described, b"".join(values.double().numpy().astype("<f8").tobytes() for values in view_scores.values())
 
 
-def _reactions(reactions: Sequence[Sequence[Reaction]], layers: Mapping[str, LayerReport]) -> bytes:
-    """Pack the first filters that react to each sample, numbered through all layers.
+def _reactions(reactions: Sequence[Sequence[Reaction]], first: Mapping[str, int]) -> bytes:
+    """Pack the first filters that react to each sample, numbered through all layers from `first` on.
 
     The index of each sample's first one and one more, uint32 `(N + 1,)`, the filters, uint32, and distances, float32.
     """
-    sizes = [len(layer.verdicts) for layer in layers.values()]
-    first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
     shown = [sample[:_REACTIONS] for sample in reactions]
     together = [reaction for sample in shown for reaction in sample]
     parts = [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.browser.pictures import take_pictures
+from lightning_anomaly.browser.pictures import KeptMaps, take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.capture.probe_samples import ProbeSamples, label_texts, probe_files
@@ -47,6 +47,7 @@ class ValidationWatch:
     keep_images: bool
     source: ImageSource | None = None  # of a training probe, once it has been opened
     previous: Mapping[str, LayerReport] | None = None  # results of this process in the last analysis
+    kept: Mapping[str, KeptMaps] = field(default_factory=dict)  # maps of the last analysis for the page
 
     def __post_init__(self) -> None:
         world, settings = rank_and_world()[1], self.settings
@@ -129,10 +130,14 @@ class ValidationWatch:
                 previous=self.previous,
             )
             return report, images
-        report = analyze_maps(maps, self.settings, self.notes, samples=captured, previous=self.previous)
+        before = self.previous or {}
+        report = analyze_maps(maps, self.settings, self.notes, samples=captured, previous=before)
         self.previous = report.layers
         if pictures:
-            report = replace(report, pictures=take_pictures(report.layers, maps, images))
+            hashes = {name: layer.fingerprints for name, layer in report.layers.items()}
+            same = {name for name in hashes if name in before and torch.equal(hashes[name], before[name].fingerprints)}
+            known = {name: kept for name, kept in self.kept.items() if name in same}
+            report = replace(report, pictures=take_pictures(report.layers, maps, images, known=known))
         return report, images
 
     def _classes(self, samples: int) -> tuple[Tensor, Tensor] | None:

@@ -162,6 +162,7 @@ class AnomalyFilterCallback(WatchingCallback):
             keep_images=fitting and (self.log_figures or self.browser),
             source=self._source,
             previous=self._previous if fitting else None,
+            kept=self.report.pictures.maps if fitting and self.report and self.report.pictures else {},
         )
 
     @until_validation_end

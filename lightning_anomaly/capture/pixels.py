@@ -89,7 +89,7 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
         for axis in axes:
             lines = grey.var(3 - axis, unbiased=False)
             numbers += [("plainest line", (lines.amin(1) + _RELATIVE * variance + _TINY).log())]
-            numbers += [("plain border", _border(lines <= _PLAIN * variance[:, None]))]
+            numbers += [("plain border", _border((2 - lines / (_PLAIN * variance[:, None] + _TINY)).clamp(0, 1)))]
     numbers += zip(("noise", "detail"), _grain(grey, variance).T, strict=True)
     numbers += _pattern_energies(grey[:, None], variance, "patterns")
     if channels > 1:
@@ -106,9 +106,9 @@ def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _border(plain: Tensor) -> Tensor:
-    """Compute the log of the share of lines `(N, L)` that are plain up to the first or the last that is not `(N,)`."""
-    widths = [side.long().cumprod(1).sum(1) for side in (plain, plain.flip(1))]
-    return ((widths[0] + widths[1] + 1) / plain.shape[1]).log()
+    """Compute the log of the share of lines, plain from 0 to 1 `(N, L)`, before the first that is not, and after."""
+    first, last = (side.cumprod(1).sum(1) for side in (plain, plain.flip(1)))
+    return ((first + last + 1) / plain.shape[1]).log()
 
 
 def _grain(grey: Tensor, variance: Tensor) -> Tensor:

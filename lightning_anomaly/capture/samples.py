@@ -72,7 +72,8 @@ class SampleCapture:
     Pixels are those of the first convolution's input, the image as the network sees it. The first pass finds the head:
     the linear layer whose output the model returns, or the 1x1 convolution of which it returns the pooled output, alone
     or in a tuple or mapping, as logits or as probabilities. Without one, features are the pooled maps of the last
-    convolution. If only parts of a LightningModule are called, the last one that returns such an output counts.
+    convolution. If only parts of a LightningModule are called, the last one that returns such an output counts. In a
+    pass, the first call of the model and of each layer counts, as others may run the model meanwhile.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class SampleCapture:
         self._current = SampleStatistics()
         self._linear: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of each linear layer called
         self._maps: tuple[nn.Module, Tensor, Tensor, Tensor] | None = None  # the last convolution, see `_take_maps`
+        self._convolutions: set[nn.Module] = set()  # that were called in this pass
+        self._settled = False  # whether the model itself has returned the logits in this pass
         self._seen = 0
         self.head = head
         self.class_names: tuple[str, ...] = ()  # set by those who know the data set
@@ -121,6 +124,8 @@ class SampleCapture:
         self._seen += count
         self._current, self._maps = SampleStatistics(), None
         self._linear.clear()
+        self._convolutions.clear()
+        self._settled = False
 
     def collected(self, samples: int) -> SampleStatistics:
         """Return the statistics of all samples, on the CPU; None for those with more or fewer rows."""
@@ -145,12 +150,15 @@ class SampleCapture:
 
     def _take_maps(self, module: nn.Module, args: Any, output: Any) -> None:
         """Average the input of a convolution over each map, its output, and its output after a ReLU."""
-        if args and isinstance(output, Tensor) and output.ndim > 2:
+        if module not in self._convolutions and args and isinstance(output, Tensor) and output.ndim > 2:
+            self._convolutions.add(module)
             pooled = [maps.detach().float().flatten(2).mean(2) for maps in (args[0], output, output.clamp(min=0))]
             self._maps = module, pooled[0], pooled[1], pooled[2]
 
     def _compare(self, module: nn.Module, args: Any, output: Any) -> None:
         """Find the head among the layers that were called."""
+        if self._settled:
+            return
         candidates = [(layer, *pair) for layer, pair in self._linear.items()]
         if self._maps is not None and set(cast(Any, self._maps[0]).kernel_size) == {1}:
             layer, features, *outputs = self._maps
@@ -160,6 +168,7 @@ class SampleCapture:
             for layer, features, logits in reversed(candidates):
                 if _returns(tensor.detach(), logits):
                     self._found(layer, features, logits)
+                    self._settled = module is self._model
                     return
         # A result of the model itself replaces those of its parts. A loss is none: in several processes, Lightning
         # calls the module for its `validation_step`.

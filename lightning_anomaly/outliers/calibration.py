@@ -11,7 +11,8 @@ from torch import Tensor
 SURPRISING = math.log(20)  # nats from which a score is among the highest twentieth, so that it has a reason
 
 _MOST = 100.0  # nats; beyond them surprises grow only logarithmically, which keeps the order of the samples
-_FROM, _TO = 0.75, 0.9  # quantiles between which the slope of the tail is measured; few outliers do not move them
+_LEVELS = [level / 20 for level in range(19)]
+_FROM = 0.75  # quantile from which on the slope of the tail is measured; few outliers do not move it
 _ROUNDING = 1e-4  # relative difference of scores that are ties
 _FLAT = 1e-6  # scale of a tail that is rounding, relative to its start
 
@@ -19,50 +20,44 @@ _FLAT = 1e-6  # scale of a tail that is rounding, relative to its start
 class Tail(NamedTuple):
     """Tail probabilities of scores among those of ordinary samples, of which up to a tenth may be outliers.
 
-    Up to the 0.9 quantile the probability is empirical. Beyond it the tail is exponential, with the slope between the
-    0.75 and the 0.9 quantile. Logarithms of squared Mahalanobis distances have such a tail.
+    The negative logarithm of the probability is linear between the 0, 0.05, ..., 0.9 quantiles: few enough that
+    rounding does not show. Beyond the last one it rises with the slope between the 0.75 and the 0.9 quantile, as in an
+    exponential tail. Logarithms of squared Mahalanobis distances have such a tail.
 
     Attributes:
-        ordered: Scores of the ordinary samples, sorted `(n,)`.
-        start: Their 0.9 quantile.
+        knots: The quantiles `(19,)`.
         scale: Scale of the exponential tail, in units of the scores; 0 if the tail is flat.
+        most: Surprise above a flat tail (nats).
     """
 
-    ordered: Tensor
-    start: float
+    knots: Tensor
     scale: float
+    most: float
 
     @classmethod
     def fit(cls, scores: Tensor) -> Tail:
         """Fit to the scores `(n,)` of ordinary samples; infinite scores are ignored."""
         ordered = scores[scores.isfinite()].double().sort().values
-        if not len(ordered):
-            return cls(ordered, math.inf, 1.0)
-        before, start = (ordered[int(share * len(ordered))].item() for share in (_FROM, _TO))
-        scale = (start - before) / math.log((1 - _FROM) / (1 - _TO))
-        return cls(ordered, start, scale if scale > _FLAT * (1 + abs(start)) else 0.0)
+        count = len(ordered)
+        if not count:
+            return cls(torch.full((len(_LEVELS),), torch.inf, dtype=torch.float64, device="cpu"), 1.0, 0.0)
+        knots = ordered[[int(level * count) for level in _LEVELS]]
+        start, before = knots[-1].item(), knots[_LEVELS.index(_FROM)].item()
+        scale = (start - before) / math.log((1 - _FROM) / (1 - _LEVELS[-1]))
+        return cls(knots, scale if scale > _FLAT * (1 + abs(start)) else 0.0, math.log(1 + count))
 
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
-        scores = scores.double()
-        counted = 0.0 - self.share(scores).log()  # not minus zero
-        level = -math.log(1 - _TO)
-        if not self.scale > 0:
-            return torch.where(scores.isinf(), scores, counted)
-        surprises = torch.where(
-            scores > self.start, level + (scores - self.start) / self.scale, counted.clamp(max=level)
-        )
-        return torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
-
-    def share(self, scores: Tensor) -> Tensor:
-        """Compute the share of samples, the scored one included, with at least the scores `(n,)`, interpolated."""
-        count = len(self.ordered)
-        place = torch.searchsorted(self.ordered, scores.contiguous())
-        if count > 1:
-            place = place.clamp(1, count - 1)
-            below, above = self.ordered[place - 1], self.ordered[place]
-            place = place - 1 + ((scores - below) / (above - below)).nan_to_num(0, 1, 0).clamp(0, 1)
-        return (1 + count - place).double() / (1 + count)
+        scores = scores.double().contiguous()
+        nats = -(1 - torch.tensor(_LEVELS, dtype=torch.float64, device="cpu")).log()
+        place = torch.searchsorted(self.knots, scores).clamp(1, len(nats) - 1)
+        below, above = self.knots[place - 1], self.knots[place]
+        share = ((scores - below) / (above - below)).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
+        surprises = nats[place - 1] + share * (nats[place] - nats[place - 1])
+        beyond = nats[-1] + (scores - self.knots[-1]) / self.scale if self.scale else surprises.new_tensor(self.most)
+        surprises = torch.where(scores > self.knots[-1], beyond, surprises)
+        surprises = torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
+        return torch.where(scores == torch.inf, scores, surprises)
 
 
 class Scale(NamedTuple):
@@ -99,7 +94,17 @@ def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 
     Scores that differ by rounding are ties, which count as larger.
     """
-    scores = scores.to(calibration)
-    larger = len(calibration) - torch.searchsorted(calibration, scores - _ROUNDING * (1 + scores.abs()))
-    p_values = (1 + larger).double() / (1 + len(calibration))
+    p_values = (1 + _count_larger(scores, calibration)) / (1 + len(calibration))
     return torch.where(scores.isfinite(), p_values, torch.nan)
+
+
+def rank_shares(scores: Tensor) -> Tensor:
+    """Compute the share of the finite scores that are as large as each score, itself included `(n,)`."""
+    finite = scores[scores.isfinite()].sort().values
+    return torch.where(scores.isfinite(), _count_larger(scores, finite) / max(1, len(finite)), torch.nan)
+
+
+def _count_larger(scores: Tensor, ordered: Tensor) -> Tensor:
+    """Count how many ordered scores `(m,)` are at least as large as each score `(n,)`, within rounding: float64."""
+    scores = scores.to(ordered).contiguous()
+    return (len(ordered) - torch.searchsorted(ordered, scores - _ROUNDING * (1 + scores.abs()))).double()

@@ -47,6 +47,7 @@ class OutlierReport(Tabular):
         unreadable: Error messages of the images that cannot be read, by position.
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
         duplicate_images: Small pictures of the first images in `duplicates`; None if they cannot be drawn.
+        duplicates_left_out: Why near duplicates are not listed; empty if they are.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
         head: What the content scores compare, in words; empty without them.
     """
@@ -64,6 +65,7 @@ class OutlierReport(Tabular):
     unreadable: Mapping[int, str] = field(default_factory=dict)
     duplicates: Sequence[DuplicateGroup] = ()
     duplicate_images: Tensor | None = None
+    duplicates_left_out: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
     head: str = ""
 
@@ -285,11 +287,12 @@ class OutlierReport(Tabular):
         ranked, above = self.top(KEPT), {*self.above_calibration}
         apart = self._apart(ranked)
         rows = self._rows_of([*ranked, *apart])
-        shown = {position: place for place, position in enumerate(ranked[: 0 if self.images is None else KEPT])}
         parts = [part for part in (self.images, self.duplicate_images) if part is not None]
+        own, copied = (0 if part is None else len(part) for part in (self.images, self.duplicate_images))
+        pictured = {position: place for place, position in enumerate(ranked[:own])}
         copies = [position for group in self.duplicates for position in group.positions]
-        for place, position in enumerate(copies[: 0 if self.duplicate_images is None else len(self.duplicate_images)]):
-            shown.setdefault(position, place + (0 if self.images is None else len(self.images)))
+        for place, position in enumerate(copies[:copied], own):
+            pictured.setdefault(position, place)
         facts = {
             "title": title,
             "sentences": self._sentences(),
@@ -305,7 +308,7 @@ class OutlierReport(Tabular):
         for row in rows:
             row["view_reasons"] = self.outlier_reasons(row["position"])
             row["above"] = row["position"] in above
-            row["picture"] = shown.get(row["position"])
+            row["picture"] = pictured.get(row["position"])
         view_scores = {name: view.scores for name, view in self.views.items()}
         write_outlier_page(path, facts, rows, self.scores, view_scores, torch.cat(parts) if parts else None, labels)
 
@@ -351,6 +354,7 @@ class OutlierReport(Tabular):
                 count = sum(len(group.positions) for group in groups)
                 names = listed([" = ".join(self._names(group)) for group in groups])
                 sentences.append(f"{_images(count)} {'is' if count == 1 else 'are'} {kind}: {names}.")
+        sentences += [self.duplicates_left_out] if self.duplicates_left_out else []
         if self.skipped:
             count, files = len(self.skipped), [f"{name} ({reason})" for name, reason in self.skipped.items()]
             sentences.append(f"{count} file{'s were' if count > 1 else ' was'} skipped: {listed(files)}.")
@@ -361,8 +365,8 @@ class OutlierReport(Tabular):
         rate, count, above = f"{100 * self.false_discovery_rate:g}%", len(self.scores), len(self.above_calibration)
         if not self.n_calibration:
             return (
-                "The reference was drawn from these images, so their p-values are only a ranking and none is "
-                "significant: look at the largest scores, or pass trusted images as `reference`."
+                "Without a reference the p-values only rank the images, and none is significant: look at the largest "
+                "scores, or pass trusted images as `reference`."
             )
         if found := len(self.significant):
             return (
@@ -380,7 +384,7 @@ class OutlierReport(Tabular):
         return (
             f"{_images(above)} {'scores' if above == 1 else 'score'} higher than every calibration image. Calling "
             f"{_images(above)} significant at {rate} takes about {math.ceil(needed / digits) * digits:,} reference "
-            f"images; {self.n_reference:,} were taken (at most `max_reference`)."
+            f"images; {self.n_reference:,} were taken, at most `max_reference`."
         )
 
 

@@ -16,7 +16,7 @@ from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatist
 from lightning_anomaly.distributed import broadcast_result, even_slices, rank_and_world
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.images.thumbnails import KEPT, Thumbnails
-from lightning_anomaly.outliers.calibration import conformal_p_values
+from lightning_anomaly.outliers.calibration import conformal_p_values, rank_shares
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.scorer import FittedView, SampleView, finite_rows, fit_views, join_views, judge, larger
@@ -251,12 +251,10 @@ class Run:
                 "these will have large scores: pass a `reference` of all classes."
             )
         duplicates, problem = _duplicates(traces, ~scores["larger"].isinf(), reference)
-        if problem:
-            notes["near duplicates"] = problem
-        calibration = fitted.calibration or {
-            name: values[values.isfinite()].sort().values for name, values in scores.items()
+        p_values = {
+            name: conformal_p_values(values, fitted.calibration[name]) if fitted.calibration else rank_shares(values)
+            for name, values in scores.items()
         }
-        p_values = {name: conformal_p_values(values, calibration[name]) for name, values in scores.items()}
         images, copies = None, None
         if pictures is not None and fitted.ranges is not None:
             if len(pictured):
@@ -278,6 +276,7 @@ class Run:
             unreadable=broken,
             duplicates=duplicates,
             duplicate_images=copies,
+            duplicates_left_out=problem,
             skipped=source.skipped,
             head=str(fitted.head or "") if "content" in fitted.views else "",
         )

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COUNTS = {
-    "count": ("anomaly filters", VERDICT_COLOURS[ANOMALY], "-"),
     "isolated": ("isolated filters", VERDICT_COLOURS[ISOLATED], "--"),
+    "count": ("anomaly filters", VERDICT_COLOURS[ANOMALY], "-"),
 }
 
 

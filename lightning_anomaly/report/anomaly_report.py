@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,19 @@ from lightning_anomaly.browser.pictures import Pictures, probe_images
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.thumbnails import check_images
 from lightning_anomaly.outliers.scorer import VIEWS, SampleView, larger, ordered_reasons
-from lightning_anomaly.report.table import filter_columns, layer_rows
-from lightning_anomaly.tables import Tabular
+from lightning_anomaly.report.table import count_sentences, filter_columns, layer_rows
+from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
 from lightning_anomaly.verdicts.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
-from lightning_anomaly.verdicts.reactions import Reaction, find_reactions
+from lightning_anomaly.verdicts.reactions import Reaction, find_reactions, standing_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from lightning_anomaly.browser.page import BrowserFile
+
+_FIRST = 5  # samples and filters that a printed report begins with
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +109,7 @@ class AnomalyReport(Tabular):
         ]
         return torch.cat(shares).double().mean().item() if any(map(len, shares)) else 0.0
 
-    @property
+    @cached_property
     def outlier_samples(self) -> list[int]:
         """Votes: the number of anomaly filters in which each probe sample is an outlier, N numbers."""
         votes = [layer.outliers.sum(0) for layer in self.layers.values()]
@@ -322,13 +325,21 @@ class AnomalyReport(Tabular):
     def _rows(self) -> list[tuple[str, ...]]:
         return layer_rows(self.layers)
 
-    def _sentences(self) -> list[str]:
-        votes = self.outlier_samples
-        summary = (
-            f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
-            f"{sum(count > 0 for count in votes)} of {self.n_samples} probe samples are outliers of at least one"
-        )
+    def _introduction(self) -> list[str]:
+        """Begin with the strangest samples, the filters that stand out most, and the count of anomaly filters."""
         scores = self.outlier_scores.tolist()
-        top = [f"{i} ({scores[i]:.1f})" for i in self.by_outlier_score[:5]]
-        largest = [f"largest outlier scores: samples {', '.join(top)}"] if any(scores) else []
-        return [summary, *largest, *(f"note: {note}" for note in self.notes.values())]
+        strangest = [sample for sample in self.by_outlier_score[:_FIRST] if scores[sample] > 0]
+        lines = ["strangest samples:"] * bool(strangest)
+        for sample in strangest:
+            reasons = "; ".join(self.outlier_reasons(sample).values())
+            lines.append(f"  {sample}, score {scores[sample]:.1f}" + f": {reasons}" * bool(reasons))
+        filters = standing_out(self.reactions)
+        lines += ["filters that stand out most:"] * bool(filters)
+        for (layer, index), (distance, samples) in islice(filters.items(), _FIRST):
+            found = f"sample{'s' * (len(samples) > 1)} {listed(samples)}, {distance:.1f} standard deviations away"
+            lines.append(f"  {layer or '(the model)'} filter {index}: {found}")
+        return [*lines, *count_sentences(self.layers)]
+
+    def _sentences(self) -> list[str]:
+        carried = f"{self.carried_over} filters have the same maps as in the last analysis, and its results"
+        return [carried] * (self.carried_over > 0) + [f"note: {note}" for note in self.notes.values()]

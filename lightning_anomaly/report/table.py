@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD
+import torch
+
+from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE
 from lightning_anomaly.verdicts.layer_report import LayerReport
+
+_MOST_ROWS = 12  # layers in a printed table
+_SPARSE = 0.7  # from this share of zeros on, many filters are flagged without any odd image, see `docs/method.md`
 
 _HEADING = ("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps", "anomaly filters (outlier samples)")
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
 
 
 def layer_rows(layers: Mapping[str, LayerReport]) -> list[tuple[str, ...]]:
-    """Describe each layer in a row, below a heading."""
+    """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters."""
     rows: list[tuple[str, ...]] = [_HEADING]
-    for name, layer in layers.items():
+    shown = set(layers)
+    if len(layers) > _MOST_ROWS:
+        shown = {*sorted(layers, key=lambda name: -len(layers[name].filters(ANOMALY)))[: _MOST_ROWS - 1]}
+    for name in [name for name in layers if name in shown]:
+        layer = layers[name]
         anomalies = layer.filters(ANOMALY)
         first = [f"{index} ({len(layer.outliers_of(index))})" for index in anomalies[:6]]
         counts = len(layer.verdicts), len(anomalies), len(layer.isolated_filters), len(layer.filters(DEAD))
@@ -24,7 +34,37 @@ def layer_rows(layers: Mapping[str, LayerReport]) -> list[tuple[str, ...]]:
         maps = size if size == analyzed else f"{size} pooled to {analyzed}"
         listing = ", ".join(first + ["..."] * (len(anomalies) > 6))
         rows.append((name or "(the model)", *map(str, counts), sparsity, maps, listing))
+    if others := [layer for name, layer in layers.items() if name not in shown]:
+        counts = (
+            sum(len(layer.verdicts) for layer in others),
+            sum(len(layer.filters(ANOMALY)) for layer in others),
+            sum(len(layer.isolated_filters) for layer in others),
+            sum(len(layer.filters(DEAD)) for layer in others),
+        )
+        sparsity = f"{torch.cat([layer.sparsity for layer in others]).mean().item():.2f}"
+        rows.append((f"{len(others)} others", *map(str, counts), sparsity, "", ""))
     return rows
+
+
+def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
+    """Say how many filters isolate a sample, and how many are flagged, of sparse filters and of others."""
+    verdicts = [verdict for layer in layers.values() for verdict in layer.verdicts]
+    if not verdicts:
+        return []
+    live, flagged = (
+        torch.tensor([verdict in kind for verdict in verdicts], device="cpu") for kind in (LIVE, [ANOMALY])
+    )
+    sparse = torch.cat([layer.sparsity for layer in layers.values()]) >= _SPARSE
+    isolating = sum(len(layer.isolated_filters) for layer in layers.values())
+    share, among_sparse, among_others = (
+        f"{100 * int((flagged & part).sum()) / max(1, int((live & part).sum())):.1f}%"
+        for part in (live, sparse, ~sparse)
+    )
+    return [
+        f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * int(live.sum()))}",
+        f"{int(flagged.sum())} anomaly filters, {share} of those with varying maps: {among_sparse} where at least "
+        f"{100 * _SPARSE:.0f}% of the values are zero, as sparsity alone makes rare clusters, {among_others} elsewhere",
+    ]
 
 
 def filter_columns(layers: Mapping[str, LayerReport]) -> dict[str, list[Any]]:

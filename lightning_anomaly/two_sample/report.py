@@ -162,4 +162,10 @@ class TwoSampleReport(Tabular):
             f"{100 * self.confidence_auc:.1f}% of pairs (p = {self.confidence_p_value:.2g}), and expects "
             f"{self.confidence_error_ratio:.2f} times as many errors on validation images"
         )
-        return [*[output] * self.compares_output, filters, *(f"note: {note}" for note in self.notes.values())]
+        carried = f"{self.carried_over} filters and units have the same values as in the last comparison, and its tests"
+        return [
+            *[output] * self.compares_output,
+            filters,
+            *[carried] * (self.carried_over > 0),
+            *(f"note: {note}" for note in self.notes.values()),
+        ]

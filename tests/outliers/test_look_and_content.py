@@ -109,11 +109,13 @@ def test_tail_probabilities_are_shares_and_beyond_the_data_exponential():
     far = tail.surprise(torch.tensor([99.0, 1e3, 1e30])).tolist()  # beyond 100 only the order stays
     assert far == sorted(far)
     assert far[2] < 200
-    few = Tail.fit(torch.arange(10.0))
-    assert few.surprise(torch.tensor([-1.0, 4.5, 5.0])).tolist() == pytest.approx(
-        [0, math.log(11 / 6.5), math.log(11 / 6)]
+    even = Tail.fit(torch.arange(1000.0))
+    assert even.surprise(torch.tensor([-1.0, 0.0, 425.0, 500.0, 900.0])).tolist() == pytest.approx(
+        [0, 0, -math.log(0.575), math.log(2), math.log(10)], abs=1e-3
     )
-    assert few.surprise(torch.tensor([math.inf])).item() == math.inf
+    assert even.surprise(torch.tensor([math.inf])).item() == math.inf
+    mostly_equal = Tail.fit(torch.cat([torch.zeros(950), torch.ones(50)]))
+    assert mostly_equal.surprise(torch.tensor([0.0, 3.0])).tolist() == [0, math.log(1001)]
     assert Tail.fit(torch.zeros(9)).surprise(torch.tensor([0.0, math.inf])).tolist() == [0, math.inf]
     spoilt = torch.cat([scores[:950], torch.full((50,), 1e6, dtype=torch.float64)])  # 5% change it only a little
     assert Tail.fit(spoilt).surprise(torch.tensor([6.0])).item() == pytest.approx(6, rel=0.35)

@@ -87,8 +87,25 @@ def cleanvision_scores(images: Tensor) -> Tensor:
     return 1 - torch.from_numpy(issues[[f"{kind}_score" for kind in kinds]].min(axis=1).to_numpy(np.float64))
 
 
-def rival_scores(seen: Seen, reference: Seen | None = None) -> dict[str, Tensor]:
-    """Compute the scores `(N,)` of images by all `RIVALS`, fitted to the reference (None: to the images themselves)."""
+def rival_scores(
+    seen: Seen, questions: Sequence[str] = ("content", "look"), reference: Seen | None = None
+) -> dict[str, Tensor]:
+    """Compute the scores `(N,)` of images by the `RIVALS` of some questions.
+
+    They are fitted to the reference, or without one to the images themselves.
+    """
+    found: dict[str, Tensor] = {}
+    if "content" in questions:
+        found |= _by_network(seen, reference)
+    if "look" in questions:
+        fitted = seen if reference is None else reference
+        found["pixels: Mahalanobis"] = _mahalanobis(seen.pixels, fitted.pixels)
+        found |= _pyod(seen.pixels, None if reference is None else reference.pixels)
+        found["CleanVision"] = seen.cleanvision
+    return found
+
+
+def _by_network(seen: Seen, reference: Seen | None) -> dict[str, Tensor]:
     fitted, alone = seen if reference is None else reference, reference is None
     unit, known = (normalize(part.features.double()).numpy() for part in (seen, fitted))
     residual = _residual(seen.features.double().numpy(), fitted.features.double().numpy())
@@ -101,16 +118,13 @@ def rival_scores(seen: Seen, reference: Seen | None = None) -> dict[str, Tensor]
         "5th neighbour": torch.from_numpy(neighbours),
         "Mahalanobis": _mahalanobis(seen.features.double(), fitted.features.double()),
         "ViM": torch.from_numpy(scale * residual[0]) + energy,
-        "pixels: Mahalanobis": _mahalanobis(seen.pixels, fitted.pixels),
-        **_pyod(seen.pixels, None if alone else fitted.pixels),
-        "CleanVision": seen.cleanvision,
     }
 
 
 def _residual(features: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the norm of what principal components of the reference leave over, of images and of the reference."""
     count = min(_COMPONENTS, min(reference.shape) // 2)
-    fit = PCA(count, svd_solver="covariance_eigh" if reference.shape[1] <= 2000 else "full").fit(reference)
+    fit = PCA(count, svd_solver="full").fit(reference)
     first, second = (
         np.linalg.norm(part - fit.inverse_transform(fit.transform(part)), axis=1) for part in (features, reference)
     )
