@@ -11,10 +11,7 @@ _Item = TypeVar("_Item")
 
 
 def track(items: Iterable[_Item], total: int, description: str, show: bool | None) -> Iterable[_Item]:
-    """Iterate over items with a progress bar on stderr.
-
-    If `show` is None, the bar appears after two seconds, and only in a terminal or a notebook.
-    """
+    """Iterate with a progress bar on stderr; None shows it after two seconds, in a terminal or a notebook."""
     interactive = type(sys.stderr).__module__.startswith("ipykernel.") or getattr(sys.stderr, "isatty", bool)()
     if not (interactive if show is None else show):
         return items

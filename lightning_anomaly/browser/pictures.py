@@ -77,10 +77,10 @@ def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pic
 
 def _images_of(inputs: Any, samples: int) -> Tensor | None:
     """Draw the first tensor that has an image for each sample."""
-    drawable = (
-        tensor for tensor in tensors_in(inputs) if 2 <= tensor.ndim <= 5 and len(tensor) == samples and tensor.numel()
-    )
-    return next(map(probe_images, drawable), None)
+    for tensor in tensors_in(inputs):
+        if 2 <= tensor.ndim <= 5 and len(tensor) == samples and tensor.numel():
+            return probe_images(tensor)
+    return None
 
 
 def probe_images(inputs: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ class ValidationWatch:
     @torch.no_grad()
     def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
         """Analyze the maps of all processes; return the images of the probe too, if they were kept."""
-        maps, images, statistics = self._capture.maps, self.samples.images, self._capture.samples
-        statistics.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
+        maps, images, captured = self._capture.maps, self.samples.images, self._capture.samples
+        captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
         if not self._alone:
             report, images, self.previous = analyze_shared(
                 maps,
@@ -126,12 +126,12 @@ class ValidationWatch:
                 self.notes,
                 limit=self._total_limit,
                 pictures=pictures,
-                samples=statistics,
+                samples=captured,
                 previous=self.previous,
             )
             return report, images
         before = self.previous or {}
-        report = analyze_maps(maps, self.settings, self.notes, samples=statistics, previous=before)
+        report = analyze_maps(maps, self.settings, self.notes, samples=captured, previous=before)
         self.previous = report.layers
         if pictures:
             hashes = {name: layer.fingerprints for name, layer in report.layers.items()}

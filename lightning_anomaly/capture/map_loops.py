@@ -51,10 +51,7 @@ def summarize(maps: Tensor, windows: Sequence[int], rectify: bool) -> tuple[Tens
 
 @compile_loop()
 def _extremes(bits: _Integers) -> tuple[int, int]:
-    """Find the bits of the largest and the smallest float; NaN is beyond all numbers.
-
-    Floats are compared as integers of the same order, for which there are vector instructions.
-    """
+    """Find the bits of the largest and the smallest float by comparing integers, as vectors; NaN is beyond all."""
     most, shift = np.iinfo(bits.dtype).max, bits.itemsize * 8 - 1
     first = bits[0] ^ ((bits[0] >> shift) & most)
     largest, smallest = first, first

@@ -20,16 +20,7 @@ _FAINT = 1e-8  # energy of colour that is rounding (of the image's variance)
 _FINEST = 1e-3  # second difference that is rounding (of the image's standard deviation)
 _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm, or of the images' standard deviation
 _LINE = 0.5  # change of the logarithm of a border's width that is a plain line more or less
-_IN_PIXELS = (
-    "mean",
-    "lowest",
-    "highest",
-    "edges",
-    "ends",
-    "middle",
-    "channel",
-    "brightest colour",
-)  # beginnings
+_IN_PIXELS = ("mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest colour")  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 

@@ -65,10 +65,7 @@ def run(
     take_images: Callable[[Tensor], object] | None = None,
     take_output: Callable[[Any], object] | None = None,
 ) -> None:
-    """Run a model on a probe while `capture` takes its maps.
-
-    `take_images` is called with each batch of images, `take_output` with each output of the model.
-    """
+    """Run a model on a probe while `capture` takes its maps; the two functions get each batch and each output."""
     from lightning.fabric.utilities.apply_func import move_data_to_device  # late: see `callbacks._trees`
 
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))

@@ -47,10 +47,7 @@ def sampler_of(loader: Any) -> Any:
 
 
 def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
-    """Draw the positions of one epoch over all processes, the same in each call; None if that fails.
-
-    A copy of the sampler draws them, so that the run's own draws do not change.
-    """
+    """Draw the positions of one epoch over all processes with a copy of the sampler and a seed; None if that fails."""
     dataset: Any = loader.dataset
     sampler = sampler_of(loader)
     in_batches = sampler is None
@@ -76,13 +73,9 @@ def first_loader(loaders: Any) -> Any:
 
 
 def unpadded_length(loaders: Any) -> int:
-    """Count the samples that all processes load, without those that `DistributedSampler` adds to even out processes.
-
-    Without such a sampler the number is unknown: the largest integer.
-    """
+    """Count the samples of all processes without `DistributedSampler`'s padding; without one, the largest integer."""
     sampler = sampler_of(first_loader(loaders))
-    is_padded = isinstance(sampler, DistributedSampler)
-    return len(sampler.dataset) if is_padded else sys.maxsize
+    return len(sampler.dataset) if isinstance(sampler, DistributedSampler) else sys.maxsize
 
 
 def shuffles(loaders: Any) -> bool:

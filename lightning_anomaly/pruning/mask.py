@@ -190,7 +190,7 @@ class FilterMask:
             ValueError: If the model does not have the layers in the state.
         """
         mask, modules = cls(model), modules_by_name(model)
-        zeros = state["zeros"] if "zeros" in state else _zeros_of_0_2(state["norms"], modules)
+        zeros = state["zeros"]
         if unknown := [norm for norm in zeros if not isinstance(modules.get(norm), CHANNEL_NORMS)]:
             raise ValueError(f"Parameter `state` should name norms of the model. Found {unknown}.")
         mask.add(state["filters"], norms=FoundNorms(zeros, [], set()))
@@ -230,15 +230,3 @@ class FilterMask:
                 f"Found {len(indices)} to mask and {len(before)} masked before."
             )
         return sorted(after - before)
-
-
-def _zeros_of_0_2(norms: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the masked norm channels of a model from a checkpoint of version 0.2, which names only the norms."""
-    names = {fed if isinstance(fed, str) else fed[0] for feds in norms.values() for fed in feds}
-    found: dict[str, list[int]] = {}
-    for name in names:
-        if isinstance(modules.get(name), CHANNEL_NORMS):
-            channels = range(modules[name].num_features)
-            parts = [rows.read() for rows in norm_rows(modules[name], [*channels]) if rows.masked]
-            found[name] = [channel for channel in channels if not any(part[channel] for part in parts)]
-    return found

@@ -122,11 +122,8 @@ class AnomalyReport(Tabular):
         The score needs no labels. It is the larger one of `look_scores` and `content_scores`, and infinite for samples
         with NaN or infinite maps.
         """
-        scores = (
-            larger(view.scores for view in self.views.values())
-            if self.views
-            else torch.zeros(self.n_samples, device="cpu")
-        )
+        zeros = torch.zeros(self.n_samples, device="cpu")
+        scores = larger(view.scores for view in self.views.values()) if self.views else zeros
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 

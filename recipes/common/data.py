@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, default_collate
 from torchvision import datasets
 
-_TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+_TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 DATA_SETS = ("digits", *_TORCHVISION)
 Loader = DataLoader[tuple[Tensor, ...]]
 

@@ -7,11 +7,9 @@ units. Its first stride is smaller, because the original one reduces a 32x32 ima
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import vgg11_bn as torchvision_vgg11_bn
 from torchvision.models.resnet import BasicBlock
 
@@ -112,52 +110,9 @@ def vgg_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, classes))
 
 
-def small_vgg(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
-    """Four 3x3 convolutions of 32, 64, 128 and 128 filters, their means, and one hidden layer of 64 units."""
-    return nn.Sequential(
-        *_convolutions(channels, (32, 3, True), (64, 3, True), (128, 3, False), (128, 3, True)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        *(nn.Linear(128, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, classes)),
-    )
-
-
-class _Block(nn.Module):
-    """Two convolutions, each followed by a norm, and a shortcut."""
-
-    def __init__(self, before: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *(nn.Conv2d(before, width, 3, stride, 1, bias=False), norm(width), nn.ReLU()),
-            *(nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width)),
-        )
-        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(before, width, 1, stride, bias=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return torch.relu(self.body(maps) + self.shortcut(maps))
-
-
-def _small_resnet(channels: int, classes: int, dropout: float, norm: Callable[[int], nn.Module]) -> nn.Sequential:
-    """A stem and three blocks of 16, 32 and 64 filters."""
-    return nn.Sequential(
-        *(nn.Conv2d(channels, 16, 3, padding=1, bias=False), norm(16), nn.ReLU()),
-        *(_Block(16, 16, 1, norm), _Block(16, 32, 2, norm), _Block(32, 64, 2, norm)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(64, classes)),
-    )
-
-
-def small_resnet_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
-    """A ResNet of seven convolutions and two shortcuts, 336 filters, with BatchNorm."""
-    return _small_resnet(channels, classes, dropout, nn.BatchNorm2d)
-
-
-def small_resnet_gn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
-    """`small_resnet_bn` with GroupNorm."""
-    return _small_resnet(channels, classes, dropout, lambda width: nn.GroupNorm(8, width))
-
-
 NETWORKS = {builder.__name__: builder for builder in (lenet5, alexnet, simple_cnn)}  # those of the paper
 # Experiments choose on the networks above and test on these.
-_HELD_OUT = (simple_cnn_bn, strided_cnn_bn, vgg11_bn, resnet18, small_vgg, small_resnet_bn, small_resnet_gn)
+_HELD_OUT = (simple_cnn_bn, strided_cnn_bn, vgg11_bn, resnet18)
 _GOOD = (resnet20, vgg_bn)  # trained on all images, see `recipes.experiments.good_networks`
 
 

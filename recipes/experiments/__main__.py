@@ -3,7 +3,7 @@
 NAME is one of `spec.EXPERIMENTS`, or `results`, which recreates the tables (CSV files beside the lines) and the figures
 of docs/results. Each run is one line of a file in recipes/experiments/results. Runs with a line are skipped, also after
 an interruption. `--quick` shows in a minute, on a few digits, that an experiment works.
-DIR holds CIFAR-10, CIFAR-100 or Fashion-MNIST, as NAME.npz or as torchvision's copy. All experiments together take days
+DIR holds CIFAR-10 or Fashion-MNIST, as NAME.npz or as torchvision's copy. All experiments together take days
 on two cores; `--weights DIR` stores the weights of every epoch (gigabytes), for experiments on the same runs.
 """
 

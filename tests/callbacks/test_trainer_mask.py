@@ -181,24 +181,6 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, 
     assert same(resumed.state_dict(), whole.state_dict())
 
 
-def test_a_checkpoint_of_version_0_2_can_be_resumed(tmp_path: Path) -> None:
-    first, saving = pruner(1), ModelCheckpoint(tmp_path / "saved", save_last=True)
-    fit(tmp_path, FunctionalNet(), first, saving)
-    path = tmp_path / "saved" / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    state = checkpoint["callbacks"][first.state_key]
-    norms = {"conv1": ["norm1"], "conv2": [], "up": [], "norm1": [["behind", [*range(6)], [*range(1, 7)]]]}
-    state["mask"] = {"filters": state["mask"]["filters"], "norms": norms}
-    state |= {"norms": norms, "shared_norms": [], "lost_norms": {}}
-    torch.save(checkpoint, path)
-    prune, model = pruner([1, 3], max_fraction=0.8), FunctionalNet()
-    seen = Watching(prune)
-    fit(tmp_path, model, prune, seen, max_epochs=4, ckpt_path=path)
-    assert seen.batches == 2 * 3
-    assert [event["epoch"] for event in prune.events] == [1, 3]
-    assert behind(model) == prune.masked["conv1"]
-
-
 def test_a_second_fit_keeps_the_mask_and_another_model_starts_without(tmp_path: Path) -> None:
     prune, watching, model = pruner(1), watcher(), GeluNet()
     fit(tmp_path, model, prune, watching)

@@ -226,16 +226,6 @@ def test_a_state_has_plain_values_and_masks_another_copy(tmp_path) -> None:
     assert leak(average) == 0
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_a_state_of_version_0_2_masks_the_same_channels(affine: bool) -> None:
-    model = pretrained(affine=affine)
-    mask = mask_filters(model, FILTERS, example_input=IMAGES)
-    conv2 = ["norm2", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
-    norms = {"conv1": ["norm1"], "conv2": [conv2], "up": [], "norm1": ["conv2"]}
-    again = FilterMask.from_state_dict(model, {"filters": FILTERS, "norms": norms})
-    assert again.state_dict() == mask.state_dict()
-
-
 def test_a_state_of_another_model_is_refused() -> None:
     for state in ({"filters": {"conv9": [1]}, "zeros": {}}, {"filters": {}, "zeros": {"conv1": [0]}}):
         with pytest.raises(ValueError, match=r"Found .*conv"):

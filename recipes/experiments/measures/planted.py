@@ -14,7 +14,7 @@ from recipes.experiments.spec import Training
 
 _SHARE = 0.05  # damaged images of each kind, as a share of a probe's size
 _MISLABELLED = 0.05  # of all labels
-FOREIGN = {"cifar10": "fashion_mnist", "cifar100": "fashion_mnist", "fashion_mnist": "cifar10"}
+FOREIGN = {"cifar10": "fashion_mnist", "fashion_mnist": "cifar10"}
 
 
 @dataclass(frozen=True, eq=False)

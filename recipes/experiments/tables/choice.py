@@ -10,7 +10,7 @@ import pandas as pd
 
 from recipes.experiments.tables.curves import auroc, follows, late_change, layers_of, signal
 from recipes.experiments.tables.h1 import SOURCES, Source
-from recipes.experiments.tables.writer import Frame, kinds, runs, table
+from recipes.experiments.tables.writer import Frame, kinds, runs
 
 _CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
@@ -123,5 +123,7 @@ def alarms() -> Frame:
                  for kind in kinds(group)]  # fmt: skip
         return " / ".join(f"{sum(alarms)} of {len(alarms)}" if alarms else "-" for alarms in below)
 
-    columns = [(label, lambda group, way=way: cell(group, *way)) for label, way in _STATISTICS.items()]
-    return table(runs("two_sample"), ("network", "data", "seed"), columns)
+    by = ["network", "data", "seed"]
+    groups = runs("two_sample").groupby(by)
+    rows = [[*key, *(cell(group, *way) for way in _STATISTICS.values())] for key, group in groups]
+    return pd.DataFrame(rows, columns=[*by, *_STATISTICS])

@@ -1,8 +1,8 @@
-"""Runs as a frame, groups of runs as a table of text, and the format of numbers."""
+"""Runs as a frame, and the format of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from statistics import mean, stdev
 from typing import Any
@@ -13,7 +13,6 @@ from recipes.experiments.spec import CONDITIONS, OVERFITTING, TRAIN_SIZE
 from recipes.experiments.store import RESULTS, read_lines
 
 Frame = Any  # a pandas DataFrame; pandas has no types
-Column = tuple[str, Callable[[Frame], object]]
 
 
 def runs(name: str) -> Frame:
@@ -34,13 +33,6 @@ def _lines(name: str) -> list[dict[str, Any]]:
 def kinds(some: Frame) -> tuple[Frame, Frame]:
     """Split runs into overfitting and healthy ones."""
     return some[some.overfitting], some[~some.overfitting]
-
-
-def table(some: Frame, by: Sequence[str], columns: Sequence[Column]) -> Frame:
-    """Make one row for each group of runs, in order: its settings, and the cell of each column."""
-    groups = some.groupby(list(by), observed=True, sort=True)
-    rows = [[*key, *(cell(group) for _, cell in columns)] for key, group in groups]
-    return pd.DataFrame(rows, columns=[*by, *(title for title, _ in columns)])
 
 
 def spread(values: Iterable[float | None], digits: int = 2) -> str:

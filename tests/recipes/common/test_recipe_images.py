@@ -28,8 +28,8 @@ def test_files_are_read_in_medmnists_layout_and_a_missing_one_is_named(tmp_path:
     arrays = {"train_images": np.full((4, 8, 8, 3), 7, np.uint8), "train_labels": np.arange(4)[:, None],
               "test_images": np.zeros((2, 8, 8, 3), np.uint8), "test_labels": np.arange(2)}  # fmt: skip
     arrays["train_images"][:, 0, :, 2] = 9
-    np.savez(tmp_path / "cifar100.npz", **arrays)
-    data = load_images("cifar100", str(tmp_path))
+    np.savez(tmp_path / "fashion_mnist.npz", **arrays)
+    data = load_images("fashion_mnist", str(tmp_path))
     assert (data.train_images.shape, data.channels, data.n_classes) == ((4, 3, 8, 8), 3, 4)
     assert data.train_images[0, :, 0, 0].tolist() == [7, 7, 9]
     assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([0, 1, 2, 3], [0, 1])

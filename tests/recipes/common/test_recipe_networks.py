@@ -10,7 +10,7 @@ from recipes.common.networks import build
     ("name", "filters"),
     [
         *(("lenet5", 22), ("alexnet", 1152), ("simple_cnn", 160)),
-        *(("resnet18", 4800), ("small_vgg", 352), ("small_resnet_gn", 336)),
+        *(("resnet18", 4800), ("vgg_bn", 448)),
     ],
 )
 def test_networks_take_small_images(name: str, filters: int) -> None:
