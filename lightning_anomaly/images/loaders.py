@@ -75,7 +75,8 @@ def first_loader(loaders: Any) -> Any:
 def unpadded_length(loaders: Any) -> int:
     """Count the samples of all processes without `DistributedSampler`'s padding; without one, the largest integer."""
     sampler = sampler_of(first_loader(loaders))
-    return len(sampler.dataset) if isinstance(sampler, DistributedSampler) else sys.maxsize
+    data: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
+    return sys.maxsize if data is None else len(data)
 
 
 def shuffles(loaders: Any) -> bool:
