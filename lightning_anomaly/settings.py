@@ -35,7 +35,6 @@ class AnalysisSettings:
             CPU.
         seed: Seed of the k-means clusterings. No global random number is drawn.
         max_memory_mb: Bound on the working memory of principal components and clustering, beyond the maps (MiB).
-            Outlier scores are not bounded: each thread takes about eight times the five statistics of a layer's maps.
 
     Raises:
         ValueError: If a value is not allowed; the message names it and the allowed values.

@@ -67,6 +67,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def table_of(printed: str) -> list[str]:
+    """The lines below the heading of the printed table."""
+    return printed.partition("\n---")[2].splitlines()[1:]
+
+
 def command(*arguments: Any) -> None:
     main([str(argument) for argument in arguments])
 
@@ -76,7 +81,7 @@ def test_the_table_is_printed_and_the_figures_written(folder, tmp_path, capsys):
     command(folder / "weights.pt", *NET, "--data", folder / "images.npz", "--output", output)  # `analyze` by default
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines()[3].split()[:2] == ["0", "4"]
+    assert table_of(out)[0].split()[:2] == ["0", "4"]
     files = ["browser.html", "filters.png", "outliers.png", "verdicts.png"]
     assert sorted(path.name for path in output.iterdir()) == files
     assert all(name in out for name in files)
@@ -188,7 +193,7 @@ def test_a_checkpoint_with_our_callbacks_has_only_tensors_and_plain_values(folde
     assert same(load_model(tmp_path / "last.ckpt", "trainers:SmallNet").state_dict(), module.state_dict())
     options = ("--model", "trainers:SmallNet", "--data", folder / "images.npz", "--output", tmp_path)
     command("analyze", tmp_path / "last.ckpt", *options)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:5]] == ["conv1", "conv2"]
+    assert [line.split()[0] for line in table_of(capsys.readouterr().out)[:2]] == ["conv1", "conv2"]
 
 
 class Evil:
