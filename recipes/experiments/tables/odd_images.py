@@ -32,7 +32,7 @@ def summary() -> Frame:
     means = found.groupby(["question", "data", "score"], sort=False)[["precision", "auroc"]].mean()
     text = means.apply(lambda row: f"{row.precision:.2f} / {row.auroc:.2f}", axis=1).unstack(["question", "data"])
     text.columns = [f"{question}, {data}" for question, data in text.columns]
-    return text.reindex(SCORES).rename_axis("score").reset_index()
+    return text.reindex(SCORES).fillna("-").rename_axis("score").reset_index()
 
 
 def by_set() -> Frame:
@@ -40,7 +40,7 @@ def by_set() -> Frame:
     found = results()
     keys = ["question", "data", "planted", "chosen", "score"]
     text = found.groupby(keys, sort=False).precision.mean().map("{:.2f}".format).unstack("score")
-    return text[list(SCORES)].reset_index()
+    return text[list(SCORES)].fillna("-").reset_index()
 
 
 def p_values() -> Frame:

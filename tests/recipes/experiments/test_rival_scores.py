@@ -47,6 +47,7 @@ def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:
 
 
 def test_rivals_are_fitted_to_the_images_or_to_a_reference() -> None:
+    pytest.importorskip("pyod")
     features, logits = torch.randn(60, 8, generator=RNG).exp(), 3 * torch.randn(60, 5, generator=RNG)
     seen = rivals.Seen(logits, features, rivals.pixel_statistics(IMAGES), torch.zeros(60))
     alone, beside = rivals.rival_scores(seen), rivals.rival_scores(seen.select(torch.arange(9)), reference=seen)
