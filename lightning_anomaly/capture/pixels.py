@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import cache
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from lightning_anomaly.threads import torch_in_threads
 
 _WINDOW = 4  # side of the blocks in which patterns are measured (pixels)
 _NEAR = 0.02  # distance of the brightest pixels from the maximum, and of the darkest from the minimum (of the range)
@@ -22,7 +26,9 @@ _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm,
 _LINE = 0.5  # change of the logarithm of a border's width that is a plain line more or less
 _IN_PIXELS = ("mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest colour")  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
-_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_VALUES = 2**17  # described at a time by one thread, so that they stay in the cache
+
+_Floats = npt.NDArray[np.floating[Any]]
 
 
 def describes_pixels(shape: torch.Size) -> bool:
@@ -36,17 +42,17 @@ def pixel_statistics(images: Tensor) -> Tensor:
     Images are `(N, C, H, W)`, signals `(N, C, L)` and volumes `(N, C, D, H, W)`. Normalization of the images changes
     each number by a factor or a constant only. Colour is the difference of the channels from their mean, grey.
     """
+    images = images.detach().cpu()
     images = images if images.dtype == torch.float64 else images.float()
-    with torch.autocast(images.device.type, enabled=False):  # in 16 bits, bytes overflow
-        return torch.stack([values for _, values in _describe(images)], 1)
+    parts = torch.split(images.contiguous(), max(1, _VALUES // math.prod(images.shape[1:])))
+    described = torch_in_threads(lambda part: [values for _, values in _describe(part.numpy())], parts, images.device)
+    return torch.from_numpy(np.concatenate([np.stack(numbers, 1) for numbers in described]))
 
 
 @cache
 def pixel_names(channels: int, axes: int) -> tuple[str, ...]:
     """Name each of the S numbers; several patterns, axes or pairs of channels share a name."""
-    return tuple(
-        name for name, _ in _describe(torch.zeros(1, channels, *[_WINDOW] * axes, dtype=torch.float32, device="cpu"))
-    )
+    return tuple(name for name, _ in _describe(np.zeros((1, channels, *[_WINDOW] * axes), np.float32)))
 
 
 def noise_floors(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -62,90 +68,85 @@ def noise_floors(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.where(borders, _LINE, _FLOOR * torch.where(in_pixels, unit, 1.0))
 
 
-def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
-    channels, axes = images.shape[1], range(1, images.ndim - 1)
-    grey = images.mean(1)
-    pixels = grey.flatten(1)
-    mean = pixels.mean(1)
-    centered = pixels - mean[:, None]
-    variance = centered.square().mean(1)
-    lowest, highest = pixels.amin(1), pixels.amax(1)  # `aminmax` takes ten times as long
-    span = (highest - lowest)[:, None]
+@np.errstate(all="ignore")  # NaN and infinity stay
+def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
+    from lightning_anomaly.capture import pixel_loops as loops  # late, as numba takes long to import
+
+    n, channels, *sides = images.shape
+    planes = images.reshape(n, channels, -1)
+    grey = np.empty((n, planes.shape[2]), planes.dtype)
+    mean, variance, skewness, lowest, highest, darkest, brightest = loops.brightness(planes, grey, _NEAR).T
     numbers = [
         ("mean", mean),
         ("lowest", lowest),
         ("highest", highest),
-        ("contrast", (variance + _TINY).log()),
-        ("skew", (centered / (variance.sqrt() + _TINY)[:, None]).pow(3).mean(1)),
-        ("brightest share", (pixels >= highest[:, None] - _NEAR * span).to(pixels).mean(1)),
-        ("darkest share", (pixels <= lowest[:, None] + _NEAR * span).to(pixels).mean(1)),
+        ("contrast", np.log(variance + _TINY)),
+        ("skew", skewness),
+        ("brightest share", brightest),
+        ("darkest share", darkest),
     ]
-    for axis in axes:
-        steps = grey.diff(dim=axis).abs().flatten(1)
-        first, middle, last = (part.flatten(1).mean(1) for part in grey.tensor_split(3, axis))
-        numbers += [("edges", steps.amax(1)), ("flat share", (steps <= _FLAT * span).to(pixels).mean(1))]
-        numbers += [(f"ends {axis - 1}", first - last), ("middle", middle - mean)]
-    if len(axes) == 2:
-        for axis in axes:
-            lines = grey.var(3 - axis, unbiased=False)
-            numbers += [("plainest line", (lines.amin(1) + _RELATIVE * variance + _TINY).log())]
-            numbers += [("plain border", _border((2 - lines / (_PLAIN * variance[:, None] + _TINY)).clamp(0, 1)))]
-    numbers += zip(("noise", "detail"), _grain(grey, variance).T, strict=True)
-    numbers += _pattern_energies(grey[:, None], variance, "patterns")
+    borders, bent = [], grey
+    for axis, size in enumerate(sides):
+        inner = math.prod(sides[axis + 1 :])
+        steps, profile, lines = loops.along_axis(grey, size, inner, _FLAT * (highest - lowest))
+        first, middle, last = (part.mean(1) for part in np.array_split(profile, 3, 1))
+        numbers += [("edges", steps[:, 0]), ("flat share", steps[:, 1])]
+        numbers += [(f"ends {axis}", first - last), ("middle", middle - mean)]
+        borders += [("plainest line", np.log(lines.min(1) + _RELATIVE * variance + _TINY))]
+        borders += [("plain border", _border((2 - lines / (_PLAIN * variance[:, None] + _TINY)).clip(0, 1)))]
+        bent = loops.second_differences(bent, size, inner)
+    if len(sides) == 2:
+        numbers += borders
+    numbers += zip(("noise", "detail"), _grain(bent, variance).T, strict=True)
+    grey_patterns, colour_patterns = _pattern_energies(planes, sides, variance)
+    numbers += [(f"{kind} patterns", energies) for kind, energies in grey_patterns]
     if channels > 1:
-        colour = images - grey[:, None]
-        varied = images.flatten(2) - images.flatten(2).mean(2, keepdim=True)
-        varied = varied / (varied.norm(dim=2, keepdim=True) + _TINY)
-        numbers += _pattern_energies(colour, variance, "colour patterns")
-        numbers += [(f"channel {channel}", colour[:, channel].flatten(1).mean(1)) for channel in range(channels)]
-        numbers += [("alike channels", alike) for alike in (varied[:, 1:] * varied[:, :-1]).sum(2).T]
-        faint = _FAINT * variance + _TINY
-        numbers += [("colour", (colour.flatten(1).square().mean(1) + faint).log())]
-        numbers += [("brightest colour", colour.square().mean(1).flatten(1).amax(1).sqrt())]
+        means, alike, energies = loops.colours(planes, grey)
+        numbers += [(f"{kind} colour patterns", energies) for kind, energies in colour_patterns]
+        numbers += [(f"channel {channel}", values) for channel, values in enumerate(means.T)]
+        numbers += [("alike channels", values) for values in alike.T]
+        numbers += [("colour", np.log(energies[:, 0] + _FAINT * variance + _TINY))]
+        numbers += [("brightest colour", np.sqrt(energies[:, 1]))]
     return numbers
 
 
-def _border(plain: Tensor) -> Tensor:
+def _border(plain: _Floats) -> _Floats:
     """Compute the log of the share of lines, plain from 0 to 1 `(N, L)`, before the first that is not, and after."""
-    first, last = (side.cumprod(1).sum(1) for side in (plain, plain.flip(1)))
-    return ((first + last + 1) / plain.shape[1]).log()
+    first, last = (np.cumprod(side, 1).sum(1) for side in (plain, plain[:, ::-1]))
+    return cast(_Floats, np.log((first + last + 1) / plain.shape[1]))
 
 
-def _grain(grey: Tensor, variance: Tensor) -> Tensor:
+def _grain(bent: _Floats, variance: _Floats) -> _Floats:
     """Compute noise and detail `(N, 2)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
-    for axis in range(1, grey.ndim):
-        grey = grey.diff(n=2, dim=axis)
-    sizes = grey.abs().flatten(1)
-    places = [int(share * sizes.shape[1]) for share in (0.5, 0.9)]
-    if sizes.device.type == "cpu":  # NumPy selects without sorting
-        quantiles = torch.from_numpy(np.partition(sizes.numpy(), places, 1)[:, places])
-    else:
-        quantiles = sizes.sort(1).values[:, places]
-    return (quantiles + _FINEST * variance.sqrt()[:, None] + _TINY).log()
+    places = [int(share * bent.shape[1]) for share in (0.5, 0.9)]
+    sizes = np.abs(bent, out=bent)
+    sizes.partition(places, 1)
+    return np.log(sizes[:, places] + _FINEST * np.sqrt(variance)[:, None] + _TINY)
 
 
-def _pattern_energies(images: Tensor, variance: Tensor, name: str) -> list[tuple[str, Tensor]]:
-    """Compute the log of the mean energy `(N,)` of each local pattern in images `(N, C, ...)`, fine or coarse.
+def _pattern_energies(images: _Floats, sides: Sequence[int], variance: _Floats) -> list[list[tuple[str, _Floats]]]:
+    """Compute the log of the mean energy `(N,)` of each local pattern, fine or coarse, in grey images and in colour.
 
     The patterns are those of the discrete cosine transform of blocks of 4 pixels along each axis, but the constant one.
     """
-    n, channels, *sides = images.shape
-    kernels = _patterns(len(sides)).to(images)
-    response = _CONVOLUTIONS[len(sides)](images.flatten(0, 1)[:, None], kernels, stride=_WINDOW)
-    energies = response.square().flatten(2).mean(2).view(n, channels, -1).mean(1)
-    energies = (energies + _RELATIVE * variance[:, None] + _TINY).log()
-    frequencies = list(itertools.product(range(_WINDOW), repeat=len(sides)))[1:]
-    sizes = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]
-    return [(f"{size} {name}", energy) for size, energy in zip(sizes, energies.T, strict=True)]
+    from lightning_anomaly.capture import pixel_loops as loops
+
+    axes, missing = len(sides), [1] * (3 - len(sides))
+    shape, window = np.array([*missing, *sides]), np.array([*missing, *[_WINDOW] * axes])
+    energies = loops.pattern_energies(images, shape, window, _patterns(axes).astype(images.dtype))
+    energies = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
+    frequencies = list(itertools.product(range(_WINDOW), repeat=axes))
+    kinds = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]
+    return [list(zip(kinds, part.T, strict=True))[1:] for part in energies.swapaxes(0, 1)]
 
 
 @cache
-def _patterns(axes: int) -> Tensor:
-    """Compute the patterns as kernels of a convolution, float64 `(P, 1, 4, ...)`."""
-    place = torch.arange(_WINDOW, dtype=torch.float64, device="cpu")
-    waves = (math.pi / _WINDOW * place[:, None] * (place + 0.5)).cos()
-    waves /= waves.norm(dim=1, keepdim=True)
-    kernels = waves
+def _patterns(axes: int) -> _Floats:
+    """Compute the patterns, the constant one first `(4 ** axes, 4 ** axes)`."""
+    place = np.arange(_WINDOW)
+    waves = np.cos(math.pi / _WINDOW * place * (place[:, None] + 0.5))
+    waves /= np.linalg.norm(waves, axis=0)
+    patterns = waves
     for _ in range(axes - 1):
-        kernels = torch.einsum("p...,qx->pq...x", kernels, waves).flatten(0, 1)
-    return kernels[1:, None]
+        patterns = np.kron(patterns, waves)
+    return patterns

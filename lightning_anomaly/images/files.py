@@ -76,8 +76,8 @@ class FolderImages(_Images):
     image's class. Without subfolders there are no classes. `skipped` gives the reason for each file and folder that is
     not read, by its path in the folder, but for the hidden files of systems: `.DS_Store`, `Thumbs.db`.
 
-    An item is an image for a network and the whole picture, squeezed into a square, in which a search for outliers sees
-    frames and captions that the network's image may lack.
+    An item is an image for a network and the whole picture, squeezed into a square of bytes, in which a search for
+    outliers sees frames and captions that the network's image may lack.
 
     Args:
         folder: The folder.
@@ -121,7 +121,7 @@ class FolderImages(_Images):
         channels, side, _ = self.shape
         size, scaling = (side, side), Image.Resampling.BILINEAR
         picture = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
-        whole = _as_image(np.array(picture.resize(size, scaling)))
+        whole = _channels_first(np.array(picture.resize(size, scaling)))
         if self.transform is None:
             return self._normalized(_as_image(np.array(ImageOps.fit(picture, size, scaling)))), whole
         return self._normalized(self.transform(picture)), whole
@@ -189,8 +189,12 @@ def _as_image(array: Any) -> Tensor:
     """Return an image `(C, H, W)` in float32, with bytes scaled to 0..1."""
     if array.dtype != np.uint8:
         return torch.from_numpy(array.astype(np.float32))
-    tensor = torch.from_numpy(array).float() / 255
-    return tensor[None] if array.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+    return _channels_first(array).float().div_(255)
+
+
+def _channels_first(array: Any) -> Tensor:
+    """Return an image `(C, H, W)` of an array `(H, W)` or `(H, W, C)`."""
+    return torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def _read_array(path: Path) -> Any:

@@ -87,7 +87,7 @@ class ImageSource:
             )
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
-        self._picture_shape: tuple[int, ...] = ()
+        self._blank = torch.zeros(1, device="cpu")  # the picture of an unreadable image `(1, ...)`
         for position in self.positions[:_ATTEMPTS]:
             _, image = next(self.batches([position]))
             if position not in self.unreadable:
@@ -186,7 +186,7 @@ class ImageSource:
             kind = type(error).__name__
             # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
             self.unreadable[position] = kind if "<" in str(error) else f"{kind}: {error}"
-            return [torch.zeros(1, *shape, device="cpu") for shape in (self.shape, self._picture_shape)]
+            return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
         return [tensors.cpu() for tensors in self._images_of(batch, 1)]
 
     def _images_of(self, batch: Any, count: int) -> tuple[Tensor, Tensor]:
@@ -204,8 +204,19 @@ class ImageSource:
                 f"for {count} items: its `collate_fn` should leave none out and add none."
             )
         pictures = tensors_in(batch)[-1] if holder(self._data, "hands_pictures") else images
-        self._picture_shape = tuple(pictures.shape[1:])
+        self._blank = torch.zeros_like(pictures[:1], device="cpu")
         return images, pictures
+
+
+def fingerprints(images: Tensor) -> list[int]:
+    """Hash the bytes of each image; the hashes hold for this process."""
+    rows = images.detach().cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
+    return [hash(row.tobytes()) for row in rows]
+
+
+def scaled(pictures: Tensor) -> Tensor:
+    """Return pictures in floating point, bytes scaled to 0..1."""
+    return pictures if pictures.is_floating_point() else pictures.float().div_(255)
 
 
 def holder(dataset: Any, attribute: str) -> Any:

@@ -50,7 +50,7 @@ class Content(NamedTuple):
         assert samples.features is not None
         if len(samples.features) < _MIN_SAMPLES:
             return None
-        vectors = normalize(samples.features.float())
+        vectors = normalize(samples.features.double())
         if not (vectors - vectors[0]).abs().max() > torch.finfo(torch.float32).eps:
             return None
         chosen = vectors
@@ -69,9 +69,9 @@ class Content(NamedTuple):
         "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        vectors = normalize(samples.features.float()).double()
-        distances = ((vectors - self.mean) @ self.axes.double()).square().sum(1)
-        similarities = vectors @ self.reference.double().T
+        vectors = normalize(samples.features.double())
+        distances = ((vectors - self.mean) @ self.axes).square().sum(1)
+        similarities = vectors @ self.reference.T
         neighbours = similarities.topk(min(_NEIGHBOUR, len(self.reference)), 1).values[:, -1]
         measures = [distances.log(), (1 - neighbours).clamp(min=_SAME).log()]
         if self.uses_energy:
@@ -117,11 +117,11 @@ def _whitened_components(centered: Tensor) -> Tensor:
     """
     count = min(_COMPONENTS, max(1, len(centered) // 2))
     components = principal_components(centered, count)
-    coordinates = (centered @ components).double()
+    coordinates = centered @ components
     spread = coordinates.square().mean(0).sqrt()
     real = spread > _REAL * spread.max()
     values, rotation = torch.linalg.eigh(shrunk_covariance(coordinates[:, real]))
-    axes: Tensor = components[:, real] @ (rotation / values.sqrt()).to(components)
+    axes: Tensor = components[:, real] @ (rotation / values.sqrt())
     return axes
 
 
@@ -147,5 +147,5 @@ def principal_components(centered: Tensor, count: int) -> Tensor:
 
 def _largest_eigenvectors(products: Tensor, count: int) -> Tensor:
     """Compute the eigenvectors `(n, count)` of a symmetric matrix `(n, n)`, by descending eigenvalue."""
-    vectors: Tensor = torch.linalg.eigh(products.double())[1]
-    return vectors.flip(1)[:, :count].to(products)
+    vectors: Tensor = torch.linalg.eigh(products)[1]
+    return vectors.flip(1)[:, :count]

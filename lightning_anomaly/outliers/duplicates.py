@@ -13,6 +13,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_anomaly.images.source import scaled
+
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
 _BLOCK = 2048  # images that are compared with as many others at once
@@ -48,12 +50,12 @@ class Traces(NamedTuple):
     features: Tensor | None
 
     @classmethod
-    def of(cls, images: Tensor, pictures: Tensor, features: Tensor | None) -> Traces:
-        """Take the traces of images `(N, ...)`, of the pictures that they show and of their features."""
-        rows = images.detach().cpu().numpy()
+    def of(cls, pictures: Tensor, features: Tensor | None) -> Traces:
+        """Take the traces of pictures `(N, ...)` and of a network's features of them."""
+        rows = pictures.detach().cpu().numpy()
         digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
         hashes = torch.from_numpy(np.frombuffer(digests, np.int64).copy())
-        looks = functional.adaptive_avg_pool2d(pictures.float(), _SIDE).cpu() if pictures.ndim == 4 else None
+        looks = functional.adaptive_avg_pool2d(scaled(pictures).float(), _SIDE).cpu() if pictures.ndim == 4 else None
         if features is not None:
             features = functional.normalize(features.float()).nan_to_num().half().cpu()
         return cls(hashes, looks, features)

@@ -14,7 +14,7 @@ from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics
 from lightning_anomaly.distributed import broadcast_result, even_slices, rank_and_world
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.source import ImageSource, scaled
 from lightning_anomaly.images.thumbnails import KEPT, Thumbnails
 from lightning_anomaly.outliers.calibration import conformal_p_values, rank_shares
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
@@ -260,7 +260,7 @@ class Run:
             if len(pictured):
                 images = pictures.drawn(fitted.ranges)
             if copied := [position for group in duplicates for position in group.positions][:KEPT]:
-                again = [Thumbnails.of(whole, _SIDE) for _, _, whole in source.pictures(copied)]
+                again = [Thumbnails.of(scaled(whole), _SIDE) for _, _, whole in source.pictures(copied)]
                 copies = cast(Thumbnails, Thumbnails.join(again)).drawn(fitted.ranges)
         return OutlierReport(
             scores=scores["larger"],
@@ -289,9 +289,10 @@ class Run:
         batches = source.pictures(positions)
         steps = -(-len(positions) // source.batch_size)
         for places, images, whole in track(batches, steps, description, self._progress):
-            pictures = Thumbnails.of(whole, _SIDE) if 2 <= whole.ndim <= 5 else None
-            samples = self.statistics(images, whole)
-            traces = Traces.of(images, whole, samples.features)
+            shown = scaled(whole)
+            pictures = Thumbnails.of(shown, _SIDE) if 2 <= whole.ndim <= 5 else None
+            samples = self.statistics(images, shown)
+            traces = Traces.of(whole, samples.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (samples.pixels, samples.features):
                 if part is not None:

@@ -67,7 +67,7 @@ def ours(place: Path) -> list[list[str]]:
     with torch.no_grad():
         for batch, pictures in DataLoader(images, 50):
             model(batch)
-            traces.append(Traces.of(batch, pictures, features.pop()))
+            traces.append(Traces.of(pictures, features.pop()))
     groups, problem = find_duplicates(Traces.join(traces))
     assert not problem
     return [[Path(images.samples[position][0]).stem for position in positions] for positions, _ in groups]

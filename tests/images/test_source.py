@@ -60,7 +60,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if index == 0:
             raise OSError("broken")
-        return torch.full((1, 2, 2), float(index)), torch.full((1, 4, 4), -float(index))
+        return torch.full((1, 2, 2), float(index)), torch.full((1, 4, 4), 255 - index, dtype=torch.uint8)
 
 
 def test_whole_pictures_are_read_beside_the_images() -> None:
@@ -69,6 +69,7 @@ def test_whole_pictures_are_read_beside_the_images() -> None:
     assert torch.cat([images for _, images, _ in read]).mean((1, 2, 3)).tolist() == [3, 0, 5]
     pictures = torch.cat([pictures for _, _, pictures in read])
     assert pictures.shape == (3, 1, 4, 4)
-    assert pictures.mean((1, 2, 3)).tolist() == [-3, 0, -5]
+    assert pictures.dtype == torch.uint8
+    assert pictures.amax((1, 2, 3)).tolist() == [252, 0, 250]
     for _, images, same in ImageSource(IMAGES, "images").pictures([0, 2]):
         assert same is images
