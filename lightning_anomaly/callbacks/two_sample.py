@@ -28,7 +28,7 @@ from lightning_anomaly.two_sample.comparable_images import (
     read_once,
     without_augmentation,
 )
-from lightning_anomaly.two_sample.comparison import LastComparison, check_groups, compare_groups
+from lightning_anomaly.two_sample.comparison import LastComparison, WatchedPass, check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, MIN_SAMPLES
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
@@ -54,8 +54,9 @@ class TwoSampleCallback(WatchingCallback):
     without `train_inputs` nothing is compared or logged.
 
     Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. It leaves
-    random states, flags, buffers, gradients and hooks as they were. A user's hooks on `forward`
-    see these images too.
+    random states, flags, buffers, gradients and hooks as they were. A user's hooks on `forward` see these images too.
+    In a run of one process, responses to validation images are taken from the validation itself if all of them are in
+    the sample and `validation_step` calls `forward` with them.
 
     Args:
         train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or
@@ -136,6 +137,8 @@ class TwoSampleCallback(WatchingCallback):
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self._images: dict[str, ImageSource] | None = None  # of this fit
+        self._val_fingerprints: list[int] = []  # of its validation images
+        self._val_pass: WatchedPass | None = None  # of the current validation
         self._last = LastComparison()  # of this fit
         self._fresh: TwoSampleReport | None = None  # of the current validation
         self._seconds = 0.0
@@ -168,7 +171,11 @@ class TwoSampleCallback(WatchingCallback):
         self._images, self._last = None, LastComparison()
 
     def _release(self) -> None:
-        self._fresh = None
+        if self._val_pass is not None:
+            self._val_pass.remove()
+        if self._last.started:  # and not finished
+            self._last = LastComparison()
+        self._fresh = self._val_pass = None
 
     @until_validation_end
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
@@ -180,12 +187,27 @@ class TwoSampleCallback(WatchingCallback):
             rank_zero_info(
                 "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
             )
+        own = self.train_inputs is None and self.val_inputs is None and trainer.state.fn == "fit"
+        if self._due and own and trainer.world_size == 1 and not self._last.has_backbone_of(pl_module):
+            data: Any = getattr(first_loader(trainer.val_dataloaders), "dataset", None)
+            if hasattr(data, "__len__") and len(data) <= self.sample_size:
+                self._val_pass = WatchedPass(pl_module, self.layers)
+
+    @until_validation_end
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch the validation step."""
+        if self._val_pass is not None and dataloader_idx == 0:
+            self._val_pass.attach()
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compare after the first step, for the reasons of `ValidationWatch.run_training_probe`."""
-        if self._due:
+        """Run the images after the first step: averaged weights are in place then, and the buffers of process 0."""
+        if self._val_pass is not None:
+            self._val_pass.remove()
+        if self._due and not self._last.started:
             with self._timed():
                 self._finish(trainer, pl_module, batch)
 
@@ -193,6 +215,7 @@ class TwoSampleCallback(WatchingCallback):
     def _finish(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
         if self._fresh is not None:
             return
+        self._seconds = self._seconds if self._last.started else 0.0
         start = perf_counter()
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images or self._read_images(trainer, pl_module, batch)
@@ -200,15 +223,22 @@ class TwoSampleCallback(WatchingCallback):
             if trainer.state.fn == "fit":
                 self._images, last = images, self._last
             train, val = images.values()
+            ended, val_pass = batch is None, self._val_pass
+            if val_pass is not None and not val_pass.saw(self._val_fingerprints, ended):
+                val_pass = self._val_pass = None
             with trainer.strategy.precision_plugin.forward_context():
-                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, last)
-        self._seconds = perf_counter() - start
+                if val_pass is not None and not ended:
+                    self._last.start(pl_module, train, self.layers)
+                else:
+                    self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, last, val_pass)
+        self._seconds += perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
         """Read the images once, warn of what may be wrong with them, and keep them if they fit into memory."""
         inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         sources = self._open_sources(trainer, pl_module, inputs)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
+        self._val_fingerprints = seen["val_inputs"][1]
         doubts = describe_doubts([name for name, source in inputs.items() if source is not None], seen, batch)
         if self.train_inputs is None and is_augmented(sources["train_inputs"]):
             doubts["augmented"] = (

@@ -87,7 +87,7 @@ def shuffles(loaders: Any) -> bool:
 
 
 def random_sample(positions: Iterable[int], size: int, seed: int) -> list[int]:
-    """Draw up to `size` different positions at random, in random order."""
+    """Draw up to `size` different positions at random, in ascending order."""
     candidates = sorted({*positions})
     order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(seed))
-    return [candidates[place] for place in order[:size].tolist()]
+    return [candidates[place] for place in order[:size].sort().values.tolist()]

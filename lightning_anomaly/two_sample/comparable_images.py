@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.images.loaders import batch_size_of, drawn_positions
-from lightning_anomaly.images.source import ImageSource, first_tensor, holder
+from lightning_anomaly.images.source import ImageSource, fingerprints, first_tensor, holder
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
 _MIN_IMAGES = 8  # for their mean and spread to mean something
@@ -25,15 +25,14 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
     fit = sum(source.nbytes for source in sources.values()) <= max_bytes
     opened, seen = {}, {}
     for name, source in sources.items():
-        held, moments, fingerprints = [], [], []
+        held, moments, hashes = [], [], []
         for images in source.readable():
             moments.append(_moments(images))
-            rows = images.detach().cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
-            fingerprints += [hash(row.tobytes()) for row in rows]
+            hashes += fingerprints(images)
             if fit and source.nbytes:
                 held.append(images.cpu())
         opened[name] = ImageSource(torch.cat(held), name, source.batch_size) if held else source
-        seen[name] = torch.cat(moments, 1), fingerprints
+        seen[name] = torch.cat(moments, 1), hashes
     return opened, seen
 
 

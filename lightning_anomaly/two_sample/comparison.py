@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from lightning_anomaly.capture.layers import linear_layers, select_layers, unsee
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import Inputs, open_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.images.source import ImageSource, tensors_in
+from lightning_anomaly.images.source import ImageSource, fingerprints, first_tensor, tensors_in
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
@@ -102,18 +103,22 @@ def compare_groups(
     layers: Iterable[str] | None,
     significance: float,
     last: LastComparison | None = None,
+    val_pass: WatchedPass | None = None,
 ) -> TwoSampleReport:
     """Compute the report of `two_sample_test` without issuing warnings.
 
     `last` is an earlier comparison of the same images, which this one replaces: a layer with the same values keeps its
-    test, and if only the head has changed, nothing else runs.
+    test, and if only the head has changed, nothing else runs. `val_pass` was watched while somebody else ran the model
+    on the validation images, which spares a pass.
     """
     last = LastComparison() if last is None else last
     significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
-    watched = select_layers(model, layers)
-    linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
-    train, val = last.run_head(model) or last.run(model, train_inputs, val_inputs, watched, linear)
+    if last.started or not last.run_head(model):
+        last.start(model, train_inputs, layers)
+        last.finish(model, val_inputs, layers, val_pass)
+    train, val = last.groups
+    linear = linear_units(model, layers)
     notes = unseen_layers(model, layers) | train.notes | val.notes
     n_train, n_val = train.n_samples, val.n_samples
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
@@ -200,61 +205,123 @@ class _Group(NamedTuple):
     errors: Tensor | None  # see `ExpectedErrors.result`
 
 
+def linear_units(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Module]:
+    """Return the linear layers that are not among the `layers` to compare."""
+    chosen = select_layers(model, layers)
+    return {name: layer for name, layer in linear_layers(model).items() if name not in chosen}
+
+
 class LastComparison:
     """What a comparison leaves to the next one of the same images."""
 
     def __init__(self) -> None:
         self.tests: dict[bytes, LayerTest] = {}  # by a hash of the layer's values
-        self._head: str | None = None  # the linear layer whose output the model returned
-        self._inputs: list[ImageSource] = []  # of the head, for the images of both kinds
-        self._groups: list[_Group] = []
-        self._state = b""  # hash of the model's other parameters and buffers
+        self.groups: list[_Group] = []  # training images, then validation images
+        self._heads: list[HeadCapture] = []  # of both
+        self._sizes: list[int | None] = []  # of their batches
+        self._probabilities: bool | None = None  # see `ExpectedErrors`
+        self._state: bytes | None = None  # hash of the parameters and buffers that are not the head's
 
-    def run(
-        self,
-        model: nn.Module,
-        train_inputs: Inputs,
-        val_inputs: Inputs,
-        layers: dict[str, nn.Module],
-        linear: dict[str, nn.Module],
-    ) -> list[_Group]:
-        """Run a network on the images of both kinds."""
-        output, self._groups, heads = ExpectedErrors(), [], []
-        for inputs in (train_inputs, val_inputs):
-            heads.append(HeadCapture(model))
-            with heads[-1]:
-                self._groups.append(_run(model, inputs, layers, linear, output, heads[-1]))
-            output = ExpectedErrors(output.probabilities)
-        self._head = heads[0].name if heads[0].name == heads[1].name else None
-        if self._head is not None:
-            sizes = [getattr(inputs, "batch_size", None) for inputs in (train_inputs, val_inputs)]
-            self._inputs = [ImageSource(head.inputs, "inputs", size) for head, size in zip(heads, sizes, strict=True)]
-            self._state = state_without(model, self._head)
-        return self._groups
+    @property
+    def started(self) -> bool:
+        """Whether the training images wait for `finish`."""
+        return len(self.groups) == 1
 
-    def run_head(self, model: nn.Module) -> list[_Group] | None:
-        """Run the head alone; None if more has changed, or if the model has no head."""
-        if self._head is None or state_without(model, self._head) != self._state:
-            return None
-        output, head = ExpectedErrors(), model.get_submodule(self._head)
-        for place, inputs in enumerate(self._inputs):
-            again = _run(head, inputs, {}, {self._head: head}, output)
-            before = self._groups[place]
-            self._groups[place] = before._replace(maps={**before.maps, **again.maps}, errors=again.errors)
+    def start(self, model: nn.Module, train_inputs: Inputs, layers: Iterable[str] | None) -> None:
+        """Run a network on the training images; a second call does nothing before `finish`."""
+        if not self.started:
+            output, head = ExpectedErrors(), HeadCapture(model)
+            with head:
+                self.groups = [_run(model, train_inputs, layers, output, head)]
+            self._heads, self._sizes = [head], [getattr(train_inputs, "batch_size", None)]
+            self._probabilities = output.probabilities
+            self._state = None if head.name is None else state_without(model, head.name)
+
+    def finish(
+        self, model: nn.Module, val_inputs: Inputs, layers: Iterable[str] | None, val_pass: WatchedPass | None
+    ) -> None:
+        """Run a network on the validation images, unless somebody else's pass was watched."""
+        output = ExpectedErrors(self._probabilities)
+        if val_pass is None:
+            head = HeadCapture(model)
+            with head:
+                self.groups.append(_run(model, val_inputs, layers, output, head))
+        else:
+            head = val_pass.head
+            for result in val_pass.outputs:
+                output.update(result)
+            self.groups.append(_group(model, val_inputs, layers, val_pass.capture, output))
+        self._heads.append(head)
+        self._sizes.append(getattr(val_inputs, "batch_size", None))
+        if head.name != self._heads[0].name:
+            self._state = None
+
+    def has_backbone_of(self, model: nn.Module) -> bool:
+        """Whether nothing but the head of a model has changed; False if it has no head."""
+        name = self._heads[0].name if self._heads else None
+        return name is not None and state_without(model, name) == self._state
+
+    def run_head(self, model: nn.Module) -> bool:
+        """Run the head alone, and return whether that was enough."""
+        if not self.has_backbone_of(model):
+            return False
+        output, name = ExpectedErrors(), str(self._heads[0].name)
+        for place, (head, size) in enumerate(zip(self._heads, self._sizes, strict=True)):
+            again = _run(model.get_submodule(name), ImageSource(head.inputs, "inputs", size), None, output)
+            before = self.groups[place]
+            self.groups[place] = before._replace(maps={**before.maps, name: again.maps[""]}, errors=again.errors)
             output = ExpectedErrors(output.probabilities)
-        return self._groups
+        return True
+
+
+class WatchedPass:
+    """Takes what a comparison needs while somebody else runs a model on images, batch by batch.
+
+    In each batch, the first call of the model counts, and only if it returns a tensor `(n,)` or `(n, C)`.
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[str] | None) -> None:
+        self._model = model
+        self.capture = _capture(model, layers)
+        self.head = HeadCapture(model)
+        self.outputs: list[Tensor] = []
+        self.images: list[int] = []  # fingerprints, in the order of the batches
+        self._hooks = ExitStack()
+
+    def attach(self) -> None:
+        """Hook the model for a batch. `remove` must follow."""
+        called: list[bool] = []
+
+        def take(module: nn.Module, args: Any, output: Any) -> None:
+            images = first_tensor(args)
+            if not called and images is not None and isinstance(output, Tensor) and output.ndim in (1, 2):
+                self.images += fingerprints(images)
+                self.outputs.append(output.detach().clone())
+                self.head.update(output)
+            called.append(True)
+
+        self._hooks.enter_context(self.head)
+        self._hooks.enter_context(self.capture)
+        self._hooks.callback(self._model.register_forward_hook(take).remove)
+
+    def remove(self) -> None:
+        """Take the hooks off; a second call does nothing."""
+        self._hooks.close()
+
+    def saw(self, images: Sequence[int], ended: bool) -> bool:
+        """Whether the model has seen these images in this order, by their fingerprints; all if the pass has ended."""
+        return bool(self.images) and self.images == [*images[: None if ended else len(self.images)]]
 
 
 def _run(
     model: nn.Module,
     inputs: Inputs,
-    layers: dict[str, nn.Module],
-    linear: dict[str, nn.Module],
+    layers: Iterable[str] | None,
     output: ExpectedErrors,
     head: HeadCapture | None = None,
 ) -> _Group:
     """Run a network once on the images of one kind."""
-    capture = MapCapture({**layers, **linear}, summary=_largest)
+    capture = _capture(model, layers)
 
     def take_output(result: Any) -> None:
         output.update(result)
@@ -263,12 +330,25 @@ def _run(
 
     with output:
         run(model, inputs, capture, take_output=take_output)
+    return _group(model, inputs, layers, capture, output)
+
+
+def _capture(model: nn.Module, layers: Iterable[str] | None) -> MapCapture:
+    return MapCapture({**select_layers(model, layers), **linear_units(model, layers)}, summary=_largest)
+
+
+def _group(
+    model: nn.Module, inputs: Inputs, layers: Iterable[str] | None, capture: MapCapture, output: ExpectedErrors
+) -> _Group:
+    """Check that every layer and the output responded to every image."""
     source = inputs if isinstance(inputs, ImageSource) else None
     n_read = None if source is None else len(source.positions) - len(source.unreadable)
-    filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, n_read)
+    filters, n_samples, notes = usable_layers(
+        {name: capture.maps[name] for name in select_layers(model, layers)}, n_read
+    )
     notes |= {} if source is None else source.notes()
     n_samples = n_samples or len(output)  # if no layer is usable
-    usable, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
+    usable, _, _ = usable_layers({name: capture.maps[name] for name in linear_units(model, layers)}, n_samples)
     units = {name: layer for name, layer in usable.items() if layer.size == ()}
     errors = output.result(n_samples)
     if errors is None:

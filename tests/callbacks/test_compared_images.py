@@ -98,7 +98,7 @@ def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(f
         positions = sources(images_of_kind, train)
         assert len(set(positions)) == 128
         assert min(positions) >= 0
-        assert positions != sorted(positions)
+        assert positions != list(range(positions[0], positions[0] + 128))
         assert max(positions) >= 128
     again = two_sample_test(model, seen[0], seen[1])
     assert again.confidence_error_ratio == pytest.approx(report.confidence_error_ratio)
@@ -122,18 +122,19 @@ def test_training_images_of_a_folder_are_read_with_the_transform_of_the_validati
         for place, (image, target) in enumerate(pictures(part == "train")):
             image.save(tmp_path / part / str(int(target)) / f"{place}.png")
         loaders.append(DataLoader(ImageFolder(tmp_path / part, transform), 25))
-    model = Module()
-    quiet_trainer(tmp_path, TwoSampleCallback(), max_epochs=1).fit(model, *loaders)
-    train, val = torch.cat(model.seen).split([200, 150])
-    assert sorted(sources(train, True)) == list(range(200))
-    assert sorted(sources(val, False)) == list(range(150))
+    model, compared = Module(), TwoSampleCallback()
+    quiet_trainer(tmp_path, compared, max_epochs=1).fit(model, *loaders)
+    assert sorted(sources(torch.cat(model.seen), True)) == list(range(200))
+    assert compared.report is not None
+    assert compared.report.n_val == 150
 
 
 def test_only_images_of_a_subset_are_taken(tmp_path: Path) -> None:
-    model = fit_own(tmp_path, TwoSampleCallback(sample_size=1000), subsets=True, max_epochs=1)
-    train, val = torch.cat(model.seen).split([175, 125])
-    assert sorted(sources(train, True)) == list(range(175))
-    assert sorted(sources(val, False)) == list(range(125))
+    compared = TwoSampleCallback(sample_size=1000)
+    model = fit_own(tmp_path, compared, subsets=True, max_epochs=1)
+    assert sorted(sources(torch.cat(model.seen), True)) == list(range(175))
+    assert compared.report is not None
+    assert compared.report.n_val == 125
 
 
 def test_images_without_a_transform_are_those_of_the_loader(tmp_path: Path) -> None:
@@ -223,6 +224,42 @@ def test_a_validation_after_a_fit_compares_its_images_or_logs_nothing(tmp_path: 
     assert other["two_sample/count"] > same["two_sample/count"]
     # The Trainer has no training images in a `validate`.
     assert [{*logged} for logged in validate(TwoSampleCallback(sample_size=60))] == [{"val_loss"}] * 2
+
+
+class Watched(SmallNet):
+    """Counts the images that `forward` sees in evaluation mode."""
+
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 0 if self.training else len(x)
+        return super().forward(x)
+
+
+class Scales(Watched):
+    """Shows `forward` other images in a validation than its batches hold, from the second batch on."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss([batch[0] * (1 + (batch_idx > 0)), batch[1]]))
+
+
+class Shifts(Scales):
+    """Shows `forward` other images from the first batch on."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx + 1)
+
+
+@pytest.mark.parametrize(("module", "passes"), [(Watched, 1), (Scales, 2), (Shifts, 2)])
+def test_a_validation_spares_the_comparison_a_pass_over_its_images(tmp_path: Path, module: Any, passes: int) -> None:
+    compared, model = TwoSampleCallback(sample_size=80), module()
+    fit(tmp_path, compared, module=model, max_epochs=3, num_sanity_val_steps=0)
+    assert model.seen == 3 * (80 + passes * 60)
+    expected = two_sample_test(model, images(80), images(60, seed=1))
+    assert compared.report is not None
+    torch.testing.assert_close(compared.report.val_errors, expected.val_errors)
+    assert compared.report.filters == expected.filters
+    assert compared.report.units.keys() == expected.units.keys()
 
 
 class Long(IterableDataset[Any]):
