@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.capture.samples import Head
 from lightning_anomaly.checks import check_fraction, check_integer, check_names
-from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world, run_together
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import warn_of
 from lightning_anomaly.outliers.calibration import Scale, Tail, conformal_p_values
@@ -86,9 +85,7 @@ class OutlierDetector:
     ) -> OutlierDetector:
         """Fit to a reference of ordinary images, and return the detector.
 
-        Three eighths of the reference are fitted to, one eighth scales the scores, and half calibrates the p-values. In
-        distributed runs all processes call this with the same arguments; each runs the model on its share of the
-        images, and all get the same fit.
+        Three eighths of the reference are fitted to, one eighth scales the scores, and half calibrates the p-values.
 
         Args:
             reference: Ordinary images, preferably ones that the model was not trained on: a tensor `(N, ...)`, a
@@ -101,11 +98,9 @@ class OutlierDetector:
         Raises:
             ValueError: If images differ in size, the data has no length, none of the first 100 images can be read,
                 there are fewer than 100, most images give NaN, or an argument is not allowed.
-            RuntimeError: If another process fails.
         """
         self._learn(reference, "reference", batch_size, max_reference, seed, progress)
-        if rank_and_world()[0] == 0:
-            warn_of(self.notes)
+        warn_of(self.notes)
         return self
 
     def _learn(
@@ -126,16 +121,15 @@ class OutlierDetector:
         seed = check_integer("seed", seed, 0, 2**64 - 1)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
         run = Run(self.model, self.class_names, progress)
-        shares = gather_results(lambda: run.collect(images, argument, batch_size, limit, seed, is_own))
-        self._fit, self.notes, judged, self._reference = broadcast_result(lambda: run.fit(shares, is_own))
+        learned = run.fit(images, argument, batch_size, limit, seed, is_own)
+        self._fit, self.notes, judged, self._reference = learned
         return judged
 
     def score(self, images: Tensor, pictures: Tensor | None = None) -> Tensor:
         """Compute outlier scores of a batch of images `(n, ...)`, larger for odder images: float64 `(n,)` on the CPU.
 
         A `FolderImages` hands the whole pictures beside the images: pass both to get the scores of `search`.
-        Images with NaN or infinite values have an infinite score. Processes do not wait for each other, so this can be
-        called in a `predict_step`.
+        Images with NaN or infinite values have an infinite score.
 
         Raises:
             ValueError: If the detector is not fitted, or the images are of another type or shape than the reference.
@@ -147,7 +141,7 @@ class OutlierDetector:
         check_shape("images", images.shape[1:], fitted)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
-        run = Run(self.model, self.class_names, False, head=fitted.head, alone=True)
+        run = Run(self.model, self.class_names, False, fitted.head)
         samples = run.statistics(images, images if pictures is None else pictures)
         check_features("images", samples, fitted)
         return larger(view.scores(samples) for view in fitted.views.values())
@@ -176,8 +170,7 @@ class OutlierDetector:
     ) -> OutlierReport:
         """Score every image of a data set and report the most unusual ones.
 
-        The model runs once on each image. In distributed runs all processes call this with the same arguments; each
-        scores its share of the images, and all get the same report.
+        The model runs once on each image.
 
         Args:
             images: A tensor `(N, ...)`, a Dataset or a DataLoader, whose data set is read in order. The report has file
@@ -193,11 +186,9 @@ class OutlierDetector:
         Raises:
             ValueError: If the detector is not fitted, the images differ in shape from the reference, the data has no
                 length, none of the first 100 images can be read, or an argument is not allowed.
-            RuntimeError: If another process fails.
         """
         report = self._report(images, "images", batch_size, false_discovery_rate, progress)
-        if rank_and_world()[0] == 0:
-            warn_of(report.notes)
+        warn_of(report.notes)
         return report
 
     def _report(
@@ -212,10 +203,8 @@ class OutlierDetector:
         """Search without warnings; `judged` are the scores of a reference that was drawn from the images."""
         fitted = self._fitted()
         rate = check_fraction("false_discovery_rate", rate, zero=False)
-        run = Run(self.model, self.class_names, progress, head=fitted.head)
-        done = {position for part in judged for position in part.positions.tolist()}
-        scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, done))
-        report = broadcast_result(lambda: run.report(fitted, scored, judged, rate, self._reference))
+        run = Run(self.model, self.class_names, progress, fitted.head)
+        report = run.search(images, argument, batch_size, fitted, judged, rate, self._reference)
         return replace(report, notes=self.notes | dict(report.notes))
 
     def save(self, path: str | Path) -> None:
@@ -361,7 +350,6 @@ def find_outliers(
 
     Raises:
         ValueError: See `OutlierDetector.fit` and `OutlierDetector.search`.
-        RuntimeError: If another process fails.
 
     Examples:
         >>> images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -370,13 +358,12 @@ def find_outliers(
         [7]
     """
     if model is None:
-        _, model, known = run_together(load_pretrained)
+        _, model, known = load_pretrained()
         class_names = class_names or known or None
     detector = OutlierDetector(model, class_names)
-    source, is_own = run_together(lambda: ImageSource(images, "images", batch_size)), reference is None
+    source, is_own = ImageSource(images, "images", batch_size), reference is None
     reference, argument = (source, "images") if is_own else (reference, "reference")
     judged = detector._learn(reference, argument, batch_size, max_reference, seed, progress, is_own=is_own)
     report = detector._report(source, "images", batch_size, false_discovery_rate, progress, judged)
-    if rank_and_world()[0] == 0:
-        warn_of(report.notes)
+    warn_of(report.notes)
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +12,6 @@ from lightning_anomaly.capture.hooks import hooked
 from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics
-from lightning_anomaly.distributed import broadcast_result, even_slices, rank_and_world
 from lightning_anomaly.images.source import ImageSource, scaled
 from lightning_anomaly.images.thumbnails import KEPT, Thumbnails
 from lightning_anomaly.outliers.calibration import conformal_p_values, rank_shares
@@ -106,61 +104,41 @@ class Known(NamedTuple):
     traces: Traces
 
 
-_Share = tuple[list[Batch], Head | None, dict[int, str]]  # batches, head, `{position: error}`
-_Scored = tuple[list[Judged], int, dict[int, str]]  # judged images, number of images, `{position: error}`
-
-
 class Run:
-    """Runs a model on this process's share of the images; between the steps, processes exchange their results.
-
-    All processes use the buffers of process 0, since those of a BatchNorm differ. With `alone` there is no exchange.
-    """
+    """Runs a model on images to fit to them, to score them and to report."""
 
     def __init__(
         self,
         model: nn.Module,
         class_names: Sequence[str] | None,
         progress: bool | None,
-        *,
         head: Head | None = None,
-        alone: bool = False,
     ) -> None:
-        rank, self._world = (0, 1) if alone else rank_and_world()
-        self._rank, self._model, self._head, self._class_names = rank, model, head, class_names
-        self._progress = progress if rank == 0 else False
+        self._model, self._head, self._class_names, self._progress = model, head, class_names, progress
         tensors = [*model.parameters(), *model.buffers()]
         self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-        self._buffers: dict[str, Tensor] = {}
-        if self._world > 1:
-            self._buffers = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in model.named_buffers()})
 
-    def collect(
+    def fit(
         self, images: Any, argument: str, batch_size: int | None, limit: int, seed: int, is_own: bool
-    ) -> _Share:
-        """Collect statistics of this process's share of a reference; `is_own` if all of it is scored by the fit."""
-        source = self._source = _opened(images, argument, batch_size)
+    ) -> tuple[Fitted, dict[str, str], list[Judged], Known | None]:
+        """Fit to a reference, or with `is_own` to the images that are searched, all of which are scored by the fit.
+
+        Return the fit, notes, and with `is_own` the images' scores, else what is known of the reference.
+        """
+        source = _opened(images, argument, batch_size)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed), device="cpu")
         if len(order) < MIN_REFERENCE and not is_own:
             raise ValueError(
                 f"Parameter `{argument}` should hold at least {MIN_REFERENCE} images to learn from. Found {len(order)}."
             )
-        self._chosen: list[int] = order[:limit].tolist()
+        chosen: list[int] = order[:limit].tolist()
         if is_own and len(order) <= limit:
-            self._chosen.sort()  # no seed matters
-        batches = list(self._batches(source, self._chosen, "reference"))
+            chosen.sort()  # no seed matters
+        batches = list(self._batches(source, chosen, "reference"))
         if not is_own:  # only the ranges of some pictures are shown
             batches = [batch._replace(pictures=batch.pictures and batch.pictures.ends()) for batch in batches]
-        return batches, self._head, source.unreadable
-
-    def fit(self, shares: Sequence[_Share], is_own: bool) -> tuple[Fitted, dict[str, str], list[Judged], Known | None]:
-        """Fit to the whole reference, in process 0.
-
-        Return the fit, notes, and with `is_own` the images' scores, else what is known of the reference.
-        """
-        batches, heads, unreadable = zip(*shares, strict=True)
-        source, head = self._source, next((head for head in heads if head is not None), None)
-        every = Batch.join([*itertools.chain(*batches)])
+        every = Batch.join(batches)
         finite = finite_rows(every.samples, len(every.positions))
         samples, count = every.samples.select(finite), int(finite.sum())
         few = is_own and len(finite) < MIN_REFERENCE
@@ -191,7 +169,7 @@ class Run:
         if not is_own:
             unused = {*every.positions[~finite].tolist()}
             notes |= _unusable_notes(
-                _merged(unreadable), unused, len(self._chosen), source.names, "reference images", "they are ignored"
+                source.unreadable, unused, len(chosen), source.names, "reference images", "they are ignored"
             )
         if few:
             notes["few images"] = (
@@ -206,42 +184,34 @@ class Run:
                 "along each axis, or all alike."
             )
         ranges = None if every.pictures is None else every.pictures.select(slice(_SCALE_IMAGES)).ranges()
-        fitted = Fitted(views, calibration, count, source.shape, ranges, head, source.n_classes)
+        fitted = Fitted(views, calibration, count, source.shape, ranges, self._head, source.n_classes)
         positions = every.positions[finite].tolist()
         names = [position if source.names is None else source.names[position] for position in positions]
         return fitted, notes, judged, None if is_own else Known(names, every.traces.select(finite))
 
-    def score(self, images: Any, argument: str, batch_size: int | None, fitted: Fitted, scored: set[int]) -> _Scored:
-        """Score this process's share of the images that are not `scored` yet."""
-        source = self._source = _opened(images, argument, batch_size)
-        check_shape(argument, source.shape, fitted)
-        remaining = [position for position in range(len(source)) if position not in scored]
-        judged: list[Judged] = []
-        for positions, samples, pictures, traces in self._batches(source, remaining, "outlier scores"):
-            check_features(argument, samples, fitted)
-            judged.append(Judged(positions, judge(fitted.views, samples), positions, pictures, traces))
-            if sum(len(part.pictured) for part in judged) > 4 * KEPT:
-                judged = [Judged.join(judged)]
-        return judged, len(source), source.unreadable
-
-    def report(
+    def search(
         self,
+        images: Any,
+        argument: str,
+        batch_size: int | None,
         fitted: Fitted,
-        scored: Sequence[_Scored],
         judged: Sequence[Judged],
         rate: float,
         reference: Known | None,
     ) -> OutlierReport:
-        """Join all scores into a report, in process 0; `judged` are those of a reference out of the images."""
-        parts, counts, unreadable = zip(*scored, strict=True)
-        source = self._source
-        if len({*counts}) > 1:
-            raise ValueError(
-                f"Parameter `{source.argument}` should hold the same images in every process. Found {[*counts]} images "
-                "in the processes."
-            )
-        _, views, pictured, pictures, traces = Judged.join([*judged, *itertools.chain(*parts)])
-        broken = _merged(unreadable)
+        """Score the images that are not `judged` yet, as those of a reference out of them are, and report on all."""
+        source = _opened(images, argument, batch_size)
+        check_shape(argument, source.shape, fitted)
+        known = {position for part in judged for position in part.positions.tolist()}
+        parts = list(judged)
+        remaining = [position for position in range(len(source)) if position not in known]
+        for positions, samples, pictures, traces in self._batches(source, remaining, "outlier scores"):
+            check_features(argument, samples, fitted)
+            parts.append(Judged(positions, judge(fitted.views, samples), positions, pictures, traces))
+            if sum(len(part.pictured) for part in parts[len(judged) :]) > 4 * KEPT:
+                parts[len(judged) :] = [Judged.join(parts[len(judged) :])]
+        _, views, pictured, pictures, traces = Judged.join(parts)
+        broken = source.unreadable
         scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
         infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
         notes = _unusable_notes(broken, infinite, len(source), source.names, "images", "they have no score")
@@ -282,8 +252,7 @@ class Run:
         )
 
     def _batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
-        """Yield what is known of this process's share, batch by batch."""
-        positions = positions[even_slices(len(positions), self._world)[self._rank]]
+        """Yield what is known of the images at some positions, batch by batch."""
         if self._class_names is None:
             self._class_names = source.class_names
         batches = source.pictures(positions)
@@ -304,7 +273,7 @@ class Run:
         images, whole = images.to(self._device), whole.to(self._device)
         pixels = pixel_statistics(whole).cpu() if describes_pixels(whole.shape) else None
         capture = SampleCapture(self._model, with_pixels=False, head=self._head)
-        with probing(self._model, self._buffers) as call:
+        with probing(self._model) as call:
             with hooked([(module, capture, take) for module, take in capture.watched]):
                 # A copy, as the model may change its input in place.
                 call(images.to(self._dtype or images.dtype, copy=True))
@@ -372,10 +341,6 @@ def check_shape(argument: str, shape: Sequence[int], fitted: Fitted) -> None:
             f"Parameter `{argument}` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
             f"{tuple(shape)}."
         )
-
-
-def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:
-    return {key: text for part in parts for key, text in part.items()}
 
 
 def _unusable_notes(
