@@ -1,4 +1,4 @@
-"""The probe of a validation: take its maps from the validation step, or from a run on training images."""
+"""The probe of a validation: take its maps while the validation step runs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,16 @@ from torch import Tensor, nn
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.browser.pictures import KeptMaps, take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.probe import most_samples, probing
+from lightning_anomaly.capture.probe import most_samples
 from lightning_anomaly.capture.probe_samples import ProbeSamples, label_texts, probe_files
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
-from lightning_anomaly.images.source import ImageSource, class_names, first_tensor
+from lightning_anomaly.images.source import class_names, first_tensor
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
 from lightning_anomaly.verdicts.anomalies import LIVE, NONFINITE
 from lightning_anomaly.verdicts.layer_report import LayerReport
-
-CHANGED = {
-    "val": "The validation images of the probe changed from one validation to the next, so the anomaly counts are not "
-    'comparable. Give the same images each time, without random augmentation, or use `probe = "train"`.',
-    "train": "The training images of the probe changed from one validation to the next, so the anomaly counts are not "
-    "comparable. Augment with the random numbers of torch, NumPy or Python, which are reset for each probe, or use "
-    '`probe = "val"`.',
-}
 
 
 @dataclass(eq=False)
@@ -40,21 +32,17 @@ class ValidationWatch:
     trainer: Any
     module: Any
     layers: dict[str, nn.Module]
-    probe: str
     probe_size: int
     settings: AnalysisSettings
     notes: Mapping[str, str]
     keep_images: bool
-    source: ImageSource | None = None  # of a training probe, once it has been opened
     previous: Mapping[str, LayerReport] | None = None  # results of this process in the last analysis
     kept: Mapping[str, KeptMaps] = field(default_factory=dict)  # maps of the last analysis for the page
 
     def __post_init__(self) -> None:
         world, settings = rank_and_world()[1], self.settings
         self._alone = world == 1
-        # Largest number of samples over all processes; a training probe sets its own when it runs.
-        self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))
-        self._probed = False
+        self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
         self._limit = -(-self.probe_size // world)
         self.samples = ProbeSamples(self.keep_images)
         self._capture = MapCapture(
@@ -67,46 +55,17 @@ class ValidationWatch:
 
     def before_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come."""
-        if self.probe == "val":
-            self.samples.add_targets(batch)
-            # If no layer gives usable maps, count the samples of the batches instead.
-            if not self._capture.full and (most_samples(self._capture.maps) or self.samples.count < self._limit):
-                self._capture.attach()
-                self._record(batch)
-
-    def _record(self, batch: Any) -> None:
-        self.samples.add(batch, self._limit - most_samples(self._capture.maps))
-
-    def run_training_probe(self) -> None:
-        """Run this process's share of the training probe as Lightning evaluates; a second call does nothing.
-
-        Call it after the first step of a validation. By then averaged weights are in place, whatever the order of the
-        callbacks, and all processes have the buffers of process 0, which are validated and saved.
-        """
-        if self.probe != "train" or self._probed:
-            return
-        self._probed = True
-        trainer, module, seed = self.trainer, self.module, self.settings.seed
-        precision = trainer.strategy.precision_plugin
-        with torch.inference_mode(False), unlogged(module), probing(module) as call:
-            if self.source is None:
-                loader, convert = first_loader(trainer.train_dataloader), transferred_images(trainer, module)
-                self.source = ImageSource(
-                    loader, "train_dataloader", sample=self.probe_size, seed=seed, convert=convert
-                )
-            positions = self.source.positions
-            self._total_limit = len(positions)
-            # Padded as by `DistributedSampler`: a module may communicate, so all processes call it equally often.
-            padded = [*positions, *positions[: -len(positions) % trainer.world_size]]
-            for _, images in self.source.batches(padded[trainer.global_rank :: trainer.world_size]):
-                self._record(images)
-                with precision.forward_context(), self._capture:
-                    call(images)
+        self.samples.add_targets(batch)
+        taken = most_samples(self._capture.maps)
+        # If no layer gives usable maps, count the samples of the batches instead.
+        if not self._capture.full and (taken or self.samples.count < self._limit):
+            self._capture.attach()
+            self.samples.add(batch, self._limit - taken)
 
     @property
     def hook_seconds(self) -> float:
         """The time that the hooks added to the validation step."""
-        return self._capture.seconds if self.probe == "val" else 0.0
+        return self._capture.seconds
 
     def after_batch(self) -> None:
         """Remove the hooks; a second call does nothing."""
@@ -153,7 +112,7 @@ class ValidationWatch:
         if classes is not None:
             targets, predicted = classes
             labels = label_texts(targets[:samples], predicted, self._capture.samples.class_names)
-        in_order = self.probe == "val" and self._alone and not shuffles(loaders)
+        in_order = self._alone and not shuffles(loaders)
         return {"labels": labels, "names": probe_files(loaders, samples) if in_order else None}
 
     def class_notes(self, samples: int) -> dict[str, str]:

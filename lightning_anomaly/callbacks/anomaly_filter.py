@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
+from lightning_anomaly.callbacks._probe import ValidationWatch, is_empty_result
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.probe_samples import same_pixels
-from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
+from lightning_anomaly.checks import check_bool, check_integer, check_names
 from lightning_anomaly.images.loaders import shuffles
-from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.two_sample.stopping import rise
@@ -36,9 +35,11 @@ class _Integer(int):
 class AnomalyFilterCallback(WatchingCallback):
     """Find anomaly filters at validations and log how many there are.
 
-    The maps are taken while the validation step itself runs: with `probe="val"` there is no second forward pass, and
-    the weights stay the same as without the callback. Compiled layers run uncompiled meanwhile, which may round
-    differently.
+    The maps are taken while the validation step itself runs: there is no second forward pass, and the weights stay the
+    same as without the callback. Compiled layers run uncompiled meanwhile, which may round differently.
+
+    The probe is the first samples of the first validation loader, so a data set that is sorted by class should be
+    shuffled once. There is a warning if its images change between validations.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/watch.md` explains: `count` of anomaly
     filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `outlier_score`,
@@ -48,9 +49,6 @@ class AnomalyFilterCallback(WatchingCallback):
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
             transposed ones included.
-        probe: `"val"` takes the first samples of the first validation loader, so a data set that is sorted by class
-            should be shuffled once. `"train"` takes a fixed random sample of the training set and runs the module's
-            `forward` on it in evaluation mode. There is a warning if the images change between validations.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyze at every n-th validation, and log the last values again at the others.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
@@ -86,7 +84,6 @@ class AnomalyFilterCallback(WatchingCallback):
     def __init__(
         self,
         layers: list[str] | None = None,
-        probe: Literal["val", "train"] = "val",
         probe_size: int = 512,
         every_n_validations: int = 1,
         log_key_prefix: str = _PREFIX,
@@ -98,7 +95,6 @@ class AnomalyFilterCallback(WatchingCallback):
         self.settings = checked_settings(settings)
         super().__init__(log_key_prefix, every_n_validations)
         self.layers = check_names("layers", layers, "layer names")
-        self.probe = check_one_of("probe", probe, ("val", "train"))
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
         self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
         self.log_figures = check_bool("log_figures", log_figures)
@@ -117,7 +113,6 @@ class AnomalyFilterCallback(WatchingCallback):
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
         self._drawing = 0.0  # seconds for the figures of the last analysis
-        self._source: ImageSource | None = None  # of the training probe of this fit
         self._previous: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,22 +140,20 @@ class AnomalyFilterCallback(WatchingCallback):
         if not self._due:
             return
         fitting = trainer.state.fn == "fit"
-        if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
+        if fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
                 "shuffled",
                 "The validation loader shuffles, so each validation has another probe and the anomaly counts are not "
-                'comparable. Do not shuffle it, or use `probe = "train"`, which takes a fixed sample.',
+                "comparable: do not shuffle it.",
             )
         self._watch = ValidationWatch(
             trainer,
             pl_module,
             layers=layers,
-            probe=self.probe,
             probe_size=self.probe_size,
             settings=self.settings,
             notes=unseen_layers(pl_module, self.layers),
             keep_images=fitting and (self.log_figures or self.browser),
-            source=self._source,
             previous=self._previous if fitting else None,
             kept=self.report.pictures.maps if fitting and self.report and self.report.pictures else {},
         )
@@ -177,17 +170,9 @@ class AnomalyFilterCallback(WatchingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Remove the hooks, and run a training probe after the first step."""
+        """Remove the hooks."""
         if self._watch is not None:
             self._watch.after_batch()
-            if dataloader_idx == 0:
-                with self._timed():
-                    self._watch.run_training_probe()
-
-    @until_validation_end
-    def _finish(self, trainer: Any, pl_module: Any) -> None:
-        if self._watch is not None:
-            self._watch.run_training_probe()
 
     def _find(self, trainer: Any) -> tuple[AnomalyReport, Tensor | None] | None:
         started = time.perf_counter()
@@ -214,10 +199,14 @@ class AnomalyFilterCallback(WatchingCallback):
         self.report = report
         self._warn_of(trainer, watch.class_notes(report.n_samples), True)
         if fitting:
-            self._source, self._previous = watch.source, watch.previous
+            self._previous = watch.previous
             before, self._pixels = self._pixels, watch.samples.pixels
             if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
-                self._warn_once("changed", CHANGED[self.probe])
+                self._warn_once(
+                    "changed",
+                    "The images of the probe changed from one validation to the next, so the anomaly counts are not "
+                    "comparable: give the same images each time, without random augmentation.",
+                )
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started - sum(compiled)}
         return report, images
 
@@ -290,7 +279,7 @@ class AnomalyFilterCallback(WatchingCallback):
         return layers
 
     def _free(self) -> None:
-        self._source = self._previous = None
+        self._previous = None
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None

@@ -184,7 +184,11 @@ class TwoSampleCallback(WatchingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compare after the first step, for the reasons of `ValidationWatch.run_training_probe`."""
+        """Compare after the first step.
+
+        By then averaged weights are in place, whatever the order of the callbacks, and all processes have the buffers
+        of process 0, which are validated and saved.
+        """
         if self._due:
             with self._timed():
                 self._finish(trainer, pl_module, batch)

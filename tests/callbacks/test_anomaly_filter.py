@@ -212,9 +212,9 @@ def test_every_fit_logs_its_own_layers_but_many_only_if_they_are_named(tmp_path:
     assert len(callback.report.layers) == 13
 
 
-def test_several_callbacks_have_independent_layers_signals_and_probes(tmp_path: Any) -> None:
+def test_several_callbacks_have_independent_layers_and_signals(tmp_path: Any) -> None:
     alone, late = (watcher(layers=["conv2"], log_key_prefix="late") for _ in range(2))
-    both, early = watcher(signal_layers=["conv2"]), watcher(probe="train", layers=["conv1"], log_key_prefix="early")
+    both, early = watcher(signal_layers=["conv2"]), watcher(layers=["conv1"], log_key_prefix="early")
     fit(tmp_path, alone)
     logged = fit(tmp_path, early, both, late).callback_metrics
     assert {"early_layers/conv1", "late_layers/conv2", "anomaly_filters_layers/conv1"} <= set(logged)
@@ -225,7 +225,7 @@ def test_several_callbacks_have_independent_layers_signals_and_probes(tmp_path: 
     assert both.history[-1]["signal"] == both.report.fraction_in(["conv2"])
     assert late.history[-1]["signal"] == late.report.fraction
     with pytest.raises(ValueError, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
-        fit(tmp_path, watcher(), watcher(probe="train"))
+        fit(tmp_path, watcher(), watcher())
 
 
 def test_processes_without_validations_are_refused() -> None:
