@@ -96,24 +96,6 @@ export class Report {
     };
   }
 
-  /** The points of some samples of a filter in earlier analyses, with the clusters and flags of the last. */
-  async frames({ layer, filter }, last) {
-    if (!this.epochs) return [];
-    const buffer = await this.block(`epochs-${layer}`, (bytes) => bytes);
-    const { samples: amount, of } = this.epochs;
-    const filters = this.layers[layer].verdicts.length;
-    const samples = summed(new Uint32Array(buffer, 4 * filter * amount, amount));
-    const size = filters * amount;
-    const axis = (which, frame) => {
-      const codes = new Int8Array(buffer, 4 * size + (which * of.length + frame) * size + filter * amount, amount);
-      return Float32Array.from(codes, (code) => Math.sinh(code / 24));
-    };
-    const places = Array.from(samples, (sample) => last.samples.indexOf(sample));
-    const pick = (values) => Uint8Array.from(places, (place) => values[place]);
-    const marks = { clusters: pick(last.clusters), outliers: pick(last.outliers), isolated: pick(last.isolated) };
-    return of.map((epoch, frame) => ({ epoch, samples, x: axis(0, frame), y: axis(1, frame), ...marks }));
-  }
-
   /** A function from a sample to its map `{height, width, levels}`, levels 0 to 15, or to null if it was not kept. */
   async maps({ layer, filter }) {
     const shape = this.layers[layer].maps;

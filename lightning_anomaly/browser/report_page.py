@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.page import assemble, finite, plain_labels, short, usual_score
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
@@ -39,11 +38,10 @@ def page_text(
     labels: Sequence[Any] | None = None,
     names: Sequence[str] | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
-    frames: Sequence[Frame] = (),
 ) -> str:
     """Return the text of the page of a report, from the facts of `AnomalyReport.page_text`.
 
-    The page finds samples by `names` too. `frames` are points of earlier analyses, see `EpochPoints.before`.
+    The page finds samples by `names` too.
     """
     if not layers:  # the page has only the notes, which say why
         labels = names = None
@@ -63,11 +61,6 @@ def page_text(
     first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
     blocks["reactions"] = _reactions(reactions, first)
     most = islice(standing_out(reactions).items(), _STANDING_OUT)
-    epochs = None
-    if frames and layers:
-        epoch_names, amount, packed = packed_frames(layers, frames)
-        epochs = {"of": epoch_names, "samples": amount}
-        blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(layers)}
     index = {
         **facts,
         "samples": n_samples,
@@ -76,7 +69,6 @@ def page_text(
         "ordinary": usual_score(scores),
         "views": views,
         "standing_out": [{"filter": first[name] + index, "samples": samples} for (name, index), (_, samples) in most],
-        "epochs": epochs,
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
         "names": names,

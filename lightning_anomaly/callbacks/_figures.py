@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_anomaly.browser.epochs import EpochPoints
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
 from lightning_anomaly.images.thumbnails import drawn
 from lightning_anomaly.plots import curves_figure, outlier_images
@@ -37,11 +36,8 @@ class FigureSchedule:
         self._guard = guard
         self._pending: tuple[AnomalyReport, Tensor | None, Mapping[str, Any], int] | None = None
         self._drawn = False  # whether the figures of the pending analysis are logged
-        self._epochs = EpochPoints()
 
-    def take(
-        self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], epoch: int, step: int
-    ) -> None:
+    def take(self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], step: int) -> None:
         """Keep an analysis for `show` until the next; `sample_texts` are its samples' `labels` and `names`."""
         outliers = None
         if self._figures and images is not None and len(images) == report.n_samples:
@@ -49,8 +45,6 @@ class FigureSchedule:
             pictures = images if images.ndim > 3 else drawn(images, images).permute(0, 3, 1, 2)
             outliers = outlier_images(pictures, report.outlier_scores, report.outlier_samples)
         self._pending, self._drawn = (report, outliers, sample_texts, step), False
-        if report.pictures is not None:
-            self._epochs.add(report.layers, epoch, step)
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log the pending analysis if it is due or the `last`; call `remember_losses` first.
@@ -73,13 +67,12 @@ class FigureSchedule:
             self._pending = None
         if report.pictures is not None:
             title = f"Anomaly filters, step {step:,}"
-            frames = self._epochs.before(report.layers, step)
-            page = report.page_text(title, history=history, frames=frames, **sample_texts)
+            page = report.page_text(title, history=history, **sample_texts)
             for logger in trainer.loggers:
                 with self._guard(f"log a page to {type(logger).__name__}"):
                     path = log_page(logger, f"{self._prefix}/browser", page, step)
                     if last and path:
-                        rank_zero_info(f"The filters and images of this run, epoch by epoch: open {path}")
+                        rank_zero_info(f"The filters and images of this run: open {path}")
 
 
 def is_due(number: int) -> bool:

@@ -217,7 +217,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self._add_to_history(trainer.current_epoch, trainer.global_step, report)
         if report is not None and self._watch is not None and trainer.is_global_zero:
             texts = self._watch.describe_samples(report.n_samples)
-            self._figures.take(report, images, texts, trainer.current_epoch, logged_step(trainer))
+            self._figures.take(report, images, texts, logged_step(trainer))
 
     def _add_to_history(self, epoch: int, step: int, report: AnomalyReport | None) -> None:
         """Add a validation to the history and compute its `rise`; without a report, repeat the last values."""

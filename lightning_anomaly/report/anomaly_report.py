@@ -280,7 +280,7 @@ class AnomalyReport(Tabular):
     def page_text(self, title: str, images: Tensor | None = None, **options: Any) -> str:
         """Return the text of the page that `save_html` writes.
 
-        `options` are `labels` and `history` as there, a list of file `names`, and `frames` from `EpochPoints.before`.
+        `options` are `labels` and `history` as there, and a list of file `names`.
         """
         from lightning_anomaly.browser.report_page import page_text
 

@@ -15,7 +15,6 @@ from reports import layer
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
-from lightning_anomaly.browser.epochs import EpochPoints, Frame, packed_frames
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.outliers.scorer import SampleView
@@ -72,61 +71,6 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
         assert (marks[:, 1] >> 1).tolist() == conv.isolated[place, kept].tolist()
     notes = [" 100 samples" in note and "1,000" in note for note in index["notes"]]
     assert notes == [True] * (shown < 1000)
-
-
-class TestEpochs:
-    def frames(self, report: AnomalyReport, factors: list[float]) -> list[Frame]:
-        kept = EpochPoints()
-        for epoch, factor in enumerate(factors):
-            layers = {name: replace(part, points=part.points * factor) for name, part in report.layers.items()}
-            kept.add(layers, epoch, epoch)
-        return kept.before(report.layers, len(factors) - 1)
-
-    def read(self, report: AnomalyReport, frames: list[Frame]) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Decode the names of the analyses, samples `(F, S)` and points `(E, F, S, 2)`."""
-        called, count, blocks = packed_frames(report.layers, frames)
-        filters = len(report.layers["conv"].verdicts)
-        samples = np.frombuffer(blocks["conv"], "<u4", filters * count).reshape(filters, count).cumsum(1)
-        codes = np.frombuffer(blocks["conv"], np.int8, offset=4 * filters * count)
-        points = np.sinh(codes / 24).reshape(2, len(called), filters, count).transpose(1, 2, 3, 0)
-        return called, samples, points
-
-    def test_earlier_points_have_the_signs_of_the_last_ones(self):
-        report = made_up(4, 300, outliers=2)
-        report.layers["conv"].points[3, 5] = torch.nan
-        factors = [0.5, -0.5, torch.tensor([3.0, -3.0]), -20, 1]
-        called, samples, points = self.read(report, self.frames(report, factors))
-        assert called == ["epoch 0", "epoch 1", "epoch 2", "epoch 3"]
-        assert samples.tolist() == [list(range(300))] * 4
-        last = report.layers["conv"].points.nan_to_num(0).numpy()
-        for values, factor in zip(points, (0.5, 0.5, 3, 20), strict=True):
-            np.testing.assert_allclose(values, factor * last, rtol=0.03, atol=0.03)
-
-    def test_at_most_twenty_epochs_are_stored_within_the_memory_limits(self, monkeypatch):
-        report = made_up(4, 300, outliers=2)
-        epochs = [frame.epoch for frame in self.frames(report, [1.0] * 90)]
-        assert epochs == list(range(0, 89, 8))
-        assert [frame.epoch for frame in self.frames(report, [1.0] * 20)] == list(range(19))
-        monkeypatch.setattr("lightning_anomaly.browser.epochs._PACKED_BYTES", (2 * 4 * 60, 10**6))
-        monkeypatch.setattr("lightning_anomaly.browser.epochs._FILTER_BYTES", 1)
-        called, samples, _ = self.read(report, self.frames(report, [1.0] * 6))
-        assert called == ["epoch 0", "epoch 3"]
-        assert samples.shape == (4, 30)
-        assert samples[:, :2].tolist() == [[0, 1]] * 4  # the outliers
-        assert np.diff(samples[:, 2:]).max() < 25
-        monkeypatch.setattr("lightning_anomaly.browser.epochs._KEPT_BYTES", 2 * 4 * 20)
-        (frame, *_) = self.frames(report, [1.0] * 6)
-        assert frame.codes["conv"].shape == (4, 20, 2)
-        assert frame.samples.diff().max() < 40
-
-    def test_epochs_with_other_layers_or_samples_are_left_out(self):
-        kept = EpochPoints()
-        for step, other in enumerate((made_up(4, 300), made_up(4, 200), made_up(5, 300), AnomalyReport({}, 0))):
-            kept.add(other.layers, 0, step)
-        assert [frame.step for frame in kept.before(made_up(4, 300).layers, 9)] == [0]
-        assert kept.before(made_up(4, 300).layers, 0) == []
-        kept.add(made_up(4, 300).layers, 0, 5)
-        assert packed_frames(made_up(4, 300).layers, kept.before(made_up(4, 300).layers, 9))[0] == ["step 0", "step 5"]
 
 
 def test_the_first_24_filters_that_react_to_each_sample_are_stored():
