@@ -15,10 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.capture.layers import CONVOLUTIONS
-from lightning_anomaly.capture.probe import clone_inputs
 from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.pruning.filter_rows import conv_rows
-from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, clone_inputs, find_norms, has_norms
 
 _SAMPLES = 4  # enough to find norms
 

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import Inputs, open_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import run, usable_layers
 from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.images.source import ImageSource, tensors_in
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import nonfinite, warn_of
-from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
 from lightning_anomaly.two_sample.head import HeadCapture, state_without
 from lightning_anomaly.two_sample.rank_test import (
@@ -88,8 +87,8 @@ def two_sample_test(
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
         {'': [0, 1]}
     """
-    train = open_inputs(train_inputs, "train_inputs", batch_size)
-    val = open_inputs(val_inputs, "val_inputs", batch_size)
+    train = ImageSource(train_inputs, "train_inputs", batch_size)
+    val = ImageSource(val_inputs, "val_inputs", batch_size)
     report = compare_groups(model, train, val, layers, significance)
     warn_of(report.notes)
     return report
@@ -97,8 +96,8 @@ def two_sample_test(
 
 def compare_groups(
     model: nn.Module,
-    train_inputs: Inputs,
-    val_inputs: Inputs,
+    train_inputs: ImageSource,
+    val_inputs: ImageSource,
     layers: Iterable[str] | None,
     significance: float,
     last: LastComparison | None = None,
@@ -178,16 +177,12 @@ def compare_groups(
     )
 
 
-def check_groups(train_inputs: Inputs, val_inputs: Inputs) -> None:
+def check_groups(train_inputs: ImageSource, val_inputs: ImageSource) -> None:
     """Raise ValueError for inputs of different shapes."""
-    train, val = (
-        [inputs.shape] if isinstance(inputs, ImageSource) else [tuple(part.shape[1:]) for part in tensors_in(inputs)]
-        for inputs in (train_inputs, val_inputs)
-    )
-    if {*train} != {*val}:  # the maximum over more values is larger
+    if train_inputs.shape != val_inputs.shape:  # the maximum over more values is larger
         raise ValueError(
             "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
-            f"Found {listed(train)} and {listed(val)}."
+            f"Found {train_inputs.shape} and {val_inputs.shape}."
         )
 
 
@@ -213,8 +208,8 @@ class LastComparison:
     def run(
         self,
         model: nn.Module,
-        train_inputs: Inputs,
-        val_inputs: Inputs,
+        train_inputs: ImageSource,
+        val_inputs: ImageSource,
         layers: dict[str, nn.Module],
         linear: dict[str, nn.Module],
     ) -> list[_Group]:
@@ -227,7 +222,7 @@ class LastComparison:
             output = ExpectedErrors(output.probabilities)
         self._head = heads[0].name if heads[0].name == heads[1].name else None
         if self._head is not None:
-            sizes = [getattr(inputs, "batch_size", None) for inputs in (train_inputs, val_inputs)]
+            sizes = train_inputs.batch_size, val_inputs.batch_size
             self._inputs = [ImageSource(head.inputs, "inputs", size) for head, size in zip(heads, sizes, strict=True)]
             self._state = state_without(model, self._head)
         return self._groups
@@ -247,7 +242,7 @@ class LastComparison:
 
 def _run(
     model: nn.Module,
-    inputs: Inputs,
+    inputs: ImageSource,
     layers: dict[str, nn.Module],
     linear: dict[str, nn.Module],
     output: ExpectedErrors,
@@ -263,11 +258,9 @@ def _run(
 
     with output:
         run(model, inputs, capture, take_output=take_output)
-    source = inputs if isinstance(inputs, ImageSource) else None
-    n_read = None if source is None else len(source.positions) - len(source.unreadable)
-    filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, n_read)
-    notes |= {} if source is None else source.notes()
-    n_samples = n_samples or len(output)  # if no layer is usable
+    n_samples = len(inputs.positions) - len(inputs.unreadable)
+    filters, _, notes = usable_layers({name: capture.maps[name] for name in layers}, n_samples)
+    notes |= inputs.notes()
     usable, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
     units = {name: layer for name, layer in usable.items() if layer.size == ()}
     errors = output.result(n_samples)

@@ -150,13 +150,11 @@ class TestImages:
         assert probe_images(torch.zeros(2, 3, 224, 100)).shape == (2, 56, 25, 3)
         assert probe_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
 
-    def test_images_are_the_first_tensor_of_a_structure_with_as_many_samples(self):
-        images = torch.rand(30, 1, 4, 4)
-        outliers = made_up(1, 30).layers
-        maps = {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30, (4, 4))}
-        for inputs in (images, (torch.rand(2), images), {"flags": None, "images": images}):
-            assert take_pictures(outliers, maps, inputs).images.shape == (30, 4, 4, 1)
-        assert take_pictures(outliers, maps, (torch.rand(2),)).images is None
+    def test_images_are_kept_if_there_is_one_for_each_sample(self):
+        layers, maps = made_up(1, 30).layers, {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30, (4, 4))}
+        assert take_pictures(layers, maps, torch.rand(30, 1, 4, 4)).images.shape == (30, 4, 4, 1)
+        for images in (torch.rand(29, 1, 4, 4), None):
+            assert take_pictures(layers, maps, images).images is None
 
 
 def test_every_prefix_of_the_even_order_is_evenly_spread():
