@@ -139,7 +139,6 @@ def test_seconds_do_not_include_compilation_by_numba(tmp_path: Any, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probe": "test"}, "`probe` .* Found `probe = 'test'`"),
         ({"probe_size": 49}, "at least 50. Found `probe_size = 49`"),
         ({"every_n_validations": 0}, "Found `every_n_validations = 0`"),
         ({"log_key_prefix": ""}, "`log_key_prefix` .* Found ''"),

@@ -196,7 +196,6 @@ def test_cli_help_lists_all_arguments(cli: Callable[..., Any]) -> None:
         assert all(f".{argument} " in words for argument in values), name
         if name == "AnomalyFilterCallback":
             assert "Number of probe samples, over all processes; at least" in words
-            assert "{val,train}" in words
             assert "(type: bool, default: True)" in words
     words = " ".join(cli("fit", f"--trainer.callbacks.help={CLASS_PATH}", "--trainer.callbacks.settings.help").split())
     assert all(f".{name} " in words for name in GIVEN["settings"])
