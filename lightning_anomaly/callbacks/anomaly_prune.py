@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -11,18 +11,10 @@ from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, gu
 from lightning_anomaly.callbacks._mask_context import average_models, check_maskable, find_norms_on
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
-from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
+from lightning_anomaly.checks import check_fraction, check_integer, check_text
 from lightning_anomaly.distributed import broadcast_result, gather_results
 from lightning_anomaly.pruning.mask import FilterMask
-from lightning_anomaly.pruning.selection import (
-    Criterion,
-    Summary,
-    choose_filters,
-    choose_others,
-    filter_norms,
-    summarize,
-)
-from lightning_anomaly.two_sample.stopping import RISE
+from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize
 
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
@@ -42,15 +34,10 @@ class AnomalyPruneCallback(LoggingCallback):
     Args:
         at_epoch: Number of epochs after which to mask, before the epoch with this `trainer.current_epoch` begins; a
             list masks several times. If there are fewer than `min_votes` reports by then, masking waits for them.
-        on_rise: Mask when the `rise` of the `AnomalyFilterCallback` exceeds this value, once for each rise. It is 0.05
-            if `at_epoch` is not given either.
         min_votes: Number of votes that a filter needs, at most `last_reports`.
         last_reports: Number of most recent reports that vote; a report without a live filter is ignored.
         max_fraction: Largest fraction of a layer's filters to mask, including those masked before or by another
             AnomalyPruneCallback of the Trainer.
-        criterion: `"anomaly"` masks flagged filters. For comparison, `"random"` and `"l1"` (smallest weights first)
-            mask equally many in each layer, of those that are not dead.
-        seed: Seed of `"random"`.
         reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to act on; None takes the first one.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
 
@@ -65,29 +52,23 @@ class AnomalyPruneCallback(LoggingCallback):
 
     Examples:
         >>> AnomalyPruneCallback(at_epoch=5).describe()
-        'AnomalyPruneCallback masked no filter (criterion "anomaly", 2 votes in 3 reports).'
+        'AnomalyPruneCallback masked no filter (2 votes in 3 reports).'
     """
 
     def __init__(
         self,
-        at_epoch: int | list[int] | None = None,
-        on_rise: float | None = None,
+        at_epoch: int | list[int] = 10,
         min_votes: int = 2,
         last_reports: int = 3,
         max_fraction: float = 0.5,
-        criterion: Criterion = "anomaly",
-        seed: int = 0,
         reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
         epochs: Any = at_epoch if isinstance(at_epoch, (list, tuple, range)) else [at_epoch]
         if not epochs:
-            raise ValueError("Parameter `at_epoch` should be an epoch, a list of them, or None. Found `at_epoch = []`.")
-        if at_epoch is None:
-            epochs, on_rise = [], RISE if on_rise is None else on_rise
+            raise ValueError("Parameter `at_epoch` should be an epoch or a list of them. Found `at_epoch = []`.")
         super().__init__(log_key_prefix)
         self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
-        self.on_rise = None if on_rise is None else check_fraction("on_rise", on_rise, zero=True)
         self.last_reports = check_integer("last_reports", last_reports, 1)
         self.min_votes = check_integer("min_votes", min_votes, 1)
         if self.min_votes > self.last_reports:
@@ -96,8 +77,6 @@ class AnomalyPruneCallback(LoggingCallback):
                 f"Found `min_votes = {min_votes}`."
             )
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
-        self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
-        self.seed = check_integer("seed", seed, 0)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._forget()
 
@@ -107,7 +86,6 @@ class AnomalyPruneCallback(LoggingCallback):
         self.events: list[dict[str, Any]] = []
         self._summaries: list[Summary] = []  # of the last reports
         self._done: list[int] = []  # the part of `at_epoch` that is over
-        self._armed = True  # whether the next rise masks
         self._due = False  # whether to mask at the next batch
 
     @property
@@ -122,7 +100,6 @@ class AnomalyPruneCallback(LoggingCallback):
             "summaries": list(self._summaries),
             "events": list(self.events),
             "done": list(self._done),
-            "armed": self._armed,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -134,7 +111,6 @@ class AnomalyPruneCallback(LoggingCallback):
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self.events = list(state_dict["events"])
         self._done = list(state_dict["done"])
-        self._armed = bool(state_dict["armed"])
         model = None if self._current_module is None else self._current_module()
         if model is not None:
             self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
@@ -178,9 +154,7 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide whether to mask before this epoch."""
         epoch = trainer.current_epoch
-        self._armed = self._armed or not self._risen
-        scheduled = any(at <= epoch and at not in self._done for at in self.at_epoch)
-        self._due = scheduled or (self._armed and self._risen)
+        self._due = any(at <= epoch and at not in self._done for at in self.at_epoch)
         if self._due and len(self._summaries) < self.min_votes:
             self._due = False
             self._warn_once(
@@ -188,11 +162,6 @@ class AnomalyPruneCallback(LoggingCallback):
                 f"AnomalyPruneCallback has {len(self._summaries)} reports as epoch {epoch} begins, fewer than "
                 f"`min_votes = {self.min_votes}`. It masks once it has enough.",
             )
-
-    @property
-    def _risen(self) -> bool:
-        history = self._watcher.history
-        return self.on_rise is not None and bool(history) and history[-1]["metrics"]["rise"] > self.on_rise
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -214,7 +183,6 @@ class AnomalyPruneCallback(LoggingCallback):
         self._keep_everywhere(trainer)
         self.events = [*self.events, {"epoch": epoch, "voted": voted, "filters": masked}]
         self._done = sorted({*self._done, *(at for at in self.at_epoch if at <= epoch)})
-        self._armed = not self._risen
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -278,7 +246,7 @@ class AnomalyPruneCallback(LoggingCallback):
         count = sum(map(len, self.masked.values()))
         share = f" with {100 * self.mask.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
-        lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
+        lines = [f"{head} ({self.min_votes} votes in {self.last_reports} reports)."]
         for event in self.events:
             parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
             why = f"`max_fraction = {self.max_fraction:g}` left no room" if event["voted"] else "none had enough votes"
@@ -297,7 +265,4 @@ class AnomalyPruneCallback(LoggingCallback):
         if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
             self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are not convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
-        if self.criterion != "anomaly":
-            norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
-            chosen = choose_others(chosen, summaries[-1], masked, norms, f"{self.seed} {trainer.current_epoch}")
         return bool(voted), chosen
