@@ -21,7 +21,7 @@ from lightning_anomaly.images.source import class_names, first_tensor
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
-from lightning_anomaly.verdicts.anomalies import LIVE, NONFINITE
+from lightning_anomaly.verdicts.anomalies import NONFINITE
 from lightning_anomaly.verdicts.layer_report import LayerReport
 
 
@@ -133,9 +133,10 @@ class ValidationWatch:
 
 def is_empty_result(report: AnomalyReport) -> bool:
     """Whether no filter could be analyzed: no layers, too few samples, or no finite maps."""
-    verdicts = {verdict for layer in report.layers.values() for verdict in layer.verdicts}
-    nonfinite = NONFINITE in verdicts and verdicts.isdisjoint(LIVE)  # masked filters stay dead beside them
-    return not verdicts or nonfinite or "few samples" in report.notes
+    nonfinite = any(
+        layer.filters(NONFINITE) for layer in report.layers.values()
+    )  # masked filters stay dead beside them
+    return not report.layers or (nonfinite and not report.n_live) or "few samples" in report.notes
 
 
 @contextmanager

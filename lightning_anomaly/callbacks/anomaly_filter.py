@@ -22,15 +22,6 @@ from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.two_sample.stopping import rise
 from lightning_anomaly.verdicts.layer_report import LayerReport
 
-_PREFIX = "anomaly_filters"
-
-
-class _Integer(int):
-    """An integer that the progress bar shows without decimals."""
-
-    def __format__(self, spec: str) -> str:
-        return str(int(self))
-
 
 class AnomalyFilterCallback(WatchingCallback):
     """Find anomaly filters at validations and log how many there are.
@@ -52,7 +43,6 @@ class AnomalyFilterCallback(WatchingCallback):
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyze at every n-th validation, and log the last values again at the others.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
-        signal_layers: Names of the analyzed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
@@ -64,9 +54,8 @@ class AnomalyFilterCallback(WatchingCallback):
         report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
             It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (False if the
-            metrics are repeated), `live` (whether a filter of the signal layers could be clustered), `signal` (the
-            anomaly fraction in these layers), `losses` if any were logged, and in the last dict the `anomaly_filters`
-            of each layer. A resumed fit continues it.
+            metrics are repeated), `live` (whether a filter could be clustered), and `losses` if any were logged. A
+            resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -80,14 +69,14 @@ class AnomalyFilterCallback(WatchingCallback):
     _task = "analyze the filters"
     _neutral = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
     _found_keys = ("live",)
+    _prog_bar = "count"
 
     def __init__(
         self,
         layers: list[str] | None = None,
         probe_size: int = 512,
         every_n_validations: int = 1,
-        log_key_prefix: str = _PREFIX,
-        signal_layers: list[str] | None = None,
+        log_key_prefix: str = "anomaly_filters",
         log_figures: bool = True,
         settings: AnalysisSettings | None = None,
         browser: bool = False,
@@ -96,7 +85,6 @@ class AnomalyFilterCallback(WatchingCallback):
         super().__init__(log_key_prefix, every_n_validations)
         self.layers = check_names("layers", layers, "layer names")
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
-        self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
         self.log_figures = check_bool("log_figures", log_figures)
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
@@ -125,7 +113,7 @@ class AnomalyFilterCallback(WatchingCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
         super().on_fit_start(trainer, pl_module)
-        self._select_layers(pl_module)
+        select_layers(pl_module, self.layers)
         self._begin()
 
     @guarded
@@ -135,7 +123,7 @@ class AnomalyFilterCallback(WatchingCallback):
 
     @until_validation_end
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
-        layers = self._select_layers(pl_module)
+        layers = select_layers(pl_module, self.layers)
         self._choose_keys(layers)
         if not self._due:
             return
@@ -212,38 +200,22 @@ class AnomalyFilterCallback(WatchingCallback):
 
     @guarded
     def _remember(self, trainer: Any, result: tuple[AnomalyReport, Tensor | None] | None) -> None:
-        """Add this validation to the history, and schedule its figures and page."""
+        """Add this validation to the history with its `rise`, and schedule its figures and page."""
         report, images = (None, None) if result is None else result
-        self._add_to_history(trainer.current_epoch, trainer.global_step, report)
+        live = report is not None and report.n_live > 0 and "few samples" not in report.notes
+        if live:  # otherwise 0 would be a level from which the fraction rises, and repeated values a sustained rise
+            past = [entry["metrics"]["fraction"] for entry in self.history if entry["live"]]
+            self._values["rise"] = rise([*past, self._values["fraction"]])
+        place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        self.history.append({**place, "metrics": dict(self._values), "analysed": report is not None, "live": live})
         if report is not None and self._watch is not None and trainer.is_global_zero:
             texts = self._watch.describe_samples(report.n_samples)
             self._figures.take(report, images, texts, logged_step(trainer))
 
-    def _add_to_history(self, epoch: int, step: int, report: AnomalyReport | None) -> None:
-        """Add a validation to the history and compute its `rise`; without a report, repeat the last values."""
-        last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0}
-        signal, filters, live = last["signal"], last.pop("anomaly_filters", {}), False
-        if report is not None:
-            filters = report.anomaly_filters
-            layers = self.signal_layers or list(report.layers)
-            live = bool(report.live_in(layers)) and "few samples" not in report.notes
-            if live:  # otherwise 0 would be a level from which the fraction rises
-                signal = report.fraction_in(layers)
-                # Repeated values would look like a sustained rise.
-                past = [entry["signal"] for entry in self.history if entry["live"]]
-                self._values["rise"] = rise([*past, signal])
-        values: dict[str, Any] = {"metrics": dict(self._values), "analysed": report is not None}
-        self.history.append(
-            {"epoch": epoch, "step": step, **values, "live": live, "signal": signal, "anomaly_filters": filters}
-        )
-
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the count in the progress bar, and log figures and page if they are due."""
+        """Log figures and page if they are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            if self.report is not None:  # a logged value would appear as a float, under its whole key
-                short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix
-                trainer.progress_bar_metrics[short] = _Integer(self.report.count)
             remember_losses(self.history, trainer)
             before = self._spent
             with self._timed():
@@ -268,15 +240,6 @@ class AnomalyFilterCallback(WatchingCallback):
 
     def _draw_last(self, trainer: Any) -> None:
         self._figures.show(trainer, self.history, last=True)
-
-    def _select_layers(self, pl_module: Any) -> dict[str, Any]:
-        layers = select_layers(pl_module, self.layers)
-        if unseen := [name for name in self.signal_layers or [] if name not in layers]:
-            raise ValueError(
-                f"Parameter `signal_layers` should name layers that are analyzed, {list(layers)}. Found {unseen}: add "
-                "them to `layers`."
-            )
-        return layers
 
     def _free(self) -> None:
         self._previous = None

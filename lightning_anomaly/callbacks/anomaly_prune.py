@@ -233,7 +233,7 @@ class AnomalyPruneCallback(LoggingCallback):
             return
         report, history = self._watcher.report, self._watcher.history
         # Ignore a repeated report, and one without a live filter.
-        if report is not None and history and history[-1]["analysed"] and report.live_in(report.layers):
+        if report is not None and history and history[-1]["analysed"] and report.n_live:
             self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -66,11 +66,6 @@ class AnomalyReport(Tabular):
         return self._by_layer(lambda layer: layer.filters(DEAD))
 
     @property
-    def nonfinite_filters(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` of filters with NaN or infinite values; layers without any are omitted."""
-        return self._by_layer(lambda layer: layer.filters(NONFINITE))
-
-    @property
     def isolated(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of filters with one or a few samples far from all others, see `isolated_samples`.
 
@@ -89,17 +84,12 @@ class AnomalyReport(Tabular):
     @property
     def fraction(self) -> float:
         """Share of anomaly filters among the filters that could be clustered; 0 without any."""
-        return self.fraction_in(self.layers)
+        return self.count / max(1, self.n_live)
 
-    def fraction_in(self, layers: Iterable[str]) -> float:
-        """Return `fraction` over some layers; unknown names are ignored."""
-        live = self.live_in(layers)
-        return live.count(ANOMALY) / len(live) if live else 0.0
-
-    def live_in(self, layers: Iterable[str]) -> list[str]:
-        """Return the verdicts of the filters in some layers that could be clustered; unknown names are ignored."""
-        verdicts = [verdict for name in layers if name in self.layers for verdict in self.layers[name].verdicts]
-        return [verdict for verdict in verdicts if verdict in LIVE]
+    @property
+    def n_live(self) -> int:
+        """Number of filters that could be clustered."""
+        return sum(verdict in LIVE for layer in self.layers.values() for verdict in layer.verdicts)
 
     @property
     def sparsity(self) -> float:

@@ -36,7 +36,6 @@ GIVEN: dict[str, Any] = {
     "probe_size": 77,
     "every_n_validations": 2,
     "log_key_prefix": "mine",
-    "signal_layers": ["net.2"],
     "log_figures": False,
     "settings": {
         "max_components": 4,
