@@ -11,8 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
-from lightning_anomaly.images.thumbnails import drawn
-from lightning_anomaly.plots import curves_figure, outlier_images
+from lightning_anomaly.plots import curves_figure
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.figures import FIGURES
 from lightning_anomaly.two_sample.loss_names import loss_tags
@@ -39,12 +38,7 @@ class FigureSchedule:
 
     def take(self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], step: int) -> None:
         """Keep an analysis for `show` until the next; `sample_texts` are its samples' `labels` and `names`."""
-        outliers = None
-        if self._figures and images is not None and len(images) == report.n_samples:
-            # Signals are drawn as curves.
-            pictures = images if images.ndim > 3 else drawn(images, images).permute(0, 3, 1, 2)
-            outliers = outlier_images(pictures, report.outlier_scores, report.outlier_samples)
-        self._pending, self._drawn = (report, outliers, sample_texts, step), False
+        self._pending, self._drawn = (report, images, sample_texts, step), False
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log the pending analysis if it is due or the `last`; call `remember_losses` first.
@@ -55,11 +49,11 @@ class FigureSchedule:
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):
             return
-        report, outliers, sample_texts, step = self._pending
+        report, images, sample_texts, step = self._pending
         if self._figures and report.layers:
             figures: dict[str, Callable[[], Figure | None]] = {"curves": partial(curves_figure, history)}
             if not self._drawn:
-                figures |= {name: partial(draw, report, outliers) for name, draw in FIGURES.items()}
+                figures |= {name: partial(draw, report, images) for name, draw in FIGURES.items()}
             for name, figure in figures.items():
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
         self._drawn = True
