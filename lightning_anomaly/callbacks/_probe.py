@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,10 +14,10 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.browser.pictures import KeptMaps, take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.probe import most_samples
-from lightning_anomaly.capture.probe_samples import ProbeSamples, label_texts, probe_files
+from lightning_anomaly.capture.probe_samples import ProbeSamples
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
-from lightning_anomaly.images.source import class_names, first_tensor
+from lightning_anomaly.images.source import class_names, drawn_columns, first_tensor
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
@@ -55,7 +55,6 @@ class ValidationWatch:
 
     def before_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come."""
-        self.samples.add_targets(batch)
         taken = most_samples(self._capture.maps)
         # If no layer gives usable maps, count the samples of the batches instead.
         if not self._capture.full and (taken or self.samples.count < self._limit):
@@ -99,36 +98,28 @@ class ValidationWatch:
             report = replace(report, pictures=take_pictures(report.layers, maps, images, known=known))
         return report, images
 
-    def _classes(self, samples: int) -> tuple[Tensor, Tensor] | None:
-        """Return the classes of all samples of this validation, and those predicted for the probe, if known."""
-        logits = self._capture.samples.collected(samples).logits
-        classes = None if logits is None else self.samples.classes(samples, logits.shape[1])
-        return None if logits is None or classes is None else (classes, logits.argmax(1))
+    def sample_columns(self) -> dict[str, list[str] | None]:
+        """Return the `labels` and the file `names` of the validation's samples, each None if unknown."""
+        loaders = self.trainer.val_dataloaders
+        return {"labels": None, "names": None} if shuffles(loaders) else drawn_columns(loaders)
 
-    def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
-        """Return the `labels` and the file `names` of the probe's samples for a page, each None if unknown."""
-        loaders, classes = self.trainer.val_dataloaders, self._classes(samples)
-        labels = None
-        if classes is not None:
-            targets, predicted = classes
-            labels = label_texts(targets[:samples], predicted, self._capture.samples.class_names)
-        in_order = self._alone and not shuffles(loaders)
-        return {"labels": labels, "names": probe_files(loaders, samples) if in_order else None}
+    def sample_texts(self, columns: Mapping[str, list[str] | None], samples: int) -> dict[str, list[str] | None]:
+        """Return the columns of the probe for a page; several processes may see other samples than the loader says."""
+        return {name: column[:samples] if column and self._alone else None for name, column in columns.items()}
 
-    def class_notes(self, samples: int) -> dict[str, str]:
-        """Note if evenly spaced validation samples, as many as in the probe, would have clearly more classes."""
-        classes = self._classes(samples)
-        if classes is None:
-            return {}
-        targets, _ = classes
-        parts = targets[:samples], targets[:: -(-len(targets) // samples)], targets
-        probe, spaced, total = (len({*part.tolist()}) for part in parts)
-        if probe >= 0.9 * spaced:  # there may be more classes than samples in a probe
-            return {}
-        return {
-            "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
-            "shuffle the data set once, with a fixed seed, before it goes into the loader."
-        }
+
+def class_notes(labels: Sequence[str] | None, samples: int) -> dict[str, str]:
+    """Note if evenly spaced samples of a validation, as many as in the probe, would have clearly more classes."""
+    if not labels or not samples:
+        return {}
+    parts = labels[:samples], labels[:: -(-len(labels) // samples)], labels
+    probe, spaced, total = (len({*part}) for part in parts)
+    if probe >= 0.9 * spaced:  # there may be more classes than samples in a probe
+        return {}
+    return {
+        "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
+        "shuffle the data set once, with a fixed seed, before it goes into the loader."
+    }
 
 
 def is_empty_result(report: AnomalyReport) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._probe import ValidationWatch, is_empty_result
+from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, is_empty_result
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.probe_samples import same_pixels
@@ -48,7 +48,7 @@ class AnomalyFilterCallback(WatchingCallback):
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers together with the figures: one HTML file in which a
             point shows its image and its map, see `AnomalyReport.save_html` and `docs/loggers.md`. In a run of one
-            process it also names classes, if batches have integer targets, and files, if the data set has `samples`.
+            process it also names classes and files, if the data set has `targets` and `samples`.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
@@ -185,7 +185,6 @@ class AnomalyFilterCallback(WatchingCallback):
         if empty and self._has_found(trainer):  # a count of 0 would look like health
             return None
         self.report = report
-        self._warn_of(trainer, watch.class_notes(report.n_samples), True)
         if fitting:
             self._previous = watch.previous
             before, self._pixels = self._pixels, watch.samples.pixels
@@ -209,7 +208,9 @@ class AnomalyFilterCallback(WatchingCallback):
         place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.append({**place, "metrics": dict(self._values), "analysed": report is not None, "live": live})
         if report is not None and self._watch is not None and trainer.is_global_zero:
-            texts = self._watch.describe_samples(report.n_samples)
+            columns = self._watch.sample_columns()
+            self._warn_of(trainer, class_notes(columns["labels"], report.n_samples), True)
+            texts = self._watch.sample_texts(columns, report.n_samples)
             self._figures.take(report, images, texts, logged_step(trainer))
 
     @guarded

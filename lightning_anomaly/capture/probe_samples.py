@@ -1,15 +1,13 @@
-"""The samples of a probe: some of their pixels, small images, classes and files."""
+"""The samples of a probe: some of their pixels, and small images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.loaders import drawn_positions, first_loader
-from lightning_anomaly.images.source import file_names, first_tensor, tensors_in
+from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.images.thumbnails import SIDE, shrink
 
 _GRID = 4  # pixels compared along each axis of a sample; up to 7, as the step is rounded down
@@ -30,13 +28,12 @@ def same_pixels(before: Tensor, now: Tensor) -> bool:
 
 
 class ProbeSamples:
-    """Collect pixels, targets and, with `keep_images`, small images of samples, batch by batch."""
+    """Collect pixels and, with `keep_images`, small images of samples, batch by batch."""
 
     def __init__(self, keep_images: bool) -> None:
         self.count = 0  # samples in the batches so far
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if keep_images else None
-        self._targets: list[Tensor | None] = []  # of the whole validation
 
     def add(self, batch: Any, limit: int) -> None:
         """Add a batch of the probe, `limit` samples at most; volumes give their middle slices."""
@@ -49,13 +46,6 @@ class ProbeSamples:
         elif self._images is not None:
             # A copy, as the model may change its input in place.
             self._images.append(shrink(images, SIDE)[:limit].clone())
-
-    def add_targets(self, batch: Any) -> None:
-        """Copy the possible classes of any batch of the validation: its first int64 tensor `(n,)`."""
-        images = first_tensor(batch)
-        rows = None if images is None else images.shape[:1]
-        targets = (tensor for tensor in tensors_in(batch) if tensor.dtype == torch.int64 and tensor.shape == rows)
-        self._targets.append(next((tensor.clone() for tensor in targets), None))
 
     @property
     def pixels(self) -> Tensor:
@@ -70,26 +60,3 @@ class ProbeSamples:
         """
         one_size = len({images.shape[1:] for images in self._images or ()}) == 1
         return torch.cat(self._images) if self._images and one_size else None
-
-    def classes(self, samples: int, outputs: int) -> Tensor | None:
-        """The classes of the whole validation; None unless at least `samples` are known, all below `outputs`."""
-        targets = [batch for batch in self._targets if batch is not None]
-        if not targets or len(targets) < len(self._targets):
-            return None
-        classes = torch.cat(targets).cpu()
-        return classes if len(classes) >= samples and classes.min() >= 0 and classes.max() < outputs else None
-
-
-def label_texts(classes: Tensor, predicted: Tensor, class_names: Sequence[str]) -> list[str]:
-    """Describe the class of each sample, by name if it has one, and the predicted class `(N,)` if that differs."""
-    names = dict(enumerate(class_names))
-    true, guessed = ([str(names.get(place, place)) for place in part.tolist()] for part in (classes, predicted))
-    return [name if name == guess else f"{name}, predicted {guess}" for name, guess in zip(true, guessed, strict=True)]
-
-
-def probe_files(loaders: Any, samples: int) -> list[str] | None:
-    """Return the files of the first samples that a loader draws; None if its data set has none."""
-    loader = first_loader(loaders)
-    files = file_names(getattr(loader, "dataset", None))
-    positions = None if files is None else drawn_positions(loader)
-    return None if files is None or positions is None else [files[place] for place in positions[:samples]]

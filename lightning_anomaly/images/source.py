@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, first_loader, random_sample, reread
 from lightning_anomaly.images.random_state import isolated_random_state
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -227,6 +227,29 @@ def file_names(dataset: Any) -> list[str] | None:
 def class_names(dataset: Any) -> tuple[str, ...]:
     """Return the names in a data set's `classes`; none if it has no such attribute."""
     return tuple(map(str, getattr(holder(dataset, "classes"), "classes", None) or ()))
+
+
+def class_labels(dataset: Any) -> list[str] | None:
+    """Return the class of each image, by name if it has one; None without `targets` that are integers."""
+    targets = _column(dataset, "targets")
+    if targets is None or not all(isinstance(target, int) for target in targets):
+        return None
+    names = dict(enumerate(class_names(dataset)))
+    return [str(names.get(target, target)) for target in targets]
+
+
+def drawn_columns(loaders: Any) -> dict[str, list[str] | None]:
+    """Return the `labels` and file `names` of the samples that the first of a Trainer's loaders draws, in this order.
+
+    Each is None if the data set does not say.
+    """
+    loader = first_loader(loaders)
+    dataset = getattr(loader, "dataset", None)
+    columns = {"labels": class_labels(dataset), "names": file_names(dataset)}
+    positions = drawn_positions(loader) if any(columns.values()) else None
+    if positions is None:
+        return dict.fromkeys(columns)
+    return {name: column and [column[place] for place in positions] for name, column in columns.items()}
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:
