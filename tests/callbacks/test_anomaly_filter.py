@@ -16,9 +16,7 @@ from torch import Tensor, equal, nn
 from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import (
-    AnalysisSettings,
     AnomalyFilterCallback,
-    AnomalyPruneCallback,
     AnomalyReport,
     TwoSampleCallback,
     analyze,
@@ -148,14 +146,6 @@ def test_seconds_do_not_include_compilation_by_numba(tmp_path: Any, monkeypatch:
 def test_the_constructor_names_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnomalyFilterCallback(**arguments(options))
-
-
-def test_a_repr_has_the_arguments_that_differ_from_the_defaults() -> None:
-    assert repr(AnomalyFilterCallback()) == "AnomalyFilterCallback()"
-    named = AnomalyFilterCallback(layers=["a"], probe_size=200, settings=AnalysisSettings(seed=3))
-    assert repr(named) == f"AnomalyFilterCallback(layers=['a'], probe_size=200, settings={AnalysisSettings(seed=3)!r})"
-    assert repr(AnomalyPruneCallback([3, 5])) == "AnomalyPruneCallback(at_epoch=[3, 5])"
-    assert "train_inputs=<(60, 1, 8, 8)>" in repr(TwoSampleCallback(images(60), images(80)))
 
 
 class BuiltInSetup(SmallNet):
