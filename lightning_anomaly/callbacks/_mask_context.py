@@ -1,17 +1,16 @@
-"""What a mask depends on in a Trainer: norms behind filters, averages of the weights, other pruning."""
+"""What a mask depends on in a Trainer: norms behind filters, other pruning."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.capture.layers import CONVOLUTIONS
@@ -46,16 +45,6 @@ def find_norms_on(
         arguments = len(inspect.signature(module.validation_step).parameters)
         with unlogged(module):
             return find_norms(module, filters, lambda: module.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
-
-
-def average_models(callbacks: list[Any]) -> Iterator[nn.Module]:
-    """Find the averages of the model that callbacks hold."""
-    for callback in callbacks:
-        yield from (value.module for value in vars(callback).values() if isinstance(value, AveragedModel))
-        # Lightning's SWA holds a plain copy in a private attribute.
-        if any(cls.__name__ == "StochasticWeightAveraging" for cls in type(callback).__mro__):
-            average = getattr(callback, "_average_model", None)
-            yield from [average] if isinstance(average, nn.Module) else []
 
 
 def check_maskable(layers: Mapping[str, nn.Module], callbacks: list[Any]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
-from lightning_anomaly.callbacks._mask_context import average_models, check_maskable, find_norms_on
+from lightning_anomaly.callbacks._mask_context import check_maskable, find_norms_on
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_text
@@ -24,7 +23,8 @@ class AnomalyPruneCallback(LoggingCallback):
 
     It acts on the reports of the Trainer's `AnomalyFilterCallback`, whatever the order of the callbacks. It masks when
     an epoch begins, so that the validated weights are the saved ones; `lightning_anomaly.pruning.mask` lists what it
-    zeroes. Checkpoints stay ordinary, and a resumed fit continues with the mask.
+    zeroes. Checkpoints stay ordinary, and a resumed fit continues with the mask. There is a warning if a callback that
+    averages weights brings masked filters back.
 
     Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; among equals
     those with most outlier samples in these reports. One filter of each layer is always left.
@@ -43,8 +43,7 @@ class AnomalyPruneCallback(LoggingCallback):
 
     Attributes:
         mask: The `FilterMask`, which reports and restores; None before there is a model.
-        events: One plain dict for each time it acted: `epoch`, `voted` (whether any unmasked filter had enough votes)
-            and the `filters` masked then, `{layer: [filter, ...]}`.
+        events: One plain dict for each time it acted: `epoch`, and the `filters` masked then, `{layer: [filter, ...]}`.
 
     Raises:
         ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
@@ -137,18 +136,11 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Mask the optimizers' state and averaged weights of a checkpoint, which are loaded by now."""
+        """Mask the optimizers' state of a checkpoint, which is loaded by now."""
         # Another fit of the same model counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
-        self._keep_everywhere(trainer)
-
-    def _keep_everywhere(self, trainer: Any) -> None:
-        """Mask again, also the averages of the weights that callbacks hold."""
-        if self.mask is not None and self.masked:
+        if self.mask is not None:
             self.mask.keep(trainer.optimizers)
-            for average in average_models(trainer.callbacks):
-                with suppress(ValueError):  # it averages a part of the model
-                    FilterMask.from_state_dict(average, self.mask.state_dict())
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -169,7 +161,7 @@ class AnomalyPruneCallback(LoggingCallback):
         if not self._due or self.mask is None:
             return
         self._due, epoch = False, trainer.current_epoch
-        voted, chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
+        chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
         # The norms of process 0 count, but all processes run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
@@ -180,8 +172,7 @@ class AnomalyPruneCallback(LoggingCallback):
             )
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
-        self._keep_everywhere(trainer)
-        self.events = [*self.events, {"epoch": epoch, "voted": voted, "filters": masked}]
+        self.events = [*self.events, {"epoch": epoch, "filters": masked}]
         self._done = sorted({*self._done, *(at for at in self.at_epoch if at <= epoch)})
 
     @guarded
@@ -197,21 +188,19 @@ class AnomalyPruneCallback(LoggingCallback):
             self.mask.keep(trainer.optimizers)
 
     @guarded
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Mask averaged weights that are validated."""
-        if trainer.state.fn == "fit":
-            self._keep_everywhere(trainer)
-
-    @guarded
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Warn if masked filters are not at zero in the validated weights."""
-        if batch_idx == 0 and trainer.state.fn == "fit" and self.mask is not None and not self.mask.verify():
+        if batch_idx == 0 and trainer.state.fn == "fit":
+            self._verify()
+
+    def _verify(self) -> None:
+        if self.mask is not None and not self.mask.verify():
             self._warn_once(
                 "not at zero",
-                "Masked filters were not at zero in a validation: something other than an optimizer writes to the "
-                "weights, such as a callback that averages them.",
+                "Masked filters are not at zero: something other than an optimizer writes to the weights, such as a "
+                "callback that averages them.",
             )
 
     @guarded
@@ -238,7 +227,8 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what was masked."""
+        """Log what was masked, and warn if it is not at zero."""
+        self._verify()
         rank_zero_info(self.describe())
 
     def describe(self) -> str:
@@ -249,20 +239,18 @@ class AnomalyPruneCallback(LoggingCallback):
         lines = [f"{head} ({self.min_votes} votes in {self.last_reports} reports)."]
         for event in self.events:
             parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
-            why = f"`max_fraction = {self.max_fraction:g}` left no room" if event["voted"] else "none had enough votes"
-            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or f'no filter, as {why}'}")
+            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter'}")
         return "\n".join(lines)
 
-    def _choose(self, trainer: Any, pl_module: Any) -> tuple[bool, dict[str, list[int]]]:
-        """Return whether any filter has enough votes, and `{layer: [filter, ...]}` to mask, worst first."""
+    def _choose(self, trainer: Any, pl_module: Any) -> dict[str, list[int]]:
+        """Choose the filters to mask, `{layer: [filter, ...]}`, worst first."""
         summaries, modules = self._summaries, modules_by_name(pl_module)
         masked: dict[str, set[int]] = {}
         for prune in trainer.callbacks:
             for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():
                 masked.setdefault(layer, set()).update(filters)
-        voted = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=1.0)
         chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
             self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are not convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
-        return bool(voted), chosen
+        return chosen

@@ -130,16 +130,6 @@ def test_two_callbacks_respect_the_limit_together(tmp_path: Path) -> None:
     assert leak(model, one.masked) == leak(model, two.masked) == 0
 
 
-def test_the_description_says_why_no_filter_is_masked(tmp_path: Path) -> None:
-    limited, whole, late = pruner(1, max_fraction=0.01), pruner(1, max_fraction=1.0), pruner(1)
-    limited.log_key_prefix, late.log_key_prefix = "limited", "late"
-    fit(tmp_path, GeluNet(), limited, whole, late, max_epochs=2)
-    assert not limited.masked
-    assert "no filter, as `max_fraction = 0.01` left no room" in limited.describe()
-    assert "no filter" not in whole.describe()
-    assert "no filter, as none had enough votes" in late.describe()  # all filters that have them are masked already
-
-
 def test_a_weight_that_cannot_be_masked_is_refused_before_training(tmp_path: Path) -> None:
     model = GeluNet()
     nn.utils.parametrizations.orthogonal(model.conv2)
