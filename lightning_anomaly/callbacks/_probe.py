@@ -14,15 +14,17 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.browser.pictures import KeptMaps, take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.probe import most_samples
-from lightning_anomaly.capture.probe_samples import ProbeSamples
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.images.source import class_names, drawn_columns, first_tensor
+from lightning_anomaly.images.thumbnails import SIDE, shrink
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
 from lightning_anomaly.verdicts.anomalies import NONFINITE
 from lightning_anomaly.verdicts.layer_report import LayerReport
+
+_PIXELS = 16  # compared of each sample
 
 
 @dataclass(eq=False)
@@ -44,8 +46,10 @@ class ValidationWatch:
         self._alone = world == 1
         self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
         self._limit = -(-self.probe_size // world)
-        self.samples = ProbeSamples(self.keep_images)
-        self._capture = MapCapture(
+        self._seen = 0  # samples in the batches so far
+        self._pixels: list[Tensor] = []
+        self._images: list[Tensor] | None = [] if self.keep_images else None
+        self.capture = MapCapture(
             self.layers,
             limit=self._limit,
             rectify=settings.rectify,
@@ -54,27 +58,42 @@ class ValidationWatch:
         )
 
     def before_batch(self, batch: Any) -> None:
-        """Hook the layers for the validation step to come."""
-        taken = most_samples(self._capture.maps)
+        """Hook the layers for the validation step to come, and keep pixels and small images of its samples."""
+        taken = most_samples(self.capture.maps)
         # If no layer gives usable maps, count the samples of the batches instead.
-        if not self._capture.full and (taken or self.samples.count < self._limit):
-            self._capture.attach()
-            self.samples.add(batch, self._limit - taken)
+        if self.capture.full or not (taken or self._seen < self._limit):
+            return
+        self.capture.attach()
+        images = first_tensor(batch)
+        self._seen += 0 if images is None else len(images)
+        if images is None or not 2 <= images.ndim <= 5 or not images.numel():
+            self._images = None  # cannot be drawn
+            return
+        images = images.detach()[: self._limit - taken]
+        # Copies, as the model may change its input in place.
+        self._pixels.append(images.flatten(1)[:, :: images[0].numel() // _PIXELS | 1].float().clone().flatten())
+        if self._images is not None:
+            self._images.append(shrink(images, SIDE).clone())
 
     @property
-    def hook_seconds(self) -> float:
-        """The time that the hooks added to the validation step."""
-        return self._capture.seconds
+    def pixels(self) -> Tensor:
+        """Some pixels of each sample, to recognize it in the next probe."""
+        return torch.cat([pixels.cpu() for pixels in self._pixels]) if self._pixels else torch.zeros(0, device="cpu")
 
-    def after_batch(self) -> None:
-        """Remove the hooks; a second call does nothing."""
-        self._capture.remove()
+    @property
+    def images(self) -> Tensor | None:
+        """Small images of the samples; None if they cannot be drawn, or have several sizes.
+
+        Their number may differ from that of the maps: a layer may get parts of a batch.
+        """
+        one_size = len({images.shape[1:] for images in self._images or ()}) == 1
+        return torch.cat(self._images) if self._images and one_size else None
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
         """Analyze the maps of all processes; return the images of the probe too, if they were kept."""
-        maps, images, captured = self._capture.maps, self.samples.images, self._capture.samples
+        maps, images, captured = self.capture.maps, self.images, self.capture.samples
         captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
         if not self._alone:
             report, images, self.previous = analyze_shared(
@@ -106,6 +125,12 @@ class ValidationWatch:
     def sample_texts(self, columns: Mapping[str, list[str] | None], samples: int) -> dict[str, list[str] | None]:
         """Return the columns of the probe for a page; several processes may see other samples than the loader says."""
         return {name: column[:samples] if column and self._alone else None for name, column in columns.items()}
+
+
+def same_pixels(before: Tensor, now: Tensor) -> bool:
+    """Whether pixels are equal within 1%, as rounding may differ on a GPU."""
+    tolerance = 1e-3 * before.nan_to_num(0, 0, 0).abs().sum().item() / max(1, len(before))
+    return before.shape == now.shape and torch.allclose(before, now, rtol=1e-2, atol=tolerance, equal_nan=True)
 
 
 def class_notes(labels: Sequence[str] | None, samples: int) -> dict[str, str]:

@@ -11,10 +11,9 @@ from torch import Tensor
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, is_empty_result
+from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, is_empty_result, same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.capture.probe_samples import same_pixels
 from lightning_anomaly.checks import check_bool, check_integer, check_names
 from lightning_anomaly.images.loaders import shuffles
 from lightning_anomaly.report import AnomalyReport
@@ -160,7 +159,7 @@ class AnomalyFilterCallback(WatchingCallback):
     ) -> None:
         """Remove the hooks."""
         if self._watch is not None:
-            self._watch.after_batch()
+            self._watch.capture.remove()
 
     def _find(self, trainer: Any) -> tuple[AnomalyReport, Tensor | None] | None:
         started = time.perf_counter()
@@ -168,7 +167,7 @@ class AnomalyFilterCallback(WatchingCallback):
         pictures = fitting and bool(trainer.loggers) and self.browser
         watch = self._watch
         assert watch is not None
-        self._spent += watch.hook_seconds
+        self._spent += watch.capture.seconds
         from numba.core import event  # late: importing the package does not import numba
 
         compiled = [0.0]
@@ -187,7 +186,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self.report = report
         if fitting:
             self._previous = watch.previous
-            before, self._pixels = self._pixels, watch.samples.pixels
+            before, self._pixels = self._pixels, watch.pixels
             if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
                 self._warn_once(
                     "changed",
@@ -248,4 +247,4 @@ class AnomalyFilterCallback(WatchingCallback):
     def _release(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
-            watch.after_batch()
+            watch.capture.remove()
