@@ -54,19 +54,13 @@ export class Report {
   }
 
   /** A sample's score by each view, with the 0.95 quantile of all samples as `ordinary`. */
-  async scoresOf(sample) {
-    const all = await this.block("views", (buffer) => new Float64Array(buffer));
-    return this.views.map((view, i) => ({ ...view, score: all[i * this.samples + sample] }));
+  scoresOf(sample) {
+    return this.views.map(({ view, ordinary, scores }) => ({ view, ordinary, score: scores[sample] ?? Infinity }));
   }
 
   /** The filters that isolate a sample or have it in a rare cluster, and its distance from their means. */
-  async reactionsTo(sample) {
-    const buffer = await this.block("reactions", (bytes) => bytes);
-    const starts = new Uint32Array(buffer, 0, this.samples + 1);
-    const [first, amount, total] = [starts[sample], starts[sample + 1] - starts[sample], starts[this.samples]];
-    const filters = new Uint32Array(buffer, 4 * (this.samples + 1 + first), amount);
-    const distances = new Float32Array(buffer, 4 * (this.samples + 1 + total + first), amount);
-    return [...filters].map((filter, i) => ({ place: this.filters[filter], distance: distances[i] }));
+  reactionsTo(sample) {
+    return this.reactions[sample].map(([filter, distance]) => ({ place: this.filters[filter], distance }));
   }
 
   label(sample) {
