@@ -92,7 +92,7 @@ def analyze(
     thumbnails: list[Tensor] = []
 
     def keep_thumbnails(images: Tensor) -> None:
-        if keep_images and 2 <= images.ndim <= 5:
+        if keep_images and images.ndim in (4, 5):
             thumbnails.append(shrink(images, SIDE))
 
     run(model, probe, capture, progress, take_images=keep_thumbnails)

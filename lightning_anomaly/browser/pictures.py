@@ -76,7 +76,7 @@ def join_pictures(parts: Sequence[Pictures], images: Tensor | None, n_samples: i
 
 def _images_of(images: Tensor | None, samples: int) -> Tensor | None:
     """Draw the images if there is one for each sample."""
-    if images is None or len(images) != samples or not images.numel():
+    if images is None or images.ndim not in (4, 5) or len(images) != samples or not images.numel():
         return None
     return probe_images(images)
 
@@ -84,8 +84,8 @@ def _images_of(images: Tensor | None, samples: int) -> Tensor | None:
 def probe_images(images: Tensor) -> Tensor:
     """Draw small images of samples: uint8 `(N, height, width, channels)`, on the CPU.
 
-    Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice, signals `(N, C, L)` or `(N, L)`
-    curves of up to three channels. Sides are at most 64 pixels, and less for more than about a thousand images.
+    Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice. Sides are at most 64 pixels, and
+    less for more than about a thousand images.
     """
     side = max(1, min(SIDE, math.isqrt(_PIXELS // len(images))))
     small = torch.cat([shrink(part, side) for part in torch.split(images, 64)])

@@ -66,7 +66,7 @@ class ValidationWatch:
         self.capture.attach()
         images = first_tensor(batch)
         self._seen += 0 if images is None else len(images)
-        if images is None or not 2 <= images.ndim <= 5 or not images.numel():
+        if images is None or images.ndim not in (4, 5) or not images.numel():
             self._images = None  # cannot be drawn
             return
         images = images.detach()[: self._limit - taken]

@@ -289,7 +289,7 @@ class Run:
         batches = source.pictures(positions)
         steps = -(-len(positions) // source.batch_size)
         for places, images, whole in track(batches, steps, description, self._progress):
-            pictures = Thumbnails.of(whole, _SIDE) if 2 <= whole.ndim <= 5 else None
+            pictures = Thumbnails.of(whole, _SIDE) if whole.ndim in (4, 5) else None
             samples = self.statistics(images, whole)
             traces = Traces.of(images, whole, samples.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]

@@ -26,8 +26,7 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
         images: The probe's images `(N, C, H, W)`. Three channels are shown in colour; of any other number the first is
             shown in grey. uint8 is shown as it is. Other types are scaled by channel, so that an ordinary image of the
             probe ranges from black to white. This undoes a normalization, and keeps a black image black and an
-            over-exposed one white. Volumes `(N, C, D, H, W)` are shown as their middle slice, signals `(N, C, L)` or
-            `(N, L)` as curves.
+            over-exposed one white. Volumes `(N, C, D, H, W)` are shown as their middle slice.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.outlier_samples`, N numbers.
 
@@ -37,7 +36,7 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
     """
-    check_images(images, len(scores), (2, 3, 4, 5))
+    check_images(images, len(scores))
     values = scores.tolist()
     ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
     chosen = [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]

@@ -253,9 +253,9 @@ class AnomalyReport(Tabular):
 
         Args:
             path: Path of the file; missing folders are created.
-            images: The probe: images `(N, C, H, W)`, drawn as in `plots.outlier_figure`; volumes `(N, C, D, H, W)`,
-                drawn as their middle slice; or signals `(N, C, L)` or `(N, L)`, drawn as curves. None takes the images
-                that `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)` kept.
+            images: The probe: images `(N, C, H, W)`, or volumes `(N, C, D, H, W)`, drawn as in `plots.outlier_figure`.
+                None takes the images that `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)`
+                kept.
             labels: A name or number for each sample, by which points can be coloured.
             title: The heading.
             history: `AnomalyFilterCallback.history`, for curves over the epochs.
@@ -276,7 +276,7 @@ class AnomalyReport(Tabular):
 
         pictures = self.pictures or Pictures(None, {})
         if images is not None and self.layers:
-            check_images(images, self.n_samples, (2, 3, 4, 5))
+            check_images(images, self.n_samples)
             pictures = Pictures(probe_images(images), pictures.maps)
         facts = {
             "title": title,
