@@ -186,9 +186,8 @@ def _omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
             f"the {samples:,} of the probe. Clusters are numbered and counted by these points."
         )
     if kept and min(kept) < samples:
-        kept_range = " to ".join(f"{size:,}" for size in sorted({min(kept), max(kept)}))
         notes.append(
-            f"To limit the size of this file, each filter has the maps of {kept_range} of {samples:,} samples: its "
-            "outliers, its most and least active samples, and others."
+            f"To limit the size of this file, each filter has the maps of at least {min(kept):,} of "
+            f"{samples:,} samples: its outliers, its most and least active samples, and others."
         )
     return notes

@@ -125,7 +125,7 @@ class TestMaps:
             assert part.untyped_storage().nbytes() == part.nbytes
         index, _ = contents(replace(made_up(3, 100), pictures=pictures).page_text(""))
         assert index["layers"][0]["maps"]["kept"] == 10
-        assert any("maps of 10 of 100 samples" in note for note in index["notes"])
+        assert any("maps of at least 10 of 100 samples" in note for note in index["notes"])
 
     def test_pixels_are_packed_as_the_nearest_of_sixteen_levels(self):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
