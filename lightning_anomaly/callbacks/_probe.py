@@ -15,8 +15,8 @@ from lightning_anomaly.browser.pictures import KeptMaps, take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.probe import most_samples
 from lightning_anomaly.distributed import rank_and_world
-from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
-from lightning_anomaly.images.source import class_names, drawn_columns, first_tensor
+from lightning_anomaly.images.loaders import first_loader, unpadded_length
+from lightning_anomaly.images.source import class_names, first_tensor
 from lightning_anomaly.images.thumbnails import SIDE, shrink
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -42,10 +42,9 @@ class ValidationWatch:
     kept: Mapping[str, KeptMaps] = field(default_factory=dict)  # maps of the last analysis for the page
 
     def __post_init__(self) -> None:
-        world, settings = rank_and_world()[1], self.settings
-        self._alone = world == 1
+        settings = self.settings
         self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
-        self._limit = -(-self.probe_size // world)
+        self._limit = -(-self.probe_size // rank_and_world()[1])
         self._seen = 0  # samples in the batches so far
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if self.keep_images else None
@@ -95,7 +94,7 @@ class ValidationWatch:
         """Analyze the maps of all processes; return the images of the probe too, if they were kept."""
         maps, images, captured = self.capture.maps, self.images, self.capture.samples
         captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
-        if not self._alone:
+        if rank_and_world()[1] > 1:
             report, images, self.previous = analyze_shared(
                 maps,
                 images,
@@ -117,15 +116,6 @@ class ValidationWatch:
             report = replace(report, pictures=take_pictures(report.layers, maps, images, known=known))
         return report, images
 
-    def sample_columns(self) -> dict[str, list[str] | None]:
-        """Return the `labels` and the file `names` of the validation's samples, each None if unknown."""
-        loaders = self.trainer.val_dataloaders
-        return {"labels": None, "names": None} if shuffles(loaders) else drawn_columns(loaders)
-
-    def sample_texts(self, columns: Mapping[str, list[str] | None], samples: int) -> dict[str, list[str] | None]:
-        """Return the columns of the probe for a page; several processes may see other samples than the loader says."""
-        return {name: column[:samples] if column and self._alone else None for name, column in columns.items()}
-
 
 def same_pixels(before: Tensor, now: Tensor) -> bool:
     """Whether pixels are equal within 1%, as rounding may differ on a GPU."""
@@ -133,7 +123,7 @@ def same_pixels(before: Tensor, now: Tensor) -> bool:
     return before.shape == now.shape and torch.allclose(before, now, rtol=1e-2, atol=tolerance, equal_nan=True)
 
 
-def class_notes(labels: Sequence[str] | None, samples: int) -> dict[str, str]:
+def class_notes(labels: Sequence[str], samples: int) -> dict[str, str]:
     """Note if evenly spaced samples of a validation, as many as in the probe, would have clearly more classes."""
     if not labels or not samples:
         return {}

@@ -16,6 +16,7 @@ from lightning_anomaly.callbacks._watching import WatchingCallback, until_valida
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names
 from lightning_anomaly.images.loaders import shuffles
+from lightning_anomaly.images.source import drawn_columns
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.two_sample.stopping import rise
@@ -207,9 +208,12 @@ class AnomalyFilterCallback(WatchingCallback):
         place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.append({**place, "metrics": dict(self._values), "analysed": report is not None, "live": live})
         if report is not None and self._watch is not None and trainer.is_global_zero:
-            columns = self._watch.sample_columns()
-            self._warn_of(trainer, class_notes(columns["labels"], report.n_samples), True)
-            texts = self._watch.sample_texts(columns, report.n_samples)
+            loaders = trainer.val_dataloaders
+            columns = {} if shuffles(loaders) else drawn_columns(loaders)
+            self._warn_of(trainer, class_notes(columns.get("labels", []), report.n_samples), True)
+            if trainer.world_size > 1:  # a user's sampler may give processes other samples
+                columns = {}
+            texts = {name: column[: report.n_samples] for name, column in columns.items()}
             self._figures.take(report, images, texts, logged_step(trainer))
 
     @guarded

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
-from lightning_anomaly.callbacks._mask_context import check_maskable, find_norms_on
+from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_text
 from lightning_anomaly.distributed import broadcast_result, gather_results
+from lightning_anomaly.images.source import first_tensor
+from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, clone_inputs, find_norms, has_norms
 from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize
 
+_SAMPLES = 4  # enough to find norms
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
@@ -36,8 +47,7 @@ class AnomalyPruneCallback(LoggingCallback):
             list masks several times. If there are fewer than `min_votes` reports by then, masking waits for them.
         min_votes: Number of votes that a filter needs, at most `last_reports`.
         last_reports: Number of most recent reports that vote; a report without a live filter is ignored.
-        max_fraction: Largest fraction of a layer's filters to mask, including those masked before or by another
-            AnomalyPruneCallback of the Trainer.
+        max_fraction: Largest fraction of a layer's filters to mask, including those masked before.
         reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to act on; None takes the first one.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
 
@@ -161,7 +171,7 @@ class AnomalyPruneCallback(LoggingCallback):
         if not self._due or self.mask is None:
             return
         self._due, epoch = False, trainer.current_epoch
-        chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
+        chosen = broadcast_result(lambda: self._choose(pl_module))
         # The norms of process 0 count, but all processes run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
@@ -242,15 +252,51 @@ class AnomalyPruneCallback(LoggingCallback):
             lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter'}")
         return "\n".join(lines)
 
-    def _choose(self, trainer: Any, pl_module: Any) -> dict[str, list[int]]:
+    def _choose(self, pl_module: Any) -> dict[str, list[int]]:
         """Choose the filters to mask, `{layer: [filter, ...]}`, worst first."""
         summaries, modules = self._summaries, modules_by_name(pl_module)
-        masked: dict[str, set[int]] = {}
-        for prune in trainer.callbacks:
-            for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():
-                masked.setdefault(layer, set()).update(filters)
-        chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
+        chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
             self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are not convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
         return chosen
+
+
+def find_norms_on(
+    batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
+) -> FoundNorms:
+    """Find the norms behind filters by `forward`, or by `validation_step` if that fails or misses a layer."""
+    if not chosen or not has_norms(pl_module):
+        return FoundNorms({}, [], set(chosen))
+    filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
+    few = apply_to_collection(batch, Tensor, lambda tensor: tensor[:_SAMPLES] if tensor.ndim else tensor)
+    images = first_tensor(few)
+    with trainer.precision_plugin.forward_context(), unlogged(pl_module):
+        try:
+            norms = find_norms(pl_module, filters, partial(call_model, pl_module, (few if images is None else images,)))
+            if chosen.keys() <= norms.called:
+                return norms
+        except Exception:  # there may be no `forward`, or one with other arguments
+            pass
+        # A copy without loggers, as a `validation_step` may change metrics, lists and other attributes.
+        module = copy.deepcopy(pl_module)
+        module.trainer = trainer
+        silent = {"logger": DummyLogger(), "loggers": []}
+        module.__class__ = type(type(pl_module).__name__, (type(pl_module),), silent)
+        arguments = len(inspect.signature(module.validation_step).parameters)
+        with unlogged(module):
+            return find_norms(module, filters, lambda: module.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
+
+
+def check_maskable(layers: Mapping[str, nn.Module], callbacks: list[Any]) -> None:
+    """Raise ValueError if a layer cannot be masked, or if Lightning's ModelPruning will replace its weights."""
+    for name, layer in layers.items():
+        if isinstance(layer, CONVOLUTIONS):
+            conv_rows(name, layer, [0])
+    prunings = [prune for prune in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(prune).__mro__)]
+    pruned = [layer for prune in prunings for layer, parameter in prune._parameters_to_prune if parameter == "weight"]
+    if names := sorted(name for name, layer in layers.items() if layer in pruned):
+        raise ValueError(
+            "AnomalyPruneCallback should be used without a ModelPruning of the same layers, which replaces their "
+            f"weights. Found {names}: list other layers in its `parameters_to_prune`."
+        )

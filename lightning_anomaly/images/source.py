@@ -237,18 +237,13 @@ def class_labels(dataset: Any) -> list[str] | None:
     return [str(names.get(target, target)) for target in targets]
 
 
-def drawn_columns(loaders: Any) -> dict[str, list[str] | None]:
-    """Return the `labels` and file `names` of the samples that the first of a Trainer's loaders draws, in this order.
-
-    Each is None if the data set does not say.
-    """
+def drawn_columns(loaders: Any) -> dict[str, list[str]]:
+    """Return `labels` and file `names`, if known, in the order in which the first of a Trainer's loaders draws them."""
     loader = first_loader(loaders)
     dataset = getattr(loader, "dataset", None)
     columns = {"labels": class_labels(dataset), "names": file_names(dataset)}
     positions = drawn_positions(loader) if any(columns.values()) else None
-    if positions is None:
-        return dict.fromkeys(columns)
-    return {name: column and [column[place] for place in positions] for name, column in columns.items()}
+    return {name: [column[place] for place in positions] for name, column in columns.items() if column and positions}
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:

@@ -45,10 +45,6 @@ def epochs(prune: AnomalyPruneCallback) -> list[int]:
     return [event["epoch"] for event in prune.events]
 
 
-def counts(filters: dict[str, list[int]]) -> dict[str, int]:
-    return {layer: len(indices) for layer, indices in filters.items()}
-
-
 def still(parameters: Any) -> torch.optim.Optimizer:
     """An optimizer that changes nothing, so that the reports stay the same."""
     return torch.optim.SGD(parameters, lr=0.0)
@@ -116,18 +112,6 @@ def test_reports_come_from_the_named_watcher(tmp_path: Path) -> None:
 def test_arguments_are_checked(options: dict[str, Any], found: str) -> None:
     with pytest.raises(ValueError, match=found):
         AnomalyPruneCallback(**options)
-
-
-def test_two_callbacks_respect_the_limit_together(tmp_path: Path) -> None:
-    """Otherwise each might leave half of a layer, and both nothing."""
-    one, two = pruner(1, max_fraction=0.34), pruner(1, log_key_prefix="second")
-    model = GeluNet()
-    trainer = fit(tmp_path, model, one, two)
-    assert {"anomaly_prune/masked", "second/masked"} <= set(trainer.callback_metrics)
-    assert counts(one.masked) == {"conv1": 2, "conv2": 2, "up": 1}
-    assert counts(two.masked) == {"conv1": 1, "conv2": 2, "up": 1}
-    assert not any(set(one.masked[layer]) & set(filters) for layer, filters in two.masked.items())
-    assert leak(model, one.masked) == leak(model, two.masked) == 0
 
 
 def test_a_weight_that_cannot_be_masked_is_refused_before_training(tmp_path: Path) -> None:
