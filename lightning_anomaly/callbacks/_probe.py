@@ -65,13 +65,15 @@ class ValidationWatch:
         self.capture.attach()
         images = first_tensor(batch)
         self._seen += 0 if images is None else len(images)
-        if images is None or images.ndim not in (4, 5) or not images.numel():
-            self._images = None  # cannot be drawn
+        if images is None or images.ndim < 2 or not images.numel():
+            self._images = None
             return
         images = images.detach()[: self._limit - taken]
         # Copies, as the model may change its input in place.
         self._pixels.append(images.flatten(1)[:, :: images[0].numel() // _PIXELS | 1].float().clone().flatten())
-        if self._images is not None:
+        if images.ndim not in (4, 5):
+            self._images = None  # cannot be drawn
+        elif self._images is not None:
             self._images.append(shrink(images, SIDE).clone())
 
     @property
