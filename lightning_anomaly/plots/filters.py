@@ -41,10 +41,7 @@ def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) ->
 
 
 def _clearness(points: Tensor, outliers: Tensor) -> list[tuple[float, float]]:
-    """Compute each filter's gap, at most `_CLEAR`, and the spread of its samples that are no outliers.
-
-    `points` are `(F, N, 2)`, `outliers` `(F, N)`.
-    """
+    """Compute each filter's gap, at most `_CLEAR`, and spread from points `(F, N, 2)` and outliers `(F, N)`."""
     others = ~outliers
     count = others.sum(1).clamp_min(1)
     means = (points * others[..., None]).sum(1) / count[:, None]
