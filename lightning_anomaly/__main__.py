@@ -32,7 +32,6 @@ from lightning_anomaly.images.files import ArrayImages, FolderImages, open_image
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import find_outliers
-from lightning_anomaly.plots import outlier_images
 from lightning_anomaly.pretrained import load_pretrained
 from lightning_anomaly.report.figures import FIGURES
 
@@ -125,14 +124,11 @@ def run_analysis(options: argparse.Namespace) -> None:
     if labels is not None and len({*labels}) == 1:
         print(f"note: All images are of the class '{labels[0]}': give the folder with all classes as `--data`.")
     options.output.mkdir(parents=True, exist_ok=True)
-    outliers = None
-    if report.n_samples == len(images):
-        outliers = outlier_images(images, report.outlier_scores, report.outlier_samples)
     figures = []
     for name, draw in FIGURES.items():
         file = options.output / f"{name}.png"
         file.unlink(missing_ok=True)  # of an earlier run
-        if (figure := draw(report, outliers)) is not None:
+        if (figure := draw(report, images)) is not None:
             figure.savefig(file)
             figures.append(file.name)
     browser = options.output / "browser.html"

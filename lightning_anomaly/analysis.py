@@ -14,7 +14,7 @@ from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps, joined
-from lightning_anomaly.capture.probe import open_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import run, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.clustering.engine import Engine, load_engine
 from lightning_anomaly.clustering.mixtures import cluster_filters
@@ -60,8 +60,7 @@ def analyze(
         model: Any model, on any device.
         inputs: The probe: a tensor `(N, ...)`, a Dataset or a DataLoader. It is moved to the model's device. A data set
             is read in its own order, whatever the loader's. Images are the first tensor of floats, or of images in
-            bytes, in a batch. Unreadable images are left out, and the others are numbered without them. A tuple or a
-            dict is one call with these arguments or keyword arguments, with all samples at once.
+            bytes, in a batch. Unreadable images are left out, and the others are numbered without them.
         layers: Names of the layers to analyze; None takes every convolution.
         settings: See `AnalysisSettings`; None takes the defaults.
         progress: Whether to show progress bars on stderr. None shows them after two seconds, if stderr is a terminal or
@@ -87,29 +86,28 @@ def analyze(
         (1, [7])
     """
     settings = checked_settings(settings)
-    probe = open_inputs(inputs, "inputs", batch_size)
+    probe = ImageSource(inputs, "inputs", batch_size)
     watched = select_layers(model, layers)
     capture = MapCapture(watched, rectify=settings.rectify, max_map_side=settings.max_map_side, model=model)
     thumbnails: list[Tensor] = []
 
     def keep_thumbnails(images: Tensor) -> None:
-        if keep_images and 2 <= images.ndim <= 5:
+        if keep_images and images.ndim in (4, 5):
             thumbnails.append(shrink(images, SIDE))
 
     run(model, probe, capture, progress, take_images=keep_thumbnails)
     notes = unseen_layers(model, layers)
     report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
-    if isinstance(probe, ImageSource):
-        notes = probe.notes()
-        count = len(probe.positions) - len(probe.unreadable)
-        if report.layers and report.n_samples != count:
-            notes["samples"] = (
-                f"The layers give {report.n_samples} maps for the {count} samples of `inputs`, as for patches or "
-                "frames. The report numbers the maps and not the samples of `inputs`."
-            )
-        report = replace(report, notes={**report.notes, **notes})
+    notes = probe.notes()
+    count = len(probe.positions) - len(probe.unreadable)
+    if report.layers and report.n_samples != count:
+        notes["samples"] = (
+            f"The layers give {report.n_samples} maps for the {count} samples of `inputs`, as for patches or frames. "
+            "The report numbers the maps and not the samples of `inputs`."
+        )
+    report = replace(report, notes={**report.notes, **notes})
     if keep_images:
-        images = torch.cat(thumbnails) if thumbnails else probe
+        images = torch.cat(thumbnails) if thumbnails else None
         report = replace(report, pictures=take_pictures(report.layers, capture.maps, images))
     warn_of(report.notes)
     return report

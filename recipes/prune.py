@@ -53,8 +53,7 @@ def main(epochs: int = 12, at_epoch: int = 6) -> tuple[AnomalyPruneCallback, Cla
     images[val[[3, 20]]] *= 4
     train_loader = DataLoader(TensorDataset(images[train], labels[train]), batch_size=32, shuffle=True)
     val_loader = DataLoader(TensorDataset(images[val], labels[val]), batch_size=512)
-    # `criterion="random"` or "l1" masks as many filters of the same layers, for comparison.
-    prune = AnomalyPruneCallback(at_epoch=at_epoch, max_fraction=0.25, criterion="anomaly")
+    prune = AnomalyPruneCallback(at_epoch=at_epoch, max_fraction=0.25)
     callbacks: list[pl.Callback] = [AnomalyFilterCallback(), prune]
     trainer = pl.Trainer(max_epochs=epochs, callbacks=callbacks, logger=False, enable_checkpointing=False)
     model = Classifier()

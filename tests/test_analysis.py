@@ -184,7 +184,7 @@ def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine):
     assert report.anomaly_filters == {"0": [1, 3, 5]}
     assert [layer.outliers_of(index) for index in (1, 3, 5)] == list(MARKED.values())
     assert report.dead_filters == {"0": [6]}
-    assert report.nonfinite_filters == {"0": [7, 8]}
+    assert report.layers["0"].filters("nonfinite") == [7, 8]
     assert layer.filters("normal") == [0, 2, 4]
     assert layer.n_components[[0, 2, 4]].tolist() == [3, 3, 3]
     assert report.fraction == 0.5

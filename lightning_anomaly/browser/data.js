@@ -54,19 +54,13 @@ export class Report {
   }
 
   /** A sample's score by each view, with the 0.95 quantile of all samples as `ordinary`. */
-  async scoresOf(sample) {
-    const all = await this.block("views", (buffer) => new Float64Array(buffer));
-    return this.views.map((view, i) => ({ ...view, score: all[i * this.samples + sample] }));
+  scoresOf(sample) {
+    return this.views.map(({ view, ordinary, scores }) => ({ view, ordinary, score: scores[sample] ?? Infinity }));
   }
 
   /** The filters that isolate a sample or have it in a rare cluster, and its distance from their means. */
-  async reactionsTo(sample) {
-    const buffer = await this.block("reactions", (bytes) => bytes);
-    const starts = new Uint32Array(buffer, 0, this.samples + 1);
-    const [first, amount, total] = [starts[sample], starts[sample + 1] - starts[sample], starts[this.samples]];
-    const filters = new Uint32Array(buffer, 4 * (this.samples + 1 + first), amount);
-    const distances = new Float32Array(buffer, 4 * (this.samples + 1 + total + first), amount);
-    return [...filters].map((filter, i) => ({ place: this.filters[filter], distance: distances[i] }));
+  reactionsTo(sample) {
+    return this.reactions[sample].map(([filter, distance]) => ({ place: this.filters[filter], distance }));
   }
 
   label(sample) {
@@ -94,24 +88,6 @@ export class Report {
       outliers: all.marks.subarray(begin, end).map((mark) => mark & 1),
       isolated: all.marks.subarray(begin, end).map((mark) => mark >> 1),
     };
-  }
-
-  /** The points of some samples of a filter in earlier analyses, with the clusters and flags of the last. */
-  async frames({ layer, filter }, last) {
-    if (!this.epochs) return [];
-    const buffer = await this.block(`epochs-${layer}`, (bytes) => bytes);
-    const { samples: amount, of } = this.epochs;
-    const filters = this.layers[layer].verdicts.length;
-    const samples = summed(new Uint32Array(buffer, 4 * filter * amount, amount));
-    const size = filters * amount;
-    const axis = (which, frame) => {
-      const codes = new Int8Array(buffer, 4 * size + (which * of.length + frame) * size + filter * amount, amount);
-      return Float32Array.from(codes, (code) => Math.sinh(code / 24));
-    };
-    const places = Array.from(samples, (sample) => last.samples.indexOf(sample));
-    const pick = (values) => Uint8Array.from(places, (place) => values[place]);
-    const marks = { clusters: pick(last.clusters), outliers: pick(last.outliers), isolated: pick(last.isolated) };
-    return of.map((epoch, frame) => ({ epoch, samples, x: axis(0, frame), y: axis(1, frame), ...marks }));
   }
 
   /** A function from a sample to its map `{height, width, levels}`, levels 0 to 15, or to null if it was not kept. */

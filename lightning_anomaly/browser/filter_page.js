@@ -74,16 +74,13 @@ export async function filterPage(report, place, query) {
     points.outliers.reduce((sum, flag) => sum + flag, 0),
     "outlier",
   )} ringed`;
-  const frames = await report.frames(place, points);
-  const scatter = new Scatter(points, { show, pin, description, frames });
+  const scatter = new Scatter(points, { show, pin, description });
   // A link that goes with the file of another report may name a sample that this one does not have.
   const repin = (sample) =>
     scatter.setPinned(sample !== null && report.hasSample(Number(sample)) ? Number(sample) : null);
   repin(pinned);
   const labelled = report.labels && by === "label";
-  const groupsOf = ({ samples, clusters }) =>
-    labelled ? Array.from(samples, (sample) => report.labels.of[sample]) : clusters;
-  scatter.colourBy(groupsOf(points));
+  if (labelled) scatter.colourBy(Array.from(points.samples, (sample) => report.labels.of[sample]));
   const toolbar = div(
     "toolbar",
     report.labels
@@ -110,11 +107,7 @@ export async function filterPage(report, place, query) {
   return {
     content: [
       heading,
-      div(
-        "filter",
-        div("panel", toolbar, scatter.element, epochSlider(scatter, frames, points, groupsOf)),
-        div("side", inspector, factList),
-      ),
+      div("filter", div("panel", toolbar, scatter.element), div("side", inspector, factList)),
       ...strips(report, place, map, (sample) => {
         pin(sample);
         inspector.scrollIntoView({ block: "nearest" });
@@ -123,41 +116,6 @@ export async function filterPage(report, place, query) {
     keys: { ...stepKeys(step), ...pointKeys(scatter, points, pin) },
     repin,
   };
-}
-
-/** A slider from the points of earlier analyses, of some samples, to those of the last, of all. */
-function epochSlider(scatter, frames, points, groupsOf) {
-  if (!frames.length) return null;
-  const stages = [...frames, points];
-  const last = frames.length;
-  const epoch = make("output", { class: "epoch" });
-  const slider = make("input", { type: "range", min: 0, max: last, value: last, "aria-label": "Epoch" });
-  const show = (frame) => {
-    slider.value = frame;
-    epoch.textContent = frame === last ? "the last" : frames[frame].epoch;
-    scatter.setPoints(stages[frame], groupsOf(stages[frame]));
-  };
-  slider.addEventListener("input", () => show(Number(slider.value)));
-  let playing = null;
-  const stop = () => {
-    clearInterval(playing);
-    playing = null;
-    button.textContent = "Play";
-  };
-  const advance = () => {
-    if (slider.isConnected && Number(slider.value) < last) show(Number(slider.value) + 1);
-    else stop();
-  };
-  const play = () => {
-    if (playing !== null) return stop();
-    if (Number(slider.value) === last) show(0);
-    playing = setInterval(advance, 400);
-    button.textContent = "Stop";
-  };
-  const button = make("button", { click: play }, "Play");
-  show(last);
-  const about = `Earlier epochs show ${frames[0].samples.length} samples, in the colours of their clusters in the last.`;
-  return div("epochs", button, slider, epoch, quiet(about));
 }
 
 function pointKeys(scatter, points, pin) {

@@ -16,7 +16,7 @@ async function pageOf(report, page, rest, query) {
       return { ...(await filterPage(report, { layer, filter }, query)), section: "filters" };
   }
   if (page === "sample" && report.hasSample(Number(rest[0])))
-    return { ...(await samplePage(report, Number(rest[0]), query)), section: "samples" };
+    return { ...samplePage(report, Number(rest[0]), query), section: "samples" };
   if (page === "filters") return { content: filtersPage(report, query), section: page };
   if (page === "samples") return { content: samplesPage(report, query), section: page };
   if (page === "overview") return { content: overview(report), section: page };

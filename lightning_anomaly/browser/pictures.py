@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
-from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.images.thumbnails import SIDE, drawn, shrink
 
 if TYPE_CHECKING:
@@ -47,11 +46,11 @@ class Pictures(NamedTuple):
 def take_pictures(
     layers: Mapping[str, LayerReport],
     maps: Mapping[str, LayerMaps],
-    inputs: Any,
+    images: Tensor | None,
     n_filters: int | None = None,
     known: Mapping[str, KeptMaps] | None = None,
 ) -> Pictures:
-    """Keep small images of a probe, the `inputs` of a model, and some of its maps.
+    """Keep small images of a probe, and some of its maps.
 
     If the layers hold only some of the network's filters, `n_filters` is the number of all. `known` are maps kept
     before, of layers that have not changed.
@@ -62,35 +61,34 @@ def take_pictures(
     room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * n_filters)) // max(1, n_filters)
     kept = {name: known.get(name) or _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
-    return Pictures(_images_of(inputs, samples), kept)
+    return Pictures(_images_of(images, samples), kept)
 
 
-def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
-    """Join the maps of consecutive filters of each layer, and draw the images again from `inputs`."""
+def join_pictures(parts: Sequence[Pictures], images: Tensor | None, n_samples: int) -> Pictures:
+    """Join the maps of consecutive filters of each layer, and draw the images."""
     layers: dict[str, list[KeptMaps]] = {}
     for part in parts:
         for name, kept in part.maps.items():
             layers.setdefault(name, []).append(kept)
     maps = {name: KeptMaps(*map(torch.cat, zip(*kept, strict=True))) for name, kept in layers.items()}
-    return Pictures(_images_of(inputs, n_samples), maps)
+    return Pictures(_images_of(images, n_samples), maps)
 
 
-def _images_of(inputs: Any, samples: int) -> Tensor | None:
-    """Draw the first tensor that has an image for each sample."""
-    for tensor in tensors_in(inputs):
-        if 2 <= tensor.ndim <= 5 and len(tensor) == samples and tensor.numel():
-            return probe_images(tensor)
-    return None
+def _images_of(images: Tensor | None, samples: int) -> Tensor | None:
+    """Draw the images if there is one for each sample."""
+    if images is None or images.ndim not in (4, 5) or len(images) != samples or not images.numel():
+        return None
+    return probe_images(images)
 
 
-def probe_images(inputs: Tensor) -> Tensor:
+def probe_images(images: Tensor) -> Tensor:
     """Draw small images of samples: uint8 `(N, height, width, channels)`, on the CPU.
 
-    Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice, signals `(N, C, L)` or `(N, L)`
-    curves of up to three channels. Sides are at most 64 pixels, and less for more than about a thousand images.
+    Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice. Sides are at most 64 pixels, and
+    less for more than about a thousand images.
     """
-    side = max(1, min(SIDE, math.isqrt(_PIXELS // len(inputs))))
-    small = torch.cat([shrink(part, side) for part in torch.split(inputs, 64)])
+    side = max(1, min(SIDE, math.isqrt(_PIXELS // len(images))))
+    small = torch.cat([shrink(part, side) for part in torch.split(images, 64)])
     return drawn(small, small)
 
 

@@ -1,7 +1,7 @@
 """The page of an `AnomalyReport`: its filters and the samples of its probe.
 
 The page reads an index of plain values at once. It unpacks blocks of bytes when they are needed: points and maps of
-each layer, scores and reactions.
+each layer.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.page import assemble, finite, plain_labels, short, usual_score
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.verdicts.layer_report import LayerReport
-from lightning_anomaly.verdicts.reactions import Reaction, find_reactions, standing_out
+from lightning_anomaly.verdicts.reactions import find_reactions, standing_out
 
 _CODE = (
     "dom unpack wording data csv colours canvas scatter components overview filter_list filter_page samples shell main"
@@ -39,11 +38,10 @@ def page_text(
     labels: Sequence[Any] | None = None,
     names: Sequence[str] | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
-    frames: Sequence[Frame] = (),
 ) -> str:
     """Return the text of the page of a report, from the facts of `AnomalyReport.page_text`.
 
-    The page finds samples by `names` too. `frames` are points of earlier analyses, see `EpochPoints.before`.
+    The page finds samples by `names` too.
     """
     if not layers:  # the page has only the notes, which say why
         labels = names = None
@@ -58,25 +56,25 @@ def page_text(
         blocks[f"points-{number}"] = _points(layer, shown)
         if name in pictures.maps:
             blocks[f"maps-{number}"] = _maps(pictures.maps[name])
-    views, blocks["views"] = _views(facts["views"])
     reactions, sizes = find_reactions(layers, n_samples), [len(layer.verdicts) for layer in layers.values()]
     first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
-    blocks["reactions"] = _reactions(reactions, first)
     most = islice(standing_out(reactions).items(), _STANDING_OUT)
-    epochs = None
-    if frames and layers:
-        epoch_names, amount, packed = packed_frames(layers, frames)
-        epochs = {"of": epoch_names, "samples": amount}
-        blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(layers)}
     index = {
         **facts,
         "samples": n_samples,
         "sparsity": short(facts["sparsity"]),
         "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
-        "views": views,
+        "views": [
+            {"view": view, "ordinary": usual_score(values), "scores": [finite(score) for score in values.tolist()]}
+            for view, values in facts["views"].items()
+        ],
+        "reactions": [
+            # the filters are numbered through all layers
+            [(first[reaction.layer] + reaction.filter, short(reaction.distance)) for reaction in sample[:_REACTIONS]]
+            for sample in reactions
+        ],
         "standing_out": [{"filter": first[name] + index, "samples": samples} for (name, index), (_, samples) in most],
-        "epochs": epochs,
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
         "names": names,
@@ -84,27 +82,6 @@ def page_text(
         "history": _history(history),
     }
     return assemble(_CODE, index, pictures.images, blocks)
-
-
-def _views(view_scores: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], bytes]:
-    """Describe each view, and pack its scores, float64 `(N,)`."""
-    described = [{"view": view, "ordinary": usual_score(values)} for view, values in view_scores.items()]
-    return described, b"".join(values.double().numpy().astype("<f8").tobytes() for values in view_scores.values())
-
-
-def _reactions(reactions: Sequence[Sequence[Reaction]], first: Mapping[str, int]) -> bytes:
-    """Pack the first filters that react to each sample, numbered through all layers from `first` on.
-
-    The index of each sample's first one and one more, uint32 `(N + 1,)`, the filters, uint32, and distances, float32.
-    """
-    shown = [sample[:_REACTIONS] for sample in reactions]
-    together = [reaction for sample in shown for reaction in sample]
-    parts = [
-        np.cumsum([0, *map(len, shown)], dtype="<u4"),
-        np.array([first[reaction.layer] + reaction.filter for reaction in together], "<u4"),
-        np.array([reaction.distance for reaction in together], "<f4"),
-    ]
-    return b"".join(part.tobytes() for part in parts)
 
 
 def _layer(
@@ -209,9 +186,8 @@ def _omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
             f"the {samples:,} of the probe. Clusters are numbered and counted by these points."
         )
     if kept and min(kept) < samples:
-        kept_range = " to ".join(f"{size:,}" for size in sorted({min(kept), max(kept)}))
         notes.append(
-            f"To limit the size of this file, each filter has the maps of {kept_range} of {samples:,} samples: its "
-            "outliers, its most and least active samples, and others."
+            f"To limit the size of this file, each filter has the maps of at least {min(kept):,} of "
+            f"{samples:,} samples: its outliers, its most and least active samples, and others."
         )
     return notes

@@ -75,7 +75,7 @@ export function samplesPage(report, query) {
 const ordinary = (report) => ordinaryText(report, "samples");
 
 /** One sample. Arrows lead through the samples that the `query` asks for, by default all. */
-export async function samplePage(report, sample, query) {
+export function samplePage(report, sample, query) {
   const label = report.label(sample);
   const all = report.scores.map((_, place) => place);
   const chosen = query.sort ? chosenSamples(report, query) : all;
@@ -83,7 +83,7 @@ export async function samplePage(report, sample, query) {
   const about = list === all ? "" : `, by ${SORTS[query.sort] ?? SORTS.score}`;
   const go = (next) => visit(sampleAddress(next, list === all ? {} : query));
   const { element, step } = stepper(list, sample, "sample", go, about);
-  const [scores, reactions] = await Promise.all([report.scoresOf(sample), report.reactionsTo(sample)]);
+  const [scores, reactions] = [report.scoresOf(sample), report.reactionsTo(sample)];
   const content = [
     titleRow(make("h1", {}, `Sample ${sample}`), element),
     div(

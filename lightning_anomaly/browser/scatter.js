@@ -11,11 +11,10 @@ const RADIUS = 3.4;
 export class Scatter {
   /**
    * `show(sample, isPinned)` is called with the sample under the pointer, else the pinned one, else null; `pin(sample)` on
-   * a click. `frames` are points to be shown later, which must fit as well.
+   * a click.
    */
-  constructor(points, { show, pin, description, frames = [] }) {
+  constructor(points, { show, pin, description }) {
     this.points = points;
-    this.whole = [points, ...frames];
     this.show = show;
     this.pin = pin;
     this.groups = points.clusters;
@@ -40,17 +39,9 @@ export class Scatter {
   }
 
   reset() {
-    const [lowX, highX] = extent(this.whole.flatMap(({ x }) => [...x]));
-    const [lowY, highY] = extent(this.whole.flatMap(({ y }) => [...y]));
+    const [lowX, highX] = extent(this.points.x);
+    const [lowY, highY] = extent(this.points.y);
     this.view = { lowX, highX, lowY, highY };
-    this.draw();
-  }
-
-  /** Shows other points of the same filter, coloured by groups, in the same view. */
-  setPoints(points, groups) {
-    this.points = points;
-    this.groups = groups;
-    this.ellipses = ellipsesOf(points);
     this.draw();
   }
 

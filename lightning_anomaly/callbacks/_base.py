@@ -7,15 +7,11 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from inspect import signature
 from typing import Any, TypeVar, cast
-
-from torch import Tensor
 
 from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
-from lightning_anomaly.settings import AnalysisSettings
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -34,17 +30,6 @@ class GuardedCallback(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_fitted_module": None, "_current_module": None}  # a weak reference cannot be copied
-
-    def __repr__(self) -> str:
-        """Show the arguments that differ from their defaults; of a tensor the shape."""
-        arguments = []
-        for name, parameter in signature(type(self)).parameters.items():
-            value = getattr(self, name, parameter.default)
-            if isinstance(value, Tensor):
-                arguments.append(f"{name}=<{tuple(value.shape)}>")
-            elif value not in (parameter.default, AnalysisSettings(), []):
-                arguments.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(arguments)})"
 
     def _forget(self) -> None:
         """Drop all state."""

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_anomaly.browser.epochs import EpochPoints
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
-from lightning_anomaly.images.thumbnails import drawn
-from lightning_anomaly.plots import curves_figure, outlier_images
+from lightning_anomaly.plots import curves_figure
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.figures import FIGURES
 from lightning_anomaly.two_sample.loss_names import loss_tags
@@ -37,20 +35,10 @@ class FigureSchedule:
         self._guard = guard
         self._pending: tuple[AnomalyReport, Tensor | None, Mapping[str, Any], int] | None = None
         self._drawn = False  # whether the figures of the pending analysis are logged
-        self._epochs = EpochPoints()
 
-    def take(
-        self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], epoch: int, step: int
-    ) -> None:
+    def take(self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], step: int) -> None:
         """Keep an analysis for `show` until the next; `sample_texts` are its samples' `labels` and `names`."""
-        outliers = None
-        if self._figures and images is not None and len(images) == report.n_samples:
-            # Signals are drawn as curves.
-            pictures = images if images.ndim > 3 else drawn(images, images).permute(0, 3, 1, 2)
-            outliers = outlier_images(pictures, report.outlier_scores, report.outlier_samples)
-        self._pending, self._drawn = (report, outliers, sample_texts, step), False
-        if report.pictures is not None:
-            self._epochs.add(report.layers, epoch, step)
+        self._pending, self._drawn = (report, images, sample_texts, step), False
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log the pending analysis if it is due or the `last`; call `remember_losses` first.
@@ -61,11 +49,11 @@ class FigureSchedule:
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):
             return
-        report, outliers, sample_texts, step = self._pending
+        report, images, sample_texts, step = self._pending
         if self._figures and report.layers:
             figures: dict[str, Callable[[], Figure | None]] = {"curves": partial(curves_figure, history)}
             if not self._drawn:
-                figures |= {name: partial(draw, report, outliers) for name, draw in FIGURES.items()}
+                figures |= {name: partial(draw, report, images) for name, draw in FIGURES.items()}
             for name, figure in figures.items():
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
         self._drawn = True
@@ -73,13 +61,12 @@ class FigureSchedule:
             self._pending = None
         if report.pictures is not None:
             title = f"Anomaly filters, step {step:,}"
-            frames = self._epochs.before(report.layers, step)
-            page = report.page_text(title, history=history, frames=frames, **sample_texts)
+            page = report.page_text(title, history=history, **sample_texts)
             for logger in trainer.loggers:
                 with self._guard(f"log a page to {type(logger).__name__}"):
                     path = log_page(logger, f"{self._prefix}/browser", page, step)
                     if last and path:
-                        rank_zero_info(f"The filters and images of this run, epoch by epoch: open {path}")
+                        rank_zero_info(f"The filters and images of this run: open {path}")
 
 
 def is_due(number: int) -> bool:

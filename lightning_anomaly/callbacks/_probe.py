@@ -1,8 +1,8 @@
-"""The probe of a validation: take its maps from the validation step, or from a run on training images."""
+"""The probe of a validation: take its maps while the validation step runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,24 +13,18 @@ from torch import Tensor, nn
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.browser.pictures import KeptMaps, take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.probe import most_samples, probing
-from lightning_anomaly.capture.probe_samples import ProbeSamples, label_texts, probe_files
+from lightning_anomaly.capture.probe import most_samples
 from lightning_anomaly.distributed import rank_and_world
-from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
-from lightning_anomaly.images.source import ImageSource, class_names, first_tensor
+from lightning_anomaly.images.loaders import first_loader, unpadded_length
+from lightning_anomaly.images.source import class_names, first_tensor
+from lightning_anomaly.images.thumbnails import SIDE, shrink
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
-from lightning_anomaly.verdicts.anomalies import LIVE, NONFINITE
+from lightning_anomaly.verdicts.anomalies import NONFINITE
 from lightning_anomaly.verdicts.layer_report import LayerReport
 
-CHANGED = {
-    "val": "The validation images of the probe changed from one validation to the next, so the anomaly counts are not "
-    'comparable. Give the same images each time, without random augmentation, or use `probe = "train"`.',
-    "train": "The training images of the probe changed from one validation to the next, so the anomaly counts are not "
-    "comparable. Augment with the random numbers of torch, NumPy or Python, which are reset for each probe, or use "
-    '`probe = "val"`.',
-}
+_PIXELS = 16  # compared of each sample
 
 
 @dataclass(eq=False)
@@ -40,24 +34,21 @@ class ValidationWatch:
     trainer: Any
     module: Any
     layers: dict[str, nn.Module]
-    probe: str
     probe_size: int
     settings: AnalysisSettings
     notes: Mapping[str, str]
     keep_images: bool
-    source: ImageSource | None = None  # of a training probe, once it has been opened
     previous: Mapping[str, LayerReport] | None = None  # results of this process in the last analysis
     kept: Mapping[str, KeptMaps] = field(default_factory=dict)  # maps of the last analysis for the page
 
     def __post_init__(self) -> None:
-        world, settings = rank_and_world()[1], self.settings
-        self._alone = world == 1
-        # Largest number of samples over all processes; a training probe sets its own when it runs.
-        self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))
-        self._probed = False
-        self._limit = -(-self.probe_size // world)
-        self.samples = ProbeSamples(self.keep_images)
-        self._capture = MapCapture(
+        settings = self.settings
+        self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
+        self._limit = -(-self.probe_size // rank_and_world()[1])
+        self._seen = 0  # samples in the batches so far
+        self._pixels: list[Tensor] = []
+        self._images: list[Tensor] | None = [] if self.keep_images else None
+        self.capture = MapCapture(
             self.layers,
             limit=self._limit,
             rectify=settings.rectify,
@@ -66,59 +57,46 @@ class ValidationWatch:
         )
 
     def before_batch(self, batch: Any) -> None:
-        """Hook the layers for the validation step to come."""
-        if self.probe == "val":
-            self.samples.add_targets(batch)
-            # If no layer gives usable maps, count the samples of the batches instead.
-            if not self._capture.full and (most_samples(self._capture.maps) or self.samples.count < self._limit):
-                self._capture.attach()
-                self._record(batch)
-
-    def _record(self, batch: Any) -> None:
-        self.samples.add(batch, self._limit - most_samples(self._capture.maps))
-
-    def run_training_probe(self) -> None:
-        """Run this process's share of the training probe as Lightning evaluates; a second call does nothing.
-
-        Call it after the first step of a validation. By then averaged weights are in place, whatever the order of the
-        callbacks, and all processes have the buffers of process 0, which are validated and saved.
-        """
-        if self.probe != "train" or self._probed:
+        """Hook the layers for the validation step to come, and keep pixels and small images of its samples."""
+        taken = most_samples(self.capture.maps)
+        # If no layer gives usable maps, count the samples of the batches instead.
+        if self.capture.full or not (taken or self._seen < self._limit):
             return
-        self._probed = True
-        trainer, module, seed = self.trainer, self.module, self.settings.seed
-        precision = trainer.strategy.precision_plugin
-        with torch.inference_mode(False), unlogged(module), probing(module) as call:
-            if self.source is None:
-                loader, convert = first_loader(trainer.train_dataloader), transferred_images(trainer, module)
-                self.source = ImageSource(
-                    loader, "train_dataloader", sample=self.probe_size, seed=seed, convert=convert
-                )
-            positions = self.source.positions
-            self._total_limit = len(positions)
-            # Padded as by `DistributedSampler`: a module may communicate, so all processes call it equally often.
-            padded = [*positions, *positions[: -len(positions) % trainer.world_size]]
-            for _, images in self.source.batches(padded[trainer.global_rank :: trainer.world_size]):
-                self._record(images)
-                with precision.forward_context(), self._capture:
-                    call(images)
+        self.capture.attach()
+        images = first_tensor(batch)
+        self._seen += 0 if images is None else len(images)
+        if images is None or images.ndim < 2 or not images.numel():
+            self._images = None
+            return
+        images = images.detach()[: self._limit - taken]
+        # Copies, as the model may change its input in place.
+        self._pixels.append(images.flatten(1)[:, :: images[0].numel() // _PIXELS | 1].float().clone().flatten())
+        if images.ndim not in (4, 5):
+            self._images = None  # cannot be drawn
+        elif self._images is not None:
+            self._images.append(shrink(images, SIDE).clone())
 
     @property
-    def hook_seconds(self) -> float:
-        """The time that the hooks added to the validation step."""
-        return self._capture.seconds if self.probe == "val" else 0.0
+    def pixels(self) -> Tensor:
+        """Some pixels of each sample, to recognize it in the next probe."""
+        return torch.cat([pixels.cpu() for pixels in self._pixels]) if self._pixels else torch.zeros(0, device="cpu")
 
-    def after_batch(self) -> None:
-        """Remove the hooks; a second call does nothing."""
-        self._capture.remove()
+    @property
+    def images(self) -> Tensor | None:
+        """Small images of the samples; None if they cannot be drawn, or have several sizes.
+
+        Their number may differ from that of the maps: a layer may get parts of a batch.
+        """
+        one_size = len({images.shape[1:] for images in self._images or ()}) == 1
+        return torch.cat(self._images) if self._images and one_size else None
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
         """Analyze the maps of all processes; return the images of the probe too, if they were kept."""
-        maps, images, captured = self._capture.maps, self.samples.images, self._capture.samples
+        maps, images, captured = self.capture.maps, self.images, self.capture.samples
         captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
-        if not self._alone:
+        if rank_and_world()[1] > 1:
             report, images, self.previous = analyze_shared(
                 maps,
                 images,
@@ -140,43 +118,33 @@ class ValidationWatch:
             report = replace(report, pictures=take_pictures(report.layers, maps, images, known=known))
         return report, images
 
-    def _classes(self, samples: int) -> tuple[Tensor, Tensor] | None:
-        """Return the classes of all samples of this validation, and those predicted for the probe, if known."""
-        logits = self._capture.samples.collected(samples).logits
-        classes = None if logits is None else self.samples.classes(samples, logits.shape[1])
-        return None if logits is None or classes is None else (classes, logits.argmax(1))
 
-    def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
-        """Return the `labels` and the file `names` of the probe's samples for a page, each None if unknown."""
-        loaders, classes = self.trainer.val_dataloaders, self._classes(samples)
-        labels = None
-        if classes is not None:
-            targets, predicted = classes
-            labels = label_texts(targets[:samples], predicted, self._capture.samples.class_names)
-        in_order = self.probe == "val" and self._alone and not shuffles(loaders)
-        return {"labels": labels, "names": probe_files(loaders, samples) if in_order else None}
+def same_pixels(before: Tensor, now: Tensor) -> bool:
+    """Whether pixels are equal within 1%, as rounding may differ on a GPU."""
+    tolerance = 1e-3 * before.nan_to_num(0, 0, 0).abs().sum().item() / max(1, len(before))
+    return before.shape == now.shape and torch.allclose(before, now, rtol=1e-2, atol=tolerance, equal_nan=True)
 
-    def class_notes(self, samples: int) -> dict[str, str]:
-        """Note if evenly spaced validation samples, as many as in the probe, would have clearly more classes."""
-        classes = self._classes(samples)
-        if classes is None:
-            return {}
-        targets, _ = classes
-        parts = targets[:samples], targets[:: -(-len(targets) // samples)], targets
-        probe, spaced, total = (len({*part.tolist()}) for part in parts)
-        if probe >= 0.9 * spaced:  # there may be more classes than samples in a probe
-            return {}
-        return {
-            "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
-            "shuffle the data set once, with a fixed seed, before it goes into the loader."
-        }
+
+def class_notes(labels: Sequence[str], samples: int) -> dict[str, str]:
+    """Note if evenly spaced samples of a validation, as many as in the probe, would have clearly more classes."""
+    if not labels or not samples:
+        return {}
+    parts = labels[:samples], labels[:: -(-len(labels) // samples)], labels
+    probe, spaced, total = (len({*part}) for part in parts)
+    if probe >= 0.9 * spaced:  # there may be more classes than samples in a probe
+        return {}
+    return {
+        "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
+        "shuffle the data set once, with a fixed seed, before it goes into the loader."
+    }
 
 
 def is_empty_result(report: AnomalyReport) -> bool:
     """Whether no filter could be analyzed: no layers, too few samples, or no finite maps."""
-    verdicts = {verdict for layer in report.layers.values() for verdict in layer.verdicts}
-    nonfinite = NONFINITE in verdicts and verdicts.isdisjoint(LIVE)  # masked filters stay dead beside them
-    return not verdicts or nonfinite or "few samples" in report.notes
+    nonfinite = any(
+        layer.filters(NONFINITE) for layer in report.layers.values()
+    )  # masked filters stay dead beside them
+    return not report.layers or (nonfinite and not report.n_live) or "few samples" in report.notes
 
 
 @contextmanager

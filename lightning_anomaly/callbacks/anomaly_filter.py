@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
+from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, is_empty_result, same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.capture.probe_samples import same_pixels
-from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
+from lightning_anomaly.checks import check_bool, check_integer, check_names
 from lightning_anomaly.images.loaders import shuffles
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.source import drawn_columns
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.two_sample.stopping import rise
 from lightning_anomaly.verdicts.layer_report import LayerReport
 
-_PREFIX = "anomaly_filters"
-
-
-class _Integer(int):
-    """An integer that the progress bar shows without decimals."""
-
-    def __format__(self, spec: str) -> str:
-        return str(int(self))
-
 
 class AnomalyFilterCallback(WatchingCallback):
     """Find anomaly filters at validations and log how many there are.
 
-    The maps are taken while the validation step itself runs: with `probe="val"` there is no second forward pass, and
-    the weights stay the same as without the callback. Compiled layers run uncompiled meanwhile, which may round
-    differently.
+    The maps are taken while the validation step itself runs: there is no second forward pass, and the weights stay the
+    same as without the callback. Compiled layers run uncompiled meanwhile, which may round differently.
+
+    The probe is the first samples of the first validation loader, so a data set that is sorted by class should be
+    shuffled once. There is a warning if its images change between validations.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/watch.md` explains: `count` of anomaly
     filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `outlier_score`,
@@ -48,27 +40,22 @@ class AnomalyFilterCallback(WatchingCallback):
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
             transposed ones included.
-        probe: `"val"` takes the first samples of the first validation loader, so a data set that is sorted by class
-            should be shuffled once. `"train"` takes a fixed random sample of the training set and runs the module's
-            `forward` on it in evaluation mode. There is a warning if the images change between validations.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyze at every n-th validation, and log the last values again at the others.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
-        signal_layers: Names of the analyzed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers together with the figures: one HTML file in which a
             point shows its image and its map, see `AnomalyReport.save_html` and `docs/loggers.md`. In a run of one
-            process it also names classes, if batches have integer targets, and files, if the data set has `samples`.
+            process it also names classes and files, if the data set has `targets` and `samples`.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
             It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (False if the
-            metrics are repeated), `live` (whether a filter of the signal layers could be clustered), `signal` (the
-            anomaly fraction in these layers), `losses` if any were logged, and in the last dict the `anomaly_filters`
-            of each layer. A resumed fit continues it.
+            metrics are repeated), `live` (whether a filter could be clustered), and `losses` if any were logged. A
+            resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -82,15 +69,14 @@ class AnomalyFilterCallback(WatchingCallback):
     _task = "analyze the filters"
     _neutral = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
     _found_keys = ("live",)
+    _prog_bar = "count"
 
     def __init__(
         self,
         layers: list[str] | None = None,
-        probe: Literal["val", "train"] = "val",
         probe_size: int = 512,
         every_n_validations: int = 1,
-        log_key_prefix: str = _PREFIX,
-        signal_layers: list[str] | None = None,
+        log_key_prefix: str = "anomaly_filters",
         log_figures: bool = True,
         settings: AnalysisSettings | None = None,
         browser: bool = False,
@@ -98,9 +84,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self.settings = checked_settings(settings)
         super().__init__(log_key_prefix, every_n_validations)
         self.layers = check_names("layers", layers, "layer names")
-        self.probe = check_one_of("probe", probe, ("val", "train"))
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
-        self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
         self.log_figures = check_bool("log_figures", log_figures)
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
@@ -117,7 +101,6 @@ class AnomalyFilterCallback(WatchingCallback):
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
         self._drawing = 0.0  # seconds for the figures of the last analysis
-        self._source: ImageSource | None = None  # of the training probe of this fit
         self._previous: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,7 +113,7 @@ class AnomalyFilterCallback(WatchingCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
         super().on_fit_start(trainer, pl_module)
-        self._select_layers(pl_module)
+        select_layers(pl_module, self.layers)
         self._begin()
 
     @guarded
@@ -140,27 +123,25 @@ class AnomalyFilterCallback(WatchingCallback):
 
     @until_validation_end
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
-        layers = self._select_layers(pl_module)
+        layers = select_layers(pl_module, self.layers)
         self._choose_keys(layers)
         if not self._due:
             return
         fitting = trainer.state.fn == "fit"
-        if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
+        if fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
                 "shuffled",
                 "The validation loader shuffles, so each validation has another probe and the anomaly counts are not "
-                'comparable. Do not shuffle it, or use `probe = "train"`, which takes a fixed sample.',
+                "comparable: do not shuffle it.",
             )
         self._watch = ValidationWatch(
             trainer,
             pl_module,
             layers=layers,
-            probe=self.probe,
             probe_size=self.probe_size,
             settings=self.settings,
             notes=unseen_layers(pl_module, self.layers),
             keep_images=fitting and (self.log_figures or self.browser),
-            source=self._source,
             previous=self._previous if fitting else None,
             kept=self.report.pictures.maps if fitting and self.report and self.report.pictures else {},
         )
@@ -177,17 +158,9 @@ class AnomalyFilterCallback(WatchingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Remove the hooks, and run a training probe after the first step."""
+        """Remove the hooks."""
         if self._watch is not None:
-            self._watch.after_batch()
-            if dataloader_idx == 0:
-                with self._timed():
-                    self._watch.run_training_probe()
-
-    @until_validation_end
-    def _finish(self, trainer: Any, pl_module: Any) -> None:
-        if self._watch is not None:
-            self._watch.run_training_probe()
+            self._watch.capture.remove()
 
     def _find(self, trainer: Any) -> tuple[AnomalyReport, Tensor | None] | None:
         started = time.perf_counter()
@@ -195,7 +168,7 @@ class AnomalyFilterCallback(WatchingCallback):
         pictures = fitting and bool(trainer.loggers) and self.browser
         watch = self._watch
         assert watch is not None
-        self._spent += watch.hook_seconds
+        self._spent += watch.capture.seconds
         from numba.core import event  # late: importing the package does not import numba
 
         compiled = [0.0]
@@ -212,49 +185,41 @@ class AnomalyFilterCallback(WatchingCallback):
         if empty and self._has_found(trainer):  # a count of 0 would look like health
             return None
         self.report = report
-        self._warn_of(trainer, watch.class_notes(report.n_samples), True)
         if fitting:
-            self._source, self._previous = watch.source, watch.previous
-            before, self._pixels = self._pixels, watch.samples.pixels
+            self._previous = watch.previous
+            before, self._pixels = self._pixels, watch.pixels
             if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
-                self._warn_once("changed", CHANGED[self.probe])
+                self._warn_once(
+                    "changed",
+                    "The images of the probe changed from one validation to the next, so the anomaly counts are not "
+                    "comparable: give the same images each time, without random augmentation.",
+                )
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started - sum(compiled)}
         return report, images
 
     @guarded
     def _remember(self, trainer: Any, result: tuple[AnomalyReport, Tensor | None] | None) -> None:
-        """Add this validation to the history, and schedule its figures and page."""
+        """Add this validation to the history with its `rise`, and schedule its figures and page."""
         report, images = (None, None) if result is None else result
-        self._add_to_history(trainer.current_epoch, trainer.global_step, report)
+        live = report is not None and report.n_live > 0 and "few samples" not in report.notes
+        if live:  # otherwise 0 would be a level from which the fraction rises, and repeated values a sustained rise
+            past = [entry["metrics"]["fraction"] for entry in self.history if entry["live"]]
+            self._values["rise"] = rise([*past, self._values["fraction"]])
+        place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        self.history.append({**place, "metrics": dict(self._values), "analysed": report is not None, "live": live})
         if report is not None and self._watch is not None and trainer.is_global_zero:
-            texts = self._watch.describe_samples(report.n_samples)
-            self._figures.take(report, images, texts, trainer.current_epoch, logged_step(trainer))
-
-    def _add_to_history(self, epoch: int, step: int, report: AnomalyReport | None) -> None:
-        """Add a validation to the history and compute its `rise`; without a report, repeat the last values."""
-        last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0}
-        signal, filters, live = last["signal"], last.pop("anomaly_filters", {}), False
-        if report is not None:
-            filters = report.anomaly_filters
-            layers = self.signal_layers or list(report.layers)
-            live = bool(report.live_in(layers)) and "few samples" not in report.notes
-            if live:  # otherwise 0 would be a level from which the fraction rises
-                signal = report.fraction_in(layers)
-                # Repeated values would look like a sustained rise.
-                past = [entry["signal"] for entry in self.history if entry["live"]]
-                self._values["rise"] = rise([*past, signal])
-        values: dict[str, Any] = {"metrics": dict(self._values), "analysed": report is not None}
-        self.history.append(
-            {"epoch": epoch, "step": step, **values, "live": live, "signal": signal, "anomaly_filters": filters}
-        )
+            loaders = trainer.val_dataloaders
+            columns = {} if shuffles(loaders) else drawn_columns(loaders)
+            self._warn_of(trainer, class_notes(columns.get("labels", []), report.n_samples), True)
+            if trainer.world_size > 1:  # a user's sampler may give processes other samples
+                columns = {}
+            texts = {name: column[: report.n_samples] for name, column in columns.items()}
+            self._figures.take(report, images, texts, logged_step(trainer))
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the count in the progress bar, and log figures and page if they are due."""
+        """Log figures and page if they are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            if self.report is not None:  # a logged value would appear as a float, under its whole key
-                short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix
-                trainer.progress_bar_metrics[short] = _Integer(self.report.count)
             remember_losses(self.history, trainer)
             before = self._spent
             with self._timed():
@@ -280,19 +245,10 @@ class AnomalyFilterCallback(WatchingCallback):
     def _draw_last(self, trainer: Any) -> None:
         self._figures.show(trainer, self.history, last=True)
 
-    def _select_layers(self, pl_module: Any) -> dict[str, Any]:
-        layers = select_layers(pl_module, self.layers)
-        if unseen := [name for name in self.signal_layers or [] if name not in layers]:
-            raise ValueError(
-                f"Parameter `signal_layers` should name layers that are analyzed, {list(layers)}. Found {unseen}: add "
-                "them to `layers`."
-            )
-        return layers
-
     def _free(self) -> None:
-        self._source = self._previous = None
+        self._previous = None
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
-            watch.after_batch()
+            watch.capture.remove()

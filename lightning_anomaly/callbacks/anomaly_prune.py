@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any, get_args
+import copy
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
-from lightning_anomaly.callbacks._mask_context import average_models, check_maskable, find_norms_on
+from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
-from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
+from lightning_anomaly.checks import check_fraction, check_integer, check_text
 from lightning_anomaly.distributed import broadcast_result, gather_results
+from lightning_anomaly.images.source import first_tensor
+from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
-from lightning_anomaly.pruning.selection import (
-    Criterion,
-    Summary,
-    choose_filters,
-    choose_others,
-    filter_norms,
-    summarize,
-)
-from lightning_anomaly.two_sample.stopping import RISE
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, clone_inputs, find_norms, has_norms
+from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize
 
+_SAMPLES = 4  # enough to find norms
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
@@ -32,7 +34,8 @@ class AnomalyPruneCallback(LoggingCallback):
 
     It acts on the reports of the Trainer's `AnomalyFilterCallback`, whatever the order of the callbacks. It masks when
     an epoch begins, so that the validated weights are the saved ones; `lightning_anomaly.pruning.mask` lists what it
-    zeroes. Checkpoints stay ordinary, and a resumed fit continues with the mask.
+    zeroes. Checkpoints stay ordinary, and a resumed fit continues with the mask. There is a warning if a callback that
+    averages weights brings masked filters back.
 
     Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; among equals
     those with most outlier samples in these reports. One filter of each layer is always left.
@@ -42,22 +45,15 @@ class AnomalyPruneCallback(LoggingCallback):
     Args:
         at_epoch: Number of epochs after which to mask, before the epoch with this `trainer.current_epoch` begins; a
             list masks several times. If there are fewer than `min_votes` reports by then, masking waits for them.
-        on_rise: Mask when the `rise` of the `AnomalyFilterCallback` exceeds this value, once for each rise. It is 0.05
-            if `at_epoch` is not given either.
         min_votes: Number of votes that a filter needs, at most `last_reports`.
         last_reports: Number of most recent reports that vote; a report without a live filter is ignored.
-        max_fraction: Largest fraction of a layer's filters to mask, including those masked before or by another
-            AnomalyPruneCallback of the Trainer.
-        criterion: `"anomaly"` masks flagged filters. For comparison, `"random"` and `"l1"` (smallest weights first)
-            mask equally many in each layer, of those that are not dead.
-        seed: Seed of `"random"`.
+        max_fraction: Largest fraction of a layer's filters to mask, including those masked before.
         reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to act on; None takes the first one.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
 
     Attributes:
         mask: The `FilterMask`, which reports and restores; None before there is a model.
-        events: One plain dict for each time it acted: `epoch`, `voted` (whether any unmasked filter had enough votes)
-            and the `filters` masked then, `{layer: [filter, ...]}`.
+        events: One plain dict for each time it acted: `epoch`, and the `filters` masked then, `{layer: [filter, ...]}`.
 
     Raises:
         ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
@@ -65,29 +61,23 @@ class AnomalyPruneCallback(LoggingCallback):
 
     Examples:
         >>> AnomalyPruneCallback(at_epoch=5).describe()
-        'AnomalyPruneCallback masked no filter (criterion "anomaly", 2 votes in 3 reports).'
+        'AnomalyPruneCallback masked no filter (2 votes in 3 reports).'
     """
 
     def __init__(
         self,
-        at_epoch: int | list[int] | None = None,
-        on_rise: float | None = None,
+        at_epoch: int | list[int] = 10,
         min_votes: int = 2,
         last_reports: int = 3,
         max_fraction: float = 0.5,
-        criterion: Criterion = "anomaly",
-        seed: int = 0,
         reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
         epochs: Any = at_epoch if isinstance(at_epoch, (list, tuple, range)) else [at_epoch]
         if not epochs:
-            raise ValueError("Parameter `at_epoch` should be an epoch, a list of them, or None. Found `at_epoch = []`.")
-        if at_epoch is None:
-            epochs, on_rise = [], RISE if on_rise is None else on_rise
+            raise ValueError("Parameter `at_epoch` should be an epoch or a list of them. Found `at_epoch = []`.")
         super().__init__(log_key_prefix)
         self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
-        self.on_rise = None if on_rise is None else check_fraction("on_rise", on_rise, zero=True)
         self.last_reports = check_integer("last_reports", last_reports, 1)
         self.min_votes = check_integer("min_votes", min_votes, 1)
         if self.min_votes > self.last_reports:
@@ -96,8 +86,6 @@ class AnomalyPruneCallback(LoggingCallback):
                 f"Found `min_votes = {min_votes}`."
             )
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
-        self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
-        self.seed = check_integer("seed", seed, 0)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._forget()
 
@@ -107,7 +95,6 @@ class AnomalyPruneCallback(LoggingCallback):
         self.events: list[dict[str, Any]] = []
         self._summaries: list[Summary] = []  # of the last reports
         self._done: list[int] = []  # the part of `at_epoch` that is over
-        self._armed = True  # whether the next rise masks
         self._due = False  # whether to mask at the next batch
 
     @property
@@ -122,7 +109,6 @@ class AnomalyPruneCallback(LoggingCallback):
             "summaries": list(self._summaries),
             "events": list(self.events),
             "done": list(self._done),
-            "armed": self._armed,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -134,7 +120,6 @@ class AnomalyPruneCallback(LoggingCallback):
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self.events = list(state_dict["events"])
         self._done = list(state_dict["done"])
-        self._armed = bool(state_dict["armed"])
         model = None if self._current_module is None else self._current_module()
         if model is not None:
             self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
@@ -161,26 +146,17 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Mask the optimizers' state and averaged weights of a checkpoint, which are loaded by now."""
+        """Mask the optimizers' state of a checkpoint, which is loaded by now."""
         # Another fit of the same model counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
-        self._keep_everywhere(trainer)
-
-    def _keep_everywhere(self, trainer: Any) -> None:
-        """Mask again, also the averages of the weights that callbacks hold."""
-        if self.mask is not None and self.masked:
+        if self.mask is not None:
             self.mask.keep(trainer.optimizers)
-            for average in average_models(trainer.callbacks):
-                with suppress(ValueError):  # it averages a part of the model
-                    FilterMask.from_state_dict(average, self.mask.state_dict())
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide whether to mask before this epoch."""
         epoch = trainer.current_epoch
-        self._armed = self._armed or not self._risen
-        scheduled = any(at <= epoch and at not in self._done for at in self.at_epoch)
-        self._due = scheduled or (self._armed and self._risen)
+        self._due = any(at <= epoch and at not in self._done for at in self.at_epoch)
         if self._due and len(self._summaries) < self.min_votes:
             self._due = False
             self._warn_once(
@@ -189,18 +165,13 @@ class AnomalyPruneCallback(LoggingCallback):
                 f"`min_votes = {self.min_votes}`. It masks once it has enough.",
             )
 
-    @property
-    def _risen(self) -> bool:
-        history = self._watcher.history
-        return self.on_rise is not None and bool(history) and history[-1]["metrics"]["rise"] > self.on_rise
-
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Mask the filters that process 0 chooses, before the first step; the batch helps to find norms."""
         if not self._due or self.mask is None:
             return
         self._due, epoch = False, trainer.current_epoch
-        voted, chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
+        chosen = broadcast_result(lambda: self._choose(pl_module))
         # The norms of process 0 count, but all processes run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
@@ -211,10 +182,8 @@ class AnomalyPruneCallback(LoggingCallback):
             )
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
-        self._keep_everywhere(trainer)
-        self.events = [*self.events, {"epoch": epoch, "voted": voted, "filters": masked}]
+        self.events = [*self.events, {"epoch": epoch, "filters": masked}]
         self._done = sorted({*self._done, *(at for at in self.at_epoch if at <= epoch)})
-        self._armed = not self._risen
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -229,21 +198,19 @@ class AnomalyPruneCallback(LoggingCallback):
             self.mask.keep(trainer.optimizers)
 
     @guarded
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Mask averaged weights that are validated."""
-        if trainer.state.fn == "fit":
-            self._keep_everywhere(trainer)
-
-    @guarded
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Warn if masked filters are not at zero in the validated weights."""
-        if batch_idx == 0 and trainer.state.fn == "fit" and self.mask is not None and not self.mask.verify():
+        if batch_idx == 0 and trainer.state.fn == "fit":
+            self._verify()
+
+    def _verify(self) -> None:
+        if self.mask is not None and not self.mask.verify():
             self._warn_once(
                 "not at zero",
-                "Masked filters were not at zero in a validation: something other than an optimizer writes to the "
-                "weights, such as a callback that averages them.",
+                "Masked filters are not at zero: something other than an optimizer writes to the weights, such as a "
+                "callback that averages them.",
             )
 
     @guarded
@@ -265,12 +232,13 @@ class AnomalyPruneCallback(LoggingCallback):
             return
         report, history = self._watcher.report, self._watcher.history
         # Ignore a repeated report, and one without a live filter.
-        if report is not None and history and history[-1]["analysed"] and report.live_in(report.layers):
+        if report is not None and history and history[-1]["analysed"] and report.n_live:
             self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what was masked."""
+        """Log what was masked, and warn if it is not at zero."""
+        self._verify()
         rank_zero_info(self.describe())
 
     def describe(self) -> str:
@@ -278,26 +246,57 @@ class AnomalyPruneCallback(LoggingCallback):
         count = sum(map(len, self.masked.values()))
         share = f" with {100 * self.mask.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
-        lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
+        lines = [f"{head} ({self.min_votes} votes in {self.last_reports} reports)."]
         for event in self.events:
             parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
-            why = f"`max_fraction = {self.max_fraction:g}` left no room" if event["voted"] else "none had enough votes"
-            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or f'no filter, as {why}'}")
+            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter'}")
         return "\n".join(lines)
 
-    def _choose(self, trainer: Any, pl_module: Any) -> tuple[bool, dict[str, list[int]]]:
-        """Return whether any filter has enough votes, and `{layer: [filter, ...]}` to mask, worst first."""
+    def _choose(self, pl_module: Any) -> dict[str, list[int]]:
+        """Choose the filters to mask, `{layer: [filter, ...]}`, worst first."""
         summaries, modules = self._summaries, modules_by_name(pl_module)
-        masked: dict[str, set[int]] = {}
-        for prune in trainer.callbacks:
-            for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():
-                masked.setdefault(layer, set()).update(filters)
-        voted = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=1.0)
-        chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
+        chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
             self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are not convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
-        if self.criterion != "anomaly":
-            norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
-            chosen = choose_others(chosen, summaries[-1], masked, norms, f"{self.seed} {trainer.current_epoch}")
-        return bool(voted), chosen
+        return chosen
+
+
+def find_norms_on(
+    batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
+) -> FoundNorms:
+    """Find the norms behind filters by `forward`, or by `validation_step` if that fails or misses a layer."""
+    if not chosen or not has_norms(pl_module):
+        return FoundNorms({}, [], set(chosen))
+    filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
+    few = apply_to_collection(batch, Tensor, lambda tensor: tensor[:_SAMPLES] if tensor.ndim else tensor)
+    images = first_tensor(few)
+    with trainer.precision_plugin.forward_context(), unlogged(pl_module):
+        try:
+            norms = find_norms(pl_module, filters, partial(call_model, pl_module, (few if images is None else images,)))
+            if chosen.keys() <= norms.called:
+                return norms
+        except Exception:  # there may be no `forward`, or one with other arguments
+            pass
+        # A copy without loggers, as a `validation_step` may change metrics, lists and other attributes.
+        module = copy.deepcopy(pl_module)
+        module.trainer = trainer
+        silent = {"logger": DummyLogger(), "loggers": []}
+        module.__class__ = type(type(pl_module).__name__, (type(pl_module),), silent)
+        arguments = len(inspect.signature(module.validation_step).parameters)
+        with unlogged(module):
+            return find_norms(module, filters, lambda: module.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
+
+
+def check_maskable(layers: Mapping[str, nn.Module], callbacks: list[Any]) -> None:
+    """Raise ValueError if a layer cannot be masked, or if Lightning's ModelPruning will replace its weights."""
+    for name, layer in layers.items():
+        if isinstance(layer, CONVOLUTIONS):
+            conv_rows(name, layer, [0])
+    prunings = [prune for prune in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(prune).__mro__)]
+    pruned = [layer for prune in prunings for layer, parameter in prune._parameters_to_prune if parameter == "weight"]
+    if names := sorted(name for name, layer in layers.items() if layer in pruned):
+        raise ValueError(
+            "AnomalyPruneCallback should be used without a ModelPruning of the same layers, which replaces their "
+            f"weights. Found {names}: list other layers in its `parameters_to_prune`."
+        )

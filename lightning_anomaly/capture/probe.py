@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
@@ -16,11 +15,6 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import Note, left_out
 from lightning_anomaly.progress import track
-
-
-def clone_inputs(inputs: Any) -> Any:
-    """Copy all tensors in the arguments of a model, as it may change them in place."""
-    return apply_to_collection(inputs, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True)
 
 
 @contextmanager
@@ -44,21 +38,9 @@ def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> It
         yield call
 
 
-Inputs = ImageSource | tuple[Any, ...] | Mapping[str, Any]  # images, or the arguments of one call with all samples
-
-
-def open_inputs(inputs: Any, argument: str, batch_size: int | None) -> Inputs:
-    """Open a user's images, or check the arguments of one call; raise ValueError if there are none."""
-    if not isinstance(inputs, (tuple, Mapping)):
-        return ImageSource(inputs, argument, batch_size)
-    if not inputs:
-        raise ValueError(f"Parameter `{argument}` should hold images. Found {inputs!r}.")
-    return inputs
-
-
 def run(
     model: nn.Module,
-    inputs: Inputs,
+    source: ImageSource,
     capture: MapCapture,
     progress: bool | None = False,
     *,
@@ -66,21 +48,14 @@ def run(
     take_output: Callable[[Any], object] | None = None,
 ) -> None:
     """Run a model on a probe while `capture` takes its maps; the two functions get each batch and each output."""
-    from lightning.fabric.utilities.apply_func import move_data_to_device  # late: see `callbacks._trees`
-
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    calls: Iterable[Any] = [inputs]
-    total = 1
-    if isinstance(inputs, ImageSource):
-        calls = ((images,) for images in inputs.readable())
-        total = -(-len(inputs.positions) // inputs.batch_size)
+    total = -(-len(source.positions) // source.batch_size)
     with probing(model) as call:
-        for arguments in track(calls, total, "feature maps", progress):
-            if take_images is not None and isinstance(inputs, ImageSource):
-                take_images(arguments[0])
-            moved = move_data_to_device(clone_inputs(arguments), device)
+        for images in track(source.readable(), total, "feature maps", progress):
+            if take_images is not None:
+                take_images(images)
             with capture:
-                output = call(**moved) if isinstance(moved, Mapping) else call(*moved)
+                output = call(images.detach().to(device, copy=True))  # the model may change it in place
             if take_output is not None:
                 take_output(output)
 

@@ -16,13 +16,8 @@ from lightning_anomaly.images.random_state import isolated_random_state
 BATCH = 64  # images, the default batch size
 
 
-def reread(
-    loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int, seed: int = 0
-) -> DataLoader[Any]:
-    """Load the items at `batches` of positions as the loader does, without drawing a global random number.
-
-    Worker processes draw from the seed.
-    """
+def reread(loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int) -> DataLoader[Any]:
+    """Load the items at `batches` of positions as the loader does, without drawing a global random number."""
     return DataLoader(
         loader.dataset,  # no copy, as `worker_init_fn` may refer to it
         batch_sampler=batches,
@@ -30,7 +25,7 @@ def reread(
         num_workers=num_workers,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if num_workers else None,
-        generator=torch.Generator().manual_seed(seed),  # without it a DataLoader draws a global random number
+        generator=torch.Generator().manual_seed(0),  # without it a DataLoader draws a global random number
     )
 
 
@@ -86,8 +81,8 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def random_sample(positions: Iterable[int], size: int, seed: int) -> list[int]:
+def random_sample(positions: Iterable[int], size: int) -> list[int]:
     """Draw up to `size` different positions at random, in ascending order."""
     candidates = sorted({*positions})
-    order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(0))
     return [candidates[place] for place in order[:size].sort().values.tolist()]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, first_loader, random_sample, reread
 from lightning_anomaly.images.random_state import isolated_random_state
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -52,8 +52,8 @@ def first_tensor(batch: Any) -> Tensor | None:
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
-    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`, and
-    the random states of torch, NumPy and Python are restored. `sample` chooses so many of the images that a loader
+    One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
+    of torch, NumPy and Python are restored. `sample` chooses so many of the images that a loader
     draws, at random; None takes all images of the data set, in its order.
     """
 
@@ -64,10 +64,9 @@ class ImageSource:
         batch_size: int | None = None,
         *,
         sample: int | None = None,
-        seed: int = 0,
         convert: Callable[[Any], Tensor | None] = first_tensor,
     ) -> None:
-        self.argument, self._seed, self._convert = argument, seed, convert
+        self.argument, self._convert = argument, convert
         self._loader = None if isinstance(images, Tensor) and images.ndim else _loader_of(images, argument)
         self._data: Any = images
         default_size, drawn = BATCH, None
@@ -79,7 +78,7 @@ class ImageSource:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.positions: Sequence[int] = range(len(self))
         if sample is not None:
-            self.positions = random_sample(drawn or self.positions, sample, seed)
+            self.positions = random_sample(drawn or self.positions, sample)
         elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # not drawn with replacement
             raise ValueError(
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
@@ -162,10 +161,10 @@ class ImageSource:
             yield from ((chunk, images, images) for chunk in chunks for images in [self._data[chunk]])
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
-        batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, seed=self._seed))
+        batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers))
         apart = workers and self._convert is first_tensor  # no data set and no module draws in this process
         for number, chunk in enumerate(chunks):
-            with nullcontext() if apart else isolated_random_state((self._seed + number) % 2**32):
+            with nullcontext() if apart else isolated_random_state(number):
                 try:
                     batch = next(batches)  # goes on after an error
                 except Exception as error:  # whatever the data set raises
@@ -180,7 +179,7 @@ class ImageSource:
         """Read one image `(1, ...)` and its picture, of a batch that could not be read."""
         assert self._loader is not None
         try:
-            with isolated_random_state(self._seed % 2**32):
+            with isolated_random_state(0):
                 batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
         except Exception as error:
             kind = type(error).__name__
@@ -238,6 +237,24 @@ def file_names(dataset: Any) -> list[str] | None:
 def class_names(dataset: Any) -> tuple[str, ...]:
     """Return the names in a data set's `classes`; none if it has no such attribute."""
     return tuple(map(str, getattr(holder(dataset, "classes"), "classes", None) or ()))
+
+
+def class_labels(dataset: Any) -> list[str] | None:
+    """Return the class of each image, by name if it has one; None without `targets` that are integers."""
+    targets = _column(dataset, "targets")
+    if targets is None or not all(isinstance(target, int) for target in targets):
+        return None
+    names = dict(enumerate(class_names(dataset)))
+    return [str(names.get(target, target)) for target in targets]
+
+
+def drawn_columns(loaders: Any) -> dict[str, list[str]]:
+    """Return `labels` and file `names`, if known, in the order in which the first of a Trainer's loaders draws them."""
+    loader = first_loader(loaders)
+    dataset = getattr(loader, "dataset", None)
+    columns = {"labels": class_labels(dataset), "names": file_names(dataset)}
+    positions = drawn_positions(loader) if any(columns.values()) else None
+    return {name: [column[place] for place in positions] for name, column in columns.items() if column and positions}
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:

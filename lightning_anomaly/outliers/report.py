@@ -254,9 +254,7 @@ class OutlierReport(Tabular):
         from lightning_anomaly.plots.samples import gallery
 
         if self.images is None:
-            raise ValueError(
-                "`OutlierReport.plot` draws images, signals and volumes with finite scores. This search has none."
-            )
+            raise ValueError("`OutlierReport.plot` draws images and volumes with finite scores. This search has none.")
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
         captions = [f"image {i}\nscore {self.scores[i]:.1f}{self._strongest(i)}" for i in positions]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"

@@ -259,7 +259,7 @@ class Run:
         steps = -(-len(positions) // source.batch_size)
         for places, images, whole in track(batches, steps, description, self._progress):
             shown = scaled(whole)
-            pictures = Thumbnails.of(shown, _SIDE) if 2 <= whole.ndim <= 5 else None
+            pictures = Thumbnails.of(shown, _SIDE) if whole.ndim in (4, 5) else None
             samples = self.statistics(images, shown)
             traces = Traces.of(whole, samples.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]

@@ -9,17 +9,15 @@ from __future__ import annotations
 from lightning_anomaly.plots.comparisons import comparison_figure
 from lightning_anomaly.plots.curves import curves_figure
 from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure
-from lightning_anomaly.plots.samples import draw_outliers, outlier_figure, outlier_images
+from lightning_anomaly.plots.samples import outlier_figure
 from lightning_anomaly.plots.verdicts import verdict_map
 
 __all__ = [
     "clearest_filters",
     "comparison_figure",
     "curves_figure",
-    "draw_outliers",
     "filter_figure",
     "layer_figure",
     "outlier_figure",
-    "outlier_images",
     "verdict_map",
 ]

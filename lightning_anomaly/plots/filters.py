@@ -22,16 +22,15 @@ _PANELS = 6
 _MARKERS = "osD^v"  # the first goes with each colour, then the second, and so on
 _OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry in the legend (inches)
-_PAIRS = 2**20  # distances computed at a time
-_CLEAR = 5.0  # larger gaps count as equally clear (spreads of the other samples)
+_CLEAR = 7.0  # larger gaps count as equally clear (spreads of the other samples)
 
 
 def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) -> list[tuple[str, int]]:
     """Find the anomaly filters with the clearest outliers, as `(layer, filter)`, by descending gap.
 
-    The gap is the median distance of an outlier to the nearest other sample, in units of the spread of the others (the
-    root of their mean squared distance to their mean). Gaps above 5 count as equal, and the larger spread comes first.
-    Otherwise filters that are silent except for their outliers, common in sparse layers, would fill the list.
+    The gap is the mean distance of the outliers from the mean of the other samples, in units of the spread of the
+    others (the root of their mean squared distance to it). Gaps above 7 count as equal, and the larger spread comes
+    first: else filters that are silent except for their outliers, common in sparse layers, would fill the list.
     """
     clearness: dict[tuple[str, int], tuple[float, float]] = {}
     for name, layer in layers.items():
@@ -42,22 +41,13 @@ def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) ->
 
 
 def _clearness(points: Tensor, outliers: Tensor) -> list[tuple[float, float]]:
-    """Compute each filter's gap, at most `_CLEAR`, and the spread of its samples that are no outliers.
-
-    `points` are `(F, N, 2)`, `outliers` `(F, N)`.
-    """
-    others = ~outliers[..., None]
+    """Compute each filter's gap, at most `_CLEAR`, and spread from points `(F, N, 2)` and outliers `(F, N)`."""
+    others = ~outliers
     count = others.sum(1).clamp_min(1)
-    means = (points * others).sum(1) / count
-    spreads = ((points - means[:, None]).square() * others).sum((1, 2)).div(count[:, 0]).sqrt()
-    rows, samples = outliers.nonzero(as_tuple=True)
-    nearest = []
-    for part in torch.split(torch.arange(len(rows), device="cpu"), max(1, _PAIRS // points.shape[1])):
-        filters = rows[part]
-        distances = torch.linalg.vector_norm(points[filters] - points[filters, samples[part]][:, None], dim=2)
-        nearest.append(distances.masked_fill(outliers[filters], torch.inf).amin(1))
-    medians = [part.median() for part in torch.split(torch.cat(nearest), outliers.sum(1).tolist())]
-    gaps = torch.stack(medians) / spreads.clamp_min(1e-6)  # all others may be one point
+    means = (points * others[..., None]).sum(1) / count[:, None]
+    distances = torch.linalg.vector_norm(points - means[:, None], dim=2)
+    spreads = ((distances.square() * others).sum(1) / count).sqrt()
+    gaps = (distances * outliers).sum(1) / outliers.sum(1) / spreads.clamp_min(1e-6)  # all others may be one point
     gaps[outliers.all(1)] = 0
     return list(zip(gaps.clamp(max=_CLEAR).tolist(), spreads.tolist(), strict=True))
 

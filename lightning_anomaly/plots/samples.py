@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_anomaly.images.thumbnails import check_images, displayed
+from lightning_anomaly.images.thumbnails import SIDE, check_images, drawn, shrink
 from lightning_anomaly.plots.style import new_figure
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
         images: The probe's images `(N, C, H, W)`. Three channels are shown in colour; of any other number the first is
             shown in grey. uint8 is shown as it is. Other types are scaled by channel, so that an ordinary image of the
             probe ranges from black to white. This undoes a normalization, and keeps a black image black and an
-            over-exposed one white.
+            over-exposed one white. Volumes `(N, C, D, H, W)` are shown as their middle slice.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.outlier_samples`, N numbers.
 
@@ -36,22 +36,16 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
     """
-    return draw_outliers(outlier_images(images, scores, votes), scores, votes)
-
-
-def outlier_images(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Tensor:
-    """Pick the images for `draw_outliers`: uint8 `(n, H, W, C)` with one or three channels, on the CPU."""
-    check_images(images, len(scores), (4,))
-    return displayed(images[_outlying(scores, votes)], images)
-
-
-def draw_outliers(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
-    """Draw the images that `outlier_images` picked by the same scores and votes; None if there are none."""
-    chosen = _outlying(scores, votes)
+    check_images(images, len(scores))
+    values = scores.tolist()
+    ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
+    chosen = [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]
     if not chosen:
         return None
-    captions = [f"sample {i}\nscore {scores[i]:.1f}" for i in chosen]
-    return gallery(images, captions, f"Samples with the largest outlier scores: {len(chosen)} of {len(scores)}")
+    pictures = images if images.ndim == 4 else shrink(images, SIDE)
+    captions = [f"sample {sample}\nscore {values[sample]:.1f}" for sample in chosen]
+    heading = f"Samples with the largest outlier scores: {len(chosen)} of {len(values)}"
+    return gallery(drawn(pictures[chosen], pictures), captions, heading)
 
 
 def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
@@ -67,10 +61,3 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
             axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # white images need a frame
         figure.suptitle(heading, fontsize=10)
     return figure
-
-
-def _outlying(scores: Tensor, votes: Sequence[int]) -> list[int]:
-    """Return up to 16 samples with a positive score or a vote, the largest score first."""
-    values = scores.tolist()
-    ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
-    return [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]

@@ -94,14 +94,6 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     return [Rows(parts, "original0", (channels,)), Rows(parts, "original1", (channels,), masked=False), *bias]
 
 
-def filters_first(layer: Any) -> Tensor:
-    """Return the weight of a convolution or linear layer with the filters on the first axis `(F, ...)`."""
-    weight: Tensor = layer.weight
-    if getattr(layer, "transposed", False):  # (inputs, outputs per group, ...)
-        weight = weight.reshape(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-    return weight
-
-
 def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
     """Find the rows of weight, bias and running statistics of some channels of a BatchNorm or InstanceNorm."""
     index = (torch.tensor(channels, device="cpu"),)

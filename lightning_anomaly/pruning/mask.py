@@ -83,14 +83,10 @@ class FilterMask:
         return {layer: list(filters) for layer, filters in self._filters.items()}
 
     @property
-    def parameter_count(self) -> int:
-        """Number of parameters of the masked filters, including their normalization layers."""
-        return sum(rows.read().numel() for rows in self._rows if isinstance(rows.tensor, nn.Parameter))
-
-    @property
     def parameter_fraction(self) -> float:
-        """`parameter_count` as a fraction of all parameters of the model."""
-        return self.parameter_count / sum(p.numel() for p in self.model.parameters()) if self._rows else 0.0
+        """Fraction of the model's parameters that belong to masked filters and the norm channels behind them."""
+        masked = sum(rows.read().numel() for rows in self._rows if isinstance(rows.tensor, nn.Parameter))
+        return masked / max(1, sum(parameter.numel() for parameter in self.model.parameters()))
 
     def add(
         self,

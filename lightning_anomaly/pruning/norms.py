@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name
-from lightning_anomaly.capture.probe import clone_inputs, probing
+from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS
 
 
@@ -48,6 +49,11 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
             run()
     channels = {name: zero.nonzero()[:, 0].tolist() for name, zero in second.zeros.items() if zero.any()}
     return FoundNorms(channels, sorted(first.mixing & second.mixing), second.called)
+
+
+def clone_inputs(inputs: Any) -> Any:
+    """Copy all tensors in the arguments of a model, as it may change them in place."""
+    return apply_to_collection(inputs, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True)
 
 
 def call_model(model: nn.Module, example_input: Any) -> Any:

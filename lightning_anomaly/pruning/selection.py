@@ -1,16 +1,11 @@
-"""Choose the filters to mask: those flagged in enough reports, or as many others for comparison."""
+"""Choose the filters to mask: those flagged in enough reports."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
 
-from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.verdicts.anomalies import LIVE
-
-Criterion = Literal["anomaly", "random", "l1"]
 
 # A report in plain values, `{layer: [outlier samples of filter 0, of filter 1, ...]}`: 0 for a normal filter, -1 for a
 # dead or nonfinite one.
@@ -55,31 +50,3 @@ def choose_filters(
         if flagged[:room]:
             chosen[layer] = flagged[:room]
     return chosen
-
-
-def choose_others(
-    chosen: Mapping[str, Sequence[int]],
-    last: Summary,
-    masked: Mapping[str, Collection[int]],
-    norms: Mapping[str, Sequence[float]] | None,
-    seed: str,
-) -> dict[str, list[int]]:
-    """Choose as many filters of each layer as in `chosen`, by the smallest `norms` or, without norms, at random.
-
-    Candidates are the filters that are not masked. Dead and nonfinite ones come last, as masking them changes nothing.
-    """
-    others: dict[str, list[int]] = {}
-    for layer, filters in chosen.items():
-        candidates = [i for i in range(len(last[layer])) if i not in set(masked.get(layer, ()))]
-        # Seeded by the layer's name as well, so that a draw does not depend on the other layers.
-        generator = random.Random(f"{seed} {layer}")
-        order = [generator.random() for _ in last[layer]] if norms is None else norms[layer]
-        candidates.sort(key=lambda i: (last[layer][i] < 0, order[i], i))
-        others[layer] = candidates[: len(filters)]
-    return others
-
-
-def filter_norms(conv: Any) -> list[float]:
-    """Sum the absolute weights of each filter of a convolution."""
-    norms: list[float] = filters_first(conv).detach().cpu().double().abs().flatten(1).sum(1).tolist()
-    return norms

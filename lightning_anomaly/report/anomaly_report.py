@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -66,11 +66,6 @@ class AnomalyReport(Tabular):
         return self._by_layer(lambda layer: layer.filters(DEAD))
 
     @property
-    def nonfinite_filters(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` of filters with NaN or infinite values; layers without any are omitted."""
-        return self._by_layer(lambda layer: layer.filters(NONFINITE))
-
-    @property
     def isolated(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of filters with one or a few samples far from all others, see `isolated_samples`.
 
@@ -89,17 +84,12 @@ class AnomalyReport(Tabular):
     @property
     def fraction(self) -> float:
         """Share of anomaly filters among the filters that could be clustered; 0 without any."""
-        return self.fraction_in(self.layers)
+        return self.count / max(1, self.n_live)
 
-    def fraction_in(self, layers: Iterable[str]) -> float:
-        """Return `fraction` over some layers; unknown names are ignored."""
-        live = self.live_in(layers)
-        return live.count(ANOMALY) / len(live) if live else 0.0
-
-    def live_in(self, layers: Iterable[str]) -> list[str]:
-        """Return the verdicts of the filters in some layers that could be clustered; unknown names are ignored."""
-        verdicts = [verdict for name in layers if name in self.layers for verdict in self.layers[name].verdicts]
-        return [verdict for verdict in verdicts if verdict in LIVE]
+    @property
+    def n_live(self) -> int:
+        """Number of filters that could be clustered."""
+        return sum(verdict in LIVE for layer in self.layers.values() for verdict in layer.verdicts)
 
     @property
     def sparsity(self) -> float:
@@ -263,9 +253,9 @@ class AnomalyReport(Tabular):
 
         Args:
             path: Path of the file; missing folders are created.
-            images: The probe: images `(N, C, H, W)`, drawn as in `plots.outlier_figure`; volumes `(N, C, D, H, W)`,
-                drawn as their middle slice; or signals `(N, C, L)` or `(N, L)`, drawn as curves. None takes the images
-                that `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)` kept.
+            images: The probe: images `(N, C, H, W)`, or volumes `(N, C, D, H, W)`, drawn as in `plots.outlier_figure`.
+                None takes the images that `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)`
+                kept.
             labels: A name or number for each sample, by which points can be coloured.
             title: The heading.
             history: `AnomalyFilterCallback.history`, for curves over the epochs.
@@ -280,13 +270,13 @@ class AnomalyReport(Tabular):
     def page_text(self, title: str, images: Tensor | None = None, **options: Any) -> str:
         """Return the text of the page that `save_html` writes.
 
-        `options` are `labels` and `history` as there, a list of file `names`, and `frames` from `EpochPoints.before`.
+        `options` are `labels` and `history` as there, and a list of file `names`.
         """
         from lightning_anomaly.browser.report_page import page_text
 
         pictures = self.pictures or Pictures(None, {})
         if images is not None and self.layers:
-            check_images(images, self.n_samples, (2, 3, 4, 5))
+            check_images(images, self.n_samples)
             pictures = Pictures(probe_images(images), pictures.maps)
         facts = {
             "title": title,

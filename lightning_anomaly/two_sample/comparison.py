@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import Inputs, open_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import run, usable_layers
 from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.images.source import ImageSource, fingerprints, first_tensor, tensors_in
+from lightning_anomaly.images.source import ImageSource, fingerprints, first_tensor
 from lightning_anomaly.notes import nonfinite, warn_of
-from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
 from lightning_anomaly.two_sample.head import HeadCapture, state_without
 from lightning_anomaly.two_sample.rank_test import (
@@ -89,8 +88,8 @@ def two_sample_test(
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
         {'': [0, 1]}
     """
-    train = open_inputs(train_inputs, "train_inputs", batch_size)
-    val = open_inputs(val_inputs, "val_inputs", batch_size)
+    train = ImageSource(train_inputs, "train_inputs", batch_size)
+    val = ImageSource(val_inputs, "val_inputs", batch_size)
     report = compare_groups(model, train, val, layers, significance)
     warn_of(report.notes)
     return report
@@ -98,8 +97,8 @@ def two_sample_test(
 
 def compare_groups(
     model: nn.Module,
-    train_inputs: Inputs,
-    val_inputs: Inputs,
+    train_inputs: ImageSource,
+    val_inputs: ImageSource,
     layers: Iterable[str] | None,
     significance: float,
     last: LastComparison | None = None,
@@ -183,16 +182,12 @@ def compare_groups(
     )
 
 
-def check_groups(train_inputs: Inputs, val_inputs: Inputs) -> None:
+def check_groups(train_inputs: ImageSource, val_inputs: ImageSource) -> None:
     """Raise ValueError for inputs of different shapes."""
-    train, val = (
-        [inputs.shape] if isinstance(inputs, ImageSource) else [tuple(part.shape[1:]) for part in tensors_in(inputs)]
-        for inputs in (train_inputs, val_inputs)
-    )
-    if {*train} != {*val}:  # the maximum over more values is larger
+    if train_inputs.shape != val_inputs.shape:  # the maximum over more values is larger
         raise ValueError(
             "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
-            f"Found {listed(train)} and {listed(val)}."
+            f"Found {train_inputs.shape} and {val_inputs.shape}."
         )
 
 
@@ -218,7 +213,7 @@ class LastComparison:
         self.tests: dict[bytes, LayerTest] = {}  # by a hash of the layer's values
         self.groups: list[_Group] = []  # training images, then validation images
         self._heads: list[HeadCapture] = []  # of both
-        self._sizes: list[int | None] = []  # of their batches
+        self._sizes: list[int] = []  # of their batches
         self._probabilities: bool | None = None  # see `ExpectedErrors`
         self._state: bytes | None = None  # hash of the parameters and buffers that are not the head's
 
@@ -227,18 +222,18 @@ class LastComparison:
         """Whether the training images wait for `finish`."""
         return len(self.groups) == 1
 
-    def start(self, model: nn.Module, train_inputs: Inputs, layers: Iterable[str] | None) -> None:
+    def start(self, model: nn.Module, train_inputs: ImageSource, layers: Iterable[str] | None) -> None:
         """Run a network on the training images; a second call does nothing before `finish`."""
         if not self.started:
             output, head = ExpectedErrors(), HeadCapture(model)
             with head:
                 self.groups = [_run(model, train_inputs, layers, output, head)]
-            self._heads, self._sizes = [head], [getattr(train_inputs, "batch_size", None)]
+            self._heads, self._sizes = [head], [train_inputs.batch_size]
             self._probabilities = output.probabilities
             self._state = None if head.name is None else state_without(model, head.name)
 
     def finish(
-        self, model: nn.Module, val_inputs: Inputs, layers: Iterable[str] | None, val_pass: WatchedPass | None
+        self, model: nn.Module, val_inputs: ImageSource, layers: Iterable[str] | None, val_pass: WatchedPass | None
     ) -> None:
         """Run a network on the validation images, unless somebody else's pass was watched."""
         output = ExpectedErrors(self._probabilities)
@@ -252,7 +247,7 @@ class LastComparison:
                 output.update(result)
             self.groups.append(_group(model, val_inputs, layers, val_pass.capture, output))
         self._heads.append(head)
-        self._sizes.append(getattr(val_inputs, "batch_size", None))
+        self._sizes.append(val_inputs.batch_size)
         if head.name != self._heads[0].name:
             self._state = None
 
@@ -315,7 +310,7 @@ class WatchedPass:
 
 def _run(
     model: nn.Module,
-    inputs: Inputs,
+    inputs: ImageSource,
     layers: Iterable[str] | None,
     output: ExpectedErrors,
     head: HeadCapture | None = None,
@@ -338,16 +333,12 @@ def _capture(model: nn.Module, layers: Iterable[str] | None) -> MapCapture:
 
 
 def _group(
-    model: nn.Module, inputs: Inputs, layers: Iterable[str] | None, capture: MapCapture, output: ExpectedErrors
+    model: nn.Module, inputs: ImageSource, layers: Iterable[str] | None, capture: MapCapture, output: ExpectedErrors
 ) -> _Group:
     """Check that every layer and the output responded to every image."""
-    source = inputs if isinstance(inputs, ImageSource) else None
-    n_read = None if source is None else len(source.positions) - len(source.unreadable)
-    filters, n_samples, notes = usable_layers(
-        {name: capture.maps[name] for name in select_layers(model, layers)}, n_read
-    )
-    notes |= {} if source is None else source.notes()
-    n_samples = n_samples or len(output)  # if no layer is usable
+    n_samples = len(inputs.positions) - len(inputs.unreadable)
+    filters, _, notes = usable_layers({name: capture.maps[name] for name in select_layers(model, layers)}, n_samples)
+    notes |= inputs.notes()
     usable, _, _ = usable_layers({name: capture.maps[name] for name in linear_units(model, layers)}, n_samples)
     units = {name: layer for name, layer in usable.items() if layer.size == ()}
     errors = output.result(n_samples)

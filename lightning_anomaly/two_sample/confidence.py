@@ -26,9 +26,6 @@ class ExpectedErrors(TorchFunctionMode):
         self._errors: list[Tensor] = []  # of each batch `(n,)`, on the CPU
         self._sigmoid: Tensor | None = None  # what the last sigmoid returned
 
-    def __len__(self) -> int:
-        return sum(map(len, self._errors))
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in ("sigmoid", "sigmoid_"):

@@ -135,7 +135,6 @@ class _Noise(Dataset[tuple[Tensor, int]]):
 _WATCHERS: dict[str, Callable[[], list[pl.Callback]]] = {
     "none": lambda: [],
     "AnomalyFilterCallback": lambda: [AnomalyFilterCallback(log_figures=False)],
-    "AnomalyFilterCallback, training probe": lambda: [AnomalyFilterCallback(probe="train", log_figures=False)],
     "TwoSampleCallback": lambda: [TwoSampleCallback(log_figures=False)],
     "TwoSampleCallback, all images kept": lambda: [TwoSampleCallback(log_figures=False, max_memory_mb=10_000)],
 }

@@ -9,7 +9,6 @@ import torch
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.browser.epochs import EpochPoints
 from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.plots import clearest_filters
 
@@ -76,32 +75,6 @@ def test_the_overview_has_counts_that_link_to_as_many_filters(report, opened):
         number = re.search(r"(^\d+)\n|(\d+)$", text)
         page.go(link)
         assert page.text("[role=status]").split()[0] == (number[1] or number[2]), text
-
-
-@pytest.mark.slow
-def test_a_slider_shows_earlier_analyses(report, opened):
-    layer, index, sample = flagged(report)
-    earlier = EpochPoints()
-    for epoch in range(3):  # points move outwards, and components have arbitrary signs
-        scale = (epoch + 1) / 4 * (1, -1, -1)[epoch]
-        layers = {name: replace(part, points=part.points * scale) for name, part in report.layers.items()}
-        earlier.add(layers, epoch, 10 * epoch)
-    page = opened(report)
-    page.file.write_text(report.page_text("with epochs", frames=earlier.before(report.layers, 30)))
-    page.open(address(layer, index))
-    assert page.text("output") == "the last"
-    slider = page.page.get_by_label("Epoch")
-    place = report.layers[layer].points[index, sample]
-    for epoch in (0, 1, 2):
-        slider.fill(str(epoch))
-        assert page.text("output") == f"epoch {epoch}"
-        page.page.mouse.move(*page.place_of(place * (epoch + 1) / 4))
-        assert page.text(".sample-link") == f"Sample {sample}"
-        page.page.mouse.move(2, 2)
-    page.page.get_by_role("button", name="Play").click()
-    page.page.get_by_text("the last", exact=True).wait_for()
-    page.page.mouse.move(*page.place_of(place))
-    assert page.text(".sample-link") == f"Sample {sample}"
 
 
 @pytest.mark.slow

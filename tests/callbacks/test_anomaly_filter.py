@@ -16,9 +16,7 @@ from torch import Tensor, equal, nn
 from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import (
-    AnalysisSettings,
     AnomalyFilterCallback,
-    AnomalyPruneCallback,
     AnomalyReport,
     TwoSampleCallback,
     analyze,
@@ -69,14 +67,12 @@ def test_every_validation_logs_finite_floats_and_stores_plain_values(fitted: Fit
     assert isinstance(report, AnomalyReport)
     assert report.n_samples == 60
     assert history[-1]["metrics"]["count"] == report.count
-    assert set(fitted.bar) == {"anomalies"}
-    assert f"{fitted.bar['anomalies']:.3f}" == str(report.count)
+    assert fitted.bar == {"anomaly_filters/count": report.count}
     assert not any(layer.points.is_inference() for layer in report.layers.values())
 
 
-def test_a_history_has_all_counts_and_the_filters_of_the_last_validation(fitted: Fitted) -> None:
-    assert fitted.ours.history[-1]["anomaly_filters"] == fitted.ours.report.anomaly_filters == fitted.flagged[-1]
-    assert not any("anomaly_filters" in entry for entry in fitted.ours.history[:-1])
+def test_a_history_has_the_counts_of_all_layers(fitted: Fitted) -> None:
+    assert fitted.ours.report.anomaly_filters == fitted.flagged[-1]
     for entry, flagged in zip(fitted.ours.history, fitted.flagged, strict=True):
         assert [entry["metrics"][layer] for layer in sorted(LAYERS)] == [
             len(flagged.get(name, [])) for name in ("conv1", "conv2")
@@ -139,12 +135,10 @@ def test_seconds_do_not_include_compilation_by_numba(tmp_path: Any, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probe": "test"}, "`probe` .* Found `probe = 'test'`"),
         ({"probe_size": 49}, "at least 50. Found `probe_size = 49`"),
         ({"every_n_validations": 0}, "Found `every_n_validations = 0`"),
         ({"log_key_prefix": ""}, "`log_key_prefix` .* Found ''"),
         ({"layers": "conv1"}, "`layers` .* Found 'conv1'"),
-        ({"signal_layers": []}, r"`signal_layers` .* Found \[\]"),
         ({"log_figures": 1}, "`log_figures` "),
         ({"browser": "no"}, "`browser` "),
     ],
@@ -152,14 +146,6 @@ def test_seconds_do_not_include_compilation_by_numba(tmp_path: Any, monkeypatch:
 def test_the_constructor_names_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnomalyFilterCallback(**arguments(options))
-
-
-def test_a_repr_has_the_arguments_that_differ_from_the_defaults() -> None:
-    assert repr(AnomalyFilterCallback()) == "AnomalyFilterCallback()"
-    named = AnomalyFilterCallback(layers=["a"], probe_size=200, settings=AnalysisSettings(seed=3))
-    assert repr(named) == f"AnomalyFilterCallback(layers=['a'], probe_size=200, settings={AnalysisSettings(seed=3)!r})"
-    assert repr(AnomalyPruneCallback([3, 5])) == "AnomalyPruneCallback(at_epoch=[3, 5])"
-    assert "train_inputs=<(60, 1, 8, 8)>" in repr(TwoSampleCallback(images(60), images(80)))
 
 
 class BuiltInSetup(SmallNet):
@@ -176,7 +162,6 @@ class BuiltInSetup(SmallNet):
     [
         (SmallNet, {"layers": ["conv9"]}, r"`layers` .*Found \['conv9'\].*\['conv1', 'conv2'\]"),
         (BuiltInSetup, {"layers": ["conv9"]}, r"`layers` .*Found \['conv9'\].*'conv3'"),
-        (SmallNet, {"layers": ["conv1"], "signal_layers": ["conv1", "conv2"]}, r"\['conv1'\]. Found \['conv2'\]"),
     ],
 )
 def test_layer_names_are_checked_before_training(tmp_path: Any, module: Any, options: Any, message: str) -> None:
@@ -212,9 +197,9 @@ def test_every_fit_logs_its_own_layers_but_many_only_if_they_are_named(tmp_path:
     assert len(callback.report.layers) == 13
 
 
-def test_several_callbacks_have_independent_layers_signals_and_probes(tmp_path: Any) -> None:
+def test_several_callbacks_have_independent_layers(tmp_path: Any) -> None:
     alone, late = (watcher(layers=["conv2"], log_key_prefix="late") for _ in range(2))
-    both, early = watcher(signal_layers=["conv2"]), watcher(probe="train", layers=["conv1"], log_key_prefix="early")
+    both, early = watcher(), watcher(layers=["conv1"], log_key_prefix="early")
     fit(tmp_path, alone)
     logged = fit(tmp_path, early, both, late).callback_metrics
     assert {"early_layers/conv1", "late_layers/conv2", "anomaly_filters_layers/conv1"} <= set(logged)
@@ -222,10 +207,8 @@ def test_several_callbacks_have_independent_layers_signals_and_probes(tmp_path: 
     assert plain(late.history) == plain(alone.history)
     assert late.report.to_dict() == alone.report.to_dict()
     assert list(both.report.layers) == ["conv1", "conv2"]
-    assert both.history[-1]["signal"] == both.report.fraction_in(["conv2"])
-    assert late.history[-1]["signal"] == late.report.fraction
     with pytest.raises(ValueError, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
-        fit(tmp_path, watcher(), watcher(probe="train"))
+        fit(tmp_path, watcher(), watcher())
 
 
 def test_processes_without_validations_are_refused() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from acting import GeluNet, fit, leak, probe_loader, pruner, training_loader
 from functional import same
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from trainers import QUIET, hook_count, quiet_trainer, watcher
@@ -20,19 +19,13 @@ pytestmark = QUIET
 
 
 class Epochs(pl.Callback):
-    """Keeps the numbers of masked filters in each epoch and validation, and the order of filters by L1 norm."""
+    """Keeps the numbers of masked filters in each epoch and validation."""
 
     def __init__(self, prune: AnomalyPruneCallback) -> None:
         self.prune = prune
         self.trained: list[int] = []
         self.logged: list[tuple[float, float]] = []
-        self.orders: list[dict[str, list[int]]] = []
         self.flagged: list[dict[str, list[int]]] = []
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        layers = {"conv1": pl_module.conv1.weight, "conv2": pl_module.conv2.weight}
-        norms = {name: weight.detach().abs().flatten(1).sum(1) for name, weight in layers.items()}
-        self.orders.append({name: values.argsort().tolist() for name, values in norms.items()})
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         assert leak(pl_module, self.prune.masked) == 0
@@ -48,25 +41,8 @@ class Epochs(pl.Callback):
             self.flagged.append(watching.report.anomaly_filters)
 
 
-class Rising(AnomalyFilterCallback):
-    """A watcher with a given rise."""
-
-    def __init__(self, rises: list[float]) -> None:
-        super().__init__(probe_size=60, log_figures=False, settings=watcher().settings)
-        self.rises = rises
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
-        if not trainer.sanity_checking:
-            self.history[-1]["metrics"]["rise"] = self.rises[len(self.history) - 1]
-
-
 def epochs(prune: AnomalyPruneCallback) -> list[int]:
     return [event["epoch"] for event in prune.events]
-
-
-def counts(filters: dict[str, list[int]]) -> dict[str, int]:
-    return {layer: len(indices) for layer, indices in filters.items()}
 
 
 def still(parameters: Any) -> torch.optim.Optimizer:
@@ -107,48 +83,6 @@ def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:
         assert len(prune.masked.get(layer, [])) == min(len(voted), size - 1)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({"on_rise": 0.1}, [2]), ({}, [2, 5]), ({"at_epoch": 1, "on_rise": 0.15}, [1, 2])],
-    ids=str,
-)
-def test_filters_are_masked_once_for_each_rise(tmp_path: Path, options: dict[str, Any], expected: list[int]) -> None:
-    prune = pruner(**{"at_epoch": None, **options})
-    rises = [0.0, 0.2, 0.2, 0.0, 0.1, 0.1, 0.0]
-    fit(tmp_path, GeluNet(), prune, Rising(rises), max_epochs=7, limit_train_batches=1)
-    assert epochs(prune) == expected
-    assert pruner(1).on_rise is None
-
-
-def test_a_resumed_run_masks_for_the_same_rises(tmp_path: Path) -> None:
-    def run(*callbacks: Any, ckpt_path: Any = None) -> list[dict[str, Any]]:
-        prune, rising = pruner(None, on_rise=0.1), Rising([0.2, 0.2, 0.0, 0.2, 0.2])
-        options: Any = {"max_epochs": 5, "limit_train_batches": 1, "ckpt_path": ckpt_path}
-        fit(tmp_path, GeluNet(), prune, rising, *callbacks, **options)
-        return prune.events
-
-    whole = run(ModelCheckpoint(tmp_path / "saved", "{epoch}", save_top_k=-1))
-    assert [event["epoch"] for event in whole] == [1, 4]
-    for last in (1, 3):  # during a rise, and after it
-        assert run(ckpt_path=tmp_path / f"saved/epoch={last}.ckpt") == whole
-
-
-def test_controls_mask_as_many_filters_in_each_layer(tmp_path: Path) -> None:
-    def masked(criterion: Any, epoch: int = 1, seed: int = 0) -> tuple[dict[str, list[int]], Epochs]:
-        prune = pruner(epoch, criterion=criterion, seed=seed)
-        seen = Epochs(prune)
-        fit(tmp_path, GeluNet(still), seen, prune, max_epochs=epoch + 1)
-        return prune.masked, seen
-
-    flagged, (smallest, seen), random = masked("anomaly")[0], masked("l1"), masked("random")[0]
-    assert counts(random) == counts(smallest) == counts(flagged)
-    assert random != flagged != smallest != random
-    for layer in ("conv1", "conv2"):
-        assert smallest[layer] == sorted(seen.orders[1][layer][: len(smallest[layer])])
-    others = [masked("random")[0], masked("random", seed=1)[0], masked("random", epoch=2)[0]]
-    assert [other == random for other in others] == [True, False, False]
-
-
 def test_reports_come_from_the_named_watcher(tmp_path: Path) -> None:
     one, two = watcher(log_key_prefix="one", layers=["conv1"]), watcher(log_key_prefix="two", layers=["conv2"])
     for named, layer in ((None, "conv1"), ("two", "conv2")):
@@ -166,43 +100,18 @@ def test_reports_come_from_the_named_watcher(tmp_path: Path) -> None:
         ({"at_epoch": [2, -1]}, "`at_epoch = -1`"),
         ({"at_epoch": "5"}, "`at_epoch = '5'`"),
         ({"at_epoch": []}, r"`at_epoch = \[\]`"),
-        ({"on_rise": -0.1}, "`on_rise = -0.1`"),
         ({"min_votes": 0}, "`min_votes = 0`"),
         ({"min_votes": 4}, "`last_reports = 3`.* Found `min_votes = 4`"),
         ({"last_reports": 1}, "`last_reports = 1`.* Found `min_votes = 2`"),
         ({"last_reports": 0}, "`last_reports = 0`"),
         ({"max_fraction": 0}, "`max_fraction = 0`"),
-        ({"criterion": "l2"}, "`criterion = 'l2'`"),
         ({"reports_from": 3}, "`reports_from`.* Found 3"),
-        ({"seed": -1}, "`seed = -1`"),
     ],
     ids=str,
 )
 def test_arguments_are_checked(options: dict[str, Any], found: str) -> None:
     with pytest.raises(ValueError, match=found):
         AnomalyPruneCallback(**options)
-
-
-def test_two_callbacks_respect_the_limit_together(tmp_path: Path) -> None:
-    """Otherwise each might leave half of a layer, and both nothing."""
-    one, two = pruner(1, max_fraction=0.34), pruner(1, criterion="random", log_key_prefix="random")
-    model = GeluNet()
-    trainer = fit(tmp_path, model, one, two)
-    assert {"anomaly_prune/masked", "random/masked"} <= set(trainer.callback_metrics)
-    assert counts(one.masked) == {"conv1": 2, "conv2": 2, "up": 1}
-    assert counts(two.masked) == {"conv1": 1, "conv2": 2, "up": 1}
-    assert not any(set(one.masked[layer]) & set(filters) for layer, filters in two.masked.items())
-    assert leak(model, one.masked) == leak(model, two.masked) == 0
-
-
-def test_the_description_says_why_no_filter_is_masked(tmp_path: Path) -> None:
-    limited, whole, late = pruner(1, max_fraction=0.01), pruner(1, max_fraction=1.0), pruner(1)
-    limited.log_key_prefix, late.log_key_prefix = "limited", "late"
-    fit(tmp_path, GeluNet(), limited, whole, late, max_epochs=2)
-    assert not limited.masked
-    assert "no filter, as `max_fraction = 0.01` left no room" in limited.describe()
-    assert "no filter" not in whole.describe()
-    assert "no filter, as none had enough votes" in late.describe()  # all filters that have them are masked already
 
 
 def test_a_weight_that_cannot_be_masked_is_refused_before_training(tmp_path: Path) -> None:

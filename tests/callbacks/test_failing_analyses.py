@@ -43,7 +43,7 @@ WAITS = "Nothing is watched.* 'anomaly_filters/count' will only see a constant"
 @pytest.mark.parametrize(
     ("module", "options", "val", "message"),
     [
-        (SmallNet, {}, {"shuffle": True}, 'validation loader shuffles.*`probe = "train"`'),
+        (SmallNet, {}, {"shuffle": True}, "validation loader shuffles"),
         (SmallNet, {"probe_size": 70}, {}, r"60 samples, fewer than `probe_size = 70`\.$"),
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, {}, f"60 samples, .*at least 100 are needed.*{WAITS}"),
         (NoConvolution, {}, {}, f"The model has no convolution.*{WAITS}"),

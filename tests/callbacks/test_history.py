@@ -2,7 +2,6 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,26 +30,20 @@ def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretc
 
 
 def test_failed_analyses_repeat_the_last_entry_and_do_not_count_for_a_rise() -> None:
-    """Nor does an analysis without one of the layers. Only the last entry has the flagged filters."""
-    callback = AnomalyFilterCallback()
-    history = callback.history
+    callback, trainer = AnomalyFilterCallback(), SimpleNamespace(current_epoch=0, global_step=0, is_global_zero=False)
 
-    def add(fraction: float, times: int, live: int = 9, layers: tuple[str, ...] = ("conv", "late")) -> float:
-        parts = {"layers": layers, "anomaly_filters": {"conv": [1]}, "notes": {}}
-        report: Any = SimpleNamespace(live_in=lambda _: live, fraction_in=lambda _: fraction, **parts)
+    def add(fraction: float, times: int, n_live: int | None = 9) -> float:
+        report = None if n_live is None else SimpleNamespace(n_live=n_live, notes={})
         for _ in range(times):
-            callback._values = {"rise": 0.0}
-            callback._add_to_history(0, 0, report)
-        return callback._values["rise"]
+            callback._values = {"fraction": fraction, "rise": 0.0}
+            callback._remember(trainer, None if report is None else (report, None))
+        rises: list[float] = [entry["metrics"]["rise"] for entry in callback.history]
+        return rises[-1]
 
-    assert add(0.9, 5, live=0) == add(0.1, 6) == add(0.1, 1, layers=("conv",)) == 0
-    callback._values = {"rise": 0.0}
-    callback._add_to_history(1, 1, None)
-    assert (history[-1]["signal"], history[-1]["anomaly_filters"]) == (0.1, {"conv": [1]})
+    assert add(0.9, 5, n_live=0) == add(0.1, 7) == add(0.5, 9, n_live=None) == 0
     assert add(0.5, 5) == pytest.approx(0.4)
-    assert history[-1]["metrics"] == {"rise": pytest.approx(0.4)}
-    assert [entry["live"] for entry in history] == [False] * 5 + [True] * 7 + [False] + [True] * 5
-    assert ["anomaly_filters" in entry for entry in history] == [False] * 17 + [True]
+    assert [entry["live"] for entry in callback.history] == [False] * 5 + [True] * 7 + [False] * 9 + [True] * 5
+    assert [entry["analysed"] for entry in callback.history] == [True] * 12 + [False] * 9 + [True] * 5
 
 
 def test_the_state_of_version_0_2_can_be_loaded() -> None:

@@ -44,8 +44,8 @@ def test_the_same_module_keeps_its_history_and_another_module_starts_anew(tmp_pa
         with pytest.warns(UserWarning, match=few):
             fit(tmp_path, each)
     assert [entry["epoch"] for entry in callback.history] == [0, 1]
-    signals = [[entry["signal"] for entry in each.history] for each in callbacks]
-    assert signals[0] == signals[1] == signals[2]
+    fractions = [[entry["metrics"]["fraction"] for entry in each.history] for each in callbacks]
+    assert fractions[0] == fractions[1] == fractions[2]
 
 
 def test_the_state_of_a_checkpoint_belongs_to_the_module_of_the_fit(tmp_path: Path) -> None:

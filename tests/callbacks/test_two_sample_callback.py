@@ -262,8 +262,7 @@ def test_compared_images_affect_neither_a_probe_nor_logged_values(tmp_path: Path
     alone, beside = watcher(), watcher()
     model, _ = fit(tmp_path, alone, module=Logs())
     largest = model.trainer.callback_metrics["largest"]
-    others = TwoSampleCallback(TRAIN, VAL), watcher(probe="train", log_key_prefix="train")
-    model, _ = fit(tmp_path, *others, beside, module=Logs())
+    model, _ = fit(tmp_path, TwoSampleCallback(TRAIN, VAL), beside, module=Logs())
     assert model.trainer.callback_metrics["largest"] == largest
     assert "log" not in vars(model)
     assert alone.report is not None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lightning_anomaly import OutlierDetector, TwoSampleCallback, analyze, two_sample_test
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import open_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import run, usable_layers
+from lightning_anomaly.images.source import ImageSource
 
 IMAGES = torch.randn(150, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -43,7 +44,7 @@ class Remembers(nn.Module):
 
 def maps_of(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
     capture = MapCapture(select_layers(model), rectify=False, max_map_side=9)
-    run(model, open_inputs(inputs, "inputs", None), capture)
+    run(model, ImageSource(inputs, "inputs"), capture)
     return {name: layer.maps for name, layer in capture.maps.items()}
 
 
@@ -59,7 +60,7 @@ def test_buffers_are_restored_after_each_batch(how: str) -> None:
     model(IMAGES[:5])
     buffer, values = model.state, model.state.clone()
     with pytest.raises(RuntimeError, match="must match"):
-        run(model, open_inputs(IMAGES, "inputs", None), MapCapture({}))
+        run(model, ImageSource(IMAGES, "inputs"), MapCapture({}))
     assert model.state is buffer
     assert torch.equal(buffer, values)
 
@@ -86,7 +87,7 @@ def test_wrapped_models_give_the_same_maps(kind: str) -> None:
 )
 def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expected: list[int]) -> None:
     sizes: list[int] = []
-    inputs = open_inputs(IMAGES, "inputs", batch_size)
+    inputs = ImageSource(IMAGES, "inputs", batch_size)
     run(nn.Flatten(), inputs, MapCapture({}), take_output=lambda out: sizes.append(len(out)))
     assert sizes == expected
 
@@ -106,19 +107,28 @@ def test_the_batch_size_is_an_argument() -> None:
             call(model, IMAGES, batch_size=0)
 
 
-def test_tuples_and_dicts_are_the_arguments_of_a_call_and_inputs_are_unchanged() -> None:
-    model = Net(lambda net, first, second: net.conv(first.add_(second)), conv=nn.Conv2d(1, 2, 3))
+def test_inputs_are_unchanged() -> None:
+    model = Net(lambda net, images: net.conv(images.add_(1)), conv=nn.Conv2d(1, 2, 3))
     before = IMAGES.clone()
-    expected = model(IMAGES.clone(), IMAGES).detach()
-    for inputs in ((IMAGES, IMAGES), {"second": IMAGES, "first": IMAGES}):
-        torch.testing.assert_close(maps_of(model, inputs)["conv"], expected)
+    torch.testing.assert_close(maps_of(model, IMAGES)["conv"], model(before + 0).detach())
     assert torch.equal(IMAGES, before)
 
 
-@pytest.mark.parametrize(("inputs", "found"), [(IMAGES.numpy(), "ndarray"), (IMAGES[:0], "none"), ((), r"\(\)")])
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (IMAGES.numpy(), "ndarray"),
+        (IMAGES[:0], "none"),
+        ((IMAGES, IMAGES), "tuple"),
+        ({"pixel_values": IMAGES}, "dict"),
+    ],
+    ids=["array", "none", "tuple", "dict"],
+)
 def test_other_inputs_are_refused(inputs: Any, found: str) -> None:
-    with pytest.raises(ValueError, match=f"`images` should .* Found {found}"):
-        open_inputs(inputs, "images", None)
+    with pytest.raises(ValueError, match=f"`inputs` should .* Found {found}"):
+        analyze(nn.Conv2d(1, 2, 3), inputs)
+    with pytest.raises(ValueError, match=f"`val_inputs` should .* Found {found}"):
+        two_sample_test(nn.Conv2d(1, 2, 3), IMAGES, inputs)
 
 
 def test_the_number_of_samples_is_an_argument_or_that_of_most_layers() -> None:

@@ -150,9 +150,8 @@ def hook_count(model: nn.Module) -> int:
 
 
 def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A history without seconds, which differ between runs, and without the filters, which only its last entry has."""
-    entries = [{k: v for k, v in entry.items() if k != "anomaly_filters"} for entry in history]
-    return [{**e, "metrics": {k: v for k, v in e["metrics"].items() if k != "seconds"}} for e in entries]
+    """A history without seconds, which differ between runs."""
+    return [{**e, "metrics": {k: v for k, v in e["metrics"].items() if k != "seconds"}} for e in history]
 
 
 def said(caught: Iterable[Any]) -> list[str]:

@@ -80,9 +80,9 @@ def test_drawing_positions_is_reproducible_and_changes_no_state() -> None:
     assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(7).get_state())
     weighted = WeightedRandomSampler([1.0] * 12, 5, generator=torch.Generator())
     loaders = DataLoader(data, 3, sampler=sampler), DataLoader(data, 3, sampler=weighted)
-    before = [random_sample(drawn_positions(loader) or [], 4, 0) for loader in loaders]
+    before = [random_sample(drawn_positions(loader) or [], 4) for loader in loaders]
     list(islice(iter(sampler), 11)), list(weighted)  # an epoch of training
-    assert [random_sample(drawn_positions(loader) or [], 4, 0) for loader in loaders] == before
+    assert [random_sample(drawn_positions(loader) or [], 4) for loader in loaders] == before
 
 
 def test_the_batch_size_is_the_loader_s_or_64_or_none() -> None:

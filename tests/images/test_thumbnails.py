@@ -1,13 +1,11 @@
-"""Samples of any kind become small pictures, scaled to the range of ordinary samples."""
+"""Images and volumes become small pictures, scaled to the range of ordinary samples."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.thumbnails import displayed, drawn, shrink
-
-HEIGHT, WIDTH = 48, 64  # of a signal's picture
+from lightning_anomaly.images.thumbnails import drawn, shrink
 
 
 def random(*shape: int) -> Tensor:
@@ -28,9 +26,8 @@ def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
     shown = range(channels if channels == 3 else 1)
     expected = np.stack([scaled(images[:5, channel], images[:, channel]) for channel in shown], -1)
     np.testing.assert_allclose(pictures.numpy() / 255, expected, atol=0.51 / 255)
-    assert torch.equal(displayed(images[:5], images), pictures)
     raw = images.mul(50).clamp(0, 255).to(torch.uint8)
-    assert torch.equal(displayed(raw[:5], raw), raw[:5, list(shown)].permute(0, 2, 3, 1))
+    assert torch.equal(drawn(raw[:5], raw), raw[:5, list(shown)].permute(0, 2, 3, 1))
 
 
 def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
@@ -40,35 +37,3 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
     assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
     assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
-
-
-def curve(picture: Tensor) -> np.ndarray:
-    """The pixels that are not white `(height, width)`."""
-    return (picture != 255).any(-1).numpy()
-
-
-def test_a_signal_is_a_connected_curve() -> None:
-    signals = random(30, 1, WIDTH)
-    expected = np.zeros((HEIGHT, WIDTH), bool)
-    rows = np.rint(scaled(signals[0, 0], signals) * (HEIGHT - 1)).astype(int)
-    for column, (before, now) in enumerate(zip([rows[0], *rows], rows, strict=False)):
-        expected[HEIGHT - 1 - max(before, now) : HEIGHT - min(before, now), column] = True
-    assert (curve(drawn(signals, signals)[0]) == expected).all()
-    level = drawn(torch.full((1, 1, 5), 0.25), torch.tensor([0.0, 1.0]).repeat(4, 1, 1))
-    assert (curve(level[0]).nonzero()[0] == HEIGHT - 1 - round(0.25 * (HEIGHT - 1))).all()
-
-
-@pytest.mark.parametrize(("length", "kept"), [(128, 128), (160, 128), (1280, 128)])
-def test_a_long_signal_looks_the_same_in_fewer_values(length: int, kept: int) -> None:
-    signals = random(4, 2, length).cumsum(2)
-    small = shrink(signals, 64)
-    assert small.shape == (4, 2, kept)
-    assert torch.equal(drawn(small, small), drawn(signals, signals))
-
-
-def test_the_first_three_channels_have_colours_and_the_first_is_on_top() -> None:
-    levels = torch.tensor([[0.0], [0.5], [0.0], [1.0]]).expand(1, 4, 9)
-    picture = drawn(shrink(levels, 64), torch.tensor([0.0, 1.0]).repeat(4, 1, 1))[0]
-    bottom, middle = picture[-1, 5].tolist(), picture[23, 5].tolist()
-    assert (bottom, middle) == ([0, 114, 178], [213, 94, 0])
-    assert (picture[0] == 255).all()  # a fourth channel is not drawn

@@ -225,8 +225,7 @@ def test_signals_and_volumes_are_scored_too():
     torch.manual_seed(0)
     report = find_outliers(nn.Conv1d(2, 4, 3), inputs)
     assert report.top(1) == [11]
-    assert report.images.shape == (150, 48, 64, 3)  # curves
-    assert len(report.plot().axes) == 32
+    assert report.images is None
     net = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 40)), nn.Conv1d(1, 4, 3))
     with pytest.warns(UserWarning, match="no look scores"):
         report = find_outliers(net, inputs.view(150, 1, 2, 2, 2, 5))

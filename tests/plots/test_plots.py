@@ -165,6 +165,11 @@ class TestOutlierFigure:
         assert [image.max() for image in self.shown(images)] == [0, 255, 0]
         assert [image.max() for image in self.shown(torch.zeros(N, 1, 2, 2))] == [0, 0, 0]
 
+    def test_volumes_show_their_middle_slice(self):
+        volumes = torch.rand(N, 1, 3, 5, 4, generator=rng())
+        for volume, image in zip(self.shown(volumes), self.shown(volumes[:, :, 1]), strict=True):
+            assert np.array_equal(volume, image)
+
     def test_other_shapes_than_images_are_refused(self):
         for size in ((N, 3, 4), (N, 0, 4, 4)):
             with pytest.raises(ValueError, match=rf"`images` .*\(60, .*{re.escape(str(size))}"):

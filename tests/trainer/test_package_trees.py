@@ -33,11 +33,9 @@ CLASS_PATH = "lightning_anomaly.AnomalyFilterCallback"
 # A value for each argument, none of them its default.
 GIVEN: dict[str, Any] = {
     "layers": ["net.0", "net.2"],
-    "probe": "train",
     "probe_size": 77,
     "every_n_validations": 2,
     "log_key_prefix": "mine",
-    "signal_layers": ["net.2"],
     "log_figures": False,
     "settings": {
         "max_components": 4,
@@ -54,7 +52,7 @@ GIVEN: dict[str, Any] = {
 }
 ALL: dict[str, dict[str, Any]] = {
     "AnomalyFilterCallback": GIVEN,
-    "AnomalyPruneCallback": {"at_epoch": [3, 5], "on_rise": 0.2, "min_votes": 1, "max_fraction": 0.3, "seed": 4},
+    "AnomalyPruneCallback": {"at_epoch": [3, 5], "min_votes": 1, "max_fraction": 0.3},
     "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False},
     "TwoSampleEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"},
     "TwoSampleCallback": {"sample_size": 256, "every_n_validations": 2, "log_figures": False},
@@ -180,10 +178,10 @@ def test_cli_takes_flags_paper_settings_and_data_sets(cli: Callable[..., Any]) -
     ours = f"--trainer.callbacks={CLASS_PATH}"
     paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
     assert given(cli(*TRAINER, ours, paper))["settings"] == AnalysisSettings.paper().to_dict()
-    flags = [f"--trainer.callbacks.{flag}" for flag in ("probe=train", "probe_size=77", "settings.engine=torch")]
+    flags = [f"--trainer.callbacks.{flag}" for flag in ("probe_size=77", "settings.engine=torch")]
     trainer = cli("fit", *TRAINER, ours, *flags)
     assert trainer.current_epoch == 1
-    assert (given(trainer)["probe"], given(trainer)["settings"]["engine"]) == ("train", "torch")
+    assert (given(trainer)["probe_size"], given(trainer)["settings"]["engine"]) == (77, "torch")
     compared, data = "lightning_anomaly.TwoSampleCallback", "torchvision.datasets.FakeData"
     flags = [f"--trainer.callbacks.train_inputs={data}", "--trainer.callbacks.train_inputs.size=300"]
     trainer = cli(*TRAINER, f"--trainer.callbacks={compared}", *flags)
@@ -197,7 +195,6 @@ def test_cli_help_lists_all_arguments(cli: Callable[..., Any]) -> None:
         assert all(f".{argument} " in words for argument in values), name
         if name == "AnomalyFilterCallback":
             assert "Number of probe samples, over all processes; at least" in words
-            assert "{val,train}" in words
             assert "(type: bool, default: True)" in words
     words = " ".join(cli("fit", f"--trainer.callbacks.help={CLASS_PATH}", "--trainer.callbacks.settings.help").split())
     assert all(f".{name} " in words for name in GIVEN["settings"])

@@ -46,7 +46,7 @@ class Whole(NamedTuple):
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder, ours = tmp_path_factory.mktemp("whole"), watcher()
     trainer = fit([ours, ModelCheckpoint(folder, "{epoch}", save_top_k=-1)], max_epochs=7)
-    assert len({entry["signal"] for entry in ours.history}) > 1
+    assert len({entry["metrics"]["fraction"] for entry in ours.history}) > 1
     return Whole(ours, trainer, folder)
 
 

@@ -90,7 +90,6 @@ class Observing(SmallNet):
 
 MAKE: dict[str, Any] = {
     "val": watcher,
-    "train": lambda: watcher(probe="train", log_key_prefix="train"),
     "figures": lambda: watcher(log_figures=True),
     "compared": lambda: TwoSampleCallback(images(60) + 0.1, images(80, seed=1)),
 }
@@ -100,11 +99,11 @@ MAKE: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("module", "options", "kinds"),
     [
-        (SmallNet, {"logger": TensorBoardLogger}, ["figures", "train"]),
+        (SmallNet, {"logger": TensorBoardLogger}, ["figures"]),
         (FrozenNorm, {"val_check_interval": 0.5}, ["val"]),
-        (FrozenNorm, {"precision": "bf16-mixed"}, ["train", "compared"]),
-        (FrozenNorm, {"accumulate_grad_batches": 3, "inference_mode": False}, ["train", "val"]),
-        (Observing, {}, ["val", "train", "compared"]),
+        (FrozenNorm, {"precision": "bf16-mixed"}, ["compared"]),
+        (FrozenNorm, {"accumulate_grad_batches": 3, "inference_mode": False}, ["compared", "val"]),
+        (Observing, {}, ["val", "compared"]),
     ],
     ids=["figures", "frozen norm", "bf16-mixed", "accumulated", "observing"],
 )
@@ -152,11 +151,10 @@ def test_random_transforms_draw_the_same_numbers(tmp_path: Any, workers: int) ->
     changed = pytest.warns(UserWarning, match="of the probe changed")
     augmented = pytest.warns(UserWarning, match="that are augmented anew each time")
     compared = TwoSampleCallback(sample_size=40, max_memory_mb=0)
-    callbacks = [MAKE["val"](), MAKE["train"](), compared, TwoSampleEarlyStopping()]
+    callbacks = [MAKE["val"](), compared, TwoSampleEarlyStopping()]
     with changed, augmented:
         watched = fit(*callbacks)
     assert compared.report is not None
-    assert callbacks[1].report is not None
     assert same(watched, fit())
 
 
@@ -177,7 +175,7 @@ class Half(FrozenNorm):
 def test_a_failing_forward_pass_does_not_change_training(tmp_path: Any) -> None:
     bare = train(tmp_path, Half)
     with pytest.warns(UserWarning, match="half way"):
-        watched = train(tmp_path, Half, MAKE["train"](), MAKE["compared"]())
+        watched = train(tmp_path, Half, MAKE["compared"]())
     assert same(watched, bare)
     assert {look["hooks"] for look in watched[:-1]} == {0}
 
@@ -219,10 +217,9 @@ def test_many_validations_leak_no_tensors_figures_and_files(tmp_path: Any) -> No
             counts.append((tensors, figures, len(os.listdir("/proc/self/fd")), hook_count(pl_module)))
 
     few: dict[str, Any] = {"layers": ["conv1"], "n_init": 1, "max_components": 2}
-    training = watcher(probe="train", probe_size=20, log_key_prefix="train", **few)
     ours = watcher(log_figures=True, **few)
     # Figures are drawn after the 8th and the 16th validation.
-    trainer = quiet_trainer(tmp_path, ours, training, Count(), logger=logger, max_epochs=18)
+    trainer = quiet_trainer(tmp_path, ours, Count(), logger=logger, max_epochs=18)
     trainer.fit(SmallNet(), loader(20), loader(seed=1))
     (tensors, figures, files, hooks), after = counts
     assert hooks == after[3] == 0

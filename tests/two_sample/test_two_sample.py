@@ -181,15 +181,13 @@ def test_chance_does_not_depend_on_the_default_dtype() -> None:
     assert torch.equal(found, expected)
 
 
-def test_volumes_in_bfloat16_and_call_arguments_are_accepted() -> None:
+def test_volumes_in_bfloat16_are_accepted() -> None:
     model = nn.Conv3d(1, 3, 1).bfloat16()
     nn.init.ones_(model.weight)
     train, val = (torch.randn(count, 1, 2, 3, 4, generator=RNG).bfloat16() for count in (20, 30))
     report = two_sample_test(model, train + 4, val)
     assert (report.n_train, report.n_val, report.filters) == (20, 30, {"": [0, 1, 2]})
     assert report.where == "in units of the model (100%)"
-    for wrapped in ([(train + 4,), (val,)], [{"input": train + 4}, {"input": val}]):
-        assert torch.equal(two_sample_test(model, *wrapped).layers[""].p_value, report.layers[""].p_value)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,7 @@ def test_volumes_in_bfloat16_and_call_arguments_are_accepted() -> None:
     [
         ({"train_inputs": IMAGES[:0]}, "`train_inputs` should hold images. Found none"),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor .* Found NoneType"),
-        ({"train_inputs": (IMAGES[:, :, :8],)}, r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"),
+        ({"train_inputs": IMAGES[:, :, :8]}, r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"),
         ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),
     ],
 )
