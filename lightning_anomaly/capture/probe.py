@@ -18,20 +18,15 @@ from lightning_anomaly.progress import track
 
 
 @contextmanager
-def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> Iterator[Callable[..., Any]]:
-    """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers.
-
-    `buffers` replace those of the model with the same names.
-    """
-    replaced = buffers or {}
+def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
+    """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers."""
     # Neither a scripted model nor DataParallel can be called with other buffers.
     module = model.module if isinstance(model, nn.DataParallel) else model
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if isinstance(model, torch.jit.ScriptModule):
             return model(*args, **kwargs)
-        named = module.named_buffers()
-        copies = {name: replaced.get(name, buffer).to(buffer.device, copy=True) for name, buffer in named}
+        copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
         return torch.func.functional_call(module, copies, args, kwargs, tie_weights=False)
 
     with evaluating(model), torch.no_grad():

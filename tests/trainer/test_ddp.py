@@ -73,18 +73,12 @@ def test_a_failing_analysis_that_raises_stops_both_processes(outcomes: Path) -> 
     assert "process 0 failed: ZeroDivisionError" in second["error"]
 
 
-def test_outliers_do_not_depend_on_the_number_of_processes(outcomes: Path) -> None:
+def test_one_process_may_search_alone(outcomes: Path) -> None:
     (alone,) = outcomes_of(outcomes, "searches", world=1)
     first, second = outcomes_of(outcomes, "searches")
-    assert {3, 40, 61} < set(alone["many"]["top"])
-    assert len(alone["one"]["notes"]) == 1
-    for case in ("many", "one"):
-        assert first[case] == second[case]
-        one, two = (outcome[case].pop("numbers") for outcome in (alone, first))
-        for key, expected in one.items():  # batches of other sizes round differently
-            assert [*map(float, two[key])] == pytest.approx([*map(float, expected)], abs=1e-3, nan_ok=True), key
-        assert first[case] == alone[case]
-    assert (first["warnings"], second["warnings"]) == (alone["warnings"], [])  # the first process warns
-    assert first["fewer"].startswith("ValueError")
-    assert second["fewer"].startswith("RuntimeError")
-    assert all("Found [150, 149] images" in outcome["fewer"] for outcome in (first, second))
+    assert not second.keys() - {"warnings"}
+    assert {3, 40, 61} < set(alone["top"])
+    one, two = (outcome.pop("numbers") for outcome in (alone, first))
+    for key, expected in one.items():
+        assert [*map(float, two[key])] == pytest.approx([*map(float, expected)], abs=1e-3, nan_ok=True), key
+    assert first == alone
