@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from lightning_anomaly import AnalysisSettings, analyze
-from lightning_anomaly.report import LayerReport
 from recipes.common.module import evaluate_parts
 from recipes.experiments.fitting import Images, every_epoch, prepare, watched_layers
 from recipes.experiments.measures.gradients import batch_disparity
@@ -18,27 +17,25 @@ _READINGS = {"val": AnalysisSettings(), "val_paper": AnalysisSettings.paper()}
 _FIXED = 1024  # training images whose predictions are compared from epoch to epoch
 
 
-def _statistics(layer: LayerReport) -> dict[str, float]:
-    """Count anomaly filters, `live` ones and those with isolated samples; `sparsity` is the mean over all filters."""
-    anomaly, normal = layer.filters("anomaly"), layer.filters("normal")
-    return {
-        "count": len(anomaly),
-        "live": len(anomaly) + len(normal),
-        "sparsity": layer.sparsity.mean().item(),
-        "set_apart": len(layer.isolated_filters),
-    }
-
-
 def _layers(network: nn.Sequential, images: Images, size: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Compute the statistics by reading and layer, and the variance of the layer's weights."""
+    """Measure each layer, by reading and name.
+
+    Returns:
+        `count` anomaly filters of `live` ones; of the default reading also `set_apart`, filters with isolated samples,
+        the mean `sparsity`, and the `weight_variance` of the convolution.
+    """
     convolutions, (probe, _) = watched_layers(network), images.part("val", size)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for reading, settings in _READINGS.items():
-        report = analyze(network, probe, layers=list(convolutions), settings=settings)
-        found[reading] = {name: _statistics(layer) for name, layer in report.layers.items()}
-        for name, statistics in found[reading].items():
-            weight = network.get_submodule(convolutions[name]).get_parameter("weight").detach()
-            statistics["weight_variance"] = weight.var().item()
+        report, found[reading] = analyze(network, probe, layers=list(convolutions), settings=settings), {}
+        for name, layer in report.layers.items():
+            live = layer.filters("anomaly") + layer.filters("normal")
+            statistics: dict[str, float] = {"count": len(layer.filters("anomaly")), "live": len(live)}
+            if reading == "val":
+                weight = network.get_submodule(convolutions[name]).get_parameter("weight").detach()
+                statistics |= {"set_apart": len(layer.isolated_filters), "sparsity": layer.sparsity.mean().item(),
+                               "weight_variance": weight.var().item()}  # fmt: skip
+            found[reading][name] = statistics
     return found
 
 
