@@ -7,7 +7,6 @@ Functions on tensors, which do not change their arguments; random ones take a se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -134,23 +133,6 @@ def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
     ]
     result = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2)[:, :, :height, :width]
     return result.float().mean(1, keepdim=True).to(torch.uint8) if images.shape[1] == 1 else result.contiguous()
-
-
-def damage_in_turn(images: Tensor, foreign: Tensor | None, seed: int) -> Tensor:
-    """Damage images uint8 `(N, C, H, W)` in random order, by each of `DAMAGES` in turn.
-
-    With `foreign` images, uint8 and of any size, replacement by one of them is one more kind.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    damages = [*DAMAGES.values()]
-    if foreign is not None:
-        damages.append(partial(_foreign, foreign))
-    order = torch.randperm(len(images), generator=generator)
-    damaged = images.clone()
-    for place, damage in enumerate(damages):
-        places = order[place :: len(damages)].sort().values
-        damaged[places] = damage(images[places], generator)
-    return damaged
 
 
 def _foreign(source: Tensor, images: Tensor, generator: Generator) -> Tensor:

@@ -19,6 +19,7 @@ from torchvision import datasets
 
 _TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 DATA_SETS = ("digits", *_TORCHVISION)
+OTHER_DATA = {"digits": "fashion_mnist", "fashion_mnist": "cifar10", "cifar10": "fashion_mnist"}
 Loader = DataLoader[tuple[Tensor, ...]]
 
 

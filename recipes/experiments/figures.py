@@ -11,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.experiments.spec import OVERFITTING
-from recipes.experiments.tables import choice, h2, h3, harm, output, stability, stopping
+from recipes.experiments.tables import h2, h3, harm, output, stopping
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
-_BLUE, _RED = "#0072B2", "#D55E00"
-_COLOURS = {"overfitting": _BLUE, "noise10": "#E69F00", "noise30": "#009E73", "noise20": _RED, "augmented": "#CC79A7",
-            "regularised": "black", "more_data": "#56B4E9"}  # fmt: skip
+_COLOURS = {"overfitting": "#0072B2", "noise10": "#E69F00", "noise30": "#009E73", "noise20": "#D55E00",
+            "augmented": "#CC79A7", "regularised": "black", "more_data": "#56B4E9"}  # fmt: skip
 Panel = tuple[str, str, str, bool]  # title, signal and reading as in `curves.signal`, and whether of the last layer
 _LOSS = ("validation loss (nats)", "val_loss", "val", False)
 _FRACTIONS = (
@@ -66,28 +65,6 @@ def _two_sample() -> Figure:
     return _panels(runs("two_sample"), ((*_LOSS[:2], "max", False), *shares))
 
 
-def _signals() -> Figure:
-    """The two scores of each signal that `h1` measures, with a marker for each part of the runs."""
-    signals = choice.measured_signals()
-    figure = Figure(figsize=(7.5, 0.3 * len(signals) + 1.1), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for place, (part, marker) in enumerate(zip(signals.columns[2:], "osD", strict=False)):
-        for axis, kind in zip(axes, ("follows", "tells"), strict=True):
-            values = [getattr(score, kind) for score in signals[part]]
-            axis.plot(values, range(len(values)), f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
-    labels = (0.0, "Spearman with the loss after the best epoch"), (0.5, "AUROC")
-    for axis, (chance, label) in zip(axes, labels, strict=True):
-        axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(label)
-        axis.grid(axis="y", linewidth=0.3)
-    names = [f"{label} ({layers})" for label, layers in zip(signals.signal, signals.layers, strict=True)]
-    axes[0].set_yticks(range(len(signals)), names, fontsize=8)
-    axes[0].invert_yaxis()
-    axes[0].set_xticks([-0.5, 0, 0.5, 1])
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    return figure
-
-
 def _stopping() -> Figure:
     """The accuracy that each rule loses, by network, in overfitting and in healthy runs."""
     some = runs("h1")
@@ -105,31 +82,6 @@ def _stopping() -> Figure:
     axes[0].set_yticks(range(len(stopping.RULES)), stopping.RULES)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
-
-
-def _stability() -> Figure:
-    """A point for each rule: the overlap with the clustering that the index selects, and without 2% of the probe.
-
-    For ordinary probes, in a panel for AlexNet and one for small networks; stable rules are filled.
-    """
-    figure, some = Figure(figsize=(7.5, 3.4), layout="constrained"), runs("stability")
-    named = {"best": "largest index", "index^1 > 0.667": "two thirds of the votes", "vote": "majority"}
-    parts = stability.parts().values()
-    small = some.network != "alexnet"
-    shown = {"AlexNet": some[~small], "small networks": some[small]}
-    for axis, (title, group) in zip(figure.subplots(1, 2, sharey=True), shown.items(), strict=True):
-        for rule in stability.RULES:
-            place = [stability.share(group, "0", rule, what) for what in ("selected", "left out")]
-            colour = _BLUE if rule in named else "0.6"
-            stable = all(stability.reaches(part, rule) for part in parts)
-            axis.scatter(*place, s=28, facecolors=colour if stable else "none", edgecolors=colour)
-            place_of = {"xytext": (-5, 6), "ha": "right"} if rule == "best" else {"xytext": (5, -11)}
-            axis.annotate(named.get(rule, ""), place, textcoords="offset points", fontsize=8, **place_of)
-        axis.axhline(stability.ENOUGH["left out"], color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=f"{title} ({len(group)} runs)", xlim=(0.2, 1.2))
-        axis.set_xlabel("shared with the clustering that the index selects")
-    figure.axes[0].set_ylabel("left without 2% of the probe")
     return figure
 
 
@@ -165,7 +117,7 @@ def _gradients(axis: Axes, some: Frame, reading: str) -> None:
             points = []
             for place, epoch in enumerate(group.line.iloc[0]["epochs"]):
                 measured = [line["epochs"][place] for line in group.line]
-                ratios = [ratio for ratio, _, _ in h2.ratios_of(measured, probe, "mean", reading)]
+                ratios = [ratio for ratio, _, _ in h2.ratios_of(measured, probe, reading)]
                 points += [(epoch["epoch"], mean(ratios))] if ratios else []
             if points:
                 label = ", ".join((*key, probe))
@@ -178,7 +130,7 @@ def _gradients(axis: Axes, some: Frame, reading: str) -> None:
 
 def _h2() -> Figure:
     """The ratio of mean gradient norms over the epochs."""
-    some = runs("h2").query("kind == 'measure'")
+    some = runs("h2")
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     grid = figure.subplots(1, 2)
     for axis, reading in zip(grid, h2.READINGS, strict=True):
@@ -191,7 +143,7 @@ def _h2() -> Figure:
 
 def _h3() -> Figure:
     """Change of the validation loss by masking, for every run: the range of random masks, and the other masks."""
-    styles = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
+    styles = {"l1": "C0^", "sparsest": "C1s", "anomaly": "C3o"}
     some = runs("h3").sort_values(["network", "data", "condition", "seed"], ignore_index=True)
     groups = {"\n".join(key): list(group.index) for key, group in some.groupby(["network", "data"])}
     figure, handles = Figure(figsize=(7.5, 5.5), layout="constrained"), {}
@@ -214,15 +166,13 @@ def _h3() -> Figure:
             axis.tick_params("x", length=0)
             axis.set_title(f"{name}\n{'best epoch, ' if state == 'best' else ''}{h3.MOMENTS[moment]}", fontsize=8)
         row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     "h1.png": lambda: _h1(long=False),
     "h1_long.png": lambda: _h1(long=True),
-    "signals.png": _signals,
-    "stability.png": _stability,
     "two_sample.png": _two_sample,
     "stopping.png": _stopping,
     "h2.png": _h2,

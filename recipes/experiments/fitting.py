@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lightning_anomaly.pruning import FilterMask
 from recipes.common.damage import with_label_noise
-from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalize, split
+from recipes.common.data import OTHER_DATA, ImageData, load_images, make_loaders, mean_and_std, normalize, split
 from recipes.common.module import Classifier, evaluate
 from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
@@ -33,14 +33,12 @@ class Images:
 
     Attributes:
         data: Images and labels as the network sees them, with wrong labels.
-        wrong: Which training labels are wrong `(N,)`.
         mean: Mean of the training images by channel `(C,)`.
         std: Standard deviation of the training images by channel `(C,)`.
         features: Pretrained weights of the layers before the linear ones; may be empty.
     """
 
     data: ImageData
-    wrong: Tensor
     mean: Tensor
     std: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -61,19 +59,16 @@ def prepare(training: Training, root: str | None = None) -> Images:
     condition = CONDITIONS[training.condition]
     data = load_images(training.data, root)
     data = split(data, training.train_size * condition.pool, training.val_size, training.seed)
-    labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
+    labels, _ = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
     size = training.test_size
     data = replace(data, train_labels=labels, test_images=data.test_images[:size], test_labels=data.test_labels[:size])
-    images = Images(data, wrong, *mean_and_std(data.train_images))
+    images = Images(data, *mean_and_std(data.train_images))
     return replace(images, features=_features(training, data.channels, root)) if condition.pretrained else images
-
-
-_PRETRAINED_ON = {"digits": "fashion_mnist", "fashion_mnist": "cifar10", "cifar10": "fashion_mnist"}
 
 
 def _features(training: Training, channels: int, root: str | None) -> dict[str, Tensor]:
     """Train the network on other data, and return the weights of the layers before the linear ones."""
-    other = replace(training, data=_PRETRAINED_ON[training.data], condition="plain", train_size=4000, epochs=3)
+    other = replace(training, data=OTHER_DATA[training.data], condition="plain", train_size=4000, epochs=3)
     network = trained(other, prepare(other, root))
     features = network[: _head(network)].state_dict()
     first = features["0.weight"]

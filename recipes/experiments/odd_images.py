@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,12 +34,10 @@ from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.outliers.calibration import conformal_p_values
 from lightning_anomaly.outliers.scorer import fit_views, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
-from recipes.common.data import load_images
+from recipes.common.data import OTHER_DATA, load_images
 from recipes.common.options import one_sentence_errors
 from recipes.experiments.good_networks import NETWORKS, GoodNetwork, load_good, parser_of
-from recipes.experiments.measures.planted import FOREIGN
 from recipes.experiments.measures.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
-from recipes.experiments.measures.scores import auroc
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
 
 PHOTOGRAPHS = {  # folder: files of a public repository
@@ -164,7 +162,7 @@ def small_case(network: nn.Module, data: str, left_out: tuple[int, ...], root: s
         planted = [Planted("content", kind, "ordinary", chosen=False) for kind in odd]
     else:
         foreign = {"digits": load_images("digits").train_images}
-        foreign["other_data"] = load_images(FOREIGN[data], root).test_images
+        foreign["other_data"] = load_images(OTHER_DATA[data], root).test_images
         odd = damage_all(images[:100], foreign, seed=0)
         questions = dict.fromkeys((*GROUPS["geometry"], "blended"), "geometry")
         questions |= dict.fromkeys((*GROUPS["foreign"], "photographs"), "content")
@@ -253,7 +251,8 @@ def measure(case: Case) -> dict[str, Any]:
             scores |= rival_scores(Seen.join([base_seen.select(others), strange_seen.select(odd)]), asked)
             for name, values in scores.items():
                 values = values.double().nan_to_num(posinf=1e30)
-                found.setdefault(name, []).append([auroc(truth, values), average_precision_score(truth, values)])
+                measured = [roc_auc_score(truth, values), average_precision_score(truth, values)]
+                found.setdefault(name, []).append(measured)
         means = {name: torch.tensor(values).mean(0).tolist() for name, values in found.items()}
         sets.append({**planted._asdict(), "scores": means})
         print(planted, means["score"], flush=True)

@@ -19,11 +19,11 @@ from torch import Tensor
 from lightning_anomaly.capture.pixels import pixel_statistics
 from lightning_anomaly.outliers.pixel_words import PixelWords
 from recipes.common.damage import GROUPS, Damage, damage_all
-from recipes.common.data import load_images
+from recipes.common.data import OTHER_DATA, load_images
 from recipes.common.options import one_sentence_errors
+from recipes.experiments.spec import DATA
 
 _REFERENCE, _IMAGES = 4000, 200
-_FOREIGN = {"cifar10": "fashion_mnist", "fashion_mnist": "cifar10"}
 
 
 def _white_square(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -80,7 +80,7 @@ def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
 
 def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
     """Compute the share of test images whose reason is accepted, and the most frequent reason, by kind."""
-    images, other = load_images(data, root), load_images(_FOREIGN[data], root)
+    images, other = load_images(data, root), load_images(OTHER_DATA[data], root)
     chosen = images.test_images[:_IMAGES]
     foreign = {"other_data": other.test_images, "digits": load_images("digits").test_images}
     damaged = damage_all(chosen, foreign, seed=0)
@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Print the table."""
     groups = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
-    found = [shares(data, options.data_root) for data in _FOREIGN]
+    found = [shares(data, options.data_root) for data in DATA]
     titles = [f"{name}, {what}" for name in ("CIFAR-10", "Fashion-MNIST") for what in ("accepted", "most often")]
     rows = [["kind", "group", *titles]]
     for kind in found[0]:

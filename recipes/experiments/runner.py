@@ -19,16 +19,9 @@ from recipes.experiments.spec import Training
 from recipes.experiments.store import append, read_lines, rounded
 
 
-def key_of(measure: str, training: Training) -> str:
-    """Return the key of a run's line."""
-    kind = measure.partition("/")[2]
-    return f"{kind}/{training.key}" if kind else training.key
-
-
 def _run(measure: str, training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
     torch.set_num_threads(1)  # also in this process
-    kind = measure.partition("/")[2]
-    line = {"key": key_of(measure, training), "cell": asdict(training), **({"kind": kind} if kind else {})}
+    line = {"key": training.key, "cell": asdict(training)}
     return line | MEASURES[measure](training, root, weights)
 
 
@@ -45,8 +38,8 @@ def run_missing(
     The folder `weights` stores the weights of every epoch; None stores none. Each of the `workers` has one thread; None
     takes one worker for each core, and 1 runs in this process.
     """
-    path = folder / f"{measure.partition('/')[0]}.jsonl"
-    keys = [key_of(measure, training) for training in trainings]
+    path = folder / f"{measure}.jsonl"
+    keys = [training.key for training in trainings]
     done = {line["key"] for line in read_lines(path)}
     missing = [training for key, training in zip(keys, trainings, strict=True) if key not in done]
     print(f"{len(keys) - len(missing)} of {len(keys)} runs are in {path.name} already")

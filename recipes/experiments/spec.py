@@ -144,8 +144,7 @@ EXPERIMENTS = {
     "two_sample_held_out": Experiment("two_sample", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
     "output": Experiment("output", _ALL, NETWORKS[:5], seeds=(0, 2, 3, 4)),
     "output_long": Experiment("output", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
-    "h2_gradients": Experiment("h2/measure", ("overfitting",)),
-    "h2_left_out": Experiment("h2/leave_out", ("overfitting",)),
+    "h2": Experiment("h2", ("overfitting",)),
     "h3": Experiment("h3", ("overfitting", "noise30")),
     **{
         f"harm_{size}": Experiment("harm", ("plain",), _SMALL, ("digits", "fashion_mnist"), sizes=_small(size),

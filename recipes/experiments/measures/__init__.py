@@ -1,4 +1,4 @@
-"""The measurements of a run, by the name of their file and, if several share a file, their kind."""
+"""The measurements of a run, by the name of the file of their lines."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,6 @@ MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]
     "two_sample": two_sample.measure,
     "output": output.measure,
     "harm": harm.measure,
-    "h2/measure": h2.measure_gradients,
-    "h2/leave_out": h2.left_out,
+    "h2": h2.measure,
     "h3": h3.measure,
 }

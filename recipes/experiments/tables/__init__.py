@@ -2,26 +2,20 @@
 
 from collections.abc import Callable
 
-from recipes.experiments.tables import choice, found, h1, h2, h3, harm, odd_images, output, stability, stopping
+from recipes.experiments.tables import found, h1, h2, h3, harm, odd_images, output, stopping, two_sample
 from recipes.experiments.tables.writer import Frame
 
 TABLES: dict[str, Callable[[], Frame]] = {
     "h1_signals": h1.signals,
     "h1_long_signals": h1.long_signals,
-    "frozen": h1.frozen,
-    "signals": choice.measured_signals,
-    "search": choice.candidates,
-    "two_sample_alarms": choice.alarms,
+    "two_sample_alarms": two_sample.alarms,
     "stopping": stopping.by_network,
     "output_summary": output.summary,
     "output_scores": output.scores,
     "harm": harm.new_runs,
     "harm_recorded": harm.recorded_runs,
     "harm_augmented": harm.augmented,
-    "stability": stability.stability,
     "h2_gradients": h2.gradients,
-    "h2_mislabelled": h2.mislabelled,
-    "h2_left_out": h2.left_out,
     "h3_flagged": h3.what_is_flagged,
     "h3_contest": h3.contest,
     "found": found.images,

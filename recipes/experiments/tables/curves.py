@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-_OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent", "set_apart": "set_apart"}
+_OF_LIVE = {"fraction": "count", "set_apart": "set_apart"}
 Line = dict[str, Any]
 
 
@@ -24,10 +24,8 @@ def signal(line: Line, name: str, reading: str = "val", layer: str | None = None
 
     Args:
         line: A run.
-        name: "fraction", "isolated", "silent" or "set_apart" for the share of the live filters that are anomaly
-            filters, those with a gap, silent ones, or filters with isolated samples; or a layer's statistic, where
-            "separation" is the training probe's minus the validation probe's; or an entry of the epochs, such as
-            "val_loss"; or "epoch".
+        name: "fraction" or "set_apart" for the share of the live filters that are anomaly filters, or have isolated
+            samples; or a layer's statistic; or an entry of the epochs, such as "val_loss"; or "epoch".
         reading: A key of the line's layers.
         layer: One layer; None takes all: shares of all live filters, means of other statistics over the layers.
     """
@@ -38,12 +36,10 @@ def signal(line: Line, name: str, reading: str = "val", layer: str | None = None
     chosen = layers_of(line, reading) if layer is None else [layer]
 
     def at(epoch: Line) -> float:
-        layers = epoch["layers"]["val" if name.startswith("weight") else reading]
+        layers = epoch["layers"][reading]
         if name in _OF_LIVE:
             live = sum(layers[key]["live"] for key in chosen)
             return sum(layers[key][_OF_LIVE[name]] for key in chosen) / live if live else 0.0
-        if name == "separation":
-            return fmean(epoch["layers"]["train"][key][name] - layers[key][name] for key in chosen)
         return fmean(layers[key][name] for key in chosen)
 
     return [at(epoch) for epoch in line["epochs"]]

@@ -1,35 +1,18 @@
-"""H1: tables of the signals, and of the frozen networks."""
+"""H1: tables of the signals."""
 
 from __future__ import annotations
 
-from statistics import fmean, linear_regression, mean, median
+from statistics import fmean, linear_regression, median
 
 import pandas as pd
 
 from recipes.experiments.tables.curves import auroc, follows, late_change, signal
-from recipes.experiments.tables.writer import Frame, kinds, runs, spread
+from recipes.experiments.tables.writer import Frame, kinds, runs
 
 Source = tuple[str, str]  # a signal and the reading that it is taken from
-SOURCES: dict[str, Source] = {
+_SOURCES: dict[str, Source] = {
     "anomaly fraction": ("fraction", "val"),
-    "anomaly fraction, maps not rectified": ("fraction", "val_unrectified"),
     "anomaly fraction, paper's reading": ("fraction", "val_paper"),
-    "anomaly fraction, training probe": ("fraction", "train"),
-    "anomaly filters with a gap": ("isolated", "val"),
-    "isolated filters": ("set_apart", "val"),
-    "anomaly filters silent but for a few samples": ("silent", "val"),
-    "sparsity": ("sparsity", "val"),
-    "kurtosis": ("kurtosis", "val"),
-    "class separation, training less validation": ("separation", "val"),
-    "variance outside two components": ("outside", "val"),
-    "variance of the second component": ("second", "val"),
-    "weight variance": ("weight_variance", "val"),
-    "weight norm": ("weight_norm", "val"),
-    "epoch number": ("epoch", "val"),
-}
-_LONG_SOURCES: dict[str, Source] = {
-    "anomaly fraction": ("fraction", "val"),
-    "paper's reading": ("fraction", "val_paper"),
     "isolated filters": ("set_apart", "val"),
     "sparsity": ("sparsity", "val"),
     "epoch number": ("epoch", "val"),
@@ -50,7 +33,7 @@ def signals() -> Frame:
     rows = [
         (network, label, len(group), *_signal(group, source))
         for network, group in some[~some.long].groupby("network")
-        for label, source in SOURCES.items()
+        for label, source in _SOURCES.items()
     ]
     header = ["network", "signal", "runs", "Spearman after best", "AUROC"]
     return pd.DataFrame(rows, columns=header)
@@ -65,7 +48,7 @@ def long_signals() -> Frame:
     some = runs("h1")
     some, rows = some[some.long], []
     for network, group in [*some.groupby("network"), ("all", some)]:
-        for label, source in _LONG_SOURCES.items():
+        for label, source in _SOURCES.items():
             group = group.assign(change=[late_change(signal(line, *source)) for line in group.line])
             changes = [f"{fmean(kind.change):+.3f}" for kind in kinds(group)]
             plain, tells = _signal(group, source)
@@ -85,17 +68,3 @@ def _tells_given_sparsity(some: Frame, source: Source) -> str:
     slope, level = linear_regression(sparsity, list(some.change))
     rest = [change - slope * sparse - level for change, sparse in zip(some.change, sparsity, strict=True)]
     return f"{auroc(rest, some.overfitting):.2f}"
-
-
-def frozen() -> Frame:
-    """For each network and data set: loss and accuracies at the best epoch and after training with frozen parts."""
-    some, rows = runs("frozen"), []
-    for (network, data), group in some.groupby(["network", "data"]):
-        stages = {"best epoch": [line["start"] for line in group.line]}
-        stages |= {f"then {arm}": [line["arms"][arm] for line in group.line] for arm in group.line.iloc[0]["arms"]}
-        for stage, metrics in stages.items():
-            accuracies = [f"{100 * mean(seed[part] for seed in metrics):.1f}%" for part in ("train_acc", "test_acc")]
-            loss = spread(seed["val_loss"] for seed in metrics)
-            rows.append((network, data, stage, len(group), loss, *accuracies))
-    header = ["network", "data", "trained", "seeds", "validation loss", "training accuracy", "test accuracy"]
-    return pd.DataFrame(rows, columns=header)

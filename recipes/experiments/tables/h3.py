@@ -12,7 +12,6 @@ from scipy.stats import binomtest
 from recipes.experiments.tables.curves import Line
 from recipes.experiments.tables.writer import Frame, runs, spread
 
-ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
 MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
 READINGS = {"default": "default settings", "paper": "paper's settings"}
 _LARGER_IS_BETTER = ("val_acc", "test_acc")
@@ -84,25 +83,24 @@ def _cases() -> Iterator[tuple[str, str, str, Frame]]:
 def contest() -> Frame:
     """Over all runs: does the mask of anomaly filters beat the others?"""
     rows = []
-    for measure in ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc"):
+    for measure in ("val_loss", "val_acc", "test_loss", "test_acc"):
         for reading, state, moment, some in _cases():
             masked = [values(line, reading, "anomaly", moment, measure, state)[0] for line in some.line]
             draws = [values(line, reading, "random", moment, measure, state) for line in some.line]
             share, p = permutation_p([[mask, *others] for mask, others in zip(masked, draws, strict=True)], measure)
             cells = []
-            for arm in (*ARMS[1:], "nothing"):
+            for arm in ("l1", "sparsest", "nothing"):
                 others = (average(line, reading, arm, moment, measure, state) for line in some.line)
                 cells.append(_against([(a, b) for a, b in zip(masked, others, strict=True) if b is not None], measure))
             when = "best epoch, " + MOMENTS["0"] if state == "best" else MOMENTS[moment]
             rows.append((measure, READINGS[reading], when, len(some), f"{share:.2f} ({_p(p)})", *cells))
     header = ["measure", "reading", "when", "runs", "share of random draws beaten (permutation p)",
-              "better than the mean random draw in (sign test p)", "than matched draws", "than l1", "than fpgm",
-              "than sparsest", "than nothing masked"]  # fmt: skip
+              "better than l1 in (sign test p)", "than sparsest", "than nothing masked"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)
 
 
 def what_is_flagged() -> Frame:
-    """The flagged filters: their sparsity, the overlap with other masks, and whether masking has an effect."""
+    """The flagged filters: their sparsity, and whether masking has an effect."""
     rows = []
     for reading, state, moment, cases in _cases():
         for network, group in cases.groupby("network") if moment == "0" else []:
@@ -118,11 +116,9 @@ def what_is_flagged() -> Frame:
                     spread([sum(result["masked"].values()) for result in results], 1),
                     spread([flagged for flagged, _ in sparsity]),
                     spread([normal for _, normal in sparsity]),
-                    *(spread([result["shared"].get(arm) for result in results]) for arm in ("l1", "fpgm", "sparsest")),
                     f"{sum(a == b for a, b in losses)} of {len(group)}",
                 )
             )
     header = ["reading", "network", "runs", "flagged filters", "their sparsity",
-              "sparsity of the layers' normal filters", "flagged filters that l1 masks too", "that fpgm masks too",
-              "that sparsest masks too", "validation loss the same in"]  # fmt: skip
+              "sparsity of the layers' normal filters", "validation loss the same in"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)

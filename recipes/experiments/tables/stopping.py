@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from lightning_anomaly.two_sample.stopping import HOLD, RISE, RISE_PATIENCE, rise
-from recipes.experiments.tables.curves import Line, layers_of, signal
+from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 
 
@@ -68,7 +68,6 @@ RULES: dict[str, Rule] = {
     "gradient disparity, patience 5": lambda line: by_patience(signal(line, "disparity"), 5),
     "rise of sparsity": lambda line: by_rise(signal(line, "sparsity")),
     "rise of weight variance": lambda line: by_rise(_relative(signal(line, "weight_variance"))),
-    "rise of variance outside, last layer": lambda line: by_rise(signal(line, "outside", layer=layers_of(line)[-1])),
     "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
 }
 

@@ -18,7 +18,7 @@ Frame = Any  # a pandas DataFrame; pandas has no types
 def runs(name: str) -> Frame:
     """Read the lines of an experiment, one row each: the settings of the run, and the whole line as `line`."""
     lines = _lines(name)
-    frame = pd.DataFrame([{**line["cell"], "kind": line.get("kind"), "line": line} for line in lines])
+    frame = pd.DataFrame([{**line["cell"], "line": line} for line in lines])
     frame["overfitting"] = frame.condition.isin(OVERFITTING)
     frame["condition"] = pd.Categorical(frame.condition, list(CONDITIONS), ordered=True)
     frame["long"] = frame.train_size > TRAIN_SIZE

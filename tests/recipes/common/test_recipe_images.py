@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.common.damage import DAMAGES, GROUPS, damage_all, damage_in_turn, with_label_noise
+from recipes.common.damage import DAMAGES, GROUPS, damage_all, with_label_noise
 from recipes.common.data import ImageData, crop_and_flip, load_images, make_loaders, mean_and_std, normalize, split
 
 
@@ -45,7 +45,7 @@ def test_random_functions_depend_only_on_their_seed() -> None:
         [
             split(numbered(), 20, 10, seed).train_labels,
             with_label_noise(torch.arange(100) % 7, 0.3, 7, seed)[0],
-            damage_in_turn(numbered().train_images, numbered(9).train_images, seed),
+            damage_all(numbered().train_images, {}, seed)["noise"],
         ]
         for seed in (3, 3, 4)
     ]
@@ -125,21 +125,11 @@ def test_each_damage_does_what_its_name_says(images: Tensor) -> None:
     assert torch.equal(damaged["inverted"].int() + images, torch.full_like(images, 255).int())
 
 
-def test_images_are_damaged_in_turn(images: Tensor) -> None:
-    before = images.clone()
-    foreign = torch.full((9, 1, 28, 28), 200, dtype=torch.uint8)  # fitted in size and channels
-    damaged = damage_in_turn(images, foreign, 7)
-    assert torch.equal(images, before)
-    assert (damaged != images).flatten(1).any(1).all()
-    # Of the seven kinds, the first two have five of the thirty images, the others four.
-    for expected in (0 * images, (images.int() * 4).clamp(max=255), 255 - images, torch.full_like(images, 200)):
-        assert (damaged == expected).flatten(1).all(1).sum() == 4
-    assert not (damage_in_turn(images, None, 7) == 200).flatten(1).all(1).any()
-
-
 def test_every_other_kind_does_what_its_name_says(images: Tensor) -> None:
     foreign = {"digits": torch.full((40, 1, 8, 8), 200, dtype=torch.uint8)}
+    before = images.clone()
     damaged = damage_all(images, foreign, seed=0)
+    assert torch.equal(images, before)
     others = {"digits", "photographs", "blended"}  # 16x16 is too small for corruptions
     assert {*damaged} == {*others, *GROUPS["geometry"], *GROUPS["plain"]}
     assert {(part.shape, part.dtype) for part in damaged.values()} == {(images.shape, torch.uint8)}

@@ -3,55 +3,21 @@
 import copy
 import math
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.feature_selection import f_classif
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly import analyze
 from lightning_anomaly.pruning import mask_filters
-from recipes.common.module import evaluate
 from recipes.common.networks import build
 from recipes.experiments.fitting import further_epochs, prepare, watched_layers
-from recipes.experiments.measures import gradients, h1, h2, h3, output, two_sample
-from recipes.experiments.measures.planted import plant
+from recipes.experiments.measures import gradients, h2, h3, output, two_sample
 from recipes.experiments.spec import EXPERIMENTS
 
 RNG = torch.Generator().manual_seed(0)
-POINTS = torch.randn(5, 60, 2, generator=RNG, dtype=torch.float64)
-(PLAIN,) = EXPERIMENTS["h3"].quick_trainings()
-NOISY = replace(PLAIN, condition="noise30")
-
-
-def test_class_separation_is_that_of_an_analysis_of_variance() -> None:
-    labels = torch.arange(60) % 4
-    flat = torch.stack([POINTS[:, :, 0], torch.zeros(5, 60, dtype=torch.float64)], 2)
-    f, _ = f_classif(flat[:, :, 0].T.numpy(), labels.numpy())
-    expected = torch.from_numpy(3 * f / (3 * f + 56))  # share of the total, from the ratio of between to within
-    torch.testing.assert_close(h1.class_separation(flat, labels), expected)
-
-
-def test_layer_statistics_are_those_of_a_loop_over_filters(trained: Any) -> None:
-    report = analyze(trained.model, trained.probe)
-    layer = next(layer for layer in report.layers.values() if layer.filters("anomaly"))
-    labels = torch.arange(len(trained.probe)) % 3
-    found = h1.layer_statistics(layer, labels)
-    assert found["count"] == len(layer.filters("anomaly"))
-    assert found["live"] == len(layer.verdicts) - len(layer.filters("dead"))
-    assert found["set_apart"] == len(layer.isolated_filters)
-    points, outliers = layer.points.double(), layer.outliers
-    isolated = 0
-    for index in layer.filters("anomaly"):
-        distances = np.linalg.norm(points[index, outliers[index]][:, None] - points[index, ~outliers[index]], axis=2)
-        isolated += distances.min() >= 1
-    assert found["isolated"] == isolated
-    live = layer.filters("anomaly") + layer.filters("normal")
-    assert found["outside"] == pytest.approx(1 - layer.explained[live].mean().item())
+NOISY = replace(EXPERIMENTS["h3"].quick_trainings()[0], condition="noise30")
 
 
 def network() -> nn.Sequential:
@@ -93,22 +59,6 @@ def test_ratios_and_their_intervals() -> None:
     assert low < ratio < high
     assert h2.ratio_with_interval(torch.ones(3), torch.zeros(3))[0] == float("inf")
     assert h2.log_spaced(40, 6) == [1, 2, 4, 9, 19, 40]
-
-
-def test_planted_images_are_at_the_returned_positions() -> None:
-    planted, plain = plant(PLAIN, damage=True), prepare(PLAIN).data
-    images, train, val = planted.images, planted.train, planted.val
-    torch.testing.assert_close(train.images, images.part("train")[0][:128])
-    assert torch.equal(images.data.train_labels != plain.train_labels, images.wrong)
-    assert 0 < images.wrong.sum() <= round(0.05 * 256)
-    assert planted.damaged.nonzero()[:, 0].tolist() == [*range(128, 128 + 36)]
-    assert not (planted.damaged & images.wrong).any()
-    changed = (images.data.train_images != plain.train_images).flatten(1).any(1)
-    assert torch.equal(changed, planted.damaged)
-    # Validation images are not damaged.
-    assert torch.equal(images.data.val_images, plain.val_images)
-    torch.testing.assert_close(val.images, images.part("val")[0][:128])
-    assert not plant(PLAIN, damage=False).damaged.any()
 
 
 def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network() -> None:
@@ -165,30 +115,9 @@ def test_the_rise_of_fewer_images_depends_only_on_them() -> None:
     assert found["confidence_rise 128"] == of_few["confidence_rise"] != found["confidence_rise"]
 
 
-def test_the_calibration_error_agrees_with_a_computation_by_hand() -> None:
-    sure = torch.tensor([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)
-    labels = torch.tensor([0, 0, 0, 1, 1, 0])
-    assert h3.calibration_error(sure, labels) == pytest.approx(4 / 6 * abs(0.75 - 0.9) + 2 / 6 * abs(0.5 - 0.6))
-    assert h3.calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0
-
-
-def test_a_row_of_h3_has_the_losses_and_accuracies_of_evaluate() -> None:
-    images, model = prepare(NOISY), build("lenet5", 1, 10).eval()
-    parts = h3.measured_parts(images)
-    row = dict(zip(h3.MEASURED, h3.measures_of(model, parts), strict=True))
-    loss, accuracy = evaluate(model, *images.part("test"))
-    assert (row["test_loss"], row["test_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
-    loss, accuracy = evaluate(model, *images.part("val"))
-    assert (row["val_loss"], row["val_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
-    accuracy = evaluate(model, *images.part("train"))[1]
-    assert row["train_acc"] == pytest.approx(accuracy, abs=1e-4)
-
-
 def test_other_masks_have_as_many_filters_and_no_dead_ones() -> None:
     order = {"a": [3.0, 1.0, 2.0, 0.0], "b": [1.0, 2.0]}
     assert h3.choose({"a": [0, 3], "b": [1]}, {"a": [0, 1, 2], "b": [0, 1]}, order) == {"a": [1, 2], "b": [0]}
-    weight = torch.tensor([0.0, 1.0, 2.0, 9.0]).reshape(4, 1, 1, 1)
-    assert h3.median_distances(weight).tolist() == [12, 10, 10, 24]
 
 
 def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:

@@ -1,30 +1,15 @@
-"""Scores and measures of rivals, compared with scikit-learn and with computations by hand."""
+"""Scores of rivals, compared with scikit-learn and with computations by hand."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
-from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from recipes.experiments.measures import rivals, scores
+from recipes.experiments.measures import rivals
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=RNG)
-
-
-def test_margins_are_differences_to_the_largest_other_logit() -> None:
-    margins = scores.margins(torch.tensor([[1.0, 4, 2], [3, 1, 2]]), torch.tensor([1, 2]))
-    torch.testing.assert_close(margins, torch.tensor([2.0, -1]))
-
-
-def test_detection_measures_are_scikit_learns() -> None:
-    truth, values = torch.rand(80, generator=RNG) < 0.2, torch.randint(0, 9, (80,), generator=RNG).double()
-    found = scores.detection(truth, {"b": values, "a": None})
-    assert found["planted"] == truth.sum()
-    expected = roc_auc_score(truth, values), average_precision_score(truth, values)
-    for measure, value in zip(("auroc", "precision"), expected, strict=True):
-        assert found[measure] == [pytest.approx(value, abs=5e-4), None]
 
 
 def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:

@@ -3,7 +3,6 @@
 import pytest
 
 from recipes.experiments.measures import MEASURES
-from recipes.experiments.runner import key_of
 from recipes.experiments.spec import CONDITIONS, EXPERIMENTS
 from recipes.experiments.store import RESULTS, read_lines
 
@@ -11,8 +10,7 @@ from recipes.experiments.store import RESULTS, read_lines
 def test_every_recorded_run_is_one_of_its_experiments() -> None:
     keys: dict[str, set[str]] = {}
     for experiment in EXPERIMENTS.values():
-        file = experiment.measure.partition("/")[0]
-        keys.setdefault(file, set()).update(key_of(experiment.measure, run) for run in experiment.trainings())
+        keys.setdefault(experiment.measure, set()).update(run.key for run in experiment.trainings())
     for file, known in keys.items():
         assert {line["key"] for line in read_lines(RESULTS / f"{file}.jsonl")} <= known, file
 
