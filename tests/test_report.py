@@ -75,19 +75,6 @@ def test_the_score_is_the_larger_one_and_its_reason_comes_first():
     assert REPORT.content_scores.isnan().tolist() == EMPTY.look_scores.isnan().tolist() + [True] * 6
 
 
-def test_filters_that_isolate_a_sample_react_before_those_with_it_in_a_rare_cluster():
-    """Each kind by descending distance from the filter's mean, which processes without points do not know."""
-    reactions = [[(name, index, isolated) for name, index, isolated, _ in sample] for sample in REPORT.reactions]
-    assert sorted(reactions[0]) == [("conv1", 1, True), ("conv3", 1, False)]
-    assert [isolated for *_, isolated in reactions[0]] == [True, False]
-    assert reactions[3] == []
-    points = {name: part.points for name, part in REPORT.layers.items()}
-    distances = [points[name][index, 5].norm().item() for name, index, *_ in REPORT.reactions[5]]
-    assert distances == sorted(distances, reverse=True) == pytest.approx([found[3] for found in REPORT.reactions[5]])
-    without = {name: replace(part, points=part.points[:, :0]) for name, part in REPORT.layers.items()}
-    assert {found.distance for found in replace(REPORT, layers=without).reactions[5]} == {0}
-
-
 def test_metrics_are_finite_floats():
     assert REPORT.metrics() == {
         "count": 3.0,

@@ -6,10 +6,22 @@ from statistics import pstdev
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from lightning_anomaly.two_sample.stopping import SMOOTHING, SPIKE_WINDOW, confirms, last_above, loss_trend
+from lightning_anomaly.two_sample.stopping import (
+    HOLD,
+    RISE,
+    RISE_PATIENCE,
+    SMOOTHING,
+    SPIKE_WINDOW,
+    confirms,
+    last_above,
+    loss_trend,
+    rise,
+)
 
 LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 
@@ -81,3 +93,41 @@ def test_a_trend_has_the_current_and_the_lowest_average() -> None:
 
 def test_last_values_above_the_threshold_are_counted() -> None:
     assert [last_above(values, 0.05) for values in ([0.06, 0.06], [0.06, 0.05, 0.06], [0.06, 0.05], [])] == [2, 1, 0, 0]
+
+
+def test_fewer_than_ten_values_have_no_rise() -> None:
+    assert rise([0.0] * (HOLD - 1) + [1.0] * HOLD) == 0
+    assert rise([0.0] * HOLD + [1.0] * HOLD) == 1
+    assert rise([]) == 0
+
+
+@given(st.lists(st.floats(0, 1, allow_subnormal=True), min_size=2 * HOLD, max_size=30))
+def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretch(series: list[float]) -> None:
+    """All of the last five values lie above all five values of the stretch, by at least that much."""
+    last, before = series[-HOLD:], series[:-HOLD]
+    stretches = [before[i : i + HOLD] for i in range(len(before) - HOLD + 1)]
+    gaps = [min(new - old for new in last for old in stretch) for stretch in stretches]
+    assert rise(series) == pytest.approx(max(0.0, *gaps), abs=1e-12)
+    assert math.isfinite(rise(series))
+
+
+def stops(signals: Tensor) -> Tensor:
+    """Return whether the default rule stops signals `(n, validations)`."""
+    windows = signals.unfold(1, HOLD, 1)
+    low, high = windows.amin(2), windows.amax(2).cummin(1).values
+    over = (low[:, HOLD:] - high[:, :-HOLD]).round(decimals=7) > RISE  # from validation 2 * HOLD on
+    return over.unfold(1, RISE_PATIENCE - HOLD + 1, 1).all(2).any(1)
+
+
+# The numbers in the comment at `RISE`, for 1,000 runs with 160 filters whose verdicts are redrawn, or persist.
+@pytest.mark.parametrize(("p", "persistence", "found"), [(0.05, 0.0, 0), (0.5, 0.0, 3), (0.3, 0.8, 714)])
+def test_false_stops_in_1000_runs_that_fluctuate_around_a_constant(p: float, persistence: float, found: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    flagged = torch.rand(1000, 160, generator=generator) < p
+    signal = []
+    for _ in range(100):
+        redrawn = torch.rand(1000, 160, generator=generator) < p
+        persists = torch.rand(1000, 160, generator=generator) < persistence
+        flagged = torch.where(persists, flagged, redrawn)
+        signal.append(flagged.double().mean(1))
+    assert int(stops(torch.stack(signal, 1)).sum()) == pytest.approx(found, abs=0.1 * found if found > 9 else 0)
