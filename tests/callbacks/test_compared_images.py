@@ -10,9 +10,9 @@ import torch
 from functional import same
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision import transforms
-from torchvision.datasets import FakeData, ImageFolder
+from torchvision.datasets import FakeData
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
@@ -42,24 +42,19 @@ class Module(SmallNet):
 
 
 class Data(pl.LightningDataModule):
-    """Augmented training images and plain validation images, as two data sets or as subsets."""
-
-    def __init__(self, subsets: bool = False) -> None:
-        super().__init__()
-        self.train, self.val = pictures(True, AUGMENTED), pictures(False, PLAIN)
-        self.parts = (Subset(self.train, range(175)), Subset(self.val, range(125))) if subsets else None
+    """Augmented training images and plain validation images."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.parts[0] if self.parts else self.train, 25, shuffle=True)
+        return DataLoader(pictures(True, AUGMENTED), 25, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.parts[1] if self.parts else self.val, 25)
+        return DataLoader(pictures(False, PLAIN), 25)
 
 
-def fit_own(folder: Path, *callbacks: Any, subsets: bool = False, ckpt_path: Any = None, **options: Any) -> Module:
+def fit_own(folder: Path, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> Module:
     torch.manual_seed(0)
     model = Module()
-    quiet_trainer(folder, *callbacks, **options).fit(model, datamodule=Data(subsets), ckpt_path=ckpt_path)
+    quiet_trainer(folder, *callbacks, **options).fit(model, datamodule=Data(), ckpt_path=ckpt_path)
     return model
 
 
@@ -111,29 +106,6 @@ def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(f
 
 def test_training_is_the_same_without_the_callback(fitted: Fitted, tmp_path: Path) -> None:
     assert same(fitted.model.state_dict(), fit_own(tmp_path, max_epochs=4).state_dict())
-
-
-def test_training_images_of_a_folder_are_read_with_the_transform_of_the_validation_folder(tmp_path: Path) -> None:
-    """Two objects of the same class with other roots, as people have them."""
-    loaders = []
-    for part, transform in (("train", AUGMENTED), ("val", PLAIN)):
-        for name in ("0", "1", "2"):
-            (tmp_path / part / name).mkdir(parents=True)
-        for place, (image, target) in enumerate(pictures(part == "train")):
-            image.save(tmp_path / part / str(int(target)) / f"{place}.png")
-        loaders.append(DataLoader(ImageFolder(tmp_path / part, transform), 25))
-    model = Module()
-    quiet_trainer(tmp_path, TwoSampleCallback(), max_epochs=1).fit(model, *loaders)
-    train, val = torch.cat(model.seen).split([200, 150])
-    assert sorted(sources(train, True)) == list(range(200))
-    assert sorted(sources(val, False)) == list(range(150))
-
-
-def test_only_images_of_a_subset_are_taken(tmp_path: Path) -> None:
-    model = fit_own(tmp_path, TwoSampleCallback(sample_size=1000), subsets=True, max_epochs=1)
-    train, val = torch.cat(model.seen).split([175, 125])
-    assert sorted(sources(train, True)) == list(range(175))
-    assert sorted(sources(val, False)) == list(range(125))
 
 
 def test_images_without_a_transform_are_those_of_the_loader(tmp_path: Path) -> None:
@@ -265,22 +237,7 @@ def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Pa
     assert found[1:] == [pytest.approx(found[0])] * 2
 
 
-@pytest.mark.parametrize(
-    ("train", "val", "message"),
-    [
-        ((images(60) - 0.5) * 2 + 0.5, images(60, seed=2), "`train_inputs` .* not scaled"),
-        (images(60), (images(60, seed=2) - 0.5) / 2 + 0.5, "`val_inputs` .* not scaled"),
-        (images(60) + 0.5, images(60, seed=2), "`train_inputs` .* not scaled .* mean 1 "),
-        (images(60), torch.cat([images(59, seed=2), images(1)]), "1 of 60 validation images .* are training images"),
-    ],
-)
-def test_incomparable_images_give_one_warning(tmp_path: Path, train: Tensor, val: Tensor, message: str) -> None:
-    with pytest.warns(UserWarning, match=message) as caught:
-        fit(tmp_path, TwoSampleCallback(train, val), max_epochs=1)
+def test_incomparable_images_give_one_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="`train_inputs` .* not scaled") as caught:
+        fit(tmp_path, TwoSampleCallback(images(60) + 0.5, images(60, seed=2)), max_epochs=1)
     assert len(said(caught)) == 1
-
-
-def test_similar_images_with_one_equal_in_a_hundred_give_no_warning(tmp_path: Path) -> None:
-    train = images(60) * 1.3
-    val = torch.cat([images(119, seed=2) / 1.3, train[:1]])
-    fit(tmp_path, TwoSampleCallback(train, val), max_epochs=1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_anomaly.two_sample.loss_names import loss_tags
+from lightning_anomaly.two_sample.loss_names import loss_tags, validation_losses
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,17 @@ def test_losses_are_recognised_by_their_names_in_any_order(names, found):
     losses = loss_tags(names.split())
     assert losses == loss_tags(names.split()[::-1])
     assert list(losses.values()) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("loss train_loss epoch val_accuracy", ""),
+        ("val_loss val_kl_loss train_loss", "val_loss"),
+        ("val_kl_loss val_nll_loss val_kl_x_loss", "val_kl_loss val_nll_loss"),
+        ("val_loss_step val_loss_epoch", "val_loss_epoch"),
+        ("val_loss/dataloader_idx_1 val_loss/dataloader_idx_0", "val_loss/dataloader_idx_0"),
+    ],
+)
+def test_a_validation_loss_is_one_name_unless_several_are_as_simple(names: str, found: str) -> None:
+    assert validation_losses(names.split()) == found.split()
