@@ -63,7 +63,9 @@ class TestClearestFilters:
         return [index for _, index in clearest_filters(found)]
 
     def test_filters_are_ordered_by_gap_in_units_of_the_spread(self):
-        assert self.clearest(*(far([1, 2], gap) for gap in (3.0, 4.2, 2.0, 3.6)), outliers=[1, 2]) == [1, 3, 0, 2]
+        for place in (0, 9):
+            points = [far([1, 2], gap) + place for gap in (3.0, 4.2, 2.0, 3.6)]
+            assert self.clearest(*points, outliers=[1, 2]) == [1, 3, 0, 2]
         assert self.clearest(far([0], 3.0), 0.5 * far([0], 2.9), outliers=[0]) == [0, 1]  # the same gap, twice as close
 
     def test_nearly_dead_filters_come_last(self):
