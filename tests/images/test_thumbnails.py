@@ -1,11 +1,13 @@
 """Samples of any kind become small pictures, scaled to the range of ordinary samples."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.thumbnails import displayed, drawn, shrink
+from lightning_anomaly.images.thumbnails import Thumbnails, check_images, displayed, drawn, shrink
 
 HEIGHT, WIDTH = 48, 64  # of a signal's picture
 
@@ -72,3 +74,24 @@ def test_the_first_three_channels_have_colours_and_the_first_is_on_top() -> None
     bottom, middle = picture[-1, 5].tolist(), picture[23, 5].tolist()
     assert (bottom, middle) == ([0, 114, 178], [213, 94, 0])
     assert (picture[0] == 255).all()  # a fourth channel is not drawn
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 7), (3, 40, 30), (2, 100), (1, 300)], ids=str)
+def test_thumbnails_look_like_their_samples_and_their_ranges_are_enough_for_the_scale(shape: tuple[int, ...]) -> None:
+    samples = random(20, *shape)
+    whole, small = Thumbnails.of(samples, 16), shrink(samples, 16)
+    joined = Thumbnails.join([whole.select(slice(8)), whole.select(slice(8, 20))])
+    assert joined is not None
+    ranges = joined.ends().ranges()
+    assert torch.equal(ranges.flatten(2).amin(2), small.flatten(2).amin(2))
+    assert torch.equal(ranges.flatten(2).amax(2), small.flatten(2).amax(2))
+    difference = joined.drawn(ranges).int() - drawn(small, small).int()
+    assert difference.abs().float().mean() < 2  # of 255
+    assert Thumbnails.join([whole, None]) is Thumbnails.join([]) is None
+
+
+@pytest.mark.parametrize("images", [random(3, 1, 4, 4), random(4, 1, 4), random(4, 0, 4, 4), [1] * 4])
+def test_there_is_an_image_for_each_sample(images: Any) -> None:
+    check_images(random(4, 1, 4, 4), 4, (4, 5))
+    with pytest.raises(ValueError, match=r"`images` should be a tensor of shape \(4, ...\), .* with 4 or 5 dimensions"):
+        check_images(images, 4, (4, 5))
