@@ -10,7 +10,7 @@ import torch
 from functional import same
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import FakeData
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
@@ -197,47 +197,15 @@ def test_a_validation_after_a_fit_compares_its_images_or_logs_nothing(tmp_path: 
     assert [{*logged} for logged in validate(TwoSampleCallback(sample_size=60))] == [{"val_loss"}] * 2
 
 
-class Long(IterableDataset[Any]):
-    """A stream with a length."""
-
-    def __len__(self) -> int:
-        return 60
-
-    def __iter__(self) -> Any:
-        return iter(TensorDataset(images(60), torch.arange(60) % 3))
-
-
-@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        (DataLoader(Long(), 20), "Found Long"),
-        (DataLoader([loader(20).dataset[:20]] * 4, batch_size=None), "Found `batch_size=None`"),
-    ],
-    ids=["stream", "batches"],
-)
-def test_loaders_without_positions_give_one_short_warning(tmp_path: Path, train: Any, message: str) -> None:
-    with pytest.warns(UserWarning, match=message) as caught:
-        fit(tmp_path, TwoSampleCallback(sample_size=16), train=train)
-    (text,) = said(caught)
-    assert len(text) < 600
-
-
-def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Path) -> None:
-    train, val = images(80), images(60, seed=1)
-    found = []
-    for one, other in [
-        (train, TensorDataset(val)),
-        (DataLoader(TensorDataset(train), batch_size=7), val),
-        (TensorDataset(train, torch.zeros(80)), None),
-    ]:
-        fit(tmp_path, compared := TwoSampleCallback(one, other), train=loader(20), max_epochs=1)
-        assert compared.report is not None
-        found.append({k: v for k, v in compared.history[0]["metrics"].items() if k != "seconds"})
-    assert found[1:] == [pytest.approx(found[0])] * 2
-
-
 def test_incomparable_images_give_one_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="`train_inputs` .* not scaled") as caught:
         fit(tmp_path, TwoSampleCallback(images(60) + 0.5, images(60, seed=2)), max_epochs=1)
     assert len(said(caught)) == 1
+
+
+def test_a_loader_without_positions_gives_one_short_warning(tmp_path: Path) -> None:
+    train = DataLoader([loader(20).dataset[:20]] * 4, batch_size=None)
+    with pytest.warns(UserWarning, match="Found `batch_size=None`") as caught:
+        fit(tmp_path, TwoSampleCallback(sample_size=16), train=train)
+    (text,) = said(caught)
+    assert len(text) < 600

@@ -78,7 +78,6 @@ def test_a_probe_has_images_of_all_classes(tmp_path):
     assert [*probe_positions(found, 4)] == [0, 3, 6]
 
 
-def test_a_folder_needs_a_size_and_images(tmp_path):
-    for size, message in ((None, "`--size`"), (8, "should hold images")):
-        with pytest.raises(ValueError, match=message):
-            open_images(tmp_path, size, gray=False)
+def test_a_folder_needs_a_size(tmp_path):
+    with pytest.raises(ValueError, match="`--size`"):
+        open_images(tmp_path, None, gray=False)
