@@ -40,7 +40,6 @@ def test_filters_are_listed_by_verdict_without_empty_layers():
     assert REPORT.nonfinite_filters == {"conv2": [0]}
     assert REPORT.isolated == {"conv1": [0, 1]}
     assert REPORT.count == 3
-    assert [REPORT.layers["conv1"].outliers_of(index) for index in (0, 1)] == [[], [2, 5]]
 
 
 def test_the_fraction_counts_only_filters_that_could_be_clustered():
@@ -193,34 +192,10 @@ def test_the_frame_has_one_row_for_each_filter():
         assert [row[key] for key in values] == [getattr(part, key)[row["filter"]].item() for key in values]
 
 
-class TestPlot:
-    def titles(self, figure) -> list[str]:
-        return [axes.get_title().replace("\n", " ") for axes in figure.axes]
-
-    def test_a_network_a_layer_or_a_filter_can_be_plotted(self):
-        (title,) = self.titles(REPORT.plot())
-        assert title.startswith("3 of 7 filters are anomaly filters, 60.0%")
-        figure = REPORT.plot("conv1")
-        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
-        assert "layer conv1: 1 of 3 filters" in figure.get_suptitle()
-        filters = [title.split(":")[0] for title in self.titles(figure)]
-        assert filters == ["layer conv1 filter 1", "layer conv1 filter 0", "layer conv1 filter 2"]  # anomalies first
-        for index in (1, np.int64(1)):
-            (title,) = self.titles(REPORT.plot("conv1", index))
-            assert title.startswith("layer conv1 filter 1: K = 2, CH = ")
-            assert title.endswith(", 2 outliers")
-        assert self.titles(REPORT.plot("conv1", 2)) == ["layer conv1 filter 2: dead"]
-        assert self.titles(REPORT.plot("conv2", 0)) == ["layer conv2 filter 0: nonfinite"]
-
-    @pytest.mark.parametrize(
-        ("arguments", "named", "found"),
-        [
-            (("conv7",), "layer", "'conv7'"),
-            ((None, 1), "layer", "None"),
-            (("conv1", 3), "filter_index", "3"),
-            (("conv1", -1), "filter_index", "-1"),
-        ],
-    )
-    def test_unknown_layers_and_filters_are_refused(self, arguments, named, found):
-        with pytest.raises(ValueError, match=f"`{named} = {found}`"):
-            REPORT.plot(*arguments)
+def test_a_network_a_layer_or_a_filter_can_be_plotted():
+    for arguments, title in (
+        ((), "3 of 7 filters are anomaly filters, 60.0%"),
+        (("conv1",), "layer conv1\nfilter 1: K = 2"),
+        (("conv1", np.int64(2)), "layer conv1\nfilter 2: dead"),
+    ):
+        assert REPORT.plot(*arguments).axes[0].get_title().startswith(title)

@@ -108,23 +108,6 @@ def test_training_is_the_same_without_the_callback(fitted: Fitted, tmp_path: Pat
     assert same(fitted.model.state_dict(), fit_own(tmp_path, max_epochs=4).state_dict())
 
 
-def test_images_without_a_transform_are_those_of_the_loader(tmp_path: Path) -> None:
-    def brighter(samples: list[tuple[Tensor, Tensor]]) -> Any:
-        x, y = torch.utils.data.default_collate(samples)
-        return x + 0.05, y
-
-    train = DataLoader(loader(80).dataset, batch_size=20, shuffle=True, collate_fn=brighter)
-    compared, model = TwoSampleCallback(sample_size=64), SmallNet()
-    fit(tmp_path, compared, module=model, train=train, max_epochs=1)
-    assert compared.report is not None
-    assert (compared.report.n_train, compared.report.n_val) == (64, 60)
-    # All validation images, and a random sample of the training images.
-    expected = two_sample_test(model, images(80) + 0.05, images(60, seed=1))
-    torch.testing.assert_close(compared.report.val_errors.sort().values, expected.val_errors.sort().values)
-    among = (compared.report.train_errors[:, None] - expected.train_errors).abs().amin(1)
-    assert among.max() < 1e-5
-
-
 def test_augmented_training_images_give_one_warning(tmp_path: Path) -> None:
     def flipped(samples: list[tuple[Tensor, Tensor]]) -> Any:
         x, y = torch.utils.data.default_collate(samples)

@@ -84,7 +84,6 @@ LATER = [1.0, 0.9, 0.8, 0.7, 0.6, 0.7, *[0.8] * 6]  # its average is lowest at t
         ([1.0] * 10 + [1.5] * 2, LATER, {"patience": 1}, 11),  # the gap opens after the loss has turned
         (OPEN, [1 / (1 + epoch) for epoch in range(12)], {}, 12),  # a gap is not yet harm
         (OPEN, LATER, {"threshold": 0.6}, 12),
-        (OPEN, [loss - 5 for loss in LATER], {}, 9),
         (OPEN, LATER, {"name": "objective", "confirm": "objective"}, 9),
     ],
 )

@@ -35,6 +35,13 @@ def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
     assert torch.equal(displayed(raw[:5], raw), raw[:5, list(shown)].permute(0, 2, 3, 1))
 
 
+def test_nan_is_black_infinity_is_white_and_equal_images_are_black() -> None:
+    images = random(60, 3, 5, 4)
+    images[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])[:, None, None, None]
+    assert displayed(images[:3], images).amax((1, 2, 3)).tolist() == [0, 255, 0]
+    assert displayed(torch.zeros(1, 1, 2, 2), torch.zeros(60, 1, 2, 2)).max() == 0
+
+
 def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     images = random(2, 1, 12, 20)
     assert torch.equal(shrink(images, 20), images)

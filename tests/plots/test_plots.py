@@ -1,6 +1,5 @@
 """Figures show the values of a report in the documented order and have a limited size."""
 
-import re
 from typing import Any
 
 import matplotlib
@@ -14,7 +13,7 @@ from reports import layer as made_up
 from torch import Tensor
 
 from lightning_anomaly.outliers.scorer import SampleView
-from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
+from lightning_anomaly.plots import clearest_filters, filter_figure, layer_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
 
@@ -121,6 +120,41 @@ class TestFilterFigure:
         assert_legible(figure, [figure.legends[0], *parts])
 
 
+class TestLayerFigure:
+    layers = network(
+        conv1=layer([NORMAL, ANOMALY, DEAD], {1: [2, 5]}, calinski_harabasz=torch.tensor([1e6, 99.96, 0.0]).double()),
+        conv2=layer([NONFINITE, ANOMALY], {1: [3]}),
+    )
+
+    def titles(self, *chosen: Any) -> list[str]:
+        return [axes.get_title().replace("\n", " ") for axes in layer_figure(self.layers, *chosen).axes]
+
+    def test_a_layer_shows_anomalies_first_and_a_filter_its_verdict(self):
+        figure = layer_figure(self.layers, "conv1")
+        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
+        assert figure.get_suptitle() == "layer conv1: 1 of 3 filters are anomaly filters; shown are 3"
+        assert self.titles("conv1") == [
+            "layer conv1 filter 1: K = 2, CH = 100, 2 outliers",
+            "layer conv1 filter 0: K = 2, CH = 1e+06, 0 outliers",
+            "layer conv1 filter 2: dead",
+        ]
+        assert self.titles("conv2", 1)[0].endswith(", 1 outlier")
+        assert self.titles("conv2", 0) == ["layer conv2 filter 0: nonfinite"]
+
+    @pytest.mark.parametrize(
+        ("chosen", "found"),
+        [
+            (("conv7",), "`layer = 'conv7'`"),
+            ((None, 1), "`layer = None`"),
+            (("conv1", 3), "`filter_index = 3`"),
+            (("conv1", -1), "`filter_index = -1`"),
+        ],
+    )
+    def test_unknown_layers_and_filters_are_refused(self, chosen, found):
+        with pytest.raises(ValueError, match=found):
+            self.titles(*chosen)
+
+
 class TestOutlierFigure:
     found = network(
         a=layer([ANOMALY, ANOMALY, NORMAL], {0: [7, 30], 1: [30]}), b=layer([ANOMALY, ANOMALY], {0: [30, 9], 1: [9]})
@@ -141,36 +175,12 @@ class TestOutlierFigure:
         figure = self.draw(network(conv=layer([ANOMALY], {0: [40, 2]})), self.images, views=views)
         assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
         assert figure.axes[0].get_title() == "sample 3\nscore 5.0"
+        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), self.images[3].permute(1, 2, 0))
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
         assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
         assert self.order(self.draw(network(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
         assert len(self.draw(network(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
         assert self.draw(network(conv=layer([NORMAL])), self.images) is None
-
-    def shown(self, images: Tensor) -> list[np.ndarray]:
-        return [np.asarray(axes.images[0].get_array()) for axes in self.draw(self.found, images).axes]
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_normalisation_is_undone(self, dtype):
-        images = self.images.clone()
-        images[:, :, 0, 0], images[:, :, 0, 1] = 0, 255
-        images[30], images[9] = 0, 255  # a black and a white image, which have no range
-        mean, std = torch.tensor([0.1, 0.5, 0.9])[:, None, None], torch.tensor([0.2, 0.3, 0.05])[:, None, None]
-        shown = self.shown(((images / 255 - mean) / std).to(dtype).requires_grad_())
-        for image, sample in zip(shown, (30, 9, 7), strict=True):
-            difference = np.abs(image.astype(int) - images[sample].permute(1, 2, 0).numpy())
-            assert difference.max() <= (0 if dtype == torch.float32 else 3)
-
-    def test_images_with_nan_or_infinity_are_drawn(self):
-        images = torch.randn(N, 3, 5, 4, generator=rng())
-        images[30], images[9], images[7] = torch.nan, torch.inf, -torch.inf
-        assert [image.max() for image in self.shown(images)] == [0, 255, 0]
-        assert [image.max() for image in self.shown(torch.zeros(N, 1, 2, 2))] == [0, 0, 0]
-
-    def test_other_shapes_than_images_are_refused(self):
-        for size in ((N, 3, 4), (N, 0, 4, 4)):
-            with pytest.raises(ValueError, match=rf"`images` .*\(60, .*{re.escape(str(size))}"):
-                self.draw(self.found, torch.zeros(size))
 
 
 class TestVerdictMap:

@@ -36,3 +36,9 @@ def test_a_layer_of_an_earlier_version_can_be_loaded():
 def test_joined_parts_are_the_layer_and_have_the_broken_samples_of_each_part():
     parts = select_filters(LAYER, torch.tensor([0])), select_filters(BROKEN, torch.tensor([1, 2]))
     assert_same(join_layers(parts), BROKEN)
+
+
+def test_a_layer_lists_its_filters_by_verdict_and_their_outliers():
+    assert [LAYER.filters(verdict) for verdict in ("normal", "anomaly", "nonfinite")] == [[0], [1], []]
+    assert [LAYER.outliers_of(index) for index in (0, 1)] == [[], [2, 5]]
+    assert replace(LAYER, isolated=LAYER.outliers).isolated_filters == [1]
