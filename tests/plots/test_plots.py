@@ -101,11 +101,11 @@ class TestFilterFigure:
         assert filter_figure(network(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
 
     def test_an_axis_with_tiny_values_is_not_enlarged(self):
-        points = far([5], 4.0)[None].clone()
-        points[..., 1] *= 1e-17
-        (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
-        low, high = axes.get_ylim()
-        assert high - low == pytest.approx(1)
+        for place in (0.0, 9.0):
+            points = far([5], 4.0)[None] * torch.tensor([1, 1e-17]) + place
+            (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
+            assert axes.get_ylim() == pytest.approx((place - 0.5, place + 0.5), abs=0.1)
+            assert axes.get_xlim()[0] < place < 4 + place < axes.get_xlim()[1]
 
     @pytest.mark.parametrize("count", [1, 9])
     def test_panels_are_the_clearest_filters_and_are_legible(self, count):

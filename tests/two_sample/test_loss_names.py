@@ -39,7 +39,6 @@ def test_losses_are_recognised_by_their_names_in_any_order(names, found):
         ("loss train_loss epoch val_accuracy", ""),
         ("val_loss val_kl_loss train_loss", "val_loss"),
         ("val_kl_loss val_nll_loss val_kl_x_loss", "val_kl_loss val_nll_loss"),
-        ("val_loss_step val_loss_epoch", "val_loss_epoch"),
         ("val_loss/dataloader_idx_1 val_loss/dataloader_idx_0", "val_loss/dataloader_idx_0"),
     ],
 )
