@@ -71,6 +71,7 @@ def test_each_layer_is_labelled_with_its_name_and_its_last_share() -> None:
         *("p > 0.00", "p ≤ 0.00"),
     ]
     assert [label.get_text() for label in where.get_yticklabels()] == ["a", "b", "c"]
+    assert where.get_ylabel() == ""  # as every layer is named
     last = [(text.get_text(), text.get_weight()) for text in where.texts]
     assert last == [("12%", "normal"), ("75%", "bold"), ("100%", "bold")]
     assert "hatched" in where.get_title()

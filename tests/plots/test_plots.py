@@ -118,6 +118,7 @@ class TestFilterFigure:
         assert shown == [f"filter {index}" for _, index in clearest_filters(found)]
         parts = [part for axes in figure.axes for part in (axes.title, axes.xaxis.label)]
         assert_legible(figure, [figure.legends[0], *parts])
+        assert all(axes.bbox.height > 1.8 * figure.dpi for axes in figure.axes)  # inches
 
 
 class TestLayerFigure:
