@@ -45,7 +45,7 @@ def test_other_tensors_are_skipped(other: Tensor) -> None:
 
 def test_a_number_for_each_sample_is_the_input_only_without_other_tensors() -> None:
     ages = torch.rand(3)
-    assert first_tensor({"age": ages, "image": IMAGES}) is IMAGES
+    assert first_tensor({"age": ages, "box": torch.rand(3, 4), "image": IMAGES}) is IMAGES
     assert first_tensor((ages, torch.arange(3))) is ages
 
 

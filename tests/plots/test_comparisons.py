@@ -80,7 +80,12 @@ def test_each_layer_is_labelled_with_its_name_and_its_last_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "label", "numbers"), [([4, 9, 14], "epoch", ["4", "9", "14"]), ([0, 0, 1], "step", ["7", "14", "21"])]
+    ("epochs", "label", "numbers"),
+    [
+        ([4, 9, 14], "epoch", ["4", "9", "14"]),
+        ([*range(10)], "epoch", [*"0123456789"]),
+        ([0, 0, 1], "step", ["7", "14", "21"]),
+    ],
 )
 def test_validations_are_numbered_by_epoch_or_by_step(epochs: list[int], label: str, numbers: list[str]) -> None:
     history = [entry(epoch, {"a": 0.0}, {"a": 1.0}, step=7 * place + 7) for place, epoch in enumerate(epochs)]

@@ -118,6 +118,8 @@ class TestFilterFigure:
         assert shown == [f"filter {index}" for _, index in clearest_filters(found)]
         parts = [part for axes in figure.axes for part in (axes.title, axes.xaxis.label)]
         assert_legible(figure, [figure.legends[0], *parts])
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert named == [*(f"component {rank}" for rank in range(1, 9)), "outlier sample"]
         assert all(axes.bbox.height > 1.8 * figure.dpi for axes in figure.axes)  # inches
 
 
@@ -203,7 +205,12 @@ class TestVerdictMap:
             assert patch.get_facecolor() == pytest.approx(colour)
         counts = ["normal: 70", "isolated: 1", "anomaly: 1", "anomaly and isolated: 1", "dead: 1", "nonfinite: 1"]
         assert [text.get_text() for text in figure.legends[0].get_texts()] == counts
-        assert [text.get_text() for text in figure.axes[0].texts] == ["layer a", "2 of 5", "layer b", "0 of 70"]
+        texts = figure.axes[0].texts
+        assert [text.get_text() for text in texts] == ["layer a", "2 of 5", "layer b", "0 of 70"]
+        names, counts = ([text.get_position() for text in texts[side::2]] for side in (0, 1))
+        assert all(name[0] < 0 for name in names)  # left of the cells, and counts right of them
+        assert all(count[0] > figure.axes[0].get_xlim()[1] for count in counts)
+        assert top < names[0][1] < end < below < names[1][1] < last
         assert figure.axes[0].get_title().startswith("2 of 75 filters are anomaly filters, 2.7% of those")
 
     def test_long_names_are_shortened_at_the_start_and_an_empty_report_is_drawn(self):
