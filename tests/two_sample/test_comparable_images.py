@@ -100,7 +100,7 @@ VAL = images(100, seed=2)
 @pytest.mark.parametrize(
     ("train", "val", "batch", "messages"),
     [
-        ((images(60) - 0.5) * 2 + 0.5, VAL, VAL, ["`train_inputs` .* not scaled"]),
+        ((images(60) - 0.5) * 2 + 0.5, VAL, VAL[:8], ["`train_inputs` .* not scaled"]),
         (images(60), (VAL - 0.5) / 2 + 0.5, VAL, ["`val_inputs` .* not scaled"]),
         (images(60) + 0.5, VAL - 0.5, VAL, ["`train_inputs` .* mean 1 ", "`val_inputs` .* not scaled"]),
         (images(60) + 0.5, VAL, VAL[:7], []),  # too few to say

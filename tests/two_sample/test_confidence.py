@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.comparison import _add_share_p_values, _test_layer
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, expected_error, mean_error
-from lightning_anomaly.two_sample.rank_test import permutation_p_value, random_divisions, rank_test
-from lightning_anomaly.two_sample.report import TwoSampleReport
+from lightning_anomaly.two_sample.rank_test import permutation_p_value, rank_test
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
@@ -198,24 +196,6 @@ def test_units_of_linear_layers_are_named_and_do_not_count_as_filters() -> None:
     assert shares == sorted(shares, reverse=True)
     assert two_sample_test(model, IMAGES[:70], val).where == "nowhere"
     assert [row for row in str(report).splitlines() if row.lstrip().startswith("hidden")]
-
-
-@pytest.mark.slow
-def test_the_rate_of_false_alarms_does_not_depend_on_the_number_of_layers() -> None:
-    """At 1% each, one of eight independent layers would be significant in 8% of the comparisons."""
-    n, draws = 60, 250
-    generator = torch.Generator().manual_seed(0)
-    divisions = torch.cat([torch.arange(2 * n)[:, None] < n, random_divisions(n, 2 * n)], 1)
-    p_values, named = [], 0
-    for _ in range(draws):
-        values = torch.rand(8, 6, 2 * n, generator=generator)
-        compared = {str(i): _test_layer(layer, divisions, 0.01) for i, layer in enumerate(values)}
-        layers = _add_share_p_values(compared)
-        alone = [_add_share_p_values({name: layer})[name] for name, layer in compared.items()]
-        p_values += [layer.share_p_value for layer in alone]
-        named += bool(TwoSampleReport(layers, n, n, 0.01, torch.zeros(0)).significant_layers)
-    assert sum(p_value <= 0.05 for p_value in p_values) == pytest.approx(100, abs=40)
-    assert named <= 2 + 4 * 2**0.5  # of 250; without a correction about 20
 
 
 @pytest.mark.parametrize("significance", [0.01, 1e-4])
