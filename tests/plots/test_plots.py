@@ -101,7 +101,7 @@ class TestFilterFigure:
         assert filter_figure(network(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
 
     def test_an_axis_with_tiny_values_is_not_enlarged(self):
-        for place in (0.0, 9.0):
+        for place in (0.0, -9.0):
             points = far([5], 4.0)[None] * torch.tensor([1, 1e-17]) + place
             (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
             assert axes.get_ylim() == pytest.approx((place - 0.5, place + 0.5), abs=0.1)
