@@ -7,7 +7,7 @@ import torch
 from run import outcomes_of, run_processes
 from torch.utils.data import DistributedSampler
 
-from lightning_anomaly.distributed import even_slices, gather_results, rank_and_world, sample_order
+from lightning_anomaly.distributed import broadcast_result, even_slices, gather_results, rank_and_world, sample_order
 
 
 @pytest.mark.parametrize(("filters", "world"), [(1, 1), (2, 3), (7, 2), (64, 8), (5, 8)])
@@ -34,6 +34,7 @@ def test_a_distributed_sampler_deals_samples_in_the_assumed_order() -> None:
 def test_a_single_process_gets_its_own_results_and_errors() -> None:
     assert rank_and_world() == (0, 1)
     assert gather_results(lambda: "alone") == ["alone"]
+    assert broadcast_result(lambda: "alone") == "alone"
     with pytest.raises(ZeroDivisionError):
         gather_results(lambda: 1 / 0)
 

@@ -20,7 +20,6 @@ from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.__main__ import main, parse
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.images.files import open_images, probe_positions
 from lightning_anomaly.pretrained import Pretrained
 
 pytestmark = QUIET
@@ -224,10 +223,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "other images": ({"images": {"x": np.zeros((20, 8, 9, 3), np.uint8)}}, "`some.npz`, (3, 8, 9)"),
     "no images": ({"images": None}, "No such file"),
     "no archive": ({"images": b"hello"}, "some.npz"),
-    "two arrays": ({"images": {"a": np.zeros(1), "b_images": np.zeros(1)}}, "['a', 'b_images']"),
-    "channels first": ({"images": {"x": np.zeros((5, 3, 8, 8), np.uint8)}}, "(5, 3, 8, 8)"),
-    "no channels": ({"images": {"x": np.zeros((5, 8, 8))}}, "(5, 8, 8)"),
-    "an empty array": ({"images": {"val_images": np.zeros((0, 8, 8), np.uint8)}}, "(0, 8, 8)"),
 }
 
 
@@ -255,26 +250,6 @@ def test_a_mistake_ends_in_one_sentence(kind, folder, tmp_path, monkeypatch, cap
     assert not Path("was_run").exists()
 
 
-@pytest.mark.parametrize(
-    ("array", "shape", "mean"),
-    [
-        (np.full((5, 8, 8), 51, np.uint8), (1, 8, 8), 0.2),
-        (np.full((5, 9, 8, 3), 51, np.uint8), (3, 9, 8), 0.2),
-        (np.full((5, 2, 8, 9), -3.0), (2, 8, 9), -3),
-    ],
-)
-def test_bytes_are_scaled_and_floats_are_not(array, shape, mean, tmp_path):
-    np.savez(tmp_path / "some.npz", test_images=array, train_images=array[:1])
-    found = open_images(tmp_path / "some.npz", None, gray=False)
-    torch.testing.assert_close(torch.stack([*found]), torch.full((5, *shape), float(mean)))
-    assert [*probe_positions(found, 3)] == [0, 1, 2]
-
-
-def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
 class TestFolders:
     def test_unreadable_files_and_names_that_are_not_utf_8_do_not_end_a_command(self, folder, tmp_path, capsys):
         photos, draw = tmp_path / "photos", np.random.default_rng(0)
@@ -298,12 +273,7 @@ class TestFolders:
         assert "1 of the 120 images in `--data` cannot be read, the first at position 0 (UnidentifiedImageError" in out
         assert (tmp_path / "browser.html").stat().st_size > 0
 
-    def test_images_are_normalised_and_the_output_says_how(self, folder, tmp_path, capsys):
-        picture(tmp_path / "photos" / "a.png", (51, 102, 255))
-        found = open_images(tmp_path / "photos", 8, False, [0.5, 0.0, 0.5], [0.25])
-        torch.testing.assert_close(found[0][0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
-        with pytest.raises(ValueError, match=r"`--mean` should have one number, or one for each of the 3 channels"):
-            open_images(tmp_path / "photos", 8, False, [0.5, 0.0])
+    def test_the_output_says_how_images_are_normalised(self, folder, tmp_path, capsys):
         for numbers, line in (
             ((), "0..1, not normalized (see `--mean`)"),
             (("--std", "0.25", "--mean", "0.5"), "mean 0.5"),
@@ -312,31 +282,9 @@ class TestFolders:
             command("analyze", folder / "weights.pt", *NET, *options)
             assert line in capsys.readouterr().out.splitlines()[0]
 
-    def test_images_are_resized_and_cropped_to_a_square(self, tmp_path):
-        picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
-        picture(tmp_path / "a.png", (255, 0, 0))
-        for channels in (3, 1):
-            (first, _), (second, _) = open_images(tmp_path, 10, gray=channels == 1)
-            assert first.shape == second.shape == (channels, 10, 10)
-            assert torch.allclose(first, torch.tensor(0.2), atol=0.01)
-        wide = Image.new("RGB", (30, 10))
-        wide.paste((255, 255, 255), (10, 0, 20, 10))
-        wide.save(tmp_path / "B.JPG", "png")
-        middle, whole = open_images(tmp_path, 10, gray=False)[0]
-        assert middle[:, :, 1:-1].eq(1).all()
-        assert whole.float().mean() == 85
-
-    def test_a_probe_has_images_of_all_classes(self, folder, tmp_path, capsys):
-        for index in range(9):
-            picture(tmp_path / "photos" / f"{index // 3}" / f"{index}.png", (80 * (index // 3), 0, 0))
-        found = open_images(tmp_path / "photos", 8, gray=False)
-        assert found.labels == [*"000111222"]
-        assert [*probe_positions(found, 4)] == [0, 3, 6]
+    def test_the_class_of_an_image_is_its_folder(self, folder, tmp_path, capsys):
+        (tmp_path / "photos").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
         options = ("--size", 8, "--output", tmp_path / "found", "--data", tmp_path)
         command(folder / "weights.pt", *NET, *options)
         assert "of the class 'photos'" in capsys.readouterr().out
-
-    def test_a_folder_needs_a_size_and_images(self, tmp_path):
-        for size, message in ((None, "`--size`"), (8, "should hold images")):
-            with pytest.raises(ValueError, match=message):
-                open_images(tmp_path, size, gray=False)

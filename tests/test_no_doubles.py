@@ -1,10 +1,8 @@
 """On devices without float64, such as Apple's GPUs, tensors are moved to the CPU before they become float64."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from reports import layer
@@ -13,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.maps import LayerMaps, summarize_maps
-from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.pruning.selection import filter_norms
 from lightning_anomaly.verdicts.isolation import isolated_samples
 
@@ -70,16 +67,3 @@ def test_maps_are_summarized_as_on_the_cpu() -> None:
     found, expected = (summarize_maps(maps, 8, True) for maps in (values.as_subclass(Single), values))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.as_subclass(Tensor), other)
-
-
-def test_the_random_state_of_an_apple_gpu_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = [torch.tensor([7])]
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
-    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
-    before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().tolist()
-    with isolated_random_state(3):
-        states.append(torch.tensor([8]))  # as seeding does
-    assert states[-1].tolist() == [7]
-    after = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().tolist()
-    np.testing.assert_equal(after, before)

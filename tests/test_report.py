@@ -39,7 +39,6 @@ def test_filters_are_listed_by_verdict_without_empty_layers():
     assert REPORT.dead_filters == {"conv1": [2]}
     assert REPORT.isolated == {"conv1": [0, 1]}
     assert REPORT.count == 3
-    assert [REPORT.layers["conv1"].outliers_of(index) for index in (0, 1)] == [[], [2, 5]]
 
 
 def test_the_fraction_counts_only_filters_that_could_be_clustered():
@@ -70,19 +69,6 @@ def test_the_score_is_the_larger_one_and_its_reason_comes_first():
     assert REPORT.content_scores.isnan().tolist() == EMPTY.look_scores.isnan().tolist() + [True] * 6
 
 
-def test_filters_that_isolate_a_sample_react_before_those_with_it_in_a_rare_cluster():
-    """Each kind by descending distance from the filter's mean, which processes without points do not know."""
-    reactions = [[(name, index, isolated) for name, index, isolated, _ in sample] for sample in REPORT.reactions]
-    assert sorted(reactions[0]) == [("conv1", 1, True), ("conv3", 1, False)]
-    assert [isolated for *_, isolated in reactions[0]] == [True, False]
-    assert reactions[3] == []
-    points = {name: part.points for name, part in REPORT.layers.items()}
-    distances = [points[name][index, 5].norm().item() for name, index, *_ in REPORT.reactions[5]]
-    assert distances == sorted(distances, reverse=True) == pytest.approx([found[3] for found in REPORT.reactions[5]])
-    without = {name: replace(part, points=part.points[:, :0]) for name, part in REPORT.layers.items()}
-    assert {found.distance for found in replace(REPORT, layers=without).reactions[5]} == {0}
-
-
 def test_metrics_are_finite_floats():
     assert REPORT.metrics() == {
         "count": 3.0,
@@ -106,34 +92,15 @@ def test_metrics_are_finite_floats():
 def test_a_report_of_an_earlier_version_can_be_loaded_without_its_views(views):
     values = REPORT.to_dict()
     del values["views"]
-    values |= views
-    for plain in values["layers"].values():
-        plain["analysed_size"] = plain.pop("analyzed_size")
-        plain["outlier_scores"] = ["inf" if broken else 0.5 for broken in plain.pop("nonfinite")]
-    report = AnomalyReport.from_dict(values)
-    assert report.views == {}
-    for name, part in report.layers.items():
-        assert part.analyzed_size == REPORT.layers[name].analyzed_size
-        assert part.nonfinite.tolist() == REPORT.layers[name].nonfinite.tolist()
+    assert AnomalyReport.from_dict(values | views).views == {}
 
 
 def test_a_report_survives_json():
-    odd = layer("nonfinite", samples=3, calinski_harabasz=torch.tensor([math.inf]).double())
-    odd.points[0, 1] = torch.tensor([-math.inf, math.nan])
-    empty = layer("normal", samples=4, points=torch.zeros(1, 0, 2), labels=torch.zeros(1, 0, dtype=torch.uint8))
-    for report in (REPORT, EMPTY, AnomalyReport({"": odd}, 3), AnomalyReport({"": empty}, 4)):
+    for report in (REPORT, EMPTY):
         values = report.to_dict()
         restored = AnomalyReport.from_dict(json.loads(json.dumps(values, allow_nan=False)))
         assert restored.to_dict() == values
         assert str(restored) == str(report)
-        for name, original in report.layers.items():
-            for key, value in vars(original).items():
-                found = getattr(restored.layers[name], key)
-                if isinstance(value, torch.Tensor):
-                    torch.testing.assert_close(found, value, rtol=0, atol=0, equal_nan=True)
-                else:
-                    assert found == value
-    assert REPORT.to_dict()["layers"]["conv1"]["labels"][1] == [0, 0, 1, 0, 0, 1]
 
 
 def test_samples_with_equal_scores_are_ranked_by_votes():
@@ -220,34 +187,10 @@ def test_the_frame_has_one_row_for_each_filter():
         assert [row[key] for key in values] == [getattr(part, key)[row["filter"]].item() for key in values]
 
 
-class TestPlot:
-    def titles(self, figure) -> list[str]:
-        return [axes.get_title().replace("\n", " ") for axes in figure.axes]
-
-    def test_a_network_a_layer_or_a_filter_can_be_plotted(self):
-        (title,) = self.titles(REPORT.plot())
-        assert title.startswith("3 of 7 filters are anomaly filters, 60.0%")
-        figure = REPORT.plot("conv1")
-        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
-        assert "layer conv1: 1 of 3 filters" in figure.get_suptitle()
-        filters = [title.split(":")[0] for title in self.titles(figure)]
-        assert filters == ["layer conv1 filter 1", "layer conv1 filter 0", "layer conv1 filter 2"]  # anomalies first
-        for index in (1, np.int64(1)):
-            (title,) = self.titles(REPORT.plot("conv1", index))
-            assert title.startswith("layer conv1 filter 1: K = 2, CH = ")
-            assert title.endswith(", 2 outliers")
-        assert self.titles(REPORT.plot("conv1", 2)) == ["layer conv1 filter 2: dead"]
-        assert self.titles(REPORT.plot("conv2", 0)) == ["layer conv2 filter 0: nonfinite"]
-
-    @pytest.mark.parametrize(
-        ("arguments", "named", "found"),
-        [
-            (("conv7",), "layer", "'conv7'"),
-            ((None, 1), "layer", "None"),
-            (("conv1", 3), "filter_index", "3"),
-            (("conv1", -1), "filter_index", "-1"),
-        ],
-    )
-    def test_unknown_layers_and_filters_are_refused(self, arguments, named, found):
-        with pytest.raises(ValueError, match=f"`{named} = {found}`"):
-            REPORT.plot(*arguments)
+def test_a_network_a_layer_or_a_filter_can_be_plotted():
+    for arguments, title in (
+        ((), "3 of 7 filters are anomaly filters, 60.0%"),
+        (("conv1",), "layer conv1\nfilter 1: K = 2"),
+        (("conv1", np.int64(2)), "layer conv1\nfilter 2: dead"),
+    ):
+        assert REPORT.plot(*arguments).axes[0].get_title().startswith(title)

@@ -10,9 +10,9 @@ import torch
 from functional import same
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
-from torchvision.datasets import FakeData, ImageFolder
+from torchvision.datasets import FakeData
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
@@ -42,24 +42,19 @@ class Module(SmallNet):
 
 
 class Data(pl.LightningDataModule):
-    """Augmented training images and plain validation images, as two data sets or as subsets."""
-
-    def __init__(self, subsets: bool = False) -> None:
-        super().__init__()
-        self.train, self.val = pictures(True, AUGMENTED), pictures(False, PLAIN)
-        self.parts = (Subset(self.train, range(175)), Subset(self.val, range(125))) if subsets else None
+    """Augmented training images and plain validation images."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.parts[0] if self.parts else self.train, 25, shuffle=True)
+        return DataLoader(pictures(True, AUGMENTED), 25, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.parts[1] if self.parts else self.val, 25)
+        return DataLoader(pictures(False, PLAIN), 25)
 
 
-def fit_own(folder: Path, *callbacks: Any, subsets: bool = False, ckpt_path: Any = None, **options: Any) -> Module:
+def fit_own(folder: Path, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> Module:
     torch.manual_seed(0)
     model = Module()
-    quiet_trainer(folder, *callbacks, **options).fit(model, datamodule=Data(subsets), ckpt_path=ckpt_path)
+    quiet_trainer(folder, *callbacks, **options).fit(model, datamodule=Data(), ckpt_path=ckpt_path)
     return model
 
 
@@ -111,47 +106,6 @@ def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(f
 
 def test_training_is_the_same_without_the_callback(fitted: Fitted, tmp_path: Path) -> None:
     assert same(fitted.model.state_dict(), fit_own(tmp_path, max_epochs=4).state_dict())
-
-
-def test_training_images_of_a_folder_are_read_with_the_transform_of_the_validation_folder(tmp_path: Path) -> None:
-    """Two objects of the same class with other roots, as people have them."""
-    loaders = []
-    for part, transform in (("train", AUGMENTED), ("val", PLAIN)):
-        for name in ("0", "1", "2"):
-            (tmp_path / part / name).mkdir(parents=True)
-        for place, (image, target) in enumerate(pictures(part == "train")):
-            image.save(tmp_path / part / str(int(target)) / f"{place}.png")
-        loaders.append(DataLoader(ImageFolder(tmp_path / part, transform), 25))
-    model, compared = Module(), TwoSampleCallback()
-    quiet_trainer(tmp_path, compared, max_epochs=1).fit(model, *loaders)
-    assert sorted(sources(torch.cat(model.seen), True)) == list(range(200))
-    assert compared.report is not None
-    assert compared.report.n_val == 150
-
-
-def test_only_images_of_a_subset_are_taken(tmp_path: Path) -> None:
-    compared = TwoSampleCallback(sample_size=1000)
-    model = fit_own(tmp_path, compared, subsets=True, max_epochs=1)
-    assert sorted(sources(torch.cat(model.seen), True)) == list(range(175))
-    assert compared.report is not None
-    assert compared.report.n_val == 125
-
-
-def test_images_without_a_transform_are_those_of_the_loader(tmp_path: Path) -> None:
-    def brighter(samples: list[tuple[Tensor, Tensor]]) -> Any:
-        x, y = torch.utils.data.default_collate(samples)
-        return x + 0.05, y
-
-    train = DataLoader(loader(80).dataset, batch_size=20, shuffle=True, collate_fn=brighter)
-    compared, model = TwoSampleCallback(sample_size=64), SmallNet()
-    fit(tmp_path, compared, module=model, train=train, max_epochs=1)
-    assert compared.report is not None
-    assert (compared.report.n_train, compared.report.n_val) == (64, 60)
-    # All validation images, and a random sample of the training images.
-    expected = two_sample_test(model, images(80) + 0.05, images(60, seed=1))
-    torch.testing.assert_close(compared.report.val_errors.sort().values, expected.val_errors.sort().values)
-    among = (compared.report.train_errors[:, None] - expected.train_errors).abs().amin(1)
-    assert among.max() < 1e-5
 
 
 def test_augmented_training_images_give_one_warning(tmp_path: Path) -> None:
@@ -262,62 +216,15 @@ def test_a_validation_spares_the_comparison_a_pass_over_its_images(tmp_path: Pat
     assert compared.report.units.keys() == expected.units.keys()
 
 
-class Long(IterableDataset[Any]):
-    """A stream with a length."""
-
-    def __len__(self) -> int:
-        return 60
-
-    def __iter__(self) -> Any:
-        return iter(TensorDataset(images(60), torch.arange(60) % 3))
-
-
-@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        (DataLoader(Long(), 20), "Found Long"),
-        (DataLoader([loader(20).dataset[:20]] * 4, batch_size=None), "Found `batch_size=None`"),
-    ],
-    ids=["stream", "batches"],
-)
-def test_loaders_without_positions_give_one_short_warning(tmp_path: Path, train: Any, message: str) -> None:
-    with pytest.warns(UserWarning, match=message) as caught:
-        fit(tmp_path, TwoSampleCallback(sample_size=16), train=train)
-    (text,) = said(caught)
-    assert len(text) < 600
-
-
-def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Path) -> None:
-    train, val = images(80), images(60, seed=1)
-    found = []
-    for one, other in [
-        (train, TensorDataset(val)),
-        (DataLoader(TensorDataset(train), batch_size=7), val),
-        (TensorDataset(train, torch.zeros(80)), None),
-    ]:
-        fit(tmp_path, compared := TwoSampleCallback(one, other), train=loader(20), max_epochs=1)
-        assert compared.report is not None
-        found.append({k: v for k, v in compared.history[0]["metrics"].items() if k != "seconds"})
-    assert found[1:] == [pytest.approx(found[0])] * 2
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "message"),
-    [
-        ((images(60) - 0.5) * 2 + 0.5, images(60, seed=2), "`train_inputs` .* not scaled"),
-        (images(60), (images(60, seed=2) - 0.5) / 2 + 0.5, "`val_inputs` .* not scaled"),
-        (images(60) + 0.5, images(60, seed=2), "`train_inputs` .* not scaled .* mean 1 "),
-        (images(60), torch.cat([images(59, seed=2), images(1)]), "1 of 60 validation images .* are training images"),
-    ],
-)
-def test_incomparable_images_give_one_warning(tmp_path: Path, train: Tensor, val: Tensor, message: str) -> None:
-    with pytest.warns(UserWarning, match=message) as caught:
-        fit(tmp_path, TwoSampleCallback(train, val), max_epochs=1)
+def test_incomparable_images_give_one_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="`train_inputs` .* not scaled") as caught:
+        fit(tmp_path, TwoSampleCallback(images(60) + 0.5, images(60, seed=2)), max_epochs=1)
     assert len(said(caught)) == 1
 
 
-def test_similar_images_with_one_equal_in_a_hundred_give_no_warning(tmp_path: Path) -> None:
-    train = images(60) * 1.3
-    val = torch.cat([images(119, seed=2) / 1.3, train[:1]])
-    fit(tmp_path, TwoSampleCallback(train, val), max_epochs=1)
+def test_a_loader_without_positions_gives_one_short_warning(tmp_path: Path) -> None:
+    train = DataLoader([loader(20).dataset[:20]] * 4, batch_size=None)
+    with pytest.warns(UserWarning, match="Found `batch_size=None`") as caught:
+        fit(tmp_path, TwoSampleCallback(sample_size=16), train=train)
+    (text,) = said(caught)
+    assert len(text) < 600

@@ -1,32 +1,10 @@
-"""The history of a fit, and its rise."""
+"""The history of a fit."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.two_sample.stopping import HOLD, rise
-
-FRACTIONS = st.floats(0, 1, allow_subnormal=True)
-
-
-def test_fewer_than_ten_values_have_no_rise() -> None:
-    assert rise([0.0] * (HOLD - 1) + [1.0] * HOLD) == 0
-    assert rise([0.0] * HOLD + [1.0] * HOLD) == 1
-    assert rise([]) == 0
-
-
-@given(st.lists(FRACTIONS, min_size=2 * HOLD, max_size=30))
-def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretch(series: list[float]) -> None:
-    """All of the last five values lie above all five values of the stretch, by at least that much."""
-    last, before = series[-HOLD:], series[:-HOLD]
-    stretches = [before[i : i + HOLD] for i in range(len(before) - HOLD + 1)]
-    gaps = [min(new - old for new in last for old in stretch) for stretch in stretches]
-    assert rise(series) == pytest.approx(max(0.0, *gaps), abs=1e-12)
-    assert math.isfinite(rise(series))
 
 
 def test_failed_analyses_repeat_the_last_entry_and_do_not_count_for_a_rise() -> None:

@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainers import QUIET, SmallNet, fit, loader, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.two_sample.loss_names import loss_tags
 
 pytestmark = QUIET
 CURVES = "anomaly_filters/curves"
@@ -136,34 +135,6 @@ def test_a_page_has_votes_images_labels_files_counts_and_losses(fitted: Fitted) 
         losses = index["history"]["losses"]
         assert set(losses) == {"train_loss", "val_loss"}
         assert all(value is not None for values in losses.values() for value in values)
-
-
-@pytest.mark.parametrize(
-    ("names", "found"),
-    [
-        ("epoch accuracy val_accuracy lr-Adam", []),
-        ("train_loss_step train_loss train_loss_epoch val_loss", ["train_loss_epoch", "val_loss"]),
-        ("train_loss_step val_loss_step val_loss_epoch", ["train_loss_step", "val_loss_epoch"]),
-        ("loss valid/loss", ["loss", "valid/loss"]),
-        ("Loss/val Loss/train", ["Loss/train", "Loss/val"]),
-        ("trainLoss valLoss", ["trainLoss", "valLoss"]),
-        ("valloss trainloss", ["trainloss", "valloss"]),
-        ("loss/train/epoch loss/dev", ["loss/train/epoch", "loss/dev"]),
-        ("losses/train losses/eval", ["losses/train", "losses/eval"]),
-        ("train_aux_loss train_loss val_kl_loss val_loss", ["train_loss", "val_loss"]),
-        ("train_aux_loss train_total_loss", ["train_total_loss"]),
-        ("loss train_loss", ["train_loss"]),
-        ("nll_loss val_nll_loss", ["nll_loss", "val_nll_loss"]),
-        ("train_loss test_loss test/loss_epoch", ["train_loss"]),
-        ("val_loss/dataloader_idx_10 val_loss/dataloader_idx_2", ["val_loss/dataloader_idx_2"]),
-        ("anomaly_filters/layer/loss_net.conv1 anomaly_filters/count", []),
-        ("train_val_loss_gap training_step_time evaluation_loss", ["evaluation_loss"]),
-    ],
-)
-def test_losses_are_recognised_by_their_names_in_any_order(names, found):
-    losses = loss_tags(names.split())
-    assert losses == loss_tags(names.split()[::-1])
-    assert list(losses.values()) == found
 
 
 MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))

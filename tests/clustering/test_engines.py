@@ -6,14 +6,12 @@ import sys
 import threading
 from typing import get_args
 
-import oracle
 import pytest
 import torch
 import zoo
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.engine import Engine, load_engine
-from lightning_anomaly.clustering.mixtures import MAX_ITER, REG_COVAR, TOL, cluster_parameters, kmeans_plus_plus
 from lightning_anomaly.numba_jit import compile_loop
 from lightning_anomaly.settings import EngineName
 from lightning_anomaly.threads import torch_in_threads
@@ -63,16 +61,6 @@ def test_compilation_is_announced_in_one_line_and_only_without_a_cache(tmp_path)
     assert str(tmp_path) in first
     zoo.analyzed(zoo.captured(zoo.maps("skewed", 1, 20, (1, 1))), AnalysisSettings())  # so that they are in the cache
     assert said() == ""
-
-
-def test_the_sklearn_engine_fits_from_the_given_start():
-    engine = load_engine("sklearn")
-    points = zoo.points("skewed", 2, 80)
-    start = cluster_parameters(points, engine.kmeans(points, kmeans_plus_plus(points, 2, 3, 0, engine)), 3, engine)
-    fit = engine.em(points, start, MAX_ITER, TOL, REG_COVAR)
-    weights, means, factors = (part.numpy() for part in start)
-    for f, arguments in enumerate(zip(points.numpy(), weights, means, oracle.precisions(factors), strict=True)):
-        oracle.assert_equal_fit(fit, f, oracle.fit_mixture(*arguments))
 
 
 def test_threads_use_one_torch_thread_each_and_the_number_is_restored_even_after_an_exception(two_threads):

@@ -45,7 +45,7 @@ def test_other_tensors_are_skipped(other: Tensor) -> None:
 
 def test_a_number_for_each_sample_is_the_input_only_without_other_tensors() -> None:
     ages = torch.rand(3)
-    assert first_tensor({"age": ages, "image": IMAGES}) is IMAGES
+    assert first_tensor({"age": ages, "box": torch.rand(3, 4), "image": IMAGES}) is IMAGES
     assert first_tensor((ages, torch.arange(3))) is ages
 
 
@@ -73,3 +73,22 @@ def test_whole_pictures_are_read_beside_the_images() -> None:
     assert pictures.amax((1, 2, 3)).tolist() == [252, 0, 250]
     for _, images, same in ImageSource(IMAGES, "images").pictures([0, 2]):
         assert same is images
+
+
+class Files(Pictures):
+    """Has the attributes of torchvision's `ImageFolder`."""
+
+    root, classes, targets = "data", ["ape", "bee", "cat"], torch.arange(9) % 3
+    samples = [(f"data/{place}.png", place % 3) for place in range(9)]
+
+
+def test_files_and_classes_are_those_of_the_data_set_or_of_its_subset() -> None:
+    for data, places in ((Files(), range(9)), (Subset(Files(), [4, 8, 1]), [4, 8, 1])):
+        source = ImageSource(data, "images")
+        assert source.names == [f"{place}.png" for place in places]
+        assert (source.class_names, source.n_classes) == (("ape", "bee", "cat"), len({place % 3 for place in places}))
+    other = Files()
+    other.samples, other.targets, other.classes = [*range(9)], [0.5] * 9, None
+    for images in (IMAGES, Pictures(), other):
+        source = ImageSource(images, "images")
+        assert (source.names, source.class_names, source.n_classes) == (None, (), 0)

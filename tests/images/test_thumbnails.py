@@ -1,11 +1,13 @@
 """Images and volumes become small pictures, scaled to the range of ordinary samples."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.thumbnails import drawn, shrink
+from lightning_anomaly.images.thumbnails import Thumbnails, check_images, drawn, shrink
 
 
 def random(*shape: int) -> Tensor:
@@ -30,6 +32,13 @@ def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
     assert torch.equal(drawn(raw[:5], raw), raw[:5, list(shown)].permute(0, 2, 3, 1))
 
 
+def test_nan_is_black_infinity_is_white_and_equal_images_are_black() -> None:
+    images = random(60, 3, 5, 4)
+    images[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])[:, None, None, None]
+    assert drawn(images[:3], images).amax((1, 2, 3)).tolist() == [0, 255, 0]
+    assert drawn(torch.zeros(1, 1, 2, 2), torch.zeros(60, 1, 2, 2)).max() == 0
+
+
 def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     images = random(2, 1, 12, 20)
     assert torch.equal(shrink(images, 20), images)
@@ -37,3 +46,24 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
     assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
     assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 7), (3, 40, 30)], ids=str)
+def test_thumbnails_look_like_their_samples_and_their_ranges_are_enough_for_the_scale(shape: tuple[int, ...]) -> None:
+    samples = random(20, *shape)
+    whole, small = Thumbnails.of(samples, 16), shrink(samples, 16)
+    joined = Thumbnails.join([whole.select(slice(8)), whole.select(slice(8, 20))])
+    assert joined is not None
+    ranges = joined.ends().ranges()
+    assert torch.equal(ranges.flatten(2).amin(2), small.flatten(2).amin(2))
+    assert torch.equal(ranges.flatten(2).amax(2), small.flatten(2).amax(2))
+    difference = joined.drawn(ranges).int() - drawn(small, small).int()
+    assert difference.abs().float().mean() < 2  # of 255
+    assert Thumbnails.join([whole, None]) is Thumbnails.join([]) is None
+
+
+@pytest.mark.parametrize("images", [random(3, 1, 4, 4), random(4, 1, 4), random(4, 0, 4, 4), [1] * 4])
+def test_there_is_an_image_for_each_sample(images: Any) -> None:
+    check_images(random(4, 1, 4, 4), 4)
+    with pytest.raises(ValueError, match=r"`images` should be a tensor of shape \(4, ...\), .* with 4 or 5 dimensions"):
+        check_images(images, 4)

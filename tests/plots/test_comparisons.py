@@ -71,6 +71,7 @@ def test_each_layer_is_labelled_with_its_name_and_its_last_share() -> None:
         *("p > 0.00", "p ≤ 0.00"),
     ]
     assert [label.get_text() for label in where.get_yticklabels()] == ["a", "b", "c"]
+    assert where.get_ylabel() == ""  # as every layer is named
     last = [(text.get_text(), text.get_weight()) for text in where.texts]
     assert last == [("12%", "normal"), ("75%", "bold"), ("100%", "bold")]
     assert "hatched" in where.get_title()
@@ -79,7 +80,12 @@ def test_each_layer_is_labelled_with_its_name_and_its_last_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "label", "numbers"), [([4, 9, 14], "epoch", ["4", "9", "14"]), ([0, 0, 1], "step", ["7", "14", "21"])]
+    ("epochs", "label", "numbers"),
+    [
+        ([4, 9, 14], "epoch", ["4", "9", "14"]),
+        ([*range(10)], "epoch", [*"0123456789"]),
+        ([0, 0, 1], "step", ["7", "14", "21"]),
+    ],
 )
 def test_validations_are_numbered_by_epoch_or_by_step(epochs: list[int], label: str, numbers: list[str]) -> None:
     history = [entry(epoch, {"a": 0.0}, {"a": 1.0}, step=7 * place + 7) for place, epoch in enumerate(epochs)]

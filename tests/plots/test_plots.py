@@ -1,6 +1,5 @@
 """Figures show the values of a report in the documented order and have a limited size."""
 
-import re
 from typing import Any
 
 import matplotlib
@@ -14,7 +13,7 @@ from reports import layer as made_up
 from torch import Tensor
 
 from lightning_anomaly.outliers.scorer import SampleView
-from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
+from lightning_anomaly.plots import clearest_filters, filter_figure, layer_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
 
@@ -63,7 +62,9 @@ class TestClearestFilters:
         return [index for _, index in clearest_filters(found)]
 
     def test_filters_are_ordered_by_gap_in_units_of_the_spread(self):
-        assert self.clearest(*(far([1, 2], gap) for gap in (3.0, 4.2, 2.0, 3.6)), outliers=[1, 2]) == [1, 3, 0, 2]
+        for place in (0, 9):
+            points = [far([1, 2], gap) + place for gap in (3.0, 4.2, 2.0, 3.6)]
+            assert self.clearest(*points, outliers=[1, 2]) == [1, 3, 0, 2]
         assert self.clearest(far([0], 3.0), 0.5 * far([0], 2.9), outliers=[0]) == [0, 1]  # the same gap, twice as close
 
     def test_nearly_dead_filters_come_last(self):
@@ -100,11 +101,11 @@ class TestFilterFigure:
         assert filter_figure(network(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
 
     def test_an_axis_with_tiny_values_is_not_enlarged(self):
-        points = far([5], 4.0)[None].clone()
-        points[..., 1] *= 1e-17
-        (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
-        low, high = axes.get_ylim()
-        assert high - low == pytest.approx(1)
+        for place in (0.0, -9.0):
+            points = far([5], 4.0)[None] * torch.tensor([1, 1e-17]) + place
+            (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
+            assert axes.get_ylim() == pytest.approx((place - 0.5, place + 0.5), abs=0.1)
+            assert axes.get_xlim()[0] < place < 4 + place < axes.get_xlim()[1]
 
     @pytest.mark.parametrize("count", [1, 9])
     def test_panels_are_the_clearest_filters_and_are_legible(self, count):
@@ -117,6 +118,44 @@ class TestFilterFigure:
         assert shown == [f"filter {index}" for _, index in clearest_filters(found)]
         parts = [part for axes in figure.axes for part in (axes.title, axes.xaxis.label)]
         assert_legible(figure, [figure.legends[0], *parts])
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert named == [*(f"component {rank}" for rank in range(1, 9)), "outlier sample"]
+        assert all(axes.bbox.height > 1.8 * figure.dpi for axes in figure.axes)  # inches
+
+
+class TestLayerFigure:
+    layers = network(
+        conv1=layer([NORMAL, ANOMALY, DEAD], {1: [2, 5]}, calinski_harabasz=torch.tensor([1e6, 99.96, 0.0]).double()),
+        conv2=layer([NONFINITE, ANOMALY], {1: [3]}),
+    )
+
+    def titles(self, *chosen: Any) -> list[str]:
+        return [axes.get_title().replace("\n", " ") for axes in layer_figure(self.layers, *chosen).axes]
+
+    def test_a_layer_shows_anomalies_first_and_a_filter_its_verdict(self):
+        figure = layer_figure(self.layers, "conv1")
+        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
+        assert figure.get_suptitle() == "layer conv1: 1 of 3 filters are anomaly filters; shown are 3"
+        assert self.titles("conv1") == [
+            "layer conv1 filter 1: K = 2, CH = 100, 2 outliers",
+            "layer conv1 filter 0: K = 2, CH = 1e+06, 0 outliers",
+            "layer conv1 filter 2: dead",
+        ]
+        assert self.titles("conv2", 1)[0].endswith(", 1 outlier")
+        assert self.titles("conv2", 0) == ["layer conv2 filter 0: nonfinite"]
+
+    @pytest.mark.parametrize(
+        ("chosen", "found"),
+        [
+            (("conv7",), "`layer = 'conv7'`"),
+            ((None, 1), "`layer = None`"),
+            (("conv1", 3), "`filter_index = 3`"),
+            (("conv1", -1), "`filter_index = -1`"),
+        ],
+    )
+    def test_unknown_layers_and_filters_are_refused(self, chosen, found):
+        with pytest.raises(ValueError, match=found):
+            self.titles(*chosen)
 
 
 class TestOutlierFigure:
@@ -139,41 +178,12 @@ class TestOutlierFigure:
         figure = self.draw(network(conv=layer([ANOMALY], {0: [40, 2]})), self.images, views=views)
         assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
         assert figure.axes[0].get_title() == "sample 3\nscore 5.0"
+        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), self.images[3].permute(1, 2, 0))
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
         assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
         assert self.order(self.draw(network(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
         assert len(self.draw(network(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
         assert self.draw(network(conv=layer([NORMAL])), self.images) is None
-
-    def shown(self, images: Tensor) -> list[np.ndarray]:
-        return [np.asarray(axes.images[0].get_array()) for axes in self.draw(self.found, images).axes]
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_normalisation_is_undone(self, dtype):
-        images = self.images.clone()
-        images[:, :, 0, 0], images[:, :, 0, 1] = 0, 255
-        images[30], images[9] = 0, 255  # a black and a white image, which have no range
-        mean, std = torch.tensor([0.1, 0.5, 0.9])[:, None, None], torch.tensor([0.2, 0.3, 0.05])[:, None, None]
-        shown = self.shown(((images / 255 - mean) / std).to(dtype).requires_grad_())
-        for image, sample in zip(shown, (30, 9, 7), strict=True):
-            difference = np.abs(image.astype(int) - images[sample].permute(1, 2, 0).numpy())
-            assert difference.max() <= (0 if dtype == torch.float32 else 3)
-
-    def test_images_with_nan_or_infinity_are_drawn(self):
-        images = torch.randn(N, 3, 5, 4, generator=rng())
-        images[30], images[9], images[7] = torch.nan, torch.inf, -torch.inf
-        assert [image.max() for image in self.shown(images)] == [0, 255, 0]
-        assert [image.max() for image in self.shown(torch.zeros(N, 1, 2, 2))] == [0, 0, 0]
-
-    def test_volumes_show_their_middle_slice(self):
-        volumes = torch.rand(N, 1, 3, 5, 4, generator=rng())
-        for volume, image in zip(self.shown(volumes), self.shown(volumes[:, :, 1]), strict=True):
-            assert np.array_equal(volume, image)
-
-    def test_other_shapes_than_images_are_refused(self):
-        for size in ((N, 3, 4), (N, 0, 4, 4)):
-            with pytest.raises(ValueError, match=rf"`images` .*\(60, .*{re.escape(str(size))}"):
-                self.draw(self.found, torch.zeros(size))
 
 
 class TestVerdictMap:
@@ -195,7 +205,12 @@ class TestVerdictMap:
             assert patch.get_facecolor() == pytest.approx(colour)
         counts = ["normal: 70", "isolated: 1", "anomaly: 1", "anomaly and isolated: 1", "dead: 1", "nonfinite: 1"]
         assert [text.get_text() for text in figure.legends[0].get_texts()] == counts
-        assert [text.get_text() for text in figure.axes[0].texts] == ["layer a", "2 of 5", "layer b", "0 of 70"]
+        texts = figure.axes[0].texts
+        assert [text.get_text() for text in texts] == ["layer a", "2 of 5", "layer b", "0 of 70"]
+        names, counts = ([text.get_position() for text in texts[side::2]] for side in (0, 1))
+        assert all(name[0] < 0 for name in names)  # left of the cells, and counts right of them
+        assert all(count[0] > figure.axes[0].get_xlim()[1] for count in counts)
+        assert top < names[0][1] < end < below < names[1][1] < last
         assert figure.axes[0].get_title().startswith("2 of 75 filters are anomaly filters, 2.7% of those")
 
     def test_long_names_are_shortened_at_the_start_and_an_empty_report_is_drawn(self):

@@ -131,15 +131,12 @@ INSTANCE_NORM = {"norm": nn.InstanceNorm2d, "affine": True, "track_running_stats
 def test_outputs_are_0_behind_every_norm_of_single_channels(options: dict[str, Any]) -> None:
     model = pretrained(**options)
     before = state_of(model)
+    mask_filters(model, FILTERS, example_input=IMAGES).restore()
+    assert same(state_of(model), before)
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     assert leak(model) == 0
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), mask, steps=2)
     assert leak(model) == 0
-    again = pretrained(**options)
-    mask = mask_filters(again, FILTERS, example_input=IMAGES)
-    assert not same(state_of(again), before)
-    mask.restore()
-    assert same(state_of(again), before)
 
 
 def test_norms_that_mix_channels_give_one_warning_and_are_unchanged() -> None:
@@ -245,19 +242,19 @@ def test_a_report_masks_its_anomaly_filters() -> None:
 @pytest.mark.parametrize(
     ("filters", "found"),
     [
-        ({"conv9": [0]}, "conv9"),
-        ({"head": [0]}, "head"),
-        ({"conv1": [6]}, "6"),
-        ({"conv1": [-1]}, "-1"),
-        ({"conv1": [True, False]}, "True"),
-        ({"conv1": range(1, 6)}, "5 to mask and 1 masked"),
+        ({"conv9": [0]}, r"\['up', 'conv2', 'conv1'\]. Found 'conv9'"),
+        ({"head": [0]}, "Found 'head'"),
+        ({"conv1": [6]}, r"from 0 to 5 for layer 'conv1'. Found \[6\]"),
+        ({"conv1": [-1]}, r"Found \[-1\]"),
+        ({"conv1": [True, False]}, r"Found \[True, False\]"),
+        ({"conv1": range(1, 6)}, "Found 5 to mask and 1 masked"),
     ],
 )
 def test_bad_filters_are_refused_without_a_change(filters: dict[str, Any], found: str) -> None:
     model = pretrained()
     mask = mask_filters(model, {"conv1": [0, 0]}, example_input=IMAGES)
     before = state_of(model)
-    with pytest.raises(ValueError, match=rf"`filters`.* Found .*{found}"):
+    with pytest.raises(ValueError, match=rf"`filters` .*{found}"):
         mask.add({"conv2": [0], **filters}, example_input=IMAGES)
     assert same(state_of(model), before)
     assert mask.masked == {"conv1": [0]}

@@ -1,0 +1,83 @@
+"""Images on disk: an .npz file, or a folder."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_anomaly.images.files import open_images, probe_positions
+
+
+@pytest.mark.parametrize(
+    ("array", "shape", "mean"),
+    [
+        (np.full((5, 8, 8), 51, np.uint8), (1, 8, 8), 0.2),
+        (np.full((5, 9, 8, 3), 51, np.uint8), (3, 9, 8), 0.2),
+        (np.full((5, 2, 8, 9), -3.0), (2, 8, 9), -3),
+    ],
+)
+def test_bytes_are_scaled_and_floats_are_not(array, shape, mean, tmp_path):
+    np.savez(tmp_path / "some.npz", test_images=array, train_images=array[:1])
+    found = open_images(tmp_path / "some.npz", None, gray=False)
+    torch.testing.assert_close(torch.stack([*found]), torch.full((5, *shape), float(mean)))
+    assert [*probe_positions(found, 3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "found"),
+    [
+        ({"a": np.zeros(1), "b_images": np.zeros(1)}, "['a', 'b_images']"),
+        ({"x": np.zeros((5, 3, 8, 8), np.uint8)}, "(5, 3, 8, 8)"),
+        ({"x": np.zeros((5, 8, 8))}, "(5, 8, 8)"),
+        ({"val_images": np.zeros((0, 8, 8), np.uint8)}, "(0, 8, 8)"),
+    ],
+    ids=["two arrays", "channels first", "no channels", "empty"],
+)
+def test_other_arrays_are_refused(arrays, found, tmp_path):
+    np.savez(tmp_path / "some.npz", **arrays)
+    with pytest.raises(ValueError, match=re.escape(found)):
+        open_images(tmp_path / "some.npz", None, gray=False)
+
+
+def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_images_are_normalised_by_channel(tmp_path):
+    picture(tmp_path / "a.png", (51, 102, 255))
+    found = open_images(tmp_path, 8, False, [0.5, 0.0, 0.5], [0.25])
+    torch.testing.assert_close(found[0][0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
+    with pytest.raises(ValueError, match=r"`--mean` should have one number, or one for each of the 3 channels"):
+        open_images(tmp_path, 8, False, [0.5, 0.0])
+
+
+def test_images_are_resized_and_cropped_to_a_square(tmp_path):
+    picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
+    picture(tmp_path / "a.png", (255, 0, 0))
+    for channels in (3, 1):
+        (first, _), (second, _) = open_images(tmp_path, 10, gray=channels == 1)
+        assert first.shape == second.shape == (channels, 10, 10)
+        assert torch.allclose(first, torch.tensor(0.2), atol=0.01)
+    wide = Image.new("RGB", (30, 10))
+    wide.paste((255, 255, 255), (10, 0, 20, 10))
+    wide.save(tmp_path / "B.JPG", "png")
+    middle, whole = open_images(tmp_path, 10, gray=False)[0]
+    assert middle[:, :, 1:-1].eq(1).all()
+    assert whole.float().mean() == 85
+
+
+def test_a_probe_has_images_of_all_classes(tmp_path):
+    for index in range(9):
+        picture(tmp_path / f"{index // 3}" / f"{index}.png", (80 * (index // 3), 0, 0))
+    found = open_images(tmp_path, 8, gray=False)
+    assert found.labels == [*"000111222"]
+    assert [*probe_positions(found, 4)] == [0, 3, 6]
+
+
+def test_a_folder_needs_a_size(tmp_path):
+    with pytest.raises(ValueError, match="`--size`"):
+        open_images(tmp_path, None, gray=False)

@@ -1,0 +1,123 @@
+"""Images of both kinds are read alike, and differences that would mislead a comparison are named."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
+from trainers import images
+
+from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.two_sample.comparable_images import (
+    describe_doubts,
+    is_augmented,
+    read_once,
+    without_augmentation,
+)
+
+
+class Shown(Dataset[Tensor]):
+    """Images of the numbers 0 to 19, changed by its transforms, if it has any; counts readings."""
+
+    read = 0
+
+    def __init__(self, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        if change is not None:
+            self.transform, self.transforms = change, lambda image: 10 * change(image)
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.read += 1
+        image = torch.full((1, 2, 2), float(index))
+        return self.transform(image) + self.transforms(image) if hasattr(self, "transform") else image
+
+
+OTHERS = type("Others", (Shown,), {})(torch.neg)
+
+
+def noisy(image: Tensor) -> Tensor:
+    return image + (torch.rand(()) < 0.5)
+
+
+def shown(loader: Any) -> list[float]:
+    return sorted(torch.cat([*loader]).mean((1, 2, 3)).tolist())
+
+
+@pytest.mark.parametrize("val", [Shown(torch.neg), Subset(Shown(torch.neg), [0])], ids=["whole", "subset"])
+def test_training_images_are_read_with_the_transform_of_the_validation_images(val: Any) -> None:
+    data = Shown(noisy)
+    sampler = SubsetRandomSampler([9, 4])
+    for loader, expected in (
+        (DataLoader(data, 7, shuffle=True), range(20)),
+        (DataLoader(data, 7, sampler=sampler), [4, 9]),
+        (DataLoader(Subset(Subset(data, range(1, 9)), [0, 5]), 7), [1, 6]),
+    ):
+        again = without_augmentation(loader, DataLoader(val, 5))
+        assert shown(again) == sorted(-11.0 * number for number in expected)
+        assert again.batch_size == 7
+    assert data.transform is noisy
+
+
+@pytest.mark.parametrize("train", [Shown(), OTHERS, Subset(OTHERS, [0])])
+def test_images_without_a_transform_or_of_another_class_are_read_as_they_are(train: Any) -> None:
+    loader = DataLoader(train, 7)
+    for val_loader in (DataLoader(Shown(torch.neg), 5), DataLoader(Shown(), 5), None):
+        assert without_augmentation(loader, val_loader) is loader
+
+
+@pytest.mark.parametrize(("spare", "readings"), [(0, 0), (-1, 20)])
+def test_images_are_held_in_memory_if_both_kinds_fit_together(spare: int, readings: int) -> None:
+    data = Shown(), Shown()
+    sources = dict(zip("ab", (ImageSource(DataLoader(part, 6), "images") for part in data), strict=True))
+    opened, seen = read_once(sources, 2 * 20 * 4 * 4 + spare)
+    before = [part.read for part in data]
+    for source in opened.values():
+        assert torch.equal(torch.cat([*source.readable()])[:, 0, 0, 0], torch.arange(20.0))
+        assert source.batch_size == 6
+    assert [part.read for part in data] == [count + readings for count in before]
+    assert seen["a"][1] == seen["b"][1]
+    assert len({*seen["a"][1]}) == 20
+    tensor = ImageSource(images(30), "images")
+    opened, seen = read_once({"a": tensor}, 2**20)
+    assert opened["a"] is tensor  # in memory already
+    expected = images(30).flatten(1)
+    torch.testing.assert_close(seen["a"][0], torch.stack([expected.mean(1), expected.std(1)]))
+
+
+def test_only_images_that_change_with_the_order_of_reading_are_augmented() -> None:
+    for change in (None, torch.neg, noisy):
+        assert is_augmented(ImageSource(Shown(change), "images", 8)) == (change is noisy)
+
+
+VAL = images(100, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "batch", "messages"),
+    [
+        ((images(60) - 0.5) * 2 + 0.5, VAL, VAL[:8], ["`train_inputs` .* not scaled"]),
+        (images(60), (VAL - 0.5) / 2 + 0.5, VAL, ["`val_inputs` .* not scaled"]),
+        (images(60) + 0.5, VAL - 0.5, VAL, ["`train_inputs` .* mean 1 ", "`val_inputs` .* not scaled"]),
+        (images(60) + 0.5, VAL, VAL[:7], []),  # too few to say
+        (images(60) + 0.5, VAL, (VAL * 255).byte(), []),
+        (images(60) + 0.5, VAL, None, []),
+        (images(60) * 1.3, VAL / 1.3, VAL, []),
+        (VAL[:1], VAL, VAL, []),  # one in a hundred
+        (VAL[:2], VAL, VAL, ["2 of 100 validation images .* are training images"]),
+    ],
+)
+def test_images_are_doubted_if_they_are_scaled_otherwise_or_equal(
+    train: Tensor, val: Tensor, batch: Any, messages: list[str]
+) -> None:
+    sources = {"train_inputs": ImageSource(train, "train_inputs"), "val_inputs": ImageSource(val, "val_inputs")}
+    _, seen = read_once(sources, 0)
+    found = describe_doubts(sources, seen, batch)
+    assert len(found) == len(messages)
+    for text, message in zip(found.values(), messages, strict=True):
+        assert re.search(message, text)
+    assert "equal" in found or describe_doubts([], seen, batch) == {}
