@@ -1,5 +1,6 @@
 """`find_outliers` finds planted images, keeps its rate of false discoveries, and leaves the model unchanged."""
 
+import csv
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import OutlierReport, find_outliers
+from lightning_anomaly.outliers.duplicates import DuplicateGroup
 
 
 def images(count: int, seed: int = 0, damaged: tuple[int, ...] = ()) -> Tensor:
@@ -126,6 +128,44 @@ def test_images_above_calibration_are_reported_with_the_reference_that_would_be_
     none = replace(report, p_values=p_values.clamp_min(0.1))
     assert "None of 797 images scores higher than every calibration image" in str(none)
     assert "as `reference`" in str(replace(enough, n_calibration=0))
+
+
+def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_behind_the_ranked_rows(tmp_path):
+    scores = torch.tensor([9.0, 1, 2, 8, 7, 6, math.inf, 3])
+    report = replace(
+        report_of(scores.where(scores < 9, math.nan), 100, 0.1, scores),
+        names=[*"abcdefgh"],
+        duplicates=[
+            DuplicateGroup([1, 2], True, []),
+            DuplicateGroup([4], True, [0]),
+            DuplicateGroup([3, 5], False, ["x"]),
+        ],
+        duplicates_left_out="There are too many.",
+        unreadable={6: "OSError: cut"},
+        skipped={"notes.txt": "no picture"},
+    )
+    rows = report.rows()
+    assert [row["position"] for row in rows] == [0, 3, 4, 5, 7, 2, 1, 6]
+    assert {row["name"]: row["duplicates"] for row in rows if row["duplicates"]} == {
+        "b": "identical: c",
+        "c": "identical: b",
+        "d": "near: f, x of the reference",
+        "e": "identical: image 0 of the reference",
+        "f": "near: d, x of the reference",
+    }
+    assert str(report).splitlines()[-5:] == [
+        "2 images are identical: b = c.",
+        "2 images are nearly the same: d = f = x of the reference.",
+        "3 images are in the reference too: e = image 0 of the reference, d = f = x of the reference.",
+        "There are too many.",
+        "1 file was skipped: notes.txt (no picture).",
+    ]
+    assert "identical: image 1 = image 2." in str(replace(report, names=None))
+    report.save_csv(tmp_path / "new" / "rows.csv", 2)
+    with (tmp_path / "new" / "rows.csv").open(newline="") as file:
+        saved = [(row["name"], row["reasons"]) for row in csv.DictReader(file)]
+    assert saved[:6] == [(name, "") for name in "adbcef"]
+    assert saved[6:] == [("g", "file: cannot be read: OSError: cut"), ("notes.txt", "file: skipped: no picture")]
 
 
 def test_nothing_is_changed(net):
