@@ -167,10 +167,19 @@ class TestMaps:
         assert others.float().mean() == pytest.approx(127, abs=12)
         assert kept.maps[0, kept.samples[0] == 3].float().mean() > 250
         maps = torch.zeros(100, 1, 2, 2)
-        maps[7, 0, 0, 0] = 5
+        maps[7, 0, 0] = torch.tensor([5, 1])
         kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
-        assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 0], [0, 0]]]
-        assert kept.maps.sum() == 255
+        assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 51], [0, 0]]]
+        assert kept.maps.sum() == 255 + 51
+
+    def test_maps_of_volumes_are_their_middle_slices_and_those_of_signals_rows(self):
+        maps = torch.rand(30, 2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+        whole, middle, signals, numbers = (
+            self.take(part, torch.zeros(2, 30, dtype=torch.bool)).maps["conv"].maps
+            for part in (maps, maps[:, :, 2], maps[..., 0, 0], maps[..., 0, 0, 0])
+        )
+        assert torch.equal(whole, middle)
+        assert (signals.shape, numbers.shape) == ((2, 30, 1, 5), (2, 30, 1, 1))
 
     def test_maps_respect_their_memory_limit(self, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", (3 * (8 + 4) * 10, 10**6))
@@ -222,6 +231,14 @@ def test_every_prefix_of_the_even_order_is_evenly_spread():
         assert order[:count].sort().values.diff().max() <= 3 * 1000 / count
 
 
+@pytest.mark.parametrize(
+    ("shape", "kept"), [((), False), ((5,), True), ((1, 4, 6, 6), True), ((0,), False), ((1, 1, 2, 3, 4), False)]
+)
+def test_signals_and_volumes_have_images_and_other_samples_have_none(shape, kept):
+    layers, maps = made_up(1, 30).layers, {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30)}
+    assert (take_pictures(layers, maps, torch.rand(30, *shape)).images is not None) == kept
+
+
 class TestReport:
     def test_pictures_are_stored_on_request_only_and_not_in_a_dict(self, report, trained):
         assert analyze(trained.model[0], trained.probe, settings=AnalysisSettings(n_init=1)).pictures is None
@@ -262,6 +279,21 @@ class TestReport:
     def test_labels_are_numbered_in_the_order_of_their_values(self, labels, names):
         index, _ = contents(made_up(1, 3).page_text("", labels=labels))
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
+
+    def test_a_page_has_the_counts_and_losses_of_a_history(self):
+        entries = [{"metrics": {"count": 2.0, "isolated": 1.0}, "losses": {"val_loss": 0.123456}}, {"metrics": {}}]
+        history = [{"epoch": epoch, **entry} for epoch, entry in enumerate(entries)]
+        assert contents(made_up(1, 3).page_text("", history=history))[0]["history"] == {
+            "epochs": [0, 1],
+            "counts": {"anomaly filters": [2, 0], "isolated filters": [1, 0]},
+            "losses": {"val_loss": [0.1235, None]},
+        }
+
+    def test_a_page_without_layers_has_its_notes_alone(self):
+        report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
+        index, _ = contents(report.page_text("", torch.zeros(2, 1, 4, 4), labels=["a", "b"], names=["c", "d"]))
+        assert index["notes"] == ["There is no convolution."]
+        assert [index[name] for name in ("images", "labels", "names", "history")] == [None] * 4
 
     def test_a_browsed_page_is_removed_when_python_exits(self, monkeypatch):
         at_exit = []

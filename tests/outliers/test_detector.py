@@ -3,8 +3,6 @@
 import copy
 import math
 import pickle
-import threading
-from dataclasses import replace
 
 import pytest
 import torch
@@ -171,21 +169,6 @@ def test_infinite_logits_have_an_infinite_score():
     assert detector.score(DIGITS[200:205]).isinf().all()
 
 
-def test_threads_get_the_same_scores_and_leave_the_model_unchanged(fitted):
-    fitted.model.train()
-    expected, scores = fitted.score(DIGITS[800:]), {}
-    threads = [
-        threading.Thread(target=lambda part=part: scores.update({part: fitted.score(DIGITS[800 + 50 * part :][:50])}))
-        for part in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    torch.testing.assert_close(torch.cat([scores[part] for part in range(8)]), expected[:400], rtol=1e-6, atol=1e-6)
-    assert all(module.training and not module._forward_hooks for module in fitted.model.modules())
-
-
 def test_max_reference_limits_the_reference():
     report = OutlierDetector(classifier()).fit(DIGITS[:600], max_reference=150).search(DIGITS[600:610])
     assert (report.n_reference, report.n_calibration) == (150, 75)
@@ -240,17 +223,6 @@ def test_equal_images_in_any_batch_give_valid_p_values():
     assert_same_scores(alone.scores, whole.scores)
     for level in (0.01, 0.05):
         assert (alone.p_values <= level).double().mean().item() <= level + 3.5 * math.sqrt(level / 300)
-
-
-def test_broken_files_do_not_change_which_images_are_significant(fitted):
-    """An infinite score has no p-value: 100 of them once raised the threshold for the readable images."""
-    report = fitted.search(DIGITS[800:1400])
-    significant = []
-    for broken in (0, 30, 100):
-        scores = torch.cat([report.scores, torch.full((broken,), torch.inf)])
-        p_values = fitted.p_values(scores)
-        significant.append(replace(report, scores=scores, p_values=p_values).significant)
-    assert significant[0] == significant[1] == significant[2]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -216,9 +216,6 @@ def test_the_same_image_has_the_same_score(net):
     same = (inputs[:, None] == inputs[None]).flatten(2).all(2)
     assert ((scores[:, None] - scores[None]).abs()[same] < 1e-4).all()
     assert torch.equal(find_outliers(net, inputs, seed=5).scores, scores)
-    for size in (1, 7, 280):
-        # The features of an untrained network are nearly parallel, so that their rounding shows.
-        torch.testing.assert_close(find_outliers(net, inputs, batch_size=size).scores, scores, rtol=5e-4, atol=5e-4)
 
 
 def test_two_seeds_share_most_of_the_first_images(net):
