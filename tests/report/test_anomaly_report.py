@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from xml.etree import ElementTree
 
 import numpy as np
@@ -256,3 +257,28 @@ class TestPlot:
     def test_unknown_layers_and_filters_are_refused(self, arguments, named, found):
         with pytest.raises(ValueError, match=f"`{named} = {found}`"):
             REPORT.plot(*arguments)
+
+
+def test_wrong_images_and_labels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`labels`.* 6 .* 2\."):
+        REPORT.save_html(tmp_path / "a.html", labels=["a", "b"])
+    for images, found in ((torch.zeros(5, 1, 4, 4), r"\(5, 1, 4, 4\)"), (np.zeros((6, 1, 4, 4)), "ndarray")):
+        with pytest.raises(ValueError, match=rf"`images` .*\(6, .*{found}"):
+            REPORT.save_html(tmp_path / "a.html", images=images)
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_browsed_page_is_removed_when_python_exits(monkeypatch):
+    at_exit = []
+    monkeypatch.setattr("atexit.register", lambda *args, **options: at_exit.append(partial(*args, **options)))
+    folder = REPORT.browse().path.parent
+    for function in at_exit:
+        function()
+    assert not folder.exists()
+
+
+def test_the_same_report_gives_the_same_file(tmp_path):
+    images = torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    for name in ("a", "b/c/d"):  # missing folders are made
+        REPORT.save_html(tmp_path / name, images=images)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b/c/d").read_bytes()
