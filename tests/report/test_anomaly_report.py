@@ -9,10 +9,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from reports import layer
+from reports import contents, layer
 
+from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.outliers.scorer import SampleView
+from lightning_anomaly.plots import outlier_images
 from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.figures import FIGURES
 
 LOOK = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
 VIEWS = {"look": SampleView(LOOK, ("dark", "", "flat", "noisy", "", "odd"))}
@@ -257,6 +260,19 @@ class TestPlot:
     def test_unknown_layers_and_filters_are_refused(self, arguments, named, found):
         with pytest.raises(ValueError, match=f"`{named} = {found}`"):
             REPORT.plot(*arguments)
+
+
+def test_a_page_has_the_given_images_or_else_those_that_were_kept():
+    report = replace(REPORT, pictures=Pictures(torch.zeros(6, 8, 8, 1, dtype=torch.uint8), {}))
+    for images, height in ((None, 8), (torch.rand(6, 1, 4, 5), 4)):
+        assert contents(report.page_text("", images))[0]["images"]["height"] == height
+    assert contents(EMPTY.page_text("", torch.rand(6, 1, 4, 5)))[0]["images"] is None
+
+
+def test_figures_of_outliers_need_images():
+    images = outlier_images(torch.rand(6, 1, 8, 8), REPORT.outlier_scores, REPORT.outlier_samples)
+    drawn = {name: [draw(REPORT, given) is not None for given in (images, None)] for name, draw in FIGURES.items()}
+    assert drawn == {"verdicts": [True, True], "filters": [True, True], "outliers": [True, False]}
 
 
 def test_wrong_images_and_labels_are_refused(tmp_path):
