@@ -202,6 +202,8 @@ def test_pixel_statistics_are_those_of_numpy_and_scipy(shape):
     x[:, :, 0], x[:, :, 1], x[10:, :, -1] = 0, 100, 50  # plain borders
     expected = [statistics_by_hand(image) for image in x.numpy()]
     torch.testing.assert_close(pixel_statistics(x), torch.tensor(expected), rtol=1e-6, atol=1e-6)
+    for constant in (0.0, 9.0):
+        assert pixel_statistics(torch.full((1, *shape), constant)).isfinite().all()
 
 
 def test_images_with_too_few_pixels_have_no_statistics():
