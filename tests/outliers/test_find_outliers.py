@@ -8,6 +8,7 @@ import pytest
 import torch
 from functional import Net
 from matplotlib.figure import Figure
+from reports import contents
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -133,7 +134,9 @@ def test_images_above_calibration_are_reported_with_the_reference_that_would_be_
 def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_behind_the_ranked_rows(tmp_path):
     scores = torch.tensor([9.0, 1, 2, 8, 7, 6, math.inf, 3])
     report = replace(
-        report_of(scores.where(scores < 9, math.nan), 100, 0.1, scores),
+        report_of(torch.where(scores > 7, 1 / 51, 0.5).where(scores < 99, math.nan), 100, 0.1, scores),
+        images=torch.zeros(3, 4, 4, 1, dtype=torch.uint8),
+        duplicate_images=torch.zeros(5, 4, 4, 1, dtype=torch.uint8),
         names=[*"abcdefgh"],
         duplicates=[
             DuplicateGroup([1, 2], True, []),
@@ -166,6 +169,14 @@ def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_behi
         saved = [(row["name"], row["reasons"]) for row in csv.DictReader(file)]
     assert saved[:6] == [(name, "") for name in "adbcef"]
     assert saved[6:] == [("g", "file: cannot be read: OSError: cut"), ("notes.txt", "file: skipped: no picture")]
+    report.save_html(tmp_path / "page.html")
+    index, _ = contents((tmp_path / "page.html").read_text())
+    shown = {row["name"]: (row["picture"], row["above"]) for row in index["rows"]}
+    places = {"a": 0, "d": 1, "e": 2, "f": 7, "h": None, "c": 4, "b": 3, "g": None}
+    assert shown == {name: (place, name in "ad") for name, place in places.items()}
+    assert index["images"] == {"height": 4, "width": 4, "columns": 3}
+    assert index["groups"][1] == {"positions": [4], "identical": True, "reference": ["image 0"]}
+    assert (index["shown"], index["ranked"], index["skipped"]) == (7, False, [["notes.txt", "no picture"]])
 
 
 def test_nothing_is_changed(net):
