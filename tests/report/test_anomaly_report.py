@@ -169,9 +169,10 @@ class TestTable:
         *filters, isolating, count = rest.splitlines()
         points = REPORT.layers["conv1"].points
         farthest = {0: points[0, 4].norm().item(), 1: points[1, :2].norm(dim=1).max().item()}
-        expected = [f"  conv1 filter {index}: sample" for index in sorted(farthest, key=lambda index: -farthest[index])]
+        samples = {0: "sample 4, ", 1: "samples 0, 1, "}
+        order = sorted(farthest, key=lambda index: -farthest[index])
+        expected = [f"  conv1 filter {index}: {samples[index]}" for index in order]
         assert [line[: len(start)] for line, start in zip(filters, expected, strict=True)] == expected
-        assert any("samples 0, 1, " in line for line in filters)
         assert isolating == "2 filters isolate a sample; chance gives up to 1"
         assert count.startswith("3 anomaly filters, 60.0% of those with varying maps: 0.0% where at least 70%")
         assert count.endswith("75.0% elsewhere")
