@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -159,6 +160,18 @@ def test_score_takes_no_images_one_image_and_no_bytes(fitted):
     alone = torch.cat([detector.score(image[None]) for image in images])
     torch.testing.assert_close(alone, detector.score(images), rtol=1e-5, atol=1e-5)
     assert torch.equal(images, DIGITS[200:203])
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "seen"),
+    [(10, [*"abcdefghij"], "^[a-j]$"), (1, ["no", "yes"], "^no$|^yes$"), (10, ["a"], "^class ")],
+)
+def test_reasons_name_the_classes_that_the_network_sees(classes, names, seen):
+    report = OutlierDetector(classifier(classes), names).fit(DIGITS[:200]).search(9 * torch.rand(20, 1, 8, 8))
+    reasons = [report.outlier_reasons(position).get("content", "") for position in range(20)]
+    found = [reason.partition(" (the network sees ")[2].removesuffix(")") for reason in reasons if reason]
+    assert found
+    assert all(re.search(seen, name) for name in found)
 
 
 def test_infinite_logits_have_an_infinite_score():
