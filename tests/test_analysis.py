@@ -194,14 +194,6 @@ def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine):
     properties.assert_finite(layer)
 
 
-@pytest.mark.filterwarnings("ignore:Layer '0'. 2 of 9 filters have NaN")
-def test_a_mark_on_too_many_samples_is_not_rare():
-    images = planted_probe()
-    images[:, 1:] = 0
-    images[::10, 1] = 1
-    assert 1 not in analyze(planted_network(), images).anomaly_filters.get("0", [])
-
-
 @pytest.mark.parametrize("sign", [1, -1], ids=["largest", "smallest"])
 def test_a_sample_with_one_extreme_value_is_isolated(sign):
     """The mean, the standard deviation and the other extreme of its map are ordinary."""
@@ -213,19 +205,6 @@ def test_a_sample_with_one_extreme_value_is_isolated(sign):
     images[7, :, 7, 7] = 6
     report = analyze(identity, sign * images, settings=AnalysisSettings(rectify=False, max_map_side=1))
     assert report.layers[""].isolated.nonzero().tolist() == [[0, 7]]
-
-
-def test_samples_with_nonfinite_maps_are_named_and_score_infinity():
-    """Unlike those of a filter whose maps of most samples are not finite."""
-    images = PROBE.clone()
-    images[3, 0, 2, 2], images[11] = torch.nan, -torch.inf
-    conv = nn.Conv2d(1, 3, 1)
-    with torch.no_grad():
-        conv.weight.abs_()
-        conv.bias[2] = torch.nan
-    with pytest.warns(UserWarning, match=r"3 of 3 filters.* of samples 3, 11 "):
-        report = analyze(conv, images)
-    assert report.outlier_scores.isinf().nonzero().flatten().tolist() == [3, 11]
 
 
 def test_filters_with_the_same_maps_keep_their_result_and_others_are_analyzed_anew():
@@ -307,21 +286,6 @@ def test_bad_arguments_are_named(name, value, found):
 
 
 # small and degenerate inputs
-
-
-@pytest.mark.parametrize("samples", [1, 2, 6])
-@pytest.mark.filterwarnings("ignore:The probe has . sample")
-def test_very_few_samples_give_a_report(samples):
-    for rule, rare_fraction in (("index", 0.01), ("best", 0.5)):
-        settings = AnalysisSettings(rule=rule, rare_fraction=rare_fraction)
-        report = analyze(nn.Conv2d(1, 3, 3), PROBE[:samples], settings=settings)
-        assert "few samples" in report.notes
-        layer = report.layers[""]
-        properties.assert_finite(layer)
-        assert report.outlier_samples == layer.outliers.sum(0).tolist()
-        if samples < 3:
-            assert layer.n_components.tolist() == [0, 0, 0]
-        assert (layer.verdicts == ("dead",) * 3) == (samples == 1)
 
 
 def test_a_report_has_map_sizes_sample_count_and_settings():

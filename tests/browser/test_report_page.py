@@ -59,6 +59,9 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
         assert marks[:, 0].tolist() == conv.labels[place, kept].tolist()
         assert (marks[:, 1] & 1).tolist() == conv.outliers[place, kept].tolist()
         assert (marks[:, 1] >> 1).tolist() == conv.isolated[place, kept].tolist()
+    conv.points[4] = 0  # of a dead filter, which has no points to draw
+    last = read_points(contents(report.page_text(""))[1]["points-0"], 5)[4]
+    assert len(last[0]) == 0
     notes = [" 100 samples" in note and "1,000" in note for note in index["notes"]]
     assert notes == [True] * (shown < 1000)
 
@@ -187,7 +190,9 @@ class TestMaps:
     def test_pixels_are_packed_as_the_nearest_of_sixteen_levels(self):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
         pictures = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
-        raw = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))[1]["maps-0"]
+        index, blocks = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))
+        raw = blocks["maps-0"]
+        assert index["notes"] == []  # no map is left out
         kept = pictures.maps["conv"]
         samples = np.frombuffer(raw, "<u4", 60).reshape(2, 30).cumsum(1)
         assert samples.tolist() == [list(range(30))] * 2

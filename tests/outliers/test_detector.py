@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from datasets import Broken
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -180,25 +179,6 @@ def test_infinite_logits_have_an_infinite_score():
     with torch.no_grad():
         model[8].bias[3] = math.inf
     assert detector.score(DIGITS[200:205]).isinf().all()
-
-
-def test_max_reference_limits_the_reference():
-    report = OutlierDetector(classifier()).fit(DIGITS[:600], max_reference=150).search(DIGITS[600:610])
-    assert (report.n_reference, report.n_calibration) == (150, 75)
-
-
-def test_unreadable_files_are_listed_last_and_do_not_change_other_results(fitted):
-    images = torch.cat([torch.rand(12, 1, 8, 8), DIGITS[1000:1200]])
-    whole = fitted.search(images)
-    with pytest.warns(UserWarning, match="^30 of the 242 images cannot be read, the first at position"):
-        report = fitted.search(Broken(torch.cat([DIGITS[:30], images]), *range(30)))
-    assert report.unusable == [*range(30)]
-    assert [index - 30 for index in report.significant] == whole.significant
-    assert report.min_detectable == whole.min_detectable
-    assert [index - 30 for index in report.top(1000)] == whole.top(1000)
-    assert [row["position"] for row in report.rows()][-30:] == report.unusable
-    assert report.p_values[:30].isnan().all()
-    torch.testing.assert_close(report.p_values[30:], whole.p_values)
 
 
 @pytest.mark.parametrize("count", [100, 200])

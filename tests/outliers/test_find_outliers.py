@@ -62,16 +62,8 @@ def test_without_a_reference_p_values_rank_the_images_and_none_is_significant(ne
     assert replace(report, false_discovery_rate=1.0).significant == []
     assert "as `reference`" in str(report)
     assert report.above_calibration == []
-    other = find_outliers(net, images(300), reference=images(300, seed=5))
-    assert other.n_calibration == 150
-    assert other.min_detectable == 20
-
-
-def test_p_values_are_uniform_for_a_small_reference(net):
-    """Half of the reference has few more images than there are directions, which fit those images too well."""
-    reports = [find_outliers(net, images(100, 100 + seed), images(100, seed)) for seed in range(8)]
-    p_values = torch.cat([report.p_values for report in reports])
-    assert p_values.mean().item() == pytest.approx(0.5, abs=0.1)
+    other = find_outliers(net, images(300), reference=images(300, seed=5), max_reference=200)
+    assert (other.n_reference, other.n_calibration, other.min_detectable) == (200, 100, 30)
 
 
 def test_a_part_of_many_inputs_is_the_reference_and_all_are_scored(net):
@@ -236,12 +228,8 @@ def test_two_seeds_share_most_of_the_first_images(net):
     assert len({*first} & {*second}) >= 20
 
 
-def test_scores_do_not_depend_on_order_and_batches(net):
+def test_images_are_converted_to_the_precision_of_the_model(net):
     inputs, reference = images(250, 1, (7,)), images(200)
-    loader = DataLoader(TensorDataset(torch.arange(250), inputs), 16, shuffle=True, drop_last=True)
-    found = find_outliers(net, loader, DataLoader(TensorDataset(reference), 32))
-    torch.testing.assert_close(found.scores, find_outliers(net, inputs, reference).scores, rtol=0.02, atol=0.05)
-    assert find_outliers(net, loader, seed=3).top(1) == find_outliers(net, inputs, seed=3).top(1) == [7]
     assert find_outliers(net.bfloat16(), inputs, reference).scores.argsort()[-5:].eq(7).any()
 
 

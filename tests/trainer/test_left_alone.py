@@ -52,32 +52,6 @@ def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Path, copied: 
     assert copied(compared).state_key == compared.state_key == "TwoSampleCallback[two_sample]"
 
 
-class Binary(SmallNet):
-    """Returns one logit, or a mapping with two logits, as models of transformers do."""
-
-    def __init__(self, mapping: bool) -> None:
-        super().__init__()
-        self.mapping = mapping
-
-    def forward(self, x: Tensor) -> Any:
-        logits = super().forward(x)[:, :2]
-        return {"logits": logits} if self.mapping else logits[:, 0] - logits[:, 1]
-
-    def loss(self, batch: Any) -> Tensor:
-        logits = self(batch[0])["logits"] if self.mapping else self(batch[0])
-        return logits.square().mean()  # so that no logit becomes large, and many errors are expected
-
-
-@pytest.mark.parametrize("mapping", [False, True])
-def test_early_stopping_compares_single_logits_and_mappings(tmp_path: Path, mapping: bool) -> None:
-    compared = TwoSampleCallback(images(300) + 0.1, images(300, seed=1))
-    stopping = TwoSampleEarlyStopping()
-    trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=1)
-    trainer.fit(Binary(mapping), loader(), loader(seed=1))
-    assert compared.history[0]["compares_output"]
-    assert trainer.callback_metrics["two_sample/confidence_error_ratio"] != 1
-
-
 def test_early_stopping_warns_that_it_cannot_compare_a_tuple(tmp_path: Path) -> None:
     class Sentences(SmallNet):
         def forward(self, x: Tensor) -> Any:
