@@ -1,7 +1,5 @@
 """`analyze` finds planted outliers, leaves the model unchanged, and has the properties of `helpers/properties.py`."""
 
-import contextlib
-from collections import UserList
 from dataclasses import replace
 
 import properties
@@ -9,7 +7,6 @@ import pytest
 import torch
 import zoo
 from torch import Tensor, nn
-from trainers import hook_count
 
 from lightning_anomaly import AnalysisSettings, analysis, analyze
 from lightning_anomaly.analysis import analyze_maps
@@ -222,67 +219,6 @@ def test_filters_with_the_same_maps_keep_their_result_and_others_are_analyzed_an
     for name, layer in again.layers.items():
         properties.assert_same(layer, fresh.layers[name])
     assert fresh.layers["a"].verdicts[3] == "dead"
-
-
-# the model is left unchanged
-
-
-class Busy(nn.Module):
-    """Has a frozen norm, dropout, buffers that change in evaluation and random numbers, and fails on demand."""
-
-    def __init__(self, fails_at: int = -1) -> None:
-        super().__init__()
-        self.conv, self.norm, self.frozen = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-        self.drop = nn.Dropout()
-        self.register_buffer("average", torch.zeros(()))
-        self.register_buffer("count", torch.zeros(()))
-        self.calls, self.fails_at = UserList(), fails_at
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls.append(len(x))
-        self.count += 1
-        self.average = 0.9 * self.average + x.mean()
-        hidden = self.conv(x.sub_(0.5) + 0 * torch.rand(1))
-        if len(self.calls) == self.fails_at:
-            raise RuntimeError("out of order")
-        return self.drop(self.frozen(self.norm(hidden)))
-
-
-def state_of(model: nn.Module) -> tuple:
-    flags = [module.training for module in model.modules()]
-    values = {name: value.tolist() for name, value in model.state_dict().items()}
-    gradients = [parameter.grad.tolist() for parameter in model.parameters() if parameter.grad is not None]
-    return hook_count(model), flags, values, gradients, torch.get_rng_state().tolist()
-
-
-@pytest.mark.parametrize("fails_at", [-1, 3, 4])
-def test_the_model_and_the_random_state_are_unchanged_even_after_an_exception(fails_at):
-    model, inputs = Busy(fails_at), torch.randn(150, 1, 8, 8)
-    model(inputs[:4].clone()).sum().backward()
-    model.train()
-    model.frozen.eval()
-    before = state_of(model)
-    with contextlib.nullcontext() if fails_at < 0 else pytest.raises(RuntimeError, match="out of order"):
-        analyze(model, inputs)
-    assert sum(model.calls) == (4 + 150 if fails_at < 0 else sum(model.calls[:fails_at]))
-    assert state_of(model) == before
-
-
-# errors
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "found"),
-    [
-        ("model", nn.Flatten, "Flatten"),
-        ("settings", {"seed": 1}, "{'seed': 1}"),
-        ("layers", ["other"], r"\['other'\]"),
-    ],
-    ids=["class", "dict", "unknown layer"],
-)
-def test_bad_arguments_are_named(name, value, found):
-    with pytest.raises(ValueError, match=rf"`{name}`.*{found}"):
-        analyze(**{"model": nn.Conv2d(1, 1, 1), "inputs": PROBE, name: value})
 
 
 # small and degenerate inputs
