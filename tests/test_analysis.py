@@ -234,6 +234,13 @@ def test_a_report_has_map_sizes_sample_count_and_settings():
     assert "20x10 pooled to 7x5" in str(report)
 
 
+def test_pictures_are_kept_on_request_alone():
+    kept = analyze(conv := nn.Conv2d(1, 2, 3), PROBE, keep_images=True).pictures
+    assert kept.images.shape == (120, 8, 8, 1)
+    assert kept.maps[""].maps.shape == (2, 120, 6, 6)
+    assert analyze(conv, PROBE).pictures is None
+
+
 def test_maps_of_one_pixel_and_dead_filters_are_analyzed():
     inputs = torch.randn(120, 3, 1, 1)
     inputs[40] = 50

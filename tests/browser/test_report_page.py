@@ -1,6 +1,5 @@
 """The contents of a page, without a browser."""
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,7 +9,7 @@ import torch
 from reports import contents, layer
 from torch import Tensor
 
-from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly import AnomalyReport
 from lightning_anomaly.browser.epochs import EpochPoints, Frame, packed_frames
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
@@ -234,13 +233,6 @@ def test_signals_and_volumes_have_images_and_other_samples_have_none(shape, kept
 
 
 class TestReport:
-    def test_pictures_are_stored_on_request_only_and_not_in_a_dict(self, report, trained):
-        assert analyze(trained.model[0], trained.probe, settings=AnalysisSettings(n_init=1)).pictures is None
-        assert report.pictures.images.shape == (400, 8, 8, 1)
-        again = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))
-        assert again.pictures is None
-        assert again.to_dict() == report.to_dict()
-
     def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
         assert contents(report.page_text(""))[0]["scores"] == [0] * 5

@@ -168,13 +168,13 @@ def test_a_logger_is_recognized_by_the_methods_of_its_type() -> None:
         log_figure(logger, "a/b c", figure, 5)
     for logger in (Comet(), MLflow()):
         assert log_page(logger, "a/b c", "page", 5) is None
-    comet, mlflow, (size, wandb), comet_page, mlflow_page = calls
-    assert comet == ({"figure_name": "a/b c", "figure": figure, "step": 5},)
-    assert mlflow == ("7", figure, "a/b_c/step=000005.png", {})
-    assert min(size) > 50
-    assert wandb == {"key": "a/b c", "step": 5}
-    assert comet_page == ("page", {"name": "a/b_c.html", "overwrite": True, "step": 5})
-    assert mlflow_page == ("7", "page", "a/b_c.html", {})
+    assert calls == [
+        ({"figure_name": "a/b c", "figure": figure, "step": 5},),
+        ("7", figure, "a/b_c/step=000005.png", {}),
+        ((200, 100), {"key": "a/b c", "step": 5}),
+        ("page", {"name": "a/b_c.html", "overwrite": True, "step": 5}),
+        ("7", "page", "a/b_c.html", {}),
+    ]
 
 
 @pytest.mark.parametrize(
