@@ -186,9 +186,9 @@ def statistics_by_hand(image: np.ndarray) -> list[float]:
 
 @pytest.mark.parametrize("shape", [(1, 8, 16), (3, 12, 8), (2, 20), (1, 4, 8, 4)])
 def test_pixel_statistics_are_those_of_numpy_and_scipy(shape):
-    """In whole numbers from 0 to 100, pixels and differences of neighbours lie exactly at the limits of shares."""
-    x = torch.randint(0, 101, (20, *shape), generator=torch.Generator().manual_seed(0)).double()
-    x[:, :, 0], x[:, :, 1], x[10:, :, -1] = 0, 100, 50  # plain borders
+    """In whole numbers from 20 to 120, pixels and differences of neighbours lie exactly at the limits of shares."""
+    x = torch.randint(20, 121, (20, *shape), generator=torch.Generator().manual_seed(0)).double()
+    x[:, :, 0], x[:, :, 1], x[10:, :, -1] = 20, 120, 70  # plain borders
     expected = [statistics_by_hand(image) for image in x.numpy()]
     torch.testing.assert_close(pixel_statistics(x), torch.tensor(expected), rtol=1e-6, atol=1e-6)
     assert len(pixel_names(shape[0], len(shape) - 1)) == len(expected[0])
