@@ -1,7 +1,5 @@
 """`analyze` finds planted outliers, leaves the model unchanged, and has the properties of `helpers/properties.py`."""
 
-import contextlib
-from collections import UserList
 from dataclasses import replace
 
 import properties
@@ -9,7 +7,6 @@ import pytest
 import torch
 import zoo
 from torch import Tensor, nn
-from trainers import hook_count
 
 from lightning_anomaly import AnalysisSettings, analysis, analyze
 from lightning_anomaly.analysis import analyze_maps
@@ -194,14 +191,6 @@ def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine):
     properties.assert_finite(layer)
 
 
-@pytest.mark.filterwarnings("ignore:Layer '0'. 2 of 9 filters have NaN")
-def test_a_mark_on_too_many_samples_is_not_rare():
-    images = planted_probe()
-    images[:, 1:] = 0
-    images[::10, 1] = 1
-    assert 1 not in analyze(planted_network(), images).anomaly_filters.get("0", [])
-
-
 @pytest.mark.parametrize("sign", [1, -1], ids=["largest", "smallest"])
 def test_a_sample_with_one_extreme_value_is_isolated(sign):
     """The mean, the standard deviation and the other extreme of its map are ordinary."""
@@ -213,19 +202,6 @@ def test_a_sample_with_one_extreme_value_is_isolated(sign):
     images[7, :, 7, 7] = 6
     report = analyze(identity, sign * images, settings=AnalysisSettings(rectify=False, max_map_side=1))
     assert report.layers[""].isolated.nonzero().tolist() == [[0, 7]]
-
-
-def test_samples_with_nonfinite_maps_are_named_and_score_infinity():
-    """Unlike those of a filter whose maps of most samples are not finite."""
-    images = PROBE.clone()
-    images[3, 0, 2, 2], images[11] = torch.nan, -torch.inf
-    conv = nn.Conv2d(1, 3, 1)
-    with torch.no_grad():
-        conv.weight.abs_()
-        conv.bias[2] = torch.nan
-    with pytest.warns(UserWarning, match=r"3 of 3 filters.* of samples 3, 11 "):
-        report = analyze(conv, images)
-    assert report.outlier_scores.isinf().nonzero().flatten().tolist() == [3, 11]
 
 
 def test_filters_with_the_same_maps_keep_their_result_and_others_are_analyzed_anew():
@@ -245,83 +221,7 @@ def test_filters_with_the_same_maps_keep_their_result_and_others_are_analyzed_an
     assert fresh.layers["a"].verdicts[3] == "dead"
 
 
-# the model is left unchanged
-
-
-class Busy(nn.Module):
-    """Has a frozen norm, dropout, buffers that change in evaluation and random numbers, and fails on demand."""
-
-    def __init__(self, fails_at: int = -1) -> None:
-        super().__init__()
-        self.conv, self.norm, self.frozen = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-        self.drop = nn.Dropout()
-        self.register_buffer("average", torch.zeros(()))
-        self.register_buffer("count", torch.zeros(()))
-        self.calls, self.fails_at = UserList(), fails_at
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls.append(len(x))
-        self.count += 1
-        self.average = 0.9 * self.average + x.mean()
-        hidden = self.conv(x.sub_(0.5) + 0 * torch.rand(1))
-        if len(self.calls) == self.fails_at:
-            raise RuntimeError("out of order")
-        return self.drop(self.frozen(self.norm(hidden)))
-
-
-def state_of(model: nn.Module) -> tuple:
-    flags = [module.training for module in model.modules()]
-    values = {name: value.tolist() for name, value in model.state_dict().items()}
-    gradients = [parameter.grad.tolist() for parameter in model.parameters() if parameter.grad is not None]
-    return hook_count(model), flags, values, gradients, torch.get_rng_state().tolist()
-
-
-@pytest.mark.parametrize("fails_at", [-1, 3, 4])
-def test_the_model_and_the_random_state_are_unchanged_even_after_an_exception(fails_at):
-    model, inputs = Busy(fails_at), torch.randn(150, 1, 8, 8)
-    model(inputs[:4].clone()).sum().backward()
-    model.train()
-    model.frozen.eval()
-    before = state_of(model)
-    with contextlib.nullcontext() if fails_at < 0 else pytest.raises(RuntimeError, match="out of order"):
-        analyze(model, inputs)
-    assert sum(model.calls) == (4 + 150 if fails_at < 0 else sum(model.calls[:fails_at]))
-    assert state_of(model) == before
-
-
-# errors
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "found"),
-    [
-        ("model", nn.Flatten, "Flatten"),
-        ("settings", {"seed": 1}, "{'seed': 1}"),
-        ("layers", ["other"], r"\['other'\]"),
-    ],
-    ids=["class", "dict", "unknown layer"],
-)
-def test_bad_arguments_are_named(name, value, found):
-    with pytest.raises(ValueError, match=rf"`{name}`.*{found}"):
-        analyze(**{"model": nn.Conv2d(1, 1, 1), "inputs": PROBE, name: value})
-
-
 # small and degenerate inputs
-
-
-@pytest.mark.parametrize("samples", [1, 2, 6])
-@pytest.mark.filterwarnings("ignore:The probe has . sample")
-def test_very_few_samples_give_a_report(samples):
-    for rule, rare_fraction in (("index", 0.01), ("best", 0.5)):
-        settings = AnalysisSettings(rule=rule, rare_fraction=rare_fraction)
-        report = analyze(nn.Conv2d(1, 3, 3), PROBE[:samples], settings=settings)
-        assert "few samples" in report.notes
-        layer = report.layers[""]
-        properties.assert_finite(layer)
-        assert report.outlier_samples == layer.outliers.sum(0).tolist()
-        if samples < 3:
-            assert layer.n_components.tolist() == [0, 0, 0]
-        assert (layer.verdicts == ("dead",) * 3) == (samples == 1)
 
 
 def test_a_report_has_map_sizes_sample_count_and_settings():
@@ -332,6 +232,13 @@ def test_a_report_has_map_sizes_sample_count_and_settings():
     assert AnalysisSettings(**report.settings) == AnalysisSettings(max_components=3)
     assert report.notes == {}
     assert "20x10 pooled to 7x5" in str(report)
+
+
+def test_pictures_are_kept_on_request_alone():
+    kept = analyze(conv := nn.Conv2d(1, 2, 3), PROBE, keep_images=True).pictures
+    assert kept.images.shape == (120, 8, 8, 1)
+    assert kept.maps[""].maps.shape == (2, 120, 6, 6)
+    assert analyze(conv, PROBE).pictures is None
 
 
 def test_maps_of_one_pixel_and_dead_filters_are_analyzed():

@@ -49,3 +49,14 @@ def test_an_error_names_the_argument_and_its_value(check, name, values):
     for value in values:
         with pytest.raises(ValueError, match=rf"`{name}` .*{re.escape(repr(value))}"):
             check(value)
+
+
+def test_an_error_names_the_allowed_values():
+    for check, allowed in (
+        (lambda: check_integer("n", 0, 1), "of at least 1"),
+        (lambda: check_integer("n", 0, 2, 255), "from 2 to 255"),
+        (lambda: check_fraction("part", 2, zero=True), r"\[0, 1\]"),
+        (lambda: check_fraction("part", 2, zero=False, largest=0.5), r"\(0, 0.5\]"),
+    ):
+        with pytest.raises(ValueError, match=allowed):
+            check()

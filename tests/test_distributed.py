@@ -50,6 +50,7 @@ def test_processes_find_what_a_single_process_finds(outcomes: Path, scenario: st
     for rank, outcome in enumerate(outcomes_of(outcomes, scenario, world)):
         assert outcome["different"] == [], outcome
         assert outcome["layers"]
+        assert outcome["scores"]
         for found, expected in (outcome["notes"], outcome["n_samples"], outcome["carried"]):
             assert found == expected
         assert set(outcome["notes"][0]) == {"from", "late nonfinite"}

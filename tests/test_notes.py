@@ -70,6 +70,7 @@ def test_a_note_names_samples_with_nan_unless_the_weights_have_nan():
     with pytest.warns(UserWarning, match="NaN") as caught:
         report = analyze(model, inputs)
     assert list(report.notes) == ["0 nonfinite", "2 nonfinite"]
+    assert report.outlier_scores.isinf().nonzero()[:, 0].tolist() == [17, 40]
     for name, count in (("0", "3 of 3"), ("2", "2 of 2")):
         assert count in report.notes[f"{name} nonfinite"]
         assert "samples 17, 40" in report.notes[f"{name} nonfinite"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.settings import checked_settings
 
 SMALLEST = {"max_components": 2, "n_init": 1, "max_map_side": 1, "seed": 0, "max_memory_mb": 1}
 
@@ -27,6 +28,11 @@ def test_invalid_values_are_named(name, values):
     for value in values:
         with pytest.raises(ValueError, match=rf"`{name} = {value!r}`"):
             AnalysisSettings(**{name: value})
+
+
+def test_other_settings_are_refused():
+    with pytest.raises(ValueError, match=r"`settings` .* Found {'seed': 1}"):
+        checked_settings({"seed": 1})
 
 
 def test_values_at_the_limits_are_valid():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_report_page import contents
+from reports import contents
 
 from lightning_anomaly import OutlierReport
 from lightning_anomaly.outliers.duplicates import DuplicateGroup

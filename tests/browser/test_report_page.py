@@ -1,30 +1,18 @@
 """The contents of a page, without a browser."""
 
-import base64
-import json
-import re
-import zlib
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from reports import layer
+from reports import contents, layer
 from torch import Tensor
 
-from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly import AnomalyReport
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.outliers.scorer import SampleView
-
-
-def contents(page: str) -> tuple[dict, dict[str, bytes]]:
-    """Read the index of a page, and its other blocks by name."""
-    blocks = re.findall(r'<script type="text/plain" id="([\w-]+)">([^<]*)<', page)
-    raw = {name: zlib.decompress(base64.b64decode(text)) for name, text in blocks if name != "sprite"}
-    return json.loads(raw.pop("index")), raw
 
 
 def made_up(filters: int, samples: int, outliers: int = 0) -> AnomalyReport:
@@ -69,6 +57,9 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
         assert marks[:, 0].tolist() == conv.labels[place, kept].tolist()
         assert (marks[:, 1] & 1).tolist() == conv.outliers[place, kept].tolist()
         assert (marks[:, 1] >> 1).tolist() == conv.isolated[place, kept].tolist()
+    conv.points[4] = 0  # of a dead filter, which has no points to draw
+    last = read_points(contents(report.page_text(""))[1]["points-0"], 5)[4]
+    assert len(last[0]) == 0
     notes = [" 100 samples" in note and "1,000" in note for note in index["notes"]]
     assert notes == [True] * (shown < 1000)
 
@@ -108,10 +99,19 @@ class TestMaps:
         assert others.float().mean() == pytest.approx(127, abs=12)
         assert kept.maps[0, kept.samples[0] == 3].float().mean() > 250
         maps = torch.zeros(100, 1, 2, 2)
-        maps[7, 0, 0, 0] = 5
+        maps[7, 0, 0] = torch.tensor([5, 1])
         kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
-        assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 0], [0, 0]]]
-        assert kept.maps.sum() == 255
+        assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 51], [0, 0]]]
+        assert kept.maps.sum() == 255 + 51
+
+    def test_maps_of_volumes_are_their_middle_slices_and_those_of_signals_rows(self):
+        maps = torch.rand(30, 2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+        whole, middle, signals, numbers = (
+            self.take(part, torch.zeros(2, 30, dtype=torch.bool)).maps["conv"].maps
+            for part in (maps, maps[:, :, 2], maps[..., 0, 0], maps[..., 0, 0, 0])
+        )
+        assert torch.equal(whole, middle)
+        assert (signals.shape, numbers.shape) == ((2, 30, 1, 5), (2, 30, 1, 1))
 
     def test_maps_respect_their_memory_limit(self, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", (3 * (8 + 4) * 10, 10**6))
@@ -130,7 +130,9 @@ class TestMaps:
     def test_pixels_are_packed_as_the_nearest_of_sixteen_levels(self):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
         pictures = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
-        raw = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))[1]["maps-0"]
+        index, blocks = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))
+        raw = blocks["maps-0"]
+        assert index["notes"] == []  # no map is left out
         kept = pictures.maps["conv"]
         samples = np.frombuffer(raw, "<u4", 60).reshape(2, 30).cumsum(1)
         assert samples.tolist() == [list(range(30))] * 2
@@ -161,23 +163,15 @@ def test_every_prefix_of_the_even_order_is_evenly_spread():
         assert order[:count].sort().values.diff().max() <= 3 * 1000 / count
 
 
+@pytest.mark.parametrize(
+    ("shape", "kept"), [((), False), ((5,), True), ((1, 4, 6, 6), True), ((0,), False), ((1, 1, 2, 3, 4), False)]
+)
+def test_signals_and_volumes_have_images_and_other_samples_have_none(shape, kept):
+    layers, maps = made_up(1, 30).layers, {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30)}
+    assert (take_pictures(layers, maps, torch.rand(30, *shape)).images is not None) == kept
+
+
 class TestReport:
-    def test_pictures_are_stored_on_request_only_and_not_in_a_dict(self, report, trained):
-        assert analyze(trained.model[0], trained.probe, settings=AnalysisSettings(n_init=1)).pictures is None
-        assert report.pictures.images.shape == (400, 8, 8, 1)
-        again = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))
-        assert again.pictures is None
-        assert again.to_dict() == report.to_dict()
-
-    def test_wrong_images_and_labels_are_refused(self, tmp_path):
-        report = made_up(2, 50)
-        with pytest.raises(ValueError, match=r"`labels`.* 50 .* 3\."):
-            report.save_html(tmp_path / "a.html", labels=["a", "b", "c"])
-        for images, found in ((torch.zeros(49, 1, 4, 4), r"\(49, 1, 4, 4\)"), (np.zeros((50, 1, 4, 4)), "ndarray")):
-            with pytest.raises(ValueError, match=rf"`images` .*\(50, .*{found}"):
-                report.save_html(tmp_path / "a.html", images=images)
-        assert not (tmp_path / "a.html").exists()
-
     def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
         assert contents(report.page_text(""))[0]["scores"] == [0] * 5
@@ -201,16 +195,17 @@ class TestReport:
         index, _ = contents(made_up(1, 3).page_text("", labels=labels))
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
 
-    def test_a_browsed_page_is_removed_when_python_exits(self, monkeypatch):
-        at_exit = []
-        monkeypatch.setattr("atexit.register", lambda *args, **options: at_exit.append(partial(*args, **options)))
-        folder = made_up(1, 3).browse().path.parent
-        for function in at_exit:
-            function()
-        assert not folder.exists()
+    def test_a_page_has_the_counts_and_losses_of_a_history(self):
+        entries = [{"metrics": {"count": 2.0, "isolated": 1.0}, "losses": {"val_loss": 0.123456}}, {"metrics": {}}]
+        history = [{"epoch": epoch, **entry} for epoch, entry in enumerate(entries)]
+        assert contents(made_up(1, 3).page_text("", history=history))[0]["history"] == {
+            "epochs": [0, 1],
+            "counts": {"anomaly filters": [2, 0], "isolated filters": [1, 0]},
+            "losses": {"val_loss": [0.1235, None]},
+        }
 
-    def test_the_same_report_gives_the_same_file(self, tmp_path):
-        images = torch.rand(50, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-        for name in ("a", "b/c/d"):  # missing folders are made
-            made_up(3, 50, outliers=2).save_html(tmp_path / name, images=images)
-        assert (tmp_path / "a").read_bytes() == (tmp_path / "b/c/d").read_bytes()
+    def test_a_page_without_layers_has_its_notes_alone(self):
+        report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
+        index, _ = contents(report.page_text("", torch.zeros(2, 1, 4, 4), labels=["a", "b"], names=["c", "d"]))
+        assert index["notes"] == ["There is no convolution."]
+        assert [index[name] for name in ("images", "labels", "names", "history")] == [None] * 4

@@ -1,6 +1,7 @@
 """TwoSampleCallback logs, stores and draws the results of `two_sample_test` in a Trainer."""
 
 import gc
+import re
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly import TwoSampleCallback, TwoSampleReport, two_sample_test
+from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, TwoSampleReport, two_sample_test
 
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
@@ -181,12 +182,16 @@ class Scores(SmallNet):
     ],
 )
 def test_little_to_compare_gives_one_warning(
-    tmp_path: Path, module: Any, inputs: Any, monitored: str, message: str
+    tmp_path: Path, module: Any, inputs: Any, monitored: str, message: str, recwarn: Any
 ) -> None:
     reader = EarlyStopping(f"two_sample/{monitored}", mode="max", patience=100)
-    with pytest.warns(UserWarning, match=message) as caught:
-        _, seen = fit(tmp_path, TwoSampleCallback(*inputs), reader, module=module(), max_epochs=3)
-    (text,) = said(caught)
+    stopping = [TwoSampleEarlyStopping()] if module is Scores else []
+    _, seen = fit(tmp_path, TwoSampleCallback(*inputs), reader, *stopping, module=module(), max_epochs=3)
+    text, *others = said(recwarn)
+    assert re.search(message, text)
+    assert [other.partition(" as long as ")[0] for other in others] == [
+        "TwoSampleEarlyStopping cannot stop this run" for _ in stopping
+    ]
     assert text.endswith(f"'two_sample/{monitored}' will only see a constant.") == (module is SmallNet)
     if module is Scores:
         assert keys(OUTPUT).items() <= seen.values[-1].items()

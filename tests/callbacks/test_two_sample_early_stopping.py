@@ -116,6 +116,7 @@ def test_no_loss_or_several_losses_give_a_warning_and_no_stop(
     with pytest.warns(UserWarning, match=f"{found}.* `confirm`.*`confirm=None`") as caught:
         stopping, ended = run(tmp_path, OPEN, losses=LATER, **options)
     assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 1)
+    assert "above 0.05 and a validation loss has not improved for 3 validations" in caplog.text
     assert "the gap is 0.500 (needs more than 0.05), and there was no loss to confirm it." in caplog.messages[-1]
 
 

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from functional import Net
 from lightning.pytorch import LightningModule
+from scipy.fft import dctn
+from scipy.stats import skew
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture, hooked
@@ -143,25 +146,54 @@ def test_the_head_is_the_layer_whose_output_the_model_returns(name):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("shape", [(6, 1, 9, 12), (6, 3, 8, 8), (6, 2, 20), (6, 1, 5, 6, 7), (6, 5, 6, 6)])
-def test_each_pixel_statistic_has_a_name_and_does_not_depend_on_the_unit(shape):
-    x = images(*shape)
-    found = pixel_statistics(x)
-    assert found.shape == (6, len(pixel_names(shape[1], len(shape) - 2)))
-    other = pixel_statistics(9 * x - 4)
-    for column, changed in zip(found.T, other.T, strict=True):  # equal up to a factor and a constant
-        before, now = ((values - values.mean()) / values.std().clamp(min=1e-12) for values in (column, changed))
-        torch.testing.assert_close(now, before, rtol=1e-2, atol=1e-2)
+def log_energies(image: np.ndarray, variance: float) -> list[float]:
+    """Compute the log of the mean energy of each pattern but the constant one in blocks of four pixels a side."""
+    for axis in range(1, image.ndim):
+        image = np.stack(np.split(image, image.shape[axis] // 4, axis))
+        image = image.reshape(-1, *image.shape[2:])
+    energies = (dctn(image, axes=range(1, image.ndim), norm="ortho") ** 2).mean(0).ravel()[1:]
+    return [*np.log(energies + 1e-4 * variance)]
 
 
-def test_shares_of_pixels_include_those_at_the_limit():
-    """The limits are 2% of the range for the brightest and the darkest share, and 1% for flat neighbours."""
-    x = torch.tensor([[0, 2, 3, 50, 50], [97, 98, 99, 100, 50], [50, 51, 60, 50, 0], [50, 50, 50, 50, 50]]).double()
-    found, names = pixel_statistics(x[None, None])[0].tolist(), pixel_names(1, 2)
-    assert found[names.index("brightest share")] == 3 / 20
-    assert found[names.index("darkest share")] == 3 / 20
-    flat = [value for value, name in zip(found, names, strict=True) if name == "flat share"]
-    assert flat == [(x.diff(dim=axis).abs() <= 1).double().mean().item() for axis in (0, 1)]
+def statistics_by_hand(image: np.ndarray) -> list[float]:
+    """Compute the statistics of an image `(C, H, W)`, a signal or a volume with NumPy and SciPy."""
+    grey, channels = image.mean(0), range(len(image))
+    least, most, mean, variance = grey.min(), grey.max(), grey.mean(), grey.var()
+    near, flat = 0.02 * (most - least), 0.01 * (most - least)
+    found = [mean, least, most, np.log(variance), skew(grey, None), (grey >= most - near).mean()]
+    found += [(grey <= least + near).mean()]
+    for axis in range(grey.ndim):
+        steps = np.abs(np.diff(grey, axis=axis))
+        first, middle, last = (part.mean() for part in np.array_split(grey, 3, axis))
+        found += [steps.max(), (steps <= flat).mean(), first - last, middle - mean]
+    for axis in range(2) if grey.ndim == 2 else ():
+        lines = grey.var(1 - axis)
+        border = sum((side < 1e-3 * variance).cumprod().sum() for side in (lines, lines[::-1]))
+        found += [np.log(lines.min() + 1e-4 * variance), np.log((border + 1) / len(lines))]
+    bends = grey
+    for axis in range(grey.ndim):
+        bends = np.diff(bends, 2, axis)
+    bends = np.sort(np.abs(bends), None)
+    found += [np.log(bends[int(share * bends.size)] + 1e-3 * variance**0.5) for share in (0.5, 0.9)]
+    found += log_energies(grey[None], variance)
+    if len(image) > 1:
+        colour, correlations = image - grey, np.corrcoef(image.reshape(len(image), -1))
+        found += [*log_energies(colour, variance), *(colour[channel].mean() for channel in channels)]
+        found += [correlations[channel, channel + 1] for channel in channels[:-1]]
+        found += [np.log((colour**2).mean()), (colour**2).mean(0).max() ** 0.5]
+    return found
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (3, 12, 8), (2, 20), (1, 4, 8, 4)])
+def test_pixel_statistics_are_those_of_numpy_and_scipy(shape):
+    """In whole numbers from 20 to 120, pixels and differences of neighbours lie exactly at the limits of shares."""
+    x = torch.randint(20, 121, (20, *shape), generator=torch.Generator().manual_seed(0)).double()
+    x[:, :, 0], x[:, :, 1], x[10:, :, -1] = 20, 120, 70  # plain borders
+    expected = [statistics_by_hand(image) for image in x.numpy()]
+    torch.testing.assert_close(pixel_statistics(x), torch.tensor(expected), rtol=1e-6, atol=1e-6)
+    assert len(pixel_names(shape[0], len(shape) - 1)) == len(expected[0])
+    for constant in (0.0, 9.0):
+        assert pixel_statistics(torch.full((1, *shape), constant)).isfinite().all()
 
 
 def test_images_with_too_few_pixels_have_no_statistics():

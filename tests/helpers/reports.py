@@ -1,5 +1,9 @@
-"""Made-up layers of a report, with given verdicts and outliers."""
+"""Made-up layers of a report, with given verdicts and outliers, and the contents of its page."""
 
+import base64
+import json
+import re
+import zlib
 from typing import Any
 
 import torch
@@ -29,3 +33,10 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
         "fingerprints": torch.arange(filters),
     }
     return LayerReport(verdicts=verdicts, **(fields | values))
+
+
+def contents(page: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read the index of a page, and its other blocks by name."""
+    blocks = re.findall(r'<script type="text/plain" id="([\w-]+)">([^<]*)<', page)
+    raw = {name: zlib.decompress(base64.b64decode(text)) for name, text in blocks if name != "sprite"}
+    return json.loads(raw.pop("index")), raw

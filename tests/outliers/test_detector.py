@@ -3,12 +3,10 @@
 import copy
 import math
 import pickle
-import threading
-from dataclasses import replace
+import re
 
 import pytest
 import torch
-from datasets import Broken
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -85,25 +83,6 @@ def test_a_model_without_features_is_scored_by_the_look_alone():
         report.top(3, by="content")
 
 
-class Renamed(nn.Module):
-    """A network in a module with a layer of any name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.add_module(name, classifier())
-
-    def forward(self, images: Tensor) -> Tensor:
-        return next(self.children())(images)
-
-
-@pytest.mark.parametrize("name", ["kind", "head", "layers"])
-def test_the_names_of_layers_do_not_matter(name, tmp_path):
-    detector = OutlierDetector(Renamed(name)).fit(DIGITS[:200])
-    detector.save(tmp_path / "detector.pt")
-    loaded = OutlierDetector.load(tmp_path / "detector.pt", Renamed(name))
-    assert torch.equal(loaded.score(DIGITS[200:250]), detector.score(DIGITS[200:250]))
-
-
 def test_a_detector_can_be_copied_pickled_and_used_by_a_compiled_model(fitted, tmp_path):
     images = DIGITS[800:850]
     expected = fitted.score(images)
@@ -163,46 +142,16 @@ def test_score_takes_no_images_one_image_and_no_bytes(fitted):
     assert torch.equal(images, DIGITS[200:203])
 
 
-def test_infinite_logits_have_an_infinite_score():
-    model = classifier()
-    detector = OutlierDetector(model).fit(DIGITS[:200])
-    with torch.no_grad():
-        model[8].bias[3] = math.inf
-    assert detector.score(DIGITS[200:205]).isinf().all()
-
-
-def test_threads_get_the_same_scores_and_leave_the_model_unchanged(fitted):
-    fitted.model.train()
-    expected, scores = fitted.score(DIGITS[800:]), {}
-    threads = [
-        threading.Thread(target=lambda part=part: scores.update({part: fitted.score(DIGITS[800 + 50 * part :][:50])}))
-        for part in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    torch.testing.assert_close(torch.cat([scores[part] for part in range(8)]), expected[:400], rtol=1e-6, atol=1e-6)
-    assert all(module.training and not module._forward_hooks for module in fitted.model.modules())
-
-
-def test_max_reference_limits_the_reference():
-    report = OutlierDetector(classifier()).fit(DIGITS[:600], max_reference=150).search(DIGITS[600:610])
-    assert (report.n_reference, report.n_calibration) == (150, 75)
-
-
-def test_unreadable_files_are_listed_last_and_do_not_change_other_results(fitted):
-    images = torch.cat([torch.rand(12, 1, 8, 8), DIGITS[1000:1200]])
-    whole = fitted.search(images)
-    with pytest.warns(UserWarning, match="^30 of the 242 images cannot be read, the first at position"):
-        report = fitted.search(Broken(torch.cat([DIGITS[:30], images]), *range(30)))
-    assert report.unusable == [*range(30)]
-    assert [index - 30 for index in report.significant] == whole.significant
-    assert report.min_detectable == whole.min_detectable
-    assert [index - 30 for index in report.top(1000)] == whole.top(1000)
-    assert [row["position"] for row in report.rows()][-30:] == report.unusable
-    assert report.p_values[:30].isnan().all()
-    torch.testing.assert_close(report.p_values[30:], whole.p_values)
+@pytest.mark.parametrize(
+    ("classes", "names", "seen"),
+    [(10, [*"abcdefghij"], "^[a-j]$"), (1, ["no", "yes"], "^no$|^yes$"), (10, ["a"], "^class ")],
+)
+def test_reasons_name_the_classes_that_the_network_sees(classes, names, seen):
+    report = OutlierDetector(classifier(classes), names).fit(DIGITS[:200]).search(9 * torch.rand(20, 1, 8, 8))
+    reasons = [report.outlier_reasons(position).get("content", "") for position in range(20)]
+    found = [reason.partition(" (the network sees ")[2].removesuffix(")") for reason in reasons if reason]
+    assert found
+    assert all(re.search(seen, name) for name in found)
 
 
 @pytest.mark.parametrize("count", [100, 200])
@@ -240,17 +189,6 @@ def test_equal_images_in_any_batch_give_valid_p_values():
     assert_same_scores(alone.scores, whole.scores)
     for level in (0.01, 0.05):
         assert (alone.p_values <= level).double().mean().item() <= level + 3.5 * math.sqrt(level / 300)
-
-
-def test_broken_files_do_not_change_which_images_are_significant(fitted):
-    """An infinite score has no p-value: 100 of them once raised the threshold for the readable images."""
-    report = fitted.search(DIGITS[800:1400])
-    significant = []
-    for broken in (0, 30, 100):
-        scores = torch.cat([report.scores, torch.full((broken,), torch.inf)])
-        p_values = fitted.p_values(scores)
-        significant.append(replace(report, scores=scores, p_values=p_values).significant)
-    assert significant[0] == significant[1] == significant[2]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -47,6 +47,9 @@ def test_distances_are_those_of_scikit_learn_after_its_power_transform():
     far, lambdas = torch.tensor(torch.inf), torch.from_numpy(powers.lambdas_)
     found = _yeo_johnson(torch.from_numpy(standard), lambdas, -far, far)
     np.testing.assert_allclose(found, powers.transform(standard), rtol=1e-9)
+    beyond = torch.tensor([[4.0, -4.0]], dtype=torch.float64)  # of -1 to 1: the tangents at 1 and -1 go on
+    line = _yeo_johnson(beyond, torch.tensor([3.0, -1.0]), torch.tensor(-1.0), torch.tensor(1.0))
+    np.testing.assert_allclose(line, [[7 / 3 + 3 * 4, -7 / 3 - 3 * 4]])
 
 
 def test_powers_are_those_of_scikit_learn_even_far_from_1():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.shared_analysis import analyze_shared
 
 SETTINGS = AnalysisSettings(n_init=3, max_components=3, rare_fraction=0.05, max_map_side=3)
@@ -48,6 +50,11 @@ def captured(outputs: dict[str, Tensor]) -> dict[str, LayerMaps]:
     return capture.maps
 
 
+def described(features: Tensor) -> Any:
+    """Stand in for a `SampleCapture` that took these features."""
+    return SimpleNamespace(collected=lambda _: SampleStatistics(features=features), problem=None)
+
+
 def dealt(counts: Sequence[int], rank: int) -> list[int]:
     """The samples of a process: they are dealt one by one to the processes that have not got all of theirs."""
     order = [receiver for turn in range(max(counts)) for receiver, count in enumerate(counts) if turn < count]
@@ -74,14 +81,15 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     everything, samples = outputs(sum(counts), dtype), dealt(counts, rank)
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
     maps = captured({name: values[samples] for name, values in everything.items()})
-    options: dict[str, Any] = {"limit": limit, "pictures": rank == 0}
+    features = everything["wide"].flatten(1)
+    options: dict[str, Any] = {"limit": limit, "pictures": rank == 0, "samples": described(features[samples])}
     report, seen, results = analyze_shared(maps, images[samples], SETTINGS, NOTES, **options)
     again = captured({name: values[samples] for name, values in everything.items()})
     carried, *_ = analyze_shared(again, images[samples], SETTINGS, NOTES, **options, previous=results)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
-    expected = analyze_maps(whole, SETTINGS, NOTES)
+    expected = analyze_maps(whole, SETTINGS, NOTES, samples=described(features[:kept]))
     fields = {"points", "labels"} if rank else set()
     fields |= {"sparsity"} if kept < sum(counts) else set()  # which counts all samples
     different = [
@@ -99,6 +107,7 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         "layers": list(report.layers) == list(expected.layers),
         "notes": (report.notes, expected.notes),
         "n_samples": (report.n_samples, kept),
+        "scores": same(report.content_scores, expected.content_scores) and bool((report.content_scores > 0).any()),
         "left": sum(len(layer.batches) + len(layer.extremes) for layer in maps.values()),
         "points": [layer.points.shape[1] for layer in report.layers.values()],
         "images": seen is not None and torch.equal(seen, images[:kept]),

@@ -3,15 +3,19 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from reports import layer
+from reports import contents, layer
 
+from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.outliers.scorer import SampleView
+from lightning_anomaly.plots import outlier_images
 from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.figures import FIGURES
 
 LOOK = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
 VIEWS = {"look": SampleView(LOOK, ("dark", "", "flat", "noisy", "", "odd"))}
@@ -127,9 +131,10 @@ class TestTable:
         *filters, isolating, count = rest.splitlines()
         points = REPORT.layers["conv1"].points
         farthest = {0: points[0, 4].norm().item(), 1: points[1, :2].norm(dim=1).max().item()}
-        expected = [f"  conv1 filter {index}: sample" for index in sorted(farthest, key=lambda index: -farthest[index])]
+        samples = {0: "sample 4, ", 1: "samples 0, 1, "}
+        order = sorted(farthest, key=lambda index: -farthest[index])
+        expected = [f"  conv1 filter {index}: {samples[index]}" for index in order]
         assert [line[: len(start)] for line, start in zip(filters, expected, strict=True)] == expected
-        assert any("samples 0, 1, " in line for line in filters)
         assert isolating == "2 filters isolate a sample; chance gives up to 1"
         assert count.startswith("3 anomaly filters, 60.0% of those with varying maps: 0.0% where at least 70%")
         assert count.endswith("75.0% elsewhere")
@@ -150,7 +155,10 @@ class TestTable:
         layers = {f"conv{index}": layer("normal", *["anomaly"] * (index % 5)) for index in range(20)}
         rows = str(AnomalyReport(layers, 60)).split("\n\n")[-1].splitlines()[2:]
         assert [row.split()[0] for row in rows[:-1]] == [f"conv{i}" for i in range(20) if i % 5 > 2 or i in (2, 7, 12)]
-        assert rows[-1].split() == ["9", "others"]
+        assert rows[-1].split() == ["9", "others", "15", "6", "0", "0", "0.25"]
+        twelve = str(AnomalyReport({name: layers[name] for name in [*layers][:12]}, 60))
+        assert "conv11" in twelve
+        assert "others" not in twelve
 
     def test_notebooks_show_the_same_table_and_escape_names(self):
         def rows(report: AnomalyReport) -> list[str]:
@@ -194,3 +202,41 @@ def test_a_network_a_layer_or_a_filter_can_be_plotted():
         (("conv1", np.int64(2)), "layer conv1\nfilter 2: dead"),
     ):
         assert REPORT.plot(*arguments).axes[0].get_title().startswith(title)
+
+
+def test_a_page_has_the_given_images_or_else_those_that_were_kept():
+    report = replace(REPORT, pictures=Pictures(torch.zeros(6, 8, 8, 1, dtype=torch.uint8), {}))
+    for images, height in ((None, 8), (torch.rand(6, 1, 4, 5), 4)):
+        assert contents(report.page_text("", images))[0]["images"]["height"] == height
+    assert contents(EMPTY.page_text("", torch.rand(6, 1, 4, 5)))[0]["images"] is None
+
+
+def test_figures_of_outliers_need_images():
+    images = outlier_images(torch.rand(6, 1, 8, 8), REPORT.outlier_scores, REPORT.outlier_samples)
+    drawn = {name: [draw(REPORT, given) is not None for given in (images, None)] for name, draw in FIGURES.items()}
+    assert drawn == {"verdicts": [True, True], "filters": [True, True], "outliers": [True, False]}
+
+
+def test_wrong_images_and_labels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`labels`.* 6 .* 2\."):
+        REPORT.save_html(tmp_path / "a.html", labels=["a", "b"])
+    for images, found in ((torch.zeros(5, 1, 4, 4), r"\(5, 1, 4, 4\)"), (np.zeros((6, 1, 4, 4)), "ndarray")):
+        with pytest.raises(ValueError, match=rf"`images` .*\(6, .*{found}"):
+            REPORT.save_html(tmp_path / "a.html", images=images)
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_browsed_page_is_removed_when_python_exits(monkeypatch):
+    at_exit = []
+    monkeypatch.setattr("atexit.register", lambda *args, **options: at_exit.append(partial(*args, **options)))
+    folder = REPORT.browse().path.parent
+    for function in at_exit:
+        function()
+    assert not folder.exists()
+
+
+def test_the_same_report_gives_the_same_file(tmp_path):
+    images = torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    for name in ("a", "b/c/d"):  # missing folders are made
+        REPORT.save_html(tmp_path / name, images=images)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b/c/d").read_bytes()

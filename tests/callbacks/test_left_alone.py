@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 from torch import Tensor
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping
+from lightning_anomaly import TwoSampleCallback
 
 pytestmark = QUIET
 
@@ -50,48 +50,6 @@ def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Path, copied: 
     trainer = quiet_trainer(tmp_path, compared, max_epochs=1, limit_train_batches=1)
     trainer.fit(SmallNet(), loader(), loader(seed=1))
     assert copied(compared).state_key == compared.state_key == "TwoSampleCallback[two_sample]"
-
-
-class Binary(SmallNet):
-    """Returns one logit, or a mapping with two logits, as models of transformers do."""
-
-    def __init__(self, mapping: bool) -> None:
-        super().__init__()
-        self.mapping = mapping
-
-    def forward(self, x: Tensor) -> Any:
-        logits = super().forward(x)[:, :2]
-        return {"logits": logits} if self.mapping else logits[:, 0] - logits[:, 1]
-
-    def loss(self, batch: Any) -> Tensor:
-        logits = self(batch[0])["logits"] if self.mapping else self(batch[0])
-        return logits.square().mean()  # so that no logit becomes large, and many errors are expected
-
-
-@pytest.mark.parametrize("mapping", [False, True])
-def test_early_stopping_compares_single_logits_and_mappings(tmp_path: Path, mapping: bool) -> None:
-    compared = TwoSampleCallback(images(300) + 0.1, images(300, seed=1))
-    stopping = TwoSampleEarlyStopping()
-    trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=1)
-    trainer.fit(Binary(mapping), loader(), loader(seed=1))
-    assert compared.history[0]["compares_output"]
-    assert trainer.callback_metrics["two_sample/confidence_error_ratio"] != 1
-
-
-def test_early_stopping_warns_that_it_cannot_compare_a_tuple(tmp_path: Path) -> None:
-    class Sentences(SmallNet):
-        def forward(self, x: Tensor) -> Any:
-            return (super().forward(x),)
-
-        def loss(self, batch: Any) -> Tensor:
-            return self(batch[0])[0].mean()
-
-    compared = TwoSampleCallback(images(300), images(300, seed=1))
-    with (
-        pytest.warns(UserWarning, match="The output is not compared: it is a tuple"),
-        pytest.warns(UserWarning, match="TwoSampleEarlyStopping cannot stop this run"),
-    ):
-        quiet_trainer(tmp_path, compared, TwoSampleEarlyStopping()).fit(Sentences(), loader(), loader(seed=1))
 
 
 def test_model_pruning_of_the_same_layers_is_refused_and_of_others_works(tmp_path: Path) -> None:
