@@ -34,8 +34,15 @@ def layer_rows(layers: Mapping[str, LayerReport]) -> list[tuple[str, ...]]:
         maps = size if size == analyzed else f"{size} pooled to {analyzed}"
         listing = ", ".join(first + ["..."] * (len(anomalies) > 6))
         rows.append((name or "(the model)", *map(str, counts), sparsity, maps, listing))
-    if others := len(layers) - len(shown):
-        rows.append((f"{others} others", *[""] * (len(_HEADING) - 1)))
+    if others := [layer for name, layer in layers.items() if name not in shown]:
+        counts = (
+            sum(len(layer.verdicts) for layer in others),
+            sum(len(layer.filters(ANOMALY)) for layer in others),
+            sum(len(layer.isolated_filters) for layer in others),
+            sum(len(layer.filters(DEAD)) for layer in others),
+        )
+        sparsity = f"{torch.cat([layer.sparsity for layer in others]).mean().item():.2f}"
+        rows.append((f"{len(others)} others", *map(str, counts), sparsity, "", ""))
     return rows
 
 
