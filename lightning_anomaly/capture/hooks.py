@@ -94,7 +94,7 @@ class MapCapture:
     model: InitVar[nn.Module | None] = None  # describes its samples too, see `SampleCapture`
 
     def __post_init__(self, model: nn.Module | None) -> None:
-        self.samples = SampleCapture(model, self.limit)
+        self.samples = SampleCapture(model, self.limit, with_pixels=self.summary is None)
         self._hooks = ExitStack()
         self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
         self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit

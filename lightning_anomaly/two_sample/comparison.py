@@ -19,7 +19,6 @@ from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.images.source import ImageSource, fingerprints, first_tensor
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
-from lightning_anomaly.two_sample.head import HeadCapture, state_without
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     MIN_SAMPLES,
@@ -198,6 +197,8 @@ class _Group(NamedTuple):
     n_samples: int
     notes: dict[str, str]
     errors: Tensor | None  # see `ExpectedErrors.result`
+    head: str | None  # the linear layer whose output the model returned, if there is one
+    features: Tensor | None  # its inputs `(n, D)`
 
 
 def linear_units(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Module]:
@@ -212,7 +213,6 @@ class LastComparison:
     def __init__(self) -> None:
         self.tests: dict[bytes, LayerTest] = {}  # by a hash of the layer's values
         self.groups: list[_Group] = []  # training images, then validation images
-        self._heads: list[HeadCapture] = []  # of both
         self._sizes: list[int] = []  # of their batches
         self._probabilities: bool | None = None  # see `ExpectedErrors`
         self._state: bytes | None = None  # hash of the parameters and buffers that are not the head's
@@ -225,12 +225,10 @@ class LastComparison:
     def start(self, model: nn.Module, train_inputs: ImageSource, layers: Iterable[str] | None) -> None:
         """Run a network on the training images; a second call does nothing before `finish`."""
         if not self.started:
-            output, head = ExpectedErrors(), HeadCapture(model)
-            with head:
-                self.groups = [_run(model, train_inputs, layers, output, head)]
-            self._heads, self._sizes = [head], [train_inputs.batch_size]
-            self._probabilities = output.probabilities
-            self._state = None if head.name is None else state_without(model, head.name)
+            output = ExpectedErrors()
+            self.groups, self._sizes = [_run(model, train_inputs, layers, output)], [train_inputs.batch_size]
+            self._probabilities, head = output.probabilities, self.groups[0].head
+            self._state = None if head is None else _state_without(model, head)
 
     def finish(
         self, model: nn.Module, val_inputs: ImageSource, layers: Iterable[str] | None, val_pass: WatchedPass | None
@@ -238,35 +236,43 @@ class LastComparison:
         """Run a network on the validation images, unless somebody else's pass was watched."""
         output = ExpectedErrors(self._probabilities)
         if val_pass is None:
-            head = HeadCapture(model)
-            with head:
-                self.groups.append(_run(model, val_inputs, layers, output, head))
+            self.groups.append(_run(model, val_inputs, layers, output))
         else:
-            head = val_pass.head
             for result in val_pass.outputs:
                 output.update(result)
             self.groups.append(_group(model, val_inputs, layers, val_pass.capture, output))
-        self._heads.append(head)
         self._sizes.append(val_inputs.batch_size)
-        if head.name != self._heads[0].name:
+        if len({group.head for group in self.groups}) > 1:
             self._state = None
 
     def has_backbone_of(self, model: nn.Module) -> bool:
         """Whether nothing but the head of a model has changed; False if it has no head."""
-        name = self._heads[0].name if self._heads else None
-        return name is not None and state_without(model, name) == self._state
+        head = self.groups[0].head if self.groups else None
+        return head is not None and self._state is not None and _state_without(model, head) == self._state
 
     def run_head(self, model: nn.Module) -> bool:
         """Run the head alone, and return whether that was enough."""
         if not self.has_backbone_of(model):
             return False
-        output, name = ExpectedErrors(), str(self._heads[0].name)
-        for place, (head, size) in enumerate(zip(self._heads, self._sizes, strict=True)):
-            again = _run(model.get_submodule(name), ImageSource(head.inputs, "inputs", size), None, output)
-            before = self.groups[place]
+        output, name = ExpectedErrors(), str(self.groups[0].head)
+        head: Any = model.get_submodule(name)
+        for place, (before, size) in enumerate(zip(self.groups, self._sizes, strict=True)):
+            assert before.features is not None
+            again = _run(head, ImageSource(before.features.to(head.weight), "inputs", size), None, output)
             self.groups[place] = before._replace(maps={**before.maps, name: again.maps[""]}, errors=again.errors)
             output = ExpectedErrors(output.probabilities)
         return True
+
+
+def _state_without(model: nn.Module, layer: str) -> bytes:
+    """Hash all parameters and buffers of a model but those of one layer."""
+    digest = hashlib.blake2b()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not name.startswith(f"{layer}."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            values = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(values.view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 class WatchedPass:
@@ -278,7 +284,6 @@ class WatchedPass:
     def __init__(self, model: nn.Module, layers: Iterable[str] | None) -> None:
         self._model = model
         self.capture = _capture(model, layers)
-        self.head = HeadCapture(model)
         self.outputs: list[Tensor] = []
         self.images: list[int] = []  # fingerprints, in the order of the batches
         self._hooks = ExitStack()
@@ -292,10 +297,8 @@ class WatchedPass:
             if not called and images is not None and isinstance(output, Tensor) and output.ndim in (1, 2):
                 self.images += fingerprints(images)
                 self.outputs.append(output.detach().clone())
-                self.head.update(output)
             called.append(True)
 
-        self._hooks.enter_context(self.head)
         self._hooks.enter_context(self.capture)
         self._hooks.callback(self._model.register_forward_hook(take).remove)
 
@@ -313,23 +316,17 @@ def _run(
     inputs: ImageSource,
     layers: Iterable[str] | None,
     output: ExpectedErrors,
-    head: HeadCapture | None = None,
 ) -> _Group:
     """Run a network once on the images of one kind."""
     capture = _capture(model, layers)
-
-    def take_output(result: Any) -> None:
-        output.update(result)
-        if head is not None:
-            head.update(result)
-
     with output:
-        run(model, inputs, capture, take_output=take_output)
+        run(model, inputs, capture, take_output=output.update)
     return _group(model, inputs, layers, capture, output)
 
 
 def _capture(model: nn.Module, layers: Iterable[str] | None) -> MapCapture:
-    return MapCapture({**select_layers(model, layers), **linear_units(model, layers)}, summary=_largest)
+    watched = {**select_layers(model, layers), **linear_units(model, layers)}
+    return MapCapture(watched, summary=_largest, model=model)
 
 
 def _group(
@@ -344,7 +341,9 @@ def _group(
     errors = output.result(n_samples)
     if errors is None:
         notes["output"] = f"The output is not compared: {output.problem}."
-    return _Group({**filters, **units}, n_samples, notes, errors)
+    samples = capture.samples.collected(n_samples)
+    head = samples.head.layer if samples.head is not None and samples.head.layer in linear_layers(model) else None
+    return _Group({**filters, **units}, n_samples, notes, errors, head, samples.features)
 
 
 def _largest(maps: Tensor) -> Tensor:

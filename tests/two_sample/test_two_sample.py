@@ -12,7 +12,6 @@ from torch import nn
 from lightning_anomaly import two_sample_test
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.two_sample.comparison import LastComparison, _test_layer, compare_groups
-from lightning_anomaly.two_sample.head import HeadCapture
 from lightning_anomaly.two_sample.rank_test import random_divisions
 
 RNG = torch.Generator().manual_seed(0)
@@ -98,15 +97,16 @@ def test_the_head_is_the_linear_layer_whose_output_the_model_returns() -> None:
     layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
     for call, name in (
         (lambda net, x: net.b(net.a(x)), "b"),
-        (lambda net, x: net.b(net.a(x)) + 0, None),
+        (lambda net, x: net.b(net.a(x)).softmax(1), "b"),
+        (lambda net, x: net.b(net.a(x)) / 2, None),
         (lambda net, x: net.b(net.b(x)), None),
         (lambda net, x: x, None),
     ):
         net = Net(call, **layers)
-        with HeadCapture(net) as head:
-            for _ in range(2):
-                head.update(net(torch.ones(3, 4)))
-        assert head.name == name
+        last, sources = LastComparison(), [ImageSource(torch.randn(30, 4), "inputs") for _ in range(2)]
+        compare_groups(net, *sources, None, 0.3, last)
+        assert [group.head for group in last.groups] == [name, name]
+        assert last.has_backbone_of(net) == (name is not None)
     assert not any(layer._forward_hooks for layer in layers.values())
 
 
