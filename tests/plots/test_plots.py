@@ -178,6 +178,8 @@ class TestOutlierFigure:
         figure = self.draw(network(conv=layer([ANOMALY], {0: [40, 2]})), self.images, views=views)
         assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
         assert figure.axes[0].get_title() == "sample 3\nscore 5.0"
+        pixels(figure)
+        assert figure.axes[0].bbox.height > 1.5 * figure.dpi  # inches
         np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), self.images[3].permute(1, 2, 0))
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
         assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
