@@ -83,14 +83,14 @@ class TestClearestFilters:
 
 class TestFilterFigure:
     def test_components_are_numbered_by_size_and_outliers_have_rings(self):
-        labels = torch.tensor([[0] * N, [0] * 5 + [1] * 2 + [2] * (N - 7)])
+        labels = torch.tensor([[0] * N, [0] * 5 + [1] * 2 + [3] * (N - 7)])
         index = torch.tensor([0.0, 1234.5], dtype=torch.float64)
         conv = layer([NORMAL, ANOMALY], {1: [5, 6]}, labels=labels, calinski_harabasz=index)
         (axes,) = filter_figure(network(block__conv1=conv)).axes
         drawn = {part.get_label(): part for part in axes.collections}
         np.testing.assert_array_equal(drawn.pop("outlier sample").get_offsets(), conv.points[1, [5, 6]].numpy())
         assert list(drawn) == ["component 1", "component 2", "component 3"]
-        for part, label in zip(drawn.values(), (2, 0, 1), strict=True):
+        for part, label in zip(drawn.values(), (3, 0, 1), strict=True):
             np.testing.assert_array_equal(part.get_offsets(), conv.points[1, labels[1] == label].numpy())
         assert axes.get_title() == "layer block.conv1\nfilter 1: K = 2, CH = 1,234, 2 outliers"
         assert axes.get_xlabel() == "first component (its std. dev.)"
@@ -178,6 +178,8 @@ class TestOutlierFigure:
         figure = self.draw(network(conv=layer([ANOMALY], {0: [40, 2]})), self.images, views=views)
         assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
         assert figure.axes[0].get_title() == "sample 3\nscore 5.0"
+        pixels(figure)
+        assert figure.axes[0].bbox.height > 1.5 * figure.dpi  # inches
         np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), self.images[3].permute(1, 2, 0))
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
         assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
@@ -230,6 +232,8 @@ class TestVerdictMap:
         assert len(figure.axes[0].texts) < 2 * 150  # names do not overlap
         image = pixels(figure)[: -int(0.8 * figure.dpi)]  # without the legend
         assert (np.abs(image - [0xD5, 0x5E, 0x00]) < 40).all(2).sum() >= 4
+        flat = verdict_map(network(a=layer([NORMAL] * 64 * 600, samples=1)))  # whose cells have no room for edges
+        assert [drawn.axes[0].collections[0].get_linewidth()[0] > 0 for drawn in (figure, flat)] == [True, False]
 
 
 def test_figures_neither_use_nor_change_the_users_style():
