@@ -144,39 +144,6 @@ def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: F
         assert all(value is not None for values in losses.values() for value in values)
 
 
-def test_a_logger_is_recognized_by_the_methods_of_its_type() -> None:
-    """`tests/trainer/test_real_loggers.py` has the real ones, which take a minute to install."""
-
-    class Client:
-        log_figure = log_text = log_asset_data = lambda self, *args, **options: calls.append((*args, options))
-
-    class Comet(Other):
-        experiment = Client()
-
-    class MLflow(Comet):
-        run_id = "7"
-
-    class Wandb(Comet):
-        def log_image(self, **options: Any) -> None:
-            (image,) = options.pop("images")
-            calls.append((image.size, options))
-
-    calls: list[Any] = []
-    with new_figure(2, 1) as figure:
-        figure.subplots()
-    for logger in (Comet(), MLflow(), Wandb()):
-        log_figure(logger, "a/b c", figure, 5)
-    for logger in (Comet(), MLflow()):
-        assert log_page(logger, "a/b c", "page", 5) is None
-    assert calls == [
-        ({"figure_name": "a/b c", "figure": figure, "step": 5},),
-        ("7", figure, "a/b_c/step=000005.png", {}),
-        ((200, 100), {"key": "a/b c", "step": 5}),
-        ("page", {"name": "a/b_c.html", "overwrite": True, "step": 5}),
-        ("7", "page", "a/b_c.html", {}),
-    ]
-
-
 @pytest.mark.parametrize(
     ("names", "found"),
     [
@@ -234,3 +201,36 @@ def test_losses_in_a_history_are_of_their_epochs(logged: Any, options: Any, expe
     assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
     assert {name for losses in found for name in losses} == set(expected)
     assert {name: [losses.get(name) for losses in found] for name in expected} == expected
+
+
+def test_a_logger_is_recognized_by_the_methods_of_its_type() -> None:
+    """`tests/trainer/test_real_loggers.py` has the real ones, which take a minute to install."""
+
+    class Client:
+        log_figure = log_text = log_asset_data = lambda self, *args, **options: calls.append((*args, options))
+
+    class Comet(Other):
+        experiment = Client()
+
+    class MLflow(Comet):
+        run_id = "7"
+
+    class Wandb(Comet):
+        def log_image(self, **options: Any) -> None:
+            (image,) = options.pop("images")
+            calls.append((image.size, options))
+
+    calls: list[Any] = []
+    with new_figure(2, 1) as figure:
+        figure.subplots()
+    for logger in (Comet(), MLflow(), Wandb()):
+        log_figure(logger, "a/b c", figure, 5)
+    for logger in (Comet(), MLflow()):
+        assert log_page(logger, "a/b c", "page", 5) is None
+    assert calls == [
+        ({"figure_name": "a/b c", "figure": figure, "step": 5},),
+        ("7", figure, "a/b_c/step=000005.png", {}),
+        ((200, 100), {"key": "a/b c", "step": 5}),
+        ("page", {"name": "a/b_c.html", "overwrite": True, "step": 5}),
+        ("7", "page", "a/b_c.html", {}),
+    ]
