@@ -139,6 +139,37 @@ def test_a_page_has_votes_images_labels_files_counts_and_losses(fitted: Fitted) 
         assert all(value is not None for values in losses.values() for value in values)
 
 
+MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))
+
+
+@pytest.mark.parametrize(
+    ("logged", "options", "expected"),
+    [
+        (BOTH, {}, {"train_loss_epoch": [1, 11, 21, 31]}),
+        (MEAN, {"val_check_interval": 1}, {"train_loss": [x for last in (1, 11, 21, 31) for x in (None, None, last)]}),
+    ],
+    ids=["both", "mean, every batch"],
+)
+def test_losses_in_a_history_are_of_their_epochs(logged: Any, options: Any, expected: Any, tmp_path: Path) -> None:
+    class Losses(SmallNet):
+        """Logs the epoch and the batch as losses."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("train_loss", 10.0 * self.current_epoch + batch_idx, **logged)
+            return self.loss(batch)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+            self.log("val_loss", 100.0 + self.current_epoch)
+
+    ours = watcher()
+    fit(tmp_path, ours, module=Losses(), train=loader(), max_epochs=4, **options)
+    found = [entry["losses"] for entry in ours.history]
+    assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
+    assert {name for losses in found for name in losses} == set(expected)
+    assert {name: [losses.get(name) for losses in found] for name in expected} == expected
+
+
 def test_a_logger_is_recognized_by_the_methods_of_its_type() -> None:
     """`tests/trainer/test_real_loggers.py` has the real ones, which take a minute to install."""
 
@@ -170,34 +201,3 @@ def test_a_logger_is_recognized_by_the_methods_of_its_type() -> None:
         ("page", {"name": "a/b_c.html", "overwrite": True, "step": 5}),
         ("7", "page", "a/b_c.html", {}),
     ]
-
-
-MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))
-
-
-@pytest.mark.parametrize(
-    ("logged", "options", "expected"),
-    [
-        (BOTH, {}, {"train_loss_epoch": [1, 11, 21, 31]}),
-        (MEAN, {"val_check_interval": 1}, {"train_loss": [x for last in (1, 11, 21, 31) for x in (None, None, last)]}),
-    ],
-    ids=["both", "mean, every batch"],
-)
-def test_losses_in_a_history_are_of_their_epochs(logged: Any, options: Any, expected: Any, tmp_path: Path) -> None:
-    class Losses(SmallNet):
-        """Logs the epoch and the batch as losses."""
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            self.log("train_loss", 10.0 * self.current_epoch + batch_idx, **logged)
-            return self.loss(batch)
-
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-            self(batch[0])
-            self.log("val_loss", 100.0 + self.current_epoch)
-
-    ours = watcher()
-    fit(tmp_path, ours, module=Losses(), train=loader(), max_epochs=4, **options)
-    found = [entry["losses"] for entry in ours.history]
-    assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
-    assert {name for losses in found for name in losses} == set(expected)
-    assert {name: [losses.get(name) for losses in found] for name in expected} == expected
