@@ -1,7 +1,7 @@
 """Compiled loops that measure the pixels of images; plain torch takes three times as long to pass them through memory.
 
-Images are `(N, C, M)`, grey images `(N, M)`, float32 or float64. An axis of `size` pixels divides the M pixels into
-`(outer, size, inner)`.
+Images are `(N, C, M)`, grey images `(N, M)`, float32 or float64, row by row. An axis of `size` pixels divides the M
+pixels into `(outer, size, inner)`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from lightning_anomaly.numba_jit import compile_loop
 
 _Floats = npt.NDArray[np.floating[Any]]
 _Doubles = npt.NDArray[np.float64]
-_Integers = npt.NDArray[np.int64]
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 
 
@@ -98,37 +97,35 @@ def second_differences(grey: _Floats, size: int, inner: int) -> _Floats:
 
 
 @compile_loop(**_OPTIONS)
-def pattern_energies(images: _Floats, sides: _Integers, window: _Integers, patterns: _Floats) -> _Doubles:
-    """Compute the mean energies of patterns in the blocks of grey images and of their colour `(N, 2, P)`.
+def pattern_energies(images: _Floats, width: int, side: int, patterns: _Floats) -> _Doubles:
+    """Compute the mean energies of patterns in square blocks of grey images and of their colour `(N, 2, P)`.
 
-    Images and windows have three sides. Patterns `(W, P)` have the W pixels of a window, and the type of the images.
+    `width` is that of an image, `side` that of a block. Patterns `(side * side, P)` have the type of the images.
     """
-    channels, blocks = images.shape[1], sides // window
-    found = np.zeros((len(images), 2, patterns.shape[1]))
-    responses, grey = np.empty((channels, patterns.shape[1]), images.dtype), np.empty(patterns.shape[1], images.dtype)
+    channels, count = images.shape[1], patterns.shape[1]
+    rows, columns = images.shape[2] // width // side, width // side
+    found = np.zeros((len(images), 2, count))
+    responses, grey = np.empty((channels, count), images.dtype), np.empty(count, images.dtype)
     for n in range(len(images)):
-        for a in range(blocks[0]):
-            for b in range(blocks[1]):
-                for d in range(blocks[2]):
-                    grey[:] = 0
-                    for c in range(channels):
-                        plane, response, w = images[n, c], responses[c], 0
-                        response[:] = 0
-                        for x in range(a * window[0], (a + 1) * window[0]):
-                            for y in range(b * window[1], (b + 1) * window[1]):
-                                first = (x * sides[1] + y) * sides[2] + d * window[2]
-                                for z in range(first, first + window[2]):
-                                    for p in range(grey.size):
-                                        response[p] += patterns[w, p] * plane[z]
-                                    w += 1
-                        for p in range(grey.size):
-                            grey[p] += response[p] / channels
-                    for p in range(grey.size):
-                        found[n, 0, p] += grey[p] * grey[p]
-                    for c in range(channels):
-                        for p in range(grey.size):
-                            found[n, 1, p] += (responses[c, p] - grey[p]) ** 2 / channels
-        found[n] /= blocks.prod()
+        for row in range(rows):
+            for column in range(columns):
+                grey[:] = 0
+                for c in range(channels):
+                    plane, response = images[n, c], responses[c]
+                    response[:] = 0
+                    for y in range(side):
+                        first = (row * side + y) * width + column * side
+                        for x in range(side):
+                            for p in range(count):
+                                response[p] += patterns[y * side + x, p] * plane[first + x]
+                    for p in range(count):
+                        grey[p] += response[p] / channels
+                for p in range(count):
+                    found[n, 0, p] += grey[p] * grey[p]
+                for c in range(channels):
+                    for p in range(count):
+                        found[n, 1, p] += (responses[c, p] - grey[p]) ** 2 / channels
+        found[n] /= rows * columns
     return found
 
 

@@ -1,10 +1,9 @@
-"""Describe images, signals and volumes by statistics of their pixels, without the network."""
+"""Describe images by statistics of their pixels, without the network."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -32,15 +31,15 @@ _Floats = npt.NDArray[np.floating[Any]]
 
 
 def describes_pixels(shape: torch.Size) -> bool:
-    """Return whether inputs `(N, C, ...)` have pixels to describe: one to three axes of at least four."""
-    return 3 <= len(shape) <= 5 and shape[1] > 0 and min(shape[2:]) >= _WINDOW
+    """Return whether inputs are images `(N, C, H, W)` with pixels to describe, at least four along each axis."""
+    return len(shape) == 4 and shape[1] > 0 and min(shape[2:]) >= _WINDOW
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
     """Describe each image by numbers `(N, S)`: brightness, contrast, edges, border, grain, patterns, places, colour.
 
-    Images are `(N, C, H, W)`, signals `(N, C, L)` and volumes `(N, C, D, H, W)`. Normalization of the images changes
-    each number by a factor or a constant only. Colour is the difference of the channels from their mean, grey.
+    Normalization of the images `(N, C, H, W)` changes each number by a factor or a constant only. Colour is the
+    difference of the channels from their mean, grey.
     """
     images = images.detach().cpu()
     images = images if images.dtype == torch.float64 else images.float()
@@ -50,17 +49,17 @@ def pixel_statistics(images: Tensor) -> Tensor:
 
 
 @cache
-def pixel_names(channels: int, axes: int) -> tuple[str, ...]:
+def pixel_names(channels: int) -> tuple[str, ...]:
     """Name each of the S numbers; several patterns, axes or pairs of channels share a name."""
-    return tuple(name for name, _ in _describe(np.zeros((1, channels, *[_WINDOW] * axes), np.float32)))
+    return tuple(name for name, _ in _describe(np.zeros((1, channels, _WINDOW, _WINDOW), np.float32)))
 
 
-def noise_floors(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
+def noise_floors(statistics: Tensor, channels: int) -> Tensor:
     """Compute how much each number in `pixel_statistics` `(N, S)` may change by rounding: float64 `(S,)`.
 
-    The images have the shape `(C, ...)`. Numbers in units of pixels change by a share of their typical contrast.
+    Numbers in units of pixels change by a share of their typical contrast.
     """
-    names = pixel_names(shape[0], len(shape) - 1)
+    names = pixel_names(channels)
     in_pixels = torch.tensor([name.startswith(_IN_PIXELS) for name in names], device="cpu")
     contrast = statistics[:, names.index("contrast")].double().nanmedian().div(2).exp()
     unit = torch.maximum(contrast, statistics[:, names.index("mean")].double().abs().nanmedian() * _FLOOR)
@@ -72,7 +71,7 @@ def noise_floors(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
     from lightning_anomaly.capture import pixel_loops as loops  # late, as numba takes long to import
 
-    n, channels, *sides = images.shape
+    n, channels, height, width = images.shape
     planes = images.reshape(n, channels, -1)
     grey = np.empty((n, planes.shape[2]), planes.dtype)
     mean, variance, skewness, lowest, highest, darkest, brightest = loops.brightness(planes, grey, _NEAR).T
@@ -85,20 +84,17 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
         ("brightest share", brightest),
         ("darkest share", darkest),
     ]
-    borders, bent = [], grey
-    for axis, size in enumerate(sides):
-        inner = math.prod(sides[axis + 1 :])
+    bent = grey
+    for axis, (size, inner) in enumerate(((height, width), (width, 1))):
         steps, profile, lines = loops.along_axis(grey, size, inner, _FLAT * (highest - lowest))
         first, middle, last = (part.mean(1) for part in np.array_split(profile, 3, 1))
         numbers += [("edges", steps[:, 0]), ("flat share", steps[:, 1])]
         numbers += [(f"ends {axis}", first - last), ("middle", middle - mean)]
-        borders += [("plainest line", np.log(lines.min(1) + _RELATIVE * variance + _TINY))]
-        borders += [("plain border", _border((2 - lines / (_PLAIN * variance[:, None] + _TINY)).clip(0, 1)))]
+        numbers += [("plainest line", np.log(lines.min(1) + _RELATIVE * variance + _TINY))]
+        numbers += [("plain border", _border((2 - lines / (_PLAIN * variance[:, None] + _TINY)).clip(0, 1)))]
         bent = loops.second_differences(bent, size, inner)
-    if len(sides) == 2:
-        numbers += borders
     numbers += zip(("noise", "detail"), _grain(bent, variance).T, strict=True)
-    grey_patterns, colour_patterns = _pattern_energies(planes, sides, variance)
+    grey_patterns, colour_patterns = _pattern_energies(planes, width, variance)
     numbers += [(f"{kind} patterns", energies) for kind, energies in grey_patterns]
     if channels > 1:
         means, alike, energies = loops.colours(planes, grey)
@@ -124,29 +120,18 @@ def _grain(bent: _Floats, variance: _Floats) -> _Floats:
     return np.log(sizes[:, places] + _FINEST * np.sqrt(variance)[:, None] + _TINY)
 
 
-def _pattern_energies(images: _Floats, sides: Sequence[int], variance: _Floats) -> list[list[tuple[str, _Floats]]]:
+def _pattern_energies(images: _Floats, width: int, variance: _Floats) -> list[list[tuple[str, _Floats]]]:
     """Compute the log of the mean energy `(N,)` of each local pattern, fine or coarse, in grey images and in colour.
 
-    The patterns are those of the discrete cosine transform of blocks of 4 pixels along each axis, but the constant one.
+    The patterns are those of the discrete cosine transform of blocks of 4x4 pixels, but the constant one.
     """
     from lightning_anomaly.capture import pixel_loops as loops
 
-    axes, missing = len(sides), [1] * (3 - len(sides))
-    shape, window = np.array([*missing, *sides]), np.array([*missing, *[_WINDOW] * axes])
-    energies = loops.pattern_energies(images, shape, window, _patterns(axes).astype(images.dtype))
-    energies = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
-    frequencies = list(itertools.product(range(_WINDOW), repeat=axes))
-    kinds = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]
-    return [list(zip(kinds, part.T, strict=True))[1:] for part in energies.swapaxes(0, 1)]
-
-
-@cache
-def _patterns(axes: int) -> _Floats:
-    """Compute the patterns, the constant one first `(4 ** axes, 4 ** axes)`."""
     place = np.arange(_WINDOW)
     waves = np.cos(math.pi / _WINDOW * place * (place[:, None] + 0.5))
     waves /= np.linalg.norm(waves, axis=0)
-    patterns = waves
-    for _ in range(axes - 1):
-        patterns = np.kron(patterns, waves)
-    return patterns
+    energies = loops.pattern_energies(images, width, _WINDOW, np.kron(waves, waves).astype(images.dtype))
+    energies = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
+    frequencies = itertools.product(range(_WINDOW), repeat=2)
+    kinds = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]
+    return [list(zip(kinds, part.T, strict=True))[1:] for part in energies.swapaxes(0, 1)]

@@ -29,8 +29,8 @@ class Look(NamedTuple):
         pixels = samples.pixels
         if pixels is None or not len(pixels):
             return None
-        gaussian = RobustGaussian.fit(pixels, noise_floors(pixels, samples.shape))
-        return None if gaussian is None else cls(gaussian, PixelWords.fit(pixels, samples.shape))
+        gaussian = RobustGaussian.fit(pixels, noise_floors(pixels, samples.shape[0]))
+        return None if gaussian is None else cls(gaussian, PixelWords.fit(pixels, samples.shape[0]))
 
     def measure(self, samples: SampleStatistics) -> Tensor:
         """Compute the logarithm of squared Mahalanobis distances `(n, 1)`, infinite for NaN."""
@@ -40,4 +40,4 @@ class Look(NamedTuple):
     def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
         """Name the rarest property of each image."""
         assert samples.pixels is not None
-        return self.words.reasons(samples.pixels, samples.shape)
+        return self.words.reasons(samples.pixels, samples.shape[0])

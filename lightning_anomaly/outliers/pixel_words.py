@@ -40,8 +40,6 @@ _PROPERTIES = (
     _Property({"flat share": 1}, "no flat areas", "large flat areas"),
     _Property({"edges": 1}, "", "unusually sharp edges"),
     _Property({"middle": 1}, "dark in the middle", "bright in the middle"),
-)
-_LINES = (
     _Property({"plain border": 1}, "", "a plain border"),
     _Property({"plainest line": 1, "contrast": -1}, "a line of one colour across it", ""),
 )
@@ -52,29 +50,35 @@ _COLOUR = (
 )
 
 
+_PLACES = (
+    _Property({"ends 0": 1}, "brighter at the bottom", "brighter at the top"),
+    _Property({"ends 1": 1}, "brighter at the right", "brighter at the left"),
+)
+
+
 class PixelWords(NamedTuple):
     """The 0.1, 0.25, 0.75 and 0.9 quantiles of P properties of ordinary images `(4, P)`."""
 
     quantiles: Tensor
 
     @classmethod
-    def fit(cls, statistics: Tensor, shape: tuple[int, ...]) -> PixelWords:
-        """Fit to `pixel_statistics` `(N, S)` of images of a shape `(C, ...)`; images with NaN are ignored."""
-        ordered = _measure(statistics[statistics.isfinite().all(1)], shape).sort(0).values
+    def fit(cls, statistics: Tensor, channels: int) -> PixelWords:
+        """Fit to `pixel_statistics` `(N, S)` of images; those with NaN are ignored."""
+        ordered = _measure(statistics[statistics.isfinite().all(1)], channels).sort(0).values
         return cls(ordered[[int(level * len(ordered)) for level in _LEVELS]])
 
-    def reasons(self, statistics: Tensor, shape: tuple[int, ...]) -> tuple[str, ...]:
+    def reasons(self, statistics: Tensor, channels: int) -> tuple[str, ...]:
         """Name the rarest property of each image `(n, S)`; tails are exponential, as in `Tail`."""
-        values, (lowest, low, high, highest) = _measure(statistics, shape), self.quantiles
+        values, (lowest, low, high, highest) = _measure(statistics, channels), self.quantiles
         narrowest = _NARROWEST * (highest - lowest)
         sides = [
             math.log(10) + math.log(2.5) * beyond / torch.maximum(width, narrowest)
             for beyond, width in ((lowest - values, low - lowest), (values - highest, highest - high))
         ]
-        words = [word for kind in _properties(shape) for word in (kind.less, kind.more)]
+        words = [word for kind in _properties(channels) for word in (kind.less, kind.more)]
         surprises = torch.stack(sides, 2).clamp(max=_CERTAIN).flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
         surprises[:, [not word for word in words]] = 0
-        alike = statistics[:, _places("flat share", shape)].eq(1).all(1)
+        alike = statistics[:, _places("flat share", channels)].eq(1).all(1)
         finite = statistics.isfinite().all(1)
         reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE for row in surprises.tolist()]
         for place in alike.nonzero()[:, 0].tolist():
@@ -84,31 +88,25 @@ class PixelWords(NamedTuple):
         return tuple(reasons)
 
 
-def _properties(shape: tuple[int, ...]) -> list[_Property]:
-    """List the properties of images of a shape `(C, ...)`."""
-    channels, axes = shape[0], len(shape) - 1
-    properties = [*_PROPERTIES, *(_LINES if axes == 2 else ()), *(_COLOUR if channels == 3 else ())]
-    ends = [("top", "bottom"), ("left", "right")] if axes == 2 else [("start", "end")] * axes
-    for axis, (first, last) in enumerate(ends):
-        where = f" of axis {axis}" if axes == 3 else ""
-        words = f"brighter at the {last}{where}", f"brighter at the {first}{where}"
-        properties.append(_Property({f"ends {axis}": 1}, *words))
+def _properties(channels: int) -> list[_Property]:
+    """List the properties of images."""
+    properties = [*_PROPERTIES, *(_COLOUR if channels == 3 else ()), *_PLACES]
     names = ("red", "green", "blue") if channels == 3 else [f"of channel {channel}" for channel in range(channels)]
     if channels > 1:
         properties += [_Property({f"channel {i}": 1}, f"little {name}", f"much {name}") for i, name in enumerate(names)]
     return properties
 
 
-def _measure(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _measure(statistics: Tensor, channels: int) -> Tensor:
     """Compute properties `(n, P)`, weighted sums of statistics; statistics of one name are averaged."""
-    properties = _properties(shape)
+    properties = _properties(channels)
     weights = torch.zeros(statistics.shape[1], len(properties), dtype=torch.float64, device="cpu")
     for column, kind in enumerate(properties):
         for name, weight in kind.weights.items():
-            places = _places(name, shape)
+            places = _places(name, channels)
             weights[places, column] = weight / len(places)
     return statistics.double() @ weights
 
 
-def _places(name: str, shape: tuple[int, ...]) -> list[int]:
-    return [place for place, entry in enumerate(pixel_names(shape[0], len(shape) - 1)) if entry == name]
+def _places(name: str, channels: int) -> list[int]:
+    return [place for place, entry in enumerate(pixel_names(channels)) if entry == name]

@@ -73,9 +73,9 @@ ACCEPTED: dict[str, set[str]] = {
 
 def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
     """Describe what is odd about the pixels of images uint8 `(n, C, H, W)` by a reference `(N, C, H, W)`."""
-    shape = tuple(images.shape[1:])
     ordinary, odd = (pixel_statistics(part.float() / 255) for part in (reference, images))
-    return PixelWords.fit(ordinary, shape).reasons(odd, shape)
+    channels = images.shape[1]
+    return PixelWords.fit(ordinary, channels).reasons(odd, channels)
 
 
 def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:

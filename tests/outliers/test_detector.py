@@ -162,7 +162,7 @@ def test_p_values_of_both_scores_are_exact_for_small_references(count):
         generator = torch.Generator().manual_seed(seed)
         features, logits, pixels = (torch.randn(count + 200, width, generator=generator) for width in (40, 5, 55))
         samples = SampleStatistics(pixels, (1, 8, 8), features, 9 * logits)
-        samples = samples._replace(pixels=pixels[:, : len(pixel_names(1, 2))])
+        samples = samples._replace(pixels=pixels[:, : len(pixel_names(1))])
         parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, count), slice(count, None)
         fit, scale, calibration, new = (samples.select(part) for part in parts)
         views = fit_views(fit, scale)

@@ -59,12 +59,12 @@ def test_colours_and_sides_are_named(change: Tensor, reasons: set[str]) -> None:
 
 
 def test_channels_that_are_no_colours_are_numbered_and_nan_is_a_reason() -> None:
-    images = torch.rand(300, 2, 12, generator=torch.Generator().manual_seed(0))
-    words = PixelWords.fit(pixel_statistics(images), (2, 12))
+    images = torch.rand(300, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    words = PixelWords.fit(pixel_statistics(images), 2)
     odd = images[:3].clone()
-    odd[0] += torch.tensor([[-9.0], [9]])
+    odd[0] += torch.tensor([-9.0, 9])[:, None, None]
     odd[1] = torch.nan
     odd[2] = 0.5
-    reasons = words.reasons(pixel_statistics(odd), (2, 12))
+    reasons = words.reasons(pixel_statistics(odd), 2)
     assert "of channel" in reasons[0]
     assert reasons[1:] == ("NaN or infinite pixels", "the same everywhere")
