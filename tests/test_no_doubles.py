@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import torch
 from reports import layer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.maps import LayerMaps, summarize_maps
-from lightning_anomaly.pruning.selection import filter_norms
 from lightning_anomaly.verdicts.isolation import isolated_samples
 
 
@@ -34,12 +33,6 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def norms(values: Tensor) -> list[float]:
-    conv = nn.Conv2d(4, 6, 8)
-    conv.weight = nn.Parameter(values, requires_grad=False)
-    return filter_norms(conv)
-
-
 def sparsity(values: Tensor) -> Tensor:
     return LayerMaps(zeros=(values > 0).sum((1, 2, 3)), count=9, size=(3,)).sparsity
 
@@ -54,7 +47,7 @@ def isolated(values: Tensor) -> Tensor:
     return isolated_samples(drawn(2, 100, 2).double(), 0.02, values.flatten()[:400].reshape(2, 100, 2))
 
 
-@pytest.mark.parametrize("work", [norms, sparsity, pictured, isolated])
+@pytest.mark.parametrize("work", [sparsity, pictured, isolated])
 def test_results_are_the_same_on_a_device_without_float64(work: Callable[[Tensor], Any]) -> None:
     values = drawn(6, 4, 8, 8)
     with pytest.raises(TypeError, match="float64"):

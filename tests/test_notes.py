@@ -61,7 +61,6 @@ def test_a_model_that_splits_samples_gives_a_note():
     notes = notes_of(model, films)
     assert list(notes) == ["samples"]
     assert "120 maps for the 40 samples" in notes["samples"]
-    assert notes_of(model, (films,)) == {}
 
 
 def test_a_note_names_samples_with_nan_unless_the_weights_have_nan():
