@@ -195,7 +195,6 @@ def test_images_with_too_few_pixels_have_no_statistics():
     for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 20), (4, 0, 8, 8), (4, 1, 4, 4, 4)):
         assert not describes_pixels(torch.Size(shape))
     assert describes_pixels(torch.Size((4, 1, 4, 4)))
-    assert describes_pixels(torch.Size((4, 1, 4, 4, 4)))
     capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, model=model)
     with capture:
         model(images(4, 3, 8, 3))
