@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_anomaly.images.source import ImageSource, first_tensor
+from lightning_anomaly.images.source import ImageSource, drawn_columns, first_tensor
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -92,3 +92,14 @@ def test_files_and_classes_are_those_of_the_data_set_or_of_its_subset() -> None:
     for images in (IMAGES, Pictures(), other):
         source = ImageSource(images, "images")
         assert (source.names, source.class_names, source.n_classes) == (None, (), 0)
+
+
+def test_classes_and_files_come_in_the_order_that_a_loader_draws() -> None:
+    dataset: Any = TensorDataset(torch.rand(4, 1, 2, 2))
+    drawn = DataLoader(dataset, 2, sampler=[3, 1, 0])
+    assert drawn_columns(drawn) == drawn_columns(None) == {}
+    dataset.targets, dataset.classes = torch.tensor([0, 1, 0, 2]), ["ape", "bee"]
+    assert drawn_columns({"first": drawn}) == {"labels": ["2", "bee", "ape"]}
+    dataset.targets, dataset.root = [0.5] * 4, "data"  # as in a regression
+    dataset.samples = [(f"data/{place}.png", 0) for place in range(4)]
+    assert drawn_columns([drawn]) == {"names": ["3.png", "1.png", "0.png"]}

@@ -13,7 +13,6 @@ from reports import contents, layer
 
 from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.outliers.scorer import SampleView
-from lightning_anomaly.plots import outlier_images
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.figures import FIGURES
 
@@ -212,9 +211,9 @@ def test_a_page_has_the_given_images_or_else_those_that_were_kept():
 
 
 def test_figures_of_outliers_need_images():
-    images = outlier_images(torch.rand(6, 1, 8, 8), REPORT.outlier_scores, REPORT.outlier_samples)
-    drawn = {name: [draw(REPORT, given) is not None for given in (images, None)] for name, draw in FIGURES.items()}
-    assert drawn == {"verdicts": [True, True], "filters": [True, True], "outliers": [True, False]}
+    given = torch.rand(6, 1, 8, 8), torch.rand(7, 1, 8, 8), None  # the second with another number of images
+    drawn = {name: [draw(REPORT, images) is not None for images in given] for name, draw in FIGURES.items()}
+    assert drawn == {"verdicts": [True] * 3, "filters": [True] * 3, "outliers": [True, False, False]}
 
 
 def test_wrong_images_and_labels_are_refused(tmp_path):
