@@ -46,6 +46,14 @@ class SampleStatistics(NamedTuple):
         """Select samples by an index."""
         return self._each(lambda tensor: tensor[samples])
 
+    def finite_rows(self, count: int) -> Tensor:
+        """Return which of `count` samples have finite pixels, features and logits `(count,)`."""
+        finite = torch.ones(count, dtype=torch.bool, device="cpu")
+        for part in (self.pixels, self.features, self.logits):
+            if part is not None:
+                finite &= part.isfinite().all(1)
+        return finite
+
     def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
         tensors = self.pixels, self.features, self.logits
         pixels, features, logits = (None if tensor is None else change(tensor) for tensor in tensors)

@@ -25,8 +25,8 @@ from lightning_anomaly.outliers.pixel_words import PixelWords
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.run import (
     MIN_REFERENCE,
+    Batch,
     Fitted,
-    Judged,
     Known,
     Run,
     check_features,
@@ -113,17 +113,17 @@ class OutlierDetector:
         progress: bool | None,
         *,
         is_own: bool = False,
-    ) -> list[Judged]:
+    ) -> list[Batch]:
         """Fit without warnings; errors call the images `argument`.
 
-        With `is_own`, fit to all images and return their scores.
+        With `is_own`, fit to all images and return what is known of them.
         """
         seed = check_integer("seed", seed, 0, 2**64 - 1)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
         run = Run(self.model, self.class_names, progress)
         learned = run.fit(images, argument, batch_size, limit, seed, is_own)
-        self._fit, self.notes, judged, self._reference = learned
-        return judged
+        self._fit, self.notes, read, self._reference = learned
+        return read
 
     def score(self, images: Tensor, pictures: Tensor | None = None) -> Tensor:
         """Compute outlier scores of a batch of images `(n, ...)`, larger for odder images: float64 `(n,)` on the CPU.
@@ -138,12 +138,12 @@ class OutlierDetector:
         if not isinstance(images, Tensor):
             raise ValueError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
         check_scaled("images", images.dtype)
-        check_shape("images", images.shape[1:], fitted)
+        check_shape(images.shape[1:], fitted)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         run = Run(self.model, self.class_names, False, fitted.head)
         samples = run.statistics(images, images if pictures is None else pictures)
-        check_features("images", samples, fitted)
+        check_features(samples, fitted)
         return larger(view.scores(samples) for view in fitted.views.values())
 
     def p_values(self, scores: Tensor) -> Tensor:
@@ -187,24 +187,23 @@ class OutlierDetector:
             ValueError: If the detector is not fitted, the images differ in shape from the reference, the data has no
                 length, none of the first 100 images can be read, or an argument is not allowed.
         """
-        report = self._report(images, "images", batch_size, false_discovery_rate, progress)
+        report = self._report(images, batch_size, false_discovery_rate, progress)
         warn_of(report.notes)
         return report
 
     def _report(
         self,
         images: Any,
-        argument: str,
         batch_size: int | None,
         rate: float,
         progress: bool | None,
-        judged: Sequence[Judged] = (),
+        read: Sequence[Batch] = (),
     ) -> OutlierReport:
-        """Search without warnings; `judged` are the scores of a reference that was drawn from the images."""
+        """Search without warnings; `read` are the images that `_learn` has read."""
         fitted = self._fitted()
         rate = check_fraction("false_discovery_rate", rate, zero=False)
         run = Run(self.model, self.class_names, progress, fitted.head)
-        report = run.search(images, argument, batch_size, fitted, judged, rate, self._reference)
+        report = run.search(images, batch_size, fitted, read, rate, self._reference)
         return replace(report, notes=self.notes | dict(report.notes))
 
     def save(self, path: str | Path) -> None:
@@ -363,7 +362,7 @@ def find_outliers(
     detector = OutlierDetector(model, class_names)
     source, is_own = ImageSource(images, "images", batch_size), reference is None
     reference, argument = (source, "images") if is_own else (reference, "reference")
-    judged = detector._learn(reference, argument, batch_size, max_reference, seed, progress, is_own=is_own)
-    report = detector._report(source, "images", batch_size, false_discovery_rate, progress, judged)
+    read = detector._learn(reference, argument, batch_size, max_reference, seed, progress, is_own=is_own)
+    report = detector._report(source, batch_size, false_discovery_rate, progress, read)
     warn_of(report.notes)
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +18,7 @@ from lightning_anomaly.images.thumbnails import KEPT, Thumbnails
 from lightning_anomaly.outliers.calibration import conformal_p_values, rank_shares
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.outliers.scorer import FittedView, SampleView, finite_rows, fit_views, join_views, judge, larger
+from lightning_anomaly.outliers.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
 from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
@@ -121,10 +122,10 @@ class Run:
 
     def fit(
         self, images: Any, argument: str, batch_size: int | None, limit: int, seed: int, is_own: bool
-    ) -> tuple[Fitted, dict[str, str], list[Judged], Known | None]:
+    ) -> tuple[Fitted, dict[str, str], list[Batch], Known | None]:
         """Fit to a reference, or with `is_own` to the images that are searched, all of which are scored by the fit.
 
-        Return the fit, notes, and with `is_own` the images' scores, else what is known of the reference.
+        Return the fit, notes, and with `is_own` what is known of the images, else of the reference.
         """
         source = _opened(images, argument, batch_size)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -139,7 +140,7 @@ class Run:
         if not is_own:  # only the ranges of some pictures are shown
             batches = [batch._replace(pictures=batch.pictures and batch.pictures.ends()) for batch in batches]
         every = Batch.join(batches)
-        finite = finite_rows(every.samples, len(every.positions))
+        finite = every.samples.finite_rows(len(every.positions))
         samples, count = every.samples.select(finite), int(finite.sum())
         few = is_own and len(finite) < MIN_REFERENCE
         if 2 * count <= len(finite) and not few:
@@ -149,15 +150,11 @@ class Run:
                 "model."
             )
         if is_own:
-            views = {} if few else fit_views(samples)
-            judged = [
-                Judged(every.positions, judge(views, every.samples), every.positions, every.pictures, every.traces)
-            ]
-            calibration = {}
+            views, calibration = {} if few else fit_views(samples), {}
         else:
             parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, None)
             first, scale, rest = (samples.select(part) for part in parts)
-            views, judged = fit_views(first, scale), []
+            views = fit_views(first, scale)
             found = judge(views, rest)
             calibration = {name: values.sort().values for name, values in _all_scores(found).items()}
         if not views and not few:
@@ -186,30 +183,30 @@ class Run:
         ranges = None if every.pictures is None else every.pictures.select(slice(_SCALE_IMAGES)).ranges()
         fitted = Fitted(views, calibration, count, source.shape, ranges, self._head, source.n_classes)
         positions = every.positions[finite].tolist()
+        traces = every.traces.select(finite)
         names = [position if source.names is None else source.names[position] for position in positions]
-        return fitted, notes, judged, None if is_own else Known(names, every.traces.select(finite))
+        return (fitted, notes, batches, None) if is_own else (fitted, notes, [], Known(names, traces))
 
     def search(
         self,
         images: Any,
-        argument: str,
         batch_size: int | None,
         fitted: Fitted,
-        judged: Sequence[Judged],
+        read: Sequence[Batch],
         rate: float,
         reference: Known | None,
     ) -> OutlierReport:
-        """Score the images that are not `judged` yet, as those of a reference out of them are, and report on all."""
-        source = _opened(images, argument, batch_size)
-        check_shape(argument, source.shape, fitted)
-        known = {position for part in judged for position in part.positions.tolist()}
-        parts = list(judged)
+        """Score all images and report on them; some are `read` already, to fit to them."""
+        source = _opened(images, "images", batch_size)
+        check_shape(source.shape, fitted)
+        known = {position for batch in read for position in batch.positions.tolist()}
         remaining = [position for position in range(len(source)) if position not in known]
-        for positions, samples, pictures, traces in self._batches(source, remaining, "outlier scores"):
-            check_features(argument, samples, fitted)
+        parts: list[Judged] = []
+        for positions, samples, pictures, traces in chain(read, self._batches(source, remaining, "outlier scores")):
+            check_features(samples, fitted)
             parts.append(Judged(positions, judge(fitted.views, samples), positions, pictures, traces))
-            if sum(len(part.pictured) for part in parts[len(judged) :]) > 4 * KEPT:
-                parts[len(judged) :] = [Judged.join(parts[len(judged) :])]
+            if sum(len(part.pictured) for part in parts) > 4 * KEPT:
+                parts = [Judged.join(parts)]
         _, views, pictured, pictures, traces = Judged.join(parts)
         broken = source.unreadable
         scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
@@ -313,11 +310,11 @@ def _all_scores(views: Mapping[str, SampleView]) -> dict[str, Tensor]:
     return scores | ({"larger": larger(scores.values())} if scores else {})
 
 
-def check_features(argument: str, samples: SampleStatistics, fitted: Fitted) -> None:
+def check_features(samples: SampleStatistics, fitted: Fitted) -> None:
     """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
     if "content" in fitted.views and (samples.features is None or samples.head != fitted.head):
         raise ValueError(
-            f"Parameter `{argument}` should give features in the same layer as the reference: {fitted.head}. Found "
+            f"Parameter `images` should give features in the same layer as the reference: {fitted.head}. Found "
             f"{samples.head or 'none'}."
         )
 
@@ -334,11 +331,11 @@ def check_scaled(argument: str, dtype: torch.dtype) -> None:
         raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")
 
 
-def check_shape(argument: str, shape: Sequence[int], fitted: Fitted) -> None:
+def check_shape(shape: Sequence[int], fitted: Fitted) -> None:
     """Raise ValueError unless images have the shape of the reference."""
     if tuple(shape) != tuple(fitted.shape):
         raise ValueError(
-            f"Parameter `{argument}` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
+            f"Parameter `images` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
             f"{tuple(shape)}."
         )
 

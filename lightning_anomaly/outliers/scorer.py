@@ -80,12 +80,3 @@ def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, s
     """Return the reasons for a sample by view, the larger score first; ordinary views give none."""
     names = sorted(views, key=lambda name: -views[name].scores[sample].item())
     return {name: reason for name in names if (reason := views[name].reasons[sample])}
-
-
-def finite_rows(samples: SampleStatistics, count: int) -> Tensor:
-    """Return which of `count` samples have finite pixels, features and logits `(count,)`."""
-    finite = torch.ones(count, dtype=torch.bool, device="cpu")
-    for part in (samples.pixels, samples.features, samples.logits):
-        if part is not None:
-            finite &= part.isfinite().all(1)
-    return finite
