@@ -138,11 +138,15 @@ class ImageSource:
         if not self.unreadable:
             return {}
         first = min(self.unreadable)
+        where = f"{self.place(first)} ({self.unreadable[first]})"
         return {
             f"unreadable {self.argument}": f"{len(self.unreadable)} of the {len(self.positions)} images in "
-            f"`{self.argument}` cannot be read, the first at position {first} ({self.unreadable[first]}): they are "
-            "left out."
+            f"`{self.argument}` cannot be read, the first at {where}: they are left out."
         }
+
+    def place(self, position: int) -> str:
+        """Name an image by its position, and its file if that is known."""
+        return f"position {position}" + (f", {self.names[position]}" if self.names else "")
 
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Read the images at some positions: yield positions `(n,)` and images `(n, ...)`.

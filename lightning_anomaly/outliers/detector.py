@@ -99,14 +99,13 @@ class OutlierDetector:
             ValueError: If images differ in size, the data has no length, none of the first 100 images can be read,
                 there are fewer than 100, most images give NaN, or an argument is not allowed.
         """
-        self._learn(reference, "reference", batch_size, max_reference, seed, progress)
+        self._learn(reference, batch_size, max_reference, seed, progress)
         warn_of(self.notes)
         return self
 
     def _learn(
         self,
         images: Any,
-        argument: str,
         batch_size: int | None,
         limit: int,
         seed: int,
@@ -114,14 +113,11 @@ class OutlierDetector:
         *,
         is_own: bool = False,
     ) -> list[Batch]:
-        """Fit without warnings; errors call the images `argument`.
-
-        With `is_own`, fit to all images and return what is known of them.
-        """
+        """Fit without warnings; with `is_own`, fit to all images and return what is known of them."""
         seed = check_integer("seed", seed, 0, 2**64 - 1)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
         run = Run(self.model, self.class_names, progress)
-        learned = run.fit(images, argument, batch_size, limit, seed, is_own)
+        learned = run.fit(images, batch_size, limit, seed, is_own)
         self._fit, self.notes, read, self._reference = learned
         return read
 
@@ -361,8 +357,7 @@ def find_outliers(
         class_names = class_names or known or None
     detector = OutlierDetector(model, class_names)
     source, is_own = ImageSource(images, "images", batch_size), reference is None
-    reference, argument = (source, "images") if is_own else (reference, "reference")
-    read = detector._learn(reference, argument, batch_size, max_reference, seed, progress, is_own=is_own)
+    read = detector._learn(source if is_own else reference, batch_size, max_reference, seed, progress, is_own=is_own)
     report = detector._report(source, batch_size, false_discovery_rate, progress, read)
     warn_of(report.notes)
     return report

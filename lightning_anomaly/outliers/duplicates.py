@@ -64,7 +64,7 @@ class Traces(NamedTuple):
     def join(parts: Sequence[Traces]) -> Traces:
         """Join parts; what a part lacks becomes None."""
         hashes, looks, features = zip(*parts, strict=True)
-        return Traces(torch.cat(hashes), _joined(looks), _joined(features))
+        return Traces(torch.cat(hashes), joined(looks), joined(features))
 
     def select(self, images: Tensor) -> Traces:
         """Select images by an index or a mask."""
@@ -72,9 +72,10 @@ class Traces(NamedTuple):
         return Traces(self.hashes[images], looks, features)
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Join the tensors of several parts; None if one is missing or there are no parts."""
     present = [part for part in parts if part is not None]
-    return torch.cat(present) if len(present) == len(parts) else None
+    return torch.cat(present) if parts and len(present) == len(parts) else None
 
 
 def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
