@@ -64,11 +64,12 @@ class SampleStatistics(NamedTuple):
         """Join the statistics of several parts; those that a part lacks, or has in another shape, become None."""
         pixels, shapes, features, logits, names, heads = zip(*parts, strict=True)
         same_shape = len({*shapes}) == 1
-        joined = _join(pixels) if same_shape else None, shapes[0] if same_shape else ()
-        return SampleStatistics(*joined, _join(features), _join(logits), names[0], heads[0])
+        joined = join_known(pixels) if same_shape else None, shapes[0] if same_shape else ()
+        return SampleStatistics(*joined, join_known(features), join_known(logits), names[0], heads[0])
 
 
-def _join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+def join_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Join tensors; None if one is missing, they differ in shape or there are none."""
     present = [tensor for tensor in tensors if tensor is not None]
     alike = len(present) == len(tensors) and len({tensor.shape[1:] for tensor in present}) == 1
     return torch.cat(present) if alike else None

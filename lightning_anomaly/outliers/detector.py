@@ -96,8 +96,8 @@ class OutlierDetector:
             progress: See `analyze`.
 
         Raises:
-            ValueError: If images differ in size, the data has no length, none of the first 100 images can be read,
-                there are fewer than 100, most images give NaN, or an argument is not allowed.
+            ValueError: If there are fewer than 100 images, they cannot be read, differ in size or mostly give NaN, or
+                an argument is not allowed.
         """
         self._learn(reference, batch_size, max_reference, seed, progress)
         warn_of(self.notes)
@@ -166,8 +166,6 @@ class OutlierDetector:
     ) -> OutlierReport:
         """Score every image of a data set and report the most unusual ones.
 
-        The model runs once on each image.
-
         Args:
             images: A tensor `(N, ...)`, a Dataset or a DataLoader, whose data set is read in order. The report has file
                 names if the data set lists them in `samples`, as torchvision's `ImageFolder` does.
@@ -176,12 +174,11 @@ class OutlierDetector:
             progress: See `analyze`.
 
         Returns:
-            The report, with pictures of the 256 images with the largest scores. Its `notes`, which are also warnings,
-            name what was not used.
+            The report. Its `notes`, which are also warnings, name what was not used.
 
         Raises:
-            ValueError: If the detector is not fitted, the images differ in shape from the reference, the data has no
-                length, none of the first 100 images can be read, or an argument is not allowed.
+            ValueError: If the detector is not fitted, the images cannot be read or differ in shape from the reference,
+                or an argument is not allowed.
         """
         report = self._report(images, batch_size, false_discovery_rate, progress)
         warn_of(report.notes)
@@ -327,7 +324,7 @@ def find_outliers(
     Args:
         model: See `OutlierDetector`. None takes a network that is pretrained on ImageNet, see `load_pretrained`, for
             images like those of `FolderImages(folder)`: `find_outliers(images=FolderImages("photos"))`.
-        images: A tensor `(N, ...)`, a Dataset or a DataLoader; images are the first floating-point tensor of a batch.
+        images: See `OutlierDetector.search`.
         reference: Ordinary images in the same form; a few thousand suffice. None fits to the images themselves, of
             which up to a tenth may be odd; fewer than 100 get no scores, only a list of duplicates. Then p-values only
             rank the images, and none is significant.
@@ -335,13 +332,12 @@ def find_outliers(
         batch_size: See `OutlierDetector.fit`.
         max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB for its
             picture.
-        false_discovery_rate: Accepted share of ordinary images among the significant ones, by the procedure of
-            Benjamini and Hochberg ("Controlling the false discovery rate", 1995).
-        seed: Seed of the random draw of more than `max_reference` images, and of the split of a reference.
+        false_discovery_rate: See `OutlierDetector.search`.
+        seed: See `OutlierDetector.fit`.
         progress: See `analyze`.
 
     Returns:
-        The report. Its `notes`, which are also warnings, name what was not used.
+        The report, see `OutlierDetector.search`.
 
     Raises:
         ValueError: See `OutlierDetector.fit` and `OutlierDetector.search`.

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_anomaly.checks import check_integer, check_one_of
 from lightning_anomaly.images.thumbnails import KEPT
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
-from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons
+from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons, scores_by
 from lightning_anomaly.tables import Tabular, listed
 
 if TYPE_CHECKING:
@@ -73,15 +73,12 @@ class OutlierReport(Tabular):
     @property
     def look_scores(self) -> Tensor:
         """How unlike the others each picture looks, by its pixels, in nats `(N,)`; NaN without such a view."""
-        return self._scores_of("look")
+        return scores_by("look", self.views, len(self.scores))
 
     @property
     def content_scores(self) -> Tensor:
         """How unlike the others is what the network sees in each picture, in nats `(N,)`; NaN without such a view."""
-        return self._scores_of("content")
-
-    def _scores_of(self, view: str) -> Tensor:
-        return self.views[view].scores if view in self.views else torch.full_like(self.scores, torch.nan)
+        return scores_by("content", self.views, len(self.scores))
 
     def outlier_reasons(self, position: int) -> dict[str, str]:
         """Describe what is unusual about an image's look and content, the larger score first.
@@ -98,10 +95,10 @@ class OutlierReport(Tabular):
 
     @property
     def significant(self) -> list[int]:
-        """Positions of the significant images by the procedure of Benjamini and Hochberg, by descending score.
+        """Positions of the significant images by descending score.
 
-        The expected share of ordinary images among them is at most `false_discovery_rate` if the reference holds no
-        outliers.
+        By the procedure of Benjamini and Hochberg ("Controlling the false discovery rate", 1995), the expected share of
+        ordinary images among them is at most `false_discovery_rate` if the reference holds no outliers.
         """
         ordered = self.p_values[self.p_values.isfinite()].sort().values
         ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import hooked
 from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics
+from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.images.source import ImageSource, scaled
 from lightning_anomaly.images.thumbnails import KEPT, drawn, shrink
 from lightning_anomaly.outliers.calibration import conformal_p_values, rank_shares
-from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates, joined
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
 from lightning_anomaly.progress import track
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
     def join(parts: Sequence[Batch]) -> Batch:
         """Join parts."""
         positions, samples, pictures, traces = zip(*parts, strict=True)
-        every = torch.cat(positions), SampleStatistics.join(samples), joined(pictures), Traces.join(traces)
+        every = torch.cat(positions), SampleStatistics.join(samples), join_known(pictures), Traces.join(traces)
         return Batch(*every)
 
 
@@ -87,15 +87,15 @@ class Judged(NamedTuple):
         """Join parts, sorted by position, with pictures of the images with the largest finite scores."""
         positions, views, pictured, pictures, traces = zip(*parts, strict=True)
         order = torch.cat(positions).argsort()
-        every, joint, shown = torch.cat(positions)[order], join_views(views, order), torch.cat(pictured)
+        every, joined, shown = torch.cat(positions)[order], join_views(views, order), torch.cat(pictured)
         best = shown[:0]  # without scores there are no pictures
-        if joint:
-            scores = larger(view.scores for view in joint.values())[torch.searchsorted(every, shown)]
+        if joined:
+            scores = larger(view.scores for view in joined.values())[torch.searchsorted(every, shown)]
             best = scores.where(scores.isfinite(), -torch.inf).argsort(descending=True, stable=True)[:KEPT]
             best = best[scores[best].isfinite()]
-        kept = joined(pictures)
+        kept = join_known(pictures)
         best_pictures = None if kept is None else kept[best]
-        return Judged(every, joint, shown[best], best_pictures, Traces.join(traces).select(order))
+        return Judged(every, joined, shown[best], best_pictures, Traces.join(traces).select(order))
 
 
 class Known(NamedTuple):
@@ -219,7 +219,7 @@ class Run:
             for name, values in scores.items()
         }
         copied = [position for group in duplicates for position in group.positions][:KEPT]
-        copies = joined([_drawn(whole, fitted.ranges) for _, _, whole in source.pictures(copied)])
+        copies = join_known([_drawn(whole, fitted.ranges) for _, _, whole in source.pictures(copied)])
         return OutlierReport(
             scores=scores["larger"],
             p_values=p_values.pop("larger"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_anomaly.browser.pictures import Pictures, probe_images
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.thumbnails import check_images
-from lightning_anomaly.outliers.scorer import VIEWS, SampleView, larger, ordered_reasons
+from lightning_anomaly.outliers.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
 from lightning_anomaly.report.table import count_sentences, filter_columns, layer_rows
 from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
@@ -119,24 +119,13 @@ class AnomalyReport(Tabular):
 
     @property
     def look_scores(self) -> Tensor:
-        """How unlike the others each sample looks `(N,)`, in nats; NaN if samples are no images.
-
-        The negative logarithm of the tail probability of its pixel statistics among those of the probe.
-        """
-        return self._scores_of("look")
+        """How unlike the others each sample looks by its pixels `(N,)`, in nats; NaN if samples are no images."""
+        return scores_by("look", self.views, self.n_samples)
 
     @property
     def content_scores(self) -> Tensor:
-        """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features.
-
-        The negative logarithm of a tail probability: of the last features, and of the logits' energy if the network is
-        sure of most samples.
-        """
-        return self._scores_of("content")
-
-    def _scores_of(self, view: str) -> Tensor:
-        scores = torch.full((self.n_samples,), torch.nan, device="cpu")
-        return self.views[view].scores if view in self.views else scores
+        """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features."""
+        return scores_by("content", self.views, self.n_samples)
 
     @cached_property
     def reactions(self) -> list[list[Reaction]]:
