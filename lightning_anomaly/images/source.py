@@ -116,12 +116,6 @@ class ImageSource:
         return getattr(holder(self._data, "skipped"), "skipped", {})
 
     @property
-    def n_classes(self) -> int:
-        """The number of classes in the data set's `targets`, 0 if it has none that are integers."""
-        targets = _column(self._data, "targets") or []
-        return len({*targets}) if all(isinstance(target, int) for target in targets) else 0
-
-    @property
     def nbytes(self) -> int:
         """Memory for all images at once (bytes); 0 for a tensor, which is in memory already."""
         return 0 if self._loader is None else len(self.positions) * math.prod(self.shape) * self.dtype.itemsize

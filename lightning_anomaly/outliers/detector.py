@@ -215,7 +215,6 @@ class OutlierDetector:
             "n_reference": fitted.n_reference,
             "shape": list(fitted.shape),
             "ranges": fitted.ranges,
-            "n_classes": fitted.n_classes,
             "head": None
             if fitted.head is None
             else {**fitted.head._asdict(), "weight": _shape(self.model, fitted.head)},
@@ -259,7 +258,6 @@ class OutlierDetector:
             state["shape"],
             state["ranges"],
             head,
-            state["n_classes"],
         )
         if _fingerprint(model) != state["fingerprint"]:
             warnings.warn(

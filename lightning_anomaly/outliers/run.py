@@ -37,7 +37,6 @@ class Fitted(NamedTuple):
         ranges: Smallest and largest values of some reference images, as images of two pixels; None if images of this
             shape cannot be drawn.
         head: Where features and logits come from, None if there are none.
-        n_classes: Number of classes in the reference, 0 if unknown.
     """
 
     views: dict[str, FittedView]
@@ -46,7 +45,6 @@ class Fitted(NamedTuple):
     shape: Sequence[int]
     ranges: Tensor | None
     head: Head | None
-    n_classes: int
 
 
 class Batch(NamedTuple):
@@ -176,7 +174,7 @@ class Run:
                 f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
                 "along each axis, or all alike."
             )
-        fitted = Fitted(views, calibration, count, source.shape, ranges, self._head, source.n_classes)
+        fitted = Fitted(views, calibration, count, source.shape, ranges, self._head)
         positions = every.positions[finite].tolist()
         traces = every.traces.select(finite)
         names = [position if source.names is None else source.names[position] for position in positions]
@@ -208,11 +206,6 @@ class Run:
         scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
         infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
         notes = _unusable_notes(source, infinite)
-        if fitted.n_classes == 1 < source.n_classes:
-            notes["one class"] = (
-                f"The reference images are of one class and the searched images of {source.n_classes}, so most of "
-                "these will have large scores: pass a `reference` of all classes."
-            )
         duplicates, problem = _duplicates(traces, ~scores["larger"].isinf(), reference)
         p_values = {
             name: conformal_p_values(values, fitted.calibration[name]) if fitted.calibration else rank_shares(values)

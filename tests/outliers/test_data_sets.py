@@ -50,18 +50,6 @@ def test_the_report_has_the_names_of_files_even_of_a_subset(net):
     assert find_outliers(net, IMAGES).names is None
 
 
-def test_a_reference_of_one_class_is_noted_if_the_images_have_several(net):
-    loaders = [DataLoader(files(*classes), 32) for classes in ((0, 1, 2), (1,), (1, 2))]
-    with pytest.warns(UserWarning, match="of one class and .* of 3"):
-        find_outliers(net, loaders[0], loaders[1])
-    for inputs, reference in ((loaders[0], loaders[2]), (loaders[1], loaders[1]), (loaders[1], loaders[0])):
-        assert "one class" not in find_outliers(net, inputs, reference).notes
-    numbers = TensorDataset(*DATA.tensors)
-    numbers.targets = torch.ones(120, dtype=torch.int64)
-    with pytest.warns(UserWarning, match="of one class"):
-        find_outliers(net, loaders[0], DataLoader(numbers, 32))
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_unreadable_images_do_not_change_the_scores_of_others(net, workers):
     loader = DataLoader(Broken(IMAGES, 0, 5), 32, num_workers=workers)
