@@ -95,7 +95,7 @@ def test_a_run_is_stopped_by_a_gap_and_a_loss_that_no_longer_improves(
     assert bool(stopping.stopping_reason_message) == (expected < 12)
     if expected == 9 and losses is LATER:
         name = options.get("name", "val_loss")
-        since = f"the smoothed '{name}', now 0.7843, has not been below 0.7541 since epoch 5"
+        since = f"the smoothed '{name}', now 0.7843, has not improved for 3 validations"
         assert since in str(stopping.stopping_reason_message)
         assert stopping.wait_count == 3
 
@@ -139,7 +139,7 @@ def test_the_end_of_a_fit_logs_the_reason_the_gap_and_the_best_checkpoint(tmp_pa
     reason = (
         "The network knows its training images: the ratio of errors that it expects on validation and on training "
         "images is 50% above its lowest level. two_sample/confidence_rise = 0.500 is above 0.05, and the smoothed "
-        "'val_loss', now 0.7843, has not been below 0.7541 since epoch 5. The best checkpoint by 'val_loss' is "
+        "'val_loss', now 0.7843, has not improved for 3 validations. The best checkpoint by 'val_loss' is "
         "epoch=4.ckpt."
     )
     assert stopping.stopping_reason_message == reason
