@@ -29,7 +29,7 @@ def analyzed(engine: str) -> list[Any]:
 
 
 def page(folder: Path) -> str:
-    analyze(NETWORK, IMAGES).save_html(folder / "browser.html", images=IMAGES)
+    analyze(NETWORK, IMAGES, keep_images=True).save_html(folder / "browser.html")
     return (folder / "browser.html").read_text()
 
 

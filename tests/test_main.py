@@ -263,14 +263,14 @@ class TestFolders:
         (photos / "cats" / "notes.txt").touch()
         options = ("--data", photos, "--size", 8, "--top", 3, "--output", tmp_path)
         command("outliers", folder / "weights.pt", *NET, *options)
-        assert "1 of the 120 images cannot be read, the first at position 0" in capsys.readouterr().out
+        assert "1 of the 120 images in `images` cannot be read, the first at position 0" in capsys.readouterr().out
         with (tmp_path / "outliers.csv").open(encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
         assert (os.fsencode(rows[0]["name"]), rows[0]["position"]) == (b"dogs/caf\xe9.png", "119")
         assert (tmp_path / "outliers.html").stat().st_size > 0
         command("analyze", folder / "weights.pt", *NET, *options[:4], "--output", tmp_path)
         out = capsys.readouterr().out
-        assert "1 of the 120 images in `--data` cannot be read, the first at position 0 (UnidentifiedImageError" in out
+        assert "1 of the 120 images in `--data` cannot be read, the first at position 0, cats/000.png (Unid" in out
         assert (tmp_path / "browser.html").stat().st_size > 0
 
     def test_the_output_says_how_images_are_normalised(self, folder, tmp_path, capsys):

@@ -84,7 +84,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
         reason = None
         with self._guard("decide whether to stop"):
             metrics = trainer.callback_metrics  # a collective call: reading may reduce what was logged
-            self._take_metrics(metrics, trainer.current_epoch)
+            self._take_metrics(metrics)
             if not self._announced:
                 self._announced = True
                 self._inform(f"{type(self).__name__} {self._rule()}.")
@@ -115,7 +115,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
         if self.verbose:
             rank_zero_info(sentence)
 
-    def _take_metrics(self, metrics: Mapping[str, Any], epoch: int) -> None:
+    def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Store other metrics of a validation; a collective call."""
 
     def _rule(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from time import perf_counter
@@ -156,16 +156,14 @@ class WatchingCallback(LoggingCallback):
         """The validations of this fit; none outside of a fit."""
         return self.history if trainer.state.fn == "fit" else []
 
-    def _choose_keys(self, layers: Iterable[str], optional: Iterable[str] = ()) -> None:
-        """Choose the keys of this validation: the neutral ones, `layer/NAME`, and the `optional` layers logged before.
+    def _choose_keys(self, layers: Collection[str]) -> None:
+        """Choose the keys of this validation: the neutral ones and `layer/NAME`, with the last values.
 
         ModelCheckpoint and EarlyStopping raise if the key they monitor is missing at one validation.
         """
-        layers = list(layers)
         self._log_layers = self.layers is not None or len(layers) <= _MOST_LAYERS
         keys = self._neutral | {f"layer/{name}": 0.0 for name in layers}
-        allowed = keys.keys() | {f"layer/{name}" for name in optional}
-        self._values = {key: value for key, value in (keys | self._values).items() if key in allowed}
+        self._values = {key: self._values.get(key, value) for key, value in keys.items()}
 
     def _has_found(self, trainer: Any) -> bool:
         """Whether an earlier validation found something that can be logged again."""

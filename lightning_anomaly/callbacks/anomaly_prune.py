@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
 from lightning_anomaly.callbacks._probe import unlogged
@@ -22,7 +18,7 @@ from lightning_anomaly.distributed import broadcast_result, gather_results
 from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
-from lightning_anomaly.pruning.norms import FoundNorms, call_model, clone_inputs, find_norms, has_norms
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize
 
 _SAMPLES = 4  # enough to find norms
@@ -177,8 +173,8 @@ class AnomalyPruneCallback(LoggingCallback):
         if uncalled := sorted(chosen.keys() - norms.called):
             self._warn_once(
                 f"uncalled {uncalled}",
-                f"AnomalyPruneCallback leaves {uncalled} as they are: neither `forward` nor `validation_step` calls "
-                "them, so the norms behind them cannot be found.",
+                f"AnomalyPruneCallback leaves {uncalled} as they are: `forward` does not call them, so the norms "
+                "behind them cannot be found.",
             )
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
@@ -265,27 +261,14 @@ class AnomalyPruneCallback(LoggingCallback):
 def find_norms_on(
     batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
 ) -> FoundNorms:
-    """Find the norms behind filters by `forward`, or by `validation_step` if that fails or misses a layer."""
+    """Find the norms behind filters by `forward`, on a few samples of a batch."""
     if not chosen or not has_norms(pl_module):
         return FoundNorms({}, [], set(chosen))
     filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
-    few = apply_to_collection(batch, Tensor, lambda tensor: tensor[:_SAMPLES] if tensor.ndim else tensor)
-    images = first_tensor(few)
+    images = first_tensor(batch)
+    few = batch if images is None else images[:_SAMPLES]
     with trainer.precision_plugin.forward_context(), unlogged(pl_module):
-        try:
-            norms = find_norms(pl_module, filters, partial(call_model, pl_module, (few if images is None else images,)))
-            if chosen.keys() <= norms.called:
-                return norms
-        except Exception:  # there may be no `forward`, or one with other arguments
-            pass
-        # A copy without loggers, as a `validation_step` may change metrics, lists and other attributes.
-        module = copy.deepcopy(pl_module)
-        module.trainer = trainer
-        silent = {"logger": DummyLogger(), "loggers": []}
-        module.__class__ = type(type(pl_module).__name__, (type(pl_module),), silent)
-        arguments = len(inspect.signature(module.validation_step).parameters)
-        with unlogged(module):
-            return find_norms(module, filters, lambda: module.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
+        return find_norms(pl_module, filters, partial(call_model, pl_module, (few,)))
 
 
 def check_maskable(layers: Mapping[str, nn.Module], callbacks: list[Any]) -> None:

@@ -17,7 +17,7 @@ from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._probe import transferred_images, unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
-from lightning_anomaly.capture.layers import linear_layers, select_layers
+from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.source import ImageSource
@@ -45,8 +45,8 @@ class TwoSampleCallback(WatchingCallback):
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
     `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
-    `fraction` and `p_value` of the filters; and `seconds`. The fraction in each layer, units of linear layers included,
-    is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions.
+    `fraction` and `p_value` of the filters; and `seconds`. The fraction in each layer is logged as
+    `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions.
 
     By default it takes a fixed random sample of the Trainer's training and validation images. If both data sets are of
     one class with a `transform`, such as torchvision's, training images are read with that of the validation set;
@@ -62,8 +62,7 @@ class TwoSampleCallback(WatchingCallback):
         train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or
             DataLoader to sample from; None takes the Trainer's. A resumed fit needs the same ones.
         val_inputs: Validation images, in the same forms.
-        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution. The units
-            of other linear layers are compared too, but only logged as `LOG_KEY_PREFIX_layers/NAME`.
+        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
         significance: Largest p-value with which a filter counts.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
         log_figures: Whether a figure of `confidence_auc` and the fraction in every layer goes to the loggers, at the
@@ -142,7 +141,6 @@ class TwoSampleCallback(WatchingCallback):
         self._last = LastComparison()  # of this fit
         self._fresh: TwoSampleReport | None = None  # of the current validation
         self._seconds = 0.0
-        self._units: list[str] = []  # names of linear layers
         self._forget()
 
     def _forget(self) -> None:
@@ -179,9 +177,7 @@ class TwoSampleCallback(WatchingCallback):
 
     @until_validation_end
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
-        layers = select_layers(pl_module, self.layers)
-        self._units = [name for name in linear_layers(pl_module) if name not in layers]
-        self._choose_keys(layers, self._units)
+        self._choose_keys(select_layers(pl_module, self.layers))
         if self.train_inputs is None and trainer.train_dataloader is None:  # outside of a fit
             self._due, self._values = False, {}
             rank_zero_info(
@@ -284,14 +280,12 @@ class TwoSampleCallback(WatchingCallback):
         names = [name for name in self._neutral if name not in ("confidence_rise", "seconds")]
         names = [name for name in names if output or not name.startswith("confidence")]
         self._values |= {name: float(getattr(report, name)) for name in names} | {"seconds": self._seconds}
-        self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
+        self._values |= {f"layer/{name}": share for name, share in report.shares.items()}
         return report
 
     @guarded
     def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:
-        layers = {} if report is None else report.judged
-        if report is None and not self.history:  # unknown yet which linear layers have units to compare
-            self._values = {f"layer/{name}": 0.0 for name in self._units} | self._values
+        layers = {} if report is None else report.layers
         self.history.append(
             {
                 "epoch": trainer.current_epoch,

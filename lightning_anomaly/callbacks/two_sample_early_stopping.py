@@ -73,17 +73,16 @@ class TwoSampleEarlyStopping(StoppingCallback):
         super()._forget()
         self._loss: str | None = None  # name of the confirming metric
         self._losses: list[float] = []  # its value at each validation that has one
-        self._epochs: list[int] = []  # of these validations
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed fit needs, in plain types."""
-        return {**super().state_dict(), "losses": list(self._losses), "epochs": list(self._epochs)}
+        return {**super().state_dict(), "losses": list(self._losses)}
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
         super()._restore(state_dict)
-        self._losses, self._epochs = list(state_dict["losses"]), list(state_dict["epochs"])
+        self._losses = list(state_dict["losses"])
 
-    def _take_metrics(self, metrics: Mapping[str, Any], epoch: int) -> None:
+    def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         if self.confirm is None:
             return
         auto = self.confirm == "auto"
@@ -95,7 +94,6 @@ class TwoSampleEarlyStopping(StoppingCallback):
         losses = [value for value in gather_results(lambda: loss) if value is not None]
         if losses:
             self._losses.append(fmean(losses))
-            self._epochs.append(epoch)
         else:
             missing = "no validation loss" if auto else f"no '{self.confirm}'"
             problem = f"several validation losses, {names}," if names else missing
@@ -130,8 +128,10 @@ class TwoSampleEarlyStopping(StoppingCallback):
             self.wait_count = 0 if trend is None else trend.waited
             if trend is None or not (now > self.threshold and confirms(trend, self.patience)):
                 return None
-            lowest = f"has not been below {trend.lowest:.4g} since epoch {self._epochs[trend.place]}"
-            details = f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, {lowest}"
+            details = (
+                f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, has not improved for "
+                f"{validations(trend.waited)}"
+            )
         report = self._watched.report
         where = "" if report is None or report.where == "nowhere" else f" The difference shows {report.where}."
         return (

@@ -34,7 +34,8 @@ def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
 
     None takes every convolution, also lazy and transposed ones, but not those of a ScriptModule, which accept no hooks.
     """
-    convolutions = _modules_of_type(model, CONVOLUTIONS)
+    modules = modules_by_name(model)
+    convolutions = {name: modules[name] for name in modules if isinstance(modules[name], CONVOLUTIONS)}
     names = check_names("layers", layers, "layer names")
     if names is None:
         return convolutions
@@ -47,15 +48,6 @@ def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
             f"its convolutions are {list(convolutions)}."
         )
     return {name: by_all_names[name] for name in names}
-
-
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Choose all linear layers."""
-    return _modules_of_type(model, (nn.Linear,))
-
-
-def _modules_of_type(model: nn.Module, types: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    return {name: module for name, module in modules_by_name(model).items() if isinstance(module, types)}
 
 
 def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:

@@ -46,6 +46,14 @@ class SampleStatistics(NamedTuple):
         """Select samples by an index."""
         return self._each(lambda tensor: tensor[samples])
 
+    def finite_rows(self, count: int) -> Tensor:
+        """Return which of `count` samples have finite pixels, features and logits `(count,)`."""
+        finite = torch.ones(count, dtype=torch.bool, device="cpu")
+        for part in (self.pixels, self.features, self.logits):
+            if part is not None:
+                finite &= part.isfinite().all(1)
+        return finite
+
     def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
         tensors = self.pixels, self.features, self.logits
         pixels, features, logits = (None if tensor is None else change(tensor) for tensor in tensors)
@@ -56,11 +64,12 @@ class SampleStatistics(NamedTuple):
         """Join the statistics of several parts; those that a part lacks, or has in another shape, become None."""
         pixels, shapes, features, logits, names, heads = zip(*parts, strict=True)
         same_shape = len({*shapes}) == 1
-        joined = _join(pixels) if same_shape else None, shapes[0] if same_shape else ()
-        return SampleStatistics(*joined, _join(features), _join(logits), names[0], heads[0])
+        joined = join_known(pixels) if same_shape else None, shapes[0] if same_shape else ()
+        return SampleStatistics(*joined, join_known(features), join_known(logits), names[0], heads[0])
 
 
-def _join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+def join_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Join tensors; None if one is missing, they differ in shape or there are none."""
     present = [tensor for tensor in tensors if tensor is not None]
     alike = len(present) == len(tensors) and len({tensor.shape[1:] for tensor in present}) == 1
     return torch.cat(present) if alike else None

@@ -116,12 +116,6 @@ class ImageSource:
         return getattr(holder(self._data, "skipped"), "skipped", {})
 
     @property
-    def n_classes(self) -> int:
-        """The number of classes in the data set's `targets`, 0 if it has none that are integers."""
-        targets = _column(self._data, "targets") or []
-        return len({*targets}) if all(isinstance(target, int) for target in targets) else 0
-
-    @property
     def nbytes(self) -> int:
         """Memory for all images at once (bytes); 0 for a tensor, which is in memory already."""
         return 0 if self._loader is None else len(self.positions) * math.prod(self.shape) * self.dtype.itemsize
@@ -138,11 +132,15 @@ class ImageSource:
         if not self.unreadable:
             return {}
         first = min(self.unreadable)
+        where = f"{self.place(first)} ({self.unreadable[first]})"
         return {
             f"unreadable {self.argument}": f"{len(self.unreadable)} of the {len(self.positions)} images in "
-            f"`{self.argument}` cannot be read, the first at position {first} ({self.unreadable[first]}): they are "
-            "left out."
+            f"`{self.argument}` cannot be read, the first at {where}: they are left out."
         }
+
+    def place(self, position: int) -> str:
+        """Name an image by its position, and its file if that is known."""
+        return f"position {position}" + (f", {self.names[position]}" if self.names else "")
 
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Read the images at some positions: yield positions `(n,)` and images `(n, ...)`.

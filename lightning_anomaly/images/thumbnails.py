@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,53 +29,6 @@ def shrink(samples: Tensor, side: int) -> Tensor:
         pooled = functional.avg_pool2d(samples.float(), window, ceil_mode=True, count_include_pad=False)
         samples = pooled.round().to(torch.uint8) if samples.dtype == torch.uint8 else pooled
     return samples.cpu()
-
-
-class Thumbnails(NamedTuple):
-    """Results of `shrink` in bytes, to keep many of them.
-
-    Attributes:
-        values: Bytes from 0, the smallest value of an image's channel, to 255, the largest one `(n, C, H, W)`.
-        low: The smallest values `(n, C)`.
-        high: The largest values `(n, C)`.
-    """
-
-    values: Tensor
-    low: Tensor
-    high: Tensor
-
-    @classmethod
-    def of(cls, samples: Tensor, side: int) -> Thumbnails:
-        """Shrink samples and convert them to bytes; NaN becomes 0."""
-        small = shrink(samples, side).float().nan_to_num()
-        low, high = small.flatten(2).aminmax(dim=2)
-        scaled = (small - low[..., None, None]) / (high - low)[..., None, None].clamp_min(1e-30)
-        return cls(scaled.mul(255).round().to(torch.uint8), low, high)
-
-    @staticmethod
-    def join(parts: Sequence[Thumbnails | None]) -> Thumbnails | None:
-        """Join parts; None if one is None."""
-        present = [part for part in parts if part is not None]
-        if len(present) < len(parts) or not parts:
-            return None
-        return Thumbnails(*(torch.cat(tensors) for tensors in zip(*present, strict=True)))
-
-    def select(self, samples: Any) -> Thumbnails:
-        """Select samples."""
-        return Thumbnails(*(tensor[samples] for tensor in self))
-
-    def ends(self) -> Thumbnails:
-        """Keep the ranges only."""
-        return self._replace(values=self.values.flatten(2)[..., :0])
-
-    def ranges(self) -> Tensor:
-        """Return the smallest and the largest values as samples of two pixels."""
-        return torch.stack([self.low, self.high], 2)[:, :, None]
-
-    def drawn(self, ordinary: Tensor) -> Tensor:
-        """Draw the samples, see `drawn`."""
-        low, high = self.low[..., None, None], self.high[..., None, None]
-        return drawn(low + self.values / 255 * (high - low), ordinary)
 
 
 def drawn(images: Tensor, ordinary: Tensor) -> Tensor:

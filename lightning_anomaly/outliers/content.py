@@ -46,7 +46,7 @@ class Content(NamedTuple):
         """Fit to samples, of which up to a tenth may be odd; return None if they are too few or identical."""
         if samples.features is None:
             return None
-        samples = samples.select(_finite(samples))
+        samples = samples.select(samples.finite_rows(len(samples.features)))
         assert samples.features is not None
         if len(samples.features) < _MIN_SAMPLES:
             return None
@@ -78,7 +78,7 @@ class Content(NamedTuple):
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))
         measured = torch.stack(measures, 1)
-        return torch.where(_finite(samples)[:, None] & ~measured.isnan(), measured, torch.inf)
+        return torch.where(samples.finite_rows(len(vectors))[:, None] & ~measured.isnan(), measured, torch.inf)
 
     def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
         """Say what the network sees in each image instead; `strongest` is the index of its largest measure `(n,)`."""
@@ -101,13 +101,6 @@ def two_sided(logits: Tensor) -> Tensor:
 def _is_sure(logits: Tensor | None) -> bool:
     """Return whether a network is sure of what it sees in most images."""
     return logits is not None and two_sided(logits).softmax(1).amax(1).median().item() > _SURE
-
-
-def _finite(samples: SampleStatistics) -> Tensor:
-    """Return which samples have finite features and logits `(n,)`."""
-    assert samples.features is not None
-    finite = samples.features.isfinite().all(1)
-    return finite if samples.logits is None else finite & samples.logits.isfinite().all(1)
 
 
 def _whitened_components(centered: Tensor) -> Tensor:

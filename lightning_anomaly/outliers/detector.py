@@ -25,8 +25,8 @@ from lightning_anomaly.outliers.pixel_words import PixelWords
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.run import (
     MIN_REFERENCE,
+    Batch,
     Fitted,
-    Judged,
     Known,
     Run,
     check_features,
@@ -96,34 +96,30 @@ class OutlierDetector:
             progress: See `analyze`.
 
         Raises:
-            ValueError: If images differ in size, the data has no length, none of the first 100 images can be read,
-                there are fewer than 100, most images give NaN, or an argument is not allowed.
+            ValueError: If there are fewer than 100 images, they cannot be read, differ in size or mostly give NaN, or
+                an argument is not allowed.
         """
-        self._learn(reference, "reference", batch_size, max_reference, seed, progress)
+        self._learn(reference, batch_size, max_reference, seed, progress)
         warn_of(self.notes)
         return self
 
     def _learn(
         self,
         images: Any,
-        argument: str,
         batch_size: int | None,
         limit: int,
         seed: int,
         progress: bool | None,
         *,
         is_own: bool = False,
-    ) -> list[Judged]:
-        """Fit without warnings; errors call the images `argument`.
-
-        With `is_own`, fit to all images and return their scores.
-        """
+    ) -> list[Batch]:
+        """Fit without warnings; with `is_own`, fit to all images and return what is known of them."""
         seed = check_integer("seed", seed, 0, 2**64 - 1)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
         run = Run(self.model, self.class_names, progress)
-        learned = run.fit(images, argument, batch_size, limit, seed, is_own)
-        self._fit, self.notes, judged, self._reference = learned
-        return judged
+        learned = run.fit(images, batch_size, limit, seed, is_own)
+        self._fit, self.notes, read, self._reference = learned
+        return read
 
     def score(self, images: Tensor, pictures: Tensor | None = None) -> Tensor:
         """Compute outlier scores of a batch of images `(n, ...)`, larger for odder images: float64 `(n,)` on the CPU.
@@ -138,12 +134,12 @@ class OutlierDetector:
         if not isinstance(images, Tensor):
             raise ValueError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
         check_scaled("images", images.dtype)
-        check_shape("images", images.shape[1:], fitted)
+        check_shape(images.shape[1:], fitted)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         run = Run(self.model, self.class_names, False, fitted.head)
         samples = run.statistics(images, images if pictures is None else pictures)
-        check_features("images", samples, fitted)
+        check_features(samples, fitted)
         return larger(view.scores(samples) for view in fitted.views.values())
 
     def p_values(self, scores: Tensor) -> Tensor:
@@ -170,8 +166,6 @@ class OutlierDetector:
     ) -> OutlierReport:
         """Score every image of a data set and report the most unusual ones.
 
-        The model runs once on each image.
-
         Args:
             images: A tensor `(N, ...)`, a Dataset or a DataLoader, whose data set is read in order. The report has file
                 names if the data set lists them in `samples`, as torchvision's `ImageFolder` does.
@@ -180,31 +174,29 @@ class OutlierDetector:
             progress: See `analyze`.
 
         Returns:
-            The report, with pictures of the 256 images with the largest scores. Its `notes`, which are also warnings,
-            name what was not used.
+            The report. Its `notes`, which are also warnings, name what was not used.
 
         Raises:
-            ValueError: If the detector is not fitted, the images differ in shape from the reference, the data has no
-                length, none of the first 100 images can be read, or an argument is not allowed.
+            ValueError: If the detector is not fitted, the images cannot be read or differ in shape from the reference,
+                or an argument is not allowed.
         """
-        report = self._report(images, "images", batch_size, false_discovery_rate, progress)
+        report = self._report(images, batch_size, false_discovery_rate, progress)
         warn_of(report.notes)
         return report
 
     def _report(
         self,
         images: Any,
-        argument: str,
         batch_size: int | None,
         rate: float,
         progress: bool | None,
-        judged: Sequence[Judged] = (),
+        read: Sequence[Batch] = (),
     ) -> OutlierReport:
-        """Search without warnings; `judged` are the scores of a reference that was drawn from the images."""
+        """Search without warnings; `read` are the images that `_learn` has read."""
         fitted = self._fitted()
         rate = check_fraction("false_discovery_rate", rate, zero=False)
         run = Run(self.model, self.class_names, progress, fitted.head)
-        report = run.search(images, argument, batch_size, fitted, judged, rate, self._reference)
+        report = run.search(images, batch_size, fitted, read, rate, self._reference)
         return replace(report, notes=self.notes | dict(report.notes))
 
     def save(self, path: str | Path) -> None:
@@ -223,7 +215,6 @@ class OutlierDetector:
             "n_reference": fitted.n_reference,
             "shape": list(fitted.shape),
             "ranges": fitted.ranges,
-            "n_classes": fitted.n_classes,
             "head": None
             if fitted.head is None
             else {**fitted.head._asdict(), "weight": _shape(self.model, fitted.head)},
@@ -267,7 +258,6 @@ class OutlierDetector:
             state["shape"],
             state["ranges"],
             head,
-            state["n_classes"],
         )
         if _fingerprint(model) != state["fingerprint"]:
             warnings.warn(
@@ -332,7 +322,7 @@ def find_outliers(
     Args:
         model: See `OutlierDetector`. None takes a network that is pretrained on ImageNet, see `load_pretrained`, for
             images like those of `FolderImages(folder)`: `find_outliers(images=FolderImages("photos"))`.
-        images: A tensor `(N, ...)`, a Dataset or a DataLoader; images are the first floating-point tensor of a batch.
+        images: See `OutlierDetector.search`.
         reference: Ordinary images in the same form; a few thousand suffice. None fits to the images themselves, of
             which up to a tenth may be odd; fewer than 100 get no scores, only a list of duplicates. Then p-values only
             rank the images, and none is significant.
@@ -340,13 +330,12 @@ def find_outliers(
         batch_size: See `OutlierDetector.fit`.
         max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB for its
             picture.
-        false_discovery_rate: Accepted share of ordinary images among the significant ones, by the procedure of
-            Benjamini and Hochberg ("Controlling the false discovery rate", 1995).
-        seed: Seed of the random draw of more than `max_reference` images, and of the split of a reference.
+        false_discovery_rate: See `OutlierDetector.search`.
+        seed: See `OutlierDetector.fit`.
         progress: See `analyze`.
 
     Returns:
-        The report. Its `notes`, which are also warnings, name what was not used.
+        The report, see `OutlierDetector.search`.
 
     Raises:
         ValueError: See `OutlierDetector.fit` and `OutlierDetector.search`.
@@ -362,8 +351,7 @@ def find_outliers(
         class_names = class_names or known or None
     detector = OutlierDetector(model, class_names)
     source, is_own = ImageSource(images, "images", batch_size), reference is None
-    reference, argument = (source, "images") if is_own else (reference, "reference")
-    judged = detector._learn(reference, argument, batch_size, max_reference, seed, progress, is_own=is_own)
-    report = detector._report(source, "images", batch_size, false_discovery_rate, progress, judged)
+    read = detector._learn(source if is_own else reference, batch_size, max_reference, seed, progress, is_own=is_own)
+    report = detector._report(source, batch_size, false_discovery_rate, progress, read)
     warn_of(report.notes)
     return report

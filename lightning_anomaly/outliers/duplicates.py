@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_anomaly.capture.samples import join_known
 from lightning_anomaly.images.source import scaled
 
 _SIDE = 8  # of a look (pixels)
@@ -64,17 +65,12 @@ class Traces(NamedTuple):
     def join(parts: Sequence[Traces]) -> Traces:
         """Join parts; what a part lacks becomes None."""
         hashes, looks, features = zip(*parts, strict=True)
-        return Traces(torch.cat(hashes), _joined(looks), _joined(features))
+        return Traces(torch.cat(hashes), join_known(looks), join_known(features))
 
     def select(self, images: Tensor) -> Traces:
         """Select images by an index or a mask."""
         looks, features = (None if part is None else part[images] for part in (self.looks, self.features))
         return Traces(self.hashes[images], looks, features)
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if len(present) == len(parts) else None
 
 
 def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_anomaly.checks import check_integer, check_one_of
 from lightning_anomaly.images.thumbnails import KEPT
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
-from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons
+from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons, scores_by
 from lightning_anomaly.tables import Tabular, listed
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_anomaly.browser.page import BrowserFile
 
 _DRAWN = 64  # most images in a figure
+_ROUNDING = 1e-12  # relative difference of p-values that are ties
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,15 +73,12 @@ class OutlierReport(Tabular):
     @property
     def look_scores(self) -> Tensor:
         """How unlike the others each picture looks, by its pixels, in nats `(N,)`; NaN without such a view."""
-        return self._scores_of("look")
+        return scores_by("look", self.views, len(self.scores))
 
     @property
     def content_scores(self) -> Tensor:
         """How unlike the others is what the network sees in each picture, in nats `(N,)`; NaN without such a view."""
-        return self._scores_of("content")
-
-    def _scores_of(self, view: str) -> Tensor:
-        return self.views[view].scores if view in self.views else torch.full_like(self.scores, torch.nan)
+        return scores_by("content", self.views, len(self.scores))
 
     def outlier_reasons(self, position: int) -> dict[str, str]:
         """Describe what is unusual about an image's look and content, the larger score first.
@@ -97,13 +95,14 @@ class OutlierReport(Tabular):
 
     @property
     def significant(self) -> list[int]:
-        """Positions of the significant images by the procedure of Benjamini and Hochberg, by descending score.
+        """Positions of the significant images by descending score.
 
-        The expected share of ordinary images among them is at most `false_discovery_rate` if the reference holds no
-        outliers.
+        By the procedure of Benjamini and Hochberg ("Controlling the false discovery rate", 1995), the expected share of
+        ordinary images among them is at most `false_discovery_rate` if the reference holds no outliers.
         """
         ordered = self.p_values[self.p_values.isfinite()].sort().values
-        below = (ordered <= self._allowed).nonzero()
+        ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
+        below = (ordered <= self.false_discovery_rate * ranks / len(ordered) * (1 + _ROUNDING)).nonzero()
         if not self.n_calibration or not len(below):
             return []
         return self._by_score(self.p_values <= ordered[below[-1, 0]])
@@ -111,34 +110,14 @@ class OutlierReport(Tabular):
     @property
     def above_calibration(self) -> list[int]:
         """Positions of the images that score higher than every calibration image, by descending score."""
-        return self._by_score(self.p_values <= self._least * (1 + 1e-12)) if self.n_calibration else []
+        least = (1 + _ROUNDING) / (1 + self.n_calibration)  # the smallest possible p-value
+        return self._by_score(self.p_values <= least) if self.n_calibration else []
 
     @property
     def unusable(self) -> list[int]:
         """Positions of the images that cannot be read or give NaN or infinite values."""
         positions: list[int] = self.scores.isinf().nonzero()[:, 0].tolist()
         return positions
-
-    @property
-    def min_detectable(self) -> int:
-        """Number of images with scores as large as the largest calibration score, before any is significant.
-
-        The smallest possible p-value is 1 / (m + 1) with m calibration images; the procedure of Benjamini and Hochberg
-        needs at least this many of them.
-        """
-        return 1 + int((self._allowed < self._least).sum())
-
-    @property
-    def _least(self) -> float:
-        """The smallest possible p-value."""
-        return 1 / (1 + self.n_calibration)
-
-    @property
-    def _allowed(self) -> Tensor:
-        """The thresholds of Benjamini and Hochberg for the smallest p-value, the second smallest, and so on `(n,)`."""
-        count = int(self.p_values.isfinite().sum())
-        ranks = torch.arange(1, count + 1, dtype=torch.float64, device=self.p_values.device)
-        return self.false_discovery_rate * ranks / count * (1 + 1e-12)  # tolerates rounding
 
     def top(self, k: int, by: str = "all") -> list[int]:
         """Return the positions of the k images with the largest finite scores, by descending score.

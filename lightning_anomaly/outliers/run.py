@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,18 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import hooked
 from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics
+from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.images.source import ImageSource, scaled
-from lightning_anomaly.images.thumbnails import KEPT, Thumbnails
+from lightning_anomaly.images.thumbnails import KEPT, drawn, shrink
 from lightning_anomaly.outliers.calibration import conformal_p_values, rank_shares
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.outliers.scorer import FittedView, SampleView, finite_rows, fit_views, join_views, judge, larger
+from lightning_anomaly.outliers.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
 from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)
-_SCALE_IMAGES = 256  # reference images whose range is shown from black to white
+_SCALE_IMAGES = 64  # reference images whose range is shown from black to white
 
 
 class Fitted(NamedTuple):
@@ -33,10 +34,9 @@ class Fitted(NamedTuple):
         calibration: Scores of the calibration images, sorted `(m,)`: the larger ones as "larger", and of each view.
         n_reference: Number of reference images that were used.
         shape: Shape of an image.
-        ranges: Smallest and largest values of reference images, as images of two pixels; None if images of this shape
-            cannot be drawn.
+        ranges: Smallest and largest values of some reference images, as images of two pixels; None if images of this
+            shape cannot be drawn.
         head: Where features and logits come from, None if there are none.
-        n_classes: Number of classes in the reference, 0 if unknown.
     """
 
     views: dict[str, FittedView]
@@ -45,7 +45,6 @@ class Fitted(NamedTuple):
     shape: Sequence[int]
     ranges: Tensor | None
     head: Head | None
-    n_classes: int
 
 
 class Batch(NamedTuple):
@@ -53,15 +52,15 @@ class Batch(NamedTuple):
 
     positions: Tensor
     samples: SampleStatistics
-    pictures: Thumbnails | None
+    pictures: Tensor | None  # see `drawn`
     traces: Traces
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
         """Join parts."""
         positions, samples, pictures, traces = zip(*parts, strict=True)
-        joined = torch.cat(positions), SampleStatistics.join(samples), Thumbnails.join(pictures), Traces.join(traces)
-        return Batch(*joined)
+        every = torch.cat(positions), SampleStatistics.join(samples), join_known(pictures), Traces.join(traces)
+        return Batch(*every)
 
 
 class Judged(NamedTuple):
@@ -78,7 +77,7 @@ class Judged(NamedTuple):
     positions: Tensor
     views: dict[str, SampleView]
     pictured: Tensor
-    pictures: Thumbnails | None
+    pictures: Tensor | None
     traces: Traces
 
     @staticmethod
@@ -92,8 +91,8 @@ class Judged(NamedTuple):
             scores = larger(view.scores for view in joined.values())[torch.searchsorted(every, shown)]
             best = scores.where(scores.isfinite(), -torch.inf).argsort(descending=True, stable=True)[:KEPT]
             best = best[scores[best].isfinite()]
-        kept = Thumbnails.join(pictures)
-        best_pictures = None if kept is None else kept.select(best)
+        kept = join_known(pictures)
+        best_pictures = None if kept is None else kept[best]
         return Judged(every, joined, shown[best], best_pictures, Traces.join(traces).select(order))
 
 
@@ -120,26 +119,27 @@ class Run:
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
     def fit(
-        self, images: Any, argument: str, batch_size: int | None, limit: int, seed: int, is_own: bool
-    ) -> tuple[Fitted, dict[str, str], list[Judged], Known | None]:
+        self, images: Any, batch_size: int | None, limit: int, seed: int, is_own: bool
+    ) -> tuple[Fitted, dict[str, str], list[Batch], Known | None]:
         """Fit to a reference, or with `is_own` to the images that are searched, all of which are scored by the fit.
 
-        Return the fit, notes, and with `is_own` the images' scores, else what is known of the reference.
+        Return the fit, notes, and with `is_own` what is known of the images, else of the reference.
         """
-        source = _opened(images, argument, batch_size)
+        source = _opened(images, "images" if is_own else "reference", batch_size)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed), device="cpu")
         if len(order) < MIN_REFERENCE and not is_own:
             raise ValueError(
-                f"Parameter `{argument}` should hold at least {MIN_REFERENCE} images to learn from. Found {len(order)}."
+                f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(order)}."
             )
         chosen: list[int] = order[:limit].tolist()
         if is_own and len(order) <= limit:
             chosen.sort()  # no seed matters
-        batches = list(self._batches(source, chosen, "reference"))
-        if not is_own:  # only the ranges of some pictures are shown
-            batches = [batch._replace(pictures=batch.pictures and batch.pictures.ends()) for batch in batches]
+        if not is_own:
+            source.positions = chosen  # of which notes tell
+        ranges = _ranges(source, chosen[:: -(-len(chosen) // _SCALE_IMAGES)])
+        batches = list(self._batches(source, chosen, "reference", ranges if is_own else None))
         every = Batch.join(batches)
-        finite = finite_rows(every.samples, len(every.positions))
+        finite = every.samples.finite_rows(len(every.positions))
         samples, count = every.samples.select(finite), int(finite.sum())
         few = is_own and len(finite) < MIN_REFERENCE
         if 2 * count <= len(finite) and not few:
@@ -149,15 +149,11 @@ class Run:
                 "model."
             )
         if is_own:
-            views = {} if few else fit_views(samples)
-            judged = [
-                Judged(every.positions, judge(views, every.samples), every.positions, every.pictures, every.traces)
-            ]
-            calibration = {}
+            views, calibration = {} if few else fit_views(samples), {}
         else:
             parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, None)
             first, scale, rest = (samples.select(part) for part in parts)
-            views, judged = fit_views(first, scale), []
+            views = fit_views(first, scale)
             found = judge(views, rest)
             calibration = {name: values.sort().values for name, values in _all_scores(found).items()}
         if not views and not few:
@@ -165,12 +161,7 @@ class Run:
                 f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
                 f"images of shape {tuple(source.shape)}."
             )
-        notes: dict[str, str] = {}
-        if not is_own:
-            unused = {*every.positions[~finite].tolist()}
-            notes |= _unusable_notes(
-                source.unreadable, unused, len(chosen), source.names, "reference images", "they are ignored"
-            )
+        notes = {} if is_own else _unusable_notes(source, every.positions[~finite].tolist())
         if few:
             notes["few images"] = (
                 f"There are no scores, as {len(finite)} images are too few to learn from: give at least "
@@ -183,55 +174,45 @@ class Run:
                 f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
                 "along each axis, or all alike."
             )
-        ranges = None if every.pictures is None else every.pictures.select(slice(_SCALE_IMAGES)).ranges()
-        fitted = Fitted(views, calibration, count, source.shape, ranges, self._head, source.n_classes)
+        fitted = Fitted(views, calibration, count, source.shape, ranges, self._head)
         positions = every.positions[finite].tolist()
+        traces = every.traces.select(finite)
         names = [position if source.names is None else source.names[position] for position in positions]
-        return fitted, notes, judged, None if is_own else Known(names, every.traces.select(finite))
+        return (fitted, notes, batches, None) if is_own else (fitted, notes, [], Known(names, traces))
 
     def search(
         self,
         images: Any,
-        argument: str,
         batch_size: int | None,
         fitted: Fitted,
-        judged: Sequence[Judged],
+        read: Sequence[Batch],
         rate: float,
         reference: Known | None,
     ) -> OutlierReport:
-        """Score the images that are not `judged` yet, as those of a reference out of them are, and report on all."""
-        source = _opened(images, argument, batch_size)
-        check_shape(argument, source.shape, fitted)
-        known = {position for part in judged for position in part.positions.tolist()}
-        parts = list(judged)
+        """Score all images and report on them; some are `read` already, to fit to them."""
+        source = _opened(images, "images", batch_size)
+        check_shape(source.shape, fitted)
+        known = {position for batch in read for position in batch.positions.tolist()}
         remaining = [position for position in range(len(source)) if position not in known]
-        for positions, samples, pictures, traces in self._batches(source, remaining, "outlier scores"):
-            check_features(argument, samples, fitted)
+        batches = self._batches(source, remaining, "outlier scores", fitted.ranges)
+        parts: list[Judged] = []
+        for positions, samples, pictures, traces in chain(read, batches):
+            check_features(samples, fitted)
             parts.append(Judged(positions, judge(fitted.views, samples), positions, pictures, traces))
-            if sum(len(part.pictured) for part in parts[len(judged) :]) > 4 * KEPT:
-                parts[len(judged) :] = [Judged.join(parts[len(judged) :])]
+            if sum(len(part.pictured) for part in parts) > 4 * KEPT:
+                parts = [Judged.join(parts)]
         _, views, pictured, pictures, traces = Judged.join(parts)
         broken = source.unreadable
         scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
         infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
-        notes = _unusable_notes(broken, infinite, len(source), source.names, "images", "they have no score")
-        if fitted.n_classes == 1 < source.n_classes:
-            notes["one class"] = (
-                f"The reference images are of one class and the searched images of {source.n_classes}, so most of "
-                "these will have large scores: pass a `reference` of all classes."
-            )
+        notes = _unusable_notes(source, infinite)
         duplicates, problem = _duplicates(traces, ~scores["larger"].isinf(), reference)
         p_values = {
             name: conformal_p_values(values, fitted.calibration[name]) if fitted.calibration else rank_shares(values)
             for name, values in scores.items()
         }
-        images, copies = None, None
-        if pictures is not None and fitted.ranges is not None:
-            if len(pictured):
-                images = pictures.drawn(fitted.ranges)
-            if copied := [position for group in duplicates for position in group.positions][:KEPT]:
-                again = [Thumbnails.of(scaled(whole), _SIDE) for _, _, whole in source.pictures(copied)]
-                copies = cast(Thumbnails, Thumbnails.join(again)).drawn(fitted.ranges)
+        copied = [position for group in duplicates for position in group.positions][:KEPT]
+        copies = join_known([_drawn(whole, fitted.ranges) for _, _, whole in source.pictures(copied)])
         return OutlierReport(
             scores=scores["larger"],
             p_values=p_values.pop("larger"),
@@ -240,7 +221,7 @@ class Run:
             n_reference=fitted.n_reference,
             n_calibration=len(fitted.calibration.get("larger", ())),
             false_discovery_rate=rate,
-            images=images,
+            images=pictures if len(pictured) else None,
             notes=notes,
             names=source.names,
             unreadable=broken,
@@ -251,22 +232,22 @@ class Run:
             head=str(fitted.head or "") if "content" in fitted.views else "",
         )
 
-    def _batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
-        """Yield what is known of the images at some positions, batch by batch."""
+    def _batches(
+        self, source: ImageSource, positions: Sequence[int], description: str, ranges: Tensor | None
+    ) -> Iterator[Batch]:
+        """Yield what is known of images, batch by batch; pictures need `ranges`."""
         if self._class_names is None:
             self._class_names = source.class_names
         batches = source.pictures(positions)
         steps = -(-len(positions) // source.batch_size)
         for places, images, whole in track(batches, steps, description, self._progress):
-            shown = scaled(whole)
-            pictures = Thumbnails.of(shown, _SIDE) if whole.ndim in (4, 5) else None
-            samples = self.statistics(images, shown)
+            samples = self.statistics(images, scaled(whole))
             traces = Traces.of(whole, samples.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (samples.pixels, samples.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            yield Batch(places, samples, pictures, traces)
+            yield Batch(places, samples, _drawn(whole, ranges), traces)
 
     def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
         """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
@@ -313,11 +294,11 @@ def _all_scores(views: Mapping[str, SampleView]) -> dict[str, Tensor]:
     return scores | ({"larger": larger(scores.values())} if scores else {})
 
 
-def check_features(argument: str, samples: SampleStatistics, fitted: Fitted) -> None:
+def check_features(samples: SampleStatistics, fitted: Fitted) -> None:
     """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
     if "content" in fitted.views and (samples.features is None or samples.head != fitted.head):
         raise ValueError(
-            f"Parameter `{argument}` should give features in the same layer as the reference: {fitted.head}. Found "
+            f"Parameter `images` should give features in the same layer as the reference: {fitted.head}. Found "
             f"{samples.head or 'none'}."
         )
 
@@ -334,38 +315,35 @@ def check_scaled(argument: str, dtype: torch.dtype) -> None:
         raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")
 
 
-def check_shape(argument: str, shape: Sequence[int], fitted: Fitted) -> None:
+def check_shape(shape: Sequence[int], fitted: Fitted) -> None:
     """Raise ValueError unless images have the shape of the reference."""
     if tuple(shape) != tuple(fitted.shape):
         raise ValueError(
-            f"Parameter `{argument}` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
+            f"Parameter `images` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
             f"{tuple(shape)}."
         )
 
 
-def _unusable_notes(
-    unreadable: Mapping[int, str],
-    unusable: Iterable[int],
-    count: int,
-    files: Sequence[str] | None,
-    images: str,
-    consequence: str,
-) -> dict[str, str]:
-    """Note unreadable images `{position: error}` and the other unusable positions, whose images give NaN."""
+def _ranges(source: ImageSource, positions: Sequence[int]) -> Tensor | None:
+    """Find the ranges of some images, see `Fitted`."""
+    (_, _, first), *_ = source.pictures(positions[:1])
+    if first.ndim not in (4, 5):
+        return None
+    positions = positions[: 1 if first.dtype == torch.uint8 else None]  # bytes are drawn as they are
+    small = torch.cat([shrink(whole, _SIDE) for _, _, whole in source.pictures(positions)])
+    return torch.stack(small.flatten(2).aminmax(dim=2), 2)[:, :, None]
 
-    def first(positions: Iterable[int]) -> str:
-        position = min(positions)
-        return f"the first at position {position}" + (f", {files[position]}" if files else "")
 
-    notes = {}
-    if unreadable:
-        where = f"{first(unreadable)} ({unreadable[min(unreadable)]})"
-        notes[f"unreadable {images}"] = (
-            f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {consequence}."
+def _drawn(pictures: Tensor, ranges: Tensor | None) -> Tensor | None:
+    return None if ranges is None else drawn(shrink(pictures, _SIDE), ranges)
+
+
+def _unusable_notes(source: ImageSource, unusable: Iterable[int]) -> dict[str, str]:
+    """Note the unreadable images, and those of the `unusable` positions that give NaN."""
+    notes, nonfinite = source.notes(), {*unusable}.difference(source.unreadable)
+    if nonfinite:
+        notes[f"nonfinite {source.argument}"] = (
+            f"{len(nonfinite)} of the {len(source.positions)} images in `{source.argument}` give NaN or infinite "
+            f"values, the first at {source.place(min(nonfinite))}: they are left out."
         )
-    if nonfinite := {*unusable}.difference(unreadable):
-        sentence = (
-            f"{len(nonfinite)} of the {count} {images} give NaN or infinite values, {first(nonfinite)}: {consequence}."
-        )
-        notes[f"nonfinite {images}"] = sentence
     return notes

@@ -76,16 +76,12 @@ def larger(scores: Iterable[Tensor]) -> Tensor:
     return torch.stack([*scores]).amax(0)
 
 
+def scores_by(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
+    """Return the scores of `count` samples in a view `(count,)`; NaN without it."""
+    return views[view].scores if view in views else torch.full((count,), torch.nan, device="cpu")
+
+
 def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
     """Return the reasons for a sample by view, the larger score first; ordinary views give none."""
     names = sorted(views, key=lambda name: -views[name].scores[sample].item())
     return {name: reason for name in names if (reason := views[name].reasons[sample])}
-
-
-def finite_rows(samples: SampleStatistics, count: int) -> Tensor:
-    """Return which of `count` samples have finite pixels, features and logits `(count,)`."""
-    finite = torch.ones(count, dtype=torch.bool, device="cpu")
-    for part in (samples.pixels, samples.features, samples.logits):
-        if part is not None:
-            finite &= part.isfinite().all(1)
-    return finite

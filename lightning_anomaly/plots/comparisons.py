@@ -31,7 +31,7 @@ def comparison_figure(history: History, significance: float) -> Figure:
     """Draw whether and where a network distinguishes training from validation images, at every validation so far.
 
     The upper curve is how often the output is more confident on a training image than on a validation image. Below is a
-    row for each layer of the last validation: the share of its filters or units that distinguish the two, hatched where
+    row for each layer of the last validation: the share of its filters that distinguish the two, hatched where
     nothing could be compared. P-values above `significance` are grey, others orange; those of layers are corrected for
     the number of layers. The figure is at most 7 x 16 inches, so of many layers only some are named.
     """
@@ -106,7 +106,7 @@ def _draw_layers(axes: Axes, shares: np.ndarray, significant: np.ndarray) -> lis
     from matplotlib.colors import LinearSegmentedColormap
 
     missing = np.isnan(shares)
-    description = "share of each layer's filters or units that differ significantly;\nat the right, the last"
+    description = "share of each layer's filters that differ significantly;\nat the right, the last"
     hatched = "; hatched: not compared" if missing.any() else ""
     axes.set_title(f"Where: {description}{hatched}" if len(shares) else "Where: no layer is compared")
     axes.patch.set(hatch="////", edgecolor="#CCCCCC")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 # Norms that do not mix channels.
@@ -68,30 +67,20 @@ class Rows:
 
 
 def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
-    """Find the rows of weight and bias, or of the two parts of `parametrizations.weight_norm`, of some filters.
-
-    Raises a ValueError that names the `layer` if its weight is parametrized in another way.
-    """
-    channels = torch.tensor(filters, device="cpu")
-    bias = [] if conv.bias is None else [Rows(conv, "bias", (channels,))]
-    parametrized: Any = conv.parametrizations if is_parametrized(conv) else {}
-    steps = [(name, type(step).__name__) for name, chain in parametrized.items() for step in chain]
-    if not steps and all(isinstance(part, nn.Parameter) for part in (conv.weight, conv.bias) if part is not None):
-        index: tuple[Tensor, ...] = (channels,)
-        if conv.transposed:
-            # The weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
-            inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-            group, column = channels // outputs, channels % outputs
-            index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
-        return [Rows(conv, "weight", index), *bias]
-    weight_normed = steps == [("weight", "_WeightNorm")] and not conv.transposed
-    if not weight_normed or parametrized["weight"].original0.shape[:1] != (conv.out_channels,):
+    """Find the rows of weight and bias of some filters; raise ValueError if these are no plain parameters."""
+    if not all(isinstance(part, nn.Parameter) for part in (conv.weight, conv.bias) if part is not None):
         raise ValueError(
-            "Parameter `filters` should name layers with a plain weight, or with `parametrizations.weight_norm` that "
-            f"has one norm per filter (`dim=0`). Found '{layer}' with {[name for name, _ in conv.named_parameters()]}."
+            "Parameter `filters` should name layers with a plain weight and bias, not with parametrized ones. Found "
+            f"'{layer}' with {[name for name, _ in conv.named_parameters()]}."
         )
-    parts = parametrized["weight"]  # weight = original0 * original1 / |original1|
-    return [Rows(parts, "original0", (channels,)), Rows(parts, "original1", (channels,), masked=False), *bias]
+    channels = torch.tensor(filters, device="cpu")
+    index: tuple[Tensor, ...] = (channels,)
+    if conv.transposed:
+        # The weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
+        inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+        group, column = channels // outputs, channels % outputs
+        index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
+    return [Rows(conv, "weight", index), *[Rows(conv, "bias", (channels,))] * (conv.bias is not None)]
 
 
 def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:

@@ -47,8 +47,8 @@ def mask_filters(
         The mask, which can keep the filters at zero, describe itself and restore the filters.
 
     Raises:
-        ValueError: If a layer or filter does not exist, a whole layer would be masked, a layer has a parametrization
-            other than `weight_norm` per filter, or the call with `example_input` does not reach a layer.
+        ValueError: If a layer or filter does not exist, a whole layer would be masked, a layer has a parametrized
+            weight, or the call with `example_input` does not reach a layer.
 
     Examples:
         >>> import torch

@@ -51,15 +51,11 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     return FoundNorms(channels, sorted(first.mixing & second.mixing), second.called)
 
 
-def clone_inputs(inputs: Any) -> Any:
-    """Copy all tensors in the arguments of a model, as it may change them in place."""
-    return apply_to_collection(inputs, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True)
-
-
 def call_model(model: nn.Module, example_input: Any) -> Any:
     """Call a model on copies of its buffers and of its input, or a tuple of inputs, and restore the random state."""
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     with probing(model) as call:
-        return call(*clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,)))
+        return call(*apply_to_collection(arguments, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True))
 
 
 class _Pass:

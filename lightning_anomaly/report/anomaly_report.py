@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.pictures import Pictures, probe_images
+from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.images.thumbnails import check_images
-from lightning_anomaly.outliers.scorer import VIEWS, SampleView, larger, ordered_reasons
+from lightning_anomaly.outliers.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
 from lightning_anomaly.report.table import count_sentences, filter_columns, layer_rows
 from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
@@ -119,24 +118,13 @@ class AnomalyReport(Tabular):
 
     @property
     def look_scores(self) -> Tensor:
-        """How unlike the others each sample looks `(N,)`, in nats; NaN if samples are no images.
-
-        The negative logarithm of the tail probability of its pixel statistics among those of the probe.
-        """
-        return self._scores_of("look")
+        """How unlike the others each sample looks by its pixels `(N,)`, in nats; NaN if samples are no images."""
+        return scores_by("look", self.views, self.n_samples)
 
     @property
     def content_scores(self) -> Tensor:
-        """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features.
-
-        The negative logarithm of a tail probability: of the last features, and of the logits' energy if the network is
-        sure of most samples.
-        """
-        return self._scores_of("content")
-
-    def _scores_of(self, view: str) -> Tensor:
-        scores = torch.full((self.n_samples,), torch.nan, device="cpu")
-        return self.views[view].scores if view in self.views else scores
+        """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features."""
+        return scores_by("content", self.views, self.n_samples)
 
     @cached_property
     def reactions(self) -> list[list[Reaction]]:
@@ -241,43 +229,35 @@ class AnomalyReport(Tabular):
     def save_html(
         self,
         path: str | Path,
-        images: Tensor | None = None,
         labels: Sequence[Any] | None = None,
         title: str = "Anomaly filters",
         history: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Write the filter browser, a single HTML file that needs no server and no network.
 
-        It shows every filter's points. Hovering over a point shows the sample's image, and the filter's map of it if
-        that was kept.
+        It shows every filter's points. Hovering over a point shows the sample's image and the filter's map of it, if
+        `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)` kept them.
 
         Args:
             path: Path of the file; missing folders are created.
-            images: The probe: images `(N, C, H, W)`, or volumes `(N, C, D, H, W)`, drawn as in `plots.outlier_figure`.
-                None takes the images that `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)`
-                kept.
             labels: A name or number for each sample, by which points can be coloured.
             title: The heading.
             history: `AnomalyFilterCallback.history`, for curves over the epochs.
 
         Raises:
-            ValueError: If `images` or `labels` do not have one entry for each probe sample.
+            ValueError: If `labels` do not have one entry for each probe sample.
         """
         from lightning_anomaly.browser.page import write
 
-        write(path, self.page_text(title, images, labels=labels, history=history))
+        write(path, self.page_text(title, labels=labels, history=history))
 
-    def page_text(self, title: str, images: Tensor | None = None, **options: Any) -> str:
+    def page_text(self, title: str, **options: Any) -> str:
         """Return the text of the page that `save_html` writes.
 
         `options` are `labels` and `history` as there, and a list of file `names`.
         """
         from lightning_anomaly.browser.report_page import page_text
 
-        pictures = self.pictures or Pictures(None, {})
-        if images is not None and self.layers:
-            check_images(images, self.n_samples)
-            pictures = Pictures(probe_images(images), pictures.maps)
         facts = {
             "title": title,
             "count": self.count,
@@ -290,11 +270,10 @@ class AnomalyReport(Tabular):
             "settings": {key: str(value) for key, value in self.settings.items()},
             "notes": self.notes.values(),
         }
-        return page_text(facts, self.layers, pictures, **options)
+        return page_text(facts, self.layers, self.pictures or Pictures(None, {}), **options)
 
     def browse(
         self,
-        images: Tensor | None = None,
         labels: Sequence[Any] | None = None,
         title: str = "Anomaly filters",
         history: Sequence[Mapping[str, Any]] | None = None,
@@ -306,7 +285,7 @@ class AnomalyReport(Tabular):
         from lightning_anomaly.browser.page import BrowserFile, temporary_path
 
         path = temporary_path("browser.html")
-        self.save_html(path, images, labels, title, history)
+        self.save_html(path, labels, title, history)
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
+from lightning_anomaly.capture.layers import modules_by_name, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import run, usable_layers
 from lightning_anomaly.checks import check_fraction
@@ -50,9 +50,8 @@ def two_sample_test(
     The filters say *where*, by their largest rectified value on each image. If a network treats both kinds alike,
     chance finds a share of `significance` of its filters on average. A share well above it says that convolutions have
     memorized training images, and in which layers. All filters see the same images, so false alarms come together: most
-    draws of images give none, a few give 10%. The report's `p_value` allows for that. Units of linear layers with
-    outputs `(N, F)` are tested in the same way, for `where`. Filters show strong overfitting of convolutions; single
-    units rarely show any, see `docs/results/two_sample.md`.
+    draws of images give none, a few give 10%. The report's `p_value` allows for that. Filters
+    show strong overfitting of convolutions only, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
     finds any other difference between them as well.
@@ -69,7 +68,7 @@ def two_sample_test(
         train_inputs: Images that the model was trained on, like `inputs` of `analyze`.
         val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
-            name the BatchNorm. Linear layers are always compared.
+            name the BatchNorm.
         significance: The p-value up to which a filter counts.
         batch_size: See `analyze`.
 
@@ -116,7 +115,6 @@ def compare_groups(
         last.start(model, train_inputs, layers)
         last.finish(model, val_inputs, layers, val_pass)
     train, val = last.groups
-    linear = linear_units(model, layers)
     notes = unseen_layers(model, layers) | train.notes | val.notes
     n_train, n_val = train.n_samples, val.n_samples
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
@@ -141,32 +139,21 @@ def compare_groups(
             tests[name] = last.tests[keys[name]]
         else:
             tests[name] = _test_layer(values, divisions, significance)
-        if name not in linear:
-            chance += tests[name].counts[1:]
-            finite = int(values.isfinite().all(1).sum())
-            n_finite += finite
-            if finite < len(values):
-                notes |= nonfinite(name, len(values) - finite, len(values), "and are not compared")
+        chance += tests[name].counts[1:]
+        finite = int(values.isfinite().all(1).sum())
+        n_finite += finite
+        if finite < len(values):
+            notes |= nonfinite(name, len(values) - finite, len(values), "and are not compared")
     last.tests = {keys[name]: test for name, test in tests.items()}
     compared = _add_share_p_values(tests)
-    filters = {name: layer for name, layer in compared.items() if name not in linear}
-    n_live = sum(int(layer.live.sum()) for layer in filters.values())
+    n_live = sum(int(layer.live.sum()) for layer in compared.values())
     if n_finite and not n_live:
         notes["none live"] = (
             f"None of the {n_finite} filters responds to enough of the {n_train} training and {n_val} validation "
             "images to be compared: give more images, or other `layers`."
         )
-    units = {name: layer for name, layer in compared.items() if name in linear}
-    report = TwoSampleReport(
-        filters,
-        n_train,
-        n_val,
-        significance,
-        chance.double() / max(1, n_live),
-        notes,
-        units=units,
-        carried_over=carried_over,
-    )
+    chance_shares = chance.double() / max(1, n_live)
+    report = TwoSampleReport(compared, n_train, n_val, significance, chance_shares, notes, carried_over=carried_over)
     if train.errors is None or val.errors is None:
         return report
     area, gap, p_value = compare_confidences(-train.errors, -val.errors)
@@ -193,18 +180,13 @@ def check_groups(train_inputs: ImageSource, val_inputs: ImageSource) -> None:
 class _Group(NamedTuple):
     """The responses of a network to the images of one kind."""
 
-    maps: dict[str, LayerMaps]  # the largest value of each filter's map, or each unit's value `(n, F)`
+    maps: dict[str, LayerMaps]  # the largest value of each filter's map `(n, F)`
     n_samples: int
     notes: dict[str, str]
     errors: Tensor | None  # see `ExpectedErrors.result`
     head: str | None  # the linear layer whose output the model returned, if there is one
     features: Tensor | None  # its inputs `(n, D)`
-
-
-def linear_units(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Module]:
-    """Return the linear layers that are not among the `layers` to compare."""
-    chosen = select_layers(model, layers)
-    return {name: layer for name, layer in linear_layers(model).items() if name not in chosen}
+    batch_size: int
 
 
 class LastComparison:
@@ -213,9 +195,8 @@ class LastComparison:
     def __init__(self) -> None:
         self.tests: dict[bytes, LayerTest] = {}  # by a hash of the layer's values
         self.groups: list[_Group] = []  # training images, then validation images
-        self._sizes: list[int] = []  # of their batches
         self._probabilities: bool | None = None  # see `ExpectedErrors`
-        self._state: bytes | None = None  # hash of the parameters and buffers that are not the head's
+        self._state: bytes | None = None  # hash of the other parameters and buffers, if the head can run alone
 
     @property
     def started(self) -> bool:
@@ -226,9 +207,10 @@ class LastComparison:
         """Run a network on the training images; a second call does nothing before `finish`."""
         if not self.started:
             output = ExpectedErrors()
-            self.groups, self._sizes = [_run(model, train_inputs, layers, output)], [train_inputs.batch_size]
-            self._probabilities, head = output.probabilities, self.groups[0].head
-            self._state = None if head is None else _state_without(model, head)
+            group = _run(model, train_inputs, layers, output)
+            self.groups, self._probabilities = [group], output.probabilities
+            suffices = group.head is not None and group.head not in group.maps and group.errors is not None
+            self._state = _state_without(model, str(group.head)) if suffices else None
 
     def finish(
         self, model: nn.Module, val_inputs: ImageSource, layers: Iterable[str] | None, val_pass: WatchedPass | None
@@ -240,27 +222,27 @@ class LastComparison:
         else:
             for result in val_pass.outputs:
                 output.update(result)
-            self.groups.append(_group(model, val_inputs, layers, val_pass.capture, output))
-        self._sizes.append(val_inputs.batch_size)
-        if len({group.head for group in self.groups}) > 1:
+            self.groups.append(_group(model, val_inputs, val_pass.capture, output))
+        train, val = self.groups
+        if val.head != train.head or val.errors is None:
             self._state = None
 
     def has_backbone_of(self, model: nn.Module) -> bool:
-        """Whether nothing but the head of a model has changed; False if it has no head."""
-        head = self.groups[0].head if self.groups else None
-        return head is not None and self._state is not None and _state_without(model, head) == self._state
+        """Whether nothing but the head of a model has changed, and the head can run alone."""
+        return self._state is not None and _state_without(model, str(self.groups[0].head)) == self._state
 
     def run_head(self, model: nn.Module) -> bool:
         """Run the head alone, and return whether that was enough."""
         if not self.has_backbone_of(model):
             return False
-        output, name = ExpectedErrors(), str(self.groups[0].head)
-        head: Any = model.get_submodule(name)
-        for place, (before, size) in enumerate(zip(self.groups, self._sizes, strict=True)):
-            assert before.features is not None
-            again = _run(head, ImageSource(before.features.to(head.weight), "inputs", size), None, output)
-            self.groups[place] = before._replace(maps={**before.maps, name: again.maps[""]}, errors=again.errors)
-            output = ExpectedErrors(output.probabilities)
+        head: Any = modules_by_name(model)[str(self.groups[0].head)]
+        for place, group in enumerate(self.groups):
+            assert group.features is not None
+            features = ImageSource(group.features.to(head.weight), "features", group.batch_size)
+            errors = _run(head, features, None, ExpectedErrors(probabilities=False)).errors
+            if errors is None:
+                return False
+            self.groups[place] = group._replace(errors=errors)
         return True
 
 
@@ -321,29 +303,26 @@ def _run(
     capture = _capture(model, layers)
     with output:
         run(model, inputs, capture, take_output=output.update)
-    return _group(model, inputs, layers, capture, output)
+    return _group(model, inputs, capture, output)
 
 
 def _capture(model: nn.Module, layers: Iterable[str] | None) -> MapCapture:
-    watched = {**select_layers(model, layers), **linear_units(model, layers)}
-    return MapCapture(watched, summary=_largest, model=model)
+    return MapCapture(select_layers(model, layers), summary=_largest, model=model)
 
 
-def _group(
-    model: nn.Module, inputs: ImageSource, layers: Iterable[str] | None, capture: MapCapture, output: ExpectedErrors
-) -> _Group:
+def _group(model: nn.Module, inputs: ImageSource, capture: MapCapture, output: ExpectedErrors) -> _Group:
     """Check that every layer and the output responded to every image."""
     n_samples = len(inputs.positions) - len(inputs.unreadable)
-    filters, _, notes = usable_layers({name: capture.maps[name] for name in select_layers(model, layers)}, n_samples)
+    maps, _, notes = usable_layers(capture.maps, n_samples)
     notes |= inputs.notes()
-    usable, _, _ = usable_layers({name: capture.maps[name] for name in linear_units(model, layers)}, n_samples)
-    units = {name: layer for name, layer in usable.items() if layer.size == ()}
     errors = output.result(n_samples)
     if errors is None:
         notes["output"] = f"The output is not compared: {output.problem}."
     samples = capture.samples.collected(n_samples)
-    head = samples.head.layer if samples.head is not None and samples.head.layer in linear_layers(model) else None
-    return _Group({**filters, **units}, n_samples, notes, errors, head, samples.features)
+    head = None if samples.head is None else samples.head.layer
+    if head is not None and not isinstance(modules_by_name(model)[head], nn.Linear):
+        head = None
+    return _Group(maps, n_samples, notes, errors, head, samples.features, inputs.batch_size)
 
 
 def _largest(maps: Tensor) -> Tensor:

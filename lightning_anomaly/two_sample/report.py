@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,8 +39,8 @@ class LayerComparison:
 class TwoSampleReport(Tabular):
     """How differently a network treats training and validation images. `print(report)` gives a table.
 
-    The confidence is the largest softmax probability, and the expected error 1 less that. A filter or unit
-    distinguishes the images if it is live and its p-value is at most `significance`.
+    The confidence is the largest softmax probability, and the expected error 1 less that. A filter distinguishes
+    the images if it is live and its p-value is at most `significance`.
 
     Attributes:
         layers: `{layer: LayerComparison}` in the network's order.
@@ -55,12 +55,10 @@ class TwoSampleReport(Tabular):
         confidence_error_ratio: Mean expected error on validation images, divided by that on training images; 1 if not
             compared.
         confidence_p_value: P-value of the rank test of the confidences; 1 if not compared.
-        units: `{layer: LayerComparison}` of linear layers that are not in `layers`. `count`, `fraction` and `p_value`
-            ignore them.
         train_errors: Expected error on each training image `(n_train,)`; empty if not compared.
         val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
-        carried_over: Number of filters and units in layers with the same values as in the callback's last comparison,
-            bit for bit, whose tests are those of that comparison.
+        carried_over: Number of filters in layers with the same values as in the callback's last comparison, bit for
+            bit, whose tests are those of that comparison.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -73,7 +71,6 @@ class TwoSampleReport(Tabular):
     confidence_gap: float = 0.0
     confidence_error_ratio: float = 1.0
     confidence_p_value: float = 1.0
-    units: Mapping[str, LayerComparison] = field(default_factory=dict)
     train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     carried_over: int = 0
@@ -84,30 +81,32 @@ class TwoSampleReport(Tabular):
         return len(self.train_errors) > 0
 
     @property
-    def judged(self) -> dict[str, LayerComparison]:
-        """`layers` and `units` together."""
-        return {**self.layers, **self.units}
+    def shares(self) -> dict[str, float]:
+        """`{layer: share of its live filters that distinguish the images}`; 0 if a layer has no live ones."""
+        return {
+            name: int(layer.significant(self.significance).sum()) / max(1, int(layer.live.sum()))
+            for name, layer in self.layers.items()
+        }
 
     @property
     def significant_layers(self) -> dict[str, float]:
-        """`{layer: share of its live filters or units that distinguish the images}`, the largest share first.
+        """The `shares` of the layers that chance does not explain, the largest first.
 
-        Includes the layers whose `share_p_value` is at most `significance`, or 0.001 if that is larger. Chance alone
-        gives any such layer with at most that probability.
+        Their `share_p_value` is at most `significance`, or 0.001 if that is larger. Chance alone gives any such layer
+        with at most that probability.
         """
         limit = max(self.significance, MIN_P_VALUE)
-        names = [name for name, layer in self.judged.items() if layer.share_p_value <= limit]
-        shares = {name: share for name in names if (share := self.fraction_in([name]))}
-        return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+        shares = sorted(self.shares.items(), key=lambda pair: -pair[1])
+        return {name: share for name, share in shares if share and self.layers[name].share_p_value <= limit}
 
     @property
     def where(self) -> str:
         """The `significant_layers` in words."""
         if shares := self.significant_layers:
             names = [f"{repr(name) if name else 'the model'} ({100 * share:.0f}%)" for name, share in shares.items()]
-            return f"in units of {', '.join(names)}"
+            return f"in filters of {', '.join(names)}"
         by_output = self.compares_output and self.confidence_p_value <= self.significance
-        return "in the output, and in no single unit" if by_output else "nowhere"
+        return "in the output, and in no layer" if by_output else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
@@ -123,7 +122,7 @@ class TwoSampleReport(Tabular):
     @property
     def fraction(self) -> float:
         """`count` as a fraction of the live filters; 0 if there are none."""
-        return self.fraction_in(self.layers)
+        return self.count / max(1, sum(int(layer.live.sum()) for layer in self.layers.values()))
 
     @property
     def p_value(self) -> float:
@@ -135,20 +134,13 @@ class TwoSampleReport(Tabular):
         """
         return permutation_p_value(self.fraction, self.chance)
 
-    def fraction_in(self, layers: Iterable[str]) -> float:
-        """Compute `fraction` over the named layers, linear ones included; unknown names are ignored."""
-        judged = self.judged
-        chosen = [judged[name] for name in layers if name in judged]
-        live = sum(int(layer.live.sum()) for layer in chosen)
-        return sum(int(layer.significant(self.significance).sum()) for layer in chosen) / live if live else 0.0
-
     def _rows(self) -> Sequence[Sequence[str]]:
-        rows = [("layer", "filters or units", "live", "significant", "fraction", "mean area")]
-        for name, layer in self.judged.items():
+        rows = [("layer", "filters", "live", "significant", "fraction", "mean area")]
+        for name, layer in self.layers.items():
             live, count = int(layer.live.sum()), int(layer.significant(self.significance).sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
-            fraction = f"{self.fraction_in([name]):.3f}"
-            rows.append((name or "(the model)", str(len(layer.live)), str(live), str(count), fraction, area))
+            numbers = str(len(layer.live)), str(live), str(count), f"{count / max(1, live):.3f}", area
+            rows.append((name or "(the model)", *numbers))
         return rows
 
     def _sentences(self) -> list[str]:
@@ -162,7 +154,7 @@ class TwoSampleReport(Tabular):
             f"{100 * self.confidence_auc:.1f}% of pairs (p = {self.confidence_p_value:.2g}), and expects "
             f"{self.confidence_error_ratio:.2f} times as many errors on validation images"
         )
-        carried = f"{self.carried_over} filters and units have the same values as in the last comparison, and its tests"
+        carried = f"{self.carried_over} filters have the same values as in the last comparison, and its tests"
         return [
             *[output] * self.compares_output,
             filters,

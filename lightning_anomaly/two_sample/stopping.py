@@ -31,9 +31,7 @@ class LossTrend(NamedTuple):
     """The exponential average of a loss after its last validation."""
 
     average: float
-    lowest: float  # of all averages so far
-    place: int  # index of the validation with the lowest average
-    waited: int  # validations since then
+    waited: int  # validations since the lowest average
     spike: bool  # whether the last loss is far above its average, for its own fluctuation
 
 
@@ -53,10 +51,10 @@ def loss_trend(losses: Sequence[float]) -> LossTrend | None:
     candidates = [(average, place) for place, average in enumerate(averages) if not math.isnan(average)]
     if not candidates:
         return None
-    lowest, place = min(candidates)
+    _, place = min(candidates)
     last = [loss for loss in losses if math.isfinite(loss)][-SPIKE_WINDOW:]
     spike = losses[-1] - averages[-1] > pstdev(last)
-    return LossTrend(averages[-1], lowest, place, len(losses) - 1 - place, spike)
+    return LossTrend(averages[-1], len(losses) - 1 - place, spike)
 
 
 def confirms(trend: LossTrend | None, patience: int) -> bool:

@@ -178,10 +178,10 @@ def browser(device: str, quick: bool) -> Iterator[Row]:
     """The filter browser of a report: its size, how long it takes to write, and to open in Chromium if there is one."""
     for name, side in (("lenet5", 32),) if quick else (("alexnet", 32), ("resnet50", 224)):
         images = noise(64 if quick else 512, side)
-        report = analyze(network_of(name), images, batch_size=8)
+        report = analyze(network_of(name), images, batch_size=8, keep_images=True)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "report.html"
-            written = timed(partial(report.save_html, file, images))
+            written = timed(partial(report.save_html, file))
             opened = timed(partial(_open, file)) if find_chromium() else {}
             size = {"file (MB)": file.stat().st_size / 1e6}
             yield {"network": name, **size, **written, **{f"to open, {key}": value for key, value in opened.items()}}

@@ -206,6 +206,6 @@ class TestReport:
 
     def test_a_page_without_layers_has_its_notes_alone(self):
         report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
-        index, _ = contents(report.page_text("", torch.zeros(2, 1, 4, 4), labels=["a", "b"], names=["c", "d"]))
+        index, _ = contents(report.page_text("", labels=["a", "b"], names=["c", "d"]))
         assert index["notes"] == ["There is no convolution."]
         assert [index[name] for name in ("images", "labels", "names", "history")] == [None] * 4

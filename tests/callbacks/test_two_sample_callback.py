@@ -23,7 +23,7 @@ from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, TwoSamp
 
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
-LAYERS = ["conv1", "conv2", "head"]
+LAYERS = ["conv1", "conv2"]
 # The logged values if nothing was compared.
 OUTPUT = {
     "confidence_auc": 0.5,
@@ -90,7 +90,7 @@ def test_every_validation_logs_the_results_of_the_test(fitted: Fitted) -> None:
     report = two_sample_test(fitted.model, TRAIN, VAL, layers=LAYERS)  # with the weights of the last validation
     assert len(fitted.seen.values) == 5
     expected = {name: getattr(report, name) for name in ("count", "fraction", "p_value", *OUTPUT) if "rise" not in name}
-    expected |= {f"layer/{name}": report.fraction_in([name]) for name in LAYERS}
+    expected |= {f"layer/{name}": share for name, share in report.shares.items()}
     last = fitted.seen.values[-1]
     untested = {key: last[key] for key in keys({"confidence_rise": 0, "seconds": 0})}
     assert last == pytest.approx(keys(expected) | untested)
@@ -151,13 +151,13 @@ def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_pat
 
 
 def test_a_failing_first_comparison_logs_all_keys_and_names_the_monitored_ones(tmp_path: Path) -> None:
-    compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample_layers/head")
+    compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample_layers/conv2")
     reader = EarlyStopping("two_sample/p_value", mode="max", patience=100)
     with pytest.warns(UserWarning, match="could not compare .*full") as caught:
         _, seen = fit(tmp_path, compared, reader, best, module=Fails(0), num_sanity_val_steps=0)
     (text,) = said(caught)
     assert "`train_inputs`" in text
-    assert "'two_sample/p_value', 'two_sample_layers/head' will only see a constant" in text
+    assert "'two_sample/p_value', 'two_sample_layers/conv2' will only see a constant" in text
     assert "last values" not in text
     assert seen.values[0] == keys(NOTHING)
     assert seen.values[1].keys() == seen.values[0].keys()
@@ -238,7 +238,7 @@ def test_layers_significance_batch_size_precision_and_prefix_are_respected(tmp_p
     ours = {kind for kind in model.kinds if kind[0] != 20}
     assert {kind[1:] for kind in ours} == {(torch.bfloat16, False)}
     assert max(kind[0] for kind in ours) <= 7
-    layers = [f"layer/{name}" for name in ("conv2", "idle", "head")]
+    layers = [f"layer/{name}" for name in ("conv2", "idle")]
     assert set(seen.values[0]) == set(keys(dict.fromkeys(["count", "fraction", "p_value", "seconds", *OUTPUT,
                                                           *layers], 0.0), "two_sample_too"))  # fmt: skip
     assert [values["two_sample_too_layers/idle"] for values in seen.values] == [0, 0]

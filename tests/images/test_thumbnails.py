@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.thumbnails import Thumbnails, check_images, drawn, shrink
+from lightning_anomaly.images.thumbnails import check_images, drawn, shrink
 
 
 def random(*shape: int) -> Tensor:
@@ -46,20 +46,6 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
     assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
     assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
-
-
-@pytest.mark.parametrize("shape", [(1, 9, 7), (3, 40, 30)], ids=str)
-def test_thumbnails_look_like_their_samples_and_their_ranges_are_enough_for_the_scale(shape: tuple[int, ...]) -> None:
-    samples = random(20, *shape)
-    whole, small = Thumbnails.of(samples, 16), shrink(samples, 16)
-    joined = Thumbnails.join([whole.select(slice(8)), whole.select(slice(8, 20))])
-    assert joined is not None
-    ranges = joined.ends().ranges()
-    assert torch.equal(ranges.flatten(2).amin(2), small.flatten(2).amin(2))
-    assert torch.equal(ranges.flatten(2).amax(2), small.flatten(2).amax(2))
-    difference = joined.drawn(ranges).int() - drawn(small, small).int()
-    assert difference.abs().float().mean() < 2  # of 255
-    assert Thumbnails.join([whole, None]) is Thumbnails.join([]) is None
 
 
 @pytest.mark.parametrize("images", [random(3, 1, 4, 4), random(4, 1, 4), random(4, 0, 4, 4), [1] * 4])

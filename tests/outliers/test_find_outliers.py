@@ -63,7 +63,7 @@ def test_without_a_reference_p_values_rank_the_images_and_none_is_significant(ne
     assert "as `reference`" in str(report)
     assert report.above_calibration == []
     other = find_outliers(net, images(300), reference=images(300, seed=5), max_reference=200)
-    assert (other.n_reference, other.n_calibration, other.min_detectable) == (200, 100, 30)
+    assert (other.n_reference, other.n_calibration) == (200, 100)
 
 
 def test_a_part_of_many_inputs_is_the_reference_and_all_are_scored(net):
@@ -97,15 +97,10 @@ def test_significant_images_follow_benjamini_and_hochberg_s_rule():
     for rate, found in ((0.06, [2, 3, 5, 1]), (0.05, [2]), (0.005, [])):
         # 0.02 and 0.03 are too large in their places, 0.04 is as small as 4/6 of 0.06
         assert report_of(p_values, 100, rate, scores).significant == found
-
-
-@pytest.mark.parametrize(("count", "n_reference", "rate"), [(300, 300, 0.1), (20010, 198, 0.15), (52, 101, 0.1)])
-def test_min_detectable_is_the_smallest_number_that_is_found(count, n_reference, rate):
-    report = report_of(torch.ones(count), n_reference, rate)
-    for number in (report.min_detectable, report.min_detectable - 1):
-        p_values = torch.ones(count, dtype=torch.float64)
-        p_values[:number] = 1 / (1 + math.ceil(n_reference / 2))  # judged by the half of the reference that is larger
-        assert len(replace(report, p_values=p_values).significant) == (number if number == report.min_detectable else 0)
+    for number, found_all in ((1333, False), (1334, True)):  # 0.15 * 1334 / 20010 is 0.01 but for rounding
+        p_values = torch.ones(20010, dtype=torch.float64)
+        p_values[:number] = 0.01
+        assert len(report_of(p_values, 198, 0.15).significant) == number * found_all
 
 
 def test_images_above_calibration_are_reported_with_the_reference_that_would_be_needed():
@@ -190,14 +185,14 @@ def test_reference_images_with_nan_are_left_out(net):
     inputs[[30, 90]] = math.nan
     spoilt = torch.cat([reference[:500], reference[:40] * math.nan, reference[500:]])
     with (
-        pytest.warns(UserWarning, match="^40 of the 1040 reference images give NaN or infinite values"),
-        pytest.warns(UserWarning, match="^2 of the 300 images give NaN or infinite values, the first at position 30:"),
+        pytest.warns(UserWarning, match="^40 of the 1040 images in `reference` give NaN or infinite values"),
+        pytest.warns(UserWarning, match="^2 of the 300 images in `images` give NaN or inf.* position 30:"),
     ):
         report = find_outliers(net, inputs, spoilt)
     assert {*report.significant} >= {*range(12)}
     assert report.unusable == [30, 90]
     assert report.n_reference == 1000
-    with pytest.warns(UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at"):
+    with pytest.warns(UserWarning, match="^1 of the 1001 images in `images` give NaN or infinite values, the first at"):
         report = find_outliers(net, torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]))
     assert report.unusable == [1000]
 

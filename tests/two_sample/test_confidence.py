@@ -4,7 +4,6 @@ import copy
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,43 +162,28 @@ def test_outputs_of_a_network_without_convolutions_are_compared() -> None:
     with pytest.warns(UserWarning, match="The model has no convolution"):
         report = two_sample_test(model, IMAGES[:70] * 3, IMAGES[70:])
     assert report.confidence_auc > 0.6
-    assert (report.count, report.fraction, report.p_value, report.fraction_in([])) == (0, 0, 1, 0)
+    assert (report.count, report.fraction, report.p_value, report.shares) == (0, 0, 1, {})
     assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
-    assert list(report.units) == ["1"]
-    report = replace(report, units={})
-    assert report.where == "in the output, and in no single unit"
+    assert report.where == "in the output, and in no layer"
 
 
-def test_units_of_linear_layers_are_named_and_do_not_count_as_filters() -> None:
-    def tokens(net: Net, x: Tensor) -> Tensor:
-        """A convolution, a linear layer over the positions of its map, and two over the image."""
-        mixed = net.mix(net.conv(x).flatten(2).transpose(1, 2))
-        return net.head(net.hidden(mixed.flatten(1)).relu())
-
+def test_a_named_linear_layer_is_compared_and_said_where() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers = nn.Conv2d(1, 4, 2), nn.Linear(4, 4), nn.Linear(256, 30), nn.Linear(30, 5)
-    model = Net(tokens, **dict(zip(("conv", "mix", "hidden", "head"), layers, strict=True)))
-    train, val = IMAGES[:70] * 2, IMAGES[70:]
-    report, named = two_sample_test(model, train, val), two_sample_test(model, train, val, layers=["hidden"])
-    assert (list(report.layers), list(report.units)) == (["conv"], ["hidden", "head"])
-    assert (list(named.layers), list(named.units)) == (["hidden"], ["head"])
-    assert torch.equal(report.units["hidden"].p_value, named.layers["hidden"].p_value)
-    assert max(layer.share_p_value for layer in (report.units["hidden"], named.layers["hidden"])) <= 0.01
-    convolution = two_sample_test(model.conv, train, val)
-    assert report.filters.get("conv") == convolution.filters.get("")
-    assert (report.fraction, report.p_value) == (convolution.fraction, convolution.p_value)
-    assert report.fraction_in(["hidden"]) == named.fraction > 0
-    assert report.significant_layers["hidden"] == named.fraction
-    assert re.fullmatch(r"in units of .*'hidden' \(\d+%\).*", report.where)
+        layers = nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(256, 30), nn.ReLU(), nn.Linear(30, 5)
+    model, train, val = nn.Sequential(*layers), IMAGES[:70] * 2, IMAGES[70:]
+    report = two_sample_test(model, train, val, layers=["0", "2"])
+    assert list(report.layers) == ["0", "2"]
+    assert list(two_sample_test(model, train, val).layers) == ["0"]
+    assert report.significant_layers["2"] == report.shares["2"] > 0
     shares = list(report.significant_layers.values())
     assert shares == sorted(shares, reverse=True)
+    assert re.fullmatch(r"in filters of .*'2' \(\d+%\).*", report.where)
     assert two_sample_test(model, IMAGES[:70], val).where == "nowhere"
-    assert [row for row in str(report).splitlines() if row.lstrip().startswith("hidden")]
 
 
 @pytest.mark.parametrize("significance", [0.01, 1e-4])
-def test_a_layer_with_one_unit_is_significant_if_it_separates_all_images(significance: float) -> None:
+def test_a_layer_with_one_filter_is_significant_if_it_separates_all_images(significance: float) -> None:
     """Its share is 0 or 1, so that its p-value decides. No share of divisions can be below 0.001."""
     conv = nn.Conv2d(1, 1, 1)
     with torch.no_grad():
