@@ -1,11 +1,10 @@
 """A quick look at a trained model, from the command line.
 
 The model is built by `--model`, with the arguments in a Lightning checkpoint or in `--model-args`, and loads the
-weights of the checkpoint. Images come from a folder, with or without a subfolder for each class, or from an .npz file:
-its array `val_images`, else `test_images`, else its only array. Image files and uint8 arrays, (N, H, W) or
-(N, H, W, 3), are scaled to 0..1; floating-point arrays, (N, C, H, W), are taken as they are. A model that does not
-normalize its input in `forward` needs the `--mean` and `--std` of its training's `Normalize`: without them it sees
-images unlike any it was trained on. `outliers` needs no model: by default it takes one that is pretrained on ImageNet.
+weights of the checkpoint. Images come from a folder, with or without a subfolder for each class, and are scaled to
+0..1. A model that does not normalize its input in `forward` needs the `--mean` and `--std` of its training's
+`Normalize`: without them it sees images unlike any it was trained on. `outliers` needs no model: by default it takes
+one that is pretrained on ImageNet.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from lightning_anomaly.browser.page import write
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.images.files import ArrayImages, FolderImages, open_images, probe_positions
+from lightning_anomaly.images.files import FolderImages, open_images, probe_positions
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import find_outliers
@@ -38,10 +37,10 @@ from lightning_anomaly.report.figures import FIGURES
 _EXAMPLES = {
     "analyze": """examples:
   lightning-anomaly analyze last.ckpt --model my_project.models:Net --data photos --size 64
-  lightning-anomaly weights.pt --model torchvision.models:resnet18 --model-args '{"num_classes": 10}' --data val.npz""",
+  lightning-anomaly weights.pt --model torchvision.models:resnet18 --data photos --size 224""",
     "outliers": """examples:
   lightning-anomaly outliers --data photos
-  lightning-anomaly outliers last.ckpt --model my_project.models:Net --data new.npz --reference val.npz --top 100""",
+  lightning-anomaly outliers last.ckpt --model my_project.models:Net --data new --reference val --size 64""",
 }
 
 
@@ -63,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         optional = name == "outliers"
         add("checkpoint", type=Path, nargs="?" if optional else None, help="file with a state_dict or Lightning's")
         add("--model", required=not optional, metavar="MODULE:CLASS", help="class or function that builds the model")
-        add("--data", required=True, type=Path, metavar="PATH", help="folder or .npz file of images")
+        add("--data", required=True, type=Path, metavar="PATH", help="folder of images")
         add("--size", type=_positive, metavar="PIXELS", help="height and width of the images of a folder")
         add("--mean", type=float, nargs="+", metavar="X", help="mean of `Normalize`, one number or one per channel")
         add("--std", type=_above_zero, nargs="+", metavar="X", help="standard deviation of `Normalize`, as for --mean")
@@ -175,7 +174,7 @@ def _load_model(options: argparse.Namespace) -> tuple[nn.Module, Sequence[str]]:
     return model.to(options.device), names
 
 
-def _open(model: nn.Module, path: Path, options: argparse.Namespace) -> ArrayImages | FolderImages:
+def _open(model: nn.Module, path: Path, options: argparse.Namespace) -> FolderImages:
     """Open images, and run the model on two zero images, to find images of the wrong shape before the work begins."""
     first = next(iter(select_layers(model).values()), None)
     images = open_images(path, options.size, getattr(first, "in_channels", 3) == 1, options.mean, options.std)

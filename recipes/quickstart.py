@@ -66,7 +66,7 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     outliers.save_html(f"{logger.log_dir}/outliers.html")
     print(f"{watcher.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
     print(f"The strangest images: open {logger.log_dir}/outliers.html")
-    print(f"Every filter, epoch by epoch: open {logger.log_dir}/anomaly_filters/browser.html")
+    print(f"Every filter with its images: open {logger.log_dir}/anomaly_filters/browser.html")
     print(f"Losses, numbers of filters and the gap: tensorboard --logdir {log_dir}")
     losses = [entry["losses"]["val_loss"] for entry in watcher.history]
     print(

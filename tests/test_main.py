@@ -25,7 +25,7 @@ from lightning_anomaly.pretrained import Pretrained
 pytestmark = QUIET
 
 HERE = __name__
-NET = ("--model", f"{HERE}:net")
+NET = ("--model", f"{HERE}:net", "--size", 8)
 
 
 def net(channels: int = 1, classes: int = 2) -> nn.Sequential:
@@ -55,14 +55,16 @@ def number() -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the weights of `net`, 120 images of which 7 and 60 are odd, and 8 images, which are too few."""
+    """A folder with the weights of `net` and folders of 120 images, of which 7 and 60 are odd, of 8 and of two."""
     folder = tmp_path_factory.mktemp("given")
     torch.manual_seed(0)
     torch.save(net().state_dict(), folder / "weights.pt")
     images = np.random.default_rng(0).integers(0, 100, (120, 8, 8), dtype=np.uint8)
     images[[7, 60]] = np.linspace(100, 255, 64).reshape(8, 8)
-    np.savez(folder / "images.npz", val_images=images, train_images=images[:3], val_labels=np.zeros((120, 1)))
-    np.savez(folder / "few.npz", images[:8, None] / np.float32(255))
+    for name, chosen in (("images", range(120)), ("few", range(8)), ("two", (8, 7))):
+        (folder / name).mkdir()
+        for place, index in enumerate(chosen):
+            Image.fromarray(images[index]).save(folder / name / f"{place:03}.png")
     return folder
 
 
@@ -77,7 +79,7 @@ def command(*arguments: Any) -> None:
 
 def test_the_table_is_printed_and_the_figures_written(folder, tmp_path, capsys):
     output = tmp_path / "a" / "b"
-    command(folder / "weights.pt", *NET, "--data", folder / "images.npz", "--output", output)  # `analyze` by default
+    command(folder / "weights.pt", *NET, "--data", folder / "images", "--output", output)  # `analyze` by default
     out, err = capsys.readouterr()
     assert err == ""
     assert table_of(out)[0].split()[:2] == ["0", "4"]
@@ -97,8 +99,8 @@ def test_models_are_found_in_the_current_folder_and_figures_of_an_earlier_run_ar
     output.mkdir()
     for name in ("filters.png", "mine.png"):
         (output / name).touch()
-    options = ("--model", "nets:net", "--model-args", '{"channels": 1, "classes": 2}')
-    command("analyze", folder / "weights.pt", *options, "--data", folder / "few.npz")
+    options = ("--size", 8, "--model", "nets:net", "--model-args", '{"channels": 1, "classes": 2}')
+    command("analyze", folder / "weights.pt", *options, "--data", folder / "few")
     assert "note: The probe has 8 samples" in capsys.readouterr().out
     assert {path.name for path in output.iterdir()} == {"browser.html", "mine.png", "outliers.png", "verdicts.png"}
 
@@ -122,9 +124,7 @@ def test_the_help_of_each_command_has_examples_that_it_can_read(name, capsys):
 
 
 def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
-    two = tmp_path / "two.npz"
-    np.savez(two, np.load(folder / "images.npz")["val_images"][[8, 7]])
-    options = ("--data", two, "--reference", folder / "images.npz", "--top", 1, "--output", tmp_path)
+    options = ("--data", folder / "two", "--reference", folder / "images", "--top", 1, "--output", tmp_path)
     command("outliers", folder / "weights.pt", *NET, *options)
     out, err = capsys.readouterr()
     assert err == ""
@@ -134,9 +134,9 @@ def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
     with (tmp_path / "outliers.csv").open() as file:
         row, other = csv.DictReader(file)
     scores = ["score", "p_value", "significant", "look_score", "look_p_value", "content_score", "content_p_value"]
-    assert list(row) == ["position", *scores, "duplicates", "reasons"]
+    assert list(row) == ["position", "name", *scores, "duplicates", "reasons"]
     assert row["position"] == "1"
-    assert other["duplicates"] == "identical: image 8 of the reference"
+    assert other["duplicates"] == "identical: 008.png of the reference"
 
 
 def test_a_folder_is_enough_and_the_network_and_its_classes_are_named(tmp_path, monkeypatch, capsys):
@@ -190,7 +190,7 @@ def test_a_checkpoint_with_our_callbacks_has_only_tensors_and_plain_values(folde
     states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
     assert {callback.state_key for callback in callbacks} <= set(states)
     assert same(load_model(tmp_path / "last.ckpt", "trainers:SmallNet").state_dict(), module.state_dict())
-    options = ("--model", "trainers:SmallNet", "--data", folder / "images.npz", "--output", tmp_path)
+    options = ("--model", "trainers:SmallNet", "--size", 8, "--data", folder / "images", "--output", tmp_path)
     command("analyze", tmp_path / "last.ckpt", *options)
     assert [line.split()[0] for line in table_of(capsys.readouterr().out)[:2]] == ["conv1", "conv2"]
 
@@ -220,9 +220,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no state": ({"weights": [torch.ones(1)]}, "does not fit"),
     "code in a file": ({"--model": f"{HERE}:Wide", "weights": EVIL}, "`torch.save`"),
     "no filters": ({"--model": "torch.nn:Flatten", "weights": {}}, "no filters"),
-    "other images": ({"images": {"x": np.zeros((20, 8, 9, 3), np.uint8)}}, "`some.npz`, (3, 8, 9)"),
-    "no images": ({"images": None}, "No such file"),
-    "no archive": ({"images": b"hello"}, "some.npz"),
+    "other images": ({"--size": "9"}, "`images`, (1, 9, 9)"),
+    "no images": ({"--data": "absent"}, "Found nothing at `absent`"),
+    "no folder": ({"--data": __file__}, "Found a file"),
 }
 
 
@@ -230,20 +230,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_mistake_ends_in_one_sentence(kind, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     changed, message = MISTAKES[kind]
-    paths = {"weights": folder / "weights.pt", "images": folder / "images.npz"}
-    for name, file in (("weights", "some.pt"), ("images", "some.npz")):
-        if name in changed:
-            paths[name] = tmp_path / file
-            if isinstance(content := changed[name], bytes):
-                paths[name].write_bytes(content)
-            elif content is not None and name == "weights":
-                torch.save(content, paths[name])
-            elif content is not None:
-                np.savez(paths[name], **content)
-    options = {"--model": f"{HERE}:net", "--data": paths["images"], **changed}
+    weights = folder / "weights.pt"
+    if "weights" in changed:
+        weights = tmp_path / "some.pt"
+        if isinstance(content := changed["weights"], bytes):
+            weights.write_bytes(content)
+        elif content is not None:
+            torch.save(content, weights)
+    options = {"--model": f"{HERE}:net", "--data": folder / "images", "--size": 8, **changed}
     flags = [f"{name}={value}" for name, value in options.items() if name.startswith("--")]
     with pytest.raises(SystemExit) as stopped:
-        command("outliers" if "--top" in changed else "analyze", paths["weights"], *flags)
+        command("outliers" if "--top" in changed else "analyze", weights, *flags)
     text = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err.strip()
     assert "error: " in text.splitlines()[-1]
     assert message in text
@@ -261,14 +258,14 @@ class TestFolders:
             Image.fromarray(pixels.astype(np.uint8)).save(path)
         (photos / "cats" / "000.png").write_bytes(b"no image")
         (photos / "cats" / "notes.txt").touch()
-        options = ("--data", photos, "--size", 8, "--top", 3, "--output", tmp_path)
+        options = ("--data", photos, "--output", tmp_path, "--top", 3)
         command("outliers", folder / "weights.pt", *NET, *options)
         assert "1 of the 120 images in `images` cannot be read, the first at position 0" in capsys.readouterr().out
         with (tmp_path / "outliers.csv").open(encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
         assert (os.fsencode(rows[0]["name"]), rows[0]["position"]) == (b"dogs/caf\xe9.png", "119")
         assert (tmp_path / "outliers.html").stat().st_size > 0
-        command("analyze", folder / "weights.pt", *NET, *options[:4], "--output", tmp_path)
+        command("analyze", folder / "weights.pt", *NET, *options[:4])
         out = capsys.readouterr().out
         assert "1 of the 120 images in `--data` cannot be read, the first at position 0, cats/000.png (Unid" in out
         assert (tmp_path / "browser.html").stat().st_size > 0
@@ -278,13 +275,13 @@ class TestFolders:
             ((), "0..1, not normalized (see `--mean`)"),
             (("--std", "0.25", "--mean", "0.5"), "mean 0.5"),
         ):
-            options = ("--data", folder / "images.npz", "--output", tmp_path, "--device", "cpu", *numbers)
+            options = ("--data", folder / "images", "--output", tmp_path, "--device", "cpu", *numbers)
             command("analyze", folder / "weights.pt", *NET, *options)
             assert line in capsys.readouterr().out.splitlines()[0]
 
     def test_the_class_of_an_image_is_its_folder(self, folder, tmp_path, capsys):
         (tmp_path / "photos").mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
-        options = ("--size", 8, "--output", tmp_path / "found", "--data", tmp_path)
+        options = ("--output", tmp_path / "found", "--data", tmp_path)
         command(folder / "weights.pt", *NET, *options)
         assert "of the class 'photos'" in capsys.readouterr().out

@@ -1,9 +1,8 @@
-"""Read images on disk: an .npz file, or a folder of image files."""
+"""Read a folder of image files."""
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that be
 
 def open_images(
     path: Path, size: int | None, gray: bool, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> ArrayImages | FolderImages:
-    """Open an .npz file, or a folder with `size` and `gray` as in `FolderImages`, and normalize the images."""
-    if path.is_dir() and size is None:
+) -> FolderImages:
+    """Open a folder with `size` and `gray` as in `FolderImages`, and normalize the images."""
+    if size is None:
         raise ValueError(f"`--size` should be given for the folder `{path}`, in pixels: `--size 224`, for example.")
-    images = FolderImages(path, size, gray) if path.is_dir() and size else ArrayImages(path)
+    images = FolderImages(path, size, gray)
     for option, values in (("--mean", mean), ("--std", std)):
         if values is not None and len(values) not in (1, images.shape[0]):
             raise ValueError(
@@ -34,39 +33,7 @@ def open_images(
     return images
 
 
-class _Images(Dataset[Any]):
-    scaling = "scaled to 0..1"  # a description for the user
-    _moments: tuple[Tensor, Tensor] | None = None
-
-    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Subtract the mean of each channel from now on, and divide by its standard deviation."""
-        if any(mean) or any(deviation != 1 for deviation in std):
-            self._moments = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-            self.scaling += f", then normalized by the mean {listed(mean)} and the standard deviation {listed(std)}"
-
-    def _normalized(self, image: Tensor) -> Tensor:
-        return image if self._moments is None else (image - self._moments[0]) / self._moments[1]
-
-
-class ArrayImages(_Images):
-    """The images of an .npz file, converted to float32 one by one to save memory."""
-
-    labels: None = None
-
-    def __init__(self, path: Path) -> None:
-        self._array = _read_array(path)
-        if self._array.dtype != np.uint8:
-            self.scaling = "taken as they are in the file"
-        self.shape = tuple(self[0].shape)
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self._normalized(_as_image(self._array[index]))
-
-
-class FolderImages(_Images):
+class FolderImages(Dataset[Any]):
     """The images in a folder and its subfolders, in the order of their names; each direct subfolder is a class.
 
     An image is a file with the name of a picture, such as `.jpg`, or with any other name and a picture's first bytes,
@@ -110,7 +77,14 @@ class FolderImages(_Images):
         self.labels = labels if classes != [""] else None
         self.targets = [target for _, target in self.samples] if self.labels else []
         self.shape = (1 if gray else 3, size, size)
-        self.scaling = f"scaled to {size}x{size} pixels and to 0..1"
+        self.scaling = f"scaled to {size}x{size} pixels and to 0..1"  # a description for the user
+        self._moments: tuple[Tensor, Tensor] | None = None
+
+    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Subtract the mean of each channel from now on, and divide by its standard deviation."""
+        if any(mean) or any(deviation != 1 for deviation in std):
+            self._moments = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+            self.scaling += f", then normalized by the mean {listed(mean)} and the standard deviation {listed(std)}"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,14 +96,15 @@ class FolderImages(_Images):
         size, scaling = (side, side), Image.Resampling.BILINEAR
         picture = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
         whole = _channels_first(np.array(picture.resize(size, scaling)))
-        if self.transform is None:
-            return self._normalized(_as_image(np.array(ImageOps.fit(picture, size, scaling)))), whole
-        return self._normalized(self.transform(picture)), whole
+        if self.transform is not None:
+            return self.transform(picture), whole
+        image = _channels_first(np.array(ImageOps.fit(picture, size, scaling))).float().div_(255)
+        return image if self._moments is None else (image - self._moments[0]) / self._moments[1], whole
 
 
-def probe_positions(images: ArrayImages | FolderImages, count: int) -> range:
-    """Choose the first images of a file, or evenly spaced ones of a folder, whose first ones are of few classes."""
-    return range(0, len(images), -(-len(images) // count) if isinstance(images, FolderImages) else 1)[:count]
+def probe_positions(images: FolderImages, count: int) -> range:
+    """Choose evenly spaced images of a folder, as the first ones are of few classes."""
+    return range(0, len(images), -(-len(images) // count))[:count]
 
 
 def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
@@ -185,34 +160,6 @@ def _read_image(file: str, mode: str) -> Any:
         return image.convert(mode)
 
 
-def _as_image(array: Any) -> Tensor:
-    """Return an image `(C, H, W)` in float32, with bytes scaled to 0..1."""
-    if array.dtype != np.uint8:
-        return torch.from_numpy(array.astype(np.float32))
-    return _channels_first(array).float().div_(255)
-
-
 def _channels_first(array: Any) -> Tensor:
     """Return an image `(C, H, W)` of an array `(H, W)` or `(H, W, C)`."""
     return torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-def _read_array(path: Path) -> Any:
-    """Read `val_images` from a file, else `test_images`, else its only array."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            only = names[0] if len(names) == 1 else None
-            key = next((name for name in ("val_images", "test_images") if name in names), only)
-            array = None if key is None else file[key]
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"`{path.name}` should be an .npz file, as `numpy.savez` writes it: {error}.") from error
-    if array is None:
-        raise ValueError(f"`{path.name}` should hold `val_images`, `test_images` or one array alone. Found {names}.")
-    is_bytes = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)))
-    if not array.size or not (is_bytes or (array.dtype.kind == "f" and array.ndim == 4)):
-        raise ValueError(
-            f"`{key}` in `{path.name}` should be uint8 of shape (N, H, W) or (N, H, W, 3), or floating-point of shape "
-            f"(N, C, H, W), and not empty. Found {array.dtype} of shape {array.shape}."
-        )
-    return array

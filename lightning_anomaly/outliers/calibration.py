@@ -95,17 +95,8 @@ def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 
     Scores that differ by rounding are ties, which count as larger.
     """
-    p_values = (1 + _count_larger(scores, calibration)) / (1 + len(calibration))
+    scores = scores.to(calibration).contiguous()
+    # Counts the calibration scores that are at least as large, within rounding.
+    smaller = torch.searchsorted(calibration, scores - _ROUNDING * (1 + scores.abs()))
+    p_values = (1 + len(calibration) - smaller).double() / (1 + len(calibration))
     return torch.where(scores.isfinite(), p_values, torch.nan)
-
-
-def rank_shares(scores: Tensor) -> Tensor:
-    """Compute the share of the finite scores that are as large as each score, itself included `(n,)`."""
-    finite = scores[scores.isfinite()].sort().values
-    return torch.where(scores.isfinite(), _count_larger(scores, finite) / max(1, len(finite)), torch.nan)
-
-
-def _count_larger(scores: Tensor, ordered: Tensor) -> Tensor:
-    """Count how many ordered scores `(m,)` are at least as large as each score `(n,)`, within rounding: float64."""
-    scores = scores.to(ordered).contiguous()
-    return (len(ordered) - torch.searchsorted(ordered, scores - _ROUNDING * (1 + scores.abs()))).double()

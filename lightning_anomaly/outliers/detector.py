@@ -324,8 +324,8 @@ def find_outliers(
             images like those of `FolderImages(folder)`: `find_outliers(images=FolderImages("photos"))`.
         images: See `OutlierDetector.search`.
         reference: Ordinary images in the same form; a few thousand suffice. None fits to the images themselves, of
-            which up to a tenth may be odd; fewer than 100 get no scores, only a list of duplicates. Then p-values only
-            rank the images, and none is significant.
+            which up to a tenth may be odd; fewer than 100 get no scores, only a list of duplicates. Then there are no
+            p-values.
         class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
         max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB for its

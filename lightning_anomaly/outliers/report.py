@@ -35,12 +35,11 @@ class OutlierReport(Tabular):
     Attributes:
         scores: Outlier scores by position in the data set, the larger of an image's look and content scores, in nats
             `(N,)`; infinite for images that cannot be read or give NaN or infinite values.
-        p_values: See `OutlierDetector.p_values` `(N,)`; NaN where the score is infinite.
+        p_values: See `OutlierDetector.p_values` `(N,)`; NaN where the score is infinite, and without a reference.
         views: Scores and reasons of the views that there are, "look" and "content".
         view_p_values: P-values of their scores.
         n_reference: Number of reference images that can be read and give finite values.
-        n_calibration: Number of reference images that calibrate p-values; 0 without a reference, where p-values only
-            rank the images.
+        n_calibration: Number of reference images that calibrate p-values; 0 without a reference.
         false_discovery_rate: Accepted share of ordinary images among the significant ones.
         images: Small pictures of the first images of `top`, uint8 `(n, H, W, C)`; None if they cannot be drawn.
         notes: Sentences about what was not used, and why.
@@ -103,15 +102,13 @@ class OutlierReport(Tabular):
         ordered = self.p_values[self.p_values.isfinite()].sort().values
         ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
         below = (ordered <= self.false_discovery_rate * ranks / len(ordered) * (1 + _ROUNDING)).nonzero()
-        if not self.n_calibration or not len(below):
-            return []
-        return self._by_score(self.p_values <= ordered[below[-1, 0]])
+        return self._by_score(self.p_values <= ordered[below[-1, 0]]) if len(below) else []
 
     @property
     def above_calibration(self) -> list[int]:
         """Positions of the images that score higher than every calibration image, by descending score."""
         least = (1 + _ROUNDING) / (1 + self.n_calibration)  # the smallest possible p-value
-        return self._by_score(self.p_values <= least) if self.n_calibration else []
+        return self._by_score(self.p_values <= least)
 
     @property
     def unusable(self) -> list[int]:
@@ -308,11 +305,12 @@ class OutlierReport(Tabular):
         return self._top_rows(10)
 
     def _top_rows(self, k: int) -> list[tuple[str, ...]]:
-        named = self.names is not None
-        rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", "p-value", "reason")]
+        named, known = self.names is not None, self.n_calibration > 0
+        rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", *["p-value"] * known, "reason")]
         for row in self.rows(k):
             name, reason = [row["name"]] if named else [], row["reasons"].partition("; ")[0]
-            rows.append((str(row["position"]), *name, f"{row['score']:.1f}", f"{row['p_value']:.4f}", reason))
+            p_value = [f"{row['p_value']:.4f}"] * known
+            rows.append((str(row["position"]), *name, f"{row['score']:.1f}", *p_value, reason))
         return rows
 
     def _sentences(self) -> list[str]:
@@ -342,8 +340,8 @@ class OutlierReport(Tabular):
         rate, count, above = f"{100 * self.false_discovery_rate:g}%", len(self.scores), len(self.above_calibration)
         if not self.n_calibration:
             return (
-                "Without a reference the p-values only rank the images, and none is significant: look at the largest "
-                "scores, or pass trusted images as `reference`."
+                "Without a reference there are no p-values, and no image is significant: look at the largest scores, "
+                "or pass trusted images as `reference`."
             )
         if found := len(self.significant):
             return (

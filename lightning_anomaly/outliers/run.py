@@ -15,7 +15,7 @@ from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.images.source import ImageSource, scaled
 from lightning_anomaly.images.thumbnails import KEPT, drawn, shrink
-from lightning_anomaly.outliers.calibration import conformal_p_values, rank_shares
+from lightning_anomaly.outliers.calibration import conformal_p_values
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
@@ -208,7 +208,9 @@ class Run:
         notes = _unusable_notes(source, infinite)
         duplicates, problem = _duplicates(traces, ~scores["larger"].isinf(), reference)
         p_values = {
-            name: conformal_p_values(values, fitted.calibration[name]) if fitted.calibration else rank_shares(values)
+            name: conformal_p_values(values, fitted.calibration[name])
+            if fitted.calibration
+            else torch.full_like(values, torch.nan)
             for name, values in scores.items()
         }
         copied = [position for group in duplicates for position in group.positions][:KEPT]
@@ -251,20 +253,25 @@ class Run:
 
     def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
         """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
-        images, whole = images.to(self._device), whole.to(self._device)
-        pixels = pixel_statistics(whole).cpu() if describes_pixels(whole.shape) else None
-        capture = SampleCapture(self._model, with_pixels=False, head=self._head)
-        with probing(self._model) as call:
-            with hooked([(module, capture, take) for module, take in capture.watched]):
-                # A copy, as the model may change its input in place.
-                call(images.to(self._dtype or images.dtype, copy=True))
-            capture.end_pass(len(images))
-        self._head = capture.head
-        samples = capture.collected(len(images))
+        pixels = pixel_statistics(whole) if describes_pixels(whole.shape) else None
+        if self._head is None:
+            self._run(images[:2])  # finds the head, for which all convolutions are hooked
+        samples = self._run(images)
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(self._class_names or ())
         class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
         return samples._replace(pixels=pixels, shape=tuple(whole.shape[1:]), class_names=class_names)
+
+    def _run(self, images: Tensor) -> SampleStatistics:
+        """Run the model on images, and return their features and logits."""
+        capture = SampleCapture(self._model, with_pixels=False, head=self._head)
+        with probing(self._model) as call:
+            with hooked([(module, capture, take) for module, take in capture.watched]):
+                # A copy, as the model may change its input in place.
+                call(images.to(self._device, self._dtype or images.dtype, copy=True))
+            capture.end_pass(len(images))
+        self._head = capture.head
+        return capture.collected(len(images))
 
 
 def _duplicates(traces: Traces, usable: Tensor, reference: Known | None) -> tuple[list[DuplicateGroup], str]:

@@ -1,45 +1,12 @@
-"""Images on disk: an .npz file, or a folder."""
+"""Folders of images on disk."""
 
-import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lightning_anomaly.images.files import open_images, probe_positions
-
-
-@pytest.mark.parametrize(
-    ("array", "shape", "mean"),
-    [
-        (np.full((5, 8, 8), 51, np.uint8), (1, 8, 8), 0.2),
-        (np.full((5, 9, 8, 3), 51, np.uint8), (3, 9, 8), 0.2),
-        (np.full((5, 2, 8, 9), -3.0), (2, 8, 9), -3),
-    ],
-)
-def test_bytes_are_scaled_and_floats_are_not(array, shape, mean, tmp_path):
-    np.savez(tmp_path / "some.npz", test_images=array, train_images=array[:1])
-    found = open_images(tmp_path / "some.npz", None, gray=False)
-    torch.testing.assert_close(torch.stack([*found]), torch.full((5, *shape), float(mean)))
-    assert [*probe_positions(found, 3)] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "found"),
-    [
-        ({"a": np.zeros(1), "b_images": np.zeros(1)}, "['a', 'b_images']"),
-        ({"x": np.zeros((5, 3, 8, 8), np.uint8)}, "(5, 3, 8, 8)"),
-        ({"x": np.zeros((5, 8, 8))}, "(5, 8, 8)"),
-        ({"val_images": np.zeros((0, 8, 8), np.uint8)}, "(0, 8, 8)"),
-    ],
-    ids=["two arrays", "channels first", "no channels", "empty"],
-)
-def test_other_arrays_are_refused(arrays, found, tmp_path):
-    np.savez(tmp_path / "some.npz", **arrays)
-    with pytest.raises(ValueError, match=re.escape(found)):
-        open_images(tmp_path / "some.npz", None, gray=False)
 
 
 def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
