@@ -138,6 +138,7 @@ class TwoSampleCallback(WatchingCallback):
         self._images: dict[str, ImageSource] | None = None  # of this fit
         self._val_fingerprints: list[int] = []  # of its validation images
         self._val_pass: WatchedPass | None = None  # of the current validation
+        self._spares_pass = False  # whether one was watched in the last comparison
         self._last = LastComparison()  # of this fit
         self._fresh: TwoSampleReport | None = None  # of the current validation
         self._seconds = 0.0
@@ -227,6 +228,7 @@ class TwoSampleCallback(WatchingCallback):
                     self._last.start(pl_module, train, self.layers)
                 else:
                     self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, last, val_pass)
+                    self._spares_pass = val_pass is not None
         self._seconds += perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
@@ -301,8 +303,11 @@ class TwoSampleCallback(WatchingCallback):
                 self._draw_last(trainer)
 
     def _savings(self) -> dict[str, float]:
-        images = 0 if self.report is None else max(self.report.n_train, self.report.n_val)
-        sizes = {"sample_size": (images, images // 2)} if images > 2 * MIN_SAMPLES else {}
+        n_train, n_val = (0, 0) if self.report is None else (self.report.n_train, self.report.n_val)
+        images, less = max(n_train, n_val), max(n_train, n_val) // 2
+        if self._spares_pass:  # only a sample of all validation images does
+            less = max(less, n_val)
+        sizes = {"sample_size": (images, less)} if MIN_SAMPLES < less < images else {}
         return estimate_savings(self._spent, self.every_n_validations, sizes)
 
     def _draw_last(self, trainer: Any) -> None:

@@ -195,7 +195,7 @@ class OutlierDetector:
         """Search without warnings; `read` are the images that `_learn` has read."""
         fitted = self._fitted()
         rate = check_fraction("false_discovery_rate", rate, zero=False)
-        run = Run(self.model, self.class_names, progress, fitted.head)
+        run = Run(self.model, self.class_names, progress, fitted.head, fitted.ranges)
         report = run.search(images, batch_size, fitted, read, rate, self._reference)
         return replace(report, notes=self.notes | dict(report.notes))
 

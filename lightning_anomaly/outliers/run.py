@@ -23,7 +23,6 @@ from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)
-_SCALE_IMAGES = 64  # reference images whose range is shown from black to white
 
 
 class Fitted(NamedTuple):
@@ -112,7 +111,9 @@ class Run:
         class_names: Sequence[str] | None,
         progress: bool | None,
         head: Head | None = None,
+        ranges: Tensor | None = None,
     ) -> None:
+        self._ranges = ranges  # see `Fitted`
         self._model, self._head, self._class_names, self._progress = model, head, class_names, progress
         tensors = [*model.parameters(), *model.buffers()]
         self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
@@ -132,12 +133,12 @@ class Run:
                 f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(order)}."
             )
         chosen: list[int] = order[:limit].tolist()
-        if is_own and len(order) <= limit:
-            chosen.sort()  # no seed matters
+        if is_own and len(order) <= limit:  # no seed matters; the first batch is spread over all images
+            stride = -(-len(order) // source.batch_size)
+            chosen = [position for start in range(stride) for position in range(start, len(order), stride)]
         if not is_own:
             source.positions = chosen  # of which notes tell
-        ranges = _ranges(source, chosen[:: -(-len(chosen) // _SCALE_IMAGES)])
-        batches = list(self._batches(source, chosen, "reference", ranges if is_own else None))
+        batches = list(self._batches(source, chosen, "reference", draw=is_own))
         every = Batch.join(batches)
         finite = every.samples.finite_rows(len(every.positions))
         samples, count = every.samples.select(finite), int(finite.sum())
@@ -174,7 +175,7 @@ class Run:
                 f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
                 "along each axis, or all alike."
             )
-        fitted = Fitted(views, calibration, count, source.shape, ranges, self._head)
+        fitted = Fitted(views, calibration, count, source.shape, self._ranges, self._head)
         positions = every.positions[finite].tolist()
         traces = every.traces.select(finite)
         names = [position if source.names is None else source.names[position] for position in positions]
@@ -194,7 +195,7 @@ class Run:
         check_shape(source.shape, fitted)
         known = {position for batch in read for position in batch.positions.tolist()}
         remaining = [position for position in range(len(source)) if position not in known]
-        batches = self._batches(source, remaining, "outlier scores", fitted.ranges)
+        batches = self._batches(source, remaining, "outlier scores")
         parts: list[Judged] = []
         for positions, samples, pictures, traces in chain(read, batches):
             check_features(samples, fitted)
@@ -214,7 +215,7 @@ class Run:
             for name, values in scores.items()
         }
         copied = [position for group in duplicates for position in group.positions][:KEPT]
-        copies = join_known([_drawn(whole, fitted.ranges) for _, _, whole in source.pictures(copied)])
+        copies = join_known([self._drawn(whole) for _, _, whole in source.pictures(copied)])
         return OutlierReport(
             scores=scores["larger"],
             p_values=p_values.pop("larger"),
@@ -235,9 +236,9 @@ class Run:
         )
 
     def _batches(
-        self, source: ImageSource, positions: Sequence[int], description: str, ranges: Tensor | None
+        self, source: ImageSource, positions: Sequence[int], description: str, *, draw: bool = True
     ) -> Iterator[Batch]:
-        """Yield what is known of images, batch by batch; pictures need `ranges`."""
+        """Yield what is known of images, batch by batch; without `draw`, they have no pictures."""
         if self._class_names is None:
             self._class_names = source.class_names
         batches = source.pictures(positions)
@@ -249,7 +250,17 @@ class Run:
             for part in (samples.pixels, samples.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            yield Batch(places, samples, _drawn(whole, ranges), traces)
+            pictures = self._drawn(whole) if draw or self._ranges is None else None
+            yield Batch(places, samples, pictures if draw else None, traces)
+
+    def _drawn(self, pictures: Tensor) -> Tensor | None:
+        """Draw pictures; the range of the first ones that are drawn is black to white."""
+        if pictures.ndim not in (4, 5):
+            return None
+        small = shrink(pictures, _SIDE)
+        if self._ranges is None:
+            self._ranges = torch.stack(small.flatten(2).aminmax(dim=2), 2)[:, :, None]
+        return drawn(small, self._ranges)
 
     def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
         """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
@@ -329,20 +340,6 @@ def check_shape(shape: Sequence[int], fitted: Fitted) -> None:
             f"Parameter `images` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
             f"{tuple(shape)}."
         )
-
-
-def _ranges(source: ImageSource, positions: Sequence[int]) -> Tensor | None:
-    """Find the ranges of some images, see `Fitted`."""
-    (_, _, first), *_ = source.pictures(positions[:1])
-    if first.ndim not in (4, 5):
-        return None
-    positions = positions[: 1 if first.dtype == torch.uint8 else None]  # bytes are drawn as they are
-    small = torch.cat([shrink(whole, _SIDE) for _, _, whole in source.pictures(positions)])
-    return torch.stack(small.flatten(2).aminmax(dim=2), 2)[:, :, None]
-
-
-def _drawn(pictures: Tensor, ranges: Tensor | None) -> Tensor | None:
-    return None if ranges is None else drawn(shrink(pictures, _SIDE), ranges)
 
 
 def _unusable_notes(source: ImageSource, unusable: Iterable[int]) -> dict[str, str]:

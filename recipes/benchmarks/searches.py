@@ -127,7 +127,7 @@ def photographs(device: str, quick: bool) -> Iterator[Row]:
 def _prepare_photographs(what: str, name: str, folder: str, side: int) -> Callable[[], Any]:
     """Warm up with a small network, then return the work on the photographs of a folder."""
     WORK["find_outliers"](network_of("lenet5"), noise(200, 32))
-    network, loader = network_of(name), DataLoader(FolderImages(folder, side), 64)
+    network, loader = network_of(name), DataLoader(FolderImages(folder, side), 8)  # as `forward`; 64 take longer
     if what == "find_outliers":
         return lambda: find_outliers(network, loader, progress=False)
     return lambda: [forward(network, images) for images, _ in loader]
