@@ -43,7 +43,7 @@ FUNCTIONS: dict[str, Callable[[Path], Any]] = {
     "numba": lambda _: analyzed("numba"),
     "torch": lambda _: analyzed("torch"),
     "two-sample test": lambda _: str(two_sample_test(NETWORK, IMAGES[:80], IMAGES[80:])),
-    "outliers": lambda _: find_outliers(NETWORK, IMAGES).rows(20),
+    "outliers": lambda _: str(find_outliers(NETWORK, IMAGES).rows(20)),
     "page": page,
     "mask": lambda _: masked(),
 }

@@ -141,7 +141,10 @@ class Run:
         batches = list(self._batches(source, chosen, "reference", draw=is_own))
         every = Batch.join(batches)
         finite = every.samples.finite_rows(len(every.positions))
-        samples, count = every.samples.select(finite), int(finite.sum())
+        usable, count = finite.nonzero()[:, 0], int(finite.sum())
+        if is_own:  # in order, so that sums do not depend on the batches
+            usable = usable[every.positions[usable].argsort()]
+        samples = every.samples.select(usable)
         few = is_own and len(finite) < MIN_REFERENCE
         if 2 * count <= len(finite) and not few:
             raise ValueError(

@@ -128,7 +128,7 @@ def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_p
     assert rows["broken.jpg"]["reasons"].startswith("file: cannot be read: UnidentifiedImageError")
     assert report.rows()[-1]["name"] == "broken.jpg"
     assert "the same everywhere" in rows["grey.png"]["reasons"]
-    assert rows["grey.png"] in report.rows(6)
+    assert "grey.png" in [row["name"] for row in report.rows(6)]
     assert "broken.jpg" in report.notes["unreadable images"]
     assert "<" not in report.notes["unreadable images"]
     same = [{report.names[position] for position in group.positions} for group in report.duplicates]
