@@ -19,6 +19,7 @@ from lightning_anomaly.images.source import scaled
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
 _BLOCK = 2048  # images that are compared with as many others at once
+_PAIRS = 2**12  # pairs whose features are compared at once
 _PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
 
@@ -105,24 +106,32 @@ def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:
     """Find the pairs of near duplicates among different images `(2, pairs)`; None if there are too many."""
     features = functional.normalize(features.float())
     features = functional.normalize(features - features.mean(0))
-    looks = looks - looks.mean(0)
-    looks, mirrored = (_standardized(images) for images in (looks, looks.flip(3)))
+    vectors = (looks - looks.mean(0)).flatten(1)
+    looks = functional.normalize(vectors - vectors.mean(1, keepdim=True)).view_as(looks)
+    # Halves that are equal and opposite in the mirror: products with a look and with its mirror image are their sum and
+    # their difference.
+    left, right = looks[..., : _SIDE // 2], looks.flip(3)[..., : _SIDE // 2]
+    even, odd = ((half / 2**0.5).flatten(1) for half in (left + right, left - right))
     starts, pairs, count = range(0, len(features), _BLOCK), [], 0
     for start in starts:
         rows = slice(start, start + _BLOCK)
         for other in starts[start // _BLOCK :]:
             columns = slice(other, other + _BLOCK)
-            alike = torch.maximum(looks[rows] @ looks[columns].T, looks[rows] @ mirrored[columns].T).clamp_min_(0)
-            alike *= features[rows] @ features[columns].T
-            near = (alike > _ALIKE).nonzero() + torch.tensor([start, other], device="cpu")
-            pairs.append(near[near[:, 0] < near[:, 1]].T)
-            count += pairs[-1].shape[1]
+            alike = even[rows] @ even[columns].T + (odd[rows] @ odd[columns].T).abs_()
+            near = (alike > _ALIKE).nonzero()
+            near = near[near[:, 0] + start < near[:, 1] + other]
+            similar = _products(features[rows], features[columns], near)
+            near = near[alike[near[:, 0], near[:, 1]] * similar > _ALIKE]
+            pairs.append((near + torch.tensor([start, other], device="cpu")).T)
+            count += len(near)
             if count > _PARTNERS * len(features):
                 return None
     return torch.cat(pairs, 1)
 
 
-def _standardized(looks: Tensor) -> Tensor:
-    """Return looks as vectors of mean 0 and norm 1, whose products are correlations."""
-    vectors = looks.flatten(1)
-    return functional.normalize(vectors - vectors.mean(1, keepdim=True))
+def _products(first: Tensor, second: Tensor, pairs: Tensor) -> Tensor:
+    """Compute the products of pairs of vectors `(pairs,)`, of which there are few unless most images look alike."""
+    if 50 * len(pairs) > len(first) * len(second):
+        return (first @ second.T)[pairs[:, 0], pairs[:, 1]]
+    parts = [(first[part[:, 0]] * second[part[:, 1]]).sum(1) for part in torch.split(pairs, _PAIRS)]
+    return torch.cat(parts)

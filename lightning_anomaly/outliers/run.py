@@ -70,19 +70,17 @@ class Judged(NamedTuple):
         views: Their scores and reasons.
         pictured: Positions of the pictures.
         pictures: The pictures.
-        traces: What tells all images from each other.
     """
 
     positions: Tensor
     views: dict[str, SampleView]
     pictured: Tensor
     pictures: Tensor | None
-    traces: Traces
 
     @staticmethod
     def join(parts: Sequence[Judged]) -> Judged:
         """Join parts, sorted by position, with pictures of the images with the largest finite scores."""
-        positions, views, pictured, pictures, traces = zip(*parts, strict=True)
+        positions, views, pictured, pictures = zip(*parts, strict=True)
         order = torch.cat(positions).argsort()
         every, joined, shown = torch.cat(positions)[order], join_views(views, order), torch.cat(pictured)
         best = shown[:0]  # without scores there are no pictures
@@ -92,7 +90,7 @@ class Judged(NamedTuple):
             best = best[scores[best].isfinite()]
         kept = join_known(pictures)
         best_pictures = None if kept is None else kept[best]
-        return Judged(every, joined, shown[best], best_pictures, Traces.join(traces).select(order))
+        return Judged(every, joined, shown[best], best_pictures)
 
 
 class Known(NamedTuple):
@@ -200,12 +198,16 @@ class Run:
         remaining = [position for position in range(len(source)) if position not in known]
         batches = self._batches(source, remaining, "outlier scores")
         parts: list[Judged] = []
+        order, kept = [], []
         for positions, samples, pictures, traces in chain(read, batches):
             check_features(samples, fitted)
-            parts.append(Judged(positions, judge(fitted.views, samples), positions, pictures, traces))
+            parts.append(Judged(positions, judge(fitted.views, samples), positions, pictures))
+            order.append(positions)
+            kept.append(traces)
             if sum(len(part.pictured) for part in parts) > 4 * KEPT:
                 parts = [Judged.join(parts)]
-        _, views, pictured, pictures, traces = Judged.join(parts)
+        _, views, pictured, pictures = Judged.join(parts)
+        traces = Traces.join(kept).select(torch.cat(order).argsort())
         broken = source.unreadable
         scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
         infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
