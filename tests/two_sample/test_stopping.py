@@ -6,15 +6,11 @@ from statistics import pstdev
 
 import pandas as pd
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from lightning_anomaly.two_sample.stopping import (
     HOLD,
-    RISE,
-    RISE_PATIENCE,
     SMOOTHING,
     SPIKE_WINDOW,
     confirms,
@@ -90,25 +86,3 @@ def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretc
     assert rise(series) == pytest.approx(max([0.0, *gaps]), abs=1e-12)
     assert math.isfinite(rise(series))
     assert rise([]) == 0
-
-
-def stops(signals: Tensor) -> Tensor:
-    """Return whether the default rule stops signals `(n, validations)`."""
-    windows = signals.unfold(1, HOLD, 1)
-    low, high = windows.amin(2), windows.amax(2).cummin(1).values
-    over = (low[:, HOLD:] - high[:, :-HOLD]).round(decimals=7) > RISE  # from validation 2 * HOLD on
-    return over.unfold(1, RISE_PATIENCE - HOLD + 1, 1).all(2).any(1)
-
-
-# The numbers in the comment at `RISE`, for 1,000 runs with 160 filters whose verdicts are redrawn, or persist.
-@pytest.mark.parametrize(("p", "persistence", "found"), [(0.05, 0.0, 0), (0.5, 0.0, 3), (0.3, 0.8, 714)])
-def test_false_stops_in_1000_runs_that_fluctuate_around_a_constant(p: float, persistence: float, found: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    flagged = torch.rand(1000, 160, generator=generator) < p
-    signal = []
-    for _ in range(100):
-        redrawn = torch.rand(1000, 160, generator=generator) < p
-        persists = torch.rand(1000, 160, generator=generator) < persistence
-        flagged = torch.where(persists, flagged, redrawn)
-        signal.append(flagged.double().mean(1))
-    assert int(stops(torch.stack(signal, 1)).sum()) == pytest.approx(found, abs=0.1 * found if found > 9 else 0)
