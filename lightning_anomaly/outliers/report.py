@@ -108,7 +108,7 @@ class OutlierReport(Tabular):
     def above_calibration(self) -> list[int]:
         """Positions of the images that score higher than every calibration image, by descending score."""
         least = (1 + _ROUNDING) / (1 + self.n_calibration)  # the smallest possible p-value
-        return self._by_score(self.p_values <= least)
+        return self._by_score(self.p_values <= least) if self.n_calibration else []
 
     @property
     def unusable(self) -> list[int]:

@@ -50,8 +50,8 @@ def two_sample_test(
     The filters say *where*, by their largest rectified value on each image. If a network treats both kinds alike,
     chance finds a share of `significance` of its filters on average. A share well above it says that convolutions have
     memorized training images, and in which layers. All filters see the same images, so false alarms come together: most
-    draws of images give none, a few give 10%. The report's `p_value` allows for that. Filters
-    show strong overfitting of convolutions only, see `docs/results/two_sample.md`.
+    draws of images give none, a few give 10%. The report's `p_value` allows for that. Filters show strong overfitting
+    of convolutions only, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
     finds any other difference between them as well.
