@@ -141,9 +141,8 @@ def class_notes(labels: Sequence[str], samples: int) -> dict[str, str]:
 
 def is_empty_result(report: AnomalyReport) -> bool:
     """Whether no filter could be analyzed: no layers, too few samples, or no finite maps."""
-    nonfinite = any(
-        layer.filters(NONFINITE) for layer in report.layers.values()
-    )  # masked filters stay dead beside them
+    # Masked filters stay dead beside filters that are not finite.
+    nonfinite = any(layer.filters(NONFINITE) for layer in report.layers.values())
     return not report.layers or (nonfinite and not report.n_live) or "few samples" in report.notes
 
 

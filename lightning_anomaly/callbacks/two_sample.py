@@ -136,7 +136,7 @@ class TwoSampleCallback(WatchingCallback):
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self._images: dict[str, ImageSource] | None = None  # of this fit
-        self._val_fingerprints: list[int] = []  # of its validation images
+        self._val_hashes: list[int] = []  # of its validation images
         self._val_pass: WatchedPass | None = None  # of the current validation
         self._spares_pass = False  # whether one was watched in the last comparison
         self._last = LastComparison()  # of this fit
@@ -221,7 +221,7 @@ class TwoSampleCallback(WatchingCallback):
                 self._images, last = images, self._last
             train, val = images.values()
             ended, val_pass = batch is None, self._val_pass
-            if val_pass is not None and not val_pass.saw(self._val_fingerprints, ended):
+            if val_pass is not None and not val_pass.saw(self._val_hashes, ended):
                 val_pass = self._val_pass = None
             with trainer.strategy.precision_plugin.forward_context():
                 if val_pass is not None and not ended:
@@ -236,7 +236,7 @@ class TwoSampleCallback(WatchingCallback):
         inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         sources = self._open_sources(trainer, pl_module, inputs)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
-        self._val_fingerprints = seen["val_inputs"][1]
+        self._val_hashes = seen["val_inputs"][1]
         doubts = describe_doubts([name for name, source in inputs.items() if source is not None], seen, batch)
         if self.train_inputs is None and is_augmented(sources["train_inputs"]):
             doubts["augmented"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import torch
@@ -23,6 +24,16 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
         )
     named = {name: module for name, module in model.named_modules() if "parametrizations" not in name.split(".")}
     return {_clean_name(name): module for name, module in named.items()}
+
+
+def state_hash(model: nn.Module, without: nn.Module | None = None) -> str:
+    """Hash the weights and buffers of a model, whatever their names, but for those of one of its modules."""
+    left_out = {id(tensor) for tensor in (*without.parameters(), *without.buffers())} if without is not None else set()
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in left_out:
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _clean_name(name: str) -> str:

@@ -84,7 +84,7 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
         ("brightest share", brightest),
         ("darkest share", darkest),
     ]
-    bent = grey
+    second = grey
     for axis, (size, inner) in enumerate(((height, width), (width, 1))):
         steps, profile, lines = loops.along_axis(grey, size, inner, _FLAT * (highest - lowest))
         first, middle, last = (part.mean(1) for part in np.array_split(profile, 3, 1))
@@ -92,8 +92,8 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
         numbers += [(f"ends {axis}", first - last), ("middle", middle - mean)]
         numbers += [("plainest line", np.log(lines.min(1) + _RELATIVE * variance + _TINY))]
         numbers += [("plain border", _border((2 - lines / (_PLAIN * variance[:, None] + _TINY)).clip(0, 1)))]
-        bent = loops.second_differences(bent, size, inner)
-    numbers += zip(("noise", "detail"), _grain(bent, variance).T, strict=True)
+        second = loops.second_differences(second, size, inner)
+    numbers += zip(("noise", "detail"), _grain(second, variance).T, strict=True)
     grey_patterns, colour_patterns = _pattern_energies(planes, width, variance)
     numbers += [(f"{kind} patterns", energies) for kind, energies in grey_patterns]
     if channels > 1:
@@ -112,10 +112,10 @@ def _border(plain: _Floats) -> _Floats:
     return cast(_Floats, np.log((first + last + 1) / plain.shape[1]))
 
 
-def _grain(bent: _Floats, variance: _Floats) -> _Floats:
+def _grain(second: _Floats, variance: _Floats) -> _Floats:
     """Compute noise and detail `(N, 2)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
-    places = [int(share * bent.shape[1]) for share in (0.5, 0.9)]
-    sizes = np.abs(bent, out=bent)
+    places = [int(share * second.shape[1]) for share in (0.5, 0.9)]
+    sizes = np.abs(second, out=second)
     sizes.partition(places, 1)
     return np.log(sizes[:, places] + _FINEST * np.sqrt(variance)[:, None] + _TINY)
 

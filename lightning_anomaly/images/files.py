@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_anomaly.images.source import scaled
 from lightning_anomaly.tables import listed
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
@@ -98,7 +99,7 @@ class FolderImages(Dataset[Any]):
         whole = _channels_first(np.array(picture.resize(size, scaling)))
         if self.transform is not None:
             return self.transform(picture), whole
-        image = _channels_first(np.array(ImageOps.fit(picture, size, scaling))).float().div_(255)
+        image = scaled(_channels_first(np.array(ImageOps.fit(picture, size, scaling))))
         return image if self._moments is None else (image - self._moments[0]) / self._moments[1], whole
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,8 +54,8 @@ class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
     One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
-    of torch, NumPy and Python are restored. `sample` chooses so many of the images that a loader
-    draws, at random; None takes all images of the data set, in its order.
+    of torch, NumPy and Python are restored. `sample` chooses so many of the images that a loader draws, at random; None
+    takes all images of the data set, in its order.
     """
 
     def __init__(
@@ -205,10 +206,12 @@ class ImageSource:
         return images, pictures
 
 
-def fingerprints(images: Tensor) -> list[int]:
-    """Hash the bytes of each image; the hashes hold for this process."""
-    rows = images.detach().cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
-    return [hash(row.tobytes()) for row in rows]
+def image_hashes(images: Tensor) -> list[int]:
+    """Hash the bytes of each image to 64 bits."""
+    rows = (
+        images.detach().cpu().reshape(len(images), math.prod(images.shape[1:])).contiguous().view(torch.uint8).numpy()
+    )
+    return [int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little", signed=True) for row in rows]
 
 
 def scaled(pictures: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.capture.layers import modules_by_name, state_hash
 from lightning_anomaly.capture.samples import Head
 from lightning_anomaly.checks import check_fraction, check_integer, check_names
 from lightning_anomaly.images.source import ImageSource
@@ -218,7 +217,7 @@ class OutlierDetector:
             "head": None
             if fitted.head is None
             else {**fitted.head._asdict(), "weight": _shape(self.model, fitted.head)},
-            "fingerprint": _fingerprint(self.model),
+            "fingerprint": state_hash(self.model),
         }
         torch.save(state, path)
 
@@ -259,7 +258,7 @@ class OutlierDetector:
             state["ranges"],
             head,
         )
-        if _fingerprint(model) != state["fingerprint"]:
+        if state_hash(model) != state["fingerprint"]:
             warnings.warn(
                 "The model's weights are not those that the detector was fitted with, so its scores mean little: load "
                 "the same weights, or fit the detector again.",
@@ -293,14 +292,6 @@ def _shape(model: nn.Module, head: Head) -> list[int] | None:
     """Return the shape of a layer's weight; None without such a layer."""
     weight = getattr(modules_by_name(model).get(head.layer), "weight", None)
     return None if weight is None else list(weight.shape)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Compute a digest of a model's weights and buffers, whatever their names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in (*model.parameters(), *model.buffers()):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def find_outliers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly.capture.samples import join_known
-from lightning_anomaly.images.source import scaled
+from lightning_anomaly.images.source import image_hashes, scaled
 
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
@@ -54,9 +53,7 @@ class Traces(NamedTuple):
     @classmethod
     def of(cls, pictures: Tensor, features: Tensor | None) -> Traces:
         """Take the traces of pictures `(N, ...)` and of a network's features of them."""
-        rows = pictures.detach().cpu().numpy()
-        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
-        hashes = torch.from_numpy(np.frombuffer(digests, np.int64).copy())
+        hashes = torch.tensor(image_hashes(pictures), dtype=torch.int64, device="cpu")
         looks = functional.adaptive_avg_pool2d(scaled(pictures).float(), _SIDE).cpu() if pictures.ndim == 4 else None
         if features is not None:
             features = functional.normalize(features.float()).nan_to_num().half().cpu()

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.images.loaders import batch_size_of, drawn_positions
-from lightning_anomaly.images.source import ImageSource, fingerprints, first_tensor, holder
+from lightning_anomaly.images.source import ImageSource, first_tensor, holder, image_hashes
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
 _MIN_IMAGES = 8  # for their mean and spread to mean something
 _EQUAL = 0.01  # fraction of the validation images that may be training images
 
-Seen = tuple[Tensor, list[int]]  # `_moments` of the images, and a fingerprint of each
+Seen = tuple[Tensor, list[int]]  # `_moments` of the images, and a hash of each
 
 
 def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[str, ImageSource], dict[str, Seen]]:
@@ -28,7 +28,7 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
         held, moments, hashes = [], [], []
         for images in source.readable():
             moments.append(_moments(images))
-            hashes += fingerprints(images)
+            hashes += image_hashes(images)
             if fit and source.nbytes:
                 held.append(images.cpu())
         opened[name] = ImageSource(torch.cat(held), name, source.batch_size) if held else source

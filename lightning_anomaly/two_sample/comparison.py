@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.layers import modules_by_name, select_layers, unseen_layers
+from lightning_anomaly.capture.layers import modules_by_name, select_layers, state_hash, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import run, usable_layers
 from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.images.source import ImageSource, fingerprints, first_tensor
+from lightning_anomaly.images.source import ImageSource, first_tensor, image_hashes
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
 from lightning_anomaly.two_sample.rank_test import (
@@ -196,7 +196,7 @@ class LastComparison:
         self.tests: dict[bytes, LayerTest] = {}  # by a hash of the layer's values
         self.groups: list[_Group] = []  # training images, then validation images
         self._probabilities: bool | None = None  # see `ExpectedErrors`
-        self._state: bytes | None = None  # hash of the other parameters and buffers, if the head can run alone
+        self._state: str | None = None  # hash of the other parameters and buffers, if the head can run alone
 
     @property
     def started(self) -> bool:
@@ -210,7 +210,7 @@ class LastComparison:
             group = _run(model, train_inputs, layers, output)
             self.groups, self._probabilities = [group], output.probabilities
             suffices = group.head is not None and group.head not in group.maps and group.errors is not None
-            self._state = _state_without(model, str(group.head)) if suffices else None
+            self._state = state_hash(model, _head_of(model, group)) if suffices else None
 
     def finish(
         self, model: nn.Module, val_inputs: ImageSource, layers: Iterable[str] | None, val_pass: WatchedPass | None
@@ -229,13 +229,13 @@ class LastComparison:
 
     def has_backbone_of(self, model: nn.Module) -> bool:
         """Whether nothing but the head of a model has changed, and the head can run alone."""
-        return self._state is not None and _state_without(model, str(self.groups[0].head)) == self._state
+        return self._state is not None and state_hash(model, _head_of(model, self.groups[0])) == self._state
 
     def run_head(self, model: nn.Module) -> bool:
         """Run the head alone, and return whether that was enough."""
         if not self.has_backbone_of(model):
             return False
-        head: Any = modules_by_name(model)[str(self.groups[0].head)]
+        head = _head_of(model, self.groups[0])
         for place, group in enumerate(self.groups):
             assert group.features is not None
             features = ImageSource(group.features.to(head.weight), "features", group.batch_size)
@@ -246,15 +246,8 @@ class LastComparison:
         return True
 
 
-def _state_without(model: nn.Module, layer: str) -> bytes:
-    """Hash all parameters and buffers of a model but those of one layer."""
-    digest = hashlib.blake2b()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not name.startswith(f"{layer}."):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            values = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(values.view(torch.uint8).numpy().data)
-    return digest.digest()
+def _head_of(model: nn.Module, group: _Group) -> Any:
+    return modules_by_name(model)[str(group.head)]
 
 
 class WatchedPass:
@@ -267,7 +260,7 @@ class WatchedPass:
         self._model = model
         self.capture = _capture(model, layers)
         self.outputs: list[Tensor] = []
-        self.images: list[int] = []  # fingerprints, in the order of the batches
+        self.images: list[int] = []  # their hashes, in the order of the batches
         self._hooks = ExitStack()
 
     def attach(self) -> None:
@@ -277,7 +270,7 @@ class WatchedPass:
         def take(module: nn.Module, args: Any, output: Any) -> None:
             images = first_tensor(args)
             if not called and images is not None and isinstance(output, Tensor) and output.ndim in (1, 2):
-                self.images += fingerprints(images)
+                self.images += image_hashes(images)
                 self.outputs.append(output.detach().clone())
             called.append(True)
 
@@ -289,7 +282,7 @@ class WatchedPass:
         self._hooks.close()
 
     def saw(self, images: Sequence[int], ended: bool) -> bool:
-        """Whether the model has seen these images in this order, by their fingerprints; all if the pass has ended."""
+        """Whether the model has seen these images in this order, by their hashes; all if the pass has ended."""
         return bool(self.images) and self.images == [*images[: None if ended else len(self.images)]]
 
 

@@ -135,11 +135,11 @@ class TwoSampleReport(Tabular):
         return permutation_p_value(self.fraction, self.chance)
 
     def _rows(self) -> Sequence[Sequence[str]]:
-        rows = [("layer", "filters", "live", "significant", "fraction", "mean area")]
+        rows, shares = [("layer", "filters", "live", "significant", "fraction", "mean area")], self.shares
         for name, layer in self.layers.items():
             live, count = int(layer.live.sum()), int(layer.significant(self.significance).sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
-            numbers = str(len(layer.live)), str(live), str(count), f"{count / max(1, live):.3f}", area
+            numbers = str(len(layer.live)), str(live), str(count), f"{shares[name]:.3f}", area
             rows.append((name or "(the model)", *numbers))
         return rows
 
