@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps, joined
 from lightning_anomaly.capture.probe import run, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
-from lightning_anomaly.clustering.engine import Engine, load_engine
+from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.mixtures import cluster_filters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.images.source import ImageSource
@@ -38,7 +38,10 @@ from lightning_anomaly.verdicts.anomalies import (
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.layer_report import join_layers, select_filters
 
-_FILTER_BATCH = 64  # most filters per batch on a CPU; ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
+if TYPE_CHECKING:
+    from lightning_anomaly.clustering.numba_engine import NumbaEngine
+
+_FILTER_BATCH = 64  # most filters per batch; ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
 
 
 def analyze(
@@ -157,14 +160,12 @@ def analyze_slice(
     `previous` are the results for the same filters, see `analyze_maps`.
     """
     engine = load_engine(settings.engine)
-    devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}
-    batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
+    batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings)]
     # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
     update = partial(_update_filters, settings=settings, engine=engine)
     tasks += [partial(update, maps[name], filters, previous.get(name)) for name, filters in batches]
-    device = next((device for device in devices.values() if device.type != "cpu"), torch.device("cpu"))
-    results = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
+    results = iter(track(torch_in_threads(lambda task: task(), tasks), len(tasks), "filters", progress))
     views = next(results)
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, results, strict=True):
@@ -201,20 +202,18 @@ def join_slices(
     return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views, carried_over=carried_over)
 
 
-def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.device) -> list[slice]:
+def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:
     """Split the filters of a layer into batches that fit into the memory allowed."""
     filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
     # A filter takes a few copies of its maps, or a few numbers per sample and component.
     filter_bytes = 8 * layer.count * (4 * values + 8 * settings.max_components)
-    size = max(1, settings.max_memory_mb * 2**20 // (filter_bytes * threads))
-    if device.type == "cpu":
-        size = min(size, _FILTER_BATCH)
+    size = max(1, settings.max_memory_mb * 2**20 // (filter_bytes * torch.get_num_threads()))
+    size = min(size, _FILTER_BATCH)
     return [slice(first, first + size) for first in range(0, filters, size)]
 
 
 def _update_filters(
-    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings, engine: Engine
+    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings, engine: NumbaEngine
 ) -> LayerReport:
     """Analyze some filters of one layer; those with the same maps as before keep their result."""
     layer = layer.select(filters)
@@ -230,10 +229,10 @@ def _update_filters(
     return replace(report, nonfinite=layer.nonfinite)
 
 
-def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings, engine: Engine) -> LayerReport:
+def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings, engine: NumbaEngine) -> LayerReport:
     """Analyze the filters of a layer, or some of them."""
-    maps, extremes = layer.maps, joined(layer.extremes).transpose(0, 1)
-    reduction = reduce_maps(maps.to(engine.device(maps.device)), engine)
+    maps, extremes = layer.maps.cpu(), joined(layer.extremes).cpu().transpose(0, 1)
+    reduction = reduce_maps(maps, engine)
     live = reduction.live.nonzero()[:, 0]
     clustering = cluster_filters(reduction.points[live], settings, engine)
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
@@ -244,7 +243,7 @@ def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSetting
         """Fill in zeros for the filters that are not live."""
         full = values.new_zeros(len(reduction.points), *values.shape[1:])
         full[live] = values
-        return full.cpu()
+        return full
 
     labels = clustering.labels[rows, shown]
     return LayerReport(
@@ -253,10 +252,10 @@ def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSetting
         calinski_harabasz=per_filter(clustering.calinski_harabasz[rows, shown]),
         smallest_share=per_filter(smallest_share(labels)),
         labels=per_filter(labels.to(torch.uint8)),
-        points=reduction.points.float().cpu(),
+        points=reduction.points.float(),
         outliers=per_filter(outliers),
         isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction, extremes[live])),
-        explained=reduction.explained.cpu(),
+        explained=reduction.explained,
         sparsity=layer.sparsity,
         map_size=layer.size or (),
         analyzed_size=tuple(maps.shape[2:]),

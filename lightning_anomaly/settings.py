@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of
 
-EngineName = Literal["auto", "numba", "torch", "sklearn"]  # all but "auto" are files `clustering/NAME_engine.py`
+EngineName = Literal["numba", "sklearn"]
 Rule = Literal["index", "best"]
 
 
@@ -30,9 +30,7 @@ class AnalysisSettings:
         rectify: Whether negative values of the maps are set to zero first, as by a ReLU.
         max_map_side: Larger maps are average-pooled until no side is larger (pixels). Maps with one or three axes are
             pooled to at most as many pixels as a square of this side.
-        engine: `"numba"` runs compiled loops on the CPU, `"torch"` runs plain torch on the device of the maps,
-            `"sklearn"` runs scikit-learn's estimators, for checks. `"auto"` is numba; maps on a GPU are moved to the
-            CPU.
+        engine: `"numba"` runs compiled loops, `"sklearn"` scikit-learn's estimators, for checks; both on the CPU.
         seed: Seed of the k-means clusterings. No global random number is drawn.
         max_memory_mb: Bound on the working memory of principal components and clustering, beyond the maps (MiB).
 
@@ -50,7 +48,7 @@ class AnalysisSettings:
     n_init: int = 20
     rectify: bool = True
     max_map_side: int = 8
-    engine: EngineName = "auto"
+    engine: EngineName = "numba"
     seed: int = 0
     max_memory_mb: int = 256
 

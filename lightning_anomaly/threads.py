@@ -12,8 +12,8 @@ _Item = TypeVar("_Item")
 _Value = TypeVar("_Value")
 
 
-def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item], device: torch.device) -> Iterator[_Value]:
-    """Map a function that calls torch or compiled loops over items, on the CPU in Python's threads.
+def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item]) -> Iterator[_Value]:
+    """Map a function that calls torch or compiled loops on the CPU over items, in Python's threads.
 
     Results come in order; all work begins when the first result is requested, and the threads end with the last one.
 
@@ -22,7 +22,7 @@ def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item], de
     later, such as a DataLoader with workers.
     """
     threads, items = torch.get_num_threads(), list(items)
-    if device.type != "cpu" or min(threads, len(items)) < 2:
+    if min(threads, len(items)) < 2:
         yield from map(work, items)
         return
     try:

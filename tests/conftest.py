@@ -14,7 +14,8 @@ import torch
 from functional import SEED
 from torch import Tensor, nn
 
-from lightning_anomaly.clustering.engine import Engine, load_engine
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
 pytest.register_assert_rewrite("properties")
 
@@ -81,16 +82,10 @@ def trained() -> Trained:
     return Trained(model, probe, damaged)
 
 
-@pytest.fixture(params=["torch", "numba"])
-def engine_name(request: pytest.FixtureRequest) -> str:
-    """Run a test with plain torch and with the compiled loops."""
-    return request.param
-
-
 @pytest.fixture
-def engine(engine_name: str) -> Engine:
+def engine(request: pytest.FixtureRequest) -> NumbaEngine:
     """The engine object, for functions below `analyze_maps`."""
-    return load_engine(engine_name)
+    return load_engine(getattr(request, "param", "numba"))
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.clustering.pca import reduce_maps
-from lightning_anomaly.clustering.torch_engine import TorchEngine
 
 DEFAULT = AnalysisSettings(rectify=False)
 PAPER = replace(AnalysisSettings.paper(), rectify=False)
@@ -34,12 +33,10 @@ def real(trained) -> Tensor:
     return taken.maps["2"].maps[:160, :4].double()
 
 
-@pytest.fixture(params=[("sparse", "numba"), ("real", "torch")], ids=["sparse", "real"])
+@pytest.fixture(params=["sparse", "real"])
 def case(request, real: Tensor) -> tuple[Tensor, AnalysisSettings]:
-    """Maps of two kinds, each with the settings of another engine."""
-    kind, engine = request.param
-    maps = real if kind == "real" else zoo.maps(kind, 4, 110, (5, 5))
-    return maps, replace(DEFAULT, engine=engine)
+    """Maps of two kinds, with settings."""
+    return real if request.param == "real" else zoo.maps("sparse", 4, 110, (5, 5)), DEFAULT
 
 
 def test_filters_are_independent_and_permutations_only_permute(case):
@@ -48,10 +45,10 @@ def test_filters_are_independent_and_permutations_only_permute(case):
     properties.assert_permuting_samples_permutes_labels(*case)
 
 
-def test_permuting_samples_permutes_labels_even_of_maps_with_three_values(engine_name):
+def test_permuting_samples_permutes_labels_even_of_maps_with_three_values():
     values = torch.rand(3, 20, 1, 1, dtype=torch.float64)
     maps = values[torch.tensor([0] * 300 + [1] * 208 + [2] * 4)]
-    properties.assert_permuting_samples_permutes_labels(maps, replace(DEFAULT, engine=engine_name))
+    properties.assert_permuting_samples_permutes_labels(maps, DEFAULT)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1e-10, 3.0), (7.0, -1000.0), (1e10, 0.0)])
@@ -75,10 +72,10 @@ def test_batches_and_random_numbers_drawn_elsewhere_do_not_change_a_report(case,
     properties.assert_all_the_same(reports)
 
 
-def test_layers_are_analyzed_independently(engine_name):
+def test_layers_are_analyzed_independently():
     layers = {kind: zoo.captured(zoo.maps(kind, 4, 60, (4, 4))) for kind in zoo.KINDS}
     layers["dead"] = zoo.captured(torch.ones(60, 3, 4, 4, dtype=torch.float64))
-    settings = replace(DEFAULT, n_init=3, engine=engine_name)
+    settings = replace(DEFAULT, n_init=3)
     report = analyze_maps(layers, settings)
     assert list(report.layers) == list(layers)
     for name, layer in layers.items():
@@ -105,29 +102,22 @@ def test_threads_and_the_memory_bound_set_the_chunks_of_filters_and_do_not_chang
     properties.assert_all_the_same(reports)
 
 
-def test_maps_are_moved_to_the_device_of_the_engine(monkeypatch):
-    monkeypatch.setattr(TorchEngine, "device", lambda self, maps: torch.device("meta"))
-    with pytest.raises(RuntimeError, match="meta"):
-        zoo.analyzed(zoo.captured(zoo.maps("skewed", 2, 20, (2, 2))), replace(DEFAULT, engine="torch"))
-
-
 # engines
 
 
 @pytest.mark.parametrize("settings", [AnalysisSettings(), PAPER], ids=["default", "paper"])
-def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settings):
+def test_a_report_of_a_trained_network_is_scikit_learn_s(trained, settings):
     theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
     assert theirs.count > 0
-    for engine in ("auto", "torch"):
-        ours = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine=engine))
-        assert ours.anomaly_filters == theirs.anomaly_filters
-        assert list(ours.layers) == list(theirs.layers) == ["0", "2", "6"]
-        for name, layer in ours.layers.items():
-            expected = theirs.layers[name]
-            properties.assert_same(layer, expected, [*properties.DECISIONS, "sparsity"])
-            torch.testing.assert_close(layer.calinski_harabasz, expected.calinski_harabasz, rtol=1e-6, atol=0)
-            torch.testing.assert_close(layer.points, expected.points, rtol=0, atol=1e-5)
-            torch.testing.assert_close(layer.explained, expected.explained, rtol=1e-9, atol=0)
+    ours = analyze(trained.model, trained.probe[:120], settings=settings)
+    assert ours.anomaly_filters == theirs.anomaly_filters
+    assert list(ours.layers) == list(theirs.layers) == ["0", "2", "6"]
+    for name, layer in ours.layers.items():
+        expected = theirs.layers[name]
+        properties.assert_same(layer, expected, [*properties.DECISIONS, "sparsity"])
+        torch.testing.assert_close(layer.calinski_harabasz, expected.calinski_harabasz, rtol=1e-6, atol=0)
+        torch.testing.assert_close(layer.points, expected.points, rtol=0, atol=1e-5)
+        torch.testing.assert_close(layer.explained, expected.explained, rtol=1e-9, atol=0)
 
 
 # planted truth
@@ -172,7 +162,7 @@ def planted_network() -> nn.Module:
     return nn.Sequential(conv, nn.ReLU())
 
 
-@pytest.mark.parametrize(("rule", "engine"), [("index", "auto"), ("best", "torch"), ("index", "sklearn")])
+@pytest.mark.parametrize(("rule", "engine"), [("index", "numba"), ("best", "numba"), ("index", "sklearn")])
 @pytest.mark.filterwarnings("ignore:Layer '0'. 2 of 9 filters have NaN")
 def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine):
     settings = AnalysisSettings(rule=rule, engine=engine, rare_fraction=0.01)

@@ -21,8 +21,8 @@ IMAGES[7] *= 20
 NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3), nn.Flatten(), nn.Linear(200, 3))
 
 
-def analyzed(engine: str) -> list[Any]:
-    report = analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2, engine=engine), keep_images=True)
+def analyzed() -> list[Any]:
+    report = analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2), keep_images=True)
     again = AnomalyReport.from_dict(report.to_dict())
     figure = outlier_figure(IMAGES, report.outlier_scores, report.outlier_samples)
     return [report.to_dict(), again.to_dict(), report.metrics(), again.outlier_samples, str(report), figure is None]
@@ -40,8 +40,7 @@ def masked() -> list[Any]:
 
 
 FUNCTIONS: dict[str, Callable[[Path], Any]] = {
-    "numba": lambda _: analyzed("numba"),
-    "torch": lambda _: analyzed("torch"),
+    "analysis": lambda _: analyzed(),
     "two-sample test": lambda _: str(two_sample_test(NETWORK, IMAGES[:80], IMAGES[80:])),
     "outliers": lambda _: str(find_outliers(NETWORK, IMAGES).rows(20)),
     "page": page,

@@ -1,7 +1,5 @@
 """`AnalysisSettings.paper()` gives the results of a plain loop over scikit-learn with its defaults."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from sklearn import cluster
@@ -29,13 +27,13 @@ def outliers_by_hand(maps: np.ndarray) -> np.ndarray:
 
 def drawn(maps: Tensor) -> np.ndarray:
     """Return the samples `(F, 8)` from which the package starts k-means, for maps `(N, F, H, W)`."""
-    engine = load_engine("torch")
+    engine = load_engine("numba")
     points = reduce_maps(maps.clamp(min=0), engine).points
     centres = kmeans_plus_plus(points, 1, 8, AnalysisSettings.paper().seed, engine)[:, 0]
     return torch.cdist(centres, points).argmin(2).numpy()
 
 
-def test_paper_settings_are_a_loop_over_scikit_learn_s_defaults_from_the_same_start(trained, engine_name, monkeypatch):
+def test_paper_settings_are_a_loop_over_scikit_learn_s_defaults_from_the_same_start(trained, monkeypatch):
     # `GaussianMixture(k)` gets our draw of k-means++, its only random part. k-means continues until nothing changes;
     # scikit-learn's stops when its centres move by less than 1e-4.
     def kmeans(n_clusters, n_init, random_state):
@@ -48,7 +46,6 @@ def test_paper_settings_are_a_loop_over_scikit_learn_s_defaults_from_the_same_st
     for filter_maps, first_samples in zip(maps.double().transpose(0, 1).numpy(), drawn(maps), strict=True):
         start = first_samples
         expected.append(outliers_by_hand(filter_maps))
-    settings = replace(AnalysisSettings.paper(), engine=engine_name)
-    report = analyze(trained.model, trained.probe, layers=["2"], settings=settings)
+    report = analyze(trained.model, trained.probe, layers=["2"], settings=AnalysisSettings.paper())
     assert np.array_equal(report.layers["2"].outliers.numpy(), expected)
     assert 0 < report.count < len(expected)

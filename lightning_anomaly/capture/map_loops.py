@@ -44,7 +44,7 @@ def summarize(maps: Tensor, windows: Sequence[int], rectify: bool) -> tuple[Tens
         _reduce(values[part], grid, rectify, means[part], ends[part], counts[part], bits)
 
     step = max(1, _VALUES // len(cells))
-    for _ in torch_in_threads(reduce, range(0, len(values), step), maps.device):
+    for _ in torch_in_threads(reduce, range(0, len(values), step)):
         pass
     return pooled, extremes, zeros.sum(0)
 

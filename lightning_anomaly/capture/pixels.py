@@ -44,7 +44,7 @@ def pixel_statistics(images: Tensor) -> Tensor:
     images = images.detach().cpu()
     images = images if images.dtype == torch.float64 else images.float()
     parts = torch.split(images.contiguous(), max(1, _VALUES // math.prod(images.shape[1:])))
-    described = torch_in_threads(lambda part: [values for _, values in _describe(part.numpy())], parts, images.device)
+    described = torch_in_threads(lambda part: [values for _, values in _describe(part.numpy())], parts)
     return torch.from_numpy(np.concatenate([np.stack(numbers, 1) for numbers in described]))
 
 

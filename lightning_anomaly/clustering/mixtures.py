@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import EMPTY, SAME, Engine, Parameters, precision_factors
+from lightning_anomaly.clustering.engine import EMPTY, SAME, Parameters, precision_factors
 from lightning_anomaly.settings import AnalysisSettings
+
+if TYPE_CHECKING:
+    from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
 # scikit-learn's defaults
 MAX_ITER = 100
@@ -24,7 +27,7 @@ class Clustering(NamedTuple):
     calinski_harabasz: Tensor  # index of each clustering `(F, M)`; 0 if all samples are in one cluster
 
 
-def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) -> Clustering:
+def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: NumbaEngine) -> Clustering:
     """Fit mixtures with 2 to `settings.max_components` components to the points of live filters `(F, N, 2)`.
 
     There are at most N - 1 components. Fewer than 3 samples give one clustering with 0 components and one cluster.
@@ -42,7 +45,7 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
     return Clustering(torch.tensor(numbers, device=points.device), labels, index)
 
 
-def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
+def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: NumbaEngine) -> Tensor:
     """Draw K centres `(F, S, K, 2)` among points `(F, N, 2)` by k-means++, S = `n_init` times.
 
     See Arthur and Vassilvitskii (2007). The first k centres of a draw are a draw of k centres. All filters use the same
@@ -55,7 +58,7 @@ def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, en
 
 
 def cluster_parameters(
-    points: Tensor, labels: Tensor, n_components: int, engine: Engine, reg_covar: float = REG_COVAR
+    points: Tensor, labels: Tensor, n_components: int, engine: NumbaEngine, reg_covar: float = REG_COVAR
 ) -> Parameters:
     """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)` by one M-step."""
     sizes, means, covariances = engine.cluster_moments(points, labels, n_components)
@@ -64,7 +67,7 @@ def cluster_parameters(
     return count / count.sum(1, keepdim=True), means, precision_factors(xx, xy, yy, reg_covar)
 
 
-def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
+def calinski_harabasz(points: Tensor, labels: Tensor, engine: NumbaEngine) -> Tensor:
     """Compute the Calinski-Harabasz index `(F, M)` of labels `(F, M, N)` of points `(F, N, 2)`.
 
     It is [SSB / (k - 1)] / [SSW / (N - k)] for k occupied clusters, and 0 if k is 1 or N (Calinski and Harabasz, "A

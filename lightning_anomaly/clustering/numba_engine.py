@@ -1,4 +1,4 @@
-"""Loops compiled by numba, one filter at a time: the fastest engine on a CPU.
+"""Loops compiled by numba, one filter at a time.
 
 Inner loops run over samples, without branches or calls, on arrays that stay in the first-level cache, so that the
 compiler can vectorize them. Sums may be reordered ("reassoc"), but in the same way for every filter.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.em_loops import SCALE, expectation_maximisation
-from lightning_anomaly.clustering.engine import Engine, MixtureFit, Parameters
+from lightning_anomaly.clustering.engine import MixtureFit, Parameters
 from lightning_anomaly.clustering.kmeans_loops import draw_centres, lloyd
 from lightning_anomaly.numba_jit import compile_loop
 
@@ -24,14 +24,41 @@ _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
 
 
-class NumbaEngine(Engine):
-    """Runs compiled code on one filter at a time."""
+class NumbaEngine:
+    """The expensive operations of an analysis, on the CPU; it loops over filters in compiled code.
+
+    Points are float64, in units of their spread. No operation changes its arguments, and a filter's result does not
+    depend on other filters.
+    """
 
     def __init__(self) -> None:
         _announce_compilation()
 
+    def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the scores `(F, N, 2)` on the first two principal components, and their axes `(F, P, 2)`.
+
+        `rows` are centred maps `(F, N, P)` of filters that are not constant. If P is 1, the second scores are zero.
+        Axes have any length and either direction.
+        """
+        samples, pixels = rows.shape[1:]
+        if pixels == 1:
+            return torch.cat([rows, torch.zeros_like(rows)], 2), rows.new_ones(len(rows), 1, 2)
+        # Computes all eigenvectors: iterating for the first two took two to five times as long, for 25 to 256 pixels.
+        # Scores are always products with the maps, so that equal maps give equal points.
+        if samples < pixels:
+            values, vectors = (part[..., -2:] for part in torch.linalg.eigh(rows @ rows.transpose(1, 2)))
+            smallest = torch.finfo(rows.dtype).eps * values[:, 1:]  # positive despite rounding
+            axes = rows.transpose(1, 2) @ vectors / values.clamp(min=smallest).sqrt()[:, None]
+        else:
+            axes = torch.linalg.eigh(rows.transpose(1, 2) @ rows).eigenvectors[:, :, -2:]
+        axes = axes.flip(2)
+        return rows @ axes, axes
+
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
-        """See `Engine`."""
+        """Draw centres `(F, S, K, 2)` among points `(F, N, 2)` by k-means++.
+
+        Random numbers `uniform` `(S, K)` from 0 to 1 choose among the points, sorted by first and second coordinate.
+        """
         in_order = np.sort(points.contiguous().numpy().view(np.complex128)[..., 0], axis=1)
         xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
         centres = np.empty((len(xs), *uniform.shape, 2))
@@ -39,14 +66,22 @@ class NumbaEngine(Engine):
         return torch.from_numpy(centres)
 
     def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
-        """See `Engine`."""
+        """Run Lloyd's algorithm on points `(F, N, 2)` from starts `(F, S, K, 2)`, until inertias no longer fall.
+
+        Returns the labels `(F, N)` of the first start with the smallest inertia, up to rounding. Of equally near
+        centres the first one wins. A centre without points does not move.
+        """
         xs, ys = _coordinates(points)
         starts, labels = centres.contiguous().numpy(), np.zeros(xs.shape, np.int64)
         lloyd(xs, ys, starts, labels)
         return torch.from_numpy(labels)
 
     def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
-        """See `Engine`."""
+        """Run expectation maximization on points `(F, N, 2)`, with the steps of scikit-learn's `GaussianMixture`.
+
+        A mixture has converged when its lower bound changes by less than `tol` (nats). `reg_covar` is added to the
+        variances (squared units of the points).
+        """
         xs, ys = _coordinates(points)
         filters, samples = xs.shape
         weights, means, factors = start
@@ -57,7 +92,10 @@ class NumbaEngine(Engine):
         return MixtureFit(*map(torch.from_numpy, (w, mu, u / SCALE, bounds, labels, n_iter, converged)))
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Engine`."""
+        """Compute sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)` of clusters of points.
+
+        `points` are `(F, N, 2)`, `labels` `(F, N)`. Empty clusters give zeros.
+        """
         moments = np.zeros((len(points), n_clusters, 6))
         _cluster_moments(*_coordinates(points), labels.contiguous().numpy(), moments)
         tensor = torch.from_numpy(moments)

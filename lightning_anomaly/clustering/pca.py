@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import Engine
+if TYPE_CHECKING:
+    from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
 # Points are rounded to this grid, so that equal maps give equal points. Otherwise rounding could split equal maps into
 # clusters.
@@ -31,7 +33,7 @@ class Reduction:
         return self.finite & ~self.constant
 
 
-def reduce_maps(maps: Tensor, engine: Engine) -> Reduction:
+def reduce_maps(maps: Tensor, engine: NumbaEngine) -> Reduction:
     """Reduce each filter's maps `(N, F, ...)` to two principal components, independently of the other filters.
 
     Maps are divided by the filter's largest absolute value, so that nothing overflows, and centred. A filter is

@@ -1,4 +1,4 @@
-"""scikit-learn's `PCA` and `GaussianMixture` in a loop over filters, to check the other engines."""
+"""scikit-learn's `PCA` and `GaussianMixture` in a loop over filters, to check the compiled engine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class SklearnEngine(NumbaEngine):
     """Computes principal components and mixtures with scikit-learn, from the starts of the numba engine."""
 
     def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Engine`."""
+        """See `NumbaEngine`."""
         scores, axes = zip(*map(_pca, rows.numpy()), strict=True)
         return torch.stack(scores), torch.stack(axes)
 
     def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
-        """See `Engine`."""
+        """See `NumbaEngine`."""
         weights, means, factors = start
         u11, u12, u22 = factors.unbind(2)
         precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
@@ -56,7 +56,7 @@ def _fit(points: Any, weights: Any, means: Any, precisions: Any, **options: floa
         **options,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it may end at `max_iter`, as in the other engines
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it may end at `max_iter`, as in the compiled loops
         labels = mixture.fit_predict(points)
     factors = mixture.precisions_cholesky_[:, [0, 0, 1], [0, 1, 1]]
     return mixture.weights_, mixture.means_, factors, mixture.lower_bound_, labels, mixture.n_iter_, mixture.converged_

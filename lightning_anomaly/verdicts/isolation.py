@@ -53,13 +53,13 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     max_size = int(rare_fraction * points.shape[1] * (1 + 1e-12))
     if not max_size or not len(points):
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-    views = [points.cpu().double().numpy()]  # on the CPU first, as not every device has float64
+    views = [points.double().numpy()]
     with np.errstate(invalid="ignore"):  # NaN for filters with NaN or infinite values
         if extremes is not None:
-            views.append(_scaled(extremes.cpu().double().numpy()))
+            views.append(_scaled(extremes.double().numpy()))
         distances = [_centre_distances(view) for view in views]
     isolated = [values >= find_borders(values, max_size, _FALSE_ALARMS / len(views)) for values in distances]
-    return torch.from_numpy(np.any(isolated, axis=0)).to(points.device)
+    return torch.from_numpy(np.any(isolated, axis=0))
 
 
 def _centre_distances(points: _Array) -> _Array:

@@ -29,11 +29,11 @@ from recipes.common.module import Classifier
 from recipes.common.options import SILENT
 from recipes.pictures.browser import find_chromium, open_page
 
-_ENGINES: tuple[EngineName, ...] = ("numba", "torch", "sklearn")
+_ENGINES: tuple[EngineName, ...] = ("numba", "sklearn")
 
 
 def speed(device: str, quick: bool) -> Iterator[Row]:
-    """An analysis by each engine; scikit-learn's is a loop over its estimators."""
+    """An analysis by compiled loops and by a loop over scikit-learn's estimators."""
     for name, side in (("lenet5", 32),) if quick else (("alexnet", 32), ("simple_cnn", 32), ("resnet18", 64)):
         network, images = network_of(name).to(device), noise(64 if quick else 512, side).to(device)
         starts = 1 if quick else AnalysisSettings().n_init

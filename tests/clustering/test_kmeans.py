@@ -6,7 +6,6 @@ import pytest
 import torch
 import zoo
 
-from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.mixtures import kmeans_plus_plus
 
 
@@ -45,10 +44,10 @@ def test_kmeans_plus_plus_repeats_a_point_only_after_all_distinct_ones(engine):
     assert kmeans_plus_plus(points[:, :30], 2, 4, seed=0, engine=engine).tolist() == [[[[0.0, 0]] * 4] * 2]
 
 
-def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance():
+def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance(engine):
     # Given that the first centre is the origin, the second is the point at distance 3, not 1, in 9 of 10 draws.
     points = torch.tensor([[[0.0, 0], [1, 0], [0, 3]]], dtype=torch.float64)
-    first, second = kmeans_plus_plus(points, 20000, 2, seed=0, engine=load_engine("numba"))[0].unbind(1)
+    first, second = kmeans_plus_plus(points, 20000, 2, seed=0, engine=engine)[0].unbind(1)
     at_origin = (first == 0).all(1)
     assert at_origin.double().mean().item() == pytest.approx(1 / 3, abs=0.015)
     assert (second[at_origin, 1] == 3).double().mean().item() == pytest.approx(0.9, abs=0.015)

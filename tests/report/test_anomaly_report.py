@@ -30,7 +30,7 @@ REPORT = AnomalyReport(
         "conv3": layer("anomaly", "anomaly", outliers={0: [5], 1: [5, 0]}, samples=6),
     },
     6,
-    {"max_components": 5, "engine": "torch"},
+    {"max_components": 5, "engine": "sklearn"},
     {"conv9 left out": LEFT_OUT},
     VIEWS,
 )  # fmt: skip

@@ -178,10 +178,10 @@ def test_cli_takes_flags_paper_settings_and_data_sets(cli: Callable[..., Any]) -
     ours = f"--trainer.callbacks={CLASS_PATH}"
     paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
     assert given(cli(*TRAINER, ours, paper))["settings"] == AnalysisSettings.paper().to_dict()
-    flags = [f"--trainer.callbacks.{flag}" for flag in ("probe_size=77", "settings.engine=torch")]
+    flags = [f"--trainer.callbacks.{flag}" for flag in ("probe_size=77", "settings.engine=sklearn")]
     trainer = cli("fit", *TRAINER, ours, *flags)
     assert trainer.current_epoch == 1
-    assert (given(trainer)["probe_size"], given(trainer)["settings"]["engine"]) == (77, "torch")
+    assert (given(trainer)["probe_size"], given(trainer)["settings"]["engine"]) == (77, "sklearn")
     compared, data = "lightning_anomaly.TwoSampleCallback", "torchvision.datasets.FakeData"
     flags = [f"--trainer.callbacks.train_inputs={data}", "--trainer.callbacks.train_inputs.size=300"]
     trainer = cli(*TRAINER, f"--trainer.callbacks={compared}", *flags)

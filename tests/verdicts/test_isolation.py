@@ -15,7 +15,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.verdicts.isolation import find_borders, isolated_samples
 
 FRACTION = 0.02
-ENGINE = load_engine("torch")
+ENGINE = load_engine("numba")
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
