@@ -24,8 +24,8 @@ from torch import nn
 
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.browser.page import write
-from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.images.files import FolderImages, open_images, probe_positions
 from lightning_anomaly.images.source import ImageSource
@@ -181,8 +181,8 @@ def _open(model: nn.Module, path: Path, options: argparse.Namespace) -> FolderIm
     hint = options.checkpoint and images.scaling.endswith("0..1")
     print(f"images of {path.name}: {images.scaling}{', not normalized (see `--mean`)' if hint else ''}")
     try:
-        with evaluating(model), torch.no_grad():
-            model(torch.zeros(2, *images.shape, device=options.device))
+        with probing(model) as call:
+            call(torch.zeros(2, *images.shape, device=options.device))
     except Exception as error:
         raise ValueError(
             f"`{options.model}` cannot take the images of `{path.name}`, {images.shape} (channels, height, width): "

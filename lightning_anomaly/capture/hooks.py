@@ -35,12 +35,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with isolated_torch_state():
         flags = [(module, module.training) for module in model.modules()]
         try:
-            for module, _ in flags:  # not `model.eval()`, which a model may override
-                module.training = False
+            for module, training in flags:  # not `model.eval()`, which a model may override
+                if training:  # as setting an attribute of a module takes long
+                    module.training = False
             yield
         finally:
             for module, training in flags:
-                module.training = training
+                if module.training != training:
+                    module.training = training
 
 
 _eager_lock = threading.Lock()

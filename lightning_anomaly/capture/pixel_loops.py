@@ -97,36 +97,62 @@ def second_differences(grey: _Floats, size: int, inner: int) -> _Floats:
 
 
 @compile_loop(**_OPTIONS)
-def pattern_energies(images: _Floats, width: int, side: int, patterns: _Floats) -> _Doubles:
-    """Compute the mean energies of patterns in square blocks of grey images and of their colour `(N, 2, P)`.
+def pattern_energies(images: _Floats, width: int, waves: _Floats) -> _Doubles:
+    """Compute the mean energies of patterns in square blocks of grey images and of their colour `(N, 2, 16)`.
 
-    `width` is that of an image, `side` that of a block. Patterns `(side * side, P)` have the type of the images.
+    A pattern is the product of two of the `waves` `(4, 4)`, whose columns are one block high and wide. They have the
+    type of the images, `width` is that of an image.
     """
-    channels, count = images.shape[1], patterns.shape[1]
+    channels, side = images.shape[1], len(waves)
     rows, columns = images.shape[2] // width // side, width // side
-    found = np.zeros((len(images), 2, count))
-    responses, grey = np.empty((channels, count), images.dtype), np.empty(count, images.dtype)
+    found = np.zeros((len(images), 2, side, side))
+    # Pixels at the same place of all blocks follow each other, so that sums run over blocks as vectors.
+    planes = np.empty((channels + 1, side, side, rows * columns), images.dtype)
+    across = np.empty((side, rows * columns), images.dtype)
     for n in range(len(images)):
-        for row in range(rows):
-            for column in range(columns):
-                grey[:] = 0
-                for c in range(channels):
-                    plane, response = images[n, c], responses[c]
-                    response[:] = 0
-                    for y in range(side):
-                        first = (row * side + y) * width + column * side
-                        for x in range(side):
-                            for p in range(count):
-                                response[p] += patterns[y * side + x, p] * plane[first + x]
-                    for p in range(count):
-                        grey[p] += response[p] / channels
-                for p in range(count):
-                    found[n, 0, p] += grey[p] * grey[p]
-                for c in range(channels):
-                    for p in range(count):
-                        found[n, 1, p] += (responses[c, p] - grey[p]) ** 2 / channels
+        grey = planes[channels]
+        grey[:] = 0
+        for c in range(channels):
+            for y in range(side):
+                for x in range(side):
+                    place = planes[c, x, y]
+                    for row in range(rows):
+                        first = (row * side + y) * width + x
+                        for column in range(columns):
+                            place[row * columns + column] = images[n, c, first + column * side]
+            grey += planes[c]
+        grey /= channels
+        for c in range(channels + 1):
+            plane, kind, share = planes[c], 0, 1
+            if c < channels:
+                plane -= grey
+                kind, share = 1, channels
+            for k in range(side):
+                for x in range(side):
+                    _weighted_sum(plane[x], waves[:, k], across[x])
+                for m in range(side):
+                    found[n, kind, k, m] += _energy(across, waves[:, m]) / share
         found[n] /= rows * columns
-    return found
+    return found.reshape(len(images), 2, -1)
+
+
+@compile_loop(**_OPTIONS)
+def _weighted_sum(rows: _Floats, weights: _Floats, total: _Floats) -> None:
+    """Write the weighted sum of four rows `(4, B)` into `total` `(B,)`."""
+    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
+    for i in range(total.size):
+        total[i] = weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i]
+
+
+@compile_loop(**_OPTIONS)
+def _energy(rows: _Floats, weights: _Floats) -> float:
+    """Return the sum of the squares of the weighted sum of four rows `(4, B)`."""
+    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
+    energy = rows.dtype.type(0)
+    for i in range(a.size):
+        value = weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i]
+        energy += value * value
+    return float(energy)
 
 
 @compile_loop(**_OPTIONS)

@@ -25,7 +25,7 @@ _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm,
 _LINE = 0.5  # change of the logarithm of a border's width that is a plain line more or less
 _IN_PIXELS = ("mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest colour")  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
-_VALUES = 2**17  # described at a time by one thread, so that they stay in the cache
+_VALUES = 2**18  # described at a time by one thread, so that they stay in the cache
 
 _Floats = npt.NDArray[np.floating[Any]]
 
@@ -116,8 +116,9 @@ def _grain(second: _Floats, variance: _Floats) -> _Floats:
     """Compute noise and detail `(N, 2)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
     places = [int(share * second.shape[1]) for share in (0.5, 0.9)]
     sizes = np.abs(second, out=second)
-    sizes.partition(places, 1)
-    return np.log(sizes[:, places] + _FINEST * np.sqrt(variance)[:, None] + _TINY)
+    # One at a time: NumPy has vectorized code for a single place only, which is six times as fast.
+    quantiles = np.stack([np.partition(sizes, place, 1)[:, place] for place in places], 1)
+    return np.log(quantiles + _FINEST * np.sqrt(variance)[:, None] + _TINY)
 
 
 def _pattern_energies(images: _Floats, width: int, variance: _Floats) -> list[list[tuple[str, _Floats]]]:
@@ -130,7 +131,7 @@ def _pattern_energies(images: _Floats, width: int, variance: _Floats) -> list[li
     place = np.arange(_WINDOW)
     waves = np.cos(math.pi / _WINDOW * place * (place[:, None] + 0.5))
     waves /= np.linalg.norm(waves, axis=0)
-    energies = loops.pattern_energies(images, width, _WINDOW, np.kron(waves, waves).astype(images.dtype))
+    energies = loops.pattern_energies(images, width, waves.astype(images.dtype))
     energies = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
     frequencies = itertools.product(range(_WINDOW), repeat=2)
     kinds = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]

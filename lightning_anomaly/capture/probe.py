@@ -20,14 +20,19 @@ from lightning_anomaly.progress import track
 @contextmanager
 def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
     """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers."""
-    # Neither a scripted model nor DataParallel can be called with other buffers.
-    module = model.module if isinstance(model, nn.DataParallel) else model
+    scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
+    owners = [module._buffers for module in model.modules() if not isinstance(module, scripted) and module._buffers]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if isinstance(model, torch.jit.ScriptModule):
+        before = [buffers.copy() for buffers in owners]
+        try:
+            for buffers in owners:
+                buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
             return model(*args, **kwargs)
-        copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        return torch.func.functional_call(module, copies, args, kwargs, tie_weights=False)
+        finally:
+            for buffers, kept in zip(owners, before, strict=True):
+                buffers.clear()
+                buffers.update(kept)
 
     with evaluating(model), torch.no_grad():
         yield call

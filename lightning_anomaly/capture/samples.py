@@ -96,6 +96,7 @@ class SampleCapture:
         self._model, self._limit, self._with_pixels = model, limit, with_pixels
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
+        self._names: dict[nn.Module, str] = {}
         self._linear: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of each linear layer called
         self._maps: tuple[nn.Module, Tensor, Tensor, Tensor] | None = None  # the last convolution, see `_take_maps`
         self._convolutions: set[nn.Module] = set()  # that were called in this pass
@@ -110,13 +111,14 @@ class SampleCapture:
         """The modules to hook in the next pass, and the forward hook of each."""
         if self._model is None:
             return []
-        modules = list(self._model.modules())
+        self._names = {module: name for name, module in modules_by_name(self._model).items()}
+        modules = list(self._names)
         convolutions = [module for module in modules if isinstance(module, CONVOLUTIONS)]
         hooks: list[tuple[nn.Module, Callable[..., None]]] = []
         if self._with_pixels:
             hooks += [(module, self._take_pixels) for module in convolutions]
         if self.head is not None:
-            modules = [modules_by_name(self._model)[self.head.layer]]
+            modules = [module for module, name in self._names.items() if name == self.head.layer]
         hooks += [(module, self._take_maps) for module in modules if isinstance(module, CONVOLUTIONS)]
         hooks += [(module, self._take_linear) for module in modules if isinstance(module, nn.Linear)]
         if self.head is None or self.head.logits:
@@ -187,8 +189,7 @@ class SampleCapture:
             self._current = self._current._replace(features=None, logits=None, head=None)
 
     def _found(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
-        name = next(name for name, module in modules_by_name(cast(nn.Module, self._model)).items() if module is layer)
-        self.head = Head(name, logits is not None)
+        self.head = Head(self._names[layer], logits is not None)
         self._current = self._current._replace(features=features, logits=logits, head=self.head)
 
 

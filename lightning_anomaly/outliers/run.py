@@ -113,9 +113,9 @@ class Run:
     ) -> None:
         self._ranges = ranges  # see `Fitted`
         self._model, self._head, self._class_names, self._progress = model, head, class_names, progress
-        tensors = [*model.parameters(), *model.buffers()]
-        self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-        self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+        first = next(chain(model.parameters(), model.buffers()), torch.empty(0, device="cpu"))
+        floats = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
+        self._device, self._dtype = first.device, next((tensor.dtype for tensor in floats), None)
 
     def fit(
         self, images: Any, batch_size: int | None, limit: int, seed: int, is_own: bool
