@@ -39,8 +39,8 @@ class AnomalyPruneCallback(LoggingCallback):
     Logs under `log_key_prefix` at every validation: `masked` (filters) and `masked_fraction` (of the parameters).
 
     Args:
-        at_epoch: Number of epochs after which to mask, before the epoch with this `trainer.current_epoch` begins; a
-            list masks several times. If there are fewer than `min_votes` reports by then, masking waits for them.
+        at_epoch: Number of epochs after which to mask, before the epoch with this `trainer.current_epoch` begins. If
+            there are fewer than `min_votes` reports by then, masking waits for them.
         min_votes: Number of votes that a filter needs, at most `last_reports`.
         last_reports: Number of most recent reports that vote; a report without a live filter is ignored.
         max_fraction: Largest fraction of a layer's filters to mask, including those masked before.
@@ -48,8 +48,9 @@ class AnomalyPruneCallback(LoggingCallback):
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
 
     Attributes:
-        mask: The `FilterMask`, which reports and restores; None before there is a model.
-        events: One plain dict for each time it acted: `epoch`, and the `filters` masked then, `{layer: [filter, ...]}`.
+        mask: The `FilterMask`; None before there is a model.
+        events: One plain dict for each fit in which it acted: `epoch`, and the `filters` masked then, `{layer: [filter,
+            ...]}`.
 
     Raises:
         ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
@@ -62,18 +63,15 @@ class AnomalyPruneCallback(LoggingCallback):
 
     def __init__(
         self,
-        at_epoch: int | list[int] = 10,
+        at_epoch: int = 10,
         min_votes: int = 2,
         last_reports: int = 3,
         max_fraction: float = 0.5,
         reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
-        epochs: Any = at_epoch if isinstance(at_epoch, (list, tuple, range)) else [at_epoch]
-        if not epochs:
-            raise ValueError("Parameter `at_epoch` should be an epoch or a list of them. Found `at_epoch = []`.")
         super().__init__(log_key_prefix)
-        self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
+        self.at_epoch = check_integer("at_epoch", at_epoch, 1)
         self.last_reports = check_integer("last_reports", last_reports, 1)
         self.min_votes = check_integer("min_votes", min_votes, 1)
         if self.min_votes > self.last_reports:
@@ -90,7 +88,7 @@ class AnomalyPruneCallback(LoggingCallback):
         self.mask: FilterMask | None = None
         self.events: list[dict[str, Any]] = []
         self._summaries: list[Summary] = []  # of the last reports
-        self._done: list[int] = []  # the part of `at_epoch` that is over
+        self._done = False  # whether it has masked in this fit
         self._due = False  # whether to mask at the next batch
 
     @property
@@ -104,7 +102,7 @@ class AnomalyPruneCallback(LoggingCallback):
             "mask": {"filters": {}, "zeros": {}} if self.mask is None else self.mask.state_dict(),
             "summaries": list(self._summaries),
             "events": list(self.events),
-            "done": list(self._done),
+            "done": self._done,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,7 +113,7 @@ class AnomalyPruneCallback(LoggingCallback):
         self._fitted_module = self._current_module
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self.events = list(state_dict["events"])
-        self._done = list(state_dict["done"])
+        self._done = bool(state_dict["done"])
         model = None if self._current_module is None else self._current_module()
         if model is not None:
             self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
@@ -144,7 +142,7 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Mask the optimizers' state of a checkpoint, which is loaded by now."""
         # Another fit of the same model counts its epochs from 0 again.
-        self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
+        self._done = self._done and self.at_epoch <= trainer.current_epoch
         if self.mask is not None:
             self.mask.keep(trainer.optimizers)
 
@@ -152,7 +150,7 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide whether to mask before this epoch."""
         epoch = trainer.current_epoch
-        self._due = any(at <= epoch and at not in self._done for at in self.at_epoch)
+        self._due = self.at_epoch <= epoch and not self._done
         if self._due and len(self._summaries) < self.min_votes:
             self._due = False
             self._warn_once(
@@ -179,7 +177,7 @@ class AnomalyPruneCallback(LoggingCallback):
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
         self.events = [*self.events, {"epoch": epoch, "filters": masked}]
-        self._done = sorted({*self._done, *(at for at in self.at_epoch if at <= epoch)})
+        self._done = True
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

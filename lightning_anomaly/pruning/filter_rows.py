@@ -24,8 +24,6 @@ class Rows:
     owner: nn.Module
     name: str  # of the tensor in `owner`
     index: tuple[Tensor, ...]  # of the rows, one entry per indexed axis
-    masked: bool = True  # whether masking zeroes the rows; if not, they are only saved
-    saved: Tensor | None = None  # the values before masking, if known
 
     @property
     def tensor(self) -> Tensor:
@@ -38,27 +36,21 @@ class Rows:
         return self.tensor.detach()[self._index_on(self.tensor.device)]
 
     def zero(self, optimizers: Iterable[Optimizer]) -> None:
-        """Zero the rows if they are masked, and the same rows of all tensors of this shape in the optimizers' state."""
-        if self.masked:
-            self._write(self.tensor, 0.0)
+        """Zero the rows, and the same rows of all tensors of this shape in the optimizers' state."""
+        self._write(self.tensor)
         for optimizer in optimizers:
             for value in optimizer.state.get(self.tensor, {}).values():
                 if isinstance(value, Tensor) and value.shape == self.tensor.shape:
-                    self._write(value, 0.0)
+                    self._write(value)
 
     def zero_gradient(self) -> None:
         """Zero the same rows of the gradient, if there is one."""
-        if self.masked and self.tensor.grad is not None:
-            self._write(self.tensor.grad, 0.0)
-
-    def restore(self) -> None:
-        """Write the saved values back."""
-        if self.saved is not None:
-            self._write(self.tensor, self.saved.to(self.tensor))
+        if self.tensor.grad is not None:
+            self._write(self.tensor.grad)
 
     @torch.no_grad()
-    def _write(self, tensor: Tensor, value: Tensor | float) -> None:
-        tensor[self._index_on(tensor.device)] = value
+    def _write(self, tensor: Tensor) -> None:
+        tensor[self._index_on(tensor.device)] = 0.0
 
     def _index_on(self, device: torch.device) -> tuple[Tensor, ...]:
         if self.index[0].device != device:
@@ -84,9 +76,8 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
 
 
 def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
-    """Find the rows of weight, bias and running statistics of some channels of a BatchNorm or InstanceNorm."""
+    """Find the rows of weight and bias of some channels of a BatchNorm or InstanceNorm."""
     index = (torch.tensor(channels, device="cpu"),)
-    # Statistics are saved, as those of a map of zeros would blow up a restored filter. Without a weight the output in
-    # evaluation is (0 - running mean) / std, so the running mean has to be 0.
-    masked = {"weight": True, "bias": True, "running_mean": norm.weight is None, "running_var": False}
-    return [Rows(norm, part, index, value) for part, value in masked.items() if getattr(norm, part) is not None]
+    # Without a weight the output in evaluation is (0 - running mean) / std, so the running mean has to be 0.
+    parts = ("running_mean",) if norm.weight is None else ("weight", "bias")
+    return [Rows(norm, part, index) for part in parts if getattr(norm, part) is not None]

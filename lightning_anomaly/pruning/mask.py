@@ -44,7 +44,7 @@ def mask_filters(
         optimizers: Optimizers of the model's parameters.
 
     Returns:
-        The mask, which can keep the filters at zero, describe itself and restore the filters.
+        The mask, which keeps the filters at zero.
 
     Raises:
         ValueError: If a layer or filter does not exist, a whole layer would be masked, a layer has a parametrized
@@ -119,8 +119,6 @@ class FilterMask:
                 zeros[norm] = sorted([*zeros.get(norm, ()), *fresh])
                 rows += norm_rows(modules[norm], fresh)
         # All errors have been raised above, before the model changes.
-        for row in rows:
-            row.saved = row.read()
         self._filters, self._zeros, self._rows = masked, zeros, self._rows + rows
         self.keep(optimizers)
         if mixing := [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]:
@@ -150,22 +148,7 @@ class FilterMask:
 
     def verify(self) -> bool:
         """Check whether all masked filters are zero."""
-        return not any(rows.masked and bool(rows.read().any()) for rows in self._rows)
-
-    def restore(self) -> None:
-        """Restore the parameters and running statistics from before masking, bit for bit, and empty the mask.
-
-        The optimizers' state of these filters stays 0.
-
-        Raises:
-            RuntimeError: If the mask was made by `from_state_dict`: a state has no values.
-        """
-        if any(rows.saved is None for rows in self._rows):
-            raise RuntimeError("A mask made by `FilterMask.from_state_dict` has no values to restore.")
-        # Backwards: if layers share a tensor, the layer that was masked first has saved it unmasked.
-        for rows in reversed(self._rows):
-            rows.restore()
-        self._rows, self._filters, self._zeros = [], {}, {}
+        return not any(bool(rows.read().any()) for rows in self._rows)
 
     def state_dict(self) -> dict[str, dict[str, list[int]]]:
         """Return the mask as plain values: `{"filters": {layer: [filter, ...]}, "zeros": {norm: [channel, ...]}}`."""
@@ -179,9 +162,6 @@ class FilterMask:
             model: The model to mask, changed in place.
             state: The result of `state_dict`.
 
-        Returns:
-            A mask that cannot `restore`.
-
         Raises:
             ValueError: If the model does not have the layers in the state.
         """
@@ -190,8 +170,6 @@ class FilterMask:
         if unknown := [norm for norm in zeros if not isinstance(modules.get(norm), CHANNEL_NORMS)]:
             raise ValueError(f"Parameter `state` should name norms of the model. Found {unknown}.")
         mask.add(state["filters"], norms=FoundNorms(zeros, [], set()))
-        for rows in mask._rows:
-            rows.saved = None
         return mask
 
     def _find_norms(self, new: Mapping[str, Any], masked: Mapping[str, Any], example_input: Any) -> FoundNorms:

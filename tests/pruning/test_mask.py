@@ -1,4 +1,4 @@
-"""Masked filters give exactly 0, stay so with any optimizer, and can be restored."""
+"""Masked filters give exactly 0, and stay so with any optimizer."""
 
 import copy
 import json
@@ -130,9 +130,6 @@ INSTANCE_NORM = {"norm": nn.InstanceNorm2d, "affine": True, "track_running_stats
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, INSTANCE_NORM], ids=str)
 def test_outputs_are_0_behind_every_norm_of_single_channels(options: dict[str, Any]) -> None:
     model = pretrained(**options)
-    before = state_of(model)
-    mask_filters(model, FILTERS, example_input=IMAGES).restore()
-    assert same(state_of(model), before)
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     assert leak(model) == 0
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), mask, steps=2)
@@ -152,9 +149,9 @@ def test_norms_that_mix_channels_give_one_warning_and_are_unchanged() -> None:
     assert mask.masked == {"0": [1], "2": [0, 5]}
 
 
-def test_a_mask_can_grow_counts_its_parameters_and_can_be_restored() -> None:
+def test_a_mask_can_grow_and_counts_its_parameters() -> None:
     model = pretrained()
-    before, maps = state_of(model), model.eval().maps(IMAGES)["norm1"]
+    maps = model.eval().maps(IMAGES)["norm1"]
     mask = mask_filters(model, {"conv1": [4]}, example_input=IMAGES)
     others = [0, 1, 2, 3, 5]
     assert torch.equal(model.maps(IMAGES)["norm1"][:, others], maps[:, others])  # bit-identical
@@ -168,14 +165,6 @@ def test_a_mask_can_grow_counts_its_parameters_and_can_be_restored() -> None:
     assert leak(model) == 0
     model.norm1.bias.data[4] = 1
     assert not mask.verify()
-    mask.restore()
-    after = state_of(model)
-    for name in ("norm1.weight", "norm1.bias", "norm1.running_mean", "norm1.running_var", "conv1.weight"):
-        assert torch.equal(after[name][[1, 4]], before[name][[1, 4]])
-        assert not torch.equal(after[name][0], before[name][0])
-    assert (mask.masked, mask.parameter_fraction) == ({}, 0.0)
-    mask.keep([optimizer])  # a restored mask has no effect
-    assert leak(model) > 0
 
 
 def test_growing_a_mask_adds_no_empty_rows_for_norms_that_are_masked_already() -> None:
@@ -185,14 +174,11 @@ def test_growing_a_mask_adds_no_empty_rows_for_norms_that_are_masked_already() -
     assert all(rows.read().numel() for rows in mask._rows)
 
 
-def test_layers_that_share_a_weight_are_masked_and_restored() -> None:
+def test_layers_that_share_a_weight_are_masked() -> None:
     tied = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, bias=False))
     tied[1].weight = tied[0].weight
-    before = tied[0].weight.clone()
-    mask = mask_filters(tied, {"0": [1], "1": [1, 2]})
+    mask_filters(tied, {"0": [1], "1": [1, 2]})
     assert tied[1](IMAGES)[:, [1, 2]].count_nonzero() == 0
-    mask.restore()
-    assert torch.equal(tied[0].weight, before)
 
 
 def test_a_mask_follows_parameters_to_other_tensors() -> None:
@@ -218,8 +204,6 @@ def test_a_state_has_plain_values_and_masks_another_copy(tmp_path) -> None:
     assert leak(average) == 0
     again.add({"conv1": [2]}, example_input=IMAGES)
     assert average.norm1.bias.eq(0).nonzero()[:, 0].tolist() == [1, 2, 4]
-    with pytest.raises(RuntimeError, match="from_state_dict"):
-        again.restore()
     assert leak(average) == 0
 
 

@@ -52,7 +52,7 @@ GIVEN: dict[str, Any] = {
 }
 ALL: dict[str, dict[str, Any]] = {
     "AnomalyFilterCallback": GIVEN,
-    "AnomalyPruneCallback": {"at_epoch": [3, 5], "min_votes": 1, "max_fraction": 0.3},
+    "AnomalyPruneCallback": {"at_epoch": 3, "min_votes": 1, "max_fraction": 0.3},
     "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False},
     "TwoSampleEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"},
     "TwoSampleCallback": {"sample_size": 256, "every_n_validations": 2, "log_figures": False},
