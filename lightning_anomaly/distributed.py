@@ -75,16 +75,10 @@ def sample_order(counts: Sequence[int], limit: int) -> Tensor:
 
 
 def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
-    """Send each process its slice of the filters, and receive this process's slice from each.
+    """Send each process its slice of the filters, and receive this process's slice `(f, n, V)` from each.
 
-    Args:
-        make: Returns the rows `(F, n, V)` of this process's samples; `F`, `V` and the type are the same everywhere,
-            even if `n` is 0.
-        slices: The filters of each process.
-        counts: The number of samples `n` of each process.
-
-    Returns:
-        The rows `(f, n, V)` from each process, on the CPU, or with NCCL on this process's GPU.
+    `make` returns the rows `(F, n, V)` of this process's samples; `F`, `V` and the type are the same everywhere, even
+    if `n` is 0. `slices` are the filters and `counts` the samples of each process.
     """
     rank, _ = rank_and_world()
     sizes = [part.stop - part.start for part in slices]

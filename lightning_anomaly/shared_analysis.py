@@ -45,12 +45,8 @@ def analyze_shared(
     are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0 decides whether
     there are pictures. `previous` is what the last call returned, see `analyze_maps`.
 
-    Returns:
-        The report, the images of the probe `(N, C, H, W)`, None if unknown, and the results of this process. Only
-        process 0 has images, pictures, and `points` and `labels` in the report.
-
-    Raises:
-        Exception: In all processes if one fails, see `run_together`.
+    Return the report, the images of the probe `(N, C, H, W)`, None if unknown, and the results of this process. Only
+    process 0 has images, pictures, and `points` and `labels` in the report.
     """
     rank, world = rank_and_world()
 

@@ -31,9 +31,7 @@ const sentence = (text) => prose(`${text[0].toUpperCase()}${text.slice(1)}${/[.!
 
 /** Whether an image is significant, beside its rank. */
 function badge(row) {
-  if (row.significant) return make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "significant");
-  const title = "Its score is larger than that of every calibration image.";
-  return row.above ? make("span", { class: "badge", title }, "above calibration") : null;
+  return row.significant ? make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "significant") : null;
 }
 
 /** A checkbox; `changed` is called after a tick. */

@@ -15,9 +15,8 @@ class AnomalyEarlyStopping(StoppingCallback):
     and it never stops the run. That a rise means overfitting is the source paper's hypothesis; in our experiments it
     did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
 
-    Chance stops few runs while the fraction is low. A high fraction that fluctuates, as with few filters, needs a
-    higher `threshold`. It is an `EarlyStopping`: it logs its rule after the first validation, and at the end of the fit
-    why it stopped the run or did not.
+    A high fraction that fluctuates, as with few filters, needs a higher `threshold`. It logs its rule after the first
+    validation, and at the end of the fit why it stopped the run or did not.
 
     Args:
         threshold: The rise to exceed, as a fraction of the filters.

@@ -26,11 +26,9 @@ from lightning_anomaly.verdicts.layer_report import LayerReport
 class AnomalyFilterCallback(WatchingCallback):
     """Find anomaly filters at validations and log how many there are.
 
-    The maps are taken while the validation step itself runs: there is no second forward pass, and the weights stay the
-    same as without the callback. Compiled layers run uncompiled meanwhile, which may round differently.
-
-    The probe is the first samples of the first validation loader, so a data set that is sorted by class should be
-    shuffled once. There is a warning if its images change between validations.
+    The maps are taken while the validation step itself runs: there is no second forward pass. Compiled layers run
+    uncompiled meanwhile. The probe is the first samples of the first validation loader, so a data set that is sorted by
+    class should be shuffled once.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/watch.md` explains: `count` of anomaly
     filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `outlier_score`,

@@ -29,9 +29,8 @@ class AnomalyPruneCallback(LoggingCallback):
     """Mask anomaly filters during a fit: their output is exactly 0 from then on.
 
     It acts on the reports of the Trainer's `AnomalyFilterCallback`, whatever the order of the callbacks. It masks when
-    an epoch begins, so that the validated weights are the saved ones; `lightning_anomaly.pruning.mask` lists what it
-    zeroes. Checkpoints stay ordinary, and a resumed fit continues with the mask. There is a warning if a callback that
-    averages weights brings masked filters back.
+    an epoch begins, so that the validated weights are the saved ones; see `mask_filters`. Checkpoints stay ordinary,
+    and a resumed fit continues with the mask.
 
     Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; among equals
     those with most outlier samples in these reports. One filter of each layer is always left.

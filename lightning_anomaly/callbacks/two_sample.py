@@ -40,34 +40,32 @@ Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 class TwoSampleCallback(WatchingCallback):
     """Compare training with validation images at every validation, by the output and by the filters.
 
-    `two_sample_test` explains the comparison, and why training images should not be augmented. It needs no labels. Add
-    a `TwoSampleEarlyStopping` to stop the run by `confidence_rise`.
+    `two_sample_test` explains the comparison. It needs no labels. Add a `TwoSampleEarlyStopping` to stop the run by
+    `confidence_rise`.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
     `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
     `fraction` and `p_value` of the filters; and `seconds`. The fraction in each layer is logged as
     `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions.
 
-    By default it takes a fixed random sample of the Trainer's training and validation images. If both data sets are of
-    one class with a `transform`, such as torchvision's, training images are read with that of the validation set;
-    otherwise as the training loader yields them, augmented or not. In `trainer.validate` there are no training images:
-    without `train_inputs` nothing is compared or logged.
+    By default it takes a fixed random sample of the Trainer's images. If both data sets are of one class with a
+    `transform`, such as torchvision's, training images are read with that of the validation set; otherwise as the
+    training loader yields them, augmented or not. In `trainer.validate` nothing is compared without `train_inputs`.
 
-    Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. It leaves
-    random states, flags, buffers, gradients and hooks as they were. A user's hooks on `forward` see these images too.
-    In a run of one process, responses to validation images are taken from the validation itself if all of them are in
-    the sample and `validation_step` calls `forward` with them.
+    Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. In a run of
+    one process, the validation itself is watched instead if all its images are in the sample and `validation_step`
+    calls `forward` with them.
 
     Args:
         train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or
-            DataLoader to sample from; None takes the Trainer's. A resumed fit needs the same ones.
+            DataLoader to sample from; None takes the Trainer's.
         val_inputs: Validation images, in the same forms.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
         significance: Largest p-value with which a filter counts.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
         log_figures: Whether a figure of `confidence_auc` and the fraction in every layer goes to the loggers, at the
             1st, 2nd, 4th, 8th, ... validation and after the last.
-        batch_size: Largest number of images to run at a time; reduce it if a model of volumes needs too much memory.
+        batch_size: Largest number of images to run at a time.
         sample_size: Number of images of each kind to sample; a tensor is taken whole.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
         max_memory_mb: Largest memory (MiB) for sampled images, which are kept until the fit ends. If they need more,

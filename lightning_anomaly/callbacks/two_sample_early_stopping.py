@@ -26,12 +26,10 @@ class TwoSampleEarlyStopping(StoppingCallback):
     long after it opens. So the exponential average of the validation loss must not have improved for three validations
     either.
 
-    It needs to see a run from its beginning, and about 1,000 images of each kind. `docs/results/stopping_output.md` has
-    its results, its cost and the data.
-
-    It is an `EarlyStopping` and works beside one on `val_loss`; if a module's `configure_callbacks` returns one, return
-    both there, as they replace the Trainer's. It logs its rule after the first validation, and at the end of the fit
-    why it stopped the run or did not. The weights stay those of the last epoch: use a `ModelCheckpoint` too.
+    It needs to see a run from its beginning, and about 1,000 images of each kind: `docs/results/stopping_output.md`. It
+    logs its rule after the first validation, and at the end of the fit why it stopped the run or did not. The weights
+    stay those of the last epoch: use a `ModelCheckpoint` too. If a module's `configure_callbacks` returns an
+    `EarlyStopping`, return both there, as they replace the Trainer's.
 
     Args:
         threshold: The gap to exceed, as a fraction of its lowest level; None takes 0.05, and 0.1 with `confirm=None`.

@@ -41,11 +41,9 @@ class FolderImages(Dataset[Any]):
     in any format that Pillow reads. Nothing is decoded yet: an image may prove to be broken when it is read.
 
     It has the attributes `root`, `samples` and `targets` of torchvision's `ImageFolder`, and `labels`, the name of each
-    image's class. Without subfolders there are no classes. `skipped` gives the reason for each file and folder that is
-    not read, by its path in the folder, but for the hidden files of systems: `.DS_Store`, `Thumbs.db`.
-
-    An item is an image for a network and the whole picture, squeezed into a square of bytes, in which a search for
-    outliers sees frames and captions that the network's image may lack.
+    image's class. `skipped` gives the reason for each file and folder that is not read, by its path in the folder, but
+    for the hidden files of systems. An item is an image for a network and the whole picture, squeezed into a square of
+    bytes, in which a search for outliers sees frames and captions that the network's image may lack.
 
     Args:
         folder: The folder.

@@ -17,7 +17,7 @@ _REAL = 1e-3  # smallest standard deviation along a component, relative to the l
 _ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _REFITS = 2
 _NEIGHBOUR = 11  # the sample itself included
-_AMONG = 1000  # images at most among which neighbours are sought; more give the same scores
+_AMONG = 500  # images among which neighbours are sought, fewer than twice as many; more find no more
 _SAME = 1e-6  # cosine distance of features that differ by rounding
 _SURE = 0.7  # median of the largest probability, from which on small logits mean something
 _EXACT = 1024  # vectors or axes up to which all principal components are computed
@@ -33,7 +33,7 @@ class Content(NamedTuple):
     Attributes:
         mean: Their robust mean `(D,)`.
         axes: At most 64 principal components, scaled so that coordinates have the identity as covariance `(D, k)`.
-        reference: At most 1,000 of the features themselves, for neighbours `(n, D)`.
+        reference: Fewer than 1,000 of the features themselves, for neighbours `(n, D)`.
         uses_energy: Whether the network is sure of ordinary images, so that small logits mean something.
     """
 
@@ -60,7 +60,7 @@ class Content(NamedTuple):
             axes = _whitened_components(chosen - mean)
             distances = ((vectors - mean) @ axes).square().sum(1)
             chosen = vectors[distances <= distances.quantile(_ORDINARY)]
-        return cls(mean, axes, vectors[:: -(-len(vectors) // _AMONG)], _is_sure(samples.logits))
+        return cls(mean, axes, vectors[:: max(1, len(vectors) // _AMONG)], _is_sure(samples.logits))
 
     def measure(self, samples: SampleStatistics) -> Tensor:
         """Compute three measures `(n, 3)`, or two without the energy; infinite for NaN.

@@ -17,7 +17,7 @@ from lightning_anomaly.images.source import image_hashes, scaled
 
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
-_BLOCK = 2048  # images that are compared with as many others at once
+_BLOCK = 512  # images that are compared with as many others at once, in the cache
 _PAIRS = 2**12  # pairs whose features are compared at once
 _PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
@@ -114,7 +114,7 @@ def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:
         rows = slice(start, start + _BLOCK)
         for other in starts[start // _BLOCK :]:
             columns = slice(other, other + _BLOCK)
-            alike = even[rows] @ even[columns].T + (odd[rows] @ odd[columns].T).abs_()
+            alike = (odd[rows] @ odd[columns].T).abs_().addmm_(even[rows], even[columns].T)
             near = (alike > _ALIKE).nonzero()
             near = near[near[:, 0] + start < near[:, 1] + other]
             similar = _products(features[rows], features[columns], near)

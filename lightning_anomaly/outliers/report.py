@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +102,6 @@ class OutlierReport(Tabular):
         ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
         below = (ordered <= self.false_discovery_rate * ranks / len(ordered) * (1 + _ROUNDING)).nonzero()
         return self._by_score(self.p_values <= ordered[below[-1, 0]]) if len(below) else []
-
-    @property
-    def above_calibration(self) -> list[int]:
-        """Positions of the images that score higher than every calibration image, by descending score."""
-        least = (1 + _ROUNDING) / (1 + self.n_calibration)  # the smallest possible p-value
-        return self._by_score(self.p_values <= least) if self.n_calibration else []
 
     @property
     def unusable(self) -> list[int]:
@@ -258,7 +251,7 @@ class OutlierReport(Tabular):
         """
         from lightning_anomaly.browser.outlier_page import write_outlier_page
 
-        ranked, above = self.top(KEPT), {*self.above_calibration}
+        ranked = self.top(KEPT)
         apart = self._apart(ranked)
         rows = self._rows_of([*ranked, *apart])
         parts = [part for part in (self.images, self.duplicate_images) if part is not None]
@@ -281,7 +274,6 @@ class OutlierReport(Tabular):
         }
         for row in rows:
             row["view_reasons"] = self.outlier_reasons(row["position"])
-            row["above"] = row["position"] in above
             row["picture"] = pictured.get(row["position"])
         view_scores = {name: view.scores for name, view in self.views.items()}
         write_outlier_page(path, facts, rows, self.scores, view_scores, torch.cat(parts) if parts else None, labels)
@@ -336,30 +328,17 @@ class OutlierReport(Tabular):
         return sentences
 
     def _headline(self) -> str:
-        """Say what is significant, or how many reference images that would take."""
-        rate, count, above = f"{100 * self.false_discovery_rate:g}%", len(self.scores), len(self.above_calibration)
-        if not self.n_calibration:
+        """Say what is significant."""
+        count, found, known = len(self.scores), len(self.significant), self.n_calibration
+        if not known:
             return (
                 "Without a reference there are no p-values, and no image is significant: look at the largest scores, "
                 "or pass trusted images as `reference`."
             )
-        if found := len(self.significant):
-            return (
-                f"{_images(found)} of {count:,} {'is' if found == 1 else 'are'} significant at a false discovery rate "
-                f"of {rate}, against {self.n_calibration:,} calibration images."
-            )
-        if not above:
-            return (
-                f"None of {count:,} images scores higher than every calibration image, and none is significant at a "
-                f"false discovery rate of {rate}."
-            )
-        # Benjamini and Hochberg's threshold for so many images must reach 1 / (m + 1), m half of the reference.
-        needed = 2 * ((count - len(self.unusable)) / (self.false_discovery_rate * above) - 1)
-        digits = 10 ** max(0, math.floor(math.log10(max(1.0, needed))) - 1)
         return (
-            f"{_images(above)} {'scores' if above == 1 else 'score'} higher than every calibration image. Calling "
-            f"{_images(above)} significant at {rate} takes about {math.ceil(needed / digits) * digits:,} reference "
-            f"images; {self.n_reference:,} were taken, at most `max_reference`."
+            f"{_images(found) if found else 'No image'} of {count:,} {'is' if found < 2 else 'are'} significant at a false "
+            f"discovery rate of {100 * self.false_discovery_rate:g}%. With {known:,} calibration images, half of the "
+            f"reference, p-values are at least 1 / {known + 1:,}."
         )
 
 

@@ -18,15 +18,12 @@ _IMAGES = 16
 
 
 def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
-    """Draw the images of up to 16 samples with the largest outlier scores.
-
-    At equal scores the sample with more votes comes first, then the earlier one.
+    """Draw the images of up to 16 samples with the largest outlier scores; at equal scores more votes come first.
 
     Args:
-        images: The probe's images `(N, C, H, W)`. Three channels are shown in colour; of any other number the first is
-            shown in grey. uint8 is shown as it is. Other types are scaled by channel, so that an ordinary image of the
-            probe ranges from black to white. This undoes a normalization, and keeps a black image black and an
-            over-exposed one white. Volumes `(N, C, D, H, W)` are shown as their middle slice.
+        images: The probe's images `(N, C, H, W)`, or volumes `(N, C, D, H, W)`, of which the middle slice is shown.
+            Three channels are shown in colour; of any other number the first is shown in grey. Floats are scaled by
+            channel, so that an ordinary image of the probe ranges from black to white.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.outlier_samples`, N numbers.
 

@@ -26,12 +26,9 @@ def mask_filters(
     """Set filters to zero in place, so that their output is exactly 0 in training and in evaluation.
 
     Weights and biases of the filters become 0, and so do those of the BatchNorm and InstanceNorm channels that depend
-    on masked filters only: these would turn zeros into a constant. Such channels are found behind activations, pooling,
-    concatenation, grouped convolutions and other such norms, but not behind a sum with an unmasked filter. A norm
-    without weight gets a running mean of 0 instead. The optimizers' state of all these parameters becomes 0, too. Norms
-    that mix channels are not changed, and a warning names them.
-
-    Nothing is renamed, hooked or registered, so checkpoints of the model stay ordinary ones.
+    on masked filters only: these would turn zeros into a constant. A norm without weight gets a running mean of 0
+    instead. The optimizers' state of all these parameters becomes 0, too. Norms that mix channels are not changed, and
+    a warning names them. Nothing is renamed, hooked or registered, so checkpoints of the model stay ordinary ones.
 
     During training, call the mask's `keep_gradients` before and `keep` after every optimizer step.
 

@@ -44,27 +44,21 @@ def two_sample_test(
     """Test whether a network treats its training images differently, by its output and by its filters.
 
     The output says *whether* it does: an overfitted network is more confident on training images, by its largest
-    softmax probability. `confidence_auc` is 0.5 if it treats both kinds alike. Unlike its p-value, it does not
-    depend on the number of images.
+    softmax probability. `confidence_auc` is 0.5 if it treats both kinds alike, whatever the number of images.
 
     The filters say *where*, by their largest rectified value on each image. If a network treats both kinds alike,
-    chance finds a share of `significance` of its filters on average. A share well above it says that convolutions have
-    memorized training images, and in which layers. All filters see the same images, so false alarms come together: most
-    draws of images give none, a few give 10%. The report's `p_value` allows for that. Filters show strong overfitting
-    of convolutions only, see `docs/results/two_sample.md`.
+    chance finds a share of `significance` of its filters on average; most draws of images give none, a few give 10%,
+    for which the report's `p_value` allows. A larger share says that convolutions have memorized training images, and
+    in which layers. Only strong overfitting shows there, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
-    finds any other difference between them as well.
-
-    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
-    restored, also after an exception.
+    finds any other difference between them as well. The model runs as in `analyze`.
 
     Args:
         model: Any model, on any device. Its output is compared if it is logits or probabilities `(N, C)`, one logit
             `(N,)` or `(N, 1)` of two classes or its sigmoid, or a mapping with such `logits`. For outputs
             `(N, C, ...)` the mean over the positions counts. Any other type or shape gives a note. Numbers with another
-            meaning, as in multi-label classification, regression or embeddings, are mistaken for logits, and their
-            confidence means nothing.
+            meaning, as in regression or embeddings, are mistaken for logits.
         train_inputs: Images that the model was trained on, like `inputs` of `analyze`.
         val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,

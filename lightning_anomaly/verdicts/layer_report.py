@@ -18,23 +18,20 @@ class LayerReport:
     Attributes:
         verdicts: `"normal"`, `"anomaly"`, `"dead"` (the same map for every probe sample) or `"nonfinite"` (NaN or
             infinity somewhere in its maps), one for each of F filters.
-        n_components: Components K of the reported clustering `(F,)`, 0 where nothing was clustered. The reported
-            clustering has the largest Calinski-Harabasz index; for an anomaly filter, the largest among the clusterings
-            that show its outliers.
+        n_components: Components K of the reported clustering `(F,)`, 0 without one. It has the largest
+            Calinski-Harabasz index, for an anomaly filter among the clusterings that show its outliers.
         calinski_harabasz: Index of the reported clustering `(F,)`.
         smallest_share: Share of the probe samples in its smallest cluster `(F,)`, 0 to 1.
         labels: Its clusters `(F, N)`, a byte each.
         points: The clustered points `(F, N, 2)`: scores on two principal components, in units of the standard deviation
             of the first.
         outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
-        isolated: Whether each probe sample lies farther out in each filter than the tail of the others explains
-            `(F, N)`, see `isolated_samples`.
+        isolated: Whether each probe sample is isolated by each filter `(F, N)`, see `isolated_samples`.
         explained: Share of the maps' variance that the two components explain `(F,)`, 0 to 1.
         sparsity: Share of the maps' values that are at most 0 `(F,)`, 0 to 1.
         map_size: Sides of a map in the network (pixels).
         analyzed_size: Sides of the analyzed map, smaller if maps were pooled (pixels).
-        nonfinite: Whether the maps of each probe sample are NaN or infinite in a filter whose maps of most samples are
-            finite `(N,)`.
+        nonfinite: Whether each probe sample's maps are NaN or infinite in a filter that is mostly finite `(N,)`.
         fingerprints: A hash of each filter's maps `(F,)`: a later analysis of the same maps keeps the filter's result.
     """
 

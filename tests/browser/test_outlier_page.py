@@ -152,13 +152,11 @@ class TestGallery:
         report = replace(made_up(), false_discovery_rate=1e-9, images=None)  # nothing is significant
         page = opened(report)
         assert len(cards(page)) == 48
-        assert page.page.get_by_text("above calibration").count() == int((report.scores > 29).sum())
         assert page.page.locator("main canvas").count() == 0
         few = replace(made_up(kept=2), false_discovery_rate=1e-9, n_calibration=0)
         few.scores[7], few.p_values[7] = torch.inf, torch.nan
         few.unreadable[7] = "OSError"
         page = opened(few, name="few.html")
-        assert page.page.get_by_text("above calibration").count() == 0
         assert page.page.locator("main canvas").count() == 2
         assert page.text(".outlier >> nth=2").startswith("no picture")
         assert "p-value" not in page.text(".outlier >> nth=1")  # because it only ranks these images
