@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.maps import LayerMaps, summarize_maps
-from lightning_anomaly.verdicts.isolation import isolated_samples
 
 
 class Single(Tensor):
@@ -43,11 +42,7 @@ def pictured(values: Tensor) -> list[Tensor]:
     return [getattr(pictures.maps["layer"], name) for name in ("samples", "maps", "most", "least")]
 
 
-def isolated(values: Tensor) -> Tensor:
-    return isolated_samples(drawn(2, 100, 2).double(), 0.02, values.flatten()[:400].reshape(2, 100, 2))
-
-
-@pytest.mark.parametrize("work", [sparsity, pictured, isolated])
+@pytest.mark.parametrize("work", [sparsity, pictured])
 def test_results_are_the_same_on_a_device_without_float64(work: Callable[[Tensor], Any]) -> None:
     values = drawn(6, 4, 8, 8)
     with pytest.raises(TypeError, match="float64"):

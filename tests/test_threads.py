@@ -2,23 +2,31 @@
 
 import threading
 
+import pytest
 import torch
 
 from lightning_anomaly.threads import torch_in_threads
 
 
-def test_threads_work_where_there_are_several_items_on_the_cpu(two_threads):
+def test_several_items_are_worked_on_by_threads_with_one_torch_thread_each(two_threads):
     seen = []
 
-    def negative(item: int) -> int:
+    def inverse(item: int) -> float:
         seen.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
-        return -item
+        return 1 / item
 
-    for count, device, alone in ((6, "cpu", False), (1, "cpu", True), (6, "meta", True)):
+    for threads, count in ((2, 6), (2, 1), (1, 6)):
+        torch.set_num_threads(threads)
         seen.clear()
-        assert list(torch_in_threads(negative, range(count), torch.device(device))) == [-item for item in range(count)]
-        assert seen == [(alone, 2 if alone else 1)] * count
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
-    assert list(torch_in_threads(negative, range(6), torch.device("cpu"))) == [0, -1, -2, -3, -4, -5]
-    assert seen[-1] == (True, 1)
+        assert list(torch_in_threads(inverse, range(1, count + 1))) == [1 / item for item in range(1, count + 1)]
+        assert seen == [(True, threads) if min(threads, count) == 1 else (False, 1)] * count
+
+
+def test_the_number_of_torch_threads_is_restored_even_after_an_exception(two_threads):
+    with pytest.raises(ZeroDivisionError):
+        list(torch_in_threads(lambda item: 1 / item, range(2)))
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert torch.get_num_threads() == later[0] == 2

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.clustering.engine import EMPTY
+from lightning_anomaly.clustering.parameters import EMPTY
 from lightning_anomaly.numba_jit import compile_loop
 
 _Array = npt.NDArray[np.float64]

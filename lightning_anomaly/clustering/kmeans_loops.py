@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME
+from lightning_anomaly.clustering.parameters import KMEANS_ITERATIONS, SAME
 from lightning_anomaly.numba_jit import compile_loop
 
 _Array = npt.NDArray[np.float64]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import EMPTY, SAME, Parameters, precision_factors
+from lightning_anomaly.clustering.parameters import EMPTY, SAME, Parameters, precision_factors
 from lightning_anomaly.settings import AnalysisSettings
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.em_loops import SCALE, expectation_maximisation
-from lightning_anomaly.clustering.engine import MixtureFit, Parameters
 from lightning_anomaly.clustering.kmeans_loops import draw_centres, lloyd
+from lightning_anomaly.clustering.parameters import MixtureFit, Parameters
 from lightning_anomaly.numba_jit import compile_loop
 
 _Array = npt.NDArray[np.float64]

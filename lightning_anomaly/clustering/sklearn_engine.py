@@ -13,8 +13,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.clustering.engine import MixtureFit, Parameters
 from lightning_anomaly.clustering.numba_engine import NumbaEngine
+from lightning_anomaly.clustering.parameters import MixtureFit, Parameters
 
 
 class SklearnEngine(NumbaEngine):

@@ -335,10 +335,15 @@ class OutlierReport(Tabular):
                 "Without a reference there are no p-values, and no image is significant: look at the largest scores, "
                 "or pass trusted images as `reference`."
             )
+        subject = (
+            f"{_images(found)} of {count:,} {'is' if found == 1 else 'are'}"
+            if found
+            else f"None of {count:,} images is"
+        )
+        rate = f"a false discovery rate of {100 * self.false_discovery_rate:g}%"
         return (
-            f"{_images(found) if found else 'No image'} of {count:,} {'is' if found < 2 else 'are'} significant at a false "
-            f"discovery rate of {100 * self.false_discovery_rate:g}%. With {known:,} calibration images, half of the "
-            f"reference, p-values are at least 1 / {known + 1:,}."
+            f"{subject} significant at {rate}. With {known:,} calibration images, half of the reference, p-values are "
+            f"at least 1 / {known + 1:,}."
         )
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lightning_anomaly.clustering.engine import SAME
 from lightning_anomaly.clustering.mixtures import Clustering, first_largest
+from lightning_anomaly.clustering.parameters import SAME
 
 _SHARE = 2 / 3  # of the votes, for `rule="index"`; half of them would be less stable, see `docs/method.md`
 

@@ -11,7 +11,7 @@ import zoo
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.clustering.engine import MixtureFit, load_engine
+from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.mixtures import (
     MAX_ITER,
     REG_COVAR,
@@ -23,6 +23,7 @@ from lightning_anomaly.clustering.mixtures import (
     kmeans_plus_plus,
 )
 from lightning_anomaly.clustering.numba_engine import NumbaEngine
+from lightning_anomaly.clustering.parameters import MixtureFit
 
 FEW = {"n_init": 4}
 

@@ -107,7 +107,7 @@ def test_the_headline_says_how_many_images_are_significant_and_how_small_p_value
     p_values[[7, 3, 90, 1]] = 1 / 501
     report = report_of(p_values, 1000, 0.1)
     assert report.significant == []
-    assert "No image of 797 is significant at a false discovery rate of 10%" in str(report)
+    assert "None of 797 images is significant at a false discovery rate of 10%" in str(report)
     assert "at least 1 / 501." in str(report)
     enough = replace(report, n_reference=4000, n_calibration=2000, p_values=p_values.where(p_values > 0.1, 1 / 2001))
     assert enough.significant == [1, 3, 7, 90]

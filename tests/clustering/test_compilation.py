@@ -1,17 +1,13 @@
-"""Compilation and threads."""
+"""Loops are compiled once, which is announced."""
 
 import os
 import subprocess
 import sys
-import threading
 
-import pytest
-import torch
 import zoo
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.numba_jit import compile_loop
-from lightning_anomaly.threads import torch_in_threads
 
 
 def test_numba_compiles_without_a_cache_if_no_folder_is_writable():
@@ -36,16 +32,3 @@ def test_compilation_is_announced_in_one_line_and_only_without_a_cache(tmp_path)
     assert str(tmp_path) in first
     zoo.analyzed(zoo.captured(zoo.maps("skewed", 1, 20, (1, 1))), AnalysisSettings())  # so that they are in the cache
     assert said() == ""
-
-
-def test_threads_use_one_torch_thread_each_and_the_number_is_restored_even_after_an_exception(two_threads):
-    results = list(torch_in_threads(lambda item: (item, torch.get_num_threads()), range(5)))
-    assert results == [(item, 1) for item in range(5)]
-    with pytest.raises(ZeroDivisionError):
-        list(torch_in_threads(lambda item: 1 / item, range(2)))
-    assert torch.get_num_threads() == 2
-    later: list[int] = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert later == [2]
