@@ -16,10 +16,7 @@ _COMPONENTS = 64
 _REAL = 1e-3  # smallest standard deviation along a component, relative to the largest
 _ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _REFITS = 2
-_NEIGHBOUR = 11  # the sample itself included
-_AMONG = 500  # images among which neighbours are sought, fewer than twice as many; more find no more
-_SAME = 1e-6  # cosine distance of features that differ by rounding
-_SURE = 0.7  # median of the largest probability, from which on small logits mean something
+_SURE = 0.9  # median of the largest probability, from which on small logits mean something
 _EXACT = 1024  # vectors or axes up to which all principal components are computed
 _OVERSAMPLING, _ITERATIONS = 16, 6  # of a randomized computation
 
@@ -33,13 +30,12 @@ class Content(NamedTuple):
     Attributes:
         mean: Their robust mean `(D,)`.
         axes: At most 64 principal components, scaled so that coordinates have the identity as covariance `(D, k)`.
-        reference: Fewer than 1,000 of the features themselves, for neighbours `(n, D)`.
-        uses_energy: Whether the network is sure of ordinary images, so that small logits mean something.
+        uses_energy: Whether the network is sure of ordinary images: then their classes are its own, and small logits
+            mean more than the distance from the mean of several classes.
     """
 
     mean: Tensor
     axes: Tensor
-    reference: Tensor
     uses_energy: bool
 
     @classmethod
@@ -60,31 +56,30 @@ class Content(NamedTuple):
             axes = _whitened_components(chosen - mean)
             distances = ((vectors - mean) @ axes).square().sum(1)
             chosen = vectors[distances <= distances.quantile(_ORDINARY)]
-        return cls(mean, axes, vectors[:: max(1, len(vectors) // _AMONG)], _is_sure(samples.logits))
+        return cls(mean, axes, _is_sure(samples.logits))
 
     def measure(self, samples: SampleStatistics) -> Tensor:
-        """Compute three measures `(n, 3)`, or two without the energy; infinite for NaN.
+        """Compute two measures `(n, 2)`, infinite for NaN.
 
-        They are the logarithms of the squared Mahalanobis distance along the components and of the cosine distance from
-        the tenth nearest neighbour, and the energy, the negative log-sum-exp of the logits (Liu, Wang, Owens and Li,
+        They are the logarithm of the squared Mahalanobis distance along the components; and that of the squared
+        distance from the mean, or the energy, the negative log-sum-exp of the logits (Liu, Wang, Owens and Li,
         "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        vectors = normalize(samples.features.double())
-        distances = ((vectors - self.mean) @ self.axes).square().sum(1)
-        similarities = vectors @ self.reference.T
-        neighbours = similarities.topk(min(_NEIGHBOUR, len(self.reference)), 1).values[:, -1]
-        measures = [distances.log(), (1 - neighbours).clamp(min=_SAME).log()]
+        centered = normalize(samples.features.double()) - self.mean
+        measures = [(centered @ self.axes).square().sum(1).log()]
         if self.uses_energy:
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))
+        else:
+            measures.append(centered.square().sum(1).log())
         measured = torch.stack(measures, 1)
-        return torch.where(samples.finite_rows(len(vectors))[:, None] & ~measured.isnan(), measured, torch.inf)
+        return torch.where(samples.finite_rows(len(centered))[:, None] & ~measured.isnan(), measured, torch.inf)
 
     def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
         """Say what the network sees in each image instead; `strongest` is the index of its largest measure `(n,)`."""
-        words = ["unlike the others"] * 2 + ["nothing that the network knows well"]
-        reasons = [words[index] for index in strongest.tolist()]
+        other = "nothing that the network knows well" if self.uses_energy else "unlike the others"
+        reasons = [other if index else "unlike the others" for index in strongest.tolist()]
         if samples.logits is None:
             return tuple(reasons)
         classes = two_sided(samples.logits).argmax(1).tolist()
