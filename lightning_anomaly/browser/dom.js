@@ -49,14 +49,6 @@ export function cutLine(text, className = "") {
     : make("span", { class: `cut cut-left ${className}`, title: text }, make("bdi", {}, name));
 }
 
-/** An SVG element. */
-export function makeSvg(tag, attributes = {}, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
 /** A labelled select; `options` are pairs of a value and its text. */
 export function choice(label, options, chosen, change) {
   const list = make(

@@ -1,9 +1,8 @@
-// The network: its numbers, its curves, and every layer as a row of cells.
+// The network: its numbers, and every layer as a row of cells.
 
-import { ticks } from "./canvas.js";
-import { groupColour, verdictColour } from "./colours.js";
+import { verdictColour } from "./colours.js";
 import { address, byScore, filterAddress, filterCard, sampleCaption, sampleTile, swatch, visit } from "./components.js";
-import { div, emptyState, make, makeSvg, prose, quiet, sharpCanvas, termList } from "./dom.js";
+import { div, emptyState, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
 
@@ -43,7 +42,6 @@ export function overview(report) {
       ),
       tile(percent(report.sparsity), "of the maps' values are zero or less"),
     ),
-    report.history ? make("section", {}, make("h2", {}, "Over the run"), curves(report.history)) : null,
     make("section", {}, make("h2", {}, "Layers"), legend(report), layers(report)),
     report.notes.length
       ? make(
@@ -185,93 +183,6 @@ function standingOut(report) {
     "cards",
     report.standing_out.map(({ filter, samples: [first] }) =>
       filterCard(report, report.filters[filter], { query: { pin: first }, ringed: first }),
-    ),
-  );
-}
-
-/** Two charts over the same epochs, losses and counts, as their scales differ. */
-function curves({ epochs, counts, losses }) {
-  const measured = Object.entries(losses).filter(([, values]) => values.some((value) => value !== null));
-  const styled = (entries, colours) =>
-    entries.map(([name, values], i) => {
-      const [colour, dash] = [colours[i % colours.length], ["", "6 3", "2 3"][i % 3]];
-      return { name, values, colour, dash };
-    });
-  return div(
-    "curves",
-    measured.length ? chart(epochs, styled(measured, [0, 5, 3].map(groupColour))) : null,
-    chart(epochs, styled(Object.entries(counts), [2, 3].map(groupColour))),
-  );
-}
-
-function chart(epochs, series) {
-  const width = Math.min(560, window.innerWidth - 60); // so that text has the same size on all screens
-  const [height, left, right, top, bottom] = [190, 44, 12, 10, 30];
-  const heights = series.flatMap((curve) => curve.values).filter((value) => value !== null);
-  const lowest = Math.min(0, ...heights);
-  const highest = lowest + 1.05 * (Math.max(...heights) - lowest || 1); // constant values need an axis too
-  const x = (i) => left + (epochs.length > 1 ? i / (epochs.length - 1) : 0.5) * (width - left - right);
-  const y = (value) => height - bottom - ((value - lowest) / (highest - lowest)) * (height - top - bottom);
-  const text = (content, attributes) => makeSvg("text", attributes, content);
-  const parts = ticks(lowest, highest).map(([value, label]) =>
-    makeSvg(
-      "g",
-      {},
-      makeSvg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-      text(label, { x: left - 6, y: y(value) + 4, "text-anchor": "end" }),
-    ),
-  );
-  const every = Math.max(1, Math.ceil(epochs.length / 8));
-  for (let i = 0; i < epochs.length; i += every) {
-    parts.push(text(String(epochs[i]), { x: x(i), y: height - 10, "text-anchor": "middle" }));
-  }
-  for (const { name, values, colour, dash } of series) {
-    const measured = values.map((value, i) => [value, i]).filter(([value]) => value !== null);
-    parts.push(
-      makeSvg("polyline", {
-        points: measured.map(([value, i]) => `${x(i)},${y(value)}`).join(" "),
-        stroke: colour,
-        "stroke-dasharray": dash,
-      }),
-    );
-    for (const [value, i] of measured)
-      parts.push(
-        makeSvg(
-          "circle",
-          { cx: x(i), cy: y(value), r: 2.5, fill: colour },
-          makeSvg("title", {}, `${name}, epoch ${epochs[i]}: ${number(value)}`),
-        ),
-      );
-  }
-  const names = make(
-    "figcaption",
-    {},
-    series.map(({ name, colour, dash }) =>
-      make(
-        "span",
-        {},
-        makeSvg(
-          "svg",
-          { class: "dash", viewBox: "0 0 22 8", "aria-hidden": "true" },
-          makeSvg("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: colour, "stroke-dasharray": dash }),
-        ),
-        name,
-      ),
-    ),
-    quiet("over epochs"),
-  );
-  return make(
-    "figure",
-    { class: "chart" },
-    names,
-    makeSvg(
-      "svg",
-      {
-        viewBox: `0 0 ${width} ${height}`,
-        role: "img",
-        "aria-label": `${series.map((curve) => curve.name).join(" and ")} over epochs`,
-      },
-      ...parts,
     ),
   );
 }

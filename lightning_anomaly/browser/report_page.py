@@ -6,7 +6,6 @@ each layer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -37,7 +36,6 @@ def page_text(
     pictures: Pictures,
     labels: Sequence[Any] | None = None,
     names: Sequence[str] | None = None,
-    history: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """Return the text of the page of a report, from the facts of `AnomalyReport.page_text`.
 
@@ -79,7 +77,6 @@ def page_text(
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
         "names": names,
         "notes": [*facts["notes"], *_omissions(n_samples, count, [*pictures.maps.values()])],
-        "history": _history(history),
     }
     return assemble(_CODE, index, pictures.images, blocks)
 
@@ -160,21 +157,6 @@ def _labels(values: list[Any]) -> dict[str, Any]:
     names = sorted(value_of, key=value_of.__getitem__ if numeric else None)
     places = {name: place for place, name in enumerate(names)}
     return {"names": names, "of": [places[text] for text in texts]}
-
-
-def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """Collect the curves: epochs, and counts and losses at each."""
-    if not history:
-        return None
-    losses = list(dict.fromkeys(name for entry in history for name in entry.get("losses", {})))
-    return {
-        "epochs": [entry["epoch"] for entry in history],
-        "counts": {
-            name: [short(entry["metrics"].get(key, 0.0)) for entry in history]
-            for name, key in (("anomaly filters", "count"), ("isolated filters", "isolated"))
-        },
-        "losses": {name: [short(entry.get("losses", {}).get(name, math.nan)) for entry in history] for name in losses},
-    }
 
 
 def _omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:

@@ -34,7 +34,8 @@ class FigureSchedule:
         self._figures = figures
         self._guard = guard
         self._pending: tuple[AnomalyReport, Tensor | None, Mapping[str, Any], int] | None = None
-        self._drawn = False  # whether the figures of the pending analysis are logged
+        self._drawn = False  # whether the pending analysis is logged
+        self._pages: list[str] = []  # files of the last page
 
     def take(self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], step: int) -> None:
         """Keep an analysis for `show` until the next; `sample_texts` are its samples' `labels` and `names`."""
@@ -43,30 +44,30 @@ class FigureSchedule:
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log the pending analysis if it is due or the `last`; call `remember_losses` first.
 
-        The curves and the page of the last analysis are logged again, with the training loss of its epoch. One line
-        gives the path of the page.
+        The curves of the last analysis are logged again, with the training loss of its epoch, and one line gives the
+        path of each page.
         """
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):
             return
         report, images, sample_texts, step = self._pending
+        known, self._drawn = self._drawn, True
         if self._figures and report.layers:
             figures: dict[str, Callable[[], Figure | None]] = {"curves": partial(curves_figure, history)}
-            if not self._drawn:
+            if not known:
                 figures |= {name: partial(draw, report, images) for name, draw in FIGURES.items()}
             for name, figure in figures.items():
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
-        self._drawn = True
-        if last:
-            self._pending = None
-        if report.pictures is not None:
-            title = f"Anomaly filters, step {step:,}"
-            page = report.page_text(title, history=history, **sample_texts)
+        if report.pictures is not None and not known:
+            page, paths = report.page_text(f"Anomaly filters, step {step:,}", **sample_texts), []
             for logger in trainer.loggers:
                 with self._guard(f"log a page to {type(logger).__name__}"):
-                    path = log_page(logger, f"{self._prefix}/browser", page, step)
-                    if last and path:
-                        rank_zero_info(f"The filters and images of this run: open {path}")
+                    paths.append(log_page(logger, f"{self._prefix}/browser", page, step))
+            self._pages = list(filter(None, paths))
+        if last:
+            self._pending = None
+            for path in self._pages:
+                rank_zero_info(f"The filters and images of this run: open {path}")
 
 
 def is_due(number: int) -> bool:

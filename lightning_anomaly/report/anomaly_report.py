@@ -226,13 +226,7 @@ class AnomalyReport(Tabular):
             return verdict_map(self.layers)
         return layer_figure(self.layers, layer, filter_index)
 
-    def save_html(
-        self,
-        path: str | Path,
-        labels: Sequence[Any] | None = None,
-        title: str = "Anomaly filters",
-        history: Sequence[Mapping[str, Any]] | None = None,
-    ) -> None:
+    def save_html(self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> None:
         """Write the filter browser, a single HTML file that needs no server and no network.
 
         It shows every filter's points. Hovering over a point shows the sample's image and the filter's map of it, if
@@ -242,19 +236,18 @@ class AnomalyReport(Tabular):
             path: Path of the file; missing folders are created.
             labels: A name or number for each sample, by which points can be coloured.
             title: The heading.
-            history: `AnomalyFilterCallback.history`, for curves over the epochs.
 
         Raises:
             ValueError: If `labels` do not have one entry for each probe sample.
         """
         from lightning_anomaly.browser.page import write
 
-        write(path, self.page_text(title, labels=labels, history=history))
+        write(path, self.page_text(title, labels=labels))
 
     def page_text(self, title: str, **options: Any) -> str:
         """Return the text of the page that `save_html` writes.
 
-        `options` are `labels` and `history` as there, and a list of file `names`.
+        `options` are `labels` as there, and a list of file `names`.
         """
         from lightning_anomaly.browser.report_page import page_text
 
@@ -272,12 +265,7 @@ class AnomalyReport(Tabular):
         }
         return page_text(facts, self.layers, self.pictures or Pictures(None, {}), **options)
 
-    def browse(
-        self,
-        labels: Sequence[Any] | None = None,
-        title: str = "Anomaly filters",
-        history: Sequence[Mapping[str, Any]] | None = None,
-    ) -> BrowserFile:
+    def browse(self, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> BrowserFile:
         """Write the filter browser to a file that is removed when Python exits.
 
         A notebook shows the page, a console its path. The arguments are those of `save_html`.
@@ -285,7 +273,7 @@ class AnomalyReport(Tabular):
         from lightning_anomaly.browser.page import BrowserFile, temporary_path
 
         path = temporary_path("browser.html")
-        self.save_html(path, labels, title, history)
+        self.save_html(path, labels, title)
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:

@@ -46,10 +46,7 @@ def test_hovering_a_point_shows_its_sample_image_and_map(report, opened):
 
 @pytest.mark.slow
 def test_the_overview_has_counts_that_link_to_as_many_filters(report, opened):
-    metrics = [{"count": 2.0 * epoch, "isolated": 9.0 - epoch} for epoch in range(4)]
-    losses = [{"val_loss": 1.0 / (1 + epoch)} for epoch in range(4)]
-    history = [{"epoch": epoch, "metrics": metrics[epoch], "losses": losses[epoch]} for epoch in range(4)]
-    page = opened(report, title="Four hundred digits", history=history)
+    page = opened(report, title="Four hundred digits")
     assert page.page.title() == "Four hundred digits"
     text = page.text()
     assert f"{max(report.outlier_scores):.1f}\n" in text
@@ -58,12 +55,6 @@ def test_the_overview_has_counts_that_link_to_as_many_filters(report, opened):
     assert f"{sum(map(len, report.isolated.values()))}\nisolated filters" in text
     for layer in report.layers.values():
         assert f"{len(layer.filters('anomaly'))} of {len(layer.verdicts)}" in text
-    points = page.page.locator("circle title").all_text_contents()
-    assert [re.split(", epoch |: ", point) for point in points] == [
-        *(["val_loss", str(epoch), text] for epoch, text in enumerate(["1", "0.5", "0.333", "0.25"])),
-        *(["anomaly filters", str(epoch), str(2 * epoch)] for epoch in range(4)),
-        *(["isolated filters", str(epoch), str(9 - epoch)] for epoch in range(4)),
-    ]
     links = page.page.eval_on_selector_all(
         ".stat[href*=filters], .legend a", "all => all.map(each => [each.getAttribute('href'), each.innerText])"
     )

@@ -195,17 +195,8 @@ class TestReport:
         index, _ = contents(made_up(1, 3).page_text("", labels=labels))
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
 
-    def test_a_page_has_the_counts_and_losses_of_a_history(self):
-        entries = [{"metrics": {"count": 2.0, "isolated": 1.0}, "losses": {"val_loss": 0.123456}}, {"metrics": {}}]
-        history = [{"epoch": epoch, **entry} for epoch, entry in enumerate(entries)]
-        assert contents(made_up(1, 3).page_text("", history=history))[0]["history"] == {
-            "epochs": [0, 1],
-            "counts": {"anomaly filters": [2, 0], "isolated filters": [1, 0]},
-            "losses": {"val_loss": [0.1235, None]},
-        }
-
     def test_a_page_without_layers_has_its_notes_alone(self):
         report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
         index, _ = contents(report.page_text("", labels=["a", "b"], names=["c", "d"]))
         assert index["notes"] == ["There is no convolution."]
-        assert [index[name] for name in ("images", "labels", "names", "history")] == [None] * 4
+        assert [index[name] for name in ("images", "labels", "names")] == [None] * 3
