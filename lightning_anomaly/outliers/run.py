@@ -23,6 +23,7 @@ from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)
+_AT_ONCE = 1024  # images that are judged at once, as single operations take longer than their numbers
 
 
 class Fitted(NamedTuple):
@@ -199,14 +200,13 @@ class Run:
         batches = self._batches(source, remaining, "outlier scores")
         parts: list[Judged] = []
         order, kept = [], []
-        for positions, samples, pictures, traces in chain(read, batches):
-            check_features(samples, fitted)
-            parts.append(Judged(positions, judge(fitted.views, samples), positions, pictures))
-            order.append(positions)
-            kept.append(traces)
-            if sum(len(part.pictured) for part in parts) > 4 * KEPT:
-                parts = [Judged.join(parts)]
-        _, views, pictured, pictures = Judged.join(parts)
+        for batch in _joined(chain(read, batches), _AT_ONCE):
+            check_features(batch.samples, fitted)
+            judged = Judged(batch.positions, judge(fitted.views, batch.samples), batch.positions, batch.pictures)
+            parts = [Judged.join([*parts, judged])]
+            kept.append(batch.traces)
+            order.append(batch.positions)
+        ((_, views, pictured, pictures),) = parts
         traces = Traces.join(kept).select(torch.cat(order).argsort())
         broken = source.unreadable
         scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
@@ -288,6 +288,18 @@ class Run:
             capture.end_pass(len(images))
         self._head = capture.head
         return capture.collected(len(images))
+
+
+def _joined(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Join batches to ones of at least `count` images, but for the last."""
+    waiting: list[Batch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(part.positions) for part in waiting) >= count:
+            yield Batch.join(waiting)
+            waiting = []
+    if waiting:
+        yield Batch.join(waiting)
 
 
 def _duplicates(traces: Traces, usable: Tensor, reference: Known | None) -> tuple[list[DuplicateGroup], str]:
