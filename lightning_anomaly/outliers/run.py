@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -200,7 +200,9 @@ class Run:
         batches = self._batches(source, remaining, "outlier scores")
         parts: list[Judged] = []
         order, kept = [], []
-        for batch in _joined(chain(read, batches), _AT_ONCE):
+        every, count = chain(read, batches), -(-_AT_ONCE // source.batch_size)
+        while waiting := list(islice(every, count)):
+            batch = Batch.join(waiting)
             check_features(batch.samples, fitted)
             judged = Judged(batch.positions, judge(fitted.views, batch.samples), batch.positions, batch.pictures)
             parts = [Judged.join([*parts, judged])]
@@ -288,18 +290,6 @@ class Run:
             capture.end_pass(len(images))
         self._head = capture.head
         return capture.collected(len(images))
-
-
-def _joined(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """Join batches to ones of at least `count` images, but for the last."""
-    waiting: list[Batch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(len(part.positions) for part in waiting) >= count:
-            yield Batch.join(waiting)
-            waiting = []
-    if waiting:
-        yield Batch.join(waiting)
 
 
 def _duplicates(traces: Traces, usable: Tensor, reference: Known | None) -> tuple[list[DuplicateGroup], str]:
