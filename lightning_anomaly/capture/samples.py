@@ -205,7 +205,8 @@ def _returns(returned: Tensor, logits: Tensor) -> bool:
     returned = returned.to(logits).reshape(logits.shape)
 
     def close(expected: Tensor) -> bool:
-        return torch.allclose(returned, expected, rtol=1e-2, atol=1e-4, equal_nan=True)
+        # The first is quicker, and nearly always enough.
+        return torch.equal(returned, expected) or torch.allclose(returned, expected, 1e-2, 1e-4, equal_nan=True)
 
     if logits.shape[1] == 1:
         return close(logits) or close(logits.sigmoid())

@@ -12,7 +12,7 @@ SURPRISING = math.log(20)  # nats from which a score is among the highest twenti
 
 _MOST = 100.0  # nats; beyond them surprises grow only logarithmically, which keeps the order of the samples
 _LEVELS = [level / 20 for level in range(19)]
-_NATS = [-math.log(1 - level) for level in _LEVELS]
+_NATS = torch.tensor([-math.log(1 - level) for level in _LEVELS], dtype=torch.float64, device="cpu")
 _FROM = 0.75  # quantile from which on the slope of the tail is measured; few outliers do not move it
 _ROUNDING = 1e-4  # relative difference of scores that are ties
 _FLAT = 1e-6  # scale of a tail that is rounding, relative to its start
@@ -50,12 +50,11 @@ class Tail(NamedTuple):
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
         scores = scores.double().contiguous()
-        nats = torch.tensor(_NATS, dtype=torch.float64, device="cpu")
-        place = torch.searchsorted(self.knots, scores).clamp(1, len(nats) - 1)
+        place = torch.searchsorted(self.knots, scores).clamp(1, len(_NATS) - 1)
         below, above = self.knots[place - 1], self.knots[place]
         share = ((scores - below) / (above - below)).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
-        surprises = nats[place - 1] + share * (nats[place] - nats[place - 1])
-        beyond = nats[-1] + (scores - self.knots[-1]) / self.scale if self.scale else surprises.new_tensor(self.most)
+        surprises = _NATS[place - 1] + share * (_NATS[place] - _NATS[place - 1])
+        beyond = _NATS[-1] + (scores - self.knots[-1]) / self.scale if self.scale else surprises.new_tensor(self.most)
         surprises = torch.where(scores > self.knots[-1], beyond, surprises)
         surprises = torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
         return torch.where(scores == torch.inf, scores, surprises)
