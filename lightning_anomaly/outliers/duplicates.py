@@ -17,7 +17,7 @@ from lightning_anomaly.images.source import image_hashes, scaled
 
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
-_BLOCK = 512  # images that are compared with as many others at once, in the cache
+_BLOCK = 1024  # images that are compared with as many others at once
 _PAIRS = 2**12  # pairs whose features are compared at once
 _PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square

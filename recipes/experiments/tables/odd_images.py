@@ -18,7 +18,8 @@ def results() -> Frame:
     for line in read_lines(RESULTS / "outliers.jsonl"):
         for planted in line["sets"]:
             among = "" if planted["among"] == "ordinary" else f" among {planted['among']}"
-            name = planted["odd"].removesuffix(f" {planted['among']}") + among
+            odd = planted["odd"]  # damaged images have the kind of damage and the folder as name
+            name = (odd if planted["question"] == "content" else odd.removesuffix(f" {planted['among']}")) + among
             start = planted["question"], _DATA[line["cell"]["data"]], line["cell"]["network"], name, planted["chosen"]
             rows += [(*start, score, *values) for score, values in planted["scores"].items()]
     header = ["question", "data", "network", "planted", "chosen", "score", "auroc", "precision"]
