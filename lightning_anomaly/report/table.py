@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,22 +28,20 @@ def layer_rows(layers: Mapping[str, LayerReport]) -> list[tuple[str, ...]]:
         layer = layers[name]
         anomalies = layer.filters(ANOMALY)
         first = [f"{index} ({len(layer.outliers_of(index))})" for index in anomalies[:6]]
-        counts = len(layer.verdicts), len(anomalies), len(layer.isolated_filters), len(layer.filters(DEAD))
-        sparsity = f"{layer.sparsity.mean().item():.2f}"
         size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
         maps = size if size == analyzed else f"{size} pooled to {analyzed}"
         listing = ", ".join(first + ["..."] * (len(anomalies) > 6))
-        rows.append((name or "(the model)", *map(str, counts), sparsity, maps, listing))
+        rows.append((name or "(the model)", *_numbers([layer]), maps, listing))
     if others := [layer for name, layer in layers.items() if name not in shown]:
-        counts = (
-            sum(len(layer.verdicts) for layer in others),
-            sum(len(layer.filters(ANOMALY)) for layer in others),
-            sum(len(layer.isolated_filters) for layer in others),
-            sum(len(layer.filters(DEAD)) for layer in others),
-        )
-        sparsity = f"{torch.cat([layer.sparsity for layer in others]).mean().item():.2f}"
-        rows.append((f"{len(others)} others", *map(str, counts), sparsity, "", ""))
+        rows.append((f"{len(others)} others", *_numbers(others), "", ""))
     return rows
+
+
+def _numbers(layers: Sequence[LayerReport]) -> list[str]:
+    """Count all, anomaly, isolated and dead filters of some layers, and compute their mean sparsity."""
+    kinds = ((layer.verdicts, layer.filters(ANOMALY), layer.isolated_filters, layer.filters(DEAD)) for layer in layers)
+    counts = [str(sum(map(len, kind))) for kind in zip(*kinds, strict=True)]
+    return [*counts, f"{torch.cat([layer.sparsity for layer in layers]).mean().item():.2f}"]
 
 
 def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
