@@ -70,7 +70,9 @@ def noise_floors(statistics: Tensor, channels: int) -> Tensor:
 @np.errstate(all="ignore")  # NaN and infinity stay
 def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
     from lightning_anomaly.capture import pixel_loops as loops  # late, as numba takes long to import
+    from lightning_anomaly.numba_jit import announce_compilation
 
+    announce_compilation(loops.brightness)
     n, channels, height, width = images.shape
     planes = images.reshape(n, channels, -1)
     grey = np.empty((n, planes.shape[2]), planes.dtype)

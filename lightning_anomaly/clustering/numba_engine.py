@@ -6,10 +6,6 @@ compiler can vectorize them. Sums may be reordered ("reassoc"), but in the same 
 
 from __future__ import annotations
 
-import sys
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,7 +14,7 @@ from torch import Tensor
 from lightning_anomaly.clustering.em_loops import SCALE, expectation_maximisation
 from lightning_anomaly.clustering.kmeans_loops import draw_centres, lloyd
 from lightning_anomaly.clustering.parameters import MixtureFit, Parameters
-from lightning_anomaly.numba_jit import compile_loop
+from lightning_anomaly.numba_jit import announce_compilation, compile_loop
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
@@ -32,7 +28,7 @@ class NumbaEngine:
     """
 
     def __init__(self) -> None:
-        _announce_compilation()
+        announce_compilation(expectation_maximisation)
 
     def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the scores `(F, N, 2)` on the first two principal components, and their axes `(F, P, 2)`.
@@ -100,15 +96,6 @@ class NumbaEngine:
         _cluster_moments(*_coordinates(points), labels.contiguous().numpy(), moments)
         tensor = torch.from_numpy(moments)
         return tensor[..., 0], tensor[..., 1:3], tensor[..., 3:]
-
-
-@cache
-def _announce_compilation() -> None:
-    """Announce on stderr, once per process, that loops will be compiled if none are cached."""
-    folder = expectation_maximisation.stats.cache_path  # type: ignore[attr-defined]
-    if folder is None or not any(Path(folder).glob("em_loops.*.nbi")):
-        cached = "Every process will do so" if folder is None else f"They are cached in {folder}"
-        print(f"lightning_anomaly compiles its loops for up to half a minute. {cached}.", file=sys.stderr)
 
 
 def _coordinates(points: Tensor) -> tuple[_Array, _Array]:
