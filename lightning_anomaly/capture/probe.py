@@ -20,8 +20,8 @@ from lightning_anomaly.progress import track
 @contextmanager
 def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
     """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers."""
-    spared = "torch.nn.", "torch.jit."  # change no buffers in evaluation mode, or keep them elsewhere
-    owners = [module._buffers for module in model.modules() if not type(module).__module__.startswith(spared)]
+    scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
+    owners = [module._buffers for module in model.modules() if not isinstance(module, scripted) and module._buffers]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         before = [buffers.copy() for buffers in owners]
