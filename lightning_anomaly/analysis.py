@@ -207,8 +207,8 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]
     filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
     # A filter takes a few copies of its maps, or a few numbers per sample and component.
     filter_bytes = 8 * layer.count * (4 * values + 8 * settings.max_components)
-    size = max(1, settings.max_memory_mb * 2**20 // (filter_bytes * torch.get_num_threads()))
-    size = min(size, _FILTER_BATCH)
+    fitting = settings.max_memory_mb * 2**20 // (filter_bytes * torch.get_num_threads())
+    size = max(1, min(fitting, _FILTER_BATCH))
     return [slice(first, first + size) for first in range(0, filters, size)]
 
 

@@ -90,7 +90,7 @@ class OutlierDetector:
             reference: Ordinary images, preferably ones that the model was not trained on: a tensor `(N, ...)`, a
                 Dataset or a DataLoader.
             batch_size: Largest number of images in a forward pass; None takes that of the loader, or 64.
-            max_reference: Largest number of images to draw from the reference. Each takes eight bytes for each feature.
+            max_reference: Largest number of images to draw from the reference; their features are held in memory.
             seed: Seed of the random draw and split.
             progress: See `analyze`.
 

@@ -23,7 +23,7 @@ from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)
-_AT_ONCE = 1024  # images that are judged at once, as single operations take longer than their numbers
+_AT_ONCE = 1024  # images scored together: for a few, calling torch takes longer than the work
 
 
 class Fitted(NamedTuple):
