@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 RIVALS = {
-    "content": ("energy", "softmax", "5th neighbour", "Mahalanobis", "ViM"),
+    "content": ("energy", "softmax", "distance from the mean", "5th neighbour", "Mahalanobis", "ViM"),
     "look": ("pixels: Mahalanobis", "pixels: ECOD", "pixels: LOF", "CleanVision"),
 }
 _COMPONENTS = 64  # of ViM
@@ -115,6 +115,7 @@ def _by_network(seen: Seen, reference: Seen | None) -> dict[str, Tensor]:
     return {
         "energy": energy,
         "softmax": -seen.logits.double().softmax(1).amax(1),
+        "distance from the mean": torch.from_numpy(-unit @ known.mean(0)),
         "5th neighbour": torch.from_numpy(neighbours),
         "Mahalanobis": _mahalanobis(seen.features.double(), fitted.features.double()),
         "ViM": torch.from_numpy(scale * residual[0]) + energy,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
+from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import StandardScaler
 
 from recipes.experiments.measures import rivals
@@ -39,6 +40,8 @@ def test_rivals_are_fitted_to_the_images_or_to_a_reference() -> None:
     assert [*alone] == [*beside] == [name for names in rivals.RIVALS.values() for name in names]
     torch.testing.assert_close(alone["energy"][:9], beside["energy"])
     unit = torch.nn.functional.normalize(features.double())
+    from_mean = cosine_distances(features, unit.mean(0, keepdim=True))[:, 0]
+    assert np.array_equal(alone["distance from the mean"].argsort(), from_mean.argsort())
     cosines = (unit @ unit.T).fill_diagonal_(-1)
     torch.testing.assert_close(alone["5th neighbour"], 1 - cosines.sort(descending=True).values[:, 4])
     expected = LedoitWolf().fit(StandardScaler().fit_transform(features.double()))
