@@ -32,7 +32,6 @@ from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import find_outliers
 from lightning_anomaly.pretrained import load_pretrained
-from lightning_anomaly.report.figures import FIGURES
 
 _EXAMPLES = {
     "analyze": """examples:
@@ -53,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, folder, summary in (
         ("analyze", run_analysis, "anomaly_filters", "find the anomaly filters, with 512 images (the default command)"),
-        ("outliers", run_outliers, "outliers", "score images, and list and draw the oddest ones"),
+        ("outliers", run_outliers, "outliers", "score images, and list and show the oddest ones"),
     ):
         raw = argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=summary, epilog=_EXAMPLES[name], formatter_class=raw)
@@ -71,7 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add("--output", type=Path, default=folder, help="folder to write to, default: %(default)s")
     add("--classes", type=Path, metavar="FILE", help="names of the model's classes, one in each line")
     add("--reference", type=Path, metavar="PATH", help="ordinary images, as for --data; default: some of --data")
-    add("--top", type=_positive, default=50, help="images to list, the first 64 also drawn, default: %(default)s")
+    add("--top", type=_positive, default=50, help="images in the table, default: %(default)s")
     return parser.parse_args(words)
 
 
@@ -104,7 +103,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def run_analysis(options: argparse.Namespace) -> None:
-    """Analyze up to 512 images, print the table, and write the figures and the filter browser."""
+    """Analyze up to 512 images, print the table, and write the filter browser."""
     model = load_model(options.checkpoint, options.model, options.model_args).to(options.device)
     dataset = _open(model, options.data, options)
     source = ImageSource(dataset, "--data")
@@ -122,22 +121,13 @@ def run_analysis(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     if labels is not None and len({*labels}) == 1:
         print(f"note: All images are of the class '{labels[0]}': give the folder with all classes as `--data`.")
-    options.output.mkdir(parents=True, exist_ok=True)
-    figures = []
-    for name, draw in FIGURES.items():
-        file = options.output / f"{name}.png"
-        file.unlink(missing_ok=True)  # of an earlier run
-        if (figure := draw(report, images)) is not None:
-            figure.savefig(file)
-            figures.append(file.name)
     browser = options.output / "browser.html"
     write(browser, report.page_text(f"{options.model} on {options.data.name}", labels=labels, names=names))
     print(f"every filter with its images: open {browser}")
-    print(f"figures in {options.output}: {', '.join(figures)}")
 
 
 def run_outliers(options: argparse.Namespace) -> None:
-    """Score all images, print the table, and write the gallery, the list and the figure of the oddest ones."""
+    """Score all images, print the table, and write the gallery and the list of the oddest ones."""
     model, names = _load_model(options)
     images = _open(model, options.data, options)
     if options.classes is not None:
@@ -146,17 +136,12 @@ def run_outliers(options: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
         report = find_outliers(model, images, reference, class_names=names or None)
-    print(report.table(min(options.top, 10)))
-    options.output.mkdir(parents=True, exist_ok=True)
+    print(report)
     gallery = options.output / "outliers.html"
     report.save_html(gallery, title=f"{options.model} on {options.data.name}")
-    report.save_csv(options.output / "outliers.csv", options.top)
+    report.save_csv(gallery.with_suffix(".csv"), options.top)
     print(f"to look through them and tick some: open {gallery}")
-    figure = options.output / "outliers.png"
-    figure.unlink(missing_ok=True)  # of an earlier run
-    if report.images is not None:
-        report.plot(options.top).savefig(figure)
-    print(f"in {options.output}: outliers.csv{', outliers.png' if figure.exists() else ''}")
+    print(f"as a table: {gallery.with_suffix('.csv')}")
 
 
 def _load_model(options: argparse.Namespace) -> tuple[nn.Module, Sequence[str]]:

@@ -23,9 +23,7 @@ class Tabular(ABC):
         return []
 
     def __str__(self) -> str:
-        return self._text(self._rows())
-
-    def _text(self, rows: Sequence[Sequence[str]]) -> str:
+        rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "-" * max(map(len, lines)))

@@ -11,9 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
-from lightning_anomaly.plots import curves_figure
+from lightning_anomaly.plots import curves_figure, filter_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.figures import FIGURES
 from lightning_anomaly.two_sample.loss_names import loss_tags
 
 if TYPE_CHECKING:
@@ -55,7 +54,11 @@ class FigureSchedule:
         if self._figures and report.layers:
             figures: dict[str, Callable[[], Figure | None]] = {"curves": partial(curves_figure, history)}
             if not known:
-                figures |= {name: partial(draw, report, images) for name, draw in FIGURES.items()}
+                figures["verdicts"] = partial(verdict_map, report.layers)
+                figures["filters"] = partial(filter_figure, report.layers)
+                if images is not None and len(images) == report.n_samples:  # not of patches or frames
+                    draw = partial(outlier_figure, images, report.outlier_scores, report.outlier_samples)
+                    figures["outliers"] = draw
             for name, figure in figures.items():
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
         if report.pictures is not None and not known:

@@ -18,12 +18,10 @@ from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons, score
 from lightning_anomaly.tables import Tabular, listed
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from lightning_anomaly.browser.page import BrowserFile
 
-_DRAWN = 64  # most images in a figure
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
 
 
@@ -214,24 +212,6 @@ class OutlierReport(Tabular):
             writer.writeheader()
             writer.writerows([*rows, *skipped])
 
-    def plot(self, k: int = 32) -> Figure:
-        """Draw the k images with the largest scores, at most 64.
-
-        Raises:
-            ValueError: If `k` is not a positive integer, or the model's inputs cannot be drawn.
-        """
-        from lightning_anomaly.plots.samples import gallery
-
-        if self.images is None:
-            raise ValueError("`OutlierReport.plot` draws images and volumes with finite scores. This search has none.")
-        positions = self.top(k)[: min(_DRAWN, len(self.images))]
-        captions = [f"image {i}\nscore {self.scores[i]:.1f}{self._strongest(i)}" for i in positions]
-        heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
-        return gallery(self.images[: len(positions)], captions, heading)
-
-    def _strongest(self, position: int) -> str:
-        return "".join(f"\n{view}" for view in list(self.outlier_reasons(position))[:1])
-
     def save_html(
         self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Images that do not belong"
     ) -> None:
@@ -289,17 +269,10 @@ class OutlierReport(Tabular):
         self.save_html(path, labels, title)
         return BrowserFile(path)
 
-    def table(self, k: int) -> str:
-        """Return the report as text, with the k images with the largest scores."""
-        return self._text(self._top_rows(check_integer("k", k, 1)))
-
     def _rows(self) -> list[tuple[str, ...]]:
-        return self._top_rows(10)
-
-    def _top_rows(self, k: int) -> list[tuple[str, ...]]:
         named, known = self.names is not None, self.n_calibration > 0
         rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", *["p-value"] * known, "reason")]
-        for row in self.rows(k):
+        for row in self.rows(10):
             name, reason = [row["name"]] if named else [], row["reasons"].partition("; ")[0]
             p_value = [f"{row['p_value']:.4f}"] * known
             rows.append((str(row["position"]), *name, f"{row['score']:.1f}", *p_value, reason))

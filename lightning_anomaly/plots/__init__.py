@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lightning_anomaly.plots.comparisons import comparison_figure
 from lightning_anomaly.plots.curves import curves_figure
-from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure
+from lightning_anomaly.plots.filters import clearest_filters, filter_figure
 from lightning_anomaly.plots.samples import outlier_figure
 from lightning_anomaly.plots.verdicts import verdict_map
 
@@ -17,7 +17,6 @@ __all__ = [
     "comparison_figure",
     "curves_figure",
     "filter_figure",
-    "layer_figure",
     "outlier_figure",
     "verdict_map",
 ]

@@ -1,4 +1,4 @@
-"""Scatter plots of filters: the clearest anomalies of a network, a layer, or one filter."""
+"""Scatter plots of the filters with the clearest anomalies."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
-from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.verdicts.anomalies import ANOMALY
 from lightning_anomaly.verdicts.layer_report import LayerReport
 
 if TYPE_CHECKING:
@@ -59,48 +58,16 @@ def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
     is the largest), rings are outlier samples.
     """
     chosen = clearest_filters(layers, _PANELS)
+    if not chosen:
+        return None
     count = sum(len(layer.filters(ANOMALY)) for layer in layers.values())
-    title = f"Filters with the clearest anomalies: {len(chosen)} of {count}"
-    return _draw_panels(layers, chosen, title) if chosen else None
-
-
-def layer_figure(layers: Mapping[str, LayerReport], layer: str | None, filter_index: int | None = None) -> Figure:
-    """Draw scatter plots of one filter of a layer, or of up to six, as in `filter_figure`.
-
-    Args:
-        layers: `AnomalyReport.layers`.
-        layer: The layer's name.
-        filter_index: The filter's index in the layer. Without it, the clearest anomalies come first, then normal
-            filters, then those that are not clustered.
-
-    Raises:
-        ValueError: If there is no such layer or filter.
-    """
-    if layer is None or layer not in layers:
-        raise ValueError(
-            f"Parameter `layer` should be one of the report's layers, {list(layers)}. Found `layer = {layer!r}`."
-        )
-    record = layers[layer]
-    if filter_index is not None:
-        check_integer("filter_index", filter_index, 0, len(record.verdicts) - 1)
-        return _draw_panels(layers, [(layer, filter_index)], None)
-    anomalies = clearest_filters({layer: record}, _PANELS)
-    others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in record.filters(verdict)]
-    chosen = (anomalies + others)[:_PANELS]
-    count = f"{len(record.filters(ANOMALY))} of {len(record.verdicts)} filters are anomaly filters"
-    return _draw_panels(layers, chosen, f"{layer_text(layer, 40)}: {count}; shown are {len(chosen)}")
-
-
-def _draw_panels(layers: Mapping[str, LayerReport], chosen: list[tuple[str, int]], title: str | None) -> Figure:
-    """Draw a panel for each `(layer, filter)`, and one legend for all."""
     columns = min(3, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     width = max(5.5, 3.5 * columns)
     with new_figure(width, 3.0 * rows + 0.9) as figure:
         for place, (name, index) in enumerate(chosen):
             _draw_filter(figure.add_subplot(rows, columns, place + 1), name, layers[name], index)
-        if title is not None:
-            figure.suptitle(title, parse_math=False)
+        figure.suptitle(f"Filters with the clearest anomalies: {len(chosen)} of {count}")
         entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
         handles = {label: handle for panel in entries for handle, label in panel}
         labels = sorted(handles, key=lambda label: (label == _OUTLIER, len(label), label))
@@ -134,8 +101,6 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
 
 
 def _verdict_text(layer: LayerReport, index: int) -> str:
-    if layer.verdicts[index] in (DEAD, NONFINITE):
-        return layer.verdicts[index]
     count, value = len(layer.outliers_of(index)), layer.calinski_harabasz[index].item()
     number = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
     return f"K = {int(layer.n_components[index])}, CH = {number}, {count} outlier{'s' * (count != 1)}"

@@ -41,20 +41,14 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
         return None
     pictures = images if images.ndim == 4 else shrink(images, SIDE)
     captions = [f"sample {sample}\nscore {values[sample]:.1f}" for sample in chosen]
-    heading = f"Samples with the largest outlier scores: {len(chosen)} of {len(values)}"
-    return gallery(drawn(pictures[chosen], pictures), captions, heading)
-
-
-def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
-    """Draw images uint8 `(n, H, W, C)` with one or three channels, each below a caption of up to three lines."""
-    columns = min(8, len(images), max(4, math.ceil(math.sqrt(len(images)))))
-    rows = math.ceil(len(images) / columns)
+    columns = min(8, len(chosen), max(4, math.ceil(math.sqrt(len(chosen)))))
+    rows = math.ceil(len(chosen) / columns)
     with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:
-        for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        for place, (image, caption) in enumerate(zip(drawn(pictures[chosen], pictures), captions, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(caption, parse_math=False)  # may hold a name of the user's
+            axes.set_title(caption)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # white images need a frame
-        figure.suptitle(heading, fontsize=10)
+        figure.suptitle(f"Samples with the largest outlier scores: {len(chosen)} of {len(values)}", fontsize=10)
     return figure

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.outliers.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
+from lightning_anomaly.outliers.scorer import SampleView, larger, ordered_reasons, scores_by
 from lightning_anomaly.report.table import count_sentences, filter_columns, layer_rows
 from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
@@ -185,12 +185,10 @@ class AnomalyReport(Tabular):
             layers = {name: layer_from_dict(layer) for name, layer in values["layers"].items()}
             views = {
                 name: SampleView(to_tensor(view["scores"], torch.float64), tuple(view["reasons"]))
-                for name, view in values.get("views", {}).items()
-                if name in VIEWS  # version 0.3 had others, and 0.2 none
+                for name, view in values["views"].items()
             }
-            carried_over = values.get("carried_over", 0)
             settings, notes = dict(values["settings"]), dict(values["notes"])
-            return cls(layers, values["n_samples"], settings, notes, views, carried_over=carried_over)
+            return cls(layers, values["n_samples"], settings, notes, views, carried_over=values["carried_over"])
         except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Parameter `values` should be what `AnomalyReport.to_dict()` returned. Found {error!r}."
@@ -209,22 +207,11 @@ class AnomalyReport(Tabular):
 
         return DataFrame(filter_columns(self.layers))
 
-    def plot(self, layer: str | None = None, filter_index: int | None = None) -> Figure:
-        """Draw the network, a layer or a filter, as a figure that notebooks show and `savefig("plot.png")` writes.
+    def plot(self) -> Figure:
+        """Draw a map of all filters, coloured by verdict, which notebooks show and `savefig("plot.png")` writes."""
+        from lightning_anomaly.plots import verdict_map
 
-        Args:
-            layer: Name of a layer, for scatter plots of up to six of its filters, the clearest anomalies first. None
-                draws a map of all filters of the network, coloured by verdict.
-            filter_index: A filter of the layer, for a scatter plot of this filter only.
-
-        Raises:
-            ValueError: If there is no such layer or filter.
-        """
-        from lightning_anomaly.plots import layer_figure, verdict_map
-
-        if layer is None and filter_index is None:
-            return verdict_map(self.layers)
-        return layer_figure(self.layers, layer, filter_index)
+        return verdict_map(self.layers)
 
     def save_html(self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> None:
         """Write the filter browser, a single HTML file that needs no server and no network.

@@ -103,15 +103,13 @@ def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
 
 def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
     """Restore a layer from the result of `layer_to_dict`."""
-    if "nonfinite" not in values:  # as in 0.3
-        values = {**values, "nonfinite": [score == "inf" for score in values["outlier_scores"]], "fingerprints": []}
     tensors = {key: to_tensor(values[key], dtype) for key, dtype in _DTYPES.items()}
     # Only the first of several processes has points, and empty lists lose their axes.
     tensors["points"] = tensors["points"].reshape(len(values["verdicts"]), -1, 2)
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
-        analyzed_size=tuple(values["analyzed_size" if "analyzed_size" in values else "analysed_size"]),  # as in 0.2
+        analyzed_size=tuple(values["analyzed_size"]),
         **tensors,
     )
 

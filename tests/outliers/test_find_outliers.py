@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from functional import Net
-from matplotlib.figure import Figure
 from reports import contents
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -240,9 +239,6 @@ def test_a_report_has_rows_by_descending_score_and_shows_images(net):
     lines = str(report).splitlines()
     assert lines[2].split()[0] == "7"
     assert "calibration images" in lines[12]
-    figure = report.plot(5)
-    assert isinstance(figure, Figure)
-    assert [axes.get_title().split("\n")[0] for axes in figure.axes] == [f"image {i}" for i in report.top(5)]
     with pytest.raises(ValueError, match="`k` should be an integer of at least 1"):
         report.top(0)
 
@@ -255,8 +251,6 @@ def test_signals_are_scored_by_their_content():
         report = find_outliers(nn.Conv1d(2, 40, 3), inputs)
     assert report.top(1) == [11]
     assert report.images is None
-    with pytest.raises(ValueError, match=r"`OutlierReport\.plot` draws images"):
-        report.plot()
 
 
 @pytest.mark.filterwarnings("ignore:Near duplicates are not listed")  # the images are smooth

@@ -13,7 +13,7 @@ from reports import layer as made_up
 from torch import Tensor
 
 from lightning_anomaly.outliers.scorer import SampleView
-from lightning_anomaly.plots import clearest_filters, filter_figure, layer_figure, outlier_figure, verdict_map
+from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
 
@@ -121,41 +121,6 @@ class TestFilterFigure:
         named = [text.get_text() for text in figure.legends[0].get_texts()]
         assert named == [*(f"component {rank}" for rank in range(1, 9)), "outlier sample"]
         assert all(axes.bbox.height > 1.8 * figure.dpi for axes in figure.axes)  # inches
-
-
-class TestLayerFigure:
-    layers = network(
-        conv1=layer([NORMAL, ANOMALY, DEAD], {1: [2, 5]}, calinski_harabasz=torch.tensor([1e6, 99.96, 0.0]).double()),
-        conv2=layer([NONFINITE, ANOMALY], {1: [3]}),
-    )
-
-    def titles(self, *chosen: Any) -> list[str]:
-        return [axes.get_title().replace("\n", " ") for axes in layer_figure(self.layers, *chosen).axes]
-
-    def test_a_layer_shows_anomalies_first_and_a_filter_its_verdict(self):
-        figure = layer_figure(self.layers, "conv1")
-        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
-        assert figure.get_suptitle() == "layer conv1: 1 of 3 filters are anomaly filters; shown are 3"
-        assert self.titles("conv1") == [
-            "layer conv1 filter 1: K = 2, CH = 100, 2 outliers",
-            "layer conv1 filter 0: K = 2, CH = 1e+06, 0 outliers",
-            "layer conv1 filter 2: dead",
-        ]
-        assert self.titles("conv2", 1)[0].endswith(", 1 outlier")
-        assert self.titles("conv2", 0) == ["layer conv2 filter 0: nonfinite"]
-
-    @pytest.mark.parametrize(
-        ("chosen", "found"),
-        [
-            (("conv7",), "`layer = 'conv7'`"),
-            ((None, 1), "`layer = None`"),
-            (("conv1", 3), "`filter_index = 3`"),
-            (("conv1", -1), "`filter_index = -1`"),
-        ],
-    )
-    def test_unknown_layers_and_filters_are_refused(self, chosen, found):
-        with pytest.raises(ValueError, match=found):
-            self.titles(*chosen)
 
 
 class TestOutlierFigure:

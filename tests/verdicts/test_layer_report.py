@@ -25,14 +25,6 @@ def test_a_layer_survives_json(original):
     assert values["labels"] == original.labels.tolist()
 
 
-def test_a_layer_of_an_earlier_version_can_be_loaded():
-    values = layer_to_dict(BROKEN)
-    values["analysed_size"] = values.pop("analyzed_size")
-    values["outlier_scores"] = ["inf" if broken else 0.5 for broken in values.pop("nonfinite")]
-    del values["fingerprints"]
-    assert_same(replace(layer_from_dict(values), fingerprints=BROKEN.fingerprints), BROKEN)
-
-
 def test_joined_parts_are_the_layer_and_have_the_broken_samples_of_each_part():
     parts = select_filters(LAYER, torch.tensor([0])), select_filters(BROKEN, torch.tensor([1, 2]))
     assert_same(join_layers(parts), BROKEN)
