@@ -44,8 +44,8 @@ def drawn(images: Tensor, ordinary: Tensor) -> Tensor:
         # Quantiles, as up to 5% of the images may be too dark, and up to 5% too bright.
         low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
         high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]
-        scaled = (shown.float() - low) / (high - low).clamp_min(1e-12)
-        shown = scaled.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+        scaled = (shown.float() - low).div_((high - low).clamp_min(1e-12))
+        shown = scaled.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return shown.permute(0, 2, 3, 1)
 
 

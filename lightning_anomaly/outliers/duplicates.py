@@ -42,7 +42,7 @@ class Traces(NamedTuple):
 
     Attributes:
         hashes: Hashes of all their values, integers of 64 bits `(N,)`.
-        looks: Their pictures reduced to 8x8 pixels `(N, C, 8, 8)`; None for signals and volumes.
+        looks: Their pictures in grey, reduced to 8x8 pixels `(N, 8, 8)`; None for signals and volumes.
         features: A network's features of them, scaled to norm 1, in half precision `(N, D)`; None if there are none.
     """
 
@@ -54,7 +54,9 @@ class Traces(NamedTuple):
     def of(cls, pictures: Tensor, features: Tensor | None) -> Traces:
         """Take the traces of pictures `(N, ...)` and of a network's features of them."""
         hashes = torch.tensor(image_hashes(pictures), dtype=torch.int64, device="cpu")
-        looks = functional.adaptive_avg_pool2d(scaled(pictures).float(), _SIDE).cpu() if pictures.ndim == 4 else None
+        looks = None
+        if pictures.ndim == 4:
+            looks = functional.adaptive_avg_pool2d(scaled(pictures).float().mean(1), _SIDE).cpu()
         if features is not None:
             features = functional.normalize(features.float()).nan_to_num().half().cpu()
         return cls(hashes, looks, features)
@@ -107,7 +109,7 @@ def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:
     looks = functional.normalize(vectors - vectors.mean(1, keepdim=True)).view_as(looks)
     # Halves that are equal and opposite in the mirror: products with a look and with its mirror image are their sum and
     # their difference.
-    left, right = looks[..., : _SIDE // 2], looks.flip(3)[..., : _SIDE // 2]
+    left, right = looks[..., : _SIDE // 2], looks.flip(2)[..., : _SIDE // 2]
     even, odd = ((half / 2**0.5).flatten(1) for half in (left + right, left - right))
     starts, pairs, count = range(0, len(features), _BLOCK), [], 0
     for start in starts:

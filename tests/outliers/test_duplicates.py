@@ -58,7 +58,7 @@ def test_identical_images_are_found_where_near_ones_cannot_be(kind: str, monkeyp
         monkeypatch.setattr(duplicates, "_MOST", 10)
     else:
         halves = torch.eye(2)[torch.arange(60) % 2]
-        traces = traces._replace(features=halves, looks=halves.reshape(60, 1, 1, 2) + torch.zeros(60, 3, 8, 2))
+        traces = traces._replace(features=halves, looks=halves.reshape(60, 1, 2) + torch.zeros(60, 8, 2))
     groups, problem = find_duplicates(traces)
     assert groups == [([2, 7], True)]
     assert ("Near duplicates" in problem) == (kind != "no features")
