@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.special import entr
 
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.mahalanobis import shrunk_covariance
 
 _MIN_SAMPLES = 8
-_COMPONENTS = 64
+_COMPONENTS, _FEW = 64, 4
+_COMPLETE = 0.95  # share of the variance along 64 components, from which on features vary along these alone
 _REAL = 1e-3  # smallest standard deviation along a component, relative to the largest
 _ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _REFITS = 2
-_SURE = 0.9  # median of the largest probability, from which on small logits mean something
-_EXACT = 1024  # vectors or axes up to which all principal components are computed
-_OVERSAMPLING, _ITERATIONS = 16, 6  # of a randomized computation
+_KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
+_EXACT = 512  # vectors or numbers in each, up to which principal components come from all vectors
+
+
+class Distance(NamedTuple):
+    """A squared Mahalanobis distance of vectors from their robust mean.
+
+    Attributes:
+        mean: The mean `(D,)`.
+        axes: Scaled principal components, at most 64 `(D, k)`.
+        shrunk: Whether the total variance is added to the variance in each direction, so that distances are nearly
+            Euclidean; if not, distances are along the components alone.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    shrunk: bool
+
+    @classmethod
+    def fit(cls, vectors: Tensor, count: int = _COMPONENTS, *, shrunk: bool) -> Distance:
+        """Fit along `count` components to vectors `(n, D)`, of which up to a tenth may be odd."""
+        chosen = vectors
+        for _ in range(_REFITS + 1):
+            mean = chosen.mean(0)
+            fitted = cls(mean, (_damping_axes if shrunk else _whitening_axes)(chosen - mean, count), shrunk)
+            squared = fitted.squared(vectors)
+            chosen = vectors[squared <= squared.quantile(_ORDINARY)]
+        return fitted
+
+    def squared(self, vectors: Tensor) -> Tensor:
+        """Compute the squared distances of vectors `(n, D)`, up to a factor `(n,)`."""
+        centered = vectors - self.mean
+        along = (centered @ self.axes).square().sum(1)
+        return centered.square().sum(1) - along if self.shrunk else along
 
 
 class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
+    The first measure is the distance of the features from their mean. If the network knows the classes of the images,
+    the last one is the energy, and between them is a Mahalanobis distance along four components: images that are odd in
+    the same way are one of these. But if features vary along 64 components alone, as those that a small network learned
+    for its classes, the only distance is a Mahalanobis distance along all of these.
+
     Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
     "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
 
     Attributes:
-        mean: Their robust mean `(D,)`.
-        axes: At most 64 principal components, scaled so that coordinates have the identity as covariance `(D, k)`.
-        uses_energy: Whether the network is sure of ordinary images: then their classes are its own, and small logits
-            mean more than the distance from the mean of several classes.
+        distances: The distances of features.
+        uses_energy: Whether the network knows the classes of ordinary images, so that small logits mean something.
     """
 
-    mean: Tensor
-    axes: Tensor
+    distances: tuple[Distance, ...]
     uses_energy: bool
 
     @classmethod
@@ -50,36 +86,31 @@ class Content(NamedTuple):
         vectors = normalize(samples.features.double())
         if not (vectors - vectors[0]).abs().max() > torch.finfo(torch.float32).eps:
             return None
-        chosen = vectors
-        for _ in range(_REFITS + 1):
-            mean = chosen.mean(0)
-            axes = _whitened_components(chosen - mean)
-            distances = ((vectors - mean) @ axes).square().sum(1)
-            chosen = vectors[distances <= distances.quantile(_ORDINARY)]
-        return cls(mean, axes, _is_sure(samples.logits))
+        if samples.logits is None or _told_by(samples.logits) <= _KNOWN:
+            return cls((Distance.fit(vectors, shrunk=True),), uses_energy=False)
+        if _share_along_components(vectors) > _COMPLETE:
+            return cls((Distance.fit(vectors, shrunk=False),), uses_energy=True)
+        return cls((Distance.fit(vectors, shrunk=True), Distance.fit(vectors, _FEW, shrunk=False)), uses_energy=True)
 
     def measure(self, samples: SampleStatistics) -> Tensor:
-        """Compute two measures `(n, 2)`, infinite for NaN.
+        """Compute up to three measures `(n, m)`, infinite for NaN.
 
-        They are the logarithm of the squared Mahalanobis distance along the components; and that of the squared
-        distance from the mean, or the energy, the negative log-sum-exp of the logits (Liu, Wang, Owens and Li,
-        "Energy-based out-of-distribution detection", 2020).
+        They are the logarithms of squared distances, and the energy, the negative log-sum-exp of the logits (Liu, Wang,
+        Owens and Li, "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        centered = normalize(samples.features.double()) - self.mean
-        measures = [(centered @ self.axes).square().sum(1).log()]
+        vectors = normalize(samples.features.double())
+        measures = [distance.squared(vectors).log() for distance in self.distances]
         if self.uses_energy:
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))
-        else:
-            measures.append(centered.square().sum(1).log())
         measured = torch.stack(measures, 1)
-        return torch.where(samples.finite_rows(len(centered))[:, None] & ~measured.isnan(), measured, torch.inf)
+        return torch.where(samples.finite_rows(len(vectors))[:, None] & ~measured.isnan(), measured, torch.inf)
 
     def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
         """Say what the network sees in each image instead; `strongest` is the index of its largest measure `(n,)`."""
-        other = "nothing that the network knows well" if self.uses_energy else "unlike the others"
-        reasons = [other if index else "unlike the others" for index in strongest.tolist()]
+        by_energy = (strongest == len(self.distances)).tolist()
+        reasons = ["nothing that the network knows well" if small else "unlike the others" for small in by_energy]
         if samples.logits is None:
             return tuple(reasons)
         classes = two_sided(samples.logits).argmax(1).tolist()
@@ -94,19 +125,23 @@ def two_sided(logits: Tensor) -> Tensor:
     return torch.cat([-logits / 2, logits / 2], 1) if logits.shape[1] == 1 else logits
 
 
-def _is_sure(logits: Tensor | None) -> bool:
-    """Return whether a network is sure of what it sees in most images."""
-    return logits is not None and two_sided(logits).softmax(1).amax(1).median().item() > _SURE
+def _told_by(logits: Tensor) -> float:
+    """Return what predicted classes tell of images: their mutual information, as a share of the most for C classes."""
+    probabilities = two_sided(logits).softmax(1)
+    told: Tensor = entr(probabilities.mean(0)).sum() - entr(probabilities).sum(1).mean()
+    return told.item() / math.log(probabilities.shape[1])
 
 
-def _whitened_components(centered: Tensor) -> Tensor:
-    """Compute principal components of vectors `(n, D)`, scaled to coordinates with identity covariance `(D, k)`.
+def _share_along_components(vectors: Tensor) -> float:
+    """Return the share of the variance of vectors `(n, D)` along 64 principal components."""
+    centered = vectors - vectors.mean(0)
+    share: Tensor = _components(centered, _COMPONENTS)[1].square().sum() / centered.square().sum()
+    return share.item()
 
-    Half as many as samples at most, as along more of them all samples would be equally far.
-    """
-    count = min(_COMPONENTS, max(1, len(centered) // 2))
-    components = principal_components(centered, count)
-    coordinates = centered @ components
+
+def _whitening_axes(centered: Tensor, count: int) -> Tensor:
+    """Compute principal components of vectors `(n, D)`, scaled to coordinates with identity covariance `(D, k)`."""
+    components, coordinates = _components(centered, count)
     spread = coordinates.square().mean(0).sqrt()
     real = spread > _REAL * spread.max()
     values, rotation = torch.linalg.eigh(shrunk_covariance(coordinates[:, real]))
@@ -114,27 +149,30 @@ def _whitened_components(centered: Tensor) -> Tensor:
     return axes
 
 
+def _damping_axes(centered: Tensor, count: int) -> Tensor:
+    """Compute axes `(D, k)` along which squared lengths are subtracted if the total variance is added to all."""
+    components, coordinates = _components(centered, count)
+    variances, total = coordinates.square().mean(0), centered.square().sum(1).mean()
+    return components * (variances / (variances + total).clamp(min=torch.finfo(total.dtype).tiny)).sqrt()
+
+
+def _components(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Compute principal components of vectors `(n, D)` and the coordinates along them, `(D, k)` and `(n, k)`.
+
+    Half as many as samples at most, as along more of them all samples would be equally far.
+    """
+    components = principal_components(centered, min(count, max(1, len(centered) // 2)))
+    return components, centered @ components
+
+
 def principal_components(centered: Tensor, count: int) -> Tensor:
     """Compute the first principal components of centred vectors `(n, D)`: orthonormal `(D, k)`, k at most `count`.
 
-    Those of many long vectors come from subspace iteration (Halko, Martinsson and Tropp, "Finding structure with
-    randomness", 2011, algorithm 4.4).
+    Those of many long vectors come from some of these, spread evenly.
     """
-    n, size = centered.shape
-    if min(n, size) <= _EXACT:
-        if size <= n:
-            return _largest_eigenvectors(centered.T @ centered, count)
-        components: Tensor = torch.linalg.qr(centered.T @ _largest_eigenvectors(centered @ centered.T, count))[0]
-        return components
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(size, count + _OVERSAMPLING, generator=generator, device="cpu").to(centered)
-    for _ in range(_ITERATIONS):
-        basis = torch.linalg.qr(centered.T @ (centered @ basis))[0]
-    spread = centered @ basis
-    return basis @ _largest_eigenvectors(spread.T @ spread, count)
-
-
-def _largest_eigenvectors(products: Tensor, count: int) -> Tensor:
-    """Compute the eigenvectors `(n, count)` of a symmetric matrix `(n, n)`, by descending eigenvalue."""
-    vectors: Tensor = torch.linalg.eigh(products)[1]
-    return vectors.flip(1)[:, :count]
+    if centered.shape[1] > _EXACT:
+        centered = centered[:: -(-len(centered) // _EXACT)]
+    wide = centered.shape[1] > len(centered)
+    products = centered @ centered.T if wide else centered.T @ centered
+    vectors: Tensor = torch.linalg.eigh(products)[1].flip(1)[:, :count]
+    return torch.linalg.qr(centered.T @ vectors)[0] if wide else vectors

@@ -17,7 +17,7 @@ from lightning_anomaly.checks import check_fraction, check_integer, check_names
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import warn_of
 from lightning_anomaly.outliers.calibration import Scale, Tail, conformal_p_values
-from lightning_anomaly.outliers.content import Content
+from lightning_anomaly.outliers.content import Content, Distance
 from lightning_anomaly.outliers.look import Look
 from lightning_anomaly.outliers.mahalanobis import RobustGaussian
 from lightning_anomaly.outliers.pixel_words import PixelWords
@@ -36,7 +36,7 @@ from lightning_anomaly.outliers.scorer import FittedView, larger
 from lightning_anomaly.pretrained import load_pretrained
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 4
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 5
 
 
 class OutlierDetector:
@@ -44,9 +44,9 @@ class OutlierDetector:
 
     An image has two scores, each the negative logarithm of a tail probability (nats). The look score compares
     statistics of its pixels. The content score compares what the model makes of it: the features that enter its last
-    layer, and the energy of the logits if the model is sure of ordinary images. The outlier score is the larger one.
-    P-values are conformal: the share of held-out reference images with scores as large (Bates, Candes, Lei, Romano and
-    Sesia, "Testing for outliers with conformal p-values", 2023).
+    layer, and the energy of the logits if the model knows the classes of ordinary images. The outlier score is the
+    larger one. P-values are conformal: the share of held-out reference images with scores as large (Bates, Candes, Lei,
+    Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
 
     The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
     restored, also after an exception. Threads may share a detector or its model: runs by this package take turns.
@@ -273,18 +273,23 @@ class OutlierDetector:
 
 
 def _view_state(view: FittedView) -> dict[str, Any]:
-    model: Mapping[str, Any] = view.model._asdict()
+    model: dict[str, Any]
     if isinstance(view.model, Look):
         model = {"gaussian": vars(view.model.gaussian), "words": view.model.words.quantiles}
+    else:
+        distances = [distance._asdict() for distance in view.model.distances]
+        model = {"distances": distances, "uses_energy": view.model.uses_energy}
     scale = {"tails": [tail._asdict() for tail in view.scale.tails], "largest": view.scale.largest._asdict()}
     return {"model": model, "scale": scale}
 
 
 def _view_from_state(name: str, state: Mapping[str, Any]) -> FittedView:
     model, scale = state["model"], state["scale"]
-    view: Look | Content = (
-        Look(RobustGaussian(**model["gaussian"]), PixelWords(model["words"])) if name == "look" else Content(**model)
-    )
+    view: Look | Content
+    if name == "look":
+        view = Look(RobustGaussian(**model["gaussian"]), PixelWords(model["words"]))
+    else:
+        view = Content(tuple(Distance(**distance) for distance in model["distances"]), model["uses_energy"])
     return FittedView(view, Scale(tuple(Tail(**tail) for tail in scale["tails"]), Tail(**scale["largest"])))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from sklearn.covariance import LedoitWolf, ledoit_wolf
+from sklearn.covariance import LedoitWolf, ShrunkCovariance, ledoit_wolf
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import PowerTransformer
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.pixels import pixel_statistics
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.calibration import SURPRISING, Scale, Tail, conformal_p_values
-from lightning_anomaly.outliers.content import Content, principal_components
+from lightning_anomaly.outliers.content import Content, Distance, principal_components
 from lightning_anomaly.outliers.mahalanobis import RobustGaussian, _most_normal_powers, _yeo_johnson, shrunk_covariance
 from lightning_anomaly.outliers.scorer import fit_views, judge, larger, view_samples
 
@@ -207,52 +207,76 @@ def test_a_sample_with_nan_or_infinite_numbers_is_infinitely_odd_and_changes_no_
     torch.testing.assert_close(scores[2:], expected, rtol=0.1, atol=0.1)  # the tails see 198 instead of 200 samples
 
 
-def test_small_logits_count_only_if_the_network_is_sure():
-    """One logit, of one of two classes, is as sure as the two logits whose difference it is."""
+def test_small_logits_count_only_if_the_network_knows_the_classes():
+    """One logit, of one of two classes, tells as much as the two logits whose difference it is."""
     sure = seen_by_a_network()
     assert sure.logits is not None
     fits = {
         "sure": sure,
         "unsure": sure._replace(logits=0.1 * sure.logits),
+        "sure of one class": sure._replace(logits=sure.logits[::4].repeat_interleave(4, 0)),
         "one": sure._replace(logits=torch.where(torch.arange(200) % 2 == 0, 9.0, -9.0)[:, None]),
         "one, unsure": sure._replace(logits=0.1 * torch.randn(200, 1, generator=rng())),
         "none": sure._replace(logits=None),
     }
     uses = {name: Content.fit(samples) for name, samples in fits.items()}
     assert {name: content.uses_energy for name, content in uses.items() if content} == {
-        "sure": True, "unsure": False, "one": True, "one, unsure": False, "none": False,
+        "sure": True, "unsure": False, "sure of one class": False, "one": True, "one, unsure": False, "none": False,
     }  # fmt: skip
-    energy = uses["one"].measure(fits["one"])[:, 1]
+    energy = uses["one"].measure(fits["one"])[:, -1]
     pair = torch.cat([fits["one"].logits, -fits["one"].logits], 1) / 2
     torch.testing.assert_close(energy, -pair.double().logsumexp(1))
 
 
-def test_distances_of_features_are_those_of_scikit_learn():
-    """For ordinary samples, a Mahalanobis distance of unit vectors under Ledoit and Wolf's covariance."""
-    samples = seen_by_a_network()._replace(logits=None)
-    content = Content.fit(samples)
-    assert content is not None
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_distances_of_features_are_those_of_scikit_learn(shrunk):
+    """Of the nearest nine tenths; to add the total variance is to shrink the covariance by D / (D + 1)."""
+    unit = nn.functional.normalize(2 + torch.randn(2000, 20, generator=rng(), dtype=torch.float64))
+    distance = Distance.fit(unit, shrunk=shrunk)
+    squared = distance.squared(unit)
+    chosen = unit[squared.argsort()[:1800]]
+    np.testing.assert_allclose(distance.mean, chosen.mean(0), atol=1e-3)
+    theirs = ShrunkCovariance(shrinkage=20 / 21) if shrunk else LedoitWolf()
+    expected = torch.from_numpy(theirs.fit(chosen.numpy()).mahalanobis(unit.numpy()))
+    ratios = squared / expected
+    torch.testing.assert_close(ratios, ratios.mean().expand(2000), rtol=0.02, atol=0)
+
+
+def test_small_differences_count_only_if_features_vary_along_few_components():
+    samples = seen_by_a_network(noise=0.01)
     assert samples.features is not None
-    unit = nn.functional.normalize(samples.features)
-    distances = ((unit - content.mean) @ content.axes).square().sum(1)
-    chosen = unit[distances.argsort()[:180]].double().numpy()  # the nearest nine tenths
-    expected = LedoitWolf().fit(chosen).mahalanobis(unit.double().numpy())
-    assert spearmanr(distances, expected).statistic > 0.99
-    from_mean = np.square(unit.double().numpy() - content.mean.numpy()).sum(1)
-    np.testing.assert_allclose(content.measure(samples)[:, 1].exp(), from_mean, rtol=1e-4)
-    np.testing.assert_allclose(content.mean, chosen.mean(0), atol=0.01)
+    samples.features[50, 10] = 1.0  # of a known class, but for this
+    samples.features[60] = 1.0  # far from all classes
+    scores = view_samples(samples)["content"].scores
+    assert set(scores.argsort(descending=True)[:2].tolist()) == {50, 60}
+    spread = samples._replace(features=torch.cat([samples.features, torch.randn(200, 300, generator=rng(7))], 1))
+    fits = [Content.fit(part) for part in (samples, spread)]
+    assert [[distance.shrunk for distance in content.distances] for content in fits if content] == [
+        [False],
+        [True, False],
+    ]
 
 
-@pytest.mark.parametrize("shape", [(300, 40), (60, 700), (1200, 1100)])
-def test_principal_components_are_those_of_scikit_learn(shape):
+def test_images_that_are_odd_in_the_same_way_are_found_among_those_of_many_classes():
+    known = torch.arange(200) % 50
+    features = torch.randn(200, 300, generator=rng(8))
+    logits = 9 * torch.eye(50)[known] + torch.randn(200, 50, generator=rng(3))
+    features[:8, 20:30] += 4
+    scores = view_samples(SampleStatistics(features=features, logits=logits))["content"].scores
+    assert set(scores.argsort(descending=True)[:8].tolist()) == {*range(8)}
+
+
+@pytest.mark.parametrize(("shape", "step"), [((300, 40), 1), ((60, 700), 1), ((1200, 1100), 3)])
+def test_principal_components_are_those_of_scikit_learn(shape, step):
+    """Of every third vector, if there are many long ones."""
     strength = torch.linspace(0, 40, shape[1]).neg().exp()
     values = torch.randn(shape, generator=rng(6)) * strength
-    centered = values - values.mean(0)
-    found = principal_components(centered, 10)
-    expected = PCA(10, svd_solver="full").fit(centered.numpy()).components_.T
+    values -= values[::step].mean(0)
+    found = principal_components(values, 10)
+    expected = PCA(10, svd_solver="full").fit(values[::step].numpy()).components_.T
     torch.testing.assert_close(found.T @ found, torch.eye(10), rtol=1e-4, atol=1e-4)
-    explained = (centered @ found).square().sum() / (centered @ torch.from_numpy(expected)).square().sum()
-    assert explained.item() == pytest.approx(1, abs=0.01)
+    explained = (values[::step] @ found).square().sum() / (values[::step] @ torch.from_numpy(expected)).square().sum()
+    assert explained.item() == pytest.approx(1, abs=1e-4)
 
 
 def scores_of(images: Tensor, view: str = "look") -> Tensor:
