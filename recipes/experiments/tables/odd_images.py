@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from recipes.experiments.measures.rivals import RIVALS
+from recipes.experiments.odd_images import FINE_TUNED
 from recipes.experiments.store import RESULTS, read_lines
 from recipes.experiments.tables.writer import Frame
 
 SCORES = ("score", "content", "look", *RIVALS["content"], *RIVALS["look"])
 _DATA = {"photographs": "photographs", "cifar10": "CIFAR-10 (JPEG)", "fashion_mnist": "Fashion-MNIST"}
+_DATA |= dict.fromkeys(FINE_TUNED, "fine-tuned")
 
 
 def results() -> Frame:
