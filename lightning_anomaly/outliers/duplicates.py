@@ -103,7 +103,7 @@ def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
 
 def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:
     """Find the pairs of near duplicates among different images `(2, pairs)`; None if there are too many."""
-    features = functional.normalize(features.float())
+    features = features.float()
     features = functional.normalize(features - features.mean(0))
     vectors = (looks - looks.mean(0)).flatten(1)
     looks = functional.normalize(vectors - vectors.mean(1, keepdim=True)).view_as(looks)

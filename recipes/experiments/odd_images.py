@@ -178,14 +178,15 @@ def photograph_case(network: nn.Module, folder: Path, side: int, damaged: bool) 
 def fine_tuned_case(network: nn.Module, folder: Path, side: int, name: str) -> Case:
     """Fit a new last layer to every other photograph of some folders; the others are ordinary images."""
     classes, odd = FINE_TUNED[name]
-    groups = {kind: _read(folder / kind, side) for kind in (*classes, *odd)}
-    features = [statistics_of(Scaled(network), groups[kind][::2], damaged=False)[1].features for kind in classes]
+    known = [_read(folder / kind, side) for kind in classes]
+    features = [statistics_of(Scaled(network), images[::2], damaged=False)[1].features for images in known]
     labels = np.repeat(classes, [*map(len, features)])
     fitted = LogisticRegression(max_iter=1000).fit(torch.cat(features), labels)
     head = nn.Linear(fitted.coef_.shape[1], len(fitted.coef_))
     head.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
     network._fc = head
-    groups[name] = torch.cat([groups[kind][1::2] for kind in classes])
+    groups = {kind: _read(folder / kind, side) for kind in odd}
+    groups[name] = torch.cat([images[1::2] for images in known])
     return Case(Scaled(network), groups, [Planted("content", kind, name, chosen=False) for kind in odd], 300)
 
 
