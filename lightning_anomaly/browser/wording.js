@@ -49,7 +49,7 @@ export const kindsOf = (report, of = (place) => report.kind(place)) => {
 export const SCORE_TERMS = [
   ["Score", "How unlike the others an image is: the larger of look and content."],
   ["Look", "The score by statistics of the pixels such as brightness, noise and colour."],
-  ["Content", "The score by what the network makes of the image: its features, and its logits if it knows the classes."],
+  ["Content", "The score by what the network makes of the image: its features, and logits of classes it knows."],
 ];
 
 /** The facts of a filter, as pairs of a term and a sentence. */
