@@ -34,6 +34,7 @@ from lightning_anomaly.capture.pixels import pixel_statistics as look_statistics
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.outliers.calibration import conformal_p_values
+from lightning_anomaly.outliers.content import two_sided
 from lightning_anomaly.outliers.scorer import fit_views, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, load_images
@@ -273,7 +274,7 @@ def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[Sa
     assert samples.features is not None
     assert samples.logits is not None
     cleanvision = cleanvision_scores(images) if damaged else torch.zeros(len(images))
-    return samples, Seen(samples.logits, samples.features, torch.cat(simple), cleanvision)
+    return samples, Seen(two_sided(samples.logits), samples.features, torch.cat(simple), cleanvision)
 
 
 def _draws(case: Case, planted: Planted) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
