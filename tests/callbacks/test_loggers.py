@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core import rank_zero
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 from trainers import QUIET, SmallNet, fit, loader, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
@@ -58,6 +60,13 @@ class Lines(logging.Handler):
         self.seen.append(record.getMessage())
 
 
+class Halves(SmallNet):
+    """Its convolutions see the halves of each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.cat(x.chunk(2, 3))).unflatten(0, (2, -1)).mean(0)
+
+
 class Fitted(NamedTuple):
     """Four epochs with a logger of each kind, one of them broken, and the messages."""
 
@@ -98,6 +107,14 @@ def test_csv_logger_has_pictures_beside_its_table(fitted: Fitted) -> None:
     assert {file.relative_to(folder).as_posix() for file in folder.rglob("*.png")} == names
     with Image.open(folder / min(names)) as image:
         assert min(image.size) > 100
+
+
+def test_maps_of_parts_of_images_have_no_figure_of_images(tmp_path: Path) -> None:
+    ours = watcher(log_figures=True)
+    fit(tmp_path, ours, module=Halves(), logger=CSVLogger(tmp_path), max_epochs=1)
+    assert ours.report is not None
+    assert ours.report.n_samples == 60
+    assert {file.parent.name for file in tmp_path.rglob("*.png")} == {"curves", "verdicts", "filters"}
 
 
 def test_tensorboard_has_figures_and_final_curves_with_all_losses(fitted: Fitted) -> None:

@@ -86,7 +86,9 @@ class TestFilterFigure:
         labels = torch.tensor([[0] * N, [0] * 5 + [1] * 2 + [3] * (N - 7)])
         index = torch.tensor([0.0, 1234.5], dtype=torch.float64)
         conv = layer([NORMAL, ANOMALY], {1: [5, 6]}, labels=labels, calinski_harabasz=index)
-        (axes,) = filter_figure(network(block__conv1=conv)).axes
+        figure = filter_figure(network(block__conv1=conv))
+        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
+        (axes,) = figure.axes
         drawn = {part.get_label(): part for part in axes.collections}
         np.testing.assert_array_equal(drawn.pop("outlier sample").get_offsets(), conv.points[1, [5, 6]].numpy())
         assert list(drawn) == ["component 1", "component 2", "component 3"]
@@ -95,6 +97,9 @@ class TestFilterFigure:
         assert axes.get_title() == "layer block.conv1\nfilter 1: K = 2, CH = 1,234, 2 outliers"
         assert axes.get_xlabel() == "first component (its std. dev.)"
 
+        found = layer([ANOMALY] * 2, {0: [5], 1: [6]}, calinski_harabasz=torch.tensor([1e6, 99.96]).double())
+        titles = {axes.get_title().split(": ")[1] for axes in filter_figure(network(conv=found)).axes}
+        assert titles == {"K = 2, CH = 1e+06, 1 outlier", "K = 2, CH = 100, 1 outlier"}
         many, *_ = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
         parts = many.collections[:-1]
         assert len({(*part.get_facecolor()[0], part.get_paths()[0].vertices.tobytes()) for part in parts}) == 12
