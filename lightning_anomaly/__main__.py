@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add("--output", type=Path, default=folder, help="folder to write to, default: %(default)s")
     add("--classes", type=Path, metavar="FILE", help="names of the model's classes, one in each line")
     add("--reference", type=Path, metavar="PATH", help="ordinary images, as for --data; default: some of --data")
-    add("--top", type=_positive, default=50, help="images in the table, default: %(default)s")
+    add("--top", type=_positive, default=50, help="images in outliers.csv, default: %(default)s")
     return parser.parse_args(words)
 
 

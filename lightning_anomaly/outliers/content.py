@@ -59,8 +59,8 @@ class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
     The first measure is the distance of the features from their mean. If the network knows the classes of the images,
-    the last one is the energy, and between them is a Mahalanobis distance along four components: images that are odd in
-    the same way are one of these. But if features vary along 64 components alone, as those that a small network learned
+    the last one is the energy, and between them is a Mahalanobis distance along four components, where images that are
+    odd in the same way stand out. But if features vary along 64 components alone, as those that a small network learned
     for its classes, the only distance is a Mahalanobis distance along all of these.
 
     Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
@@ -126,7 +126,7 @@ def two_sided(logits: Tensor) -> Tensor:
 
 
 def _told_by(logits: Tensor) -> float:
-    """Return what predicted classes tell of images: their mutual information, as a share of the most for C classes."""
+    """Return what predicted classes tell of images: their mutual information, as a share of log C for C classes."""
     probabilities = two_sided(logits).softmax(1)
     told: Tensor = entr(probabilities.mean(0)).sum() - entr(probabilities).sum(1).mean()
     return told.item() / math.log(probabilities.shape[1])
