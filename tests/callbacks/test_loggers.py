@@ -114,7 +114,9 @@ def test_maps_of_parts_of_images_have_no_figure_of_images(tmp_path: Path) -> Non
     fit(tmp_path, ours, module=Halves(), logger=CSVLogger(tmp_path), max_epochs=1)
     assert ours.report is not None
     assert ours.report.n_samples == 60
-    assert {file.parent.name for file in tmp_path.rglob("*.png")} == {"curves", "verdicts", "filters"}
+    drawn = {file.parent.name for file in tmp_path.rglob("*.png")}
+    assert "verdicts" in drawn
+    assert "outliers" not in drawn
 
 
 def test_tensorboard_has_figures_and_final_curves_with_all_losses(fitted: Fitted) -> None:
