@@ -126,10 +126,10 @@ def two_sided(logits: Tensor) -> Tensor:
 
 
 def _told_by(logits: Tensor) -> float:
-    """Return what predicted classes tell of images: their mutual information, as a share of log C for C classes."""
+    """Return the mutual information of n images and C predicted classes, as a share of its largest, log min(n, C)."""
     probabilities = two_sided(logits).softmax(1)
     told: Tensor = entr(probabilities.mean(0)).sum() - entr(probabilities).sum(1).mean()
-    return told.item() / math.log(probabilities.shape[1])
+    return told.item() / math.log(min(probabilities.shape))
 
 
 def _share_along_components(vectors: Tensor) -> float:

@@ -75,8 +75,13 @@ PHOTOGRAPHS = {  # folder: files of a public repository
     "pavements": "Charmve/Surface-Defect-Detection: CrackForest/image/*.jpg",
     "braille": "IlyaOvodov/AngelinaDataset: {books,handwritten,uploaded}/**/*.jpg",
     "scenes": "BIDS/BSDS500: BSDS500/data/images/**/*.jpg",
+    "airplanes": "taibarehm/CVassimgement: caltech-101/airplanes/*",
+    "motorbikes": "taibarehm/CVassimgement: caltech-101/Motorbikes/*",
+    "objects": "taibarehm/CVassimgement: caltech-101/[a-z]*/*",
+    "backgrounds": "taibarehm/CVassimgement: caltech-101/BACKGROUND_Google/*",
+    "rocks": "limyunn/ConvNeXt-Semi-Segmentation: VOCdevkit/VOC2007/JPEGImages/*",
 }
-_OF_MANY_KINDS = "photographs", "scenes"
+_OF_MANY_KINDS = "photographs", "scenes", "objects", "backgrounds"
 CHOSEN = (  # odd images and the folder that they are among
     ("photographs", "raccoons"), ("photographs", "insects"), ("blood cells", "photographs"), ("insects", "raccoons"),
     ("raccoons", "photographs"), ("photographs", "blood cells"), ("raccoons", "insects"), ("shirts", "trousers"),
@@ -93,7 +98,10 @@ REPORTED = (
     ("photographs", "pavements"), ("people", "cars"), ("cars", "people"), ("bathrooms", "bedrooms"),
     ("bedrooms", "bathrooms"), ("fruit", "vegetables"), ("packages", "vegetables"), ("braille", "X-rays"),
     ("pavements", "braille"), ("X-rays", "photographs"), ("people", "photographs"), ("cars", "scenes"),
-    ("bathrooms", "scenes"), ("vegetables", "scenes"),
+    ("bathrooms", "scenes"), ("vegetables", "scenes"), ("photographs", "airplanes"), ("photographs", "motorbikes"),
+    ("airplanes", "motorbikes"), ("motorbikes", "airplanes"), ("airplanes", "photographs"),
+    ("motorbikes", "photographs"), ("rocks", "photographs"), ("motorbikes", "objects"), ("rocks", "objects"),
+    ("airplanes", "backgrounds"), ("motorbikes", "backgrounds"), ("rocks", "backgrounds"),
 )  # fmt: skip
 FINE_TUNED = {  # folders for which a new last layer is fitted, and what is planted among them
     "rooms": (("bedrooms", "bathrooms"), ("photographs", "people", "pavements")),
@@ -308,7 +316,7 @@ def measure(case: Case) -> dict[str, Any]:
         means = {name: torch.tensor(values).mean(0).tolist() for name, values in found.items()}
         sets.append({**planted._asdict(), "scores": means})
         print(planted, means["score"], flush=True)
-    largest = max({planted.among for planted in case.planted}, key=lambda name: len(case.groups[name]))
+    largest = max((planted.among for planted in case.planted), key=lambda name: len(case.groups[name]))
     return {"sets": sets, "p_values": _small_references(seen[largest][0], len(case.groups[largest]))}
 
 

@@ -208,7 +208,7 @@ def test_a_sample_with_nan_or_infinite_numbers_is_infinitely_odd_and_changes_no_
 
 
 def test_small_logits_count_only_if_the_network_knows_the_classes():
-    """One logit, of one of two classes, tells as much as the two logits whose difference it is."""
+    """One logit tells as much as the two whose difference it is, and 20 images cannot tell 1,000 classes."""
     sure = seen_by_a_network()
     assert sure.logits is not None
     fits = {
@@ -217,11 +217,13 @@ def test_small_logits_count_only_if_the_network_knows_the_classes():
         "sure of one class": sure._replace(logits=sure.logits[::4].repeat_interleave(4, 0)),
         "one": sure._replace(logits=torch.where(torch.arange(200) % 2 == 0, 9.0, -9.0)[:, None]),
         "one, unsure": sure._replace(logits=0.1 * torch.randn(200, 1, generator=rng())),
+        "each of another class": sure.select(slice(20))._replace(logits=20 * torch.eye(20, 1000)),
         "none": sure._replace(logits=None),
     }
     uses = {name: Content.fit(samples) for name, samples in fits.items()}
     assert {name: content.uses_energy for name, content in uses.items() if content} == {
-        "sure": True, "unsure": False, "sure of one class": False, "one": True, "one, unsure": False, "none": False,
+        "sure": True, "unsure": False, "sure of one class": False, "one": True, "one, unsure": False,
+        "each of another class": True, "none": False,
     }  # fmt: skip
     energy = uses["one"].measure(fits["one"])[:, -1]
     pair = torch.cat([fits["one"].logits, -fits["one"].logits], 1) / 2
