@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from lightning_anomaly.images.source import image_hashes, scaled
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
 _BLOCK = 1024  # images that are compared with as many others at once
-_PAIRS = 2**12  # pairs whose features are compared at once
+_PAIRS = 2**8  # pairs whose features are compared at once, so that they stay in the cache
 _PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
 
@@ -85,11 +86,11 @@ def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
         order of their first images; and, if there are too many images for near duplicates, a sentence that says so.
     """
     _, first, kind = np.unique(traces.hashes.numpy(), return_index=True, return_inverse=True)
-    different, pairs, problem = traces.select(torch.from_numpy(first)), None, ""
+    pairs, problem = None, ""
     if len(first) > _MOST:
         problem = f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
-    elif len(first) > 1 and different.features is not None and different.looks is not None:
-        pairs = _near_pairs(different.features, different.looks)
+    elif len(first) > 1 and traces.features is not None and traces.looks is not None:
+        pairs = _near_pairs(traces.features, traces.looks, torch.from_numpy(first))
         if pairs is None:
             problem = "Near duplicates are not listed, as too many images are alike in what the model sees in them."
     ends = np.empty((2, 0), np.int64) if pairs is None else pairs.numpy()
@@ -101,36 +102,34 @@ def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
     return sorted(found, key=lambda group: (not group[1], group[0])), problem
 
 
-def _near_pairs(features: Tensor, looks: Tensor) -> Tensor | None:
-    """Find the pairs of near duplicates among different images `(2, pairs)`; None if there are too many."""
-    features = features.float()
-    features = functional.normalize(features - features.mean(0))
+def _near_pairs(features: Tensor, looks: Tensor, images: Tensor) -> Tensor | None:
+    """Find the pairs of near duplicates among different images, an index `(2, pairs)`; None if there are too many."""
+    mean = torch.stack([part.float().sum(0) for part in torch.split(features, _PAIRS)]).sum(0) / len(features)
+
+    def centered(chosen: Tensor | slice) -> Tensor:
+        return functional.normalize(features[images[chosen]].float() - mean)
+
+    looks = looks[images]
     vectors = (looks - looks.mean(0)).flatten(1)
     looks = functional.normalize(vectors - vectors.mean(1, keepdim=True)).view_as(looks)
     # Halves that are equal and opposite in the mirror: products with a look and with its mirror image are their sum and
     # their difference.
-    left, right = looks[..., : _SIDE // 2], looks.flip(2)[..., : _SIDE // 2]
-    even, odd = ((half / 2**0.5).flatten(1) for half in (left + right, left - right))
-    starts, pairs, count = range(0, len(features), _BLOCK), [], 0
-    for start in starts:
-        rows = slice(start, start + _BLOCK)
-        for other in starts[start // _BLOCK :]:
-            columns = slice(other, other + _BLOCK)
-            alike = (odd[rows] @ odd[columns].T).abs_().addmm_(even[rows], even[columns].T)
-            near = (alike > _ALIKE).nonzero()
-            near = near[near[:, 0] + start < near[:, 1] + other]
-            similar = _products(features[rows], features[columns], near)
-            near = near[alike[near[:, 0], near[:, 1]] * similar > _ALIKE]
-            pairs.append((near + torch.tensor([start, other], device="cpu")).T)
-            count += len(near)
-            if count > _PARTNERS * len(features):
-                return None
+    halves = looks + looks.flip(2), looks - looks.flip(2)
+    even, odd = (half[..., : _SIDE // 2].flatten(1) / 2**0.5 for half in halves)
+    pairs, count = [], 0
+    for start, other in combinations_with_replacement(range(0, len(images), _BLOCK), 2):
+        rows, columns = slice(start, start + _BLOCK), slice(other, other + _BLOCK)
+        alike = (odd[rows] @ odd[columns].T).abs_().addmm_(even[rows], even[columns].T)
+        some = (alike.amax(1) > _ALIKE).nonzero()[:, 0]  # few rows, unless most images look alike
+        place, column = (alike[some] > _ALIKE).nonzero().unbind(1)
+        row = some[place]
+        found = torch.stack([row + start, column + other])
+        if 50 * len(row) > alike.numel():
+            similar = (centered(rows) @ centered(columns).T)[row, column]
+        else:
+            similar = torch.cat([(centered(a) * centered(b)).sum(1) for a, b in torch.split(found, _PAIRS, 1)])
+        pairs.append(found[:, (found[0] < found[1]) & (alike[row, column] * similar > _ALIKE)])
+        count += pairs[-1].shape[1]
+        if count > _PARTNERS * len(images):
+            return None
     return torch.cat(pairs, 1)
-
-
-def _products(first: Tensor, second: Tensor, pairs: Tensor) -> Tensor:
-    """Compute the products of pairs of vectors `(pairs,)`, of which there are few unless most images look alike."""
-    if 50 * len(pairs) > len(first) * len(second):
-        return (first @ second.T)[pairs[:, 0], pairs[:, 1]]
-    parts = [(first[part[:, 0]] * second[part[:, 1]]).sum(1) for part in torch.split(pairs, _PAIRS)]
-    return torch.cat(parts)
