@@ -27,8 +27,8 @@ _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode; restore the flag of each module and torch's random state at the end.
+def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Switch a model to evaluation mode and yield its modules; restore their flags and torch's random state at the end.
 
     Every run of a model by this package happens inside, and one thread at a time: two runs would mix their hooks.
     """
@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for module, training in flags:  # not `model.eval()`, which a model may override
                 if training:  # as setting an attribute of a module takes long
                     module.training = False
-            yield
+            yield [module for module, _ in flags]
         finally:
             for module, training in flags:
                 if module.training != training:

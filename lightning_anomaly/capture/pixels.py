@@ -15,6 +15,9 @@ from torch import Tensor
 from lightning_anomaly.threads import torch_in_threads
 
 _WINDOW = 4  # side of the blocks in which patterns are measured (pixels)
+_WAVES = np.cos(math.pi / _WINDOW * np.arange(_WINDOW) * (np.arange(_WINDOW)[:, None] + 0.5))
+_WAVES /= np.linalg.norm(_WAVES, axis=0)
+_KINDS = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in itertools.product(range(_WINDOW), repeat=2)]
 _NEAR = 0.02  # distance of the brightest pixels from the maximum, and of the darkest from the minimum (of the range)
 _FLAT = 0.01  # largest difference of neighbours in flat areas (of the range)
 _PLAIN = 1e-3  # variance of a line of one colour (of the image's variance)
@@ -130,11 +133,6 @@ def _pattern_energies(images: _Floats, width: int, variance: _Floats) -> list[li
     """
     from lightning_anomaly.capture import pixel_loops as loops
 
-    place = np.arange(_WINDOW)
-    waves = np.cos(math.pi / _WINDOW * place * (place[:, None] + 0.5))
-    waves /= np.linalg.norm(waves, axis=0)
-    energies = loops.pattern_energies(images, width, waves.astype(images.dtype))
+    energies = loops.pattern_energies(images, width, _WAVES.astype(images.dtype))
     energies = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
-    frequencies = itertools.product(range(_WINDOW), repeat=2)
-    kinds = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]
-    return [list(zip(kinds, part.T, strict=True))[1:] for part in energies.swapaxes(0, 1)]
+    return [list(zip(_KINDS, part.T, strict=True))[1:] for part in energies.swapaxes(0, 1)]

@@ -20,8 +20,7 @@ from lightning_anomaly.progress import track
 @contextmanager
 def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
     """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers."""
-    scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
-    owners = [module._buffers for module in model.modules() if not isinstance(module, scripted) and module._buffers]
+    owners: list[dict[str, Tensor | None]] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:
         before = [buffers.copy() for buffers in owners]
@@ -34,7 +33,9 @@ def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
                 buffers.clear()
                 buffers.update(kept)
 
-    with evaluating(model), torch.no_grad():
+    scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
+    with evaluating(model) as modules, torch.no_grad():
+        owners += [module._buffers for module in modules if module._buffers and not isinstance(module, scripted)]
         yield call
 
 

@@ -168,7 +168,7 @@ class SampleCapture:
 
     def _compare(self, module: nn.Module, args: Any, output: Any) -> None:
         """Find the head among the layers that were called."""
-        if self._settled:
+        if self._settled or not (self._linear or self._maps):
             return
         candidates = [(layer, *pair) for layer, pair in self._linear.items()]
         if self._maps is not None and set(cast(Any, self._maps[0]).kernel_size) == {1}:

@@ -31,19 +31,24 @@ def shrink(samples: Tensor, side: int) -> Tensor:
     return samples.cpu()
 
 
-def drawn(images: Tensor, ordinary: Tensor) -> Tensor:
+def black_and_white(images: Tensor) -> Tensor:
+    """Compute the values that are drawn black and white `(2, C, 1, 1)`: the range of most images `(n, C, H, W)`."""
+    pixels = images.detach().flatten(2)
+    # Quantiles, as up to 5% of the images may be too dark, and up to 5% too bright.
+    low, high = pixels.amin(2).float().nanquantile(0.05, dim=0), pixels.amax(2).float().nanquantile(0.95, dim=0)
+    return torch.stack([low, high])[..., None, None].cpu()
+
+
+def drawn(images: Tensor, limits: Tensor) -> Tensor:
     """Convert images `(n, C, H, W)` to uint8 `(n, H, W, C)` with one or three channels.
 
-    Black to white is the range of `ordinary` images, which have the same channels and type; bytes stay as they are.
+    Values between the `limits`, see `black_and_white`, become black to white; bytes stay as they are.
     """
-    shown, ordinary = images.detach().cpu(), ordinary.detach()
+    shown = images.detach().cpu()
     if images.shape[1] != 3:
-        shown, ordinary = shown[:, :1], ordinary[:, :1]
+        shown, limits = shown[:, :1], limits[:, :1]
     if images.dtype != torch.uint8:
-        pixels = ordinary.flatten(2)
-        # Quantiles, as up to 5% of the images may be too dark, and up to 5% too bright.
-        low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
-        high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]
+        low, high = limits
         scaled = (shown.float() - low).div_((high - low).clamp_min(1e-12))
         shown = scaled.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return shown.permute(0, 2, 3, 1)

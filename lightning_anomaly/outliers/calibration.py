@@ -65,8 +65,8 @@ class Scale(NamedTuple):
 
     Attributes:
         tails: The distribution of each measure among ordinary samples.
-        largest: The distribution of the largest surprise, so that a score is again the negative logarithm of a tail
-            probability.
+        largest: The distribution of the largest surprise of several measures, so that a score is again the negative
+            logarithm of a tail probability.
     """
 
     tails: tuple[Tail, ...]
@@ -81,7 +81,7 @@ class Scale(NamedTuple):
     def scores(self, measures: Tensor) -> tuple[Tensor, Tensor]:
         """Compute scores in nats `(n,)`, and which of the measures `(n, m)` is the most surprising `(n,)`."""
         surprises, strongest = _surprises(self.tails, measures).max(1)
-        return self.largest.surprise(surprises), strongest
+        return self.largest.surprise(surprises) if len(self.tails) > 1 else surprises, strongest
 
 
 def _surprises(tails: tuple[Tail, ...], measures: Tensor) -> Tensor:

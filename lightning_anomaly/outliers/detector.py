@@ -194,7 +194,7 @@ class OutlierDetector:
         """Search without warnings; `read` are the images that `_learn` has read."""
         fitted = self._fitted()
         rate = check_fraction("false_discovery_rate", rate, zero=False)
-        run = Run(self.model, self.class_names, progress, fitted.head, fitted.ranges)
+        run = Run(self.model, self.class_names, progress, fitted.head, fitted.limits)
         report = run.search(images, batch_size, fitted, read, rate, self._reference)
         return replace(report, notes=self.notes | dict(report.notes))
 
@@ -213,7 +213,7 @@ class OutlierDetector:
             "calibration": fitted.calibration,
             "n_reference": fitted.n_reference,
             "shape": list(fitted.shape),
-            "ranges": fitted.ranges,
+            "limits": fitted.limits,
             "head": None
             if fitted.head is None
             else {**fitted.head._asdict(), "weight": _shape(self.model, fitted.head)},
@@ -255,7 +255,7 @@ class OutlierDetector:
             state["calibration"],
             state["n_reference"],
             state["shape"],
-            state["ranges"],
+            state["limits"],
             head,
         )
         if state_hash(model) != state["fingerprint"]:

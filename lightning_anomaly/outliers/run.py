@@ -14,7 +14,7 @@ from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.images.source import ImageSource, scaled
-from lightning_anomaly.images.thumbnails import KEPT, drawn, shrink
+from lightning_anomaly.images.thumbnails import KEPT, black_and_white, drawn, shrink
 from lightning_anomaly.outliers.calibration import conformal_p_values
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
@@ -34,8 +34,8 @@ class Fitted(NamedTuple):
         calibration: Scores of the calibration images, sorted `(m,)`: the larger ones as "larger", and of each view.
         n_reference: Number of reference images that were used.
         shape: Shape of an image.
-        ranges: Smallest and largest values of some reference images, as images of two pixels; None if images of this
-            shape cannot be drawn.
+        limits: The values that are drawn black and white, see `black_and_white`; None if images of this shape cannot
+            be drawn.
         head: Where features and logits come from, None if there are none.
     """
 
@@ -43,7 +43,7 @@ class Fitted(NamedTuple):
     calibration: dict[str, Tensor]
     n_reference: int
     shape: Sequence[int]
-    ranges: Tensor | None
+    limits: Tensor | None
     head: Head | None
 
 
@@ -110,9 +110,9 @@ class Run:
         class_names: Sequence[str] | None,
         progress: bool | None,
         head: Head | None = None,
-        ranges: Tensor | None = None,
+        limits: Tensor | None = None,
     ) -> None:
-        self._ranges = ranges  # see `Fitted`
+        self._limits = limits  # see `Fitted`
         self._model, self._head, self._class_names, self._progress = model, head, class_names, progress
         first = next(chain(model.parameters(), model.buffers()), torch.empty(0, device="cpu"))
         floats = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
@@ -177,7 +177,7 @@ class Run:
                 f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
                 "along each axis, or all alike."
             )
-        fitted = Fitted(views, calibration, count, source.shape, self._ranges, self._head)
+        fitted = Fitted(views, calibration, count, source.shape, self._limits, self._head)
         positions = every.positions[finite].tolist()
         traces = every.traces.select(finite)
         names = [position if source.names is None else source.names[position] for position in positions]
@@ -209,18 +209,15 @@ class Run:
             kept.append(batch.traces)
             order.append(batch.positions)
         ((_, views, pictured, pictures),) = parts
-        traces = Traces.join(kept).select(torch.cat(order).argsort())
         broken = source.unreadable
         scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
         infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
         notes = _unusable_notes(source, infinite)
-        duplicates, problem = _duplicates(traces, ~scores["larger"].isinf(), reference)
-        p_values = {
-            name: conformal_p_values(values, fitted.calibration[name])
-            if fitted.calibration
-            else torch.full_like(values, torch.nan)
-            for name, values in scores.items()
-        }
+        usable = (~scores["larger"].isinf()).nonzero()[:, 0]
+        traces = Traces.join(kept).select(torch.cat(order).argsort()[usable])
+        duplicates, problem = _duplicates(traces, usable.tolist(), reference)
+        p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
+        p_values |= {name: conformal_p_values(scores[name], known) for name, known in fitted.calibration.items()}
         copied = [position for group in duplicates for position in group.positions][:KEPT]
         copies = join_known([self._drawn(whole) for _, _, whole in source.pictures(copied)])
         return OutlierReport(
@@ -257,17 +254,17 @@ class Run:
             for part in (samples.pixels, samples.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            pictures = self._drawn(whole) if draw or self._ranges is None else None
+            pictures = self._drawn(whole) if draw or self._limits is None else None
             yield Batch(places, samples, pictures if draw else None, traces)
 
     def _drawn(self, pictures: Tensor) -> Tensor | None:
-        """Draw pictures; the range of the first ones that are drawn is black to white."""
+        """Draw pictures; the first ones set what is black and white."""
         if pictures.ndim not in (4, 5):
             return None
         small = shrink(pictures, _SIDE)
-        if self._ranges is None:
-            self._ranges = torch.stack(small.flatten(2).aminmax(dim=2), 2)[:, :, None]
-        return drawn(small, self._ranges)
+        if self._limits is None:
+            self._limits = black_and_white(small)
+        return drawn(small, self._limits)
 
     def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
         """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
@@ -292,10 +289,9 @@ class Run:
         return capture.collected(len(images))
 
 
-def _duplicates(traces: Traces, usable: Tensor, reference: Known | None) -> tuple[list[DuplicateGroup], str]:
-    """Find duplicates among the usable images, and between these and a reference."""
-    positions = usable.nonzero()[:, 0].tolist()
-    traces, names = traces.select(usable), [] if reference is None else reference.names
+def _duplicates(traces: Traces, positions: Sequence[int], reference: Known | None) -> tuple[list[DuplicateGroup], str]:
+    """Find duplicates among images at some positions, and between these and a reference."""
+    names = [] if reference is None else reference.names
     groups, problem = find_duplicates(traces if reference is None else Traces.join([traces, reference.traces]))
     found = []
     for group, identical in groups:
