@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from lightning_anomaly.capture.samples import join_known
 from lightning_anomaly.images.source import image_hashes, scaled
+from lightning_anomaly.threads import torch_in_threads
 
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
 _BLOCK = 1024  # images that are compared with as many others at once
+_BLOCKS = 32  # pairs of blocks that are compared before near duplicates are counted
 _PAIRS = 2**8  # pairs whose features are compared at once, so that they stay in the cache
 _PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
@@ -104,7 +106,7 @@ def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
 
 def _near_pairs(features: Tensor, looks: Tensor, images: Tensor) -> Tensor | None:
     """Find the pairs of near duplicates among different images, an index `(2, pairs)`; None if there are too many."""
-    mean = torch.stack([part.float().sum(0) for part in torch.split(features, _PAIRS)]).sum(0) / len(features)
+    mean = sum(features[part].float().sum(0) for part in torch.split(images, _PAIRS)) / len(images)
 
     def centered(chosen: Tensor | slice) -> Tensor:
         return functional.normalize(features[images[chosen]].float() - mean)
@@ -116,20 +118,23 @@ def _near_pairs(features: Tensor, looks: Tensor, images: Tensor) -> Tensor | Non
     # their difference.
     halves = looks + looks.flip(2), looks - looks.flip(2)
     even, odd = (half[..., : _SIDE // 2].flatten(1) / 2**0.5 for half in halves)
-    pairs, count = [], 0
-    for start, other in combinations_with_replacement(range(0, len(images), _BLOCK), 2):
-        rows, columns = slice(start, start + _BLOCK), slice(other, other + _BLOCK)
+
+    def near(block: tuple[int, int]) -> Tensor:
+        rows, columns = (slice(start, start + _BLOCK) for start in block)
         alike = (odd[rows] @ odd[columns].T).abs_().addmm_(even[rows], even[columns].T)
         some = (alike.amax(1) > _ALIKE).nonzero()[:, 0]  # few rows, unless most images look alike
         place, column = (alike[some] > _ALIKE).nonzero().unbind(1)
         row = some[place]
-        found = torch.stack([row + start, column + other])
+        found = torch.stack([row + rows.start, column + columns.start])
         if 50 * len(row) > alike.numel():
             similar = (centered(rows) @ centered(columns).T)[row, column]
         else:
             similar = torch.cat([(centered(a) * centered(b)).sum(1) for a, b in torch.split(found, _PAIRS, 1)])
-        pairs.append(found[:, (found[0] < found[1]) & (alike[row, column] * similar > _ALIKE)])
-        count += pairs[-1].shape[1]
-        if count > _PARTNERS * len(images):
+        return found[:, (found[0] < found[1]) & (alike[row, column] * similar > _ALIKE)]
+
+    blocks, pairs = combinations_with_replacement(range(0, len(images), _BLOCK), 2), list[Tensor]()
+    while some_blocks := list(islice(blocks, _BLOCKS)):
+        pairs += torch_in_threads(near, some_blocks)
+        if sum(part.shape[1] for part in pairs) > _PARTNERS * len(images):
             return None
     return torch.cat(pairs, 1)

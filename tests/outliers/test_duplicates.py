@@ -47,6 +47,14 @@ def test_a_group_joins_duplicates_of_duplicates_and_blank_images_are_no_near_dup
     assert groups == [([20, 21], True), ([6, 23, 24], False)]
 
 
+def test_near_duplicates_do_not_depend_on_how_often_another_image_is_repeated() -> None:
+    images = torch.cat([photographs(60), photographs(7)[6:].flip(3)])
+    for times in (1, 100):
+        repeated = torch.ones(1, 3, 64, 64).expand(times, -1, -1, -1)
+        groups, _ = find_duplicates(described(torch.cat([images, repeated])))
+        assert [group for group, identical in groups if not identical] == [[6, 60]]
+
+
 @pytest.mark.parametrize("kind", ["no features", "many images", "all alike"])
 def test_identical_images_are_found_where_near_ones_cannot_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = photographs(60)
