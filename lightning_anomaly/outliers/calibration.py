@@ -10,7 +10,7 @@ from torch import Tensor
 
 SURPRISING = math.log(20)  # nats from which a score is among the highest twentieth, so that it has a reason
 
-_MOST = 100.0  # nats; beyond them surprises grow only logarithmically, which keeps the order of the samples
+_MOST = 100.0  # nats; beyond them scores grow only logarithmically, which keeps the order of the samples
 _LEVELS = [level / 20 for level in range(19)]
 _NATS = torch.tensor([-math.log(1 - level) for level in _LEVELS], dtype=torch.float64, device="cpu")
 _FROM = 0.75  # quantile from which on the slope of the tail is measured; few outliers do not move it
@@ -56,7 +56,6 @@ class Tail(NamedTuple):
         surprises = _NATS[place - 1] + share * (_NATS[place] - _NATS[place - 1])
         beyond = _NATS[-1] + (scores - self.knots[-1]) / self.scale if self.scale else surprises.new_tensor(self.most)
         surprises = torch.where(scores > self.knots[-1], beyond, surprises)
-        surprises = torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
         return torch.where(scores == torch.inf, scores, surprises)
 
 
@@ -81,7 +80,8 @@ class Scale(NamedTuple):
     def scores(self, measures: Tensor) -> tuple[Tensor, Tensor]:
         """Compute scores in nats `(n,)`, and which of the measures `(n, m)` is the most surprising `(n,)`."""
         surprises, strongest = _surprises(self.tails, measures).max(1)
-        return self.largest.surprise(surprises) if len(self.tails) > 1 else surprises, strongest
+        scores = self.largest.surprise(surprises) if len(self.tails) > 1 else surprises
+        return torch.where(scores > _MOST, _MOST + (scores / _MOST).log(), scores), strongest
 
 
 def _surprises(tails: tuple[Tail, ...], measures: Tensor) -> Tensor:

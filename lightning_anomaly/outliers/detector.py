@@ -36,7 +36,7 @@ from lightning_anomaly.outliers.scorer import FittedView, larger
 from lightning_anomaly.pretrained import load_pretrained
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 5
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 6
 
 
 class OutlierDetector:

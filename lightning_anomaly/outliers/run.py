@@ -209,8 +209,9 @@ class Run:
             kept.append(batch.traces)
             order.append(batch.positions)
         ((_, views, pictured, pictures),) = parts
-        broken = source.unreadable
-        scores = _all_scores(views) or {"larger": _no_scores(len(source), broken)}
+        unscored = torch.full((len(source),), torch.nan, dtype=torch.float64, device="cpu")
+        scores = _all_scores(views) or {"larger": unscored}
+        scores["larger"][list(source.unreadable)] = torch.inf
         infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
         notes = _unusable_notes(source, infinite)
         usable = (~scores["larger"].isinf()).nonzero()[:, 0]
@@ -231,7 +232,7 @@ class Run:
             images=pictures if len(pictured) else None,
             notes=notes,
             names=source.names,
-            unreadable=broken,
+            unreadable=source.unreadable,
             duplicates=duplicates,
             duplicate_images=copies,
             duplicates_left_out=problem,
@@ -300,13 +301,6 @@ def _duplicates(traces: Traces, positions: Sequence[int], reference: Known | Non
         if images:
             found.append(DuplicateGroup(images, identical, known))
     return found, problem
-
-
-def _no_scores(count: int, unreadable: Iterable[int]) -> Tensor:
-    """Return NaN for each image, and infinity for the unreadable ones."""
-    scores = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
-    scores[list(unreadable)] = torch.inf
-    return scores
 
 
 def _all_scores(views: Mapping[str, SampleView]) -> dict[str, Tensor]:
