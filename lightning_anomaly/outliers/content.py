@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 from torch.special import entr
 
@@ -40,19 +41,20 @@ class Distance(NamedTuple):
     @classmethod
     def fit(cls, vectors: Tensor, count: int = _COMPONENTS, *, shrunk: bool) -> Distance:
         """Fit along `count` components to vectors `(n, D)`, of which up to a tenth may be odd."""
-        chosen = vectors
-        for _ in range(_REFITS + 1):
-            mean = chosen.mean(0)
-            fitted = cls(mean, (_damping_axes if shrunk else _whitening_axes)(chosen - mean, count), shrunk)
-            squared = fitted.squared(vectors)
+        squared = torch.zeros(len(vectors), device="cpu")
+        for refit in range(_REFITS + 1):
             chosen = vectors[squared <= squared.quantile(_ORDINARY)]
+            mean = chosen.mean(0)
+            fitted = cls(mean, (_damping_axes if shrunk else _whitening_axes)(chosen.sub_(mean), count), shrunk)
+            if refit < _REFITS:
+                squared = fitted.squared(vectors)
         return fitted
 
     def squared(self, vectors: Tensor) -> Tensor:
         """Compute the squared distances of vectors `(n, D)`, up to a factor `(n,)`."""
         centered = vectors - self.mean
         along = (centered @ self.axes).square().sum(1)
-        return centered.square().sum(1) - along if self.shrunk else along
+        return vector_norm(centered, dim=1).square() - along if self.shrunk else along
 
 
 class Content(NamedTuple):
@@ -83,8 +85,8 @@ class Content(NamedTuple):
         assert samples.features is not None
         if len(samples.features) < _MIN_SAMPLES:
             return None
-        vectors = normalize(samples.features.double())
-        if not (vectors - vectors[0]).abs().max() > torch.finfo(torch.float32).eps:
+        vectors = normalize(samples.features).double()
+        if not (vectors.amax(0) - vectors.amin(0)).max() > torch.finfo(torch.float32).eps:
             return None
         if samples.logits is None or _told_by(samples.logits) <= _KNOWN:
             return cls((Distance.fit(vectors, shrunk=True),), uses_energy=False)
@@ -99,7 +101,7 @@ class Content(NamedTuple):
         Owens and Li, "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        vectors = normalize(samples.features.double())
+        vectors = normalize(samples.features).double()
         measures = [distance.squared(vectors).log() for distance in self.distances]
         if self.uses_energy:
             assert samples.logits is not None
@@ -135,8 +137,7 @@ def _told_by(logits: Tensor) -> float:
 def _share_along_components(vectors: Tensor) -> float:
     """Return the share of the variance of vectors `(n, D)` along 64 principal components."""
     centered = vectors - vectors.mean(0)
-    share: Tensor = _components(centered, _COMPONENTS)[1].square().sum() / centered.square().sum()
-    return share.item()
+    return float(_components(centered, _COMPONENTS)[1].square().sum() / vector_norm(centered).square())
 
 
 def _whitening_axes(centered: Tensor, count: int) -> Tensor:
@@ -152,8 +153,8 @@ def _whitening_axes(centered: Tensor, count: int) -> Tensor:
 def _damping_axes(centered: Tensor, count: int) -> Tensor:
     """Compute axes `(D, k)` along which squared lengths are subtracted if the total variance is added to all."""
     components, coordinates = _components(centered, count)
-    variances, total = coordinates.square().mean(0), centered.square().sum(1).mean()
-    return components * (variances / (variances + total).clamp(min=torch.finfo(total.dtype).tiny)).sqrt()
+    variances, total = coordinates.square().mean(0), float(vector_norm(centered, dim=1).square().mean())
+    return components * (variances / (variances + total).clamp(min=torch.finfo(variances.dtype).tiny)).sqrt()
 
 
 def _components(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
