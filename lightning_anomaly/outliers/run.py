@@ -24,6 +24,7 @@ from lightning_anomaly.progress import track
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)
 _AT_ONCE = 1024  # images scored together: for a few, calling torch takes longer than the work
+_PARTS = 4  # parts of so many images whose pictures are held until only the strangest are kept
 
 
 class Fitted(NamedTuple):
@@ -90,8 +91,7 @@ class Judged(NamedTuple):
             best = scores.where(scores.isfinite(), -torch.inf).argsort(descending=True, stable=True)[:KEPT]
             best = best[scores[best].isfinite()]
         kept = join_known(pictures)
-        best_pictures = None if kept is None else kept[best]
-        return Judged(every, joined, shown[best], best_pictures)
+        return Judged(every, joined, shown[best], None if kept is None else kept[best])
 
 
 class Known(NamedTuple):
@@ -204,11 +204,12 @@ class Run:
         while waiting := list(islice(every, count)):
             batch = Batch.join(waiting)
             check_features(batch.samples, fitted)
-            judged = Judged(batch.positions, judge(fitted.views, batch.samples), batch.positions, batch.pictures)
-            parts = [Judged.join([*parts, judged])]
+            parts.append(Judged(batch.positions, judge(fitted.views, batch.samples), batch.positions, batch.pictures))
+            if len(parts) == _PARTS:
+                parts = [Judged.join(parts)]
             kept.append(batch.traces)
             order.append(batch.positions)
-        ((_, views, pictured, pictures),) = parts
+        _, views, pictured, pictures = Judged.join(parts)
         unscored = torch.full((len(source),), torch.nan, dtype=torch.float64, device="cpu")
         scores = _all_scores(views) or {"larger": unscored}
         scores["larger"][list(source.unreadable)] = torch.inf
