@@ -112,7 +112,8 @@ def large(device: str, quick: bool) -> Iterator[Row]:
     cases = [("resnet18", 512), ("resnet50", 512), ("convnext_base", 512), ("resnet50", 2048), ("convnext_base", 2048)]
     for name, images in [("lenet5", 64)] if quick else cases:
         arguments = (name, images, 32 if quick else 224)
-        found = in_fresh_processes({what: partial(prepare, what, *arguments) for what in ("forward", "analyze")}, 1)
+        sides = {what: partial(prepare, what, *arguments) for what in ("forward", "analyze")}
+        found = in_fresh_processes(sides, 0 if quick else 1)
         for side, row in found.iterrows():
             yield {"network": name, "images": images, "side": side, **row}
 

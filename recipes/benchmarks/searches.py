@@ -29,7 +29,7 @@ def outliers(device: str, quick: bool) -> Iterator[Row]:
     """`find_outliers` on a whole data set beside a forward pass, in batches of 64, on the CPU."""
     arguments = ("lenet5" if quick else "alexnet", 300 if quick else 50_000, 32)
     sides = {what: partial(prepare, what, *arguments) for what in ("forward", "find_outliers")}
-    found = in_fresh_processes(sides, 1 if quick else 3)
+    found = in_fresh_processes(sides, 0 if quick else 3)
     for side, row in found.iterrows():
         ratio = row.seconds / found.seconds["forward"]
         yield {"network": arguments[0], "images": arguments[1], "side": side, **row, "times a forward pass": ratio}
@@ -114,7 +114,7 @@ def photographs(device: str, quick: bool) -> Iterator[Row]:
             picture = Image.fromarray(pixels.mul(60).add(120).clamp(0, 255).byte().permute(1, 2, 0).numpy())
             picture.resize((500, 375), Image.Resampling.BICUBIC).save(f"{folder}/{number}.jpg")
         sides = {what: partial(_prepare_photographs, what, name, folder, side) for what in ("forward", "find_outliers")}
-        found = in_fresh_processes(sides, 1 if quick else 3)
+        found = in_fresh_processes(sides, 0 if quick else 3)
         report = find_outliers(network_of(name), DataLoader(FolderImages(folder, side), 64), progress=False)
         page = Path(folder) / "page.html"
         written = timed(partial(report.save_html, page))["seconds"]

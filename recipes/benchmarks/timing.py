@@ -54,9 +54,10 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> pd.DataFram
 def in_fresh_processes(sides: Mapping[str, Callable[[], Callable[[], Any]]], rounds: int) -> pd.DataFrame:
     """Return medians by side, each turn in a new process, with `peak_mib`, by how much its memory grew (Linux).
 
-    Each side is prepared in its process and returns the work that is timed.
+    Each side is prepared in its process and returns the work that is timed. Without rounds, all take one turn in this
+    process.
     """
-    rows = []
+    rows = [] if rounds else [{"side": name, **_prepared(prepare)} for name, prepare in sides.items()]
     for _ in range(rounds):
         for name, prepare in sides.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
