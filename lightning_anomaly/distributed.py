@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 def rank_and_world() -> tuple[int, int]:
     """Return the rank of this process and the number of processes; 0 and 1 without `torch.distributed`."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    connected = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if connected else (0, 1)
 
 
 def gather_results(work: Callable[[], T]) -> list[T]:

@@ -24,7 +24,6 @@ from lightning_anomaly.progress import track
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)
 _AT_ONCE = 1024  # images scored together: for a few, calling torch takes longer than the work
-_PARTS = 4  # parts of so many images whose pictures are held until only the strangest are kept
 
 
 class Fitted(NamedTuple):
@@ -64,34 +63,28 @@ class Batch(NamedTuple):
         return Batch(*every)
 
 
-class Judged(NamedTuple):
-    """Scores of some images, and pictures of those with the largest ones.
+class Shown(NamedTuple):
+    """Pictures of the images with the largest finite scores, in the order of the report.
 
     Attributes:
         positions: Positions of the images in their data set `(n,)`.
-        views: Their scores and reasons.
-        pictured: Positions of the pictures.
-        pictures: The pictures.
+        scores: Their scores `(n,)`.
+        pictures: Their pictures.
     """
 
     positions: Tensor
-    views: dict[str, SampleView]
-    pictured: Tensor
+    scores: Tensor
     pictures: Tensor | None
 
     @staticmethod
-    def join(parts: Sequence[Judged]) -> Judged:
-        """Join parts, sorted by position, with pictures of the images with the largest finite scores."""
-        positions, views, pictured, pictures = zip(*parts, strict=True)
-        order = torch.cat(positions).argsort()
-        every, joined, shown = torch.cat(positions)[order], join_views(views, order), torch.cat(pictured)
-        best = shown[:0]  # without scores there are no pictures
-        if joined:
-            scores = larger(view.scores for view in joined.values())[torch.searchsorted(every, shown)]
-            best = scores.where(scores.isfinite(), -torch.inf).argsort(descending=True, stable=True)[:KEPT]
-            best = best[scores[best].isfinite()]
-        kept = join_known(pictures)
-        return Judged(every, joined, shown[best], None if kept is None else kept[best])
+    def join(parts: Sequence[Shown]) -> Shown:
+        """Join parts, and keep the images with the largest scores."""
+        every, found, drawings = zip(*parts, strict=True)
+        positions, scores, pictures = torch.cat(every), torch.cat(found), join_known(drawings)
+        best = positions.argsort()
+        best = best[scores[best].isfinite()]
+        best = best[scores[best].argsort(descending=True, stable=True)][:KEPT]
+        return Shown(positions[best], scores[best], None if pictures is None else pictures[best])
 
 
 class Known(NamedTuple):
@@ -158,7 +151,7 @@ class Run:
             first, scale, rest = (samples.select(part) for part in parts)
             views = fit_views(first, scale)
             found = judge(views, rest)
-            calibration = {name: values.sort().values for name, values in _all_scores(found).items()}
+            calibration = {name: values.sort().values for name, values in _scores_of(found, count - count // 2).items()}
         if not views and not few:
             raise ValueError(
                 f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
@@ -198,26 +191,24 @@ class Run:
         known = {position for batch in read for position in batch.positions.tolist()}
         remaining = [position for position in range(len(source)) if position not in known]
         batches = self._batches(source, remaining, "outlier scores")
-        parts: list[Judged] = []
-        order, kept = [], []
+        positions, parts, kept, shown = [], [], [], list[Shown]()
         every, count = chain(read, batches), -(-_AT_ONCE // source.batch_size)
         while waiting := list(islice(every, count)):
             batch = Batch.join(waiting)
             check_features(batch.samples, fitted)
-            parts.append(Judged(batch.positions, judge(fitted.views, batch.samples), batch.positions, batch.pictures))
-            if len(parts) == _PARTS:
-                parts = [Judged.join(parts)]
+            parts.append(judge(fitted.views, batch.samples))
+            scored = _scores_of(parts[-1], len(batch.positions))
+            shown = [Shown.join([*shown, Shown(batch.positions, scored["larger"], batch.pictures)])]
+            positions.append(batch.positions)
             kept.append(batch.traces)
-            order.append(batch.positions)
-        _, views, pictured, pictures = Judged.join(parts)
-        unscored = torch.full((len(source),), torch.nan, dtype=torch.float64, device="cpu")
-        scores = _all_scores(views) or {"larger": unscored}
+        order = torch.cat(positions).argsort()
+        views = join_views(parts, order)
+        scores = _scores_of(views, len(source))
         scores["larger"][list(source.unreadable)] = torch.inf
-        infinite = scores["larger"].isinf().nonzero()[:, 0].tolist()
-        notes = _unusable_notes(source, infinite)
-        usable = (~scores["larger"].isinf()).nonzero()[:, 0]
-        traces = Traces.join(kept).select(torch.cat(order).argsort()[usable])
-        duplicates, problem = _duplicates(traces, usable.tolist(), reference)
+        unusable = scores["larger"].isinf()
+        notes = _unusable_notes(source, unusable.nonzero()[:, 0].tolist())
+        usable = (~unusable).nonzero()[:, 0]
+        duplicates, problem = _duplicates(Traces.join(kept).select(order[usable]), usable.tolist(), reference)
         p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
         p_values |= {name: conformal_p_values(scores[name], known) for name, known in fitted.calibration.items()}
         copied = [position for group in duplicates for position in group.positions][:KEPT]
@@ -230,7 +221,7 @@ class Run:
             n_reference=fitted.n_reference,
             n_calibration=len(fitted.calibration.get("larger", ())),
             false_discovery_rate=rate,
-            images=pictures if len(pictured) else None,
+            images=shown[0].pictures if len(shown[0].positions) else None,
             notes=notes,
             names=source.names,
             unreadable=source.unreadable,
@@ -304,10 +295,11 @@ def _duplicates(traces: Traces, positions: Sequence[int], reference: Known | Non
     return found, problem
 
 
-def _all_scores(views: Mapping[str, SampleView]) -> dict[str, Tensor]:
-    """Return the scores of each view, and the larger ones."""
+def _scores_of(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
+    """Return the scores of `count` images in each view, and the larger ones; NaN without views."""
     scores = {name: view.scores for name, view in views.items()}
-    return scores | ({"larger": larger(scores.values())} if scores else {})
+    unscored = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
+    return scores | {"larger": larger(scores.values()) if scores else unscored}
 
 
 def check_features(samples: SampleStatistics, fitted: Fitted) -> None:
