@@ -20,22 +20,21 @@ from lightning_anomaly.progress import track
 @contextmanager
 def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
     """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers."""
-    owners: list[dict[str, Tensor | None]] = []
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        before = [buffers.copy() for buffers in owners]
-        try:
-            for buffers in owners:
-                buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
-            return model(*args, **kwargs)
-        finally:
-            for buffers, kept in zip(owners, before, strict=True):
-                buffers.clear()
-                buffers.update(kept)
-
     scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
     with evaluating(model) as modules, torch.no_grad():
-        owners += [module._buffers for module in modules if module._buffers and not isinstance(module, scripted)]
+        owners = [module._buffers for module in modules if module._buffers and not isinstance(module, scripted)]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = [buffers.copy() for buffers in owners]
+            try:
+                for buffers in owners:
+                    buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
+                return model(*args, **kwargs)
+            finally:
+                for buffers, kept in zip(owners, before, strict=True):
+                    buffers.clear()
+                    buffers.update(kept)
+
         yield call
 
 
