@@ -75,11 +75,11 @@ PHOTOGRAPHS = {  # folder: files of a public repository
     "pavements": "Charmve/Surface-Defect-Detection: CrackForest/image/*.jpg",
     "braille": "IlyaOvodov/AngelinaDataset: {books,handwritten,uploaded}/**/*.jpg",
     "scenes": "BIDS/BSDS500: BSDS500/data/images/**/*.jpg",
-    "airplanes": "taibarehm/CVassimgement: caltech-101/airplanes/*",
-    "motorbikes": "taibarehm/CVassimgement: caltech-101/Motorbikes/*",
-    "objects": "taibarehm/CVassimgement: caltech-101/[a-z]*/*",
-    "backgrounds": "taibarehm/CVassimgement: caltech-101/BACKGROUND_Google/*",
-    "rocks": "limyunn/ConvNeXt-Semi-Segmentation: VOCdevkit/VOC2007/JPEGImages/*",
+    "airplanes": "taibarehm/CVassimgement: caltech-101/airplanes/*.jpg",
+    "motorbikes": "taibarehm/CVassimgement: caltech-101/Motorbikes/*.jpg",
+    "objects": "taibarehm/CVassimgement: caltech-101/[a-z]*/*.jpg",
+    "backgrounds": "taibarehm/CVassimgement: caltech-101/BACKGROUND_Google/*.jpg",
+    "rocks": "limyunn/ConvNeXt-Semi-Segmentation: VOCdevkit/VOC2007/JPEGImages/*.jpg",
 }
 _OF_MANY_KINDS = "photographs", "scenes", "objects", "backgrounds"
 CHOSEN = (  # odd images and the folder that they are among
