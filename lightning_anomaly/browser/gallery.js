@@ -160,7 +160,7 @@ function gallery(ranking, query) {
     make(
       "p",
       { class: "quiet" },
-      `The larger its score, the less an image is like the reference: ${ordinaryText(ranking, "images")}. `,
+      `The larger its score, the less an image is like ordinary ones: ${ordinaryText(ranking, "images")}. `,
       ranking.ranked ? null : "A p-value is the share of calibration images with a score as large. ",
       "Tick images to save them as a list.",
     ),
