@@ -1,12 +1,11 @@
-"""Compiled loops that measure the pixels of images; plain torch takes three times as long to pass them through memory.
+"""Compiled loops that measure the pixels of images; plain torch takes five times as long to pass them through memory.
 
-Images are `(N, C, M)`, grey images `(N, M)`, float32 or float64, row by row. An axis of `size` pixels divides the M
-pixels into `(outer, size, inner)`.
+Planes are images of one channel `(H, W)`, float32 or float64.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,177 +14,242 @@ from lightning_anomaly.numba_jit import compile_loop
 
 _Floats = npt.NDArray[np.floating[Any]]
 _Doubles = npt.NDArray[np.float64]
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_SUMS = _OPTIONS | {"fastmath": {"contract", "reassoc"}}
+_FINITE = _OPTIONS | {"fastmath": {"contract", "reassoc", "nnan", "nsz"}}  # a minimum of vectors needs no NaN
 
 
-@compile_loop(**_OPTIONS)
-def brightness(images: _Floats, grey: _Floats, near: float) -> _Doubles:
-    """Fill in grey images, and measure them `(N, 7)`.
+class Measures(NamedTuple):
+    """What is measured in N images; NaN for images that are not finite.
 
-    Mean, variance, skewness, minimum, maximum, and the shares of pixels `near` the minimum and the maximum, of the
-    range.
+    Attributes:
+        brightness: Mean, variance, skewness, minimum, maximum, and the shares of pixels near both `(N, 7)`.
+        axes: Along both axes `(N, 2, 7)` the largest step, the share of steps that are flat, the means of the first,
+            middle and last third, the smallest variance of a line, and the number of plain lines at both ends.
+        seconds: Second differences along both axes `(N, (H - 2) * (W - 2))`.
+        patterns: Mean energies of patterns in square blocks of the grey images and of their colour `(N, 2, 16)`.
+        colours: The mean colour in each channel, the correlations of neighbouring channels, and the mean and the
+            largest energy of a pixel's colour `(N, 2 * C + 1)`. Colour is the difference from grey.
     """
-    found = np.empty((len(images), 7))
-    for n in range(len(images)):
-        plane = grey[n]
-        plane[:] = images[n, 0]
-        for c in range(1, images.shape[1]):
-            plane += images[n, c]
-        plane /= images.shape[1]
-        total, lowest, highest = 0.0, plane[0], plane[0]
-        for i in range(plane.size):
-            total += plane[i]
-            lowest = min(lowest, plane[i])
-            highest = max(highest, plane[i])
-        mean, low, high = total / plane.size, lowest + near * (highest - lowest), highest - near * (highest - lowest)
-        squares, cubes, dark, bright = 0.0, 0.0, 0, 0
-        for i in range(plane.size):
-            centered = plane[i] - mean
-            squares += centered * centered
-            cubes += centered * centered * centered
-            dark += plane[i] <= low
-            bright += plane[i] >= high
-        variance = squares / plane.size
-        skewness = cubes / plane.size / variance**1.5 if variance > 0 else 0 * total
-        found[n, 0], found[n, 1], found[n, 2], found[n, 3], found[n, 4] = mean, variance, skewness, lowest, highest
-        found[n, 5], found[n, 6] = dark / plane.size, bright / plane.size
-    return found
+
+    brightness: _Doubles
+    axes: _Doubles
+    seconds: _Floats
+    patterns: _Doubles
+    colours: _Doubles
 
 
 @compile_loop(**_OPTIONS)
-def along_axis(grey: _Floats, size: int, inner: int, flat: _Doubles) -> tuple[_Doubles, _Doubles, _Doubles]:
-    """Measure steps along an axis, the largest and the share of those up to `flat` `(N, 2)`, and what lies across it.
+def measure(images: _Floats, near: float, flat: float, plain: float, waves: _Floats) -> Measures:
+    """Measure images `(N, C, H, W)`.
 
-    That are the means and the variances of the pixels at each place of the axis, `(N, size)` each.
+    Pixels are `near` the minimum or the maximum, and steps `flat`, by a share of the range; lines are `plain` by a
+    share of the variance. A pattern is the product of two of the `waves` `(4, 4)`, whose columns are one block high and
+    wide.
     """
-    outer = grey.shape[1] // (size * inner)
-    steps, means, variances = np.zeros((len(grey), 2)), np.zeros((len(grey), size)), np.zeros((len(grey), size))
-    for n in range(len(grey)):
-        plane, limit, largest, few = grey[n], flat[n], 0.0, 0
-        for o in range(outer):
-            for i in range(size):
-                total = 0.0
-                for k in range((o * size + i) * inner, (o * size + i + 1) * inner):
-                    total += plane[k]
-                means[n, i] += total / (outer * inner)
-        for o in range(outer):
-            for i in range(size):
-                first, mean, squares = (o * size + i) * inner, means[n, i], 0.0
-                for k in range(first, first + inner):
-                    squares += (plane[k] - mean) * (plane[k] - mean)
-                variances[n, i] += squares / (outer * inner)
-            for k in range(o * size * inner, (o * size + size - 1) * inner):
-                step = abs(plane[k + inner] - plane[k])
-                largest = max(largest, step)
-                few += step <= limit
-        steps[n, 0], steps[n, 1] = largest, few / (outer * (size - 1) * inner)
-    return steps, means, variances
+    n_images, channels, height, width = images.shape
+    side, dtype = len(waves), images.dtype
+    rows, columns = height // side, width // side
+    brightness, axes = np.full((n_images, 7), np.nan), np.full((n_images, 2, 7), np.nan)
+    seconds = np.full((n_images, (height - 2) * (width - 2)), np.nan, dtype)
+    patterns, colours = np.full((n_images, 2, side, side), np.nan), np.full((n_images, 2 * channels + 1), np.nan)
+    grey, buffer = np.empty((height, width), dtype), np.empty((height, width), dtype)
+    blocks = np.empty((channels + 1, side, side, rows * columns), dtype)
+    across = np.empty((side, rows * columns), dtype)
+    for n in range(n_images):
+        planes, plane = images[n].reshape(channels, -1), grey.ravel()
+        mean = _average(planes, plane)
+        if not np.isfinite(mean):
+            continue
+        _brightness(plane, mean, near, brightness[n])
+        variance, lowest, highest = brightness[n, 1], brightness[n, 3], brightness[n, 4]
+        _axes(grey, flat * (highest - lowest), plain * variance, axes[n])
+        _second_differences(grey, buffer, seconds[n])
+        _patterns(images[n], waves, blocks, across, patterns[n])
+        if channels > 1:
+            _colours(planes, plane, buffer.ravel(), colours[n])
+    return Measures(brightness, axes, seconds, patterns.reshape(n_images, 2, -1), colours)
+
+
+# Below, loops stand for the arithmetic of whole arrays, which takes numba seconds to compile.
+
+
+@compile_loop(**_SUMS)
+def _average(planes: _Floats, grey: _Floats) -> float:
+    """Average planes `(C, M)`, and return the mean of the average `(M,)`."""
+    for i in range(grey.size):
+        grey[i] = planes[0, i]
+    for c in range(1, len(planes)):
+        for i in range(grey.size):
+            grey[i] += planes[c, i]
+    total = 0.0
+    for i in range(grey.size):
+        grey[i] /= len(planes)
+        total += grey[i]
+    return total / grey.size
+
+
+@compile_loop(**_FINITE)
+def _brightness(pixels: _Floats, mean: float, near: float, found: _Doubles) -> None:
+    lowest, highest = pixels[0], pixels[0]
+    for i in range(pixels.size):
+        lowest, highest = min(lowest, pixels[i]), max(highest, pixels[i])
+    low, high = lowest + near * (highest - lowest), highest - near * (highest - lowest)
+    squares, cubes, dark, bright = 0.0, 0.0, 0, 0
+    for i in range(pixels.size):
+        centered = pixels[i] - mean
+        squares += centered * centered
+        cubes += centered * centered * centered
+        dark += pixels[i] <= low
+        bright += pixels[i] >= high
+    variance = squares / pixels.size
+    found[0], found[1], found[3], found[4] = mean, variance, lowest, highest
+    found[2] = cubes / pixels.size / variance**1.5 if variance > 0 else 0.0
+    found[5], found[6] = dark / pixels.size, bright / pixels.size
+
+
+@compile_loop(**_FINITE)
+def _axes(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
+    height, width = plane.shape
+    row_means, column_means = np.zeros(height), np.zeros(width)
+    for y in range(height):
+        row, total = plane[y], 0.0
+        for x in range(width):
+            total += row[x]
+            column_means[x] += row[x]
+        row_means[y] = total / width
+    for x in range(width):
+        column_means[x] /= height
+    row_variances, column_variances = np.zeros(height), np.zeros(width)
+    downward, level, downward_flat, level_flat = 0.0, 0.0, 0, 0
+    for y in range(height):
+        row, mean, squares = plane[y], row_means[y], 0.0
+        for x in range(width):
+            squares += (row[x] - mean) * (row[x] - mean)
+            column_variances[x] += (row[x] - column_means[x]) * (row[x] - column_means[x])
+        row_variances[y] = squares / width
+        largest, few = _steps(row[:-1], row[1:], flat)
+        level, level_flat = max(level, largest), level_flat + few
+        if y:
+            largest, few = _steps(plane[y - 1], row, flat)
+            downward, downward_flat = max(downward, largest), downward_flat + few
+    for x in range(width):
+        column_variances[x] /= height
+    found[0, 0], found[0, 1] = downward, downward_flat / (width * (height - 1))
+    found[1, 0], found[1, 1] = level, level_flat / (height * (width - 1))
+    _lines(row_means, row_variances, plain, found[0])
+    _lines(column_means, column_variances, plain, found[1])
+
+
+@compile_loop(**_FINITE)
+def _steps(before: _Floats, after: _Floats, flat: float) -> tuple[float, int]:
+    """Return the largest step between two lines, and the number of steps up to `flat`."""
+    largest, few = 0.0, 0
+    for i in range(before.size):
+        step = abs(after[i] - before[i])
+        largest = max(largest, step)
+        few += step <= flat
+    return largest, few
 
 
 @compile_loop(**_OPTIONS)
-def second_differences(grey: _Floats, size: int, inner: int) -> _Floats:
-    """Compute the second differences along an axis `(N, outer * (size - 2) * inner)`."""
-    outer, row = grey.shape[1] // (size * inner), (size - 2) * inner
-    found = np.empty((len(grey), outer * row), grey.dtype)
-    for n in range(len(grey)):
-        for o in range(outer):
-            first = grey[n, o * size * inner :]
-            second, third = first[inner:], first[2 * inner :]
-            for k in range(row):
-                found[n, o * row + k] = (third[k] - second[k]) - (second[k] - first[k])
-    return found
+def _lines(means: _Doubles, variances: _Doubles, plain: float, found: _Doubles) -> None:
+    """Measure what lies along an axis by the means and variances of the lines across it."""
+    size = means.size
+    first, last = (size + 2) // 3, size - size // 3
+    found[2], found[3], found[4] = means[:first].mean(), means[first:last].mean(), means[last:].mean()
+    found[5], found[6] = variances.min(), 0
+    for end in range(2):
+        share = 1.0  # from 1 for lines that are plain to 0 for those of twice the variance
+        for i in range(size):
+            variance = variances[size - 1 - i if end else i]
+            share *= 1.0 if variance <= plain else max(2 - variance / plain, 0)
+            found[6] += share
 
 
-@compile_loop(**_OPTIONS)
-def pattern_energies(images: _Floats, width: int, waves: _Floats) -> _Doubles:
-    """Compute the mean energies of patterns in square blocks of grey images and of their colour `(N, 2, 16)`.
+@compile_loop(**_SUMS)
+def _second_differences(plane: _Floats, buffer: _Floats, found: _Floats) -> None:
+    height, width = plane.shape
+    for y in range(height - 2):
+        upper, middle, lower, down = plane[y], plane[y + 1], plane[y + 2], buffer[y]
+        for x in range(width):
+            down[x] = (lower[x] - middle[x]) - (middle[x] - upper[x])
+        row = found[y * (width - 2) : (y + 1) * (width - 2)]
+        for x in range(width - 2):
+            row[x] = (down[x + 2] - down[x + 1]) - (down[x + 1] - down[x])
 
-    A pattern is the product of two of the `waves` `(4, 4)`, whose columns are one block high and wide. They have the
-    type of the images, `width` is that of an image.
-    """
-    channels, side = images.shape[1], len(waves)
-    rows, columns = images.shape[2] // width // side, width // side
-    found = np.zeros((len(images), 2, side, side))
+
+@compile_loop(**_SUMS)
+def _patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, found: _Doubles) -> None:
+    channels, side = len(image), len(waves)
+    rows, columns = image.shape[1] // side, image.shape[2] // side
     # Pixels at the same place of all blocks follow each other, so that sums run over blocks as vectors.
-    planes = np.empty((channels + 1, side, side, rows * columns), images.dtype)
-    across = np.empty((side, rows * columns), images.dtype)
-    for n in range(len(images)):
-        grey = planes[channels]
-        grey[:] = 0
-        for c in range(channels):
-            for y in range(side):
-                for x in range(side):
-                    place = planes[c, x, y]
-                    for row in range(rows):
-                        first = (row * side + y) * width + x
-                        for column in range(columns):
-                            place[row * columns + column] = images[n, c, first + column * side]
-            grey += planes[c]
-        grey /= channels
-        for c in range(channels + 1):
-            plane, kind, share = planes[c], 0, 1
-            if c < channels:
-                plane -= grey
-                kind, share = 1, channels
-            for k in range(side):
-                for x in range(side):
-                    _weighted_sum(plane[x], waves[:, k], across[x])
-                for m in range(side):
-                    found[n, kind, k, m] += _energy(across, waves[:, m]) / share
-        found[n] /= rows * columns
-    return found.reshape(len(images), 2, -1)
+    for c in range(channels):
+        for y in range(rows * side):
+            first = y // side * columns
+            for x in range(side):
+                line, place = image[c, y], blocks[c, x, y % side]
+                for column in range(columns):
+                    place[first + column] = line[column * side + x]
+    planes = blocks.reshape(channels + 1, -1)
+    grey = planes[channels]
+    _average(planes[:channels], grey)
+    found[:] = 0
+    for c in range(channels + 1):
+        kind, share = (0, 1) if c == channels else (1, channels)
+        for i in range(grey.size if kind else 0):
+            planes[c, i] -= grey[i]
+        for k in range(side):
+            for x in range(side):
+                _weighted_sum(blocks[c, x], waves[:, k], across[x])
+            for m in range(side):
+                found[kind, k, m] += _energy(across, waves[:, m]) / (rows * columns * share)
 
 
-@compile_loop(**_OPTIONS)
-def _weighted_sum(rows: _Floats, weights: _Floats, total: _Floats) -> None:
-    """Write the weighted sum of four rows `(4, B)` into `total` `(B,)`."""
-    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
+@compile_loop(**_SUMS)
+def _weighted_sum(lines: _Floats, weights: _Floats, total: _Floats) -> None:
+    """Write the weighted sum of four lines `(4, B)` into `total` `(B,)`."""
+    a, b, c, d = lines[0], lines[1], lines[2], lines[3]
     for i in range(total.size):
         total[i] = weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i]
 
 
-@compile_loop(**_OPTIONS)
-def _energy(rows: _Floats, weights: _Floats) -> float:
-    """Return the sum of the squares of the weighted sum of four rows `(4, B)`."""
-    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
-    energy = rows.dtype.type(0)
+@compile_loop(**_SUMS)
+def _energy(lines: _Floats, weights: _Floats) -> float:
+    """Return the sum of the squares of the weighted sum of four lines `(4, B)`."""
+    a, b, c, d = lines[0], lines[1], lines[2], lines[3]
+    energy = lines.dtype.type(0)
     for i in range(a.size):
         value = weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i]
         energy += value * value
     return float(energy)
 
 
-@compile_loop(**_OPTIONS)
-def colours(images: _Floats, grey: _Floats) -> tuple[_Doubles, _Doubles, _Doubles]:
-    """Measure colour, the difference from grey.
-
-    Its means in each channel `(N, C)`, the correlations of neighbouring channels `(N, C - 1)`, and the mean and the
-    largest energy of a pixel's colour `(N, 2)`.
-    """
-    channels, size = images.shape[1:]
-    means = np.zeros((len(images), channels))
-    alike, energies = np.zeros((len(images), channels - 1)), np.empty((len(images), 2))
-    for n in range(len(images)):
-        image, plane, total, largest = images[n], grey[n], 0.0, 0.0
+@compile_loop(**_FINITE)
+def _colours(image: _Floats, grey: _Floats, energies: _Floats, found: _Doubles) -> None:
+    channels, size = image.shape
+    energies[:] = 0
+    norm = 0.0
+    for c in range(channels):
+        plane, before = image[c], image[c - 1]
+        total, total_before, colour = 0.0, 0.0, 0.0
         for i in range(size):
-            energy = 0.0
-            for c in range(channels):
-                colour = image[c, i] - plane[i]
-                energy += colour * colour
-            total += energy
-            largest = max(largest, energy)
-        energies[n, 0], energies[n, 1] = total / (size * channels), largest / channels
-        norm = 0.0
-        for c in range(channels):
-            before, mean, mean_before = image[c - 1], image[c].mean(), image[c - 1].mean()
-            squares, products, colour = 0.0, 0.0, 0.0
-            for i in range(size):
-                centered = image[c, i] - mean
-                colour += image[c, i] - plane[i]
-                squares += centered * centered
-                products += centered * (before[i] - mean_before)
-            means[n, c] = colour / size
-            both, norm = norm * np.sqrt(squares), np.sqrt(squares)
-            if c and not both <= 0:  # NaN stays
-                alike[n, c - 1] = products / both
-    return means, alike, energies
+            difference = plane[i] - grey[i]
+            energies[i] += difference * difference
+            colour += difference
+            total += plane[i]
+            total_before += before[i]
+        mean, mean_before, squares, products = total / size, total_before / size, 0.0, 0.0
+        for i in range(size):
+            centered = plane[i] - mean
+            squares += centered * centered
+            products += centered * (before[i] - mean_before)
+        found[c] = colour / size
+        both, norm = norm * np.sqrt(squares), np.sqrt(squares)
+        if c:
+            found[channels + c - 1] = products / both if both > 0 else 0.0
+    energy, largest = 0.0, energies[0]
+    for i in range(size):
+        energy += energies[i]
+        largest = max(largest, energies[i])
+    found[2 * channels - 1], found[2 * channels] = energy / (size * channels), largest / channels

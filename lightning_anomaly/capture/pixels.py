@@ -16,8 +16,9 @@ from lightning_anomaly.threads import torch_in_threads
 
 _WINDOW = 4  # side of the blocks in which patterns are measured (pixels)
 _WAVES = np.cos(math.pi / _WINDOW * np.arange(_WINDOW) * (np.arange(_WINDOW)[:, None] + 0.5))
-_WAVES /= np.linalg.norm(_WAVES, axis=0)
+_WAVES /= np.linalg.norm(_WAVES, axis=0)  # of the discrete cosine transform
 _KINDS = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in itertools.product(range(_WINDOW), repeat=2)]
+_VARYING = [*enumerate(_KINDS)][1:]  # patterns but the constant one
 _NEAR = 0.02  # distance of the brightest pixels from the maximum, and of the darkest from the minimum (of the range)
 _FLAT = 0.01  # largest difference of neighbours in flat areas (of the range)
 _PLAIN = 1e-3  # variance of a line of one colour (of the image's variance)
@@ -28,7 +29,7 @@ _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm,
 _LINE = 0.5  # change of the logarithm of a border's width that is a plain line more or less
 _IN_PIXELS = ("mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest colour")  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
-_VALUES = 2**18  # described at a time by one thread, so that they stay in the cache
+_VALUES = 2**19  # described by one thread at a time, so that it is worth starting
 
 _Floats = npt.NDArray[np.floating[Any]]
 
@@ -48,7 +49,7 @@ def pixel_statistics(images: Tensor) -> Tensor:
     images = images if images.dtype == torch.float64 else images.float()
     parts = torch.split(images.contiguous(), max(1, _VALUES // math.prod(images.shape[1:])))
     described = torch_in_threads(lambda part: [values for _, values in _describe(part.numpy())], parts)
-    return torch.from_numpy(np.concatenate([np.stack(numbers, 1) for numbers in described]))
+    return torch.from_numpy(np.concatenate([np.array(numbers) for numbers in described], 1).T)
 
 
 @cache
@@ -75,11 +76,10 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
     from lightning_anomaly.capture import pixel_loops as loops  # late, as numba takes long to import
     from lightning_anomaly.numba_jit import announce_compilation
 
-    announce_compilation(loops.brightness)
-    n, channels, height, width = images.shape
-    planes = images.reshape(n, channels, -1)
-    grey = np.empty((n, planes.shape[2]), planes.dtype)
-    mean, variance, skewness, lowest, highest, darkest, brightest = loops.brightness(planes, grey, _NEAR).T
+    announce_compilation(loops.measure)
+    channels = images.shape[1]
+    found = loops.measure(images, _NEAR, _FLAT, _PLAIN, _WAVES.astype(images.dtype))
+    mean, variance, skewness, lowest, highest, darkest, brightest = found.brightness.T
     numbers = [
         ("mean", mean),
         ("lowest", lowest),
@@ -89,50 +89,28 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
         ("brightest share", brightest),
         ("darkest share", darkest),
     ]
-    second = grey
-    for axis, (size, inner) in enumerate(((height, width), (width, 1))):
-        steps, profile, lines = loops.along_axis(grey, size, inner, _FLAT * (highest - lowest))
-        first, middle, last = (part.mean(1) for part in np.array_split(profile, 3, 1))
-        numbers += [("edges", steps[:, 0]), ("flat share", steps[:, 1])]
-        numbers += [(f"ends {axis}", first - last), ("middle", middle - mean)]
-        numbers += [("plainest line", np.log(lines.min(1) + _RELATIVE * variance + _TINY))]
-        numbers += [("plain border", _border((2 - lines / (_PLAIN * variance[:, None] + _TINY)).clip(0, 1)))]
-        second = loops.second_differences(second, size, inner)
-    numbers += zip(("noise", "detail"), _grain(second, variance).T, strict=True)
-    grey_patterns, colour_patterns = _pattern_energies(planes, width, variance)
-    numbers += [(f"{kind} patterns", energies) for kind, energies in grey_patterns]
+    for axis, size in enumerate(images.shape[2:]):
+        step, flat, first, middle, last, plainest, border = found.axes[:, axis].T
+        numbers += [("edges", step), ("flat share", flat), (f"ends {axis}", first - last), ("middle", middle - mean)]
+        numbers += [("plainest line", np.log(plainest + _RELATIVE * variance + _TINY))]
+        numbers += [("plain border", np.log((border + 1) / size))]
+    numbers += zip(("noise", "detail"), _grain(found.seconds, variance), strict=True)
+    patterns = np.log(found.patterns + _RELATIVE * variance[:, None, None] + _TINY)
+    numbers += [(f"{kind} patterns", patterns[:, 0, place]) for place, kind in _VARYING]
     if channels > 1:
-        means, alike, energies = loops.colours(planes, grey)
-        numbers += [(f"{kind} colour patterns", energies) for kind, energies in colour_patterns]
-        numbers += [(f"channel {channel}", values) for channel, values in enumerate(means.T)]
-        numbers += [("alike channels", values) for values in alike.T]
-        numbers += [("colour", np.log(energies[:, 0] + _FAINT * variance + _TINY))]
-        numbers += [("brightest colour", np.sqrt(energies[:, 1]))]
+        numbers += [(f"{kind} colour patterns", patterns[:, 1, place]) for place, kind in _VARYING]
+        numbers += [(f"channel {channel}", found.colours[:, channel]) for channel in range(channels)]
+        numbers += [("alike channels", alike) for alike in found.colours[:, channels:-2].T]
+        numbers += [("colour", np.log(found.colours[:, -2] + _FAINT * variance + _TINY))]
+        numbers += [("brightest colour", np.sqrt(found.colours[:, -1]))]
     return numbers
 
 
-def _border(plain: _Floats) -> _Floats:
-    """Compute the log of the share of lines, plain from 0 to 1 `(N, L)`, before the first that is not, and after."""
-    first, last = (np.cumprod(side, 1).sum(1) for side in (plain, plain[:, ::-1]))
-    return cast(_Floats, np.log((first + last + 1) / plain.shape[1]))
-
-
 def _grain(second: _Floats, variance: _Floats) -> _Floats:
-    """Compute noise and detail `(N, 2)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
-    places = [int(share * second.shape[1]) for share in (0.5, 0.9)]
-    sizes = np.abs(second, out=second)
-    # One at a time: NumPy has vectorized code for a single place only, which is six times as fast.
-    quantiles = np.stack([np.partition(sizes, place, 1)[:, place] for place in places], 1)
-    return np.log(quantiles + _FINEST * np.sqrt(variance)[:, None] + _TINY)
-
-
-def _pattern_energies(images: _Floats, width: int, variance: _Floats) -> list[list[tuple[str, _Floats]]]:
-    """Compute the log of the mean energy `(N,)` of each local pattern, fine or coarse, in grey images and in colour.
-
-    The patterns are those of the discrete cosine transform of blocks of 4x4 pixels, but the constant one.
-    """
-    from lightning_anomaly.capture import pixel_loops as loops
-
-    energies = loops.pattern_energies(images, width, _WAVES.astype(images.dtype))
-    energies = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
-    return [list(zip(_KINDS, part.T, strict=True))[1:] for part in energies.swapaxes(0, 1)]
+    """Compute noise and detail `(2, N)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
+    sizes, quantiles = np.abs(second, out=second), []
+    for share in (0.5, 0.9):  # one at a time: NumPy has vectorized code for a single place only, six times as fast
+        place = int(share * sizes.shape[1])
+        sizes.partition(place, 1)
+        quantiles.append(sizes[:, place].copy())
+    return cast(_Floats, np.log(quantiles + _FINEST * np.sqrt(variance) + _TINY))
