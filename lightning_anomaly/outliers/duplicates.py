@@ -19,9 +19,9 @@ from lightning_anomaly.threads import torch_in_threads
 
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
-_BLOCK = 1024  # images that are compared with as many others at once
-_BLOCKS = 32  # pairs of blocks that are compared before near duplicates are counted
-_PAIRS = 2**8  # pairs whose features are compared at once, so that they stay in the cache
+_BLOCK = 2048  # images that are compared with as many others at once
+_BLOCKS = 16  # pairs of blocks that are compared before near duplicates are counted
+_PAIRS = 64  # pairs whose features are compared at once, so that they stay in the cache
 _PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
 
@@ -61,7 +61,7 @@ class Traces(NamedTuple):
         if pictures.ndim == 4:
             looks = functional.adaptive_avg_pool2d(scaled(pictures).float().mean(1), _SIDE).cpu()
         if features is not None:
-            features = functional.normalize(features.float()).nan_to_num().half().cpu()
+            features = functional.normalize(features.float()).half().nan_to_num_().cpu()
         return cls(hashes, looks, features)
 
     @staticmethod
@@ -70,29 +70,31 @@ class Traces(NamedTuple):
         hashes, looks, features = zip(*parts, strict=True)
         return Traces(torch.cat(hashes), join_known(looks), join_known(features))
 
-    def select(self, images: Tensor) -> Traces:
-        """Select images by an index or a mask."""
-        looks, features = (None if part is None else part[images] for part in (self.looks, self.features))
-        return Traces(self.hashes[images], looks, features)
 
-
-def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
+def find_duplicates(traces: Traces, images: Tensor | None = None) -> tuple[list[tuple[list[int], bool]], str]:
     """Group images of equal hashes, and near duplicates, which are alike in features and in looks.
 
     Features are centered; looks are centered by the mean look and by their own mean, and compared mirrored too. The
     similarity of two images is the product of both cosines. Duplicates of duplicates are in one group. Near duplicates
     need features and looks.
 
+    Args:
+        traces: Traces of N images.
+        images: Index of those that are compared, by default of all `(n,)`.
+
     Returns:
-        Groups of images and whether all in it are identical, those of identical images before the others, each in the
-        order of their first images; and, if there are too many images for near duplicates, a sentence that says so.
+        Groups of places in the index and whether all in them are identical, those of identical images before the
+        others, each in the order of their first images; and, if there are too many images for near duplicates, a
+        sentence that says so.
     """
-    _, first, kind = np.unique(traces.hashes.numpy(), return_index=True, return_inverse=True)
+    hashes = traces.hashes if images is None else traces.hashes[images]
+    _, first, kind = np.unique(hashes.numpy(), return_index=True, return_inverse=True)
+    different = torch.from_numpy(first) if images is None else images[first]
     pairs, problem = None, ""
     if len(first) > _MOST:
         problem = f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
     elif len(first) > 1 and traces.features is not None and traces.looks is not None:
-        pairs = _near_pairs(traces.features, traces.looks, torch.from_numpy(first))
+        pairs = _near_pairs(traces.features, traces.looks[different], different)
         if pairs is None:
             problem = "Near duplicates are not listed, as too many images are alike in what the model sees in them."
     ends = np.empty((2, 0), np.int64) if pairs is None else pairs.numpy()
@@ -105,13 +107,15 @@ def find_duplicates(traces: Traces) -> tuple[list[tuple[list[int], bool]], str]:
 
 
 def _near_pairs(features: Tensor, looks: Tensor, images: Tensor) -> Tensor | None:
-    """Find the pairs of near duplicates among different images, an index `(2, pairs)`; None if there are too many."""
+    """Find the pairs of near duplicates among different images, an index `(2, pairs)`; None if there are too many.
+
+    Features are those of all images `(N, D)`, looks those of the n that `images` selects.
+    """
     mean = sum(features[part].float().sum(0) for part in torch.split(images, _PAIRS)) / len(images)
 
     def centered(chosen: Tensor | slice) -> Tensor:
-        return functional.normalize(features[images[chosen]].float() - mean)
+        return features[images[chosen]].float().sub_(mean)
 
-    looks = looks[images]
     vectors = (looks - looks.mean(0)).flatten(1)
     looks = functional.normalize(vectors - vectors.mean(1, keepdim=True)).view_as(looks)
     # Halves that are equal and opposite in the mirror: products with a look and with its mirror image are their sum and
@@ -125,12 +129,15 @@ def _near_pairs(features: Tensor, looks: Tensor, images: Tensor) -> Tensor | Non
         some = (alike.amax(1) > _ALIKE).nonzero()[:, 0]  # few rows, unless most images look alike
         place, column = (alike[some] > _ALIKE).nonzero().unbind(1)
         row = some[place]
+        once = row + rows.start < column + columns.start
+        row, column = row[once], column[once]
         found = torch.stack([row + rows.start, column + columns.start])
         if 50 * len(row) > alike.numel():
-            similar = (centered(rows) @ centered(columns).T)[row, column]
+            similar = (functional.normalize(centered(rows)) @ functional.normalize(centered(columns)).T)[row, column]
         else:
-            similar = torch.cat([(centered(a) * centered(b)).sum(1) for a, b in torch.split(found, _PAIRS, 1)])
-        return found[:, (found[0] < found[1]) & (alike[row, column] * similar > _ALIKE)]
+            parts = torch.split(found, _PAIRS, 1)
+            similar = torch.cat([functional.cosine_similarity(centered(a), centered(b)) for a, b in parts])
+        return found[:, alike[row, column] * similar > _ALIKE]
 
     blocks, pairs = combinations_with_replacement(range(0, len(images), _BLOCK), 2), list[Tensor]()
     while some_blocks := list(islice(blocks, _BLOCKS)):

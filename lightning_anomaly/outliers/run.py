@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)
-_AT_ONCE = 1024  # images scored together: for a few, calling torch takes longer than the work
+_AT_ONCE = 2**22  # values of images described and scored together: for a few, calls take longer than the work
 
 
 class Fitted(NamedTuple):
@@ -48,7 +49,7 @@ class Fitted(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What is known of some images, on the CPU: their positions `(n,)`, statistics, small pictures and traces."""
+    """What is known of n images, on the CPU: their positions `(n,)`, statistics, small pictures and traces."""
 
     positions: Tensor
     samples: SampleStatistics
@@ -88,10 +89,11 @@ class Shown(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The usable images of a reference: names of files, or else positions, and traces."""
+    """The images of a reference: traces, an index of the m usable ones `(m,)`, and their files, or else positions."""
 
-    names: list[str | int]
     traces: Traces
+    usable: Tensor
+    names: list[str | int]
 
 
 class Run:
@@ -172,9 +174,8 @@ class Run:
             )
         fitted = Fitted(views, calibration, count, source.shape, self._limits, self._head)
         positions = every.positions[finite].tolist()
-        traces = every.traces.select(finite)
         names = [position if source.names is None else source.names[position] for position in positions]
-        return (fitted, notes, batches, None) if is_own else (fitted, notes, [], Known(names, traces))
+        return (fitted, notes, batches, None) if is_own else (fitted, notes, [], Known(every.traces, usable, names))
 
     def search(
         self,
@@ -192,9 +193,7 @@ class Run:
         remaining = [position for position in range(len(source)) if position not in known]
         batches = self._batches(source, remaining, "outlier scores")
         positions, parts, kept, shown = [], [], [], list[Shown]()
-        every, count = chain(read, batches), -(-_AT_ONCE // source.batch_size)
-        while waiting := list(islice(every, count)):
-            batch = Batch.join(waiting)
+        for batch in chain(read, batches):
             check_features(batch.samples, fitted)
             parts.append(judge(fitted.views, batch.samples))
             scored = _scores_of(parts[-1], len(batch.positions))
@@ -208,7 +207,7 @@ class Run:
         unusable = scores["larger"].isinf()
         notes = _unusable_notes(source, unusable.nonzero()[:, 0].tolist())
         usable = (~unusable).nonzero()[:, 0]
-        duplicates, problem = _duplicates(Traces.join(kept).select(order[usable]), usable.tolist(), reference)
+        duplicates, problem = _duplicates(kept, order[usable], usable.tolist(), reference)
         p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
         p_values |= {name: conformal_p_values(scores[name], known) for name, known in fitted.calibration.items()}
         copied = [position for group in duplicates for position in group.positions][:KEPT]
@@ -235,20 +234,24 @@ class Run:
     def _batches(
         self, source: ImageSource, positions: Sequence[int], description: str, *, draw: bool = True
     ) -> Iterator[Batch]:
-        """Yield what is known of images, batch by batch; without `draw`, they have no pictures."""
+        """Yield what is known of images, of several batches if they are small; without `draw` they have no pictures."""
         if self._class_names is None:
             self._class_names = source.class_names
-        batches = source.pictures(positions)
         steps = -(-len(positions) // source.batch_size)
-        for places, images, whole in track(batches, steps, description, self._progress):
-            samples = self.statistics(images, scaled(whole))
-            traces = Traces.of(whole, samples.features)
+        batches = track(source.pictures(positions), steps, description, self._progress)
+        seen = ((places, whole, self._seen(images)) for places, images, whole in batches)
+        count = max(1, _AT_ONCE // (source.batch_size * math.prod(source.shape)))
+        while group := list(islice(seen, count)):
+            chosen, pictures, samples = zip(*group, strict=True)
+            places, whole = torch.cat(chosen), torch.cat(pictures) if count > 1 else pictures[0]
+            statistics = self._described(SampleStatistics.join(samples), scaled(whole))
+            traces = Traces.of(whole, statistics.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
-            for part in (samples.pixels, samples.features):
+            for part in (statistics.pixels, statistics.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            pictures = self._drawn(whole) if draw or self._limits is None else None
-            yield Batch(places, samples, pictures if draw else None, traces)
+            drawings = self._drawn(whole) if draw or self._limits is None else None
+            yield Batch(places, statistics, drawings if draw else None, traces)
 
     def _drawn(self, pictures: Tensor) -> Tensor | None:
         """Draw pictures; the first ones set what is black and white."""
@@ -261,14 +264,21 @@ class Run:
 
     def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
         """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
+        return self._described(self._seen(images), whole)
+
+    def _described(self, samples: SampleStatistics, whole: Tensor) -> SampleStatistics:
+        """Add the pixels of whole pictures, and the names of classes."""
         pixels = pixel_statistics(whole) if describes_pixels(whole.shape) else None
-        if self._head is None:
-            self._run(images[:2])  # finds the head, for which all convolutions are hooked
-        samples = self._run(images)
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(self._class_names or ())
         class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
         return samples._replace(pixels=pixels, shape=tuple(whole.shape[1:]), class_names=class_names)
+
+    def _seen(self, images: Tensor) -> SampleStatistics:
+        """Return what the model makes of a batch of images: features and logits."""
+        if self._head is None:
+            self._run(images[:2])  # finds the head, for which all convolutions are hooked
+        return self._run(images)
 
     def _run(self, images: Tensor) -> SampleStatistics:
         """Run the model on images, and return their features and logits."""
@@ -282,16 +292,21 @@ class Run:
         return capture.collected(len(images))
 
 
-def _duplicates(traces: Traces, positions: Sequence[int], reference: Known | None) -> tuple[list[DuplicateGroup], str]:
-    """Find duplicates among images at some positions, and between these and a reference."""
+def _duplicates(
+    parts: Sequence[Traces], images: Tensor, positions: Sequence[int], reference: Known | None
+) -> tuple[list[DuplicateGroup], str]:
+    """Find duplicates among images, an index into all parts, at some positions, and between these and a reference."""
+    if reference is not None:
+        images = torch.cat([images, reference.usable + sum(len(part.hashes) for part in parts)])
+        parts = [*parts, reference.traces]
+    groups, problem = find_duplicates(Traces.join(parts), images)
     names = [] if reference is None else reference.names
-    groups, problem = find_duplicates(traces if reference is None else Traces.join([traces, reference.traces]))
     found = []
     for group, identical in groups:
-        images = [positions[place] for place in group if place < len(positions)]
+        searched = [positions[place] for place in group if place < len(positions)]
         known = [names[place - len(positions)] for place in group if place >= len(positions)]
-        if images:
-            found.append(DuplicateGroup(images, identical, known))
+        if searched:
+            found.append(DuplicateGroup(searched, identical, known))
     return found, problem
 
 
