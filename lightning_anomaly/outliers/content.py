@@ -52,7 +52,7 @@ class Distance(NamedTuple):
 
     def squared(self, vectors: Tensor) -> Tensor:
         """Compute the squared distances of vectors `(n, D)`, up to a factor `(n,)`."""
-        centered = vectors - self.mean
+        centered = vectors.to(self.mean) - self.mean
         along = (centered @ self.axes).square().sum(1)
         return vector_norm(centered, dim=1).square() - along if self.shrunk else along
 
@@ -85,14 +85,15 @@ class Content(NamedTuple):
         assert samples.features is not None
         if len(samples.features) < _MIN_SAMPLES:
             return None
-        vectors = normalize(samples.features).double()
+        vectors = normalize(samples.features)
         if not (vectors.amax(0) - vectors.amin(0)).max() > torch.finfo(torch.float32).eps:
             return None
         if samples.logits is None or _told_by(samples.logits) <= _KNOWN:
             return cls((Distance.fit(vectors, shrunk=True),), uses_energy=False)
+        precise = vectors.double()  # as a Mahalanobis distance divides by small deviations
         if _share_along_components(vectors) > _COMPLETE:
-            return cls((Distance.fit(vectors, shrunk=False),), uses_energy=True)
-        return cls((Distance.fit(vectors, shrunk=True), Distance.fit(vectors, _FEW, shrunk=False)), uses_energy=True)
+            return cls((Distance.fit(precise, shrunk=False),), uses_energy=True)
+        return cls((Distance.fit(vectors, shrunk=True), Distance.fit(precise, _FEW, shrunk=False)), uses_energy=True)
 
     def measure(self, samples: SampleStatistics) -> Tensor:
         """Compute up to three measures `(n, m)`, infinite for NaN.
@@ -101,8 +102,8 @@ class Content(NamedTuple):
         Owens and Li, "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        vectors = normalize(samples.features).double()
-        measures = [distance.squared(vectors).log() for distance in self.distances]
+        vectors = normalize(samples.features)
+        measures = [distance.squared(vectors).double().log() for distance in self.distances]
         if self.uses_energy:
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))
