@@ -137,7 +137,7 @@ class OutlierDetector:
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         run = Run(self.model, self.class_names, False, fitted.head)
-        samples = run.statistics(images, images if pictures is None else pictures)
+        samples = run.statistics([images], images if pictures is None else pictures)
         check_features(samples, fitted)
         return larger(view.scores(samples) for view in fitted.views.values())
 

@@ -238,13 +238,12 @@ class Run:
         if self._class_names is None:
             self._class_names = source.class_names
         steps = -(-len(positions) // source.batch_size)
-        batches = track(source.pictures(positions), steps, description, self._progress)
-        seen = ((places, whole, self._seen(images)) for places, images, whole in batches)
+        batches = iter(track(source.pictures(positions), steps, description, self._progress))
         count = max(1, _AT_ONCE // (source.batch_size * math.prod(source.shape)))
-        while group := list(islice(seen, count)):
-            chosen, pictures, samples = zip(*group, strict=True)
+        while group := list(islice(batches, count)):
+            chosen, images, pictures = zip(*group, strict=True)
             places, whole = torch.cat(chosen), torch.cat(pictures) if count > 1 else pictures[0]
-            statistics = self._described(SampleStatistics.join(samples), scaled(whole))
+            statistics = self.statistics(images, scaled(whole))
             traces = Traces.of(whole, statistics.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (statistics.pixels, statistics.features):
@@ -262,34 +261,27 @@ class Run:
             self._limits = black_and_white(small)
         return drawn(small, self._limits)
 
-    def statistics(self, images: Tensor, whole: Tensor) -> SampleStatistics:
-        """Run the model on a batch of images, and return their statistics, with the pixels of the whole pictures."""
-        return self._described(self._seen(images), whole)
-
-    def _described(self, samples: SampleStatistics, whole: Tensor) -> SampleStatistics:
-        """Add the pixels of whole pictures, and the names of classes."""
+    def statistics(self, batches: Sequence[Tensor], whole: Tensor) -> SampleStatistics:
+        """Run the model on batches of images, and return their statistics, with the pixels of all whole pictures."""
         pixels = pixel_statistics(whole) if describes_pixels(whole.shape) else None
+        if self._head is None:
+            self._run([batches[0][:2]])  # finds the head, for which all convolutions are hooked
+        samples = self._run(batches)
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(self._class_names or ())
         class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
         return samples._replace(pixels=pixels, shape=tuple(whole.shape[1:]), class_names=class_names)
 
-    def _seen(self, images: Tensor) -> SampleStatistics:
-        """Return what the model makes of a batch of images: features and logits."""
-        if self._head is None:
-            self._run(images[:2])  # finds the head, for which all convolutions are hooked
-        return self._run(images)
-
-    def _run(self, images: Tensor) -> SampleStatistics:
-        """Run the model on images, and return their features and logits."""
+    def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
+        """Run the model on batches of images, and return their features and logits."""
         capture = SampleCapture(self._model, with_pixels=False, head=self._head)
-        with probing(self._model) as call:
-            with hooked([(module, capture, take) for module, take in capture.watched]):
+        with probing(self._model) as call, hooked([(module, capture, take) for module, take in capture.watched]):
+            for images in batches:
                 # A copy, as the model may change its input in place.
                 call(images.to(self._device, self._dtype or images.dtype, copy=True))
-            capture.end_pass(len(images))
+                capture.end_pass(len(images))
         self._head = capture.head
-        return capture.collected(len(images))
+        return capture.collected(sum(map(len, batches)))
 
 
 def _duplicates(
