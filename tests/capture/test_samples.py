@@ -93,6 +93,7 @@ def pooled(maps: Tensor) -> Tensor:
 
 
 LINEAR = {"hidden": nn.Linear(4, 6), "head": nn.Linear(6, 3)}
+LINEAR["hidden"].bias.data[:3] = -9  # so that a ReLU changes its output
 HEADS: dict[str, tuple[Any, Head]] = {
     "alone": (network(lambda n, x: n.head(n.hidden(pooled(x))), **LINEAR), Head("head", True)),
     "a gate alone": (network(lambda n, x: x, gated=True), Head("body.0", False)),
