@@ -5,7 +5,7 @@ Planes are images of one channel `(H, W)`, float32 or float64.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,33 +19,24 @@ _SUMS = _OPTIONS | {"fastmath": {"contract", "reassoc"}}
 _FINITE = _OPTIONS | {"fastmath": {"contract", "reassoc", "nnan", "nsz"}}  # a minimum of vectors needs no NaN
 
 
-class Measures(NamedTuple):
-    """What is measured in N images; NaN for images that are not finite.
-
-    Attributes:
-        brightness: Mean, variance, skewness, minimum, maximum, and the shares of pixels near both `(N, 7)`.
-        axes: Along both axes `(N, 2, 7)` the largest step, the share of steps that are flat, the means of the first,
-            middle and last third, the smallest variance of a line, and the number of plain lines at both ends.
-        seconds: Second differences along both axes `(N, (H - 2) * (W - 2))`.
-        patterns: Mean energies of patterns in square blocks of the grey images and of their colour `(N, 2, 16)`.
-        colours: The mean colour in each channel, the correlations of neighbouring channels, and the mean and the
-            largest energy of a pixel's colour `(N, 2 * C + 1)`. Colour is the difference from grey.
-    """
-
-    brightness: _Doubles
-    axes: _Doubles
-    seconds: _Floats
-    patterns: _Doubles
-    colours: _Doubles
-
-
 @compile_loop(**_OPTIONS)
-def measure(images: _Floats, near: float, flat: float, plain: float, waves: _Floats) -> Measures:
-    """Measure images `(N, C, H, W)`.
+def measure(
+    images: _Floats, near: float, flat: float, plain: float, waves: _Floats
+) -> tuple[_Doubles, _Doubles, _Floats, _Doubles, _Doubles]:
+    """Measure images `(N, C, H, W)`, with NaN for those that are not finite.
 
     Pixels are `near` the minimum or the maximum, and steps `flat`, by a share of the range; lines are `plain` by a
     share of the variance. A pattern is the product of two of the `waves` `(4, 4)`, whose columns are one block high and
-    wide.
+    wide. Colour is the difference from grey.
+
+    Returns:
+        Of the grey images: mean, variance, skewness, minimum, maximum, and the shares of pixels near both `(N, 7)`.
+        Along both axes: the largest step, the share of flat steps, the means of the first, middle and last third, the
+        smallest variance of a line across, and the number of plain lines at both ends `(N, 2, 7)`.
+        Second differences along both axes `(N, (H - 2) * (W - 2))`.
+        Mean energies of patterns in blocks of the grey images and of their colour `(N, 2, 16)`.
+        The mean colour in each channel, the correlations of neighbouring channels, and the mean and the largest energy
+        of a pixel's colour `(N, 2 * C + 1)`.
     """
     n_images, channels, height, width = images.shape
     side, dtype = len(waves), images.dtype
@@ -53,22 +44,27 @@ def measure(images: _Floats, near: float, flat: float, plain: float, waves: _Flo
     brightness, axes = np.full((n_images, 7), np.nan), np.full((n_images, 2, 7), np.nan)
     seconds = np.full((n_images, (height - 2) * (width - 2)), np.nan, dtype)
     patterns, colours = np.full((n_images, 2, side, side), np.nan), np.full((n_images, 2 * channels + 1), np.nan)
-    grey, buffer = np.empty((height, width), dtype), np.empty((height, width), dtype)
+    grey, buffer = np.empty((height, width), dtype), np.empty(height * width, dtype)
     blocks = np.empty((channels + 1, side, side, rows * columns), dtype)
-    across = np.empty((side, rows * columns), dtype)
+    across = np.empty((side + 1, rows * columns), dtype)
     for n in range(n_images):
         planes, plane = images[n].reshape(channels, -1), grey.ravel()
         mean = _average(planes, plane)
         if not np.isfinite(mean):
             continue
         _brightness(plane, mean, near, brightness[n])
-        variance, lowest, highest = brightness[n, 1], brightness[n, 3], brightness[n, 4]
-        _axes(grey, flat * (highest - lowest), plain * variance, axes[n])
-        _second_differences(grey, buffer, seconds[n])
+        step, variance = flat * (brightness[n, 4] - brightness[n, 3]), plain * brightness[n, 1]
+        _along(grey, step, variance, axes[n, 0])
+        turned = buffer.reshape(width, height)
+        for x in range(width):
+            for y in range(height):
+                turned[x, y] = grey[y, x]
+        _along(turned, step, variance, axes[n, 1])
+        _second_differences(grey, buffer.reshape(height, width), seconds[n])
         _patterns(images[n], waves, blocks, across, patterns[n])
         if channels > 1:
-            _colours(planes, plane, buffer.ravel(), colours[n])
-    return Measures(brightness, axes, seconds, patterns.reshape(n_images, 2, -1), colours)
+            _colours(planes, plane, buffer, colours[n])
+    return brightness, axes, seconds, patterns.reshape(n_images, 2, -1), colours
 
 
 # Below, loops stand for the arithmetic of whole arrays, which takes numba seconds to compile.
@@ -109,60 +105,31 @@ def _brightness(pixels: _Floats, mean: float, near: float, found: _Doubles) -> N
 
 
 @compile_loop(**_FINITE)
-def _axes(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
-    height, width = plane.shape
-    row_means, column_means = np.zeros(height), np.zeros(width)
-    for y in range(height):
-        row, total = plane[y], 0.0
-        for x in range(width):
-            total += row[x]
-            column_means[x] += row[x]
-        row_means[y] = total / width
-    for x in range(width):
-        column_means[x] /= height
-    row_variances, column_variances = np.zeros(height), np.zeros(width)
-    downward, level, downward_flat, level_flat = 0.0, 0.0, 0, 0
-    for y in range(height):
-        row, mean, squares = plane[y], row_means[y], 0.0
-        for x in range(width):
-            squares += (row[x] - mean) * (row[x] - mean)
-            column_variances[x] += (row[x] - column_means[x]) * (row[x] - column_means[x])
-        row_variances[y] = squares / width
-        largest, few = _steps(row[:-1], row[1:], flat)
-        level, level_flat = max(level, largest), level_flat + few
-        if y:
-            largest, few = _steps(plane[y - 1], row, flat)
-            downward, downward_flat = max(downward, largest), downward_flat + few
-    for x in range(width):
-        column_variances[x] /= height
-    found[0, 0], found[0, 1] = downward, downward_flat / (width * (height - 1))
-    found[1, 0], found[1, 1] = level, level_flat / (height * (width - 1))
-    _lines(row_means, row_variances, plain, found[0])
-    _lines(column_means, column_variances, plain, found[1])
-
-
-@compile_loop(**_FINITE)
-def _steps(before: _Floats, after: _Floats, flat: float) -> tuple[float, int]:
-    """Return the largest step between two lines, and the number of steps up to `flat`."""
+def _along(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
+    """Measure the first axis, across which lines lie."""
+    size, length = plane.shape
+    means, variances = np.zeros(size), np.zeros(size)
     largest, few = 0.0, 0
-    for i in range(before.size):
-        step = abs(after[i] - before[i])
-        largest = max(largest, step)
-        few += step <= flat
-    return largest, few
-
-
-@compile_loop(**_OPTIONS)
-def _lines(means: _Doubles, variances: _Doubles, plain: float, found: _Doubles) -> None:
-    """Measure what lies along an axis by the means and variances of the lines across it."""
-    size = means.size
+    for y in range(size):
+        line, before, total, squares = plane[y], plane[max(y - 1, 0)], 0.0, 0.0
+        for x in range(length):
+            total += line[x]
+        mean = total / length
+        for x in range(length):
+            squares += (line[x] - mean) * (line[x] - mean)
+        means[y], variances[y] = mean, squares / length
+        for x in range(length if y else 0):
+            step = abs(line[x] - before[x])
+            largest = max(largest, step)
+            few += step <= flat
     first, last = (size + 2) // 3, size - size // 3
+    found[0], found[1] = largest, few / (length * (size - 1))
     found[2], found[3], found[4] = means[:first].mean(), means[first:last].mean(), means[last:].mean()
     found[5], found[6] = variances.min(), 0
     for end in range(2):
         share = 1.0  # from 1 for lines that are plain to 0 for those of twice the variance
-        for i in range(size):
-            variance = variances[size - 1 - i if end else i]
+        for y in range(size):
+            variance = variances[size - 1 - y if end else y]
             share *= 1.0 if variance <= plain else max(2 - variance / plain, 0)
             found[6] += share
 
@@ -203,25 +170,18 @@ def _patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, 
             for x in range(side):
                 _weighted_sum(blocks[c, x], waves[:, k], across[x])
             for m in range(side):
-                found[kind, k, m] += _energy(across, waves[:, m]) / (rows * columns * share)
+                energy = _weighted_sum(across, waves[:, m], across[side])
+                found[kind, k, m] += energy / (rows * columns * share)
 
 
 @compile_loop(**_SUMS)
-def _weighted_sum(lines: _Floats, weights: _Floats, total: _Floats) -> None:
-    """Write the weighted sum of four lines `(4, B)` into `total` `(B,)`."""
+def _weighted_sum(lines: _Floats, weights: _Floats, total: _Floats) -> float:
+    """Write the weighted sum of the first four lines into `total` `(B,)`, and return the sum of its squares."""
     a, b, c, d = lines[0], lines[1], lines[2], lines[3]
+    energy = total.dtype.type(0)
     for i in range(total.size):
         total[i] = weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i]
-
-
-@compile_loop(**_SUMS)
-def _energy(lines: _Floats, weights: _Floats) -> float:
-    """Return the sum of the squares of the weighted sum of four lines `(4, B)`."""
-    a, b, c, d = lines[0], lines[1], lines[2], lines[3]
-    energy = lines.dtype.type(0)
-    for i in range(a.size):
-        value = weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i]
-        energy += value * value
+        energy += total[i] * total[i]
     return float(energy)
 
 

@@ -78,31 +78,26 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
 
     announce_compilation(loops.measure)
     channels = images.shape[1]
-    found = loops.measure(images, _NEAR, _FLAT, _PLAIN, _WAVES.astype(images.dtype))
-    mean, variance, skewness, lowest, highest, darkest, brightest = found.brightness.T
-    numbers = [
-        ("mean", mean),
-        ("lowest", lowest),
-        ("highest", highest),
-        ("contrast", np.log(variance + _TINY)),
-        ("skew", skewness),
-        ("brightest share", brightest),
-        ("darkest share", darkest),
-    ]
+    measured = loops.measure(images, _NEAR, _FLAT, _PLAIN, _WAVES.astype(images.dtype))
+    brightness, axes, seconds, energies, colours = measured
+    mean, variance, skewness, lowest, highest, darkest, brightest = brightness.T
+    names = "mean", "lowest", "highest", "contrast", "skew", "brightest share", "darkest share"
+    values = mean, lowest, highest, np.log(variance + _TINY), skewness, brightest, darkest
+    numbers = [*zip(names, values, strict=True)]
     for axis, size in enumerate(images.shape[2:]):
-        step, flat, first, middle, last, plainest, border = found.axes[:, axis].T
+        step, flat, first, middle, last, plainest, border = axes[:, axis].T
         numbers += [("edges", step), ("flat share", flat), (f"ends {axis}", first - last), ("middle", middle - mean)]
         numbers += [("plainest line", np.log(plainest + _RELATIVE * variance + _TINY))]
         numbers += [("plain border", np.log((border + 1) / size))]
-    numbers += zip(("noise", "detail"), _grain(found.seconds, variance), strict=True)
-    patterns = np.log(found.patterns + _RELATIVE * variance[:, None, None] + _TINY)
+    numbers += zip(("noise", "detail"), _grain(seconds, variance), strict=True)
+    patterns = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
     numbers += [(f"{kind} patterns", patterns[:, 0, place]) for place, kind in _VARYING]
     if channels > 1:
         numbers += [(f"{kind} colour patterns", patterns[:, 1, place]) for place, kind in _VARYING]
-        numbers += [(f"channel {channel}", found.colours[:, channel]) for channel in range(channels)]
-        numbers += [("alike channels", alike) for alike in found.colours[:, channels:-2].T]
-        numbers += [("colour", np.log(found.colours[:, -2] + _FAINT * variance + _TINY))]
-        numbers += [("brightest colour", np.sqrt(found.colours[:, -1]))]
+        numbers += [(f"channel {channel}", colours[:, channel]) for channel in range(channels)]
+        numbers += [("alike channels", alike) for alike in colours[:, channels:-2].T]
+        numbers += [("colour", np.log(colours[:, -2] + _FAINT * variance + _TINY))]
+        numbers += [("brightest colour", np.sqrt(colours[:, -1]))]
     return numbers
 
 

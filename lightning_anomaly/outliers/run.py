@@ -56,13 +56,6 @@ class Batch(NamedTuple):
     pictures: Tensor | None  # see `drawn`
     traces: Traces
 
-    @staticmethod
-    def join(parts: Sequence[Batch]) -> Batch:
-        """Join parts."""
-        positions, samples, pictures, traces = zip(*parts, strict=True)
-        every = torch.cat(positions), SampleStatistics.join(samples), join_known(pictures), Traces.join(traces)
-        return Batch(*every)
-
 
 class Shown(NamedTuple):
     """Pictures of the images with the largest finite scores, in the order of the report.
@@ -133,12 +126,13 @@ class Run:
         if not is_own:
             source.positions = chosen  # of which notes tell
         batches = list(self._batches(source, chosen, "reference", draw=is_own))
-        every = Batch.join(batches)
-        finite = every.samples.finite_rows(len(every.positions))
+        read, every, _, traces = zip(*batches, strict=True)
+        positions, samples = torch.cat(read), SampleStatistics.join(every)
+        finite = samples.finite_rows(len(positions))
         usable, count = finite.nonzero()[:, 0], int(finite.sum())
         if is_own:  # in order, so that sums do not depend on the batches
-            usable = usable[every.positions[usable].argsort()]
-        samples = every.samples.select(usable)
+            usable = usable[positions[usable].argsort()]
+        samples = samples.select(usable)
         few = is_own and len(finite) < MIN_REFERENCE
         if 2 * count <= len(finite) and not few:
             raise ValueError(
@@ -159,7 +153,7 @@ class Run:
                 f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
                 f"images of shape {tuple(source.shape)}."
             )
-        notes = {} if is_own else _unusable_notes(source, every.positions[~finite].tolist())
+        notes = {} if is_own else _unusable_notes(source, positions[~finite].tolist())
         if few:
             notes["few images"] = (
                 f"There are no scores, as {len(finite)} images are too few to learn from: give at least "
@@ -173,9 +167,10 @@ class Run:
                 "along each axis, or all alike."
             )
         fitted = Fitted(views, calibration, count, source.shape, self._limits, self._head)
-        positions = every.positions[finite].tolist()
-        names = [position if source.names is None else source.names[position] for position in positions]
-        return (fitted, notes, batches, None) if is_own else (fitted, notes, [], Known(every.traces, usable, names))
+        if is_own:
+            return fitted, notes, batches, None
+        names = [place if source.names is None else source.names[place] for place in positions[usable].tolist()]
+        return fitted, notes, [], Known(Traces.join(traces), usable, names)
 
     def search(
         self,
