@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,6 +117,11 @@ class ImageSource:
         return getattr(holder(self._data, "skipped"), "skipped", {})
 
     @property
+    def values(self) -> int:
+        """Numbers in an image, or in its whole picture if these are more; at least 1."""
+        return max(1, math.prod(self.shape), self._blank.numel())
+
+    @property
     def nbytes(self) -> int:
         """Memory for all images at once (bytes); 0 for a tensor, which is in memory already."""
         return 0 if self._loader is None else len(self.positions) * math.prod(self.shape) * self.dtype.itemsize
@@ -206,9 +212,9 @@ class ImageSource:
 
 
 def image_hashes(images: Tensor) -> list[int]:
-    """Hash the bytes of each image to 64 bits, by a hash of this process."""
+    """Hash the bytes of each image to 64 bits."""
     rows = images.detach().cpu().reshape(len(images), math.prod(images.shape[1:])).contiguous().view(torch.uint8)
-    return [hash(row.tobytes()) for row in rows.numpy()]
+    return [int.from_bytes(hashlib.sha256(row.data).digest()[:8], "little", signed=True) for row in rows.numpy()]
 
 
 def scaled(pictures: Tensor) -> Tensor:

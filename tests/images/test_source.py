@@ -1,5 +1,7 @@
 """The input of a model is found in a batch of any structure."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_anomaly.images.source import ImageSource, drawn_columns, first_tensor
+from lightning_anomaly.images.source import ImageSource, drawn_columns, first_tensor, image_hashes
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -49,6 +51,13 @@ def test_a_number_for_each_sample_is_the_input_only_without_other_tensors() -> N
     assert first_tensor((ages, torch.arange(3))) is ages
 
 
+def test_hashes_are_the_same_in_another_process() -> None:
+    """A detector finds duplicates of its reference also where it was unpickled."""
+    code = "import torch; from lightning_anomaly.images.source import image_hashes as h; print(h(torch.eye(3)))"
+    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert other.stdout.strip() == str(image_hashes(torch.eye(3)))
+
+
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
     """Hands an image and a larger picture, but for the first item, which cannot be read."""
 
@@ -71,6 +80,7 @@ def test_whole_pictures_are_read_beside_the_images() -> None:
     assert pictures.shape == (3, 1, 4, 4)
     assert pictures.dtype == torch.uint8
     assert pictures.amax((1, 2, 3)).tolist() == [252, 0, 250]
+    assert source.values == 16  # of a picture, the larger of both
     for _, images, same in ImageSource(IMAGES, "images").pictures([0, 2]):
         assert same is images
 
