@@ -14,7 +14,7 @@ from lightning_anomaly.analysis import FilterSlice, analyze_slice, join_slices
 from lightning_anomaly.browser.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import most_samples, usable_layers
-from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
+from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.distributed import (
     even_slices,
     exchange_filters,
@@ -166,7 +166,5 @@ def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limi
 
 def _join_images(parts: Sequence[Tensor | None], counts: Sequence[int], limit: int) -> Tensor | None:
     """Join the images of all samples `(N, C, H, W)`; None unless each sample has one, all of one size."""
-    filled = [part for part, count in zip(parts, counts, strict=True) if part is not None and count]
-    complete = [len(part) for part in filled] == [count for count in counts if count]
-    one_size = len({part.shape[1:] for part in filled}) == 1
-    return torch.cat(filled)[sample_order(counts, limit)] if complete and one_size else None
+    joined = join_known([part for part, count in zip(parts, counts, strict=True) if count])
+    return joined[sample_order(counts, limit)] if joined is not None and len(joined) == sum(counts) else None

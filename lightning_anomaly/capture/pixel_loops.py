@@ -1,6 +1,7 @@
 """Compiled loops that measure the pixels of images; plain torch takes five times as long to pass them through memory.
 
-Planes are images of one channel `(H, W)`, float32 or float64.
+Planes are images of one channel `(H, W)`, float32 or float64. The arithmetic of whole arrays takes numba seconds to
+compile, so that it is written as loops.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _Floats = npt.NDArray[np.floating[Any]]
 _Doubles = npt.NDArray[np.float64]
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 _SUMS = _OPTIONS | {"fastmath": {"contract", "reassoc"}}
-_FINITE = _OPTIONS | {"fastmath": {"contract", "reassoc", "nnan", "nsz"}}  # a minimum of vectors needs no NaN
+_FINITE = _OPTIONS | {"fastmath": {"contract", "reassoc", "nnan", "nsz"}}  # without NaN, minima are vectorized
 
 
 @compile_loop(**_OPTIONS)
@@ -65,9 +66,6 @@ def measure(
         if channels > 1:
             _colours(planes, plane, buffer, colours[n])
     return brightness, axes, seconds, patterns.reshape(n_images, 2, -1), colours
-
-
-# Below, loops stand for the arithmetic of whole arrays, which takes numba seconds to compile.
 
 
 @compile_loop(**_SUMS)
@@ -162,7 +160,7 @@ def _patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, 
     grey = planes[channels]
     _average(planes[:channels], grey)
     found[:] = 0
-    for c in range(channels + 1):
+    for c in range(channels if channels == 1 else 0, channels + 1):  # grey images have no colour
         kind, share = (0, 1) if c == channels else (1, channels)
         for i in range(grey.size if kind else 0):
             planes[c, i] -= grey[i]

@@ -29,7 +29,7 @@ _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm,
 _LINE = 0.5  # change of the logarithm of a border's width that is a plain line more or less
 _IN_PIXELS = ("mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest colour")  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
-_VALUES = 2**19  # described by one thread at a time, so that it is worth starting
+_VALUES = 2**19  # described at a time by one thread, so that threads are worth starting
 
 _Floats = npt.NDArray[np.floating[Any]]
 

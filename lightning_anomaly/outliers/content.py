@@ -90,8 +90,8 @@ class Content(NamedTuple):
             return None
         if samples.logits is None or _told_by(samples.logits) <= _KNOWN:
             return cls((Distance.fit(vectors, shrunk=True),), uses_energy=False)
-        precise = vectors.double()  # as a Mahalanobis distance divides by small deviations
-        if _share_along_components(vectors) > _COMPLETE:
+        precise = vectors.double()  # a Mahalanobis distance divides by small deviations
+        if _share_along_components(precise) > _COMPLETE:
             return cls((Distance.fit(precise, shrunk=False),), uses_energy=True)
         return cls((Distance.fit(vectors, shrunk=True), Distance.fit(precise, _FEW, shrunk=False)), uses_energy=True)
 

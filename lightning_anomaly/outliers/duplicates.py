@@ -20,7 +20,7 @@ from lightning_anomaly.threads import torch_in_threads
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md
 _BLOCK = 2048  # images that are compared with as many others at once
-_BLOCKS = 16  # pairs of blocks that are compared before near duplicates are counted
+_BLOCKS = 8  # pairs of blocks that are compared before near duplicates are counted
 _PAIRS = 64  # pairs whose features are compared at once, so that they stay in the cache
 _PARTNERS = 10  # near duplicates for each image, on average, up to which they are listed
 _MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -234,10 +233,11 @@ class Run:
             self._class_names = source.class_names
         steps = -(-len(positions) // source.batch_size)
         batches = iter(track(source.pictures(positions), steps, description, self._progress))
-        count = max(1, _AT_ONCE // (source.batch_size * math.prod(source.shape)))
+        count = max(1, _AT_ONCE // (source.batch_size * source.values))
         while group := list(islice(batches, count)):
             chosen, images, pictures = zip(*group, strict=True)
-            places, whole = torch.cat(chosen), torch.cat(pictures) if count > 1 else pictures[0]
+            places = torch.cat(chosen)
+            whole = torch.cat([part.cpu() for part in pictures]) if len(group) > 1 else pictures[0]
             statistics = self.statistics(images, scaled(whole))
             traces = Traces.of(whole, statistics.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
