@@ -153,9 +153,9 @@ def _prepare_fit(name: str, network: str, images: int, side: int) -> Callable[[]
 
 def memory(device: str, quick: bool) -> Iterator[Row]:
     """The peak memory of a fit on images of 224x224 with each callback, on the CPU."""
-    arguments = ("lenet5", 128, 32) if quick else ("mobilenet_v3_small", 1024, 224)
+    arguments = ("lenet5", 1024, 32) if quick else ("mobilenet_v3_small", 1024, 224)
     names = list(_WATCHERS)[: 2 if quick else None]
-    found = in_fresh_processes({name: partial(_prepare_fit, name, *arguments) for name in names}, 1)
+    found = in_fresh_processes({name: partial(_prepare_fit, name, *arguments) for name in names}, 0 if quick else 1)
     for name, row in found.iterrows():
         yield {"network": arguments[0], "side": arguments[2], "callback": name, **row}
 
