@@ -21,6 +21,7 @@ _REAL = 1e-3  # smallest standard deviation along a component, relative to the l
 _ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _REFITS = 2
 _KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
+_VECTORS = 256  # converted to double precision at a time, so that they stay in the cache
 _EXACT = 512  # vectors or numbers in each, up to which principal components come from all vectors
 
 
@@ -41,20 +42,25 @@ class Distance(NamedTuple):
     @classmethod
     def fit(cls, vectors: Tensor, count: int = _COMPONENTS, *, shrunk: bool) -> Distance:
         """Fit along `count` components to vectors `(n, D)`, of which up to a tenth may be odd."""
-        squared = torch.zeros(len(vectors), device="cpu")
+        squared = torch.zeros(len(vectors), dtype=torch.float64, device="cpu")
         for refit in range(_REFITS + 1):
             chosen = vectors[squared <= squared.quantile(_ORDINARY)]
             mean = chosen.mean(0)
-            fitted = cls(mean, (_damping_axes if shrunk else _whitening_axes)(chosen.sub_(mean), count), shrunk)
+            axes = (_damping_axes if shrunk else _whitening_axes)(chosen.sub_(mean), count)
+            fitted = cls(mean.double(), axes.double(), shrunk)
             if refit < _REFITS:
                 squared = fitted.squared(vectors)
         return fitted
 
     def squared(self, vectors: Tensor) -> Tensor:
-        """Compute the squared distances of vectors `(n, D)`, up to a factor `(n,)`."""
-        centered = vectors.to(self.mean) - self.mean
-        along = (centered @ self.axes).square().sum(1)
-        return vector_norm(centered, dim=1).square() - along if self.shrunk else along
+        """Compute the squared distances of vectors `(n, D)`, up to a factor, float64 `(n,)`."""
+
+        def of(part: Tensor) -> Tensor:
+            centered = part.double() - self.mean
+            along = (centered @ self.axes).square().sum(1)
+            return vector_norm(centered, dim=1).square() - along if self.shrunk else along
+
+        return torch.cat([of(part) for part in torch.split(vectors, _VECTORS)])
 
 
 class Content(NamedTuple):
@@ -103,7 +109,7 @@ class Content(NamedTuple):
         """
         assert samples.features is not None
         vectors = normalize(samples.features)
-        measures = [distance.squared(vectors).double().log() for distance in self.distances]
+        measures = [distance.squared(vectors).log() for distance in self.distances]
         if self.uses_energy:
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))

@@ -74,27 +74,22 @@ class Traces(NamedTuple):
 def find_duplicates(traces: Traces, images: Tensor | None = None) -> tuple[list[tuple[list[int], bool]], str]:
     """Group images of equal hashes, and near duplicates, which are alike in features and in looks.
 
-    Features are centered; looks are centered by the mean look and by their own mean, and compared mirrored too. The
-    similarity of two images is the product of both cosines. Duplicates of duplicates are in one group. Near duplicates
-    need features and looks.
-
-    Args:
-        traces: Traces of N images.
-        images: Index of those that are compared, by default of all `(n,)`.
+    The `images` to compare are an index into the traces `(n,)`, by default all. Features are centered; looks are
+    centered by the mean look and by their own mean, and compared mirrored too. The similarity of two images is the
+    product of both cosines. Duplicates of duplicates are in one group. Near duplicates need features and looks.
 
     Returns:
         Groups of places in the index and whether all in them are identical, those of identical images before the
         others, each in the order of their first images; and, if there are too many images for near duplicates, a
         sentence that says so.
     """
-    hashes = traces.hashes if images is None else traces.hashes[images]
-    _, first, kind = np.unique(hashes.numpy(), return_index=True, return_inverse=True)
-    different = torch.from_numpy(first) if images is None else images[first]
+    images = torch.arange(len(traces.hashes), device="cpu") if images is None else images
+    _, first, kind = np.unique(traces.hashes[images].numpy(), return_index=True, return_inverse=True)
     pairs, problem = None, ""
     if len(first) > _MOST:
         problem = f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
     elif len(first) > 1 and traces.features is not None and traces.looks is not None:
-        pairs = _near_pairs(traces.features, traces.looks[different], different)
+        pairs = _near_pairs(traces.features, traces.looks[images[first]], images[first])
         if pairs is None:
             problem = "Near duplicates are not listed, as too many images are alike in what the model sees in them."
     ends = np.empty((2, 0), np.int64) if pairs is None else pairs.numpy()

@@ -56,7 +56,7 @@ def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
 def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):
     images = DIGITS[800:870]
     report = find_outliers(classifier(), images, DIGITS[:800])
-    torch.testing.assert_close(fitted.score(images), report.scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fitted.score(images), report.scores, rtol=1e-6, atol=1e-6)
     alone = torch.cat([fitted.score(image[None]) for image in images])
     assert_same_scores(alone, report.scores)
     assert torch.equal(fitted.search(images, batch_size=7).p_values, report.p_values)
