@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_anomaly.analysis import analyze
-from lightning_anomaly.browser.page import write
-from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.checkpoint import load_model
+from lightning_anomaly._internal.notes import merge_notes
+from lightning_anomaly.filters.analyze import analyze
 from lightning_anomaly.images.files import FolderImages, open_images, probe_positions
 from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.notes import merge_notes
+from lightning_anomaly.network.checkpoint import load_model
+from lightning_anomaly.network.forward import probing
+from lightning_anomaly.network.layers import select_layers
+from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers import find_outliers
-from lightning_anomaly.pretrained import load_pretrained
+from lightning_anomaly.pages.page import write
 
 _EXAMPLES = {
     "analyze": """examples:

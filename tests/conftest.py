@@ -14,8 +14,8 @@ import torch
 from functional import SEED
 from torch import Tensor, nn
 
-from lightning_anomaly.clustering.engine import load_engine
-from lightning_anomaly.clustering.numba_engine import NumbaEngine
+from lightning_anomaly.filters.engine import load_engine
+from lightning_anomaly.filters.numba_engine import NumbaEngine
 
 pytest.register_assert_rewrite("properties")
 

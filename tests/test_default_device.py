@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze, find_outliers, two_sample_test
-from lightning_anomaly.plots import outlier_figure
+from lightning_anomaly.pages.outlier_figure import outlier_figure
 from lightning_anomaly.pruning import mask_filters
 
 IMAGES = torch.randn(150, 1, 10, 10, generator=torch.Generator().manual_seed(0))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.filters.analyze import analyze_maps
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.network.hooks import MapCapture
 
 FILTERS = 50
 SPECIAL = [

@@ -19,8 +19,8 @@ from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.__main__ import main, parse
-from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.pretrained import Pretrained
+from lightning_anomaly.network.checkpoint import load_model
+from lightning_anomaly.network.pretrained import Pretrained
 
 pytestmark = QUIET
 

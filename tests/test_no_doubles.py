@@ -9,8 +9,8 @@ from reports import layer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_anomaly.browser.pictures import take_pictures
-from lightning_anomaly.capture.maps import LayerMaps, summarize_maps
+from lightning_anomaly.filters.pictures import take_pictures
+from lightning_anomaly.network.maps import LayerMaps, summarize_maps
 
 
 class Single(Tensor):

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from lightning_anomaly._internal.checks import check_text
+from lightning_anomaly._internal.processes import rank_and_world
 from lightning_anomaly.callbacks._trees import AnyCallback
-from lightning_anomaly.checks import check_text
-from lightning_anomaly.distributed import rank_and_world
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 

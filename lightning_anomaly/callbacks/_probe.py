@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.browser.pictures import KeptMaps, take_pictures
-from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.probe import most_samples
-from lightning_anomaly.distributed import rank_and_world
+from lightning_anomaly._internal.processes import rank_and_world
+from lightning_anomaly.filters.across_processes import analyze_shared
+from lightning_anomaly.filters.analyze import analyze_maps
+from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.filters.pictures import KeptMaps, take_pictures
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.settings import AnalysisSettings
+from lightning_anomaly.filters.verdicts import NONFINITE
 from lightning_anomaly.images.loaders import first_loader, unpadded_length
 from lightning_anomaly.images.source import class_names, first_tensor
-from lightning_anomaly.images.thumbnails import SIDE, shrink
-from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.settings import AnalysisSettings
-from lightning_anomaly.shared_analysis import analyze_shared
-from lightning_anomaly.verdicts.anomalies import NONFINITE
-from lightning_anomaly.verdicts.layer_report import LayerReport
+from lightning_anomaly.network.forward import most_samples
+from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.pages.thumbnails import SIDE, shrink
 
 _PIXELS = 16  # compared of each sample
 

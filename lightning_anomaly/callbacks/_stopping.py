@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_anomaly._internal.checks import check_bool, check_fraction, check_text
 from lightning_anomaly.callbacks._base import GuardedCallback, LoggingCallback, find_callback
 from lightning_anomaly.callbacks._trees import AnyEarlyStopping
-from lightning_anomaly.checks import check_bool, check_fraction, check_text
 
 
 class StoppingCallback(GuardedCallback, AnyEarlyStopping):

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_anomaly._internal.checks import check_integer
+from lightning_anomaly._internal.notes import merge_notes
+from lightning_anomaly._internal.processes import run_together
 from lightning_anomaly.callbacks._base import Hook, LoggingCallback, guarded
 from lightning_anomaly.callbacks._cost import cost_advice
-from lightning_anomaly.checks import check_integer
-from lightning_anomaly.distributed import run_together
-from lightning_anomaly.notes import merge_notes
 
 _MOST_LAYERS = 12  # logged one by one if `layers` does not name them
 

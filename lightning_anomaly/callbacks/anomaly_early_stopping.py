@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.checks import check_integer
 from lightning_anomaly.two_sample.stopping import HOLD, RISE, RISE_PATIENCE, last_above
 
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, is_empty_result, same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
-from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.checks import check_bool, check_integer, check_names
+from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.images.loaders import shuffles
 from lightning_anomaly.images.source import drawn_columns
-from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.settings import AnalysisSettings, checked_settings
+from lightning_anomaly.network.layers import select_layers, unseen_layers
 from lightning_anomaly.two_sample.stopping import rise
-from lightning_anomaly.verdicts.layer_report import LayerReport
 
 
 class AnomalyFilterCallback(WatchingCallback):

@@ -9,13 +9,13 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
+from lightning_anomaly._internal.checks import check_fraction, check_integer, check_text
+from lightning_anomaly._internal.processes import broadcast_result, gather_results
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
-from lightning_anomaly.checks import check_fraction, check_integer, check_text
-from lightning_anomaly.distributed import broadcast_result, gather_results
 from lightning_anomaly.images.source import first_tensor
+from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms

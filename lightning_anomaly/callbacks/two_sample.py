@@ -12,16 +12,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._probe import transferred_images, unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
-from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.plots import comparison_figure
+from lightning_anomaly.network.layers import select_layers
+from lightning_anomaly.pages.comparison_figure import comparison_figure
 from lightning_anomaly.two_sample.comparable_images import (
     describe_doubts,
     is_augmented,

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from lightning_anomaly._internal.checks import check_integer, check_text
+from lightning_anomaly._internal.processes import gather_results
+from lightning_anomaly.callbacks._loss_names import validation_losses
 from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
-from lightning_anomaly.checks import check_integer, check_text
-from lightning_anomaly.distributed import gather_results
-from lightning_anomaly.two_sample.loss_names import validation_losses
 from lightning_anomaly.two_sample.rise import WINDOW
 from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, last_above, loss_trend
 

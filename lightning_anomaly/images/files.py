@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_anomaly._internal.tables import listed
 from lightning_anomaly.images.source import scaled
-from lightning_anomaly.tables import listed
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 

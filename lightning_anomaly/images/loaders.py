@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from lightning_anomaly.images.random_state import isolated_random_state
+from lightning_anomaly._internal.random_state import isolated_random_state
 
 BATCH = 64  # images, the default batch size
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_anomaly.checks import check_integer
+from lightning_anomaly._internal.checks import check_integer
+from lightning_anomaly._internal.random_state import isolated_random_state
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, first_loader, random_sample, reread
-from lightning_anomaly.images.random_state import isolated_random_state
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting

@@ -11,16 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.layers import modules_by_name, state_hash
-from lightning_anomaly.capture.samples import Head
-from lightning_anomaly.checks import check_fraction, check_integer, check_names
+from lightning_anomaly._internal.checks import check_fraction, check_integer, check_names
+from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.notes import warn_of
-from lightning_anomaly.outliers.calibration import Scale, Tail, conformal_p_values
-from lightning_anomaly.outliers.content import Content, Distance
-from lightning_anomaly.outliers.look import Look
-from lightning_anomaly.outliers.mahalanobis import RobustGaussian
-from lightning_anomaly.outliers.pixel_words import PixelWords
+from lightning_anomaly.network.features import Head
+from lightning_anomaly.network.layers import modules_by_name, state_hash
+from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.run import (
     MIN_REFERENCE,
@@ -32,8 +28,12 @@ from lightning_anomaly.outliers.run import (
     check_scaled,
     check_shape,
 )
-from lightning_anomaly.outliers.scorer import FittedView, larger
-from lightning_anomaly.pretrained import load_pretrained
+from lightning_anomaly.scores.content import Content, Distance
+from lightning_anomaly.scores.look import Look
+from lightning_anomaly.scores.mahalanobis import RobustGaussian
+from lightning_anomaly.scores.pixel_words import PixelWords
+from lightning_anomaly.scores.scale import Scale, Tail, conformal_p_values
+from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 6

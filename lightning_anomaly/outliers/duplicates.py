@@ -13,9 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.capture.samples import join_known
+from lightning_anomaly._internal.threads import torch_in_threads
 from lightning_anomaly.images.source import image_hashes, scaled
-from lightning_anomaly.threads import torch_in_threads
+from lightning_anomaly.network.features import join_known
 
 _SIDE = 8  # of a look (pixels)
 _ALIKE = 0.5  # smallest similarity of near duplicates, chosen on planted copies: docs/results/duplicates.md

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.checks import check_integer, check_one_of
-from lightning_anomaly.images.thumbnails import KEPT
+from lightning_anomaly._internal.checks import check_integer, check_one_of
+from lightning_anomaly._internal.tables import Tabular, listed
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
-from lightning_anomaly.outliers.scorer import SampleView, ordered_reasons, scores_by
-from lightning_anomaly.tables import Tabular, listed
+from lightning_anomaly.pages.thumbnails import KEPT
+from lightning_anomaly.scores.scorer import SampleView, ordered_reasons, scores_by
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from lightning_anomaly.browser.page import BrowserFile
+    from lightning_anomaly.pages.page import BrowserFile
 
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
 
@@ -229,7 +229,7 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `labels` does not have one entry for each image.
         """
-        from lightning_anomaly.browser.outlier_page import write_outlier_page
+        from lightning_anomaly.outliers.page import write_outlier_page
 
         ranked = self.top(KEPT)
         apart = self._apart(ranked)
@@ -263,7 +263,7 @@ class OutlierReport(Tabular):
 
         A notebook shows the page, a console its path. The arguments are those of `save_html`.
         """
-        from lightning_anomaly.browser.page import BrowserFile, temporary_path
+        from lightning_anomaly.pages.page import BrowserFile, temporary_path
 
         path = temporary_path("outliers.html")
         self.save_html(path, labels, title)

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.hooks import hooked
-from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
-from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.capture.samples import Head, SampleCapture, SampleStatistics, join_known
+from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.source import ImageSource, scaled
-from lightning_anomaly.images.thumbnails import KEPT, black_and_white, drawn, shrink
-from lightning_anomaly.outliers.calibration import conformal_p_values
+from lightning_anomaly.network.features import Head, SampleCapture, SampleStatistics, join_known
+from lightning_anomaly.network.forward import probing
+from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.outliers.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
-from lightning_anomaly.progress import track
+from lightning_anomaly.pages.thumbnails import KEPT, black_and_white, drawn, shrink
+from lightning_anomaly.scores.pixels import describes_pixels, pixel_statistics
+from lightning_anomaly.scores.scale import conformal_p_values
+from lightning_anomaly.scores.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
 
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of a picture in the report (pixels)

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, Rows, conv_rows, norm_rows
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
-from lightning_anomaly.report import AnomalyReport
 
 
 def mask_filters(

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.layers import modules_by_name, select_layers, state_hash, unseen_layers
-from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import run, usable_layers
-from lightning_anomaly.checks import check_fraction
+from lightning_anomaly._internal.checks import check_fraction
+from lightning_anomaly._internal.notes import nonfinite, warn_of
 from lightning_anomaly.images.source import ImageSource, first_tensor, image_hashes
-from lightning_anomaly.notes import nonfinite, warn_of
+from lightning_anomaly.network.forward import run, usable_layers
+from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layers import modules_by_name, select_layers, state_hash, unseen_layers
+from lightning_anomaly.network.maps import LayerMaps
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,

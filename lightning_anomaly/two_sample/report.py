@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_anomaly.tables import Tabular
+from lightning_anomaly._internal.tables import Tabular
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, permutation_p_value
 
 

@@ -15,13 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_anomaly import (
-    AnalysisSettings,
-    AnomalyFilterCallback,
-    TwoSampleCallback,
-    analyze,
-)
-from lightning_anomaly.settings import EngineName
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze
+from lightning_anomaly.filters.settings import EngineName
 from recipes.benchmarks.searches import outliers, photographs, single, workers
 from recipes.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
 from recipes.benchmarks.work import WORK, network_of, noise, prepare

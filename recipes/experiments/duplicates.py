@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.images import FolderImages
+from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.duplicates import Traces, find_duplicates
-from lightning_anomaly.pretrained import load_pretrained
 
 _IMAGES, _COPIES = 200, 30  # at most, for each folder
 

@@ -29,13 +29,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly.capture.hooks import hooked
-from lightning_anomaly.capture.pixels import pixel_statistics as look_statistics
-from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
-from lightning_anomaly.outliers.calibration import conformal_p_values
-from lightning_anomaly.outliers.content import two_sided
-from lightning_anomaly.outliers.scorer import fit_views, larger, view_samples
+from lightning_anomaly.network.features import SampleCapture, SampleStatistics
+from lightning_anomaly.network.forward import probing
+from lightning_anomaly.network.hooks import hooked
+from lightning_anomaly.scores.content import two_sided
+from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
+from lightning_anomaly.scores.scale import conformal_p_values
+from lightning_anomaly.scores.scorer import fit_views, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, load_images
 from recipes.common.options import one_sentence_errors

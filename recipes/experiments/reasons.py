@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.pixels import pixel_statistics
-from lightning_anomaly.outliers.pixel_words import PixelWords
+from lightning_anomaly.scores.pixel_words import PixelWords
+from lightning_anomaly.scores.pixels import pixel_statistics
 from recipes.common.damage import GROUPS, Damage, damage_all
 from recipes.common.data import OTHER_DATA, load_images
 from recipes.common.options import one_sentence_errors

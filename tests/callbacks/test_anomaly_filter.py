@@ -15,13 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, equal, nn
 from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
 
-from lightning_anomaly import (
-    AnomalyFilterCallback,
-    AnomalyReport,
-    TwoSampleCallback,
-    analyze,
-)
-from lightning_anomaly.clustering import numba_engine
+from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback, analyze
+from lightning_anomaly.filters import numba_engine
 
 pytestmark = QUIET
 

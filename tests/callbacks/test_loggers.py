@@ -19,7 +19,7 @@ from trainers import QUIET, SmallNet, fit, loader, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
-from lightning_anomaly.plots.style import new_figure
+from lightning_anomaly.pages.style import new_figure
 
 pytestmark = QUIET
 CURVES = "anomaly_filters/curves"

@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo import analyzed, captured
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.report import LayerReport
+from lightning_anomaly.filters.layer_report import LayerReport
 
 PER_FILTER = ["n_components", "calinski_harabasz", "smallest_share", "labels", "points", "outliers", "isolated"]
 PER_FILTER += ["explained", "sparsity"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_anomaly.report import LayerReport
+from lightning_anomaly.filters.layer_report import LayerReport
 
 
 def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) -> LayerReport:

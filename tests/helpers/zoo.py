@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.report import LayerReport
+from lightning_anomaly.filters.analyze import analyze_maps
+from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.maps import LayerMaps
 
 
 def _clustered(filters: int, samples: int, generator: torch.Generator) -> Tensor:

@@ -13,8 +13,8 @@ from torch import nn
 
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
+from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.outliers import detector
-from lightning_anomaly.pretrained import Pretrained
 
 README = Path(__file__).parents[2] / "README.md"
 

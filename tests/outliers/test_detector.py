@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from lightning_anomaly import OutlierDetector, analyze, find_outliers
-from lightning_anomaly.capture.pixels import pixel_names
-from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.outliers.calibration import conformal_p_values
-from lightning_anomaly.outliers.scorer import fit_views, larger
+from lightning_anomaly.network.features import SampleStatistics
+from lightning_anomaly.scores.pixels import pixel_names
+from lightning_anomaly.scores.scale import conformal_p_values
+from lightning_anomaly.scores.scorer import fit_views, larger
 
 # Digits are alike to a network that was not trained.
 pytestmark = pytest.mark.filterwarnings("ignore:Near duplicates are not listed")

@@ -27,9 +27,9 @@ from lightning_anomaly import (
     AnomalyPruneCallback,
     TwoSampleCallback,
     TwoSampleEarlyStopping,
-    shared_analysis,
 )
 from lightning_anomaly.callbacks import two_sample
+from lightning_anomaly.filters import across_processes
 
 SAMPLES = 56
 LAST = Path("last.ckpt")  # in the folder of the outcomes
@@ -174,7 +174,7 @@ def two_processes(rank: int, world: int) -> Outcome:
 def one_fails(rank: int, world: int) -> Outcome:
     """Process 1 fails to analyze and to compare. It misses forward passes, so hooks in these do not communicate."""
     if rank == 1:
-        shared_analysis.analyze_slice = two_sample.compare_groups = _break
+        across_processes.analyze_slice = two_sample.compare_groups = _break
     return {"fit": run(ours(), where=lambda name: "transfer" not in name and name != "forward")}
 
 

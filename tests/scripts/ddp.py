@@ -16,8 +16,9 @@ from network import images, network
 from small import loader, module, quiet
 from torch import nn
 
-from lightning_anomaly import OutlierReport, find_outliers, shared_analysis
+from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.callbacks import AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping, two_sample
+from lightning_anomaly.filters import across_processes
 
 
 def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
@@ -58,7 +59,7 @@ def output_stops(rank: int, world: int) -> Outcome:
 
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
-        shared_analysis.analyze_slice = lambda *args, **kwargs: 1 / 0
+        across_processes.analyze_slice = lambda *args, **kwargs: 1 / 0
     watching = AnomalyFilterCallback(probe_size=90)
     watching.on_error = "raise"
     return fit(world, watching)

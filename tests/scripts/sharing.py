@@ -15,13 +15,14 @@ import torch.distributed as dist
 from forked import LIMIT, Outcome, run_scenarios
 from torch import Tensor, nn
 
-from lightning_anomaly import AnalysisSettings, shared_analysis
-from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.browser.pictures import take_pictures
-from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.shared_analysis import analyze_shared
+from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.filters import across_processes
+from lightning_anomaly.filters.across_processes import analyze_shared
+from lightning_anomaly.filters.analyze import analyze_maps
+from lightning_anomaly.filters.pictures import take_pictures
+from lightning_anomaly.network.features import SampleStatistics
+from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.maps import LayerMaps
 
 SETTINGS = AnalysisSettings(n_init=3, max_components=3, rare_fraction=0.05, max_map_side=3)
 NOTES = {"from": "the caller"}
@@ -145,7 +146,7 @@ def copies(rank: int, world: int) -> Outcome:
 def fails(rank: int, world: int) -> Outcome:
     """Process 1 fails before it sends its maps, while it sends them, and while it analyzes its filters."""
     begin(rank, world)
-    header, exchange = shared_analysis._header, shared_analysis.exchange_filters
+    header, exchange = across_processes._header, across_processes.exchange_filters
     broken: dict[str, dict[str, Any]] = {
         "before": {"_header": _break},
         "sending": {"_header": header, "exchange_filters": lambda make, *args: exchange(_break, *args)},
@@ -155,7 +156,7 @@ def fails(rank: int, world: int) -> Outcome:
     for stage, functions in broken.items():
         maps = captured({name: values[rank::world] for name, values in outputs(20).items()})
         if rank == 1:
-            vars(shared_analysis).update(functions)
+            vars(across_processes).update(functions)
         try:
             analyze_shared(maps, None, SETTINGS, {}, limit=20, pictures=False)
         except Exception as error:

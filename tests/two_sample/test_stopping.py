@@ -9,15 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_anomaly.two_sample.stopping import (
-    HOLD,
-    SMOOTHING,
-    SPIKE_WINDOW,
-    confirms,
-    last_above,
-    loss_trend,
-    rise,
-)
+from lightning_anomaly.two_sample.stopping import HOLD, SMOOTHING, SPIKE_WINDOW, confirms, last_above, loss_trend, rise
 
 LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 

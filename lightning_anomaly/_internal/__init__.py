@@ -1,0 +1,1 @@
+"""Small tools that all folders share."""

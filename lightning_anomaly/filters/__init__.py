@@ -1,0 +1,1 @@
+"""The method, from feature maps to a report: settings, PCA, mixtures, verdicts."""

@@ -1,0 +1,170 @@
+"""Analyze together in several processes: each has seen some of the samples, and analyzes some of the filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_anomaly._internal.processes import (
+    even_slices,
+    exchange_filters,
+    gather_results,
+    rank_and_world,
+    run_together,
+    sample_order,
+)
+from lightning_anomaly.filters.analyze import FilterSlice, analyze_slice, join_slices
+from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.filters.pictures import Pictures, join_pictures, take_pictures
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.settings import AnalysisSettings
+from lightning_anomaly.network.features import SampleCapture, SampleStatistics, join_known
+from lightning_anomaly.network.forward import most_samples, usable_layers
+from lightning_anomaly.network.maps import LayerMaps
+
+
+def analyze_shared(
+    maps: dict[str, LayerMaps],
+    images: Tensor | None,
+    settings: AnalysisSettings,
+    notes: Mapping[str, str],
+    *,
+    limit: int,
+    pictures: bool,
+    samples: SampleCapture | None = None,
+    previous: Mapping[str, LayerReport] | None = None,
+) -> tuple[AnomalyReport, Tensor | None, Mapping[str, LayerReport]]:
+    """Analyze the maps of all processes; a collective call, also for a process without maps.
+
+    Each process passes the maps, images `(n, C, H, W)` and other statistics of its samples. Maps are removed as they
+    are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0 decides whether
+    there are pictures. `previous` is what the last call returned, see `analyze_maps`.
+
+    Return the report, the images of the probe `(N, C, H, W)`, None if unknown, and the results of this process. Only
+    process 0 has images, pictures, and `points` and `labels` in the report.
+    """
+    rank, world = rank_and_world()
+
+    def describe() -> tuple[dict[str, LayerMaps], bool, SampleStatistics]:
+        statistics = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
+        return {name: _header(layer) for name, layer in maps.items()}, pictures, statistics
+
+    headers, (pictured, *_), all_statistics = zip(*gather_results(describe), strict=True)
+    seen = [most_samples(header) for header in headers]
+    layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
+    usable, n_samples, left_out = usable_layers(layers)
+
+    received = {}
+    for name, layer in usable.items():
+        received[name] = _exchange(maps[name], layer, [header[name].count for header in headers])
+        maps[name] = LayerMaps()
+
+    def analyze() -> tuple[FilterSlice, Pictures | None]:
+        slices = {}
+        for name, layer in usable.items():
+            order = sample_order([header[name].count for header in headers], limit)
+            rows = torch.cat(received.pop(name), 1)[:, order]
+            slices[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
+        all_samples = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
+        part = analyze_slice(slices, settings, all_samples, previous or {})
+        filters = sum(map(_filters, usable.values()))
+        return part, take_pictures(part.layers, slices, None, filters) if pictured else None
+
+    part, part_pictures = run_together(analyze)
+    parts: Sequence[FilterSlice] = gather_results(lambda: _without_points(part))
+    gathered: list[Any] | None = [None] * world if rank == 0 else None
+    dist.gather_object((part, images, part_pictures), gathered)
+    probe_images = None
+    if gathered is not None:
+        parts, all_images, all_pictures = zip(*gathered, strict=True)
+        probe_images = _join_images(all_images, seen, limit)
+    notes = {**notes, **left_out}
+    if _same_samples(headers):
+        notes["same samples"] = (
+            "Every process seems to have seen the same samples: each is in the probe as often as there are processes, "
+            "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them "
+            "out (`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
+        )
+    report = join_slices(parts, list(usable), n_samples, settings, notes)
+    if gathered is not None and pictured:
+        report = replace(report, pictures=join_pictures(all_pictures, probe_images, n_samples))
+    return report, probe_images, part.layers
+
+
+def _filters(layer: LayerMaps) -> int:
+    return layer.batches[0].shape[1]
+
+
+def _header(layer: LayerMaps) -> LayerMaps:
+    """Copy a layer without its samples: the types and shapes of its maps and extremes stay."""
+    batches, extremes = (
+        [values.new_empty(0, *values.shape[1:], device="cpu") for values in batches[:1]]
+        for batches in (layer.batches, layer.extremes)
+    )
+    zeros = None if layer.zeros is None else layer.zeros.cpu()
+    return LayerMaps(batches, layer.count, layer.size, zeros, layer.problem, extremes)
+
+
+def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
+    """Join the headers of a layer in all processes; types and shapes must be the same."""
+    seen = [header for header in headers if header.batches]
+    problems = [header.problem for header in headers if header.problem is not None]
+    if len({(header.size, header.batches[0].dtype, header.batches[0].shape) for header in seen}) > 1:
+        problems.append("its maps differ between processes")
+    if problems or not seen:
+        return LayerMaps(problem=next(iter(problems), None))
+    count = sum(header.count for header in seen)
+    used = min(limit, count)
+    # Sparsity is that of all samples seen, which may be a few more than those analyzed.
+    zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
+    return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
+
+
+def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
+    """Whether all processes count the same zeros in each filter, and these counts differ between filters."""
+    zeros = [[[] if layer.zeros is None else layer.zeros.tolist() for layer in header.values()] for header in headers]
+    return any(len({*layer}) > 2 for layer in zeros[0]) and all(process == zeros[0] for process in zeros)
+
+
+def _exchange(local: LayerMaps, layer: LayerMaps, counts: Sequence[int]) -> list[Tensor]:
+    """Send each process the maps and extremes of its filters."""
+
+    def rows() -> Tensor:
+        maps = torch.cat(local.batches or layer.batches)[..., None].flatten(2)
+        return torch.cat([maps, torch.cat(local.extremes or layer.extremes)], 2).transpose(0, 1)
+
+    return exchange_filters(rows, even_slices(_filters(layer), len(counts)), counts)
+
+
+def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
+    """Split rows `(f, N, V)` of some filters into maps and, at the end of each row, extremes."""
+    assert layer.zeros is not None
+    pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)
+    maps = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
+    return LayerMaps([maps], layer.count, layer.size, layer.zeros[filters], extremes=[extremes])
+
+
+def _without_points(part: FilterSlice) -> FilterSlice:
+    """Drop points and labels: they are large, and only process 0 shows them."""
+    layers = {
+        name: replace(layer, points=layer.points[:, :0].clone(), labels=layer.labels[:, :0].clone())
+        for name, layer in part.layers.items()
+    }
+    return replace(part, layers=layers)
+
+
+def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limit: int) -> SampleStatistics:
+    """Join the statistics of all samples."""
+    filled = [part for part, count in zip(parts, counts, strict=True) if count]
+    return SampleStatistics.join(filled).select(sample_order(counts, limit)) if filled else SampleStatistics()
+
+
+def _join_images(parts: Sequence[Tensor | None], counts: Sequence[int], limit: int) -> Tensor | None:
+    """Join the images of all samples `(N, C, H, W)`; None unless each sample has one, all of one size."""
+    joined = join_known([part for part, count in zip(parts, counts, strict=True) if count])
+    return joined[sample_order(counts, limit)] if joined is not None and len(joined) == sum(counts) else None

@@ -1,0 +1,258 @@
+"""Analyze feature maps, or a model and inputs, into a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly._internal.notes import nonfinite, warn_of
+from lightning_anomaly._internal.progress import track
+from lightning_anomaly._internal.tables import listed
+from lightning_anomaly._internal.threads import torch_in_threads
+from lightning_anomaly.filters.engine import load_engine
+from lightning_anomaly.filters.isolation import isolated_samples
+from lightning_anomaly.filters.layer_report import LayerReport, join_layers, select_filters
+from lightning_anomaly.filters.mixtures import cluster_filters
+from lightning_anomaly.filters.pca import reduce_maps
+from lightning_anomaly.filters.pictures import take_pictures
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
+from lightning_anomaly.filters.verdicts import NONFINITE, outlier_samples, shown_clustering, smallest_share, verdicts_of
+from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.network.features import SampleCapture, SampleStatistics
+from lightning_anomaly.network.forward import run, usable_layers
+from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layers import select_layers, unseen_layers
+from lightning_anomaly.network.maps import LayerMaps, joined
+from lightning_anomaly.pages.thumbnails import SIDE, shrink
+from lightning_anomaly.scores.scorer import SampleView, view_samples
+
+if TYPE_CHECKING:
+    from lightning_anomaly.filters.numba_engine import NumbaEngine
+
+_FILTER_BATCH = 64  # most filters per batch; ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
+
+
+def analyze(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    layers: Iterable[str] | None = None,
+    settings: AnalysisSettings | None = None,
+    progress: bool | None = None,
+    keep_images: bool = False,
+    batch_size: int | None = None,
+) -> AnomalyReport:
+    """Run a model on a probe and analyze the filters of its convolutions.
+
+    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
+    restored, also after an exception.
+
+    Args:
+        model: Any model, on any device.
+        inputs: The probe: a tensor `(N, ...)`, a Dataset or a DataLoader. It is moved to the model's device. A data set
+            is read in its own order, whatever the loader's. Images are the first tensor of floats, or of images in
+            bytes, in a batch. Unreadable images are left out, and the others are numbered without them.
+        layers: Names of the layers to analyze; None takes every convolution.
+        settings: See `AnalysisSettings`; None takes the defaults.
+        progress: Whether to show progress bars on stderr. None shows them after two seconds, if stderr is a terminal or
+            a notebook's.
+        keep_images: Whether the report keeps small images of the probe and some of the maps, for `report.browse()` and
+            `report.save_html(path)`.
+        batch_size: Largest number of images per forward pass; None takes that of the DataLoader, or 64.
+
+    Returns:
+        The report. Its `notes` say what could not be analyzed and are also issued as warnings.
+
+    Raises:
+        ValueError: If a layer does not exist, `inputs` holds no images or images of several sizes, or an argument has
+            the wrong type.
+
+    Examples:
+        >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> inputs[7] *= 30
+        >>> conv = nn.Conv2d(1, 1, 1, bias=False)
+        >>> _ = nn.init.ones_(conv.weight)
+        >>> report = analyze(conv, inputs)
+        >>> report.count, report.layers[""].outliers_of(0)
+        (1, [7])
+    """
+    settings = checked_settings(settings)
+    probe = ImageSource(inputs, "inputs", batch_size)
+    watched = select_layers(model, layers)
+    capture = MapCapture(watched, rectify=settings.rectify, max_map_side=settings.max_map_side, model=model)
+    thumbnails: list[Tensor] = []
+
+    def keep_thumbnails(images: Tensor) -> None:
+        if keep_images and images.ndim in (4, 5):
+            thumbnails.append(shrink(images, SIDE))
+
+    run(model, probe, capture, progress, take_images=keep_thumbnails)
+    notes = unseen_layers(model, layers)
+    report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
+    notes = probe.notes()
+    count = len(probe.positions) - len(probe.unreadable)
+    if report.layers and report.n_samples != count:
+        notes["samples"] = (
+            f"The layers give {report.n_samples} maps for the {count} samples of `inputs`, as for patches or frames. "
+            "The report numbers the maps and not the samples of `inputs`."
+        )
+    report = replace(report, notes={**report.notes, **notes})
+    if keep_images:
+        images = torch.cat(thumbnails) if thumbnails else None
+        report = replace(report, pictures=take_pictures(report.layers, capture.maps, images))
+    warn_of(report.notes)
+    return report
+
+
+def analyze_maps(
+    maps: Mapping[str, LayerMaps],
+    settings: AnalysisSettings,
+    notes: Mapping[str, str] | None = None,
+    *,
+    samples: SampleCapture | None = None,
+    progress: bool | None = False,
+    previous: Mapping[str, LayerReport] | None = None,
+) -> AnomalyReport:
+    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note.
+
+    `previous` are the layers of an earlier analysis with the same settings: filters with the same maps keep its result.
+    """
+    usable, n_samples, left_out = usable_layers(maps)
+    sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
+    if samples is not None and samples.problem is not None:
+        left_out["views"] = f"Samples are not scored: {samples.problem}."
+    part = analyze_slice(usable, settings, sample_statistics, previous or {}, progress=progress)
+    return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
+
+
+@dataclass(frozen=True, eq=False)
+class FilterSlice:
+    """The results for some filters of each layer."""
+
+    layers: Mapping[str, LayerReport]  # of these filters; layers without filters are left out
+    views: Mapping[str, SampleView]  # look and content, if they were computed here
+    carried_over: int  # filters with the result of the analysis before
+
+
+def analyze_slice(
+    maps: Mapping[str, LayerMaps],
+    settings: AnalysisSettings,
+    samples: SampleStatistics,
+    previous: Mapping[str, LayerReport],
+    *,
+    progress: bool | None = False,
+) -> FilterSlice:
+    """Analyze some filters of each layer, or all; no filter's result depends on another filter.
+
+    `maps` `(N, F, ...)` hold these filters only, possibly none. `samples` are empty if another process scores them.
+    `previous` are the results for the same filters, see `analyze_maps`.
+    """
+    engine = load_engine(settings.engine)
+    batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings)]
+    # The longest tasks come first, so that all threads end at about the same time.
+    tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
+    update = partial(_update_filters, settings=settings, engine=engine)
+    tasks += [partial(update, maps[name], filters, previous.get(name)) for name, filters in batches]
+    results = iter(track(torch_in_threads(lambda task: task(), tasks), len(tasks), "filters", progress))
+    views = next(results)
+    parts: dict[str, list[LayerReport]] = {}
+    for (name, _), report in zip(batches, results, strict=True):
+        parts.setdefault(name, []).append(report)
+    layers = {name: join_layers(reports) for name, reports in parts.items()}
+    pairs = [(layer.fingerprints, previous[name].fingerprints) for name, layer in layers.items() if name in previous]
+    carried_over = sum(int((now == before).sum()) for now, before in pairs if len(now) == len(before))
+    return FilterSlice(layers, views, carried_over)
+
+
+def join_slices(
+    parts: Sequence[FilterSlice],
+    names: Sequence[str],
+    n_samples: int,
+    settings: AnalysisSettings,
+    notes: Mapping[str, str],
+) -> AnomalyReport:
+    """Join consecutive slices of the filters to a report with the layers in the order of `names`."""
+    layers = {name: join_layers([part.layers[name] for part in parts if name in part.layers]) for name in names}
+    notes = dict(notes)
+    for name, layer in layers.items():
+        if count := len(layer.filters(NONFINITE)):
+            samples = layer.nonfinite.nonzero()[:, 0].tolist()
+            of_samples = f" of sample{'s' * (len(samples) > 1)} {listed(samples)}" if samples else ""
+            notes |= nonfinite(name, count, len(layer.verdicts), f"in their maps{of_samples} and are not analyzed")
+    if layers and n_samples < settings.smallest_probe:
+        notes["few samples"] = (
+            f"The probe has {n_samples} sample{'s' * (n_samples != 1)}; for a cluster to be rare, at least "
+            f"{settings.smallest_probe} are needed with `rare_fraction = {settings.rare_fraction}` and "
+            f"`max_components = {settings.max_components}`."
+        )
+    views = {name: view for part in parts for name, view in part.views.items()}
+    carried_over = sum(part.carried_over for part in parts)
+    return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views, carried_over=carried_over)
+
+
+def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:
+    """Split the filters of a layer into batches that fit into the memory allowed."""
+    filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
+    # A filter takes a few copies of its maps, or a few numbers per sample and component.
+    filter_bytes = 8 * layer.count * (4 * values + 8 * settings.max_components)
+    fitting = settings.max_memory_mb * 2**20 // (filter_bytes * torch.get_num_threads())
+    size = max(1, min(fitting, _FILTER_BATCH))
+    return [slice(first, first + size) for first in range(0, filters, size)]
+
+
+def _update_filters(
+    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings, engine: NumbaEngine
+) -> LayerReport:
+    """Analyze some filters of one layer; those with the same maps as before keep their result."""
+    layer = layer.select(filters)
+    hashes = layer.fingerprints()
+    known = hashes[:0] if previous is None else previous.fingerprints[filters]
+    if previous is None or len(known) != len(hashes) or not (known == hashes).any():
+        return _analyze_filters(layer, hashes, settings, engine)
+    kept, changed = (flags.nonzero()[:, 0] for flags in (known == hashes, known != hashes))
+    parts = [select_filters(previous, kept + filters.start)]
+    if len(changed):
+        parts.append(_analyze_filters(layer.select(changed), hashes[changed], settings, engine))
+    report = select_filters(join_layers(parts), torch.cat([kept, changed]).argsort())
+    return replace(report, nonfinite=layer.nonfinite)
+
+
+def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings, engine: NumbaEngine) -> LayerReport:
+    """Analyze the filters of a layer, or some of them."""
+    maps, extremes = layer.maps.cpu(), joined(layer.extremes).cpu().transpose(0, 1)
+    reduction = reduce_maps(maps, engine)
+    live = reduction.live.nonzero()[:, 0]
+    clustering = cluster_filters(reduction.points[live], settings, engine)
+    outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
+    shown = shown_clustering(clustering, outliers, settings.rare_fraction)
+    rows = torch.arange(len(live), device=live.device)
+
+    def per_filter(values: Tensor) -> Tensor:
+        """Fill in zeros for the filters that are not live."""
+        full = values.new_zeros(len(reduction.points), *values.shape[1:])
+        full[live] = values
+        return full
+
+    labels = clustering.labels[rows, shown]
+    return LayerReport(
+        verdicts=verdicts_of(per_filter(outliers.any(1)), reduction.constant, reduction.finite),
+        n_components=per_filter(clustering.n_components[shown]),
+        calinski_harabasz=per_filter(clustering.calinski_harabasz[rows, shown]),
+        smallest_share=per_filter(smallest_share(labels)),
+        labels=per_filter(labels.to(torch.uint8)),
+        points=reduction.points.float(),
+        outliers=per_filter(outliers),
+        isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction, extremes[live])),
+        explained=reduction.explained,
+        sparsity=layer.sparsity,
+        map_size=layer.size or (),
+        analyzed_size=tuple(maps.shape[2:]),
+        nonfinite=layer.nonfinite,
+        fingerprints=hashes,
+    )

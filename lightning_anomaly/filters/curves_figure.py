@@ -1,0 +1,50 @@
+"""Losses and counts of filters over a run, in one chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning_anomaly.filters.verdicts import ANOMALY
+from lightning_anomaly.pages.comparison_figure import number_validations
+from lightning_anomaly.pages.style import ISOLATED, VERDICT_COLOURS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COUNTS = {
+    "isolated": ("isolated filters", VERDICT_COLOURS[ISOLATED], "--"),
+    "count": ("anomaly filters", VERDICT_COLOURS[ANOMALY], "-"),
+}
+
+
+def curves_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw losses on the left axis and counts of filters on the right axis, at every validation so far.
+
+    `history` is `AnomalyFilterCallback.history`. A missing loss leaves a gap.
+    """
+    from matplotlib import rc_context
+    from matplotlib.ticker import MaxNLocator
+
+    names = list(dict.fromkeys(name for entry in history for name in entry.get("losses", {})))
+    legible = rc_context({"font.size": 15, "legend.fontsize": 14, "lines.linewidth": 2.5})  # on a card of TensorBoard
+    with new_figure(7.0, 5.0) as figure, legible:
+        left = figure.add_subplot(ylabel="loss" if names else "")
+        right = left.twinx()
+        for name, style in zip(names, ("-", "--"), strict=False):
+            values = [entry.get("losses", {}).get(name, math.nan) for entry in history]
+            left.plot(values, style, color="black", marker="o", markersize=4, label=name)
+        for key, (words, colour, style) in _COUNTS.items():
+            values = [entry["metrics"][key] for entry in history]
+            right.plot(values, style, color=colour, marker="o", markersize=4, label=words, clip_on=False)
+        right.set_ylabel("filters")
+        right.set_ylim(bottom=0)
+        right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        left.yaxis.set_major_locator(MaxNLocator(5))
+        left.grid(axis="y", color="#E5E5E5")
+        number_validations(left, history)
+        for axes in (left, right):
+            axes.spines["top"].set_visible(False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure

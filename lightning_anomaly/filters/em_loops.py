@@ -1,0 +1,200 @@
+"""Compiled loops of expectation maximization, see `numba_engine.py`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_anomaly._internal.compilation import compile_loop
+from lightning_anomaly.filters.parameters import EMPTY
+
+_Array = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
+_LN2 = math.log(2)
+SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(SCALE y)^2
+_LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi), plus the contribution of scaled factors to a log-density
+_BLOCK = 256  # samples per block of the E-step; the arrays of five components fill half of a first-level cache
+_ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in the low bits
+_EXPONENT = np.int64(52)  # first bit of a double's exponent
+# 2^r for |r| <= 1/2 to 2e-17: the Chebyshev series of 2^(s / 2) up to degree 11, written in powers of r. Its
+# coefficients are Bessel functions 2 I_n(ln(2) / 2).
+_P0, _P1, _P2 = 1.0, 0.6931471805599453, 0.24022650695910158
+_P3, _P4, _P5 = 0.0555041086648217, 0.009618129107587253, 0.001333355814639035
+_P6, _P7, _P8 = 0.00015403530463727982, 1.5252733856295574e-05, 1.3215432534254118e-06
+_P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.456675463639861e-10
+
+
+# Sums must not be reordered here, or rounding by a large constant would vanish.
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _exp2(t: float) -> float:
+    """Compute 2^t for `t <= 0` to one unit in the last place; at least 2^-1000."""
+    t = max(t, -1000.0)
+    shifted = t + _ROUND
+    r = t - (shifted - _ROUND)
+    p = _P11 * r + _P10
+    p = p * r + _P9
+    p = p * r + _P8
+    p = p * r + _P7
+    p = p * r + _P6
+    p = p * r + _P5
+    p = p * r + _P4
+    p = p * r + _P3
+    p = p * r + _P2
+    p = p * r + _P1
+    p = p * r + _P0
+    bits = np.float64(p).view(np.int64) + (np.float64(shifted).view(np.int64) << _EXPONENT)
+    power: float = np.int64(bits).view(np.float64)
+    return power
+
+
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _whitened(x: float, y: float, mx: float, my: float, u11: float, u12: float, u22: float) -> tuple[float, float]:
+    dx, dy = x - mx, y - my
+    return u11 * dx, u12 * dx + u22 * dy
+
+
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _log_joint(x: float, y: float, mx: float, my: float, u11: float, u12: float, u22: float, constant: float) -> float:
+    y1, y2 = _whitened(x, y, mx, my, u11, u12, u22)
+    return (constant - y1 * y1) - y2 * y2
+
+
+@compile_loop(fastmath={"contract"}, error_model="numpy")
+def _m_step(w: _Array, mu: _Array, u: _Array, sums: _Array, reg: float) -> float:
+    """Update counts, means and factors in place from moments of whitened residuals; return the sum of the counts."""
+    count = 0.0
+    for k in range(w.size):
+        s, s1, s2, s11, s12, s22 = sums[k, 0], sums[k, 1], sums[k, 2], sums[k, 3], sums[k, 4], sums[k, 5]
+        u11, u12, u22 = u[k, 0], u[k, 1], u[k, 2]
+        l11, l22 = 1.0 / u11, 1.0 / u22
+        l21 = -u12 * l11 * l22
+        nk = s + EMPTY
+        share = 1.0 / nk
+        dx = (l11 * s1 - EMPTY * mu[k, 0]) * share
+        dy = (l21 * s1 + l22 * s2 - EMPTY * mu[k, 1]) * share
+        d1, d2 = u11 * dx, u12 * dx + u22 * dy
+        c11 = (s11 - d1 * (2.0 * s1 - s * d1)) * share
+        c12 = (s12 - d1 * s2 - d2 * (s1 - s * d1)) * share
+        c22 = (s22 - d2 * (2.0 * s2 - s * d2)) * share
+        v11 = l11 * l11 * c11 + reg
+        v12 = l11 * (l21 * c11 + l22 * c12)
+        v22 = l21 * (l21 * c11 + 2.0 * l22 * c12) + l22 * l22 * c22 + reg
+        a = np.sqrt(v11)
+        b = v12 / a
+        c = np.sqrt(max(v22 - b * b, 0.5 * reg))
+        mu[k, 0] += dx
+        mu[k, 1] += dy
+        u[k, 0], u[k, 1], u[k, 2] = SCALE / a, -SCALE * b / (a * c), SCALE / c
+        w[k] = nk
+        count += nk
+    return count
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def expectation_maximisation(
+    xs: _Array,
+    ys: _Array,
+    weights: _Array,
+    means: _Array,
+    factors: _Array,
+    max_iter: int,
+    tol: float,
+    reg: float,
+    bounds: _Array,
+    n_iter: _Integers,
+    converged: npt.NDArray[np.bool_],
+    labels: _Integers,
+) -> None:
+    """Run EM and update the parameters in place.
+
+    Logarithms have base 2, and `factors` are scaled accordingly, so that the exponential's argument is only rounded.
+    """
+    n, components = xs.shape[1], weights.shape[1]
+    block = _BLOCK if components < 16 else 64  # `components ** block` must not overflow
+    rows = np.empty((components, block))
+    largest, total, constant = np.empty(block), np.empty(block), np.empty(components)
+    sums = np.empty((components, 6))
+    for m in range(len(xs)):
+        xm, ym = xs[m], ys[m]
+        w, mu, u = weights[m], means[m], factors[m]
+        bound = -np.inf
+        for iteration in range(1, max_iter + 1):
+            for k in range(components):
+                constant[k] = np.log2(w[k] * u[k, 0] * u[k, 2])
+            sums[:] = 0.0
+            value = 0.0
+            for begin in range(0, n, block):
+                size = min(block, n - begin)
+                x, y = xm[begin : begin + size], ym[begin : begin + size]
+                for i in range(size):
+                    largest[i] = -np.inf
+                    total[i] = 0.0
+                for k in range(components):
+                    row, c = rows[k], constant[k]
+                    mx, my, u11, u12, u22 = mu[k, 0], mu[k, 1], u[k, 0], u[k, 1], u[k, 2]
+                    for i in range(size):
+                        t = _log_joint(x[i], y[i], mx, my, u11, u12, u22, c)
+                        row[i] = t
+                        largest[i] = t if t > largest[i] else largest[i]
+                for k in range(components - 1):
+                    row = rows[k]
+                    for i in range(size):
+                        e = _exp2(row[i] - largest[i])
+                        row[i] = e
+                        total[i] += e
+                row = rows[components - 1]
+                product = 1.0
+                for i in range(size):  # the last component, and the work per sample
+                    e = _exp2(row[i] - largest[i])
+                    row[i] = e
+                    t = total[i] + e
+                    total[i] = 1.0 / t
+                    product *= t
+                    value += largest[i]
+                value += np.log2(product)
+                for k in range(components):
+                    row = rows[k]
+                    mx, my, u11, u12, u22 = mu[k, 0], mu[k, 1], u[k, 0], u[k, 1], u[k, 2]
+                    s, s1, s2, s11, s12, s22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+                    for i in range(size):
+                        r = row[i] * total[i]
+                        y1, y2 = _whitened(x[i], y[i], mx, my, u11, u12, u22)
+                        r1, r2 = r * y1, r * y2
+                        s += r
+                        s1 += r1
+                        s2 += r2
+                        s11 += r1 * y1
+                        s12 += r1 * y2
+                        s22 += r2 * y2
+                    sums[k, 0] += s
+                    sums[k, 1] += s1
+                    sums[k, 2] += s2
+                    sums[k, 3] += s11
+                    sums[k, 4] += s12
+                    sums[k, 5] += s22
+            previous = bound
+            bound = value * _LN2 / n - _LOG_NORM
+            count = _m_step(w, mu, u, sums, reg)
+            for k in range(components):
+                w[k] /= count
+            n_iter[m] = iteration
+            if abs(bound - previous) < tol:
+                converged[m] = True
+                break
+        bounds[m] = bound
+        label = labels[m]
+        for begin in range(0, n, block):
+            size = min(block, n - begin)
+            x, y, nearest = xm[begin : begin + size], ym[begin : begin + size], label[begin : begin + size]
+            for i in range(size):
+                largest[i] = -np.inf
+                nearest[i] = 0
+            for k in range(components):
+                c = np.log2(w[k] * u[k, 0] * u[k, 2])
+                mx, my, u11, u12, u22 = mu[k, 0], mu[k, 1], u[k, 0], u[k, 1], u[k, 2]
+                for i in range(size):
+                    t = _log_joint(x[i], y[i], mx, my, u11, u12, u22, c)
+                    nearest[i] = k if t > largest[i] else nearest[i]
+                    largest[i] = t if t > largest[i] else largest[i]

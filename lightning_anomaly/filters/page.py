@@ -1,0 +1,175 @@
+"""The page of an `AnomalyReport`: its filters and the samples of its probe.
+
+The page reads an index of plain values at once. It unpacks blocks of bytes when they are needed: points and maps of
+each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_anomaly.filters.filter_figure import clearest_filters
+from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.filters.pictures import KeptMaps, Pictures, even_order
+from lightning_anomaly.filters.reactions import find_reactions, standing_out
+from lightning_anomaly.pages.page import assemble, finite, plain_labels, short, usual_score
+
+_CODE = (
+    "dom unpack wording data csv colours canvas scatter components overview filter_list filter_page samples shell main"
+)
+_POINTS = 4_000_000  # of all filters
+_LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
+_REACTIONS = 24  # filters listed for each sample
+_STANDING_OUT = 6  # filters at the top of the page
+_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
+
+
+def page_text(
+    facts: Mapping[str, Any],
+    layers: Mapping[str, LayerReport],
+    pictures: Pictures,
+    labels: Sequence[Any] | None = None,
+    names: Sequence[str] | None = None,
+) -> str:
+    """Return the text of the page of a report, from the facts of `AnomalyReport.page_text`.
+
+    The page finds samples by `names` too.
+    """
+    if not layers:  # the page has only the notes, which say why
+        labels = names = None
+    scores, n_samples = facts["scores"], len(facts["scores"])
+    filters = sum(len(layer.verdicts) for layer in layers.values())
+    count = min(n_samples, max(1, _POINTS // max(1, filters)))
+    shown = torch.zeros(n_samples, dtype=torch.bool, device="cpu")
+    shown[even_order(n_samples)[:count]] = True
+    ranks = {place: rank for rank, place in enumerate(clearest_filters(layers, filters))}
+    blocks = {}
+    for number, (name, layer) in enumerate(layers.items()):
+        blocks[f"points-{number}"] = _points(layer, shown)
+        if name in pictures.maps:
+            blocks[f"maps-{number}"] = _maps(pictures.maps[name])
+    reactions, sizes = find_reactions(layers, n_samples), [len(layer.verdicts) for layer in layers.values()]
+    first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
+    most = islice(standing_out(reactions).items(), _STANDING_OUT)
+    index = {
+        **facts,
+        "samples": n_samples,
+        "sparsity": short(facts["sparsity"]),
+        "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
+        "ordinary": usual_score(scores),
+        "views": [
+            {"view": view, "ordinary": usual_score(values), "scores": [finite(score) for score in values.tolist()]}
+            for view, values in facts["views"].items()
+        ],
+        "reactions": [
+            # the filters are numbered through all layers
+            [(first[reaction.layer] + reaction.filter, short(reaction.distance)) for reaction in sample[:_REACTIONS]]
+            for sample in reactions
+        ],
+        "standing_out": [{"filter": first[name] + index, "samples": samples} for (name, index), (_, samples) in most],
+        "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
+        "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
+        "names": names,
+        "notes": [*facts["notes"], *_omissions(n_samples, count, [*pictures.maps.values()])],
+    }
+    return assemble(_CODE, index, pictures.images, blocks)
+
+
+def _layer(
+    name: str, layer: LayerReport, ranks: Mapping[tuple[str, int], int], kept: KeptMaps | None
+) -> dict[str, Any]:
+    verdict_names = list(dict.fromkeys(layer.verdicts))
+    described: dict[str, Any] = {
+        "name": name,
+        "verdict_names": verdict_names,
+        "verdicts": [verdict_names.index(verdict) for verdict in layer.verdicts],
+        "clearest": [ranks.get((name, index)) for index in range(len(layer.verdicts))],
+        "outliers": _rows(layer.outliers),
+        "isolated": _rows(layer.isolated),
+        "map_size": list(layer.map_size),
+        "analyzed_size": list(layer.analyzed_size),
+        "maps": None,
+        **{column: [short(value) for value in getattr(layer, column).tolist()] for column in _COLUMNS},
+    }
+    if kept is not None:
+        _, amount, height, width = kept.maps.shape
+        described["maps"] = {"kept": amount, "height": height, "width": width}
+        described |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
+    return described
+
+
+def _rows(flags: Tensor) -> dict[str, list[int]]:
+    """List the columns that are true in each row, without empty rows."""
+    rows: dict[str, list[int]] = {}
+    for row, column in flags.nonzero().tolist():
+        rows.setdefault(str(row), []).append(column)
+    return rows
+
+
+def _points(layer: LayerReport, shown: Tensor) -> bytes:
+    """Pack each filter's points of the `shown` samples, its outliers and its isolated samples."""
+    points = layer.points.nan_to_num(0.0, 0.0, 0.0)
+    low, high = points.amin(1), points.amax(1)
+    included = shown | layer.outliers | layer.isolated
+    included &= (high > low).any(1)[:, None]  # dead filters have no points to draw
+    rows, samples = included.nonzero(as_tuple=True)
+    starts = torch.nn.functional.pad(included.sum(1).cumsum(0), (1, 0))
+    levels = ((points[rows, samples] - low[rows]) / (high - low)[rows].clamp_min(1e-30) * _LEVELS).round()
+    steps = samples.diff(prepend=samples.new_zeros(1))
+    begins = starts[:-1][starts[:-1] < len(samples)]
+    steps[begins] = samples[begins]
+    codes = levels.T.numpy().astype(np.uint16)
+    parts = [
+        starts.numpy().astype("<u4"),  # index of each filter's first point (F + 1,)
+        torch.stack([low, high], 2).numpy().astype("<f4"),  # of x and of y (F, 2, 2)
+        steps.numpy().astype("<u4"),  # from sample to sample
+        # x and y, the low bytes before the high bytes, which compresses better
+        *((axis >> shift).astype(np.uint8) for axis in codes for shift in (0, 8)),
+        layer.labels[rows, samples].numpy(),
+        (layer.outliers[rows, samples] + 2 * layer.isolated[rows, samples]).numpy().astype(np.uint8),
+    ]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def _maps(kept: KeptMaps) -> bytes:
+    """Pack maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
+    samples, order = kept.samples.sort(1)
+    steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
+    levels = kept.maps.flatten(2).gather(1, order[..., None].expand(-1, -1, kept.maps[0, 0].numel()))
+    levels = levels.clamp(max=247).add(8) // 17  # 255 is 15 times 17
+    if levels.shape[2] % 2:
+        levels = torch.nn.functional.pad(levels, (0, 1))
+    packed = levels[..., ::2] | (levels[..., 1::2] << 4)
+    return steps.numpy().astype("<u4").tobytes() + packed.numpy().tobytes()
+
+
+def _labels(values: list[Any]) -> dict[str, Any]:
+    """List the distinct labels in order, and for each sample the place of its label among them."""
+    texts = [str(value) for value in values]  # lists have no hash, and NaN does not equal itself
+    value_of = dict(zip(texts, values, strict=True))
+    numeric = all(isinstance(value, (int, float)) for value in values)
+    names = sorted(value_of, key=value_of.__getitem__ if numeric else None)
+    places = {name: place for place, name in enumerate(names)}
+    return {"names": names, "of": [places[text] for text in texts]}
+
+
+def _omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
+    """Describe in sentences what the page omits: points beyond `count` samples, and maps."""
+    notes, kept = [], [layer.samples.shape[1] for layer in maps]
+    if count < samples:
+        notes.append(
+            f"To limit the size of this file, a filter shows its outliers and {count:,} samples, spread evenly over "
+            f"the {samples:,} of the probe. Clusters are numbered and counted by these points."
+        )
+    if kept and min(kept) < samples:
+        notes.append(
+            f"To limit the size of this file, each filter has the maps of at least {min(kept):,} of "
+            f"{samples:,} samples: its outliers, its most and least active samples, and others."
+        )
+    return notes

@@ -1,0 +1,63 @@
+"""Reduce each filter's feature maps to points in two dimensions by principal component analysis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_anomaly.filters.numba_engine import NumbaEngine
+
+# Points are rounded to this grid, so that equal maps give equal points. Otherwise rounding could split equal maps into
+# clusters.
+_GRID = 2.0**40
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Two-dimensional points of F filters."""
+
+    # Centred scores on the first two principal components, float64 `(F, N, 2)`, in units of the first component's
+    # standard deviation over the samples; zero for filters that are not live.
+    points: Tensor
+    explained: Tensor  # fraction of the maps' variance that the two components explain `(F,)`
+    constant: Tensor  # whether a filter's maps are the same for all samples, up to rounding `(F,)`
+    finite: Tensor  # whether a filter's maps are free of NaN and infinities `(F,)`
+
+    @property
+    def live(self) -> Tensor:
+        """Whether a filter can be clustered `(F,)`."""
+        return self.finite & ~self.constant
+
+
+def reduce_maps(maps: Tensor, engine: NumbaEngine) -> Reduction:
+    """Reduce each filter's maps `(N, F, ...)` to two principal components, independently of the other filters.
+
+    Maps are divided by the filter's largest absolute value, so that nothing overflows, and centred. A filter is
+    constant if the root mean square of the centred maps is at most 4 units of rounding of the maps' type.
+    """
+    rounding = 4 * torch.finfo(maps.dtype).eps
+    rows = (maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]).transpose(0, 1)
+    rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any value is NaN
+    finite = largest.isfinite()
+    rows[~finite] = 0
+    rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
+    rows -= rows.mean(1, keepdim=True)
+    total = torch.linalg.vector_norm(rows, dim=(1, 2)).square()
+    constant = finite & (total <= rounding**2 * rows.shape[1] * rows.shape[2])
+    points, explained = rows.new_zeros(*rows.shape[:2], 2), rows.new_zeros(len(rows))
+    reduction = Reduction(points, explained, constant, finite)
+    live = reduction.live
+    if live.any():
+        scores, axes = engine.pca(rows if live.all() else rows[live])
+        loadings = axes.gather(1, axes.abs().argmax(1, keepdim=True))  # become positive, as in scikit-learn
+        scores = scores * torch.where(loadings < 0, -1.0, 1.0).to(scores)
+        squares = scores.square().sum(1)
+        scores /= (squares[:, :1] / rows.shape[1]).sqrt()[:, None]
+        points[live] = (scores * _GRID).round_() / _GRID
+        explained[live] = (squares.sum(1) / total[live]).clamp(max=1)
+    return reduction

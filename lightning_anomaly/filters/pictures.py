@@ -1,0 +1,132 @@
+"""Keep small images of a probe, and some maps of each filter, to look at later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.network.maps import LayerMaps, pool_maps
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, drawn, shrink
+
+if TYPE_CHECKING:
+    from lightning_anomaly.filters.layer_report import LayerReport
+
+_PIXELS = 6_000_000  # in all images together; a browser unpacks each to four bytes
+_MAP_SIDE = 8  # longest side of a map (pixels)
+_MAP_BYTES = (1_800_000, 18_000_000)  # smallest and largest room for all maps in a page, where a byte holds two values
+_FILTER_BYTES = 700  # room for a filter, within these bounds
+_STRIP = 8  # samples with the largest means, and with the smallest
+
+
+class KeptMaps(NamedTuple):
+    """Some maps of a layer's filters, on the CPU.
+
+    Of a volume the middle slice is kept. Signals have a height of one, single values also a width of one. Values 0
+    to 255 span the range of the filter's ordinary maps, so that one over-exposed image does not darken all others.
+    """
+
+    # In order: a filter's outliers, its most and least active samples, then others spread evenly over the probe.
+    samples: Tensor  # the samples whose maps are kept `(F, M)`
+    maps: Tensor  # uint8 `(F, M, height, width)`
+    most: Tensor  # samples with the largest mean of a map `(F, S)`, the largest first
+    least: Tensor  # samples with the smallest mean `(F, S)`, the smallest first
+
+
+class Pictures(NamedTuple):
+    """The small images and the maps of a probe."""
+
+    images: Tensor | None  # uint8 `(N, height, width, channels)`, one or three channels; None if they cannot be drawn
+    maps: Mapping[str, KeptMaps]
+
+
+def take_pictures(
+    layers: Mapping[str, LayerReport],
+    maps: Mapping[str, LayerMaps],
+    images: Tensor | None,
+    n_filters: int | None = None,
+    known: Mapping[str, KeptMaps] | None = None,
+) -> Pictures:
+    """Keep small images of a probe, and some of its maps.
+
+    If the layers hold only some of the network's filters, `n_filters` is the number of all. `known` are maps kept
+    before, of layers that have not changed.
+    """
+    known = known or {}
+    if n_filters is None:
+        n_filters = sum(len(layer.outliers) for layer in layers.values())
+    room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * n_filters)) // max(1, n_filters)
+    kept = {name: known.get(name) or _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
+    samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
+    return Pictures(_images_of(images, samples), kept)
+
+
+def join_pictures(parts: Sequence[Pictures], images: Tensor | None, n_samples: int) -> Pictures:
+    """Join the maps of consecutive filters of each layer, and draw the images."""
+    layers: dict[str, list[KeptMaps]] = {}
+    for part in parts:
+        for name, kept in part.maps.items():
+            layers.setdefault(name, []).append(kept)
+    maps = {name: KeptMaps(*map(torch.cat, zip(*kept, strict=True))) for name, kept in layers.items()}
+    return Pictures(_images_of(images, n_samples), maps)
+
+
+def _images_of(images: Tensor | None, samples: int) -> Tensor | None:
+    """Draw the images if there is one for each sample."""
+    if images is None or images.ndim not in (4, 5) or len(images) != samples or not images.numel():
+        return None
+    return probe_images(images)
+
+
+def probe_images(images: Tensor) -> Tensor:
+    """Draw small images of samples: uint8 `(N, height, width, channels)`, on the CPU.
+
+    Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice. Sides are at most 64 pixels, and
+    less for more than about a thousand images.
+    """
+    side = max(1, min(SIDE, math.isqrt(_PIXELS // len(images))))
+    small = torch.cat([shrink(part, side) for part in torch.split(images, 64)])
+    return drawn(small, black_and_white(small))
+
+
+def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
+    """Keep as many maps of each filter, out of `(N, F, ...)`, as fit into `room` bytes of a page."""
+    maps = maps.cpu() if maps.device.type == "mps" else maps  # which has no float64
+    count, filters = maps.shape[:2]
+    if maps.ndim == 5:
+        maps = maps[:, :, maps.shape[2] // 2]
+    maps = pool_maps(maps, _MAP_SIDE).nan_to_num(0.0, 0.0, 0.0).transpose(0, 1)  # (F, N, ...)
+    shape = (1, 1, *maps.shape[2:])[-2:]
+    maps = maps.reshape(filters, count, *shape)
+    activity = maps.mean((2, 3), dtype=torch.float64)
+    most = activity.argsort(dim=1, descending=True, stable=True)[:, :_STRIP]
+    least = activity.argsort(dim=1, stable=True)[:, :_STRIP]
+    order = even_order(count).to(maps.device)
+    score = (1 - order.argsort().double() / count).repeat(filters, 1)
+    score.scatter_(1, torch.cat([most, least], 1), 2.0)
+    score = torch.where(outliers.to(maps.device), 3.0, score)
+    size = max(1, room // (4 + -(-math.prod(shape) // 2)))
+    samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
+    low = _quantile(maps.amin((2, 3)), 0.05)
+    high = _quantile(maps.amax((2, 3)), 0.95)
+    # A filter that is zero for nearly all samples has no ordinary range: then 255 is its largest value.
+    high = torch.where(high > low, high, maps.amax((1, 2, 3))[:, None, None, None])
+    chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
+    codes = ((chosen - low) / (high - low).clamp_min(1e-30)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    # A slice would keep its whole tensor alive, here and in every file that stores the report.
+    samples, most, least = (part.contiguous().cpu() for part in (samples, most, least))
+    return KeptMaps(samples, codes.cpu(), most, least)
+
+
+def _quantile(values: Tensor, fraction: float) -> Tensor:
+    """Return a quantile of each row of `(F, N)`, as `(F, 1, 1, 1)`."""
+    place = round(fraction * (values.shape[1] - 1))
+    return values.sort(1).values[:, place, None, None, None]  # `kthvalue` fails on a GPU in deterministic mode
+
+
+def even_order(count: int) -> Tensor:
+    """Order the numbers below `count` so that the first few, however many, are spread evenly."""
+    return (torch.arange(count, dtype=torch.float64, device="cpu") * (math.sqrt(5) - 1) / 2).frac().argsort()

@@ -1,0 +1,44 @@
+"""Which filters react to a sample, and which filters stand out most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from lightning_anomaly.filters.layer_report import LayerReport
+
+
+class Reaction(NamedTuple):
+    """A filter that reacts to a sample."""
+
+    layer: str
+    filter: int
+    isolated: bool  # or else in a rare cluster
+    distance: float  # of the sample's point from the filter's mean (standard deviations); 0 without points
+
+
+def standing_out(reactions: Sequence[Sequence[Reaction]]) -> dict[tuple[str, int], tuple[float, list[int]]]:
+    """Find the filters that isolate samples: `{(layer, filter): (largest distance, samples)}`, the farthest first."""
+    found: dict[tuple[str, int], tuple[float, list[int]]] = {}
+    for sample, reacting in enumerate(reactions):
+        for layer, index, isolated, distance in reacting:
+            if isolated:
+                before, samples = found.get((layer, index), (0.0, []))
+                found[layer, index] = max(before, distance), [*samples, sample]
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+
+
+def find_reactions(layers: Mapping[str, LayerReport], samples: int) -> list[list[Reaction]]:
+    """List the filters that react to each sample: those that isolate it first, each kind by descending distance."""
+    found: list[list[Reaction]] = [[] for _ in range(samples)]
+    for name, layer in layers.items():
+        filters, members = (layer.isolated | layer.outliers).nonzero(as_tuple=True)
+        distances = torch.zeros(len(filters), device="cpu")
+        if layer.points.shape[1]:  # only the first of several processes has points
+            distances = torch.linalg.vector_norm(layer.points[filters, members].nan_to_num(0.0, 0.0, 0.0), dim=1)
+        values = filters, members, layer.isolated[filters, members], distances
+        for index, sample, isolated, distance in zip(*(value.tolist() for value in values), strict=True):
+            found[sample].append(Reaction(name, index, isolated, distance))
+    return [sorted(reactions, key=lambda reaction: (not reaction.isolated, -reaction.distance)) for reactions in found]

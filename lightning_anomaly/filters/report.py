@@ -1,0 +1,286 @@
+"""The result of an analysis of a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly._internal.checks import check_integer
+from lightning_anomaly._internal.tables import Tabular, listed
+from lightning_anomaly.filters.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
+from lightning_anomaly.filters.pictures import Pictures
+from lightning_anomaly.filters.reactions import Reaction, find_reactions, standing_out
+from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
+from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE, NONFINITE
+from lightning_anomaly.scores.scorer import SampleView, larger, ordered_reasons, scores_by
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from lightning_anomaly.pages.page import BrowserFile
+
+_FIRST = 5  # samples and filters that a printed report begins with
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AnomalyReport(Tabular):
+    """The filters and probe samples of a network. A console, a notebook and `print(report)` show it as a table.
+
+    Attributes:
+        layers: `{layer: LayerReport}` in the network's order.
+        n_samples: Number of probe samples, N.
+        settings: The analysis settings as plain values.
+        notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
+        views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`.
+        pictures: Images of the samples and some of the maps, if they were kept; not in `to_dict`.
+        carried_over: Number of filters with the same maps as in the callback's last analysis, bit for bit, whose
+            results are those of that analysis.
+    """
+
+    layers: Mapping[str, LayerReport]
+    n_samples: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    views: Mapping[str, SampleView] = field(default_factory=dict)
+    pictures: Pictures | None = None
+    carried_over: int = 0
+
+    @property
+    def anomaly_filters(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of anomaly filters; layers without any are omitted."""
+        return self._by_layer(lambda layer: layer.filters(ANOMALY))
+
+    @property
+    def dead_filters(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of filters whose map is the same for all samples; layers without any are omitted."""
+        return self._by_layer(lambda layer: layer.filters(DEAD))
+
+    @property
+    def isolated(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of filters with one or a few samples far from all others, see `isolated_samples`.
+
+        About 1% of filters without outliers are false alarms, and several times as many if the probe repeats samples.
+        """
+        return self._by_layer(lambda layer: layer.isolated_filters)
+
+    def _by_layer(self, filters_of: Callable[[LayerReport], list[int]]) -> dict[str, list[int]]:
+        return {name: filters for name, layer in self.layers.items() if (filters := filters_of(layer))}
+
+    @property
+    def count(self) -> int:
+        """Number of anomaly filters."""
+        return sum(map(len, self.anomaly_filters.values()))
+
+    @property
+    def fraction(self) -> float:
+        """Share of anomaly filters among the filters that could be clustered; 0 without any."""
+        return self.count / max(1, self.n_live)
+
+    @property
+    def n_live(self) -> int:
+        """Number of filters that could be clustered."""
+        return sum(verdict in LIVE for layer in self.layers.values() for verdict in layer.verdicts)
+
+    @property
+    def sparsity(self) -> float:
+        """Mean share of map values that are at most 0, over filters with finite values; 0 without any."""
+        shares = [
+            layer.sparsity[[verdict != NONFINITE for verdict in layer.verdicts]] for layer in self.layers.values()
+        ]
+        return torch.cat(shares).double().mean().item() if any(map(len, shares)) else 0.0
+
+    @cached_property
+    def outlier_samples(self) -> list[int]:
+        """Votes: the number of anomaly filters in which each probe sample is an outlier, N numbers."""
+        votes = [layer.outliers.sum(0) for layer in self.layers.values()]
+        return torch.stack(votes).sum(0).tolist() if votes else [0] * self.n_samples
+
+    @cached_property
+    def outlier_scores(self) -> Tensor:
+        """How unlike the other probe samples each one is `(N,)`, in nats; 0 without any view.
+
+        The score needs no labels. It is the larger one of `look_scores` and `content_scores`, and infinite for samples
+        with NaN or infinite maps.
+        """
+        zeros = torch.zeros(self.n_samples, device="cpu")
+        scores = larger(view.scores for view in self.views.values()) if self.views else zeros
+        infinite = [layer.nonfinite for layer in self.layers.values()]
+        return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
+
+    @property
+    def look_scores(self) -> Tensor:
+        """How unlike the others each sample looks by its pixels `(N,)`, in nats; NaN if samples are no images."""
+        return scores_by("look", self.views, self.n_samples)
+
+    @property
+    def content_scores(self) -> Tensor:
+        """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features."""
+        return scores_by("content", self.views, self.n_samples)
+
+    @cached_property
+    def reactions(self) -> list[list[Reaction]]:
+        """The filters that react to each probe sample: those that isolate it, then those with it in a rare cluster."""
+        return find_reactions(self.layers, self.n_samples)
+
+    def outlier_reasons(self, sample: int) -> dict[str, str]:
+        """Return why a probe sample looks odd or shows something else, the larger score first.
+
+        A score has a reason if it is among the highest twentieth.
+
+        Raises:
+            ValueError: If `sample` is not an index into the probe.
+        """
+        return ordered_reasons(self.views, check_integer("sample", sample, 0, self.n_samples - 1))
+
+    @property
+    def by_outlier_score(self) -> list[int]:
+        """The probe samples by descending score, and at equal scores by descending votes."""
+        scores, votes = self.outlier_scores.tolist(), self.outlier_samples
+        return sorted(range(self.n_samples), key=lambda sample: (-scores[sample], -votes[sample]))
+
+    def metrics(self) -> dict[str, float]:
+        """Compute the logged values: numbers of the network, and counts of anomaly filters by layer as `layer/NAME`."""
+        return {
+            "count": float(self.count),
+            "fraction": self.fraction,
+            "isolated": float(sum(map(len, self.isolated.values()))),
+            "dead": float(sum(map(len, self.dead_filters.values()))),
+            "sparsity": self.sparsity,
+            "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
+            "outlier_score": max(filter(math.isfinite, self.outlier_scores.tolist()), default=0.0),
+            **{f"layer/{name}": float(len(layer.filters(ANOMALY))) for name, layer in self.layers.items()},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert everything but pictures to JSON values; infinite numbers and NaN become strings."""
+        return {
+            "n_samples": self.n_samples,
+            "carried_over": self.carried_over,
+            "settings": dict(self.settings),
+            "notes": {key: str(note) for key, note in self.notes.items()},
+            "layers": {name: layer_to_dict(layer) for name, layer in self.layers.items()},
+            "views": {
+                name: {"scores": to_plain(view.scores), "reasons": list(view.reasons)}
+                for name, view in self.views.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AnomalyReport:
+        """Restore a report from the result of `to_dict`.
+
+        Raises:
+            ValueError: If `values` did not come from `to_dict`.
+        """
+        try:
+            layers = {name: layer_from_dict(layer) for name, layer in values["layers"].items()}
+            views = {
+                name: SampleView(to_tensor(view["scores"], torch.float64), tuple(view["reasons"]))
+                for name, view in values["views"].items()
+            }
+            settings, notes = dict(values["settings"]), dict(values["notes"])
+            return cls(layers, values["n_samples"], settings, notes, views, carried_over=values["carried_over"])
+        except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"Parameter `values` should be what `AnomalyReport.to_dict()` returned. Found {error!r}."
+            ) from error
+
+    def to_frame(self) -> DataFrame:
+        """Convert the report to a pandas DataFrame with a row for each filter.
+
+        Columns are layer, filter, verdict, and as in `LayerReport` n_components, calinski_harabasz, smallest_share,
+        outliers and isolated (numbers of samples), explained and sparsity.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        from pandas import DataFrame
+
+        return DataFrame(filter_columns(self.layers))
+
+    def plot(self) -> Figure:
+        """Draw a map of all filters, coloured by verdict, which notebooks show and `savefig("plot.png")` writes."""
+        from lightning_anomaly.filters.verdict_map import verdict_map
+
+        return verdict_map(self.layers)
+
+    def save_html(self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> None:
+        """Write the filter browser, a single HTML file that needs no server and no network.
+
+        It shows every filter's points. Hovering over a point shows the sample's image and the filter's map of it, if
+        `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)` kept them.
+
+        Args:
+            path: Path of the file; missing folders are created.
+            labels: A name or number for each sample, by which points can be coloured.
+            title: The heading.
+
+        Raises:
+            ValueError: If `labels` do not have one entry for each probe sample.
+        """
+        from lightning_anomaly.pages.page import write
+
+        write(path, self.page_text(title, labels=labels))
+
+    def page_text(self, title: str, **options: Any) -> str:
+        """Return the text of the page that `save_html` writes.
+
+        `options` are `labels` as there, and a list of file `names`.
+        """
+        from lightning_anomaly.filters.page import page_text
+
+        facts = {
+            "title": title,
+            "count": self.count,
+            "fraction": self.fraction,
+            "sparsity": self.sparsity,
+            "votes": self.outlier_samples,
+            "scores": self.outlier_scores,
+            "views": {name: view.scores for name, view in self.views.items()},
+            "reasons": [self.outlier_reasons(sample) for sample in range(self.n_samples)],
+            "settings": {key: str(value) for key, value in self.settings.items()},
+            "notes": self.notes.values(),
+        }
+        return page_text(facts, self.layers, self.pictures or Pictures(None, {}), **options)
+
+    def browse(self, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> BrowserFile:
+        """Write the filter browser to a file that is removed when Python exits.
+
+        A notebook shows the page, a console its path. The arguments are those of `save_html`.
+        """
+        from lightning_anomaly.pages.page import BrowserFile, temporary_path
+
+        path = temporary_path("browser.html")
+        self.save_html(path, labels, title)
+        return BrowserFile(path)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return layer_rows(self.layers)
+
+    def _introduction(self) -> list[str]:
+        """Begin with the strangest samples, the filters that stand out most, and the count of anomaly filters."""
+        scores = self.outlier_scores.tolist()
+        strangest = [sample for sample in self.by_outlier_score[:_FIRST] if scores[sample] > 0]
+        lines = ["strangest samples:"] * bool(strangest)
+        for sample in strangest:
+            reasons = "; ".join(self.outlier_reasons(sample).values())
+            lines.append(f"  {sample}, score {scores[sample]:.1f}" + f": {reasons}" * bool(reasons))
+        filters = standing_out(self.reactions)
+        lines += ["filters that stand out most:"] * bool(filters)
+        for (layer, index), (distance, samples) in islice(filters.items(), _FIRST):
+            found = f"sample{'s' * (len(samples) > 1)} {listed(samples)}, {distance:.1f} standard deviations away"
+            lines.append(f"  {layer or '(the model)'} filter {index}: {found}")
+        return [*lines, *count_sentences(self.layers)]
+
+    def _sentences(self) -> list[str]:
+        carried = f"{self.carried_over} filters have the same maps as in the last analysis, and its results"
+        return [carried] * (self.carried_over > 0) + [f"note: {note}" for note in self.notes.values()]

@@ -1,0 +1,78 @@
+"""A report as a table: layers in rows for a console, filters in columns for pandas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE
+
+_MOST_ROWS = 12  # layers in a printed table
+_SPARSE = 0.7  # from this share of zeros on, many filters are flagged without any odd image, see `docs/method.md`
+
+_HEADING = ("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps", "anomaly filters (outlier samples)")
+_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
+
+
+def layer_rows(layers: Mapping[str, LayerReport]) -> list[tuple[str, ...]]:
+    """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters."""
+    rows: list[tuple[str, ...]] = [_HEADING]
+    shown = set(layers)
+    if len(layers) > _MOST_ROWS:
+        shown = {*sorted(layers, key=lambda name: -len(layers[name].filters(ANOMALY)))[: _MOST_ROWS - 1]}
+    for name in [name for name in layers if name in shown]:
+        layer = layers[name]
+        anomalies = layer.filters(ANOMALY)
+        first = [f"{index} ({len(layer.outliers_of(index))})" for index in anomalies[:6]]
+        size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
+        maps = size if size == analyzed else f"{size} pooled to {analyzed}"
+        listing = ", ".join(first + ["..."] * (len(anomalies) > 6))
+        rows.append((name or "(the model)", *_numbers([layer]), maps, listing))
+    if others := [layer for name, layer in layers.items() if name not in shown]:
+        rows.append((f"{len(others)} others", *_numbers(others), "", ""))
+    return rows
+
+
+def _numbers(layers: Sequence[LayerReport]) -> list[str]:
+    """Count all, anomaly, isolated and dead filters of some layers, and compute their mean sparsity."""
+    kinds = ((layer.verdicts, layer.filters(ANOMALY), layer.isolated_filters, layer.filters(DEAD)) for layer in layers)
+    counts = [str(sum(map(len, kind))) for kind in zip(*kinds, strict=True)]
+    return [*counts, f"{torch.cat([layer.sparsity for layer in layers]).mean().item():.2f}"]
+
+
+def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
+    """Say how many filters isolate a sample, and how many are flagged, of sparse filters and of others."""
+    verdicts = [verdict for layer in layers.values() for verdict in layer.verdicts]
+    if not verdicts:
+        return []
+    live, flagged = (
+        torch.tensor([verdict in kind for verdict in verdicts], device="cpu") for kind in (LIVE, [ANOMALY])
+    )
+    sparse = torch.cat([layer.sparsity for layer in layers.values()]) >= _SPARSE
+    isolating = sum(len(layer.isolated_filters) for layer in layers.values())
+    share, among_sparse, among_others = (
+        f"{100 * int((flagged & part).sum()) / max(1, int((live & part).sum())):.1f}%"
+        for part in (live, sparse, ~sparse)
+    )
+    return [
+        f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * int(live.sum()))}",
+        f"{int(flagged.sum())} anomaly filters, {share} of those with varying maps: {among_sparse} where at least "
+        f"{100 * _SPARSE:.0f}% of the values are zero, as sparsity alone makes rare clusters, {among_others} elsewhere",
+    ]
+
+
+def filter_columns(layers: Mapping[str, LayerReport]) -> dict[str, list[Any]]:
+    """Collect the columns of `AnomalyReport.to_frame`, with an entry for each filter."""
+    columns: dict[str, list[Any]] = {key: [] for key in ("layer", "filter", "verdict", *_COLUMNS)}
+    for name, layer in layers.items():
+        columns["layer"] += [name] * len(layer.verdicts)
+        columns["filter"] += range(len(layer.verdicts))
+        columns["verdict"] += layer.verdicts
+        for key in _COLUMNS:
+            values = getattr(layer, key)
+            columns[key] += (values.sum(1) if values.ndim == 2 else values).tolist()
+    return columns

@@ -1,0 +1,1 @@
+"""A model as the package uses it: its layers, hooks, features, checkpoints."""

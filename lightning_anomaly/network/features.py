@@ -1,0 +1,213 @@
+"""Take statistics of each sample: its pixels, and the features and logits that a network computes of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly.images.source import tensors_in
+from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
+from lightning_anomaly.scores.pixels import describes_pixels, pixel_statistics
+
+
+class Head(NamedTuple):
+    """Where features and logits come from.
+
+    Attributes:
+        layer: Name of the layer.
+        logits: Whether the model returns its output: then its input are the features. Else its pooled output is.
+    """
+
+    layer: str
+    logits: bool
+
+    def __str__(self) -> str:
+        name = f"'{self.layer}'" if self.layer else "the model"
+        if self.logits:
+            return f"the input of {name} are the features, its output the logits"
+        return f"the pooled maps of {name} are the features, as the model returns the output of no linear layer"
+
+
+class SampleStatistics(NamedTuple):
+    """Statistics of N samples; None if the model has no such layer, or none with one row per sample."""
+
+    pixels: Tensor | None = None  # `pixel_statistics` `(N, S)`
+    shape: tuple[int, ...] = ()  # of a sample
+    features: Tensor | None = None  # `(N, D)`
+    logits: Tensor | None = None  # `(N, classes)`, one number for two classes
+    class_names: tuple[str, ...] = ()  # if the data set names its classes
+    head: Head | None = None
+
+    def select(self, samples: Any) -> SampleStatistics:
+        """Select samples by an index."""
+        return self._each(lambda tensor: tensor[samples])
+
+    def finite_rows(self, count: int) -> Tensor:
+        """Return which of `count` samples have finite pixels, features and logits `(count,)`."""
+        finite = torch.ones(count, dtype=torch.bool, device="cpu")
+        for part in (self.pixels, self.features, self.logits):
+            if part is not None:
+                finite &= part.sum(1).isfinite()  # ten times as quick as one number at a time
+        return finite
+
+    def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
+        tensors = self.pixels, self.features, self.logits
+        pixels, features, logits = (None if tensor is None else change(tensor) for tensor in tensors)
+        return self._replace(pixels=pixels, features=features, logits=logits)
+
+    @staticmethod
+    def join(parts: Sequence[SampleStatistics]) -> SampleStatistics:
+        """Join the statistics of several parts; those that a part lacks, or has in another shape, become None."""
+        pixels, shapes, features, logits, names, heads = zip(*parts, strict=True)
+        same_shape = len({*shapes}) == 1
+        joined = join_known(pixels) if same_shape else None, shapes[0] if same_shape else ()
+        return SampleStatistics(*joined, join_known(features), join_known(logits), names[0], heads[0])
+
+
+def join_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Join tensors; None if one is missing, they differ in shape or there are none."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    alike = len(present) == len(tensors) and len({tensor.shape[1:] for tensor in present}) == 1
+    return (torch.cat(present) if len(present) > 1 else present[0]) if alike else None
+
+
+class SampleCapture:
+    """Takes `SampleStatistics` while a model runs; without a model it takes nothing.
+
+    Pixels are those of the first convolution's input, the image as the network sees it. The first pass finds the head:
+    the linear layer whose output the model returns, or the 1x1 convolution of which it returns the pooled output, alone
+    or in a tuple or mapping, as logits or as probabilities. Without one, features are the pooled maps of the last
+    convolution. If only parts of a LightningModule are called, the last one that returns such an output counts. In a
+    pass, the first call of the model and of each layer counts, as others may run the model meanwhile.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        limit: int = sys.maxsize,
+        *,
+        with_pixels: bool = True,
+        head: Head | None = None,
+    ) -> None:
+        self._model, self._limit, self._with_pixels = model, limit, with_pixels
+        self._passes: list[SampleStatistics] = []
+        self._current = SampleStatistics()
+        self._names: dict[nn.Module, str] = {}
+        self._linear: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of each linear layer called
+        self._maps: tuple[nn.Module, Tensor, Tensor, Tensor] | None = None  # the last convolution, see `_take_maps`
+        self._convolutions: set[nn.Module] = set()  # that were called in this pass
+        self._settled = False  # whether the model itself has returned the logits in this pass
+        self._seen = 0
+        self.head = head
+        self.class_names: tuple[str, ...] = ()  # set by those who know the data set
+        self.problem: str | None = None  # why nothing could be taken
+
+    @property
+    def watched(self) -> list[tuple[nn.Module, Callable[..., None]]]:
+        """The modules to hook in the next pass, and the forward hook of each."""
+        if self._model is None:
+            return []
+        self._names = {module: name for name, module in modules_by_name(self._model).items()}
+        modules = list(self._names)
+        convolutions = [module for module in modules if isinstance(module, CONVOLUTIONS)]
+        hooks: list[tuple[nn.Module, Callable[..., None]]] = []
+        if self._with_pixels:
+            hooks += [(module, self._take_pixels) for module in convolutions]
+        if self.head is not None:
+            modules = [module for module, name in self._names.items() if name == self.head.layer]
+        hooks += [(module, self._take_maps) for module in modules if isinstance(module, CONVOLUTIONS)]
+        hooks += [(module, self._take_linear) for module in modules if isinstance(module, nn.Linear)]
+        if self.head is None or self.head.logits:
+            outer = *self._model.children(), self._model
+            hooks += [(module, self._compare) for module in outer if not isinstance(module, torch.jit.ScriptModule)]
+        return hooks
+
+    def end_pass(self, count: int) -> None:
+        """Keep the statistics of one pass of `count` samples."""
+        if self._current.features is None and self._maps is not None and not (self.head and self.head.logits):
+            self._found(self._maps[0], self._maps[2], None)
+        if count and self._seen < self._limit:
+            self._passes.append(self._current.select(slice(self._limit - self._seen)))
+        self._seen += count
+        self._current, self._maps = SampleStatistics(), None
+        self._linear.clear()
+        self._convolutions.clear()
+        self._settled = False
+
+    def collected(self, samples: int) -> SampleStatistics:
+        """Return the statistics of all samples, on the CPU; None for those with more or fewer rows."""
+        if not self._passes or self.problem is not None:
+            return SampleStatistics()
+        joined = SampleStatistics.join(self._passes)._replace(class_names=self.class_names)
+        return joined._each(lambda tensor: tensor.cpu() if len(tensor) == samples else None)
+
+    def _take_pixels(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._current.shape or not args:
+            return
+        images = args[0].detach()
+        has_pixels = images.is_floating_point() and describes_pixels(images.shape)
+        statistics = pixel_statistics(images) if has_pixels else None
+        self._current = self._current._replace(pixels=statistics, shape=tuple(images.shape[1:]))
+
+    def _take_linear(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module not in self._linear and args and args[0].ndim <= 2:
+            # Copies, as a later activation may change them in place.
+            features, logits = (tensor.detach().to(torch.float32, copy=True) for tensor in (args[0], output))
+            self._linear[module] = features.view(-1, features.shape[-1]), logits.view(-1, logits.shape[-1])
+
+    def _take_maps(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Average the input of a convolution over each map, its output, and its output after a ReLU."""
+        if module not in self._convolutions and args and isinstance(output, Tensor) and output.ndim > 2:
+            self._convolutions.add(module)
+            pooled = [maps.detach().float().flatten(2).mean(2) for maps in (args[0], output, output.clamp(min=0))]
+            self._maps = module, pooled[0], pooled[1], pooled[2]
+
+    def _compare(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Find the head among the layers that were called."""
+        if self._settled or not (self._linear or self._maps):
+            return
+        candidates = [(layer, *pair) for layer, pair in self._linear.items()]
+        if self._maps is not None and set(cast(Any, self._maps[0]).kernel_size) == {1}:
+            layer, features, *outputs = self._maps
+            candidates += [(layer, features, logits) for logits in outputs]
+        returned = tensors_in(output)
+        for tensor in returned:
+            for layer, features, logits in reversed(candidates):
+                if _returns(tensor.detach(), logits):
+                    self._found(layer, features, logits)
+                    self._settled = module is self._model
+                    return
+        # A result of the model itself replaces those of its parts. A loss is none: in several processes, Lightning
+        # calls the module for its `validation_step`.
+        found = self._current.features
+        if module is self._model and found is not None and any(_is_for_each(tensor, len(found)) for tensor in returned):
+            self.head = None
+            self._current = self._current._replace(features=None, logits=None, head=None)
+
+    def _found(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
+        self.head = Head(self._names[layer], logits is not None)
+        self._current = self._current._replace(features=features, logits=logits, head=self.head)
+
+
+def _is_for_each(returned: Tensor, samples: int) -> bool:
+    """Return whether a tensor holds numbers of each sample."""
+    return returned.is_floating_point() and returned.ndim > 0 and len(returned) == samples
+
+
+def _returns(returned: Tensor, logits: Tensor) -> bool:
+    """Return whether a tensor holds the logits `(n, C)`, or their probabilities or logarithms of these."""
+    if returned.numel() != logits.numel() or not returned.is_floating_point():
+        return False
+    returned = returned.to(logits).reshape(logits.shape)
+
+    def close(expected: Tensor) -> bool:
+        # The first is quicker, and nearly always enough.
+        return torch.equal(returned, expected) or torch.allclose(returned, expected, 1e-2, 1e-4, equal_nan=True)
+
+    if logits.shape[1] == 1:
+        return close(logits) or close(logits.sigmoid())
+    return close(logits) or close(logits.log_softmax(1)) or close(logits.softmax(1))

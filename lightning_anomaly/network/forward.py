@@ -1,0 +1,88 @@
+"""Run a model on a probe to take its maps, and choose the layers with usable ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly._internal.notes import Note, left_out
+from lightning_anomaly._internal.progress import track
+from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.network.hooks import MapCapture, evaluating
+from lightning_anomaly.network.maps import LayerMaps
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
+    """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers."""
+    scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
+    with evaluating(model) as modules, torch.no_grad():
+        owners = [module._buffers for module in modules if module._buffers and not isinstance(module, scripted)]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = [buffers.copy() for buffers in owners]
+            try:
+                for buffers in owners:
+                    buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
+                return model(*args, **kwargs)
+            finally:
+                for buffers, kept in zip(owners, before, strict=True):
+                    buffers.clear()
+                    buffers.update(kept)
+
+        yield call
+
+
+def run(
+    model: nn.Module,
+    source: ImageSource,
+    capture: MapCapture,
+    progress: bool | None = False,
+    *,
+    take_images: Callable[[Tensor], object] | None = None,
+    take_output: Callable[[Any], object] | None = None,
+) -> None:
+    """Run a model on a probe while `capture` takes its maps; the two functions get each batch and each output."""
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    total = -(-len(source.positions) // source.batch_size)
+    with probing(model) as call:
+        for images in track(source.readable(), total, "feature maps", progress):
+            if take_images is not None:
+                take_images(images)
+            with capture:
+                output = call(images.detach().to(device, copy=True))  # the model may change it in place
+            if take_output is not None:
+                take_output(output)
+
+
+def most_samples(maps: Mapping[str, LayerMaps]) -> int:
+    """Return the number of maps that most layers without a problem gave; 0 if none gave any."""
+    counts = Counter(layer.count for layer in maps.values() if layer.count and layer.problem is None)
+    return counts.most_common(1)[0][0] if counts else 0
+
+
+def usable_layers(
+    maps: Mapping[str, LayerMaps], expected: int | None = None
+) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
+    """Return the layers with a map of every sample, the number of samples, and notes on the other layers.
+
+    Without an `expected` number of samples, it is that of most layers.
+    """
+    n_samples = most_samples(maps) if expected is None else expected
+    usable: dict[str, LayerMaps] = {}
+    notes: dict[str, str] = {}
+    for name, layer in maps.items():
+        problem = layer.problem or (None if layer.batches else "it was never called")
+        if problem is None and layer.count != n_samples:
+            others = "most layers gave" if expected is None else "the samples are"
+            problem = Note(f"it gave {{}} maps where {others} {{}}", layer.count, n_samples)
+        if problem:
+            notes |= left_out(name, problem)
+        else:
+            usable[name] = layer
+    return usable, n_samples, notes

@@ -1,0 +1,205 @@
+"""Take maps out of a model by hooks while it runs, in evaluation mode and without compiled graphs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import KW_ONLY, InitVar, dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly._internal.notes import Note
+from lightning_anomaly._internal.random_state import isolated_torch_state
+from lightning_anomaly.network.features import SampleCapture
+from lightning_anomaly.network.layers import CONVOLUTIONS
+from lightning_anomaly.network.maps import LayerMaps, keep_rows, summarize_maps
+
+_Watched = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
+
+_PIECE = 2**22  # values pooled at a time, 16 MiB in float32
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Switch a model to evaluation mode and yield its modules; restore their flags and torch's random state at the end.
+
+    Every run of a model by this package happens inside, and one thread at a time: two runs would mix their hooks.
+    """
+    with isolated_torch_state():
+        flags = [(module, module.training) for module in model.modules()]
+        try:
+            for module, training in flags:  # not `model.eval()`, which a model may override
+                if training:  # as setting an attribute of a module takes long
+                    module.training = False
+            yield [module for module, _ in flags]
+        finally:
+            for module, training in flags:
+                if module.training != training:
+                    module.training = training
+
+
+_eager_lock = threading.Lock()
+_eager_users = 0  # counted, as nested stances that exit out of order would restore the wrong one
+_eager_stance = ExitStack()
+
+
+@contextmanager
+def compiled_models_eager() -> Iterator[None]:
+    """Run compiled models eagerly inside, as they ignore hooks that were added after their compilation."""
+    global _eager_users
+    if "torch._dynamo" not in sys.modules:  # no model is compiled
+        yield
+        return
+    with _eager_lock:
+        if _eager_users == 0:
+            _eager_stance.enter_context(torch.compiler.set_stance("force_eager"))
+        _eager_users += 1
+    try:
+        yield
+    finally:
+        with _eager_lock:
+            _eager_users -= 1
+            if _eager_users == 0:
+                _eager_stance.close()
+
+
+@contextmanager
+def hooked(watched: Iterable[_Watched]) -> Iterator[None]:
+    """Call functions as forward hooks of modules inside; an exception of one becomes its owner's `problem`."""
+    with compiled_models_eager(), ExitStack() as hooks:
+        for module, owner, take in watched:
+            hooks.callback(module.register_forward_hook(_guarded(owner, take)).remove)
+        yield
+
+
+@dataclass(eq=False)
+class MapCapture:
+    """Takes the maps of chosen layers out of a model while it runs, as a context manager around each forward pass.
+
+    Passes add up until `limit` samples were seen. The first call of a layer in a pass counts. Maps `(n, F, ...)` are
+    reduced by `summary`; without it, pooled maps, their sparsity and their extremes before rectification are taken.
+    """
+
+    layers: dict[str, nn.Module]  # by name
+    _: KW_ONLY
+    limit: int = sys.maxsize  # samples
+    rectify: bool = True  # before pooling
+    max_map_side: int = 8  # see `pool_maps`
+    summary: Callable[[Tensor], Tensor] | None = None
+    model: InitVar[nn.Module | None] = None  # describes its samples too, see `SampleCapture`
+
+    def __post_init__(self, model: nn.Module | None) -> None:
+        self.samples = SampleCapture(model, self.limit, with_pixels=self.summary is None)
+        self._hooks = ExitStack()
+        self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
+        self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit
+        self._samples = 0  # in all passes
+        self.seconds = 0.0  # for the maps of all passes
+        self.maps = {name: LayerMaps() for name in self.layers}
+
+    @property
+    def full(self) -> bool:
+        """Whether `limit` samples were seen."""
+        return self._samples >= self.limit
+
+    def attach(self) -> None:
+        """Put the hooks on the model. `remove` must follow, also after an exception."""
+        self.remove()
+        watched: list[_Watched] = [
+            (layer, self.maps[name], partial(self._take, name)) for name, layer in self.layers.items()
+        ]
+        watched += [(module, self.samples, take) for module, take in self.samples.watched]
+        self._hooks.enter_context(hooked(watched))
+
+    def remove(self) -> None:
+        """Take the hooks off; a second call does nothing."""
+        self._hooks.close()
+        counts = Counter(count for count in self._called.values() if count)
+        self._totals.update(self._called)
+        self._called.clear()
+        count = counts.most_common(1)[0][0] if counts else 0
+        self.samples.end_pass(count)
+        # A pass has as many samples as most layers gave maps. Others give maps of frames or regions, or are skipped by
+        # some passes. Once all layers are at the limit, their counts are equal, so the problem is recorded here.
+        if counts and self.limit < sys.maxsize:
+            self._samples += count
+            for name, layer in self.maps.items():
+                total = self._totals[name]
+                if total not in (0, self._samples) and layer.problem is None:
+                    layer.problem = Note("it gave {} maps where most layers gave {}", total, self._samples)
+
+    def __enter__(self) -> MapCapture:
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _take(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        started = perf_counter()
+        try:
+            self._add(name, module, output)
+        finally:
+            self.seconds += perf_counter() - started
+
+    def _add(self, name: str, module: nn.Module, output: Any) -> None:
+        if name in self._called:
+            return
+        self._called[name] = 0
+        layer = self.maps[name]
+        layer.problem = layer.problem or _problem(layer, module, output)
+        if layer.problem is not None or output.numel() == 0:
+            return
+        self._called[name] = len(output)
+        room = self.limit - layer.count
+        maps = output.detach()[:room]
+        layer.size = tuple(maps.shape[2:])
+        layer.count += len(maps)
+        if not len(maps):
+            return
+        dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+        # In pieces, so that a large output needs little more memory.
+        for piece in torch.split(maps, max(1, _PIECE // output[0].numel())):
+            values = piece.to(dtype)
+            if self.summary is None:
+                pooled, extremes, zeros = summarize_maps(values, self.max_map_side, self.rectify)
+                keep_rows(layer.batches, pooled, room)
+                keep_rows(layer.extremes, extremes, room)
+                layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
+            else:
+                layer.batches.append(self.summary(values))
+            room -= len(piece)
+
+
+def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:
+    """Turn an exception in a hook into the owner's `problem`, so that the forward pass goes on."""
+
+    def hook(*args: Any) -> None:
+        try:
+            take(*args)
+        except Exception as error:
+            owner.problem = f"a hook failed with {error!r}"
+
+    return hook
+
+
+def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
+    """Return why the output of a layer cannot be added to its maps; None if it can."""
+    if not isinstance(output, Tensor):
+        return f"its output is a {type(output).__name__}, not a tensor"
+    axes = len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else None
+    if not 2 <= output.ndim <= 5 or axes not in (None, output.ndim - 2):
+        return Note("its output has shape {}, not (samples, filters, ...)", tuple(output.shape))
+    if not output.is_floating_point():
+        return f"its output has type {output.dtype}"
+    if output.numel() == 0 or not layer.batches:
+        return None
+    before, now = (layer.batches[0].shape[1], *(layer.size or ())), tuple(output.shape[1:])
+    return None if now == before else Note("its shape changes, from {} to {}", before, now)

@@ -1,0 +1,135 @@
+"""Pool the maps of a layer, and keep them with their extremes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_ROOM = 2**25  # bytes, from which on the C library maps pages that take no memory before they are written
+_POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+def pool_maps(maps: Tensor, max_side: int) -> Tensor:
+    """Average-pool maps `(N, F, ...)` in the smallest windows that leave no side above `max_side` (pixels).
+
+    Maps with one or three axes are pooled to at most as many pixels as a square of this side. Incomplete windows at the
+    end are averaged too.
+    """
+    windows = _windows(maps, max_side)
+    if max(windows, default=1) == 1:
+        return maps
+    pooled: Tensor = _POOLS[len(windows)](maps, windows, ceil_mode=True, count_include_pad=False)
+    return pooled
+
+
+def _windows(maps: Tensor, max_side: int) -> list[int]:
+    """Return the sides of the windows that `pool_maps` averages."""
+    sizes = maps.shape[2:]
+    side = max(1, int(max_side ** (2 / max(1, len(sizes))) + 1e-9))
+    return [-(-size // side) for size in sizes]
+
+
+def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduce maps `(N, F, ...)`, float32 or float64, to what an analysis needs.
+
+    Returns:
+        The maps, rectified if wanted and pooled as by `pool_maps`; the largest and the smallest value of each map
+        before `(N, F, 2)`, not both finite if any value is not; and how many values of each filter are at most 0
+        `(F,)`. A map with minus infinity, which rectification would hide, becomes NaN.
+    """
+    if maps.device.type == "cpu":
+        from lightning_anomaly.network.map_loops import summarize  # late, as numba takes long to import
+
+        return summarize(maps, _windows(maps, max_side), rectify)
+    pixels = maps[..., None].flatten(2)
+    extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+    zeros = (pixels <= 0).sum((0, 2))
+    if rectify:
+        maps = maps.clamp(min=0)
+        maps[extremes[..., 1] == -torch.inf] = torch.nan
+    return pool_maps(maps, max_side), extremes, zeros
+
+
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Join tensors along the first axis; a single one is returned itself."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
+def keep_rows(batches: list[Tensor], rows: Tensor, expected: int) -> None:
+    """Append a copy of rows `(n, ...)` in float32 or float64; up to `expected` rows will come, these included.
+
+    On the CPU they share large blocks of memory, and the last tensor of `batches` may be replaced by a longer one.
+    Small tensors would fragment the memory: with ConvNeXt-base a process grew by twice the size of the rows.
+    """
+    if rows.device.type != "cpu":
+        batches.append(rows.clone())
+        return
+    room, used = (batches[-1], len(batches[-1])) if batches else (rows, sys.maxsize)
+    if used + len(rows) > room.untyped_storage().nbytes() // rows[0].nbytes:
+        size = max(len(rows), min(expected, _ROOM // rows[0].nbytes))
+        dtype = np.float64 if rows.dtype == torch.float64 else np.float32
+        with torch.inference_mode(False):  # a tensor made in this mode can only be changed in it
+            # `torch.empty` would write to all of it in deterministic mode.
+            room, used = torch.from_numpy(np.empty((size, *rows.shape[1:]), dtype)), 0
+        batches.append(room)
+    batches[-1] = room.as_strided((used + len(rows), *rows.shape[1:]), room.stride())
+    batches[-1][used:] = rows
+
+
+@dataclass
+class LayerMaps:
+    """The maps of one layer, batch by batch, on the device where the model ran."""
+
+    batches: list[Tensor] = field(default_factory=list)  # pooled `(n, F, ...)`, or their summary
+    count: int = 0  # samples
+    size: tuple[int, ...] | None = None  # sides of a map before pooling (pixels), None before the first call
+    zeros: Tensor | None = None  # number of each filter's values that are at most 0 before pooling `(F,)`
+    problem: str | None = None  # why maps could not be taken
+    extremes: list[Tensor] = field(default_factory=list)  # of these maps before rectification `(n, F, 2)`
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Fraction of each filter's values that are at most 0 `(F,)`, on the CPU."""
+        assert self.zeros is not None
+        assert self.size is not None
+        return self.zeros.cpu().double() / (self.count * math.prod(self.size))
+
+    @property
+    def maps(self) -> Tensor:
+        """All maps `(N, F, ...)`."""
+        return joined(self.batches)
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """Whether each sample's maps are NaN or infinite in a filter whose maps of most samples are finite `(N,)`."""
+        broken = ~joined(self.extremes).isfinite().all(2)
+        return broken[:, 2 * broken.sum(0) < len(broken)].any(1).cpu()
+
+    def select(self, filters: slice | Tensor) -> LayerMaps:
+        """Select some filters; their batches are joined."""
+        maps, extremes = ([joined([batch[:, filters] for batch in kept])] for kept in (self.batches, self.extremes))
+        zeros = None if self.zeros is None else self.zeros[filters]
+        return LayerMaps(maps, self.count, self.size, zeros, extremes=extremes)
+
+    def fingerprints(self) -> Tensor:
+        """Hash the bits of each filter's maps and extremes, int64 `(F,)` on the CPU.
+
+        Filters with other maps have the same of 2**64 values by chance alone.
+        """
+        values = [joined(kept)[..., None].flatten(2).transpose(0, 1).cpu() for kept in (self.batches, self.extremes)]
+        shape = repr(self.maps.shape[2:]).encode()
+        digests = []
+        for rows in zip(*(part.contiguous().numpy() for part in values), strict=True):
+            digest = hashlib.sha256(shape)  # releases the interpreter's lock
+            for row in rows:
+                digest.update(row)
+            digests.append(digest.digest()[:8])
+        return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)

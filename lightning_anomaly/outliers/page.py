@@ -1,0 +1,47 @@
+"""The page of an `OutlierReport`: a ranked gallery in which a reader ticks images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_anomaly.pages.page import assemble, finite, plain_labels, usual_score, write
+
+_CODE = "dom unpack wording csv colours canvas components ranking shell gallery"
+
+
+def write_outlier_page(
+    path: str | Path,
+    facts: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    scores: Tensor,
+    view_scores: Mapping[str, Tensor],
+    images: Tensor | None,
+    labels: Sequence[Any] | None,
+) -> None:
+    """Write the images in `rows` as an HTML file, with the facts of `OutlierReport.save_html`."""
+    named = None if labels is None else plain_labels(labels, len(scores))
+    # A browser stores ticks under this key, which depends on the ranking but not on names.
+    ranking = [[row["position"], finite(row["score"])] for row in rows]
+    key = hashlib.sha256(json.dumps(ranking).encode()).hexdigest()[:16]
+    for row in rows:
+        position = row["position"]
+        row.update({name: finite(value) for name, value in row.items() if isinstance(value, float)})
+        if named is not None:
+            row["label"] = str(named[position])
+        row["views"] = {view: finite(values[position].item()) for view, values in view_scores.items()}
+    index = {
+        **facts,
+        "columns": facts["columns"] + ["label"] * (named is not None),
+        "total": len(scores),
+        "ordinary": usual_score(scores),
+        "views": {view: usual_score(values) for view, values in view_scores.items()},
+        "rows": rows,
+        "key": key,
+    }
+    write(path, assemble(_CODE, index, images))

@@ -1,0 +1,55 @@
+"""Galleries of outlier samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightning_anomaly.pages.style import new_figure
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, check_images, drawn, shrink
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_IMAGES = 16
+
+
+def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
+    """Draw the images of up to 16 samples with the largest outlier scores; at equal scores more votes come first.
+
+    Args:
+        images: The probe's images `(N, C, H, W)`, or volumes `(N, C, D, H, W)`, of which the middle slice is shown.
+            Three channels are shown in colour; of any other number the first is shown in grey. Floats are scaled by
+            channel, so that an ordinary image of the probe ranges from black to white.
+        scores: `AnomalyReport.outlier_scores` `(N,)`.
+        votes: `AnomalyReport.outlier_samples`, N numbers.
+
+    Returns:
+        The figure; None if no sample has a positive score or a vote.
+
+    Raises:
+        ValueError: If `images` does not hold one image for each probe sample.
+    """
+    check_images(images, len(scores))
+    values = scores.tolist()
+    ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
+    chosen = [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]
+    if not chosen:
+        return None
+    pictures = images if images.ndim == 4 else shrink(images, SIDE)
+    captions = [f"sample {sample}\nscore {values[sample]:.1f}" for sample in chosen]
+    columns = min(8, len(chosen), max(4, math.ceil(math.sqrt(len(chosen)))))
+    rows = math.ceil(len(chosen) / columns)
+    with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:
+        shown = drawn(pictures[chosen], black_and_white(pictures))
+        for place, (image, caption) in enumerate(zip(shown, captions, strict=True)):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
+            axes.set_title(caption)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # white images need a frame
+        figure.suptitle(f"Samples with the largest outlier scores: {len(chosen)} of {len(values)}", fontsize=10)
+    return figure

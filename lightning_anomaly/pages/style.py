@@ -1,0 +1,47 @@
+"""Colours, text style and names that all figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, distinct for colour-blind readers; the largest component gets the first. The filter browser
+# has its colours in `browser/colours.js`.
+COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+ISOLATED = "isolated"  # a normal filter with isolated samples
+VERDICT_COLOURS = {  # they differ in lightness too; the browser has the same on light ground
+    NORMAL: "#BCD3E8",
+    ISOLATED: "#0072B2",
+    ANOMALY: "#D55E00",
+    f"{ANOMALY} and {ISOLATED}": "#CC79A7",
+    DEAD: "#4D4D4D",
+    NONFINITE: "#E8D820",
+}
+_STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "figure.dpi": 100}
+
+
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """Make a figure (inches); within the `with` block, the user's matplotlib style does not apply."""
+    import matplotlib.style
+
+    from lightning_anomaly.pages.notebook import NotebookFigure
+
+    with matplotlib.style.context(["default", _STYLE]):
+        yield NotebookFigure(figsize=(width, height), layout="constrained")
+
+
+def layer_text(name: str, length: int) -> str:
+    """Return `layer NAME`, or `the model` for a model that is one layer."""
+    return f"layer {short_name(name, length)}" if name else "the model"
+
+
+def short_name(name: str, length: int) -> str:
+    """Cut a layer's name at the left, where names resemble each other."""
+    return (name if len(name) <= length else "…" + name[1 - length :]) or "(the model)"

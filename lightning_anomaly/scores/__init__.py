@@ -1,0 +1,1 @@
+"""What is said of one sample: its look (pixels) and its content (features)."""

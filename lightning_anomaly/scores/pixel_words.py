@@ -1,0 +1,112 @@
+"""Describe in words what is unusual about an image's pixel statistics."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.scores.pixels import pixel_names
+
+_LEVELS = (0.1, 0.25, 0.75, 0.9)  # quantiles, which few outliers in the reference do not move
+_NARROWEST = 0.02  # smallest scale of a tail, relative to the range between the outer quantiles
+_CLEAR = 3.0  # nats from which a single property is the reason
+_CERTAIN = 5.0  # nats at which surprises are capped; of capped properties the first is the reason
+
+_NO_SINGLE = "an unusual combination of brightness, patterns and colour"
+
+
+class _Property(NamedTuple):
+    """A visible property: weights of statistics by name, and words for too little and too much of it, or ""."""
+
+    weights: dict[str, float]
+    less: str
+    more: str
+
+
+# Causes come before their effects: an image of noise has no flat areas either. Noise and detail are relative to the
+# contrast, so that a faded image lacks contrast only.
+_PROPERTIES = (
+    _Property({"noise": 1, "contrast": -0.5}, "", "noisy"),
+    _Property({"fine patterns": 1, "contrast": -1}, "little fine detail", ""),
+    _Property({"contrast": 1}, "low contrast", "high contrast"),
+    _Property({"mean": 1}, "darker than the rest", "brighter than the rest"),
+    _Property({"brightest share": 1}, "", "large areas as bright as its brightest pixel"),
+    _Property(
+        {"darkest share": 1}, "no areas as dark as its darkest pixel", "large areas as dark as its darkest pixel"
+    ),
+    _Property({"flat share": 1}, "no flat areas", "large flat areas"),
+    _Property({"edges": 1}, "", "unusually sharp edges"),
+    _Property({"middle": 1}, "dark in the middle", "bright in the middle"),
+    _Property({"plain border": 1}, "", "a plain border"),
+    _Property({"plainest line": 1, "contrast": -1}, "a line of one colour across it", ""),
+)
+_COLOUR = (
+    _Property({"colour": 1}, "little colour", "much colour"),
+    _Property({"fine colour patterns": 1, "colour": -1}, "", "colours that change from pixel to pixel"),
+    _Property({"alike channels": 1}, "an unusual mix of colours", ""),
+)
+
+
+_PLACES = (
+    _Property({"ends 0": 1}, "brighter at the bottom", "brighter at the top"),
+    _Property({"ends 1": 1}, "brighter at the right", "brighter at the left"),
+)
+
+
+class PixelWords(NamedTuple):
+    """The 0.1, 0.25, 0.75 and 0.9 quantiles of P properties of ordinary images `(4, P)`."""
+
+    quantiles: Tensor
+
+    @classmethod
+    def fit(cls, statistics: Tensor, channels: int) -> PixelWords:
+        """Fit to `pixel_statistics` `(N, S)` of images; those with NaN are ignored."""
+        ordered = _measure(statistics[statistics.isfinite().all(1)], channels).sort(0).values
+        return cls(ordered[[int(level * len(ordered)) for level in _LEVELS]])
+
+    def reasons(self, statistics: Tensor, channels: int) -> tuple[str, ...]:
+        """Name the rarest property of each image `(n, S)`; tails are exponential, as in `Tail`."""
+        values, (lowest, low, high, highest) = _measure(statistics, channels), self.quantiles
+        narrowest = _NARROWEST * (highest - lowest)
+        sides = [
+            math.log(10) + math.log(2.5) * beyond / torch.maximum(width, narrowest)
+            for beyond, width in ((lowest - values, low - lowest), (values - highest, highest - high))
+        ]
+        words = [word for kind in _properties(channels) for word in (kind.less, kind.more)]
+        surprises = torch.stack(sides, 2).clamp(max=_CERTAIN).flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
+        surprises[:, [not word for word in words]] = 0
+        alike = statistics[:, _places("flat share", channels)].eq(1).all(1)
+        finite = statistics.isfinite().all(1)
+        reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE for row in surprises.tolist()]
+        for place in alike.nonzero()[:, 0].tolist():
+            reasons[place] = "the same everywhere"
+        for place in (~finite).nonzero()[:, 0].tolist():
+            reasons[place] = "NaN or infinite pixels"
+        return tuple(reasons)
+
+
+def _properties(channels: int) -> list[_Property]:
+    """List the properties of images."""
+    properties = [*_PROPERTIES, *(_COLOUR if channels == 3 else ()), *_PLACES]
+    names = ("red", "green", "blue") if channels == 3 else [f"of channel {channel}" for channel in range(channels)]
+    if channels > 1:
+        properties += [_Property({f"channel {i}": 1}, f"little {name}", f"much {name}") for i, name in enumerate(names)]
+    return properties
+
+
+def _measure(statistics: Tensor, channels: int) -> Tensor:
+    """Compute properties `(n, P)`, weighted sums of statistics; statistics of one name are averaged."""
+    properties = _properties(channels)
+    weights = torch.zeros(statistics.shape[1], len(properties), dtype=torch.float64, device="cpu")
+    for column, kind in enumerate(properties):
+        for name, weight in kind.weights.items():
+            places = _places(name, channels)
+            weights[places, column] = weight / len(places)
+    return statistics.double() @ weights
+
+
+def _places(name: str, channels: int) -> list[int]:
+    return [place for place, entry in enumerate(pixel_names(channels)) if entry == name]

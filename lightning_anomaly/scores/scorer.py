@@ -1,0 +1,87 @@
+"""Score samples by their look and their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.network.features import SampleStatistics
+from lightning_anomaly.scores.content import Content
+from lightning_anomaly.scores.look import Look
+from lightning_anomaly.scores.scale import SURPRISING, Scale
+
+VIEWS: Mapping[str, type[Look] | type[Content]] = {"look": Look, "content": Content}
+
+
+class SampleView(NamedTuple):
+    """Scores of N samples in nats `(N,)`, infinite for NaN, and a reason in words for each, empty if it is ordinary."""
+
+    scores: Tensor
+    reasons: tuple[str, ...]
+
+
+class FittedView(NamedTuple):
+    """A model of ordinary samples, and the scale of its measures."""
+
+    model: Look | Content
+    scale: Scale
+
+    def scores(self, samples: SampleStatistics) -> Tensor:
+        """Score samples `(n,)`, in nats."""
+        return self.scale.scores(self.model.measure(samples))[0]
+
+    def view(self, samples: SampleStatistics) -> SampleView:
+        """Score samples, and give reasons for the odd ones."""
+        scores, strongest = self.scale.scores(self.model.measure(samples))
+        odd = (scores >= SURPRISING).nonzero()[:, 0]
+        words = self.model.reasons(samples.select(odd), strongest[odd])
+        reasons = dict(zip(odd.tolist(), words, strict=True))
+        return SampleView(scores, tuple(reasons.get(place, "") for place in range(len(scores))))
+
+
+def fit_views(samples: SampleStatistics, held_out: SampleStatistics | None = None) -> dict[str, FittedView]:
+    """Fit every view that the samples allow, and scale it on held-out samples, by default on the same ones."""
+    fits = {name: kind.fit(samples) for name, kind in VIEWS.items()}
+    scaled = samples if held_out is None else held_out
+    return {
+        name: FittedView(model, Scale.fit(model.measure(scaled))) for name, model in fits.items() if model is not None
+    }
+
+
+def judge(views: Mapping[str, FittedView], samples: SampleStatistics) -> dict[str, SampleView]:
+    """Score samples by all views."""
+    return {name: view.view(samples) for name, view in views.items()}
+
+
+def view_samples(samples: SampleStatistics) -> dict[str, SampleView]:
+    """Score samples by views that were fitted to the same samples."""
+    return judge(fit_views(samples), samples)
+
+
+def join_views(parts: Sequence[Mapping[str, SampleView]], order: Tensor) -> dict[str, SampleView]:
+    """Join the views of parts of the samples, and sort the samples by an index `(N,)`."""
+    joined = {}
+    for name in parts[0]:
+        reasons = [reason for part in parts for reason in part[name].reasons]
+        scores = torch.cat([part[name].scores for part in parts])
+        joined[name] = SampleView(scores[order], tuple(reasons[place] for place in order.tolist()))
+    return joined
+
+
+def larger(scores: Iterable[Tensor]) -> Tensor:
+    """Return the larger of the scores `(N,)` of each sample."""
+    return torch.stack([*scores]).amax(0)
+
+
+def scores_by(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
+    """Return the scores of `count` samples in a view `(count,)`; NaN without it."""
+    return views[view].scores if view in views else torch.full((count,), torch.nan, device="cpu")
+
+
+def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
+    """Return the reasons for a sample by view, the larger score first; ordinary views give none."""
+    names = sorted(views, key=lambda name: -views[name].scores[sample].item())
+    return {name: reason for name in names if (reason := views[name].reasons[sample])}

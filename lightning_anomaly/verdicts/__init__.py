@@ -1,1 +1,0 @@
-"""Verdicts on filters: rare clusters and isolated samples."""

@@ -1,0 +1,89 @@
+"""Several processes analyze slices of the filters, and process 0 gets the report of a single process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from run import outcomes_of, run_processes
+from torch.utils.data import DistributedSampler
+
+from lightning_anomaly._internal.processes import (
+    broadcast_result,
+    even_slices,
+    gather_results,
+    rank_and_world,
+    sample_order,
+)
+
+
+@pytest.mark.parametrize(("filters", "world"), [(1, 1), (2, 3), (7, 2), (64, 8), (5, 8)])
+def test_every_filter_is_in_one_slice_of_about_the_same_size(filters: int, world: int) -> None:
+    parts = [range(filters)[part] for part in even_slices(filters, world)]
+    assert [index for part in parts for index in part] == list(range(filters))
+    assert len(parts) == world
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_samples_are_dealt_to_processes_one_by_one() -> None:
+    assert sample_order([3, 3], 100).tolist() == [0, 3, 1, 4, 2, 5]
+    assert sample_order([3, 3], 5).tolist() == [0, 3, 1, 4, 2]
+    assert sample_order([4, 1, 2], 100).tolist() == [0, 4, 5, 1, 6, 2, 3]
+    assert sample_order([0, 2], 1).tolist() == [0]
+    assert sample_order([0, 0], 8).tolist() == []
+
+
+def test_a_distributed_sampler_deals_samples_in_the_assumed_order() -> None:
+    dealt = [list(DistributedSampler(torch.arange(11), 3, rank, shuffle=False)) for rank in range(3)]
+    assert torch.tensor(dealt).flatten()[sample_order([4, 4, 4], 12)].tolist() == [*range(11), 0]
+
+
+def test_a_single_process_gets_its_own_results_and_errors() -> None:
+    assert rank_and_world() == (0, 1)
+    assert gather_results(lambda: "alone") == ["alone"]
+    assert broadcast_result(lambda: "alone") == "alone"
+    with pytest.raises(ZeroDivisionError):
+        gather_results(lambda: 1 / 0)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scenarios = "even", "uneven", "problem", "copies", "fails"
+    return run_processes("sharing.py", tmp_path_factory.mktemp("sharing"), *scenarios)
+
+
+@pytest.mark.parametrize(("scenario", "world"), [("even", 2), ("uneven", 3)])
+def test_processes_find_what_a_single_process_finds(outcomes: Path, scenario: str, world: int) -> None:
+    for rank, outcome in enumerate(outcomes_of(outcomes, scenario, world)):
+        assert outcome["different"] == [], outcome
+        assert outcome["layers"]
+        assert outcome["scores"]
+        for found, expected in (outcome["notes"], outcome["n_samples"], outcome["carried"]):
+            assert found == expected
+        assert set(outcome["notes"][0]) == {"from", "late nonfinite"}
+        assert outcome["left"] == 0
+        samples, first = outcome["n_samples"][0], rank == 0
+        assert outcome["points"] == [samples * first] * 5
+        assert outcome["images"] == outcome["pictures"] == first
+        assert len(outcome["maps"]) == 5 * first
+
+
+def test_layers_with_a_problem_in_one_process_are_left_out(outcomes: Path) -> None:
+    first, second = outcomes_of(outcomes, "problem")
+    assert first == second
+    assert first["layers"] == ["flat", "narrow", "one"]
+    assert set(first["notes"]) == {"from", "wide left out", "late left out"}
+    assert "it is out of order" in first["notes"]["wide left out"]
+    assert "differ between processes" in first["notes"]["late left out"]
+    assert first["images"]
+
+
+def test_the_same_samples_in_all_processes_are_noted(outcomes: Path) -> None:
+    for outcome in outcomes_of(outcomes, "copies"):
+        assert "same samples" in outcome["notes"]
+
+
+def test_all_processes_raise_if_one_fails(outcomes: Path) -> None:
+    first, second = outcomes_of(outcomes, "fails")
+    for stage in ("before", "sending", "analyzing"):
+        assert second[stage] == "MemoryError('full')"
+        assert first[stage] == "RuntimeError(\"process 1 failed: MemoryError('full')\")"

@@ -1,0 +1,208 @@
+"""Figures show the values of a report in the documented order and have a limited size."""
+
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+import pytest
+import torch
+from figures import assert_legible, pixels
+from matplotlib.figure import Figure
+from reports import layer as made_up
+from torch import Tensor
+
+from lightning_anomaly.filters.filter_figure import clearest_filters, filter_figure
+from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.verdict_map import verdict_map
+from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.pages.outlier_figure import outlier_figure
+from lightning_anomaly.scores.scorer import SampleView
+
+N = 60
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def layer(verdicts, outliers=(), **values) -> LayerReport:
+    return made_up(*verdicts, outliers=outliers, **values)
+
+
+def network(**layers) -> dict[str, LayerReport]:
+    return {name.replace("__", "."): found for name, found in layers.items()}
+
+
+def far(outliers: list[int], distance: float) -> Tensor:
+    """Draw samples of one filter `(N, 2)` in a disc, with outliers far away."""
+    radius, angle = torch.rand(2, N, generator=rng())
+    points = radius[:, None].sqrt() * torch.stack([(7 * angle).cos(), (7 * angle).sin()], 1)
+    points[outliers] = torch.tensor([distance, 0.0])
+    return points
+
+
+class TestClearestFilters:
+    def clearest(self, *points: Tensor, outliers: list[int]) -> list[int]:
+        flagged = dict.fromkeys(range(len(points)), outliers)
+        found = network(conv=layer([ANOMALY] * len(points), flagged, points=torch.stack(points)))
+        return [index for _, index in clearest_filters(found)]
+
+    def test_filters_are_ordered_by_gap_in_units_of_the_spread(self):
+        for place in (0, 9):
+            points = [far([1, 2], gap) + place for gap in (3.0, 4.2, 2.0, 3.6)]
+            assert self.clearest(*points, outliers=[1, 2]) == [1, 3, 0, 2]
+        assert self.clearest(far([0], 3.0), 0.5 * far([0], 2.9), outliers=[0]) == [0, 1]  # the same gap, twice as close
+
+    def test_nearly_dead_filters_come_last(self):
+        silent = torch.zeros(N, 2)
+        silent[5, 0] = 7.0
+        assert self.clearest(silent, far([5], 10.0), silent, far([5], 2.0), outliers=[5]) == [1, 0, 2, 3]
+
+    def test_only_anomaly_filters_are_listed_up_to_the_limit(self):
+        found = network(a=layer([NORMAL, ANOMALY, DEAD], {1: [3]}), b=layer([NONFINITE, ANOMALY], {1: [3]}))
+        assert sorted(clearest_filters(found)) == [("a", 1), ("b", 1)]
+        assert len(clearest_filters(found, max_filters=1)) == 1
+
+        every = network(a=layer([ANOMALY, ANOMALY], {0: list(range(N)), 1: [3]}))  # all samples may be outliers
+        assert clearest_filters(every) == [("a", 1), ("a", 0)]
+
+
+class TestFilterFigure:
+    def test_components_are_numbered_by_size_and_outliers_have_rings(self):
+        labels = torch.tensor([[0] * N, [0] * 5 + [1] * 2 + [3] * (N - 7)])
+        index = torch.tensor([0.0, 1234.5], dtype=torch.float64)
+        conv = layer([NORMAL, ANOMALY], {1: [5, 6]}, labels=labels, calinski_harabasz=index)
+        figure = filter_figure(network(block__conv1=conv))
+        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
+        (axes,) = figure.axes
+        drawn = {part.get_label(): part for part in axes.collections}
+        np.testing.assert_array_equal(drawn.pop("outlier sample").get_offsets(), conv.points[1, [5, 6]].numpy())
+        assert list(drawn) == ["component 1", "component 2", "component 3"]
+        for part, label in zip(drawn.values(), (3, 0, 1), strict=True):
+            np.testing.assert_array_equal(part.get_offsets(), conv.points[1, labels[1] == label].numpy())
+        assert axes.get_title() == "layer block.conv1\nfilter 1: K = 2, CH = 1,234, 2 outliers"
+        assert axes.get_xlabel() == "first component (its std. dev.)"
+
+        found = layer([ANOMALY] * 2, {0: [5], 1: [6]}, calinski_harabasz=torch.tensor([1e6, 99.96]).double())
+        titles = {axes.get_title().split(": ")[1] for axes in filter_figure(network(conv=found)).axes}
+        assert titles == {"K = 2, CH = 1e+06, 1 outlier", "K = 2, CH = 100, 1 outlier"}
+        many, *_ = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
+        parts = many.collections[:-1]
+        assert len({(*part.get_facecolor()[0], part.get_paths()[0].vertices.tobytes()) for part in parts}) == 12
+        assert filter_figure(network(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
+
+    def test_an_axis_with_tiny_values_is_not_enlarged(self):
+        for place in (0.0, -9.0):
+            points = far([5], 4.0)[None] * torch.tensor([1, 1e-17]) + place
+            (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
+            assert axes.get_ylim() == pytest.approx((place - 0.5, place + 0.5), abs=0.1)
+            assert axes.get_xlim()[0] < place < 4 + place < axes.get_xlim()[1]
+
+    @pytest.mark.parametrize("count", [1, 9])
+    def test_panels_are_the_clearest_filters_and_are_legible(self, count):
+        labels = torch.arange(N).expand(count, N) % 8
+        conv = layer([ANOMALY] * count, {i: [i] for i in range(count)}, labels=labels)
+        found = {"backbone.with_a_long_name.layer4.2.downsample.0": conv}
+        figure = filter_figure(found)
+        assert figure.get_suptitle() == f"Filters with the clearest anomalies: {min(count, 6)} of {count}"
+        shown = [axes.get_title().split("\n")[1].split(":")[0] for axes in figure.axes]
+        assert shown == [f"filter {index}" for _, index in clearest_filters(found)]
+        parts = [part for axes in figure.axes for part in (axes.title, axes.xaxis.label)]
+        assert_legible(figure, [figure.legends[0], *parts])
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert named == [*(f"component {rank}" for rank in range(1, 9)), "outlier sample"]
+        assert all(axes.bbox.height > 1.8 * figure.dpi for axes in figure.axes)  # inches
+
+
+class TestOutlierFigure:
+    found = network(
+        a=layer([ANOMALY, ANOMALY, NORMAL], {0: [7, 30], 1: [30]}), b=layer([ANOMALY, ANOMALY], {0: [30, 9], 1: [9]})
+    )
+    images = torch.randint(0, 256, (N, 3, 5, 4), generator=rng()).to(torch.uint8)
+
+    def draw(self, layers: dict[str, LayerReport], images: Tensor, **values: Any) -> Figure | None:
+        report = AnomalyReport(layers, N, **values)
+        return outlier_figure(images, report.outlier_scores, report.outlier_samples)
+
+    def order(self, figure) -> list[int]:
+        return [int(axes.get_title().split()[1]) for axes in figure.axes]
+
+    def test_at_most_sixteen_samples_are_ordered_by_score(self):
+        scores = torch.zeros(N).double()
+        scores[:5] = torch.tensor([2.0, 4.0, 1.0, 5.0, 3.0])
+        views = {"look": SampleView(scores, ("",) * N)}
+        figure = self.draw(network(conv=layer([ANOMALY], {0: [40, 2]})), self.images, views=views)
+        assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
+        assert figure.axes[0].get_title() == "sample 3\nscore 5.0"
+        pixels(figure)
+        assert figure.axes[0].bbox.height > 1.5 * figure.dpi  # inches
+        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), self.images[3].permute(1, 2, 0))
+        assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
+        assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
+        assert self.order(self.draw(network(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
+        assert len(self.draw(network(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
+        assert self.draw(network(conv=layer([NORMAL])), self.images) is None
+
+
+class TestVerdictMap:
+    def codes(self, figure):
+        return [mesh.get_array().compressed().tolist() for mesh in figure.axes[0].collections]
+
+    def test_every_filter_is_a_cell_in_the_colour_of_its_verdict_and_the_legend_counts(self):
+        apart = torch.zeros(5, N, dtype=torch.bool)
+        apart[[1, 3], 5] = True
+        a = layer([NORMAL, NORMAL, ANOMALY, ANOMALY, DEAD], {2: [5], 3: [5]}, isolated=apart)
+        figure = verdict_map(network(a=a, b=layer([NONFINITE] + [NORMAL] * 69)))
+        assert self.codes(figure) == [[0, 1, 2, 3, 4], [5] + [0] * 69]
+        assert [mesh.get_array().shape for mesh in figure.axes[0].collections] == [(1, 64), (2, 64)]
+        (top, end), (below, last) = (mesh.get_coordinates()[[0, -1], 0, 1] for mesh in figure.axes[0].collections)
+        assert 0 == top < end < below < last <= figure.axes[0].get_ylim()[0]
+        colours = figure.axes[0].collections[0].to_rgba(range(6), alpha=1)
+        assert len({tuple(colour) for colour in colours}) == 6
+        for patch, colour in zip(figure.legends[0].get_patches(), colours, strict=True):
+            assert patch.get_facecolor() == pytest.approx(colour)
+        counts = ["normal: 70", "isolated: 1", "anomaly: 1", "anomaly and isolated: 1", "dead: 1", "nonfinite: 1"]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == counts
+        texts = figure.axes[0].texts
+        assert [text.get_text() for text in texts] == ["layer a", "2 of 5", "layer b", "0 of 70"]
+        names, counts = ([text.get_position() for text in texts[side::2]] for side in (0, 1))
+        assert all(name[0] < 0 for name in names)  # left of the cells, and counts right of them
+        assert all(count[0] > figure.axes[0].get_xlim()[1] for count in counts)
+        assert top < names[0][1] < end < below < names[1][1] < last
+        assert figure.axes[0].get_title().startswith("2 of 75 filters are anomaly filters, 2.7% of those")
+
+    def test_long_names_are_shortened_at_the_start_and_an_empty_report_is_drawn(self):
+        figure = verdict_map({"encoder." * 20 + "last.conv": layer([NORMAL]), "": layer([NORMAL])})
+        (first, _, second, _) = (text.get_text() for text in figure.axes[0].texts)
+        assert first.endswith("encoder.last.conv")
+        assert len(first) == 24
+        assert second == "the model"
+        pixels(verdict_map(network()))
+
+    def test_a_single_anomaly_in_a_large_network_is_visible_and_the_size_is_limited(self):
+        found = {f"layer{i}": layer([NORMAL] * 128, samples=1) for i in range(150)}
+        found["layer20"] = layer([NORMAL] * 60 + [ANOMALY] + [NORMAL] * 67, {60: [0]}, samples=1)
+        figure = verdict_map(found)
+        assert (figure.get_size_inches() <= (10, 20)).all()
+        assert sum(map(len, self.codes(figure))) == 150 * 128
+        assert len(figure.axes[0].texts) < 2 * 150  # names do not overlap
+        image = pixels(figure)[: -int(0.8 * figure.dpi)]  # without the legend
+        assert (np.abs(image - [0xD5, 0x5E, 0x00]) < 40).all(2).sum() >= 4
+        flat = verdict_map(network(a=layer([NORMAL] * 64 * 600, samples=1)))  # whose cells have no room for edges
+        assert [drawn.axes[0].collections[0].get_linewidth()[0] > 0 for drawn in (figure, flat)] == [True, False]
+
+
+def test_figures_neither_use_nor_change_the_users_style():
+    from matplotlib import pyplot
+
+    found = network(conv__with_under_scores=layer([ANOMALY, DEAD], {0: [5]}), **{"money$1$": layer([NORMAL])})
+    plain = [pixels(filter_figure(found)), pixels(verdict_map(found))]
+    with matplotlib.style.context(["dark_background", {"font.size": 20, "text.usetex": True}]):
+        before = dict(matplotlib.rcParams)
+        styled = [pixels(filter_figure(found)), pixels(verdict_map(found))]
+        assert dict(matplotlib.rcParams) == before
+    for one, other in zip(plain, styled, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert pyplot.get_fignums() == []  # pyplot does not manage the figures

@@ -1,0 +1,203 @@
+"""What is captured of samples beside maps: statistics of pixels, and features and logits of the right layer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from functional import Net
+from lightning.pytorch import LightningModule
+from scipy.fft import dctn
+from scipy.stats import skew
+from torch import Tensor, nn
+
+from lightning_anomaly.network.features import Head, SampleCapture
+from lightning_anomaly.network.hooks import MapCapture, hooked
+from lightning_anomaly.scores.pixels import describes_pixels, pixel_names, pixel_statistics
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def features(net: Net, x: Tensor) -> Tensor:
+    return net.hidden(net.second(net.conv(x).relu()).mean((2, 3))).relu()
+
+
+def classifier() -> Net:
+    """Normalizes its images, and changes the features in place after its last layer."""
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(4, 4, 1), "hidden": nn.Linear(4, 6)}
+    layers |= {"unused": nn.Linear(6, 2), "last": nn.Linear(6, 5)}
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        found = features(net, 2 * x - 1)
+        logits = net.last(found)
+        found.zero_()
+        return logits
+
+    return Net(forward, **layers)
+
+
+@pytest.mark.parametrize("taken", [10, 7])
+def test_pixels_are_those_of_the_first_layer_and_logits_those_of_the_last(taken):
+    model, x = classifier(), images(10, 3, 8, 8)
+    capture = MapCapture({"conv": model.conv}, limit=taken, model=model)
+    with torch.no_grad():
+        for batch in x.split(4):
+            with capture:
+                model.eval()(batch)
+        expected = features(model, 2 * x - 1)
+        logits = model.last(expected)
+    found = capture.samples.collected(taken)
+    assert found.shape == (3, 8, 8)
+    torch.testing.assert_close(found.pixels, pixel_statistics(2 * x - 1)[:taken])
+    torch.testing.assert_close(found.features, expected[:taken])
+    torch.testing.assert_close(found.logits, logits[:taken])
+    assert found.head == Head("last", True)
+    assert capture.samples.collected(taken + 1).pixels is None
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Gated(nn.Module):
+    """A map times the output of two linear layers, as in a squeeze-and-excitation block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.gate = nn.Linear(4, 2), nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.squeeze(x.mean((2, 3))).relu()).sigmoid()[:, :, None, None]
+
+
+class Steps(LightningModule):
+    """Never called itself, only its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+        self.head = nn.Linear(6, 3)
+
+    def validation_step(self, x: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.head(self.encoder(x).relu()), torch.zeros(len(x), dtype=torch.int64))
+
+
+def network(forward: Any, *, gated: bool = False, **layers: nn.Module) -> Net:
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), Gated() if gated else nn.ReLU())
+    return Net(lambda net, x: forward(net, net.body(x)), body=body, **layers)
+
+
+def pooled(maps: Tensor) -> Tensor:
+    return maps.mean((2, 3))
+
+
+LINEAR = {"hidden": nn.Linear(4, 6), "head": nn.Linear(6, 3)}
+LINEAR["hidden"].bias.data[:3] = -9  # so that a ReLU changes its output
+HEADS: dict[str, tuple[Any, Head]] = {
+    "alone": (network(lambda n, x: n.head(n.hidden(pooled(x))), **LINEAR), Head("head", True)),
+    "a gate alone": (network(lambda n, x: x, gated=True), Head("body.0", False)),
+    "behind a gate": (network(lambda n, x: n.head(pooled(x)), gated=True, head=nn.Linear(4, 1)), Head("head", True)),
+    "one logit, squeezed": (
+        network(lambda n, x: n.head(n.hidden(pooled(x))).squeeze(1), hidden=nn.Linear(4, 6), head=nn.Linear(6, 1)),
+        Head("head", True),
+    ),
+    "a mapping with boxes": (
+        network(
+            lambda n, x: {"logits": n.head(pooled(x)), "boxes": n.boxes(pooled(x)).sigmoid() * 9},
+            head=nn.Linear(4, 3),
+            boxes=nn.Linear(4, 8),
+        ),
+        Head("head", True),
+    ),
+    "log-probabilities": (
+        network(lambda n, x: (n.head(n.hidden(pooled(x))).log_softmax(1), x), **LINEAR),
+        Head("head", True),
+    ),
+    "features only": (network(lambda n, x: n.hidden(pooled(x)).relu(), **LINEAR), Head("body.0", False)),
+    "patches": (
+        network(lambda n, x: n.head(x.flatten(2).transpose(1, 2)), head=nn.Linear(4, 2)),
+        Head("body.0", False),
+    ),
+    "parts of a LightningModule": (Steps(), Head("head", True)),
+    "SqueezeNet": (torchvision.models.squeezenet1_1(), Head("classifier.1", True)),
+    "MobileNet": (torchvision.models.mobilenet_v3_small(num_classes=7), Head("classifier.3", True)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_the_head_is_the_layer_whose_output_the_model_returns(name):
+    model, head = HEADS[name]
+    large = name in ("SqueezeNet", "MobileNet")
+    x = images(5, 3, 64, 64) if large else images(5, 1, 8, 8)
+    capture = SampleCapture(model.eval(), with_pixels=False)
+    call = getattr(model, "validation_step", None) or model
+    for batch in (x[:3], x[3:]):
+        with hooked([(module, capture, take) for module, take in capture.watched]):
+            output = call(batch)
+        capture.end_pass(len(batch))
+    assert capture.problem is None
+    found = capture.collected(5)
+    assert (capture.head, found.head) == (head, head)
+    assert found.features.shape[0] == 5
+    assert (found.logits is not None) == head.logits
+    if large:
+        torch.testing.assert_close(found.logits[3:], output)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def log_energies(image: np.ndarray, variance: float) -> list[float]:
+    """Compute the log of the mean energy of each pattern but the constant one in blocks of four pixels a side."""
+    for axis in (1, 2):
+        image = np.concatenate(np.split(image, image.shape[axis] // 4, axis))
+    energies = (dctn(image, axes=(1, 2), norm="ortho") ** 2).mean(0).ravel()[1:]
+    return [*np.log(energies + 1e-4 * variance)]
+
+
+def statistics_by_hand(image: np.ndarray) -> list[float]:
+    """Compute the statistics of an image `(C, H, W)` with NumPy and SciPy."""
+    grey, channels = image.mean(0), range(len(image))
+    least, most, mean, variance = grey.min(), grey.max(), grey.mean(), grey.var()
+    near, flat = 0.02 * (most - least), 0.01 * (most - least)
+    found = [mean, least, most, np.log(variance), skew(grey, None), (grey >= most - near).mean()]
+    found += [(grey <= least + near).mean()]
+    for axis in (0, 1):
+        steps = np.abs(np.diff(grey, axis=axis))
+        first, middle, last = (part.mean() for part in np.array_split(grey, 3, axis))
+        found += [steps.max(), (steps <= flat).mean(), first - last, middle - mean]
+        lines = grey.var(1 - axis)
+        border = sum((side < 1e-3 * variance).cumprod().sum() for side in (lines, lines[::-1]))
+        found += [np.log(lines.min() + 1e-4 * variance), np.log((border + 1) / len(lines))]
+    bends = np.sort(np.abs(np.diff(np.diff(grey, 2, 0), 2, 1)), None)
+    found += [np.log(bends[int(share * bends.size)] + 1e-3 * variance**0.5) for share in (0.5, 0.9)]
+    found += log_energies(grey[None], variance)
+    if len(image) > 1:
+        colour, correlations = image - grey, np.corrcoef(image.reshape(len(image), -1))
+        found += [*log_energies(colour, variance), *(colour[channel].mean() for channel in channels)]
+        found += [correlations[channel, channel + 1] for channel in channels[:-1]]
+        found += [np.log((colour**2).mean()), (colour**2).mean(0).max() ** 0.5]
+    return found
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (3, 12, 8), (2, 4, 20)])
+def test_pixel_statistics_are_those_of_numpy_and_scipy(shape):
+    """In whole numbers from 20 to 120, pixels and differences of neighbours lie exactly at the limits of shares."""
+    x = torch.randint(20, 121, (20, *shape), generator=torch.Generator().manual_seed(0)).double()
+    x[:, :, 0], x[:, :, 1], x[10:, :, -1] = 20, 120, 70  # plain borders
+    expected = [statistics_by_hand(image) for image in x.numpy()]
+    torch.testing.assert_close(pixel_statistics(x), torch.tensor(expected), rtol=1e-6, atol=1e-6)
+    assert len(pixel_names(shape[0])) == len(expected[0])
+    for constant in (0.0, 9.0):
+        assert pixel_statistics(torch.full((1, *shape), constant)).isfinite().all()
+
+
+def test_images_with_too_few_pixels_have_no_statistics():
+    for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 20), (4, 0, 8, 8), (4, 1, 4, 4, 4)):
+        assert not describes_pixels(torch.Size(shape))
+    assert describes_pixels(torch.Size((4, 1, 4, 4)))
+    capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, model=model)
+    with capture:
+        model(images(4, 3, 8, 3))
+    found = capture.samples.collected(4)
+    assert (found.pixels, found.shape, capture.samples.problem) == (None, (3, 8, 3), None)

@@ -1,0 +1,60 @@
+"""The network that is taken when none is given."""
+
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from torchvision import models
+from torchvision.transforms import Normalize
+
+from lightning_anomaly.network.pretrained import load_pretrained
+
+WEIGHTS = models.MobileNet_V3_Large_Weights.DEFAULT
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch hub, and no network."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def test_a_cached_network_of_torchvision_comes_first_and_normalizes_its_images(cache: Path) -> None:
+    network = models.mobilenet_v3_large().eval()
+    torch.save(network.state_dict(), cache / Path(WEIGHTS.url).name)
+    state = torch.get_rng_state()
+    name, model, class_names = load_pretrained()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert name == "MobileNet V3"
+    assert class_names == tuple(WEIGHTS.meta["categories"])
+    scaling = WEIGHTS.transforms()
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), network(Normalize(scaling.mean, scaling.std)(images)))
+
+
+def test_without_a_network_the_extra_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, model, class_names = load_pretrained()
+    assert name == "EfficientNet Lite0"
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 1000)
+    assert len(class_names) == 1000
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    assert load_pretrained().class_names == ()
+
+
+def test_without_either_one_sentence_says_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ValueError, match=r"connect to the network.*lightning-anomaly\[photos\].*no network"):
+        load_pretrained()

@@ -1,0 +1,202 @@
+"""The contents of a page, without a browser."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from reports import contents, layer
+from torch import Tensor
+
+from lightning_anomaly import AnomalyReport
+from lightning_anomaly.filters.pictures import Pictures, even_order, probe_images, take_pictures
+from lightning_anomaly.network.maps import LayerMaps
+from lightning_anomaly.scores.scorer import SampleView
+
+
+def made_up(filters: int, samples: int, outliers: int = 0) -> AnomalyReport:
+    """Make a layer with random points; the first `outliers` samples are outliers of every filter."""
+    labels = torch.randint(0, 3, (filters, samples), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    verdicts = ["anomaly" if outliers else "normal"] * filters
+    flagged = dict.fromkeys(range(filters), range(outliers))
+    return AnomalyReport({"conv": layer(*verdicts, outliers=flagged, samples=samples, labels=labels)}, samples)
+
+
+def read_points(raw: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Decode samples `(n,)`, points `(n, 2)`, and clusters and marks `(n, 2)` of each filter."""
+    starts = np.frombuffer(raw, "<u4", filters + 1)
+    count, offset = int(starts[-1]), 4 * (filters + 1)
+    ranges = np.frombuffer(raw, "<f4", 4 * filters, offset).reshape(filters, 2, 2)
+    steps = np.frombuffer(raw, "<u4", count, offset + 16 * filters)
+    planes = np.frombuffer(raw, np.uint8, offset=offset + 16 * filters + 4 * count).reshape(6, count)
+    levels = np.stack([planes[0] + 256.0 * planes[1], planes[2] + 256.0 * planes[3]], 1)
+    found = []
+    for (low, high), (begin, end) in zip(ranges.transpose(0, 2, 1), pairwise(starts), strict=True):
+        points = low + (high - low) * levels[begin:end] / 4095
+        found.append((steps[begin:end].cumsum(), points, planes[4:, begin:end].T))
+    return found
+
+
+@pytest.mark.parametrize("shown", [100, 1000])
+def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(monkeypatch, shown):
+    monkeypatch.setattr("lightning_anomaly.filters.page._POINTS", 5 * shown)
+    report = made_up(5, 1000, outliers=3)
+    conv = report.layers["conv"]
+    conv.isolated[:, [1, 7]] = True
+    conv.calinski_harabasz[0], conv.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
+    index, blocks = contents(report.page_text(""))
+    assert index["layers"][0]["calinski_harabasz"][0] is index["layers"][0]["sparsity"][1] is None
+    for place, (samples, points, marks) in enumerate(read_points(blocks["points-0"], 5)):
+        kept, whole = samples.tolist(), conv.points[place]
+        assert {0, 1, 2, 7} <= set(kept)
+        assert shown <= len(kept) <= shown + 4
+        assert np.diff(kept).max() < 2500 / shown
+        error = np.abs(points - whole[kept].numpy()) / (whole.amax(0) - whole.amin(0)).numpy()
+        assert error.max() <= 0.5 / 4095 + 1e-6
+        assert marks[:, 0].tolist() == conv.labels[place, kept].tolist()
+        assert (marks[:, 1] & 1).tolist() == conv.outliers[place, kept].tolist()
+        assert (marks[:, 1] >> 1).tolist() == conv.isolated[place, kept].tolist()
+    conv.points[4] = 0  # of a dead filter, which has no points to draw
+    last = read_points(contents(report.page_text(""))[1]["points-0"], 5)[4]
+    assert len(last[0]) == 0
+    notes = [" 100 samples" in note and "1,000" in note for note in index["notes"]]
+    assert notes == [True] * (shown < 1000)
+
+
+def test_the_first_24_filters_that_react_to_each_sample_are_stored():
+    report = made_up(40, 50, outliers=2)
+    report.layers["conv"].isolated[7, [0, 5]] = True
+    stored = contents(report.page_text(""))[0]["reactions"]
+    assert [len(reactions) for reactions in stored] == [24, 24, 0, 0, 0, 1, *[0] * 44]
+    assert stored[0][0][0] == 7
+    for reactions, expected in zip(stored, report.reactions, strict=True):
+        shown = [(reaction.filter, pytest.approx(reaction.distance, rel=1e-3)) for reaction in expected[:24]]
+        assert [tuple(reaction) for reaction in reactions] == shown
+
+
+class TestMaps:
+    def take(self, maps: Tensor, outliers: Tensor) -> Pictures:
+        conv = replace(made_up(*outliers.shape).layers["conv"], outliers=outliers)
+        return take_pictures({"conv": conv}, {"conv": LayerMaps([maps], len(maps), tuple(maps.shape[2:]))}, None)
+
+    def test_maps_of_outliers_come_first_then_the_most_and_least_active(self):
+        maps = torch.arange(100.0)[:, None, None, None].expand(-1, 2, 4, 4).clone()
+        outliers = torch.zeros(2, 100, dtype=torch.bool)
+        outliers[1, [50, 60]] = True
+        kept = self.take(maps, outliers).maps["conv"]
+        assert kept.most.tolist() == [list(range(99, 91, -1))] * 2
+        assert kept.least.tolist() == [list(range(8))] * 2
+        assert set(kept.samples[1, :2].tolist()) == {50, 60}
+        assert set(kept.samples[1, 2:18].tolist()) == {*range(8), *range(92, 100)}
+        assert kept.samples.sort(1).values.tolist() == [list(range(100))] * 2
+
+    def test_the_scale_is_that_of_ordinary_maps_or_else_the_largest_value(self):
+        maps = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        maps[3] *= 1000
+        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
+        others = kept.maps[0, kept.samples[0] != 3]
+        assert others.float().mean() == pytest.approx(127, abs=12)
+        assert kept.maps[0, kept.samples[0] == 3].float().mean() > 250
+        maps = torch.zeros(100, 1, 2, 2)
+        maps[7, 0, 0] = torch.tensor([5, 1])
+        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
+        assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 51], [0, 0]]]
+        assert kept.maps.sum() == 255 + 51
+
+    def test_maps_of_volumes_are_their_middle_slices_and_those_of_signals_rows(self):
+        maps = torch.rand(30, 2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+        whole, middle, signals, numbers = (
+            self.take(part, torch.zeros(2, 30, dtype=torch.bool)).maps["conv"].maps
+            for part in (maps, maps[:, :, 2], maps[..., 0, 0], maps[..., 0, 0, 0])
+        )
+        assert torch.equal(whole, middle)
+        assert (signals.shape, numbers.shape) == ((2, 30, 1, 5), (2, 30, 1, 1))
+
+    def test_maps_respect_their_memory_limit(self, monkeypatch):
+        monkeypatch.setattr("lightning_anomaly.filters.pictures._MAP_BYTES", (3 * (8 + 4) * 10, 10**6))
+        monkeypatch.setattr("lightning_anomaly.filters.pictures._FILTER_BYTES", 1)
+        maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        pictures = self.take(maps, torch.zeros(3, 100, dtype=torch.bool))
+        kept = pictures.maps["conv"]
+        assert kept.maps.shape == (3, 10, 4, 4)
+        # Tensors are no views of larger ones, which a pickled report would contain.
+        for part in (kept.samples, kept.maps, kept.most, kept.least):
+            assert part.untyped_storage().nbytes() == part.nbytes
+        index, _ = contents(replace(made_up(3, 100), pictures=pictures).page_text(""))
+        assert index["layers"][0]["maps"]["kept"] == 10
+        assert any("maps of at least 10 of 100 samples" in note for note in index["notes"])
+
+    def test_pixels_are_packed_as_the_nearest_of_sixteen_levels(self):
+        outliers = torch.zeros(2, 30, dtype=torch.bool)
+        pictures = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
+        index, blocks = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))
+        raw = blocks["maps-0"]
+        assert index["notes"] == []  # no map is left out
+        kept = pictures.maps["conv"]
+        samples = np.frombuffer(raw, "<u4", 60).reshape(2, 30).cumsum(1)
+        assert samples.tolist() == [list(range(30))] * 2
+        packed = np.frombuffer(raw, np.uint8, offset=240).reshape(2, 30, 5)
+        levels = np.stack([packed & 15, packed >> 4], 3).reshape(2, 30, 10)[..., :9]
+        ordered = kept.maps.flatten(2).gather(1, kept.samples.argsort(1)[..., None].expand(-1, -1, 9))
+        assert levels.tolist() == (ordered.float() / 17).round().int().tolist()
+
+
+class TestImages:
+    def test_only_large_or_many_images_are_pooled(self):
+        images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        assert torch.equal(probe_images(images), images.permute(0, 2, 3, 1))
+        assert probe_images(torch.zeros(2, 3, 224, 100)).shape == (2, 56, 25, 3)
+        assert probe_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
+
+    def test_images_are_kept_if_there_is_one_for_each_sample(self):
+        layers, maps = made_up(1, 30).layers, {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30, (4, 4))}
+        assert take_pictures(layers, maps, torch.rand(30, 1, 4, 4)).images.shape == (30, 4, 4, 1)
+        for images in (torch.rand(29, 1, 4, 4), None):
+            assert take_pictures(layers, maps, images).images is None
+
+
+def test_every_prefix_of_the_even_order_is_evenly_spread():
+    order = even_order(1000)
+    assert sorted(order.tolist()) == list(range(1000))
+    for count in (10, 100, 333):
+        assert order[:count].sort().values.diff().max() <= 3 * 1000 / count
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"), [((), False), ((5,), False), ((1, 4, 6, 6), True), ((0,), False), ((1, 1, 2, 3, 4), False)]
+)
+def test_volumes_have_images_and_other_samples_have_none(shape, kept):
+    layers, maps = made_up(1, 30).layers, {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30)}
+    assert (take_pictures(layers, maps, torch.rand(30, *shape)).images is not None) == kept
+
+
+class TestReport:
+    def test_a_page_has_all_scores_and_their_95th_percentile(self):
+        report = made_up(1, 5)
+        assert contents(report.page_text(""))[0]["scores"] == [0] * 5
+        look = torch.tensor([1.25, torch.inf, 0.5, 2, 3], dtype=torch.float64)
+        report = replace(report, views={"look": SampleView(look, ("a", "b", "", "d", "e"))})
+        index, _ = contents(report.page_text(""))
+        assert index["scores"] == [1.25, None, 0.5, 2, 3]
+        assert index["ordinary"] == pytest.approx(torch.tensor([1.25, 0.5, 2, 3]).quantile(0.95).item(), rel=1e-3)
+        assert index["views"] == [{"view": "look", "ordinary": index["ordinary"], "scores": index["scores"]}]
+        assert index["reasons"] == [{"look": reason} if reason else {} for reason in ("a", "b", "", "d", "e")]
+
+    @pytest.mark.parametrize(
+        ("labels", "names"),
+        [
+            (torch.tensor([10, 9, 10]), ["9", "10"]),  # in their own order
+            (["b", "a", "b"], ["a", "b"]),
+            (np.array([[3], [1], [3]]), ["[1]", "[3]"]),  # MedMNIST's
+        ],
+    )
+    def test_labels_are_numbered_in_the_order_of_their_values(self, labels, names):
+        index, _ = contents(made_up(1, 3).page_text("", labels=labels))
+        assert index["labels"] == {"names": names, "of": [1, 0, 1]}
+
+    def test_a_page_without_layers_has_its_notes_alone(self):
+        report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
+        index, _ = contents(report.page_text("", labels=["a", "b"], names=["c", "d"]))
+        assert index["notes"] == ["There is no convolution."]
+        assert [index[name] for name in ("images", "labels", "names")] == [None] * 3
