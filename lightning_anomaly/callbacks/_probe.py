@@ -23,6 +23,7 @@ from lightning_anomaly.images.source import class_names, first_tensor
 from lightning_anomaly.network.forward import most_samples
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.pages.thumbnails import SIDE, shrink
+from lightning_anomaly.scores.pixels import describe_pixels
 
 _PIXELS = 16  # compared of each sample
 
@@ -54,6 +55,7 @@ class ValidationWatch:
             rectify=settings.rectify,
             max_map_side=settings.max_map_side,
             model=self.module,
+            describe=describe_pixels,
         )
 
     def before_batch(self, batch: Any) -> None:

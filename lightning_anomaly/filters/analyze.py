@@ -30,6 +30,7 @@ from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import select_layers, unseen_layers
 from lightning_anomaly.network.maps import LayerMaps, joined
 from lightning_anomaly.pages.thumbnails import SIDE, shrink
+from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scorer import SampleView, view_samples
 
 if TYPE_CHECKING:
@@ -85,7 +86,13 @@ def analyze(
     settings = checked_settings(settings)
     probe = ImageSource(inputs, "inputs", batch_size)
     watched = select_layers(model, layers)
-    capture = MapCapture(watched, rectify=settings.rectify, max_map_side=settings.max_map_side, model=model)
+    capture = MapCapture(
+        watched,
+        rectify=settings.rectify,
+        max_map_side=settings.max_map_side,
+        model=model,
+        describe=describe_pixels,
+    )
     thumbnails: list[Tensor] = []
 
     def keep_thumbnails(images: Tensor) -> None:

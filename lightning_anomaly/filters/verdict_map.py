@@ -8,13 +8,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.verdicts import ANOMALY, LIVE, NORMAL
-from lightning_anomaly.pages.style import ISOLATED, VERDICT_COLOURS, layer_text, new_figure
+from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE, NONFINITE, NORMAL
+from lightning_anomaly.pages.style import layer_text, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ISOLATED = "isolated"  # a normal filter with isolated samples
+VERDICT_COLOURS = {  # they differ in lightness too; the browser has the same on light ground
+    NORMAL: "#BCD3E8",
+    ISOLATED: "#0072B2",
+    ANOMALY: "#D55E00",
+    f"{ANOMALY} and {ISOLATED}": "#CC79A7",
+    DEAD: "#4D4D4D",
+    NONFINITE: "#E8D820",
+}
 _MAP_WIDTH = 6.4  # of the cells (inches)
 _LINE, _SPACE = 0.25, 0.07  # least height of a layer, for its name, and the space below it (inches)
 _TALLEST = 18.0  # height of all layers (inches)

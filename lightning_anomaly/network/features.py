@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
-from lightning_anomaly.scores.pixels import describes_pixels, pixel_statistics
 
 
 class Head(NamedTuple):
@@ -35,7 +34,7 @@ class Head(NamedTuple):
 class SampleStatistics(NamedTuple):
     """Statistics of N samples; None if the model has no such layer, or none with one row per sample."""
 
-    pixels: Tensor | None = None  # `pixel_statistics` `(N, S)`
+    pixels: Tensor | None = None  # see `describe_pixels` `(N, S)`
     shape: tuple[int, ...] = ()  # of a sample
     features: Tensor | None = None  # `(N, D)`
     logits: Tensor | None = None  # `(N, classes)`, one number for two classes
@@ -78,7 +77,8 @@ def join_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
 class SampleCapture:
     """Takes `SampleStatistics` while a model runs; without a model it takes nothing.
 
-    Pixels are those of the first convolution's input, the image as the network sees it. The first pass finds the head:
+    `describe` computes the statistics of pixels, those of the first convolution's input, the image as the network sees
+    it. The first pass finds the head:
     the linear layer whose output the model returns, or the 1x1 convolution of which it returns the pooled output, alone
     or in a tuple or mapping, as logits or as probabilities. Without one, features are the pooled maps of the last
     convolution. If only parts of a LightningModule are called, the last one that returns such an output counts. In a
@@ -90,10 +90,10 @@ class SampleCapture:
         model: nn.Module | None,
         limit: int = sys.maxsize,
         *,
-        with_pixels: bool = True,
+        describe: Callable[[Tensor], Tensor | None] | None = None,
         head: Head | None = None,
     ) -> None:
-        self._model, self._limit, self._with_pixels = model, limit, with_pixels
+        self._model, self._limit, self._describe = model, limit, describe
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
         self._names: dict[nn.Module, str] = {}
@@ -115,7 +115,7 @@ class SampleCapture:
         modules = list(self._names)
         convolutions = [module for module in modules if isinstance(module, CONVOLUTIONS)]
         hooks: list[tuple[nn.Module, Callable[..., None]]] = []
-        if self._with_pixels:
+        if self._describe is not None:
             hooks += [(module, self._take_pixels) for module in convolutions]
         if self.head is not None:
             modules = [module for module, name in self._names.items() if name == self.head.layer]
@@ -146,11 +146,10 @@ class SampleCapture:
         return joined._each(lambda tensor: tensor.cpu() if len(tensor) == samples else None)
 
     def _take_pixels(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._current.shape or not args:
+        if self._describe is None or self._current.shape or not args:
             return
         images = args[0].detach()
-        has_pixels = images.is_floating_point() and describes_pixels(images.shape)
-        statistics = pixel_statistics(images) if has_pixels else None
+        statistics = self._describe(images)
         self._current = self._current._replace(pixels=statistics, shape=tuple(images.shape[1:]))
 
     def _take_linear(self, module: nn.Module, args: Any, output: Any) -> None:

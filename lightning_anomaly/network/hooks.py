@@ -93,10 +93,11 @@ class MapCapture:
     rectify: bool = True  # before pooling
     max_map_side: int = 8  # see `pool_maps`
     summary: Callable[[Tensor], Tensor] | None = None
-    model: InitVar[nn.Module | None] = None  # describes its samples too, see `SampleCapture`
+    model: InitVar[nn.Module | None] = None  # its samples are described too, see `SampleCapture`
+    describe: InitVar[Callable[[Tensor], Tensor | None] | None] = None
 
-    def __post_init__(self, model: nn.Module | None) -> None:
-        self.samples = SampleCapture(model, self.limit, with_pixels=self.summary is None)
+    def __post_init__(self, model: nn.Module | None, describe: Callable[[Tensor], Tensor | None] | None) -> None:
+        self.samples = SampleCapture(model, self.limit, describe=describe)
         self._hooks = ExitStack()
         self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
         self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit

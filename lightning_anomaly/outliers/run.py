@@ -17,7 +17,7 @@ from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.pages.thumbnails import KEPT, black_and_white, drawn, shrink
-from lightning_anomaly.scores.pixels import describes_pixels, pixel_statistics
+from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
 
@@ -258,18 +258,17 @@ class Run:
 
     def statistics(self, batches: Sequence[Tensor], whole: Tensor) -> SampleStatistics:
         """Run the model on batches of images, and return their statistics, with the pixels of all whole pictures."""
-        pixels = pixel_statistics(whole) if describes_pixels(whole.shape) else None
         if self._head is None:
             self._run([batches[0][:2]])  # finds the head, for which all convolutions are hooked
         samples = self._run(batches)
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(self._class_names or ())
         class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
-        return samples._replace(pixels=pixels, shape=tuple(whole.shape[1:]), class_names=class_names)
+        return samples._replace(pixels=describe_pixels(whole), shape=tuple(whole.shape[1:]), class_names=class_names)
 
     def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
         """Run the model on batches of images, and return their features and logits."""
-        capture = SampleCapture(self._model, with_pixels=False, head=self._head)
+        capture = SampleCapture(self._model, head=self._head)
         with probing(self._model) as call, hooked([(module, capture, take) for module, take in capture.watched]):
             for images in batches:
                 # A copy, as the model may change its input in place.

@@ -6,23 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, distinct for colour-blind readers; the largest component gets the first. The filter browser
-# has its colours in `browser/colours.js`.
+# has its colours in `colours.js`.
 COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-ISOLATED = "isolated"  # a normal filter with isolated samples
-VERDICT_COLOURS = {  # they differ in lightness too; the browser has the same on light ground
-    NORMAL: "#BCD3E8",
-    ISOLATED: "#0072B2",
-    ANOMALY: "#D55E00",
-    f"{ANOMALY} and {ISOLATED}": "#CC79A7",
-    DEAD: "#4D4D4D",
-    NONFINITE: "#E8D820",
-}
 _STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "figure.dpi": 100}
 
 

@@ -34,9 +34,10 @@ _VALUES = 2**19  # described at a time by one thread, so that threads are worth 
 _Floats = npt.NDArray[np.floating[Any]]
 
 
-def describes_pixels(shape: torch.Size) -> bool:
-    """Return whether inputs are images `(N, C, H, W)` with pixels to describe, at least four along each axis."""
-    return len(shape) == 4 and shape[1] > 0 and min(shape[2:]) >= _WINDOW
+def describe_pixels(inputs: Tensor) -> Tensor | None:
+    """Compute `pixel_statistics` of images; None for anything else, and for fewer than four pixels along an axis."""
+    describable = inputs.ndim == 4 and inputs.shape[1] > 0 and min(inputs.shape[2:]) >= _WINDOW
+    return pixel_statistics(inputs) if describable and inputs.is_floating_point() else None
 
 
 def pixel_statistics(images: Tensor) -> Tensor:

@@ -270,7 +270,7 @@ class PublicResNet(nn.Module):
 
 def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[SampleStatistics, Seen]:
     """Run a network on images uint8, and collect what scores and rivals use, with CleanVision if some are damaged."""
-    capture, pixels, simple = SampleCapture(network, with_pixels=False), [], []
+    capture, pixels, simple = SampleCapture(network), [], []
     with probing(network) as call:
         for batch in torch.split(images, 64):
             with hooked([(module, capture, take) for module, take in capture.watched]):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.network.features import Head, SampleCapture
 from lightning_anomaly.network.hooks import MapCapture, hooked
-from lightning_anomaly.scores.pixels import describes_pixels, pixel_names, pixel_statistics
+from lightning_anomaly.scores.pixels import describe_pixels, pixel_names, pixel_statistics
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +43,7 @@ def classifier() -> Net:
 @pytest.mark.parametrize("taken", [10, 7])
 def test_pixels_are_those_of_the_first_layer_and_logits_those_of_the_last(taken):
     model, x = classifier(), images(10, 3, 8, 8)
-    capture = MapCapture({"conv": model.conv}, limit=taken, model=model)
+    capture = MapCapture({"conv": model.conv}, limit=taken, model=model, describe=describe_pixels)
     with torch.no_grad():
         for batch in x.split(4):
             with capture:
@@ -131,7 +131,7 @@ def test_the_head_is_the_layer_whose_output_the_model_returns(name):
     model, head = HEADS[name]
     large = name in ("SqueezeNet", "MobileNet")
     x = images(5, 3, 64, 64) if large else images(5, 1, 8, 8)
-    capture = SampleCapture(model.eval(), with_pixels=False)
+    capture = SampleCapture(model.eval())
     call = getattr(model, "validation_step", None) or model
     for batch in (x[:3], x[3:]):
         with hooked([(module, capture, take) for module, take in capture.watched]):
@@ -194,9 +194,9 @@ def test_pixel_statistics_are_those_of_numpy_and_scipy(shape):
 
 def test_images_with_too_few_pixels_have_no_statistics():
     for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 20), (4, 0, 8, 8), (4, 1, 4, 4, 4)):
-        assert not describes_pixels(torch.Size(shape))
-    assert describes_pixels(torch.Size((4, 1, 4, 4)))
-    capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, model=model)
+        assert describe_pixels(torch.rand(shape)) is None
+    assert describe_pixels(torch.rand(4, 1, 4, 4)) is not None
+    capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, model=model, describe=describe_pixels)
     with capture:
         model(images(4, 3, 8, 3))
     found = capture.samples.collected(4)
