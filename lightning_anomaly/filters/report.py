@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -156,7 +155,6 @@ class AnomalyReport(Tabular):
             "dead": float(sum(map(len, self.dead_filters.values()))),
             "sparsity": self.sparsity,
             "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
-            "outlier_score": max(filter(math.isfinite, self.outlier_scores.tolist()), default=0.0),
             **{f"layer/{name}": float(len(layer.filters(ANOMALY))) for name, layer in self.layers.items()},
         }
 

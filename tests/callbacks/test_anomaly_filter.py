@@ -20,7 +20,7 @@ from lightning_anomaly.filters import numba_engine
 
 pytestmark = QUIET
 
-METRICS = {"count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "outlier_score", "rise", "seconds"}
+METRICS = {"count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "rise", "seconds"}
 LAYERS = {"layer/conv1", "layer/conv2"}
 
 
