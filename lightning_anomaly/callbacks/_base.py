@@ -63,14 +63,14 @@ class GuardedCallback(AnyCallback):
             if self.on_error == "raise":
                 raise
             problem = f"{type(error).__name__}: {error}"
-            self._warn_once(task + consequence, f"{type(self).__name__} could not {task} ({problem}).{consequence}")
+            self._warn_once(task + consequence, f"Could not {task} ({problem}).{consequence}")
 
     def _warn_once(self, key: str, message: str) -> None:
-        """Warn in process 0, once for each key."""
+        """Warn in process 0, once for each key, by the name of this callback."""
         if key not in self._warned:
             self._warned.add(key)
             if rank_and_world()[0] == 0:
-                warnings.warn(message, stacklevel=2)
+                warnings.warn(f"{type(self).__name__}: {message}", stacklevel=2)
 
 
 def guarded(hook: Hook) -> Hook:

@@ -154,8 +154,8 @@ class AnomalyPruneCallback(LoggingCallback):
             self._due = False
             self._warn_once(
                 "few reports",
-                f"AnomalyPruneCallback has {len(self._summaries)} reports as epoch {epoch} begins, fewer than "
-                f"`min_votes = {self.min_votes}`. It masks once it has enough.",
+                f"As epoch {epoch} begins, the number of reports is {len(self._summaries)}, fewer than `min_votes = "
+                f"{self.min_votes}`. Filters are masked once there are enough.",
             )
 
     @guarded
@@ -170,11 +170,12 @@ class AnomalyPruneCallback(LoggingCallback):
         if uncalled := sorted(chosen.keys() - norms.called):
             self._warn_once(
                 f"uncalled {uncalled}",
-                f"AnomalyPruneCallback leaves {uncalled} as they are: `forward` does not call them, so the norms "
-                "behind them cannot be found.",
+                f"The layers {uncalled} stay as they are: `forward` does not call them, so the norms behind them "
+                "cannot be found.",
             )
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
-        self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
+        for key, note in self.mask.add(masked, norms=norms, optimizers=trainer.optimizers).items():
+            self._warn_once(key, note)
         self.events = [*self.events, {"epoch": epoch, "filters": masked}]
         self._done = True
 
@@ -232,7 +233,10 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what was masked, and warn if it is not at zero."""
         self._verify()
-        rank_zero_info(self.describe())
+        if not self.events and trainer.current_epoch <= self.at_epoch:
+            rank_zero_info(f"AnomalyPruneCallback masked no filter: the run ended before `at_epoch = {self.at_epoch}`.")
+        else:
+            rank_zero_info(self.describe())
 
     def describe(self) -> str:
         """Describe what was masked, one line for each time."""
@@ -250,7 +254,7 @@ class AnomalyPruneCallback(LoggingCallback):
         summaries, modules = self._summaries, modules_by_name(pl_module)
         chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
-            self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are not convolutions.")
+            self._warn_once("skipped", f"Nothing is masked in {skipped}: they are not convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
         return chosen
 

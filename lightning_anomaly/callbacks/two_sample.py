@@ -238,8 +238,8 @@ class TwoSampleCallback(WatchingCallback):
         doubts = describe_doubts([name for name, source in inputs.items() if source is not None], seen, batch)
         if self.train_inputs is None and is_augmented(sources["train_inputs"]):
             doubts["augmented"] = (
-                "TwoSampleCallback reads training images that are augmented anew each time, which hides the gap: give "
-                "images without augmentation as `train_inputs`."
+                "The training images are augmented anew each time, which hides the gap: give images without "
+                "augmentation as `train_inputs`."
             )
         for key, doubt in {**sources["train_inputs"].notes(), **sources["val_inputs"].notes(), **doubts}.items():
             self._warn_once(key, doubt)
@@ -273,9 +273,9 @@ class TwoSampleCallback(WatchingCallback):
             if self._rise.too_few_expected_errors:
                 self._warn_once(
                     "few errors",
-                    f"On the {report.n_train} training and {report.n_val} validation images of TwoSampleCallback the "
-                    f"network expects fewer than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` "
-                    "stays 0: give more images.",
+                    f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "
+                    f"than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` stays 0: give more "
+                    "images.",
                 )
         names = [name for name in self._neutral if name not in ("confidence_rise", "seconds")]
         names = [name for name in names if output or not name.startswith("confidence")]

@@ -97,8 +97,8 @@ class TwoSampleEarlyStopping(StoppingCallback):
             problem = f"several validation losses, {names}," if names else missing
             self._warn_once(
                 "no loss",
-                f"TwoSampleEarlyStopping finds {problem} among the logged metrics, so it does not stop this run: name "
-                "one as `confirm`, or give `confirm=None` to stop by the gap alone.",
+                f"Found {problem} among the logged metrics, so the run is not stopped: name one as `confirm`, or "
+                "give `confirm=None` to stop by the gap alone.",
             )
 
     def _rule(self) -> str:
@@ -155,11 +155,10 @@ class TwoSampleEarlyStopping(StoppingCallback):
         if report is None:
             return
         if not report.compares_output and not self._rises:
-            text = "TwoSampleEarlyStopping cannot stop this run as long as the output is not compared."
-            self._warn_once("no output", text)
+            self._warn_once("no output", "The run cannot be stopped as long as the output is not compared.")
         elif min(report.n_train, report.n_val) < _MIN_IMAGES:
             self._warn_once(
                 "few images",
-                f"TwoSampleEarlyStopping judges by {report.n_train} training and {report.n_val} validation images. It "
-                f"was tested with {_MIN_IMAGES} of each or more: give its TwoSampleCallback more.",
+                f"The run is judged by {report.n_train} training and {report.n_val} validation images. The rule was "
+                f"tested with {_MIN_IMAGES} of each or more: give the TwoSampleCallback more.",
             )

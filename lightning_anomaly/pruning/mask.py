@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, Rows, conv_rows, norm_rows
@@ -57,7 +57,7 @@ def mask_filters(
         0
     """
     mask = FilterMask(model)
-    mask.add(filters, example_input=example_input, optimizers=optimizers)
+    warn_of(mask.add(filters, example_input=example_input, optimizers=optimizers))
     return mask
 
 
@@ -92,8 +92,8 @@ class FilterMask:
         example_input: Any = None,
         norms: FoundNorms | None = None,
         optimizers: Iterable[Optimizer] = (),
-    ) -> None:
-        """Mask more filters; arguments and errors are those of `mask_filters`.
+    ) -> dict[str, str]:
+        """Mask more filters, and note what may surprise; arguments and errors are those of `mask_filters`.
 
         `norms`, the result of `find_norms` for these filters and those masked before, replaces `example_input`.
         """
@@ -118,12 +118,12 @@ class FilterMask:
         # All errors have been raised above, before the model changes.
         self._filters, self._zeros, self._rows = masked, zeros, self._rows + rows
         self.keep(optimizers)
-        if mixing := [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]:
-            warnings.warn(
-                f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is 0 "
-                "before these layers but not after them, and the output of other filters may change there.",
-                stacklevel=3,
-            )
+        mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]
+        text = (
+            f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is 0 "
+            "before these layers but not after them, and the output of other filters may change there."
+        )
+        return {"mixing": text} if mixing else {}
 
     def keep_gradients(self) -> None:
         """Zero the gradients of masked filters. Call it before gradients are clipped and the optimizer steps."""

@@ -98,8 +98,8 @@ def describe_doubts(from_user: Iterable[str], seen: Mapping[str, Seen], batch: A
     equal = sum(fingerprint in training for fingerprint in validation)
     if equal > _EQUAL * len(validation):
         doubts["equal"] = (
-            f"{equal} of {len(validation)} validation images of TwoSampleCallback are training images too, so it "
-            "cannot tell whether the network knows its training images."
+            f"{equal} of {len(validation)} validation images are training images too, so nobody can tell whether the "
+            "network knows its training images."
         )
     return doubts
 

@@ -132,7 +132,7 @@ def test_a_model_that_fails_on_a_few_samples_gives_one_warning(tmp_path: Path) -
             return output
 
     model, prune = Large(), pruner(1)
-    with pytest.warns(UserWarning, match="AnomalyPruneCallback .*needs a large batch") as caught:
+    with pytest.warns(UserWarning, match="^AnomalyPruneCallback: .*needs a large batch") as caught:
         trainer = fit(tmp_path, model, prune, max_epochs=3)
     assert len([warning for warning in caught if "large batch" in str(warning.message)]) == 1
     assert trainer.current_epoch == 3
@@ -163,10 +163,19 @@ def test_masking_a_layer_without_effect_does_not_change_training(tmp_path: Path)
 def test_masking_waits_for_enough_reports_with_a_warning(tmp_path: Path) -> None:
     """Validations 0 and 3 have reports; the others repeat them."""
     prune = pruner(1, min_votes=2, last_reports=2)
-    with pytest.warns(UserWarning, match="has 1 reports as epoch 1 begins, fewer than `min_votes = 2`"):
+    with pytest.warns(UserWarning, match="As epoch 1 begins, the number of reports is 1, fewer than"):
         fit(tmp_path, GeluNet(), prune, watcher(every_n_validations=3), max_epochs=5, num_sanity_val_steps=2)
     assert epochs(prune) == [4]
     assert prune.masked
+
+
+def test_a_run_that_ends_before_its_epoch_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for at_epoch in (10, 2, 1):
+        fit(tmp_path, GeluNet(), pruner(at_epoch), max_epochs=2)
+    found = [text.partition(" masked ")[2] for text in caplog.messages if " masked " in text]
+    assert found[:2] == [f"no filter: the run ended before `at_epoch = {at_epoch}`." for at_epoch in (10, 2)]
+    assert "1 votes in 1 reports" in found[2]
 
 
 def test_impossible_configurations_are_reported_in_setup(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ class Partial(FunctionalNet):
 
 def test_layers_that_forward_does_not_call_are_left_with_a_warning(tmp_path: Path) -> None:
     prune, model = pruner(1), Partial()
-    with pytest.warns(UserWarning, match=r"leaves \['up'\]"):
+    with pytest.warns(UserWarning, match=r"\['up'\] stay as they are"):
         fit(tmp_path, model, prune)
     assert "conv1" in prune.masked
     assert "up" not in prune.masked
