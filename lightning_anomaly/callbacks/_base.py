@@ -119,10 +119,14 @@ class LoggingCallback(GuardedCallback):
     def _log(self, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
         """Log values, equal in all processes, as PREFIX/NAME or PREFIX_layers/NAME, and one in the progress bar."""
         for name, value in values.items():
-            key = f"_layers/{name.removeprefix('layer/')}" if name.startswith("layer/") else f"/{name}"
             # The maximum of equal numbers is exact, their mean is rounded.
-            pl_module.log(self.log_key_prefix + key, value, on_step=False, on_epoch=True, batch_size=1,
+            pl_module.log(self._key(name), value, on_step=False, on_epoch=True, batch_size=1,
                           prog_bar=name == prog_bar, sync_dist=True, reduce_fx="max")  # fmt: skip
+
+    def _key(self, name: str) -> str:
+        """Return the key under which a value is logged."""
+        layers, layer = "_layers" * name.startswith("layer/"), name.removeprefix("layer/")
+        return f"{self.log_key_prefix}{layers}/{layer}"
 
 
 def logged_step(trainer: Any) -> int:

@@ -28,7 +28,7 @@ Guard = Callable[[str], AbstractContextManager[None]]  # `GuardedCallback._guard
 class FigureSchedule:
     """Log the figures and the filter browser of a fit after the 1st, 2nd, 4th, 8th, ... analysis and after the last.
 
-    Only the end of the fit shows which analysis was the last, so each is kept until the next.
+    Only the end of the fit shows which analysis was the last, so each is kept until it is logged or the next one comes.
     """
 
     def __init__(self, prefix: str, figures: bool, guard: Guard) -> None:
@@ -36,44 +36,50 @@ class FigureSchedule:
         self._figures = figures
         self._guard = guard
         self._pending: tuple[AnomalyReport, Tensor | None, Mapping[str, Any], int] | None = None
-        self._drawn = False  # whether the pending analysis is logged
         self._pages: list[str] = []  # files of the last page
 
     def take(self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], step: int) -> None:
         """Keep an analysis for `show` until the next; `sample_texts` are its samples' `labels` and `names`."""
-        self._pending, self._drawn = (report, images, sample_texts, step), False
+        self._pending = report, images, sample_texts, step
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log the pending analysis if it is due or the `last`; call `remember_losses` first.
 
-        The curves of the last analysis are logged again, with the training loss of its epoch, and one line gives the
-        path of each page.
+        At the end, one line gives the path of each page.
         """
-        due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
-        if self._pending is None or not (last or due):
-            return
-        report, images, sample_texts, step = self._pending
-        known, self._drawn = self._drawn, True
+        if self._pending is not None and (last or is_due(sum(entry["analysed"] for entry in history))):
+            pending, self._pending = self._pending, None  # a logger shows the first figure of a step, if it gets two
+            self._log(trainer, history, *pending)
+        if last:
+            for path in self._pages:
+                rank_zero_info(f"The filters and images of this run: open {path}")
+
+    def _log(
+        self,
+        trainer: Any,
+        history: list[dict[str, Any]],
+        report: AnomalyReport,
+        images: Tensor | None,
+        sample_texts: Mapping[str, Any],
+        step: int,
+    ) -> None:
         if self._figures and report.layers:
-            figures: dict[str, Callable[[], Figure | None]] = {"curves": partial(curves_figure, history)}
-            if not known:
-                figures["verdicts"] = partial(verdict_map, report.layers)
-                figures["filters"] = partial(filter_figure, report.layers)
-                if images is not None and len(images) == report.n_samples:  # not of patches or frames
-                    draw = partial(outlier_figure, images, report.outlier_scores, report.outlier_samples)
-                    figures["outliers"] = draw
+            losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
+            figures: dict[str, Callable[[], Figure | None]] = {
+                "curves": partial(curves_figure, history, losses),
+                "verdicts": partial(verdict_map, report.layers, report.measured),
+                "filters": partial(filter_figure, report.layers),
+            }
+            if images is not None and len(images) == report.n_samples:  # not of patches or frames
+                figures["outliers"] = partial(outlier_figure, images, report.outlier_scores, report.outlier_samples)
             for name, figure in figures.items():
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
-        if report.pictures is not None and not known:
+        if report.pictures is not None:
             page, paths = report.page_text(f"Anomaly filters, step {step:,}", **sample_texts), []
             for logger in trainer.loggers:
                 with self._guard(f"log a page to {type(logger).__name__}"):
                     paths.append(log_page(logger, f"{self._prefix}/browser", page, step))
             self._pages = list(filter(None, paths))
-        if last:
-            self._pending = None
-            for path in self._pages:
-                rank_zero_info(f"The filters and images of this run: open {path}")
 
 
 def is_due(number: int) -> bool:

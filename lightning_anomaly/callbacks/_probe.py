@@ -17,7 +17,6 @@ from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.pictures import KeptMaps, take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.filters.verdicts import NONFINITE
 from lightning_anomaly.images.loaders import first_loader, unpadded_length
 from lightning_anomaly.images.source import class_names, first_tensor
 from lightning_anomaly.network.forward import most_samples
@@ -139,13 +138,6 @@ def class_notes(labels: Sequence[str], samples: int) -> dict[str, str]:
         "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
         "shuffle the data set once, with a fixed seed, before it goes into the loader."
     }
-
-
-def is_empty_result(report: AnomalyReport) -> bool:
-    """Whether no filter could be analyzed: no layers, too few samples, or no finite maps."""
-    # Masked filters stay dead beside filters that are not finite.
-    nonfinite = any(layer.filters(NONFINITE) for layer in report.layers.values())
-    return not report.layers or (nonfinite and not report.n_live) or "few samples" in report.notes
 
 
 @contextmanager

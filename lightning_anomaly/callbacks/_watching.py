@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from time import perf_counter
@@ -12,23 +12,23 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.notes import merge_notes
-from lightning_anomaly._internal.processes import run_together
+from lightning_anomaly._internal.processes import gather_results, run_together
 from lightning_anomaly.callbacks._base import Hook, LoggingCallback, guarded
-from lightning_anomaly.callbacks._cost import cost_advice
 
 _MOST_LAYERS = 12  # logged one by one if `layers` does not name them
+_SHARE, _SECONDS = 0.1, 1.0  # of the time since the last analysis, and at least: less is not worth a line
 
 
 class WatchingCallback(LoggingCallback):
     """Analyze at validations; where an analysis finds nothing, log the last values again.
 
     A validation calls `_prepare` at its start. At its end it calls `_finish`, `_find` if no process has failed, and
-    `_remember` in a fit; then it logs `_values`.
+    `_remember` in a fit; then it logs `_values`, which hold only what has been measured.
     """
 
-    _task: str  # completes the warning "could not ..."
+    _task: str  # completes the warning "Could not ..."
     _advice = ""  # ends that warning if no validation has found anything
-    _neutral: dict[str, float]  # logged until a validation has found something
+    _neutral: dict[str, float]  # for monitored keys, which Lightning needs, until they are measured
     _found_keys: tuple[str, ...]  # history entries that are true if a validation found something
     _prog_bar = ""  # name of the value in the progress bar
     history: list[Any]
@@ -39,7 +39,7 @@ class WatchingCallback(LoggingCallback):
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self._due = False  # whether the current validation is analyzed
         self._values: dict[str, float] = {}  # to log when it ends
-        self._log_layers = False
+        self._layers: list[str] = []  # of the module
         self._failure: Exception | None = None  # of the current validation
         self._spent = 0.0  # seconds since the last analysis of this fit began
         self._began: list[float] = []  # when each analysis of this fit began (seconds)
@@ -53,19 +53,15 @@ class WatchingCallback(LoggingCallback):
         finally:
             self._spent += perf_counter() - started
 
-    def _savings(self) -> dict[str, float]:
-        """Return the seconds that each change of an argument would save until the next analysis."""
-        raise NotImplementedError
-
     @guarded
-    def _say_cost(self) -> None:
+    def _say_cost(self, trainer: Any) -> None:
         """Say once if the last analysis took long; the first compiles loops and reads images."""
         now = perf_counter()
-        if len(self._began) > 1 and "cost" not in self._warned:
-            advice = cost_advice(type(self).__name__, self._spent, now - self._began[-1], self._savings())
-            if advice is not None:
+        if len(self._began) > 1 and self._has_found(trainer) and "cost" not in self._warned:
+            line = cost_line(type(self).__name__, self._spent, now - self._began[-1])
+            if line is not None:
                 self._warned.add("cost")
-                rank_zero_info(advice)
+                rank_zero_info(line)
         self._spent = 0.0
         self._began.append(now)
 
@@ -75,8 +71,8 @@ class WatchingCallback(LoggingCallback):
         self._began = []
         if not trainer.enable_validation:
             text = (
-                f"{type(self).__name__} works at validations, and this Trainer has none: no validation loader, no "
-                "`validation_step`, or `limit_val_batches = 0`. It will find nothing."
+                "This Trainer has no validations (no validation loader, no `validation_step`, or `limit_val_batches = "
+                "0`), so nothing is measured."
             )
             self._warn_once("no validation", text + self._dead_monitors(trainer))
 
@@ -87,10 +83,10 @@ class WatchingCallback(LoggingCallback):
         if trainer.sanity_checking:
             return
         past = self._past(trainer)
-        self._values = dict(past[-1]["metrics"] if past else self._neutral)
+        self._values = dict(past[-1]["metrics"]) if past else {}
         self._due = len(past) % self.every_n_validations == 0
         if self._due and trainer.state.fn == "fit":
-            self._say_cost()
+            self._say_cost(trainer)
         self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -107,8 +103,7 @@ class WatchingCallback(LoggingCallback):
                     result = self._find(trainer)
             if trainer.state.fn == "fit":
                 self._remember(trainer, result)
-        logged = {key: value for key, value in self._values.items() if self._log_layers or not key.startswith("layer/")}
-        self._log(pl_module, logged, self._prog_bar)
+        self._log(pl_module, self._known(trainer), self._prog_bar)
         self._release()
 
     @guarded
@@ -156,14 +151,24 @@ class WatchingCallback(LoggingCallback):
         """The validations of this fit; none outside of a fit."""
         return self.history if trainer.state.fn == "fit" else []
 
-    def _choose_keys(self, layers: Collection[str]) -> None:
-        """Choose the keys of this validation: the neutral ones and `layer/NAME`, with the last values.
+    def _choose_keys(self, layers: Iterable[str]) -> None:
+        """Drop the last values of layers that the module no longer has."""
+        self._layers = list(layers)
+        kept = self._neutral.keys() | {f"layer/{name}" for name in layers}
+        self._values = {key: value for key, value in self._values.items() if key in kept}
 
-        ModelCheckpoint and EarlyStopping raise if the key they monitor is missing at one validation.
+    def _known(self, trainer: Any) -> dict[str, float]:
+        """Return what to log, under the same keys in all processes: what all of them know, and the monitored keys.
+
+        ModelCheckpoint, EarlyStopping and ReduceLROnPlateau raise if the key they monitor is missing at one validation.
         """
-        self._log_layers = self.layers is not None or len(layers) <= _MOST_LAYERS
-        keys = self._neutral | {f"layer/{name}": 0.0 for name in layers}
-        self._values = {key: self._values.get(key, value) for key, value in keys.items()}
+        known = set.intersection(*gather_results(lambda: set(self._values)))
+        monitored = self._monitored(trainer)
+        neutral = self._neutral | {f"layer/{name}": 0.0 for name in self._layers}
+        values = {key: value for key, value in neutral.items() if self._key(key) in monitored}
+        values |= {key: value for key, value in self._values.items() if key in known}
+        log_layers = self.layers is not None or len(self._layers) <= _MOST_LAYERS
+        return {key: value for key, value in values.items() if log_layers or not key.startswith("layer/")}
 
     def _has_found(self, trainer: Any) -> bool:
         """Whether an earlier validation found something that can be logged again."""
@@ -173,14 +178,19 @@ class WatchingCallback(LoggingCallback):
         """Say what is logged if a validation finds nothing; the text begins with a space."""
         if self._has_found(trainer):
             return " The last values are logged again."
-        return f" Nothing is watched: the logged values are placeholders.{advice}{self._dead_monitors(trainer)}"
+        return f" Nothing is measured.{advice}{self._dead_monitors(trainer)}"
 
     def _dead_monitors(self, trainer: Any) -> str:
         """Name the monitored keys that will stay constant; empty if there are none."""
-        monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
+        dead = [f"'{key}'" for key in sorted(self._monitored(trainer))]
+        return f" Whatever monitors {', '.join(dead)} will only see a constant." if dead else ""
+
+    def _monitored(self, trainer: Any) -> set[str]:
+        """Return this callback's keys that another callback or a learning rate scheduler of a fit monitors."""
+        readers = (*trainer.callbacks, *trainer.lr_scheduler_configs) if trainer.state.fn == "fit" else ()
+        monitors = [getattr(reader, "monitor", None) for reader in readers]
         prefixes = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
-        dead = {f"'{key}'" for key in monitors if isinstance(key, str) and key.startswith(prefixes)}
-        return f" Callbacks that monitor {', '.join(sorted(dead))} will only see a constant." if dead else ""
+        return {key for key in monitors if isinstance(key, str) and key.startswith(prefixes)}
 
     def _warn_of(self, trainer: Any, notes: Mapping[str, str], found: bool) -> None:
         """Warn once of each note of a report; if nothing was `found`, of all notes in one warning."""
@@ -191,6 +201,21 @@ class WatchingCallback(LoggingCallback):
         for key, note in merge_notes(new).items():
             self._warn_once(key, note)
         self._warned.update(new)
+
+
+def cost_line(name: str, seconds: float, period: float) -> str | None:
+    """Return what to say of a callback that took `seconds` of a period (seconds); None if it took at most a tenth.
+
+    Examples:
+        >>> cost_line("AnomalyFilterCallback", 6.2, 100) is None
+        True
+        >>> cost_line("Watcher", 24.4, 61)
+        'Watcher took 24 of the 61 seconds since its last analysis (40%): see docs/speed.md.'
+    """
+    if seconds <= max(_SECONDS, _SHARE * period):
+        return None
+    time = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
+    return f"{name} took {time}: see docs/speed.md."
 
 
 def until_validation_end(hook: Hook) -> Hook:

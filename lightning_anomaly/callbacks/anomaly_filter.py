@@ -10,9 +10,8 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
 from lightning_anomaly.callbacks._base import guarded, logged_step
-from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, is_empty_result, same_pixels
+from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.report import AnomalyReport
@@ -31,9 +30,9 @@ class AnomalyFilterCallback(WatchingCallback):
     class should be shuffled once.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/watch.md` explains: `count` of anomaly
-    filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `outlier_score`,
-    `rise` and `seconds`. The count in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or
-    there are at most twelve layers.
+    filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `rise` and
+    `seconds`. The count in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at
+    most twelve layers. A value that was never measured is logged, as 0, only if a callback or a scheduler monitors it.
 
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
@@ -51,9 +50,9 @@ class AnomalyFilterCallback(WatchingCallback):
     Attributes:
         report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
             It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (False if the
-            metrics are repeated), `live` (whether a filter could be clustered), and `losses` if any were logged. A
-            resumed fit continues it.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
+            `analysed` (False if the metrics are repeated), `live` (whether a filter could be clustered), and `losses`
+            if any were logged. A resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -98,7 +97,6 @@ class AnomalyFilterCallback(WatchingCallback):
         """Drop the figures and images of an earlier fit."""
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
-        self._drawing = 0.0  # seconds for the figures of the last analysis
         self._previous: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,15 +170,14 @@ class AnomalyFilterCallback(WatchingCallback):
         compiled = [0.0]
         with event.install_timer("numba:compile", compiled.append):
             report, images = watch.analyze(pictures)
-        empty = is_empty_result(report)
         notes = dict(report.notes)
         if trainer.fast_dev_run:
             notes.pop("few samples", None)
         elif report.n_samples < self.probe_size and report.layers:
             small = f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`."
             notes = {"small probe": small, **notes}
-        self._warn_of(trainer, notes, not empty)
-        if empty and self._has_found(trainer):  # a count of 0 would look like health
+        self._warn_of(trainer, notes, report.measured)
+        if not report.measured and self._has_found(trainer):
             return None
         self.report = report
         if fitting:
@@ -192,14 +189,15 @@ class AnomalyFilterCallback(WatchingCallback):
                     "The images of the probe changed from one validation to the next, so the anomaly counts are not "
                     "comparable: give the same images each time, without random augmentation.",
                 )
-        self._values |= {**report.metrics(), "seconds": time.perf_counter() - started - sum(compiled)}
+        if report.measured:
+            self._values |= {**report.metrics(), "seconds": time.perf_counter() - started - sum(compiled)}
         return report, images
 
     @guarded
     def _remember(self, trainer: Any, result: tuple[AnomalyReport, Tensor | None] | None) -> None:
         """Add this validation to the history with its `rise`, and schedule its figures and page."""
         report, images = (None, None) if result is None else result
-        live = report is not None and report.n_live > 0 and "few samples" not in report.notes
+        live = report is not None and report.measured and report.n_live > 0
         if live:  # otherwise 0 would be a level from which the fraction rises, and repeated values a sustained rise
             past = [entry["metrics"]["fraction"] for entry in self.history if entry["live"]]
             self._values["rise"] = rise([*past, self._values["fraction"]])
@@ -219,10 +217,8 @@ class AnomalyFilterCallback(WatchingCallback):
         """Log figures and page if they are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             remember_losses(self.history, trainer)
-            before = self._spent
             with self._timed():
                 self._figures.show(trainer, self.history)
-            self._drawing = self._spent - before
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -231,14 +227,6 @@ class AnomalyFilterCallback(WatchingCallback):
         if self.report is not None:
             remember_losses(self.history, trainer, epoch_ended=True)
             self._draw_last(trainer)
-
-    def _savings(self) -> dict[str, float]:
-        samples = 0 if self.report is None else self.report.n_samples
-        less = max(self.settings.smallest_probe, samples // 2)
-        analyzing = self._spent - self._drawing
-        sizes = {"probe_size": (samples, less)} if less < samples else {}
-        savings = estimate_savings(analyzing, self.every_n_validations, sizes)
-        return savings | {"`layers` with half of the filters": analyzing / 2, "no figures and page": self._drawing}
 
     def _draw_last(self, trainer: Any) -> None:
         self._figures.show(trainer, self.history, last=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
@@ -14,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.callbacks._base import guarded, logged_step
-from lightning_anomaly.callbacks._cost import estimate_savings
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._probe import transferred_images, unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
@@ -29,7 +29,7 @@ from lightning_anomaly.two_sample.comparable_images import (
     without_augmentation,
 )
 from lightning_anomaly.two_sample.comparison import LastComparison, WatchedPass, check_groups, compare_groups
-from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, MIN_SAMPLES
+from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
@@ -46,7 +46,8 @@ class TwoSampleCallback(WatchingCallback):
     Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
     `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
     `fraction` and `p_value` of the filters; and `seconds`. The fraction in each layer is logged as
-    `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions.
+    `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions. A value that was never
+    measured is logged only if a callback or a scheduler monitors it, as of a network that treats both kinds alike.
 
     By default it takes a fixed random sample of the Trainer's images. If both data sets are of one class with a
     `transform`, such as torchvision's, training images are read with that of the validation set; otherwise as the
@@ -73,9 +74,9 @@ class TwoSampleCallback(WatchingCallback):
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `compares_output` (whether
-            the output could be compared) and `share_p_values` (of each layer with live filters, see `LayerComparison`).
-            A resumed fit continues it.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
+            `compares_output` (whether the output could be compared) and `share_p_values` (of each layer with live
+            filters, see `LayerComparison`). A resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -262,8 +263,8 @@ class TwoSampleCallback(WatchingCallback):
     def _find(self, trainer: Any) -> TwoSampleReport | None:
         report = self._fresh
         assert report is not None
-        output = report.compares_output  # if not, the report's `confidence` values mean nothing
-        found = output or any(layer.live.any() for layer in report.layers.values())
+        output, filters = report.compares_output, report.compares_filters
+        found = output or filters
         self._warn_of(trainer, report.notes, found)
         if not found and self._has_found(trainer):
             return None
@@ -278,9 +279,11 @@ class TwoSampleCallback(WatchingCallback):
                     "images.",
                 )
         names = [name for name in self._neutral if name not in ("confidence_rise", "seconds")]
-        names = [name for name in names if output or not name.startswith("confidence")]
-        self._values |= {name: float(getattr(report, name)) for name in names} | {"seconds": self._seconds}
-        self._values |= {f"layer/{name}": share for name, share in report.shares.items()}
+        names = [name for name in names if (output if name.startswith("confidence") else filters)]
+        self._values |= {name: float(getattr(report, name)) for name in names}
+        self._values |= {f"layer/{name}": share for name, share in report.shares.items() if not math.isnan(share)}
+        if found:
+            self._values["seconds"] = self._seconds
         return report
 
     @guarded
@@ -299,14 +302,6 @@ class TwoSampleCallback(WatchingCallback):
             self._undrawn = logged_step(trainer)
             if is_due(-(-len(self.history) // self.every_n_validations)):
                 self._draw_last(trainer)
-
-    def _savings(self) -> dict[str, float]:
-        n_train, n_val = (0, 0) if self.report is None else (self.report.n_train, self.report.n_val)
-        images, less = max(n_train, n_val), max(n_train, n_val) // 2
-        if self._spares_pass:  # only a sample of all validation images does
-            less = max(less, n_val)
-        sizes = {"sample_size": (images, less)} if MIN_SAMPLES < less < images else {}
-        return estimate_savings(self._spent, self.every_n_validations, sizes)
 
     def _draw_last(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:

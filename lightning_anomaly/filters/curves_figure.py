@@ -14,33 +14,35 @@ from lightning_anomaly.pages.style import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LOSS_STYLES = {"training": "-", "validation": "--"}
 _COUNTS = {
     "isolated": ("isolated filters", VERDICT_COLOURS[ISOLATED], "--"),
     "count": ("anomaly filters", VERDICT_COLOURS[ANOMALY], "-"),
 }
 
 
-def curves_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str]) -> Figure:
     """Draw losses on the left axis and counts of filters on the right axis, at every validation so far.
 
-    `history` is `AnomalyFilterCallback.history`. A missing loss leaves a gap.
+    `history` is `AnomalyFilterCallback.history`, and `losses` has the names of its "training" and "validation" loss. A
+    missing value leaves a gap.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
-    names = list(dict.fromkeys(name for entry in history for name in entry.get("losses", {})))
     legible = rc_context({"font.size": 15, "legend.fontsize": 14, "lines.linewidth": 2.5})  # on a card of TensorBoard
     with new_figure(7.0, 5.0) as figure, legible:
-        left = figure.add_subplot(ylabel="loss" if names else "")
+        left = figure.add_subplot(ylabel="loss" if losses else "")
         right = left.twinx()
-        for name, style in zip(names, ("-", "--"), strict=False):
+        for kind, name in losses.items():
             values = [entry.get("losses", {}).get(name, math.nan) for entry in history]
-            left.plot(values, style, color="black", marker="o", markersize=4, label=name)
+            left.plot(values, _LOSS_STYLES[kind], color="black", marker="o", markersize=4, label=name)
         for key, (words, colour, style) in _COUNTS.items():
-            values = [entry["metrics"][key] for entry in history]
-            right.plot(values, style, color=colour, marker="o", markersize=4, label=words, clip_on=False)
+            values = [entry["metrics"].get(key, math.nan) for entry in history]
+            label = f"{words}: not measured" if all(map(math.isnan, values)) else words
+            right.plot(values, style, color=colour, marker="o", markersize=4, label=label, clip_on=False)
         right.set_ylabel("filters")
-        right.set_ylim(bottom=0)
+        right.set_ylim(0, max(1, right.get_ylim()[1]))  # so that counts of 0 have whole ticks
         right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         left.yaxis.set_major_locator(MaxNLocator(5))
         left.grid(axis="y", color="#E5E5E5")

@@ -90,6 +90,13 @@ class AnomalyReport(Tabular):
         return sum(verdict in LIVE for layer in self.layers.values() for verdict in layer.verdicts)
 
     @property
+    def measured(self) -> bool:
+        """Whether the filters could be analyzed; if not, a note gives the reason."""
+        # Masked filters stay dead beside filters that are not finite.
+        nonfinite = any(layer.filters(NONFINITE) for layer in self.layers.values())
+        return bool(self.layers) and "few samples" not in self.notes and (self.n_live > 0 or not nonfinite)
+
+    @property
     def sparsity(self) -> float:
         """Mean share of map values that are at most 0, over filters with finite values; 0 without any."""
         shares = [
@@ -209,7 +216,7 @@ class AnomalyReport(Tabular):
         """Draw a map of all filters, coloured by verdict, which notebooks show and `savefig("plot.png")` writes."""
         from lightning_anomaly.filters.verdict_map import verdict_map
 
-        return verdict_map(self.layers)
+        return verdict_map(self.layers, self.measured)
 
     def save_html(self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> None:
         """Write the filter browser, a single HTML file that needs no server and no network.
@@ -241,6 +248,7 @@ class AnomalyReport(Tabular):
             "count": self.count,
             "fraction": self.fraction,
             "sparsity": self.sparsity,
+            "measured": self.measured,
             "votes": self.outlier_samples,
             "scores": self.outlier_scores,
             "views": {name: view.scores for name, view in self.views.items()},
@@ -262,7 +270,7 @@ class AnomalyReport(Tabular):
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return layer_rows(self.layers)
+        return layer_rows(self.layers, self.measured)
 
     def _introduction(self) -> list[str]:
         """Begin with the strangest samples, the filters that stand out most, and the count of anomaly filters."""
@@ -277,7 +285,7 @@ class AnomalyReport(Tabular):
         for (layer, index), (distance, samples) in islice(filters.items(), _FIRST):
             found = f"sample{'s' * (len(samples) > 1)} {listed(samples)}, {distance:.1f} standard deviations away"
             lines.append(f"  {layer or '(the model)'} filter {index}: {found}")
-        return [*lines, *count_sentences(self.layers)]
+        return [*lines, *(count_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:
         carried = f"{self.carried_over} filters have the same maps as in the last analysis, and its results"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE
+from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE, NONFINITE
 
 _MOST_ROWS = 12  # layers in a printed table
 _SPARSE = 0.7  # from this share of zeros on, many filters are flagged without any odd image, see `docs/method.md`
@@ -18,8 +18,11 @@ _HEADING = ("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
 
 
-def layer_rows(layers: Mapping[str, LayerReport]) -> list[tuple[str, ...]]:
-    """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters."""
+def layer_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[str, ...]]:
+    """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters.
+
+    Where nothing was `measured`, a dash stands for a count of anomaly or isolated filters.
+    """
     rows: list[tuple[str, ...]] = [_HEADING]
     shown = set(layers)
     if len(layers) > _MOST_ROWS:
@@ -31,24 +34,24 @@ def layer_rows(layers: Mapping[str, LayerReport]) -> list[tuple[str, ...]]:
         size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
         maps = size if size == analyzed else f"{size} pooled to {analyzed}"
         listing = ", ".join(first + ["..."] * (len(anomalies) > 6))
-        rows.append((name or "(the model)", *_numbers([layer]), maps, listing))
+        rows.append((name or "(the model)", *_numbers([layer], measured), maps, listing))
     if others := [layer for name, layer in layers.items() if name not in shown]:
-        rows.append((f"{len(others)} others", *_numbers(others), "", ""))
+        rows.append((f"{len(others)} others", *_numbers(others, measured), "", ""))
     return rows
 
 
-def _numbers(layers: Sequence[LayerReport]) -> list[str]:
+def _numbers(layers: Sequence[LayerReport], measured: bool) -> list[str]:
     """Count all, anomaly, isolated and dead filters of some layers, and compute their mean sparsity."""
     kinds = ((layer.verdicts, layer.filters(ANOMALY), layer.isolated_filters, layer.filters(DEAD)) for layer in layers)
-    counts = [str(sum(map(len, kind))) for kind in zip(*kinds, strict=True)]
-    return [*counts, f"{torch.cat([layer.sparsity for layer in layers]).mean().item():.2f}"]
+    total, anomalies, isolated, dead = (str(sum(map(len, kind))) for kind in zip(*kinds, strict=True))
+    if not (measured and any(verdict != NONFINITE for layer in layers for verdict in layer.verdicts)):
+        anomalies = isolated = "-"
+    return [total, anomalies, isolated, dead, f"{torch.cat([layer.sparsity for layer in layers]).mean().item():.2f}"]
 
 
 def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
     """Say how many filters isolate a sample, and how many are flagged, of sparse filters and of others."""
     verdicts = [verdict for layer in layers.values() for verdict in layer.verdicts]
-    if not verdicts:
-        return []
     live, flagged = (
         torch.tensor([verdict in kind for verdict in verdicts], device="cpu") for kind in (LIVE, [ANOMALY])
     )

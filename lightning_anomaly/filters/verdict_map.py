@@ -30,11 +30,12 @@ _TALLEST = 18.0  # height of all layers (inches)
 _COLUMNS = 64  # cells in a row
 
 
-def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
+def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Figure:
     """Draw a map of all filters, a cell for each, coloured by verdict, with a block of rows for each layer.
 
     Normal filters and anomaly filters have different colours if they have isolated samples. The figure is at most
-    10 x 20 inches: cells get flatter with many filters, and of many layers only some are named.
+    10 x 20 inches: cells get flatter with many filters, and of many layers only some are named. Nothing is counted
+    unless it was `measured`.
     """
     from matplotlib import rc_context
     from matplotlib.patches import Patch
@@ -54,14 +55,19 @@ def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
                 text: dict[str, Any] = {"va": "center", "fontsize": 13, "parse_math": False}
                 middle = top + min(height, _LINE) / 2
                 axes.text(-0.1, middle, layer_text(name, 18), ha="right", **text)
-                count = f"{len(layer.filters(ANOMALY))} of {len(layer.verdicts)}"
+                analyzed = measured and {*layer.verdicts} != {NONFINITE}
+                count = f"{len(layer.filters(ANOMALY))} of {len(layer.verdicts)}" if analyzed else "-"
                 axes.text(_MAP_WIDTH + 0.1, middle, count, ha="left", **text)
             top += height + _SPACE * shrink
         axes.set(xlim=(0, _MAP_WIDTH), ylim=(max(top, _LINE), 0))
         axes.axis("off")
-        axes.set_title(
+        counts = (
             f"{verdicts[ANOMALY]} of {verdicts.total()} filters are anomaly filters, {100 * share:.1f}% of those with "
-            f"varying maps\n(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
+            f"varying maps"
+        )
+        axes.set_title(
+            f"{counts if measured else 'anomaly filters: not measured'}\n"
+            f"(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
         )
         kinds = Counter(kind for layer in layers.values() for kind in _kinds(layer))
         shown = [kind for kind in VERDICT_COLOURS if kinds[kind]]

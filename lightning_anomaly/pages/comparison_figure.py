@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # As `TwoSampleCallback.history`. If the output is not compared, or a layer has no entry in `share_p_values`, its values
-# in `metrics` are placeholders or come from an earlier validation.
+# in `metrics` are missing or come from an earlier validation.
 History = Sequence[Mapping[str, Any]]
 
 _LAYER = "layer/"  # prefix of the layers' metrics
@@ -66,7 +66,7 @@ def _legend(significance: float) -> tuple[str, str]:
 
 def _draw_output(axes: Axes, history: History, significance: float) -> None:
     areas = [entry["metrics"]["confidence_auc"] if entry["compares_output"] else math.nan for entry in history]
-    significant = [entry["metrics"]["confidence_p_value"] <= significance for entry in history]
+    significant = [entry["metrics"].get("confidence_p_value", 1) <= significance for entry in history]
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.plot(areas, color=_CHANCE, linewidth=1.0)
     looks = ((False, "white", _CHANCE), (True, _SIGNIFICANT, _SIGNIFICANT))
@@ -79,9 +79,8 @@ def _draw_output(axes: Axes, history: History, significance: float) -> None:
     description = (
         "how often the output is more confident on a training image\nthan on a validation image; 0.5: treats both alike"
     )
-    axes.set_title(
-        f"Whether: {description}" if any(area == area for area in areas) else "Whether: the output is not compared"
-    )
+    unmeasured = all(map(math.isnan, areas))
+    axes.set_title(f"Whether: {'not measured, as the output is not compared' if unmeasured else description}")
     axes.legend(loc="upper left", ncols=2, frameon=False, fontsize=9, columnspacing=1)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -108,7 +107,7 @@ def _draw_layers(axes: Axes, shares: np.ndarray, significant: np.ndarray) -> lis
     missing = np.isnan(shares)
     description = "share of each layer's filters that differ significantly;\nat the right, the last"
     hatched = "; hatched: not compared" if missing.any() else ""
-    axes.set_title(f"Where: {description}{hatched}" if len(shares) else "Where: no layer is compared")
+    axes.set_title(f"Where: {description}{hatched}" if len(shares) else "Where: not measured, as no layer is compared")
     axes.patch.set(hatch="////", edgecolor="#CCCCCC")
     rows, columns = shares.shape
     axes.set_ylim(max(rows, 1) - 0.5, -0.5)

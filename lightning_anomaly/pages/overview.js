@@ -21,26 +21,30 @@ export function overview(report) {
     make(
       "section",
       { class: "stats" },
-      first === undefined
+      first === undefined || !report.views.length
         ? null
         : tile(
             scoreText(report.scores[first]),
             `the largest score; ${ordinaryText(report, "samples")}`,
             address(["samples"]),
           ),
-      tile(
-        number(isolated),
-        `isolated ${isolated === 1 ? "filter" : "filters"}, with samples far from all others`,
-        address(["filters"], { verdict: "isolated" }),
-        VERDICTS.isolated,
-      ),
-      tile(
-        number(report.count),
-        `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}, ${percent(report.fraction)} of those whose maps vary`,
-        address(["filters"], { verdict: "anomaly", sort: "clearest" }),
-        VERDICTS.anomaly,
-      ),
-      tile(percent(report.sparsity), "of the maps' values are zero or less"),
+      ...(report.measured
+        ? [
+            tile(
+              number(isolated),
+              `isolated ${isolated === 1 ? "filter" : "filters"}, with samples far from all others`,
+              address(["filters"], { verdict: "isolated" }),
+              VERDICTS.isolated,
+            ),
+            tile(
+              number(report.count),
+              `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}, ${percent(report.fraction)} of those whose maps vary`,
+              address(["filters"], { verdict: "anomaly", sort: "clearest" }),
+              VERDICTS.anomaly,
+            ),
+            tile(percent(report.sparsity), "of the maps' values are zero or less"),
+          ]
+        : [tile("not measured", "anomaly and isolated filters; the notes say why")]),
     ),
     make("section", {}, make("h2", {}, "Layers"), legend(report), layers(report)),
     report.notes.length
@@ -95,7 +99,8 @@ function layers(report) {
     const anomalies = layer.verdicts.filter((code) => layer.verdict_names[code] === "anomaly").length;
     const sparsity = layer.sparsity.filter((value) => value !== null);
     const mean = sparsity.length ? sparsity.reduce((sum, value) => sum + value, 0) / sparsity.length : null;
-    const about = `${anomalies} of ${layer.verdicts.length}`;
+    const analyzed = report.measured && layer.verdicts.some((code) => layer.verdict_names[code] !== "nonfinite");
+    const about = analyzed ? `${anomalies} of ${layer.verdicts.length}` : "not measured";
     return div(
       "layer",
       make(

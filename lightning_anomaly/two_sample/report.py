@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,11 +51,10 @@ class TwoSampleReport(Tabular):
         chance: The `fraction` for each of 999 random divisions of the same images into two groups `(999,)`.
         notes: Sentences on what could not be compared and why.
         confidence_auc: Probability that the confidence is larger on a training image than on a validation image, ties
-            counted half; 0.5 if the output could not be compared.
-        confidence_gap: Mean confidence on training images less that on validation images; 0 if not compared.
-        confidence_error_ratio: Mean expected error on validation images, divided by that on training images; 1 if not
-            compared.
-        confidence_p_value: P-value of the rank test of the confidences; 1 if not compared.
+            counted half; like the next three, NaN if the output could not be compared.
+        confidence_gap: Mean confidence on training images less that on validation images.
+        confidence_error_ratio: Mean expected error on validation images, divided by that on training images.
+        confidence_p_value: P-value of the rank test of the confidences.
         train_errors: Expected error on each training image `(n_train,)`; empty if not compared.
         val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
         carried_over: Number of filters in layers with the same values as in the callback's last comparison, bit for
@@ -67,10 +67,10 @@ class TwoSampleReport(Tabular):
     significance: float
     chance: Tensor
     notes: Mapping[str, str] = field(default_factory=dict)
-    confidence_auc: float = 0.5
-    confidence_gap: float = 0.0
-    confidence_error_ratio: float = 1.0
-    confidence_p_value: float = 1.0
+    confidence_auc: float = math.nan
+    confidence_gap: float = math.nan
+    confidence_error_ratio: float = math.nan
+    confidence_p_value: float = math.nan
     train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     carried_over: int = 0
@@ -81,10 +81,17 @@ class TwoSampleReport(Tabular):
         return len(self.train_errors) > 0
 
     @property
+    def compares_filters(self) -> bool:
+        """Whether any filter is live; if not, a note gives the reason."""
+        return any(layer.live.any() for layer in self.layers.values())
+
+    @property
     def shares(self) -> dict[str, float]:
-        """`{layer: share of its live filters that distinguish the images}`; 0 if a layer has no live ones."""
+        """`{layer: share of its live filters that distinguish the images}`; NaN if a layer has no live ones."""
         return {
-            name: int(layer.significant(self.significance).sum()) / max(1, int(layer.live.sum()))
+            name: int(layer.significant(self.significance).sum()) / int(layer.live.sum())
+            if layer.live.any()
+            else math.nan
             for name, layer in self.layers.items()
         }
 
@@ -97,7 +104,7 @@ class TwoSampleReport(Tabular):
         """
         limit = max(self.significance, MIN_P_VALUE)
         shares = sorted(self.shares.items(), key=lambda pair: -pair[1])
-        return {name: share for name, share in shares if share and self.layers[name].share_p_value <= limit}
+        return {name: share for name, share in shares if share > 0 and self.layers[name].share_p_value <= limit}
 
     @property
     def where(self) -> str:
@@ -105,8 +112,7 @@ class TwoSampleReport(Tabular):
         if shares := self.significant_layers:
             names = [f"{repr(name) if name else 'the model'} ({100 * share:.0f}%)" for name, share in shares.items()]
             return f"in filters of {', '.join(names)}"
-        by_output = self.compares_output and self.confidence_p_value <= self.significance
-        return "in the output, and in no layer" if by_output else "nowhere"
+        return "in the output, and in no layer" if self.confidence_p_value <= self.significance else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
@@ -121,26 +127,27 @@ class TwoSampleReport(Tabular):
 
     @property
     def fraction(self) -> float:
-        """`count` as a fraction of the live filters; 0 if there are none."""
-        return self.count / max(1, sum(int(layer.live.sum()) for layer in self.layers.values()))
+        """`count` as a fraction of the live filters; NaN if there are none."""
+        n_live = sum(int(layer.live.sum()) for layer in self.layers.values())
+        return self.count / n_live if n_live else math.nan
 
     @property
     def p_value(self) -> float:
-        """How often a random division of the same images gives at least as large a `fraction`, 0.001 to 1.
+        """How often a random division of the same images gives at least as large a `fraction`, 0.001 to 1, or NaN.
 
         This permutation p-value is valid however much the filters depend on each other. But images must be independent:
         for frames of one film or slices of one patient it is too small. With few filters, or with filters that all
         respond alike, it is never much smaller than `significance`, as chance finds all of them that often.
         """
-        return permutation_p_value(self.fraction, self.chance)
+        return permutation_p_value(self.fraction, self.chance) if self.compares_filters else math.nan
 
     def _rows(self) -> Sequence[Sequence[str]]:
         rows, shares = [("layer", "filters", "live", "significant", "fraction", "mean area")], self.shares
         for name, layer in self.layers.items():
             live, count = int(layer.live.sum()), int(layer.significant(self.significance).sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
-            numbers = str(len(layer.live)), str(live), str(count), f"{shares[name]:.3f}", area
-            rows.append((name or "(the model)", *numbers))
+            found = (str(count), f"{shares[name]:.3f}") if live else ("-", "-")
+            rows.append((name or "(the model)", str(len(layer.live)), str(live), *found, area))
         return rows
 
     def _sentences(self) -> list[str]:
@@ -156,8 +163,8 @@ class TwoSampleReport(Tabular):
         )
         carried = f"{self.carried_over} filters have the same values as in the last comparison, and its tests"
         return [
-            *[output] * self.compares_output,
-            filters,
+            output if self.compares_output else "the output: not measured",
+            filters if self.compares_filters else "the filters: not measured",
             *[carried] * (self.carried_over > 0),
             *(f"note: {note}" for note in self.notes.values()),
         ]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from trainers import QUIET, SmallNet, Values, fit, hook_count, images, loader, quiet_trainer, said, watcher
 
@@ -37,13 +38,13 @@ class Diverges(SmallNet):
         nn.init.constant_(self.conv1.weight, math.nan)
 
 
-WAITS = "Nothing is watched.* 'anomaly_filters/count' will only see a constant"
+WAITS = "Nothing is measured.* 'anomaly_filters/count' will only see a constant"
 
 
 @pytest.mark.parametrize(
     ("module", "options", "val", "message"),
     [
-        (SmallNet, {}, {"shuffle": True}, "validation loader shuffles"),
+        (SmallNet, {}, {"shuffle": True}, "^AnomalyFilterCallback: The validation loader shuffles"),
         (SmallNet, {"probe_size": 70}, {}, r"60 samples, fewer than `probe_size = 70`\.$"),
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, {}, f"60 samples, .*at least 100 are needed.*{WAITS}"),
         (NoConvolution, {}, {}, f"The model has no convolution.*{WAITS}"),
@@ -51,7 +52,7 @@ WAITS = "Nothing is watched.* 'anomaly_filters/count' will only see a constant"
         (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* The same holds for 'conv2'.*{WAITS}"),
     ],
 )
-def test_each_problem_is_one_warning(
+def test_each_problem_is_one_warning_and_what_nobody_measured_is_logged_for_its_monitor_only(
     tmp_path: Any, module: Any, options: Any, val: Any, message: str, recwarn: Any
 ) -> None:
     callback, values, waits = watcher(**options), Values(), EarlyStopping("anomaly_filters/count", patience=100)
@@ -60,7 +61,30 @@ def test_each_problem_is_one_warning(
     assert re.search(message, text)
     assert trainer.current_epoch == len(callback.history) == 3
     assert callback.report is not None
-    assert all(math.isfinite(seen[key]) for seen in values.seen for key in seen if key.startswith("anomaly_filters/"))
+    logged = [{key: value for key, value in seen.items() if "anomaly" in key} for seen in values.seen]
+    assert all(math.isfinite(value) for found in logged for value in found.values())
+    if "Nothing is measured" in text:
+        assert logged == [{"anomaly_filters/count": 0}] * 3
+        assert [entry["metrics"] for entry in callback.history] == [{}] * 3
+        assert "anomaly filters: not measured" in str(callback.report)
+
+
+class Plateau(NoConvolution):
+    """Lowers its learning rate by a count that is never measured."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return [optimizer], [{"scheduler": scheduler, "monitor": "anomaly_filters/dead"}]
+
+
+def test_a_scheduler_gets_the_value_that_it_monitors_and_the_logger_gets_no_other(tmp_path: Any) -> None:
+    logger = CSVLogger(tmp_path)
+    with pytest.warns(UserWarning, match="'anomaly_filters/dead' will only see a constant"):
+        fit(tmp_path, watcher(log_figures=True), module=Plateau(), logger=logger, max_epochs=2)
+    with open(logger.experiment.metrics_file_path) as file:
+        columns = file.readline().strip().split(",")
+    assert [name for name in columns if "anomaly" in name] == ["anomaly_filters/dead"]
 
 
 class Wraps(SmallNet):
@@ -82,9 +106,9 @@ class Wraps(SmallNet):
 def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tmp_path: Any) -> None:
     ours, values, module = watcher(layers=["body.conv"]), Values(), Wraps()
     compared = TwoSampleCallback(images(60) + 0.1, images(80, seed=1), layers=["body.conv"])
-    with pytest.warns(UserWarning, match="could not .* last values") as caught:
+    with pytest.warns(UserWarning, match="Could not .* last values") as caught:
         trainer = fit(tmp_path, ours, compared, values, module=module, max_epochs=3)
-    assert [text.split()[0] for text in said(caught)] == ["AnomalyFilterCallback", "TwoSampleCallback"]
+    assert [text.split()[0] for text in said(caught)] == ["AnomalyFilterCallback:", "TwoSampleCallback:"]
     assert trainer.current_epoch == len(ours.history) == len(compared.history) == 3
     for callback in (ours, compared):
         assert callback.history[2]["metrics"] == callback.history[0]["metrics"]
@@ -116,29 +140,30 @@ def test_a_failed_analysis_repeats_values_and_counts_neither_for_a_rise_nor_as_a
     probe = loader(seed=1)
     probe.dataset.tensors[0][[3, 20, 41]] *= 20  # outliers of all filters
     with (
-        pytest.warns(UserWarning, match="it was never called.* Nothing is watched"),
-        pytest.warns(UserWarning, match="has 0 reports as epoch 2 begins"),
+        pytest.warns(UserWarning, match="it was never called.* Nothing is measured"),
+        pytest.warns(UserWarning, match="As epoch 2 begins, the number of reports is 0"),
         pytest.warns(UserWarning, match="NaN.* The last values are logged again"),
     ):
         trainer = fit(tmp_path, ours, AnomalyEarlyStopping(), prune, module=Late(), val=probe, max_epochs=16)
     assert trainer.current_epoch == 16
     assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 3 + [False] + [True] * 7
-    assert [entry["metrics"]["count"] > 0 for entry in ours.history[:8]] == [False] * 5 + [True] * 3
+    assert [entry["metrics"].get("count", 0) > 0 for entry in ours.history[:8]] == [False] * 5 + [True] * 3
+    assert [entry["metrics"] for entry in ours.history[:5]] == [{}] * 5
     assert [entry["analysed"] for entry in ours.history].index(False) == 8
     assert ours.history[8]["metrics"] == ours.history[7]["metrics"]
-    assert {entry["metrics"]["rise"] for entry in ours.history} == {0}
+    assert {entry["metrics"]["rise"] for entry in ours.history[5:]} == {0}
     assert [event["epoch"] for event in prune.events] == [7]  # three reports, of which two have to agree
     for _ in range(2):  # each validation warns
-        with pytest.warns(UserWarning, match="fewer than .* are placeholders"):
+        with pytest.warns(UserWarning, match="fewer than .* Nothing is measured"):
             (logged,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(5), verbose=False)
-        assert logged["anomaly_filters/count"] == logged["anomaly_filters/rise"] == 0  # not the values of the fit
+        assert set(logged) == {"val_loss"}  # not the values of the fit
 
 
 @pytest.mark.filterwarnings("ignore:You .* Skipping val loop")
 def test_without_validation_there_is_one_warning(tmp_path: Any) -> None:
     ours = watcher()
     trainer = quiet_trainer(tmp_path, ours, AnomalyEarlyStopping())
-    with pytest.warns(UserWarning, match="this Trainer has none: ") as caught:
+    with pytest.warns(UserWarning, match="This Trainer has no validations") as caught:
         trainer.fit(SmallNet(), loader())
     (text,) = said(caught)
     assert text.endswith("'anomaly_filters/rise' will only see a constant.")

@@ -64,7 +64,7 @@ def test_a_probe_without_maps_ends_at_its_size(tmp_path: Path, kind: str) -> Non
             self(x) if kind == "images of varying size" else self.head(x[:, 0, 0, :6])
 
     ours, module = watcher(probe_size=40), Other()
-    with pytest.warns(UserWarning, match="Nothing is watched"):
+    with pytest.warns(UserWarning, match="Nothing is measured"):
         fit(tmp_path, ours, module=module, val=loader(200, seed=1), max_epochs=1, num_sanity_val_steps=0)
     assert 40 <= module.kept <= 60
 

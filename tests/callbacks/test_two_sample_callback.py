@@ -13,7 +13,7 @@ import torch
 import trainers
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -24,15 +24,7 @@ from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, TwoSamp
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
 LAYERS = ["conv1", "conv2"]
-# The logged values if nothing was compared.
-OUTPUT = {
-    "confidence_auc": 0.5,
-    "confidence_gap": 0.0,
-    "confidence_error_ratio": 1.0,
-    "confidence_rise": 0.0,
-    "confidence_p_value": 1.0,
-}
-NOTHING = {"count": 0, "fraction": 0, "p_value": 1, "seconds": 0, **OUTPUT, **{f"layer/{name}": 0 for name in LAYERS}}
+OUTPUT = [f"confidence_{name}" for name in ("auc", "gap", "error_ratio", "rise", "p_value")]
 
 
 class Seen(pl.Callback):
@@ -140,7 +132,7 @@ class Fails(SmallNet):
 
 def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL, layers=LAYERS)
-    with pytest.warns(UserWarning, match="could not compare .*full.* last values") as caught:
+    with pytest.warns(UserWarning, match="Could not compare .*full.* last values") as caught:
         model, seen = fit(tmp_path, compared, module=Fails(1, 2), max_epochs=3)
     assert len(said(caught)) == 1
     assert seen.values[0] == seen.values[1] == seen.values[2]
@@ -150,17 +142,19 @@ def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_pat
     assert [maps() for maps in model.kept] == [None, None]
 
 
-def test_a_failing_first_comparison_logs_all_keys_and_names_the_monitored_ones(tmp_path: Path) -> None:
+def test_a_failing_first_comparison_logs_only_the_monitored_keys_and_names_them(tmp_path: Path) -> None:
     compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample_layers/conv2")
     reader = EarlyStopping("two_sample/p_value", mode="max", patience=100)
-    with pytest.warns(UserWarning, match="could not compare .*full") as caught:
+    with pytest.warns(UserWarning, match="Could not compare .*full") as caught:
         _, seen = fit(tmp_path, compared, reader, best, module=Fails(0), num_sanity_val_steps=0)
     (text,) = said(caught)
     assert "`train_inputs`" in text
     assert "'two_sample/p_value', 'two_sample_layers/conv2' will only see a constant" in text
     assert "last values" not in text
-    assert seen.values[0] == keys(NOTHING)
-    assert seen.values[1].keys() == seen.values[0].keys()
+    assert seen.values[0] == {"two_sample/p_value": 1, "two_sample_layers/conv2": 0}
+    assert compared.history[0]["metrics"] == {}
+    names = ["count", "fraction", "p_value", "seconds", *OUTPUT, *(f"layer/{name}" for name in LAYERS)]
+    assert set(seen.values[1]) == set(keys(dict.fromkeys(names, 0.0)))
     assert seen.values[1]["two_sample/seconds"] > 0
 
 
@@ -177,7 +171,7 @@ class Scores(SmallNet):
 @pytest.mark.parametrize(
     ("module", "inputs", "monitored", "message"),
     [
-        (SmallNet, (TRAIN[:5], VAL[:5]), "p_value", "5 training and 5 validation images .* Nothing is watched"),
+        (SmallNet, (TRAIN[:5], VAL[:5]), "p_value", "5 training and 5 validation images .* Nothing is measured"),
         (Scores, (TRAIN, VAL), "confidence_auc", "The output is not compared: it is a dict"),
     ],
 )
@@ -186,16 +180,21 @@ def test_little_to_compare_gives_one_warning(
 ) -> None:
     reader = EarlyStopping(f"two_sample/{monitored}", mode="max", patience=100)
     stopping = [TwoSampleEarlyStopping()] if module is Scores else []
-    _, seen = fit(tmp_path, TwoSampleCallback(*inputs), reader, *stopping, module=module(), max_epochs=3)
+    compared, logger = TwoSampleCallback(*inputs), CSVLogger(tmp_path)
+    _, seen = fit(tmp_path, compared, reader, *stopping, module=module(), max_epochs=3, logger=logger)
     text, *others = said(recwarn)
     assert re.search(message, text)
-    assert [other.partition(" as long as ")[0] for other in others] == [
-        "TwoSampleEarlyStopping cannot stop this run" for _ in stopping
-    ]
+    assert [other.partition(": ")[0] for other in others] == ["TwoSampleEarlyStopping" for _ in stopping]
     assert text.endswith(f"'two_sample/{monitored}' will only see a constant.") == (module is SmallNet)
     if module is Scores:
-        assert keys(OUTPUT).items() <= seen.values[-1].items()
         assert seen.values[-1]["two_sample/count"] > 0
+        waited = {"two_sample/confidence_auc": 0.5, "two_sample/confidence_rise": 0}
+        assert {key: value for key, value in seen.values[-1].items() if "confidence" in key} == waited
+        assert not any(name.startswith("confidence") for name in compared.history[-1]["metrics"])
+        assert "the output: not measured" in str(compared.report)
+    else:
+        assert seen.values == [{"two_sample/p_value": 1}] * 3
+        assert "the filters: not measured" in str(compared.report)
 
 
 def test_every_nth_validation_compares_and_too_few_expected_errors_give_a_warning(tmp_path: Path) -> None:
@@ -238,10 +237,8 @@ def test_layers_significance_batch_size_precision_and_prefix_are_respected(tmp_p
     ours = {kind for kind in model.kinds if kind[0] != 20}
     assert {kind[1:] for kind in ours} == {(torch.bfloat16, False)}
     assert max(kind[0] for kind in ours) <= 7
-    layers = [f"layer/{name}" for name in ("conv2", "idle")]
-    assert set(seen.values[0]) == set(keys(dict.fromkeys(["count", "fraction", "p_value", "seconds", *OUTPUT,
-                                                          *layers], 0.0), "two_sample_too"))  # fmt: skip
-    assert [values["two_sample_too_layers/idle"] for values in seen.values] == [0, 0]
+    names = ["count", "fraction", "p_value", "seconds", *OUTPUT, "layer/conv2"]  # nothing of the idle layer
+    assert set(seen.values[0]) == set(keys(dict.fromkeys(names, 0.0), "two_sample_too"))
     assert compared.report is not None
     assert compared.report.significance == 0.2
 

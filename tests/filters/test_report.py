@@ -83,6 +83,7 @@ def test_metrics_are_finite_floats():
         "layer/conv3": 2.0,
     }
     nonfinite = AnomalyReport({"conv": layer("nonfinite", samples=6)}, 6)
+    assert [found.measured for found in (REPORT, EMPTY, nonfinite)] == [True, False, False]
     for found in (REPORT, EMPTY, nonfinite):
         assert all(type(value) is float and math.isfinite(value) for value in found.metrics().values())
     assert set(EMPTY.metrics().values()) == {0.0}
@@ -148,6 +149,15 @@ class TestTable:
         assert "conv11" in twelve
         assert "others" not in twelve
 
+    def test_what_was_not_measured_is_no_count_of_0(self):
+        nonfinite = AnomalyReport({"conv": layer("nonfinite", samples=6)}, 6)
+        few = replace(REPORT, notes={"few samples": "The probe has 6 samples."})
+        for report, row in ((EMPTY, ""), (nonfinite, "conv 1 - - 0 "), (few, "conv1 3 - - 1 ")):
+            text = " ".join(str(report).split())
+            assert "anomaly filters: not measured" in text
+            assert row in text
+        assert "conv 1 - - 0 " in " ".join(str(replace(REPORT, layers={**REPORT.layers, **nonfinite.layers})).split())
+
     def test_notebooks_show_the_same_table_and_escape_names(self):
         def rows(report: AnomalyReport) -> list[str]:
             table = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>")
@@ -185,6 +195,8 @@ def test_the_frame_has_one_row_for_each_filter():
 
 def test_a_network_can_be_plotted():
     assert REPORT.plot().axes[0].get_title().startswith("3 of 7 filters are anomaly filters, 60.0%")
+    few = replace(REPORT, notes={"few samples": "The probe has 6 samples."})
+    assert few.plot().axes[0].get_title().startswith("anomaly filters: not measured")
 
 
 def test_wrong_labels_are_refused(tmp_path):

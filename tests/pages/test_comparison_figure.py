@@ -107,6 +107,8 @@ def test_layers_or_the_output_may_be_missing() -> None:
     whether, where, *_ = drawn([entry(0, {}, {})]).axes
     assert "no layer" in where.get_title()
     assert "not compared" not in whether.get_title()
+    nothing = entry(0, {}, {}, metrics={}, compares_output=False)
+    assert all("not measured" in axes.get_title() for axes in drawn([nothing]).axes[:2])
     whether, where, *_ = drawn([entry(0, {"a": 0.5}, {"a": 0.001}, compares_output=False)]).axes
     assert "not compared" in whether.get_title()
     assert "no layer" not in where.get_title()

@@ -299,5 +299,8 @@ def test_reports_without_images_with_nan_or_without_layers_are_shown(report, ope
     assert "null" not in page.text(".inspector")
     page = opened(AnomalyReport({"": made_up("nonfinite")}, 60), "#/filter//0", name="nan.html")
     assert "NaN or infinite" in page.text()
+    page.go("")
+    assert page.text(".stats") == "not measured\nanomaly and isolated filters; the notes say why"
+    assert page.text(".layer:not(.layer-heading) .layer-count") == "not measured"
     empty = AnomalyReport({}, 0, notes={"no layers": "The model has no convolution."})
     assert "The model has no convolution." in opened(empty, name="empty.html", labels=["a", "b"]).text(".notes")

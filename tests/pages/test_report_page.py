@@ -199,4 +199,5 @@ class TestReport:
         report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
         index, _ = contents(report.page_text("", labels=["a", "b"], names=["c", "d"]))
         assert index["notes"] == ["There is no convolution."]
+        assert not index["measured"]
         assert [index[name] for name in ("images", "labels", "names")] == [None] * 3
