@@ -43,6 +43,7 @@ class AnomalyReport(Tabular):
         pictures: Images of the samples and some of the maps, if they were kept; not in `to_dict`.
         carried_over: Number of filters with the same maps as in the callback's last analysis, bit for bit, whose
             results are those of that analysis.
+        names: File of each sample, if known, by which the table and the page name it; not in `to_dict`.
     """
 
     layers: Mapping[str, LayerReport]
@@ -52,6 +53,7 @@ class AnomalyReport(Tabular):
     views: Mapping[str, SampleView] = field(default_factory=dict)
     pictures: Pictures | None = None
     carried_over: int = 0
+    names: Sequence[str] | None = None
 
     @property
     def anomaly_filters(self) -> dict[str, list[int]]:
@@ -256,6 +258,7 @@ class AnomalyReport(Tabular):
             "settings": {key: str(value) for key, value in self.settings.items()},
             "notes": self.notes.values(),
         }
+        options = {"names": self.names, **options}
         return page_text(facts, self.layers, self.pictures or Pictures(None, {}), **options)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> BrowserFile:
@@ -269,6 +272,9 @@ class AnomalyReport(Tabular):
         self.save_html(path, labels, title)
         return BrowserFile(path)
 
+    def _name(self, sample: int) -> str:
+        return str(sample) if self.names is None else self.names[sample]
+
     def _rows(self) -> list[tuple[str, ...]]:
         return layer_rows(self.layers, self.measured)
 
@@ -279,11 +285,12 @@ class AnomalyReport(Tabular):
         lines = ["strangest samples:"] * bool(strangest)
         for sample in strangest:
             reasons = "; ".join(self.outlier_reasons(sample).values())
-            lines.append(f"  {sample}, score {scores[sample]:.1f}" + f": {reasons}" * bool(reasons))
+            lines.append(f"  {self._name(sample)}, score {scores[sample]:.1f}" + f": {reasons}" * bool(reasons))
         filters = standing_out(self.reactions)
         lines += ["filters that stand out most:"] * bool(filters)
         for (layer, index), (distance, samples) in islice(filters.items(), _FIRST):
-            found = f"sample{'s' * (len(samples) > 1)} {listed(samples)}, {distance:.1f} standard deviations away"
+            names = listed([*map(self._name, samples)])
+            found = f"sample{'s' * (len(samples) > 1)} {names}, {distance:.1f} standard deviations away"
             lines.append(f"  {layer or '(the model)'} filter {index}: {found}")
         return [*lines, *(count_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 

@@ -129,6 +129,9 @@ class TestTable:
         assert count.endswith("75.0% elsewhere")
         assert table.splitlines()[-1] == f"note: {LEFT_OUT}"
         assert "7 filters have the same maps" in str(replace(REPORT, carried_over=7))
+        named = str(replace(REPORT, names=[*"abcdef"]))
+        assert "  c, score inf: flat" in named
+        assert "samples a, b, " in named
 
     def test_a_table_has_a_row_for_each_layer_and_twelve_at_most(self):
         words = [" ".join(line.split()) for line in str(REPORT).split("\n\n")[1].splitlines()]
