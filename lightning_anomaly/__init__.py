@@ -1,17 +1,7 @@
 """See what the filters of a convolutional network single out, as Lightning callbacks."""
 
-from lightning_anomaly.callbacks import (
-    AnomalyEarlyStopping,
-    AnomalyFilterCallback,
-    AnomalyPruneCallback,
-    TwoSampleCallback,
-    TwoSampleEarlyStopping,
-)
-from lightning_anomaly.filters.analyze import analyze
-from lightning_anomaly.filters.report import AnomalyReport
-from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.outliers import OutlierDetector, OutlierReport, find_outliers
-from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.3.0"
 
@@ -30,3 +20,28 @@ __all__ = [
     "find_outliers",
     "two_sample_test",
 ]
+
+if TYPE_CHECKING:
+    from lightning_anomaly.callbacks import (
+        AnomalyEarlyStopping,
+        AnomalyFilterCallback,
+        AnomalyPruneCallback,
+        TwoSampleCallback,
+        TwoSampleEarlyStopping,
+    )
+    from lightning_anomaly.filters.analyze import analyze
+    from lightning_anomaly.filters.report import AnomalyReport
+    from lightning_anomaly.filters.settings import AnalysisSettings
+    from lightning_anomaly.outliers import OutlierDetector, OutlierReport, find_outliers
+    from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import all of the above at the first use of any, so that `lightning-anomaly --help` need not import torch."""
+        if not name.startswith("_"):
+            for module in ("analysis", "callbacks", "outliers", "report", "settings", "two_sample"):
+                found = vars(import_module(f"{__name__}.{module}"))
+                globals().update({public: found[public] for public in __all__ if public in found})
+        if name not in globals():
+            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        return globals()[name]

@@ -23,7 +23,7 @@ for thing in gc.get_objects():
         thing.cleanup()  # torch 2.6 makes one on import and leaves it to Python's end, with a warning
 before = set(sys.modules)
 warnings.simplefilter("error")
-import lightning_anomaly
+from lightning_anomaly import *
 print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)))
 """
 
