@@ -6,6 +6,7 @@ Functions on tensors, which do not change their arguments. Random ones take a se
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, default_collate
 from torchvision import datasets
 
-_TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
+_TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 DATA_SETS = ("digits", *_TORCHVISION)
-OTHER_DATA = {"digits": "fashion_mnist", "fashion_mnist": "cifar10", "cifar10": "fashion_mnist"}
+OTHER_DATA = dict.fromkeys(DATA_SETS, "fashion_mnist") | {"fashion_mnist": "cifar10"}
 Loader = DataLoader[tuple[Tensor, ...]]
 
 
@@ -52,8 +53,7 @@ def load_images(name: str, root: str | None = None) -> ImageData:
     Raises:
         FileNotFoundError: If the folder holds neither.
     """
-    folder = Path(root or "data").expanduser()
-    archive = folder / f"{name}.npz"
+    folder, archive = _places(name, root)
     if name == "digits":
         parts = _digits()
     elif archive.is_file():
@@ -65,11 +65,26 @@ def load_images(name: str, root: str | None = None) -> ImageData:
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
                 f"The folder `{folder}` should hold `{name}.npz` or an intact copy of {name} as torchvision stores it "
-                f"(`--data-root` names another folder). Found neither: {error}"
+                f"(`--data-root` names another folder, `--download` fetches it). Found neither: {error}"
             ) from error
         parts = [(np.asarray(part.data), np.asarray(part.targets)) for part in sets]
     (images, labels), test = (_tensors(*part) for part in parts)
     return ImageData(images, labels, images[:0], labels[:0], *test, int(max(labels.max(), test[1].max())) + 1)
+
+
+def download(names: Iterable[str], root: str | None = None) -> None:
+    """Let torchvision fetch the data sets that a folder lacks, see `load_images`."""
+    for name in names:
+        folder, archive = _places(name, root)
+        if name in _TORCHVISION and not archive.is_file():
+            for train in (True, False):
+                _TORCHVISION[name](folder, train=train, download=True)
+
+
+def _places(name: str, root: str | None) -> tuple[Path, Path]:
+    """Return the folder of the data, and the archive of a data set in it."""
+    folder = Path(root or "data").expanduser()
+    return folder, folder / f"{name}.npz"
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:

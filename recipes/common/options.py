@@ -18,6 +18,12 @@ SILENT: dict[str, Any] = {
 }
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the data sets are."""
+    parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
+    parser.add_argument("--download", action="store_true", help="let torchvision fetch data sets that are not there")
+
+
 def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Callable[[], argparse.Namespace]) -> None:
     """Run a command; a mistake of the user (a path, a size, a missing extra) ends in one sentence."""
     options = parse()

@@ -3,8 +3,10 @@
 NAME is one of `spec.EXPERIMENTS`, or `results`, which recreates the tables (CSV files beside the lines) and the figures
 of docs/results. Each run is one line of a file in recipes/experiments/results. Runs with a line are skipped, also after
 an interruption. `--quick` shows in a minute, on a few digits, that an experiment works.
-DIR holds CIFAR-10 or Fashion-MNIST, as NAME.npz or as torchvision's copy. All experiments together take days
-on two cores; `--weights DIR` stores the weights of every epoch (gigabytes), for experiments on the same runs.
+DIR holds the data sets, as NAME.npz or as torchvision's copy; `--download` lets torchvision fetch them. `--networks`,
+`--data`, `--conditions` and `--seeds` replace an experiment's own: `h1 --data cifar100 --networks alexnet --seeds 0`.
+All experiments together take days on two cores; `--weights DIR` stores the weights of every epoch (gigabytes), for
+experiments on the same runs.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from typing import Any
 
 import matplotlib
 
-from recipes.common.data import DATA_SETS
-from recipes.common.options import one_sentence_errors
+from recipes.common.data import DATA_SETS, OTHER_DATA, download
+from recipes.common.options import add_data_options, one_sentence_errors
 from recipes.experiments.runner import run_missing
 from recipes.experiments.spec import CONDITIONS, EXPERIMENTS, NETWORKS
 from recipes.experiments.store import RESULTS
@@ -34,7 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("name", choices=[*EXPERIMENTS, "results"], metavar="NAME", help=", ".join(EXPERIMENTS))
     for axis, (choices, kind) in _AXES.items():
         parser.add_argument(f"--{axis}", nargs="+", choices=choices, type=kind, help="in place of the experiment's own")
-    parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
+    add_data_options(parser)
     parser.add_argument("--weights", help="folder for the weights, to measure the same runs again")
     parser.add_argument("--workers", type=int, help="runs at a time, default: one for each core")
     parser.add_argument("--lines", type=Path, default=RESULTS, help="folder of the lines, default: %(default)s")
@@ -57,6 +59,10 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     named = {axis: value for axis in _AXES if (value := getattr(options, axis)) is not None}
     experiment = replace(EXPERIMENTS[options.name], **named)
     trainings = experiment.quick_trainings() if options.quick else experiment.trainings()
+    if options.download:
+        used = {training.data for training in trainings}
+        pretrained = {OTHER_DATA[t.data] for t in trainings if CONDITIONS[t.condition].pretrained}
+        download(used | pretrained, options.data_root)
     folder = options.lines / "quick" if options.quick else options.lines
     return run_missing(experiment.measure, trainings, folder, options.data_root, options.weights, options.workers)
 

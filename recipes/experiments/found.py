@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_anomaly import OutlierDetector
-from recipes.common.data import load_images
-from recipes.common.options import one_sentence_errors
+from recipes.common.data import download, load_images
+from recipes.common.options import add_data_options, one_sentence_errors
 from recipes.experiments.good_networks import NETWORKS, load_good
 from recipes.experiments.store import RESULTS, append, rounded
 
@@ -76,13 +76,15 @@ def gallery(line: dict[str, Any], images: Tensor) -> Figure:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
+    add_data_options(parser)
     parser.add_argument("--weights", type=Path, required=True, help="folder of the good networks")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
     """Search both data sets."""
+    if options.download:
+        download(CLASSES, options.data_root)
     for data in CLASSES:
         line, images = search(data, options.data_root, options.weights)
         append(RESULTS / "found.jsonl", line)

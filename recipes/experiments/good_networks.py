@@ -18,10 +18,10 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
-from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalize
+from recipes.common.data import ImageData, download, load_images, make_loaders, mean_and_std, normalize
 from recipes.common.module import Classifier, evaluate
 from recipes.common.networks import build
-from recipes.common.options import SILENT, one_sentence_errors, quiet
+from recipes.common.options import SILENT, add_data_options, one_sentence_errors, quiet
 from recipes.experiments.fitting import save_weights
 from recipes.experiments.store import RESULTS, append, rounded
 
@@ -138,7 +138,7 @@ def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
     """Make the parser of a command on these networks."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=as_written)
-    parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
+    add_data_options(parser)
     parser.add_argument("--weights", type=Path, required=True, help="folder of the weights, outside the repository")
     parser.add_argument("--workers", type=int, help="networks at a time, default: one for each core")
     return parser
@@ -152,6 +152,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Train the networks that are missing in the folder of the weights."""
     missing = [good for good in NETWORKS if not (options.weights / f"{good.key}.pt").is_file()]
+    if options.download:
+        download({good.data for good in missing}, options.data_root)
     with parallel_config("loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=options.workers or -1, return_as="generator_unordered")
         for line in pool(delayed(_train)(good, options.data_root, options.weights) for good in missing):

@@ -37,7 +37,7 @@ from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import fit_views, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
-from recipes.common.data import OTHER_DATA, load_images
+from recipes.common.data import OTHER_DATA, download, load_images
 from recipes.common.options import one_sentence_errors
 from recipes.experiments.good_networks import NETWORKS, GoodNetwork, load_good, parser_of
 from recipes.experiments.measures.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
@@ -390,6 +390,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure the networks that have no line yet."""
+    if options.download:
+        download(("cifar10", "fashion_mnist"), options.data_root)
     path = RESULTS / "outliers.jsonl"
     done = {line["key"] for line in read_lines(path)}
     for key, load in cases(options).items():

@@ -19,8 +19,8 @@ from torch import Tensor
 from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.pixels import pixel_statistics
 from recipes.common.damage import GROUPS, Damage, damage_all
-from recipes.common.data import OTHER_DATA, load_images
-from recipes.common.options import one_sentence_errors
+from recipes.common.data import OTHER_DATA, download, load_images
+from recipes.common.options import add_data_options, one_sentence_errors
 from recipes.experiments.spec import DATA
 
 _REFERENCE, _IMAGES = 4000, 200
@@ -96,13 +96,15 @@ def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="folder of the data sets, default: data")
+    add_data_options(parser)
     parser.add_argument("--csv", type=Path, help="write the table to this file")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the table."""
+    if options.download:
+        download(DATA, options.data_root)
     groups = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
     found = [shares(data, options.data_root) for data in DATA]
     titles = [f"{name}, {what}" for name in ("CIFAR-10", "Fashion-MNIST") for what in ("accepted", "most often")]

@@ -1,14 +1,28 @@
 """Images are loaded, split, damaged and put into loaders as documented."""
 
+import hashlib
+import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.datasets import CIFAR100
 
 from recipes.common.damage import DAMAGES, GROUPS, damage_all, with_label_noise
-from recipes.common.data import ImageData, crop_and_flip, load_images, make_loaders, mean_and_std, normalize, split
+from recipes.common.data import (
+    ImageData,
+    crop_and_flip,
+    download,
+    load_images,
+    make_loaders,
+    mean_and_std,
+    normalize,
+    split,
+)
 
 
 @pytest.fixture
@@ -37,6 +51,58 @@ def test_files_are_read_in_medmnists_layout_and_a_missing_one_is_named(tmp_path:
         load_images("cifar10", str(tmp_path))
     digits = load_images("digits")
     assert (digits.train_images.shape, len(digits.test_labels), digits.n_classes) == ((1500, 1, 16, 16), 297, 10)
+
+
+@pytest.fixture
+def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write torchvision's layout of CIFAR-100 with five training and two test images, whose pixels are their class."""
+    folder = tmp_path / "origin" / CIFAR100.base_folder
+    folder.mkdir(parents=True)
+    parts = {"train": [3, 99, 0, 7, 7], "test": [99, 5]}
+    content = {part: {"data": np.repeat(np.array(labels, np.uint8), 3072).reshape(-1, 3072), "fine_labels": labels,
+                      "coarse_labels": [0] * len(labels)} for part, labels in parts.items()}  # fmt: skip
+    sums = {}
+    for name, values in {**content, "meta": {"fine_label_names": [str(label) for label in range(100)]}}.items():
+        (folder / name).write_bytes(pickle.dumps(values))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
+    return folder.parent
+
+
+def check_cifar100(root: Path) -> None:
+    data = load_images("cifar100", str(root))
+    assert (data.train_images.shape, data.test_images.shape, data.n_classes) == ((5, 3, 32, 32), (2, 3, 32, 32), 100)
+    assert data.train_labels.tolist() == data.train_images[:, 2, 31, 0].tolist() == [3, 99, 0, 7, 7]
+    assert data.test_labels.tolist() == data.test_images[:, 0, 0, 31].tolist() == [99, 5]
+
+
+def test_cifar100_is_read_in_both_layouts(cifar100: Path, tmp_path: Path) -> None:
+    check_cifar100(cifar100)
+    parts = {"train": CIFAR100(cifar100), "test": CIFAR100(cifar100, train=False)}
+    arrays = {f"{part}_images": dataset.data for part, dataset in parts.items()}
+    np.savez(
+        tmp_path / "cifar100.npz", **arrays, **{f"{part}_labels": dataset.targets for part, dataset in parts.items()}
+    )
+    check_cifar100(tmp_path)
+
+
+def test_torchvision_fetches_only_what_is_missing(
+    cifar100: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def fetch(url: str, root: Path, **options: Any) -> None:
+        fetched.append(url)
+        shutil.copytree(cifar100, root, dirs_exist_ok=True)
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fetch)
+    (tmp_path / "cifar10.npz").touch()
+    for _ in range(2):
+        download(["digits", "cifar10", "cifar100"], str(tmp_path))
+    assert fetched == [CIFAR100.url]
+    check_cifar100(tmp_path)
 
 
 def test_random_functions_depend_only_on_their_seed() -> None:
