@@ -2,9 +2,12 @@
 
 import csv
 import os
+import re
 import runpy
 import shlex
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
-from lightning_anomaly.__main__ import main, parse
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback, __version__
+from lightning_anomaly.__main__ import _open, main, parse
 from lightning_anomaly.network.checkpoint import load_model
 from lightning_anomaly.network.pretrained import Pretrained
 
@@ -79,12 +82,14 @@ def command(*arguments: Any) -> None:
 
 def test_the_table_is_printed_and_the_page_written(folder, tmp_path, capsys):
     output = tmp_path / "a" / "b"
-    command(folder / "weights.pt", *NET, "--data", folder / "images", "--output", output)  # `analyze` by default
+    command("analyze", folder / "weights.pt", *NET, "--data", folder / "images", "--output", output)
     out, err = capsys.readouterr()
     assert err == ""
     assert table_of(out)[0].split()[:2] == ["0", "4"]
     assert [path.name for path in output.iterdir()] == ["browser.html"]
     assert "browser.html" in out
+    assert out.splitlines()[1] == "strangest samples:"
+    assert {line.split(",")[0].strip() for line in out.splitlines()[2:4]} == {"007.png", "060.png"}
 
 
 def test_models_are_found_in_the_current_folder(folder, tmp_path, monkeypatch, capsys):
@@ -95,6 +100,42 @@ def test_models_are_found_in_the_current_folder(folder, tmp_path, monkeypatch, c
     command("analyze", folder / "weights.pt", *options, "--data", folder / "few")
     assert "note: The probe has 8 samples" in capsys.readouterr().out
     assert (tmp_path / "anomaly_filters" / "browser.html").exists()
+
+
+@pytest.mark.parametrize("words", [["outlier", "--data", "x"], ["last.ckpt", "--model", "x:y"], ["--data", "x"], []])
+def test_without_a_command_the_error_names_both(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "COMMAND" in error
+    assert "--model" not in error
+    if words and not words[0].startswith("-"):
+        assert words[0] in error
+        assert "analyze" in error
+        assert "outliers" in error
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command("--version")
+    assert capsys.readouterr().out == f"lightning-anomaly {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["outliers", "--help"], ["outliers", "--data", "no_such_folder"]])
+def test_help_and_mistakes_do_not_wait_for_torch(words):
+    code = f"import sys; from lightning_anomaly.__main__ import main; sys.modules['torch'] = None; main({words})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert "usage:" in done.stdout or "Found nothing at `no_such_folder`" in done.stderr
+
+
+def test_an_interrupt_ends_in_one_line(folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_anomaly.outliers.find_outliers", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        command("outliers", folder / "weights.pt", *NET, "--data", folder / "few", "--output", tmp_path)
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_module_is_the_command(monkeypatch, capsys):
@@ -139,18 +180,40 @@ def test_a_folder_is_enough_and_the_network_and_its_classes_are_named(tmp_path, 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 9, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     names = ("cat", "dog")
-    monkeypatch.setattr("lightning_anomaly.__main__.load_pretrained", lambda: Pretrained("Net V9", network, names))
+
+    def load() -> Pretrained:
+        warnings.warn("Net V8 cannot be loaded: Net V9 is used instead.", stacklevel=2)
+        return Pretrained("Net V9", network, names)
+
+    monkeypatch.setattr("lightning_anomaly.network.pretrained.load_pretrained", load)
     command("outliers", "--data", tmp_path / "photos", "--output", tmp_path)
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == "network: Net V9, pretrained on ImageNet"
+    assert out.splitlines()[0] == "note: Net V8 cannot be loaded: Net V9 is used instead."
+    assert out.splitlines()[1] == "network: Net V9, pretrained on ImageNet"
     assert "224x224" in out
     assert "not normalized" not in out
     assert any(name in (tmp_path / "outliers.csv").read_text() for name in names)
     (tmp_path / "names.txt").write_text("Katze\nHund\n")
     command("outliers", "--data", tmp_path / "photos", "--output", tmp_path, "--classes", tmp_path / "names.txt")
     assert any(name in (tmp_path / "outliers.csv").read_text() for name in ("Katze", "Hund"))
-    with pytest.raises(SystemExit, match=r"Found only `--model x:y`"):
-        command("outliers", "--data", tmp_path / "photos", "--model", "x:y")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--model": "x:y"}, "Found only `--model x:y`"),
+        ({"--data": "absent"}, "`--data` should be a folder of images. Found nothing at `absent`"),
+        ({"--reference": __file__}, "`--reference` should be a folder of images. Found a file"),
+        ({"--output": f"{__file__}/below"}, "`--output` should be a folder that can be written to"),
+        ({"--classes": "absent"}, "absent"),
+    ],
+)
+def test_some_mistakes_are_found_before_a_download(options, message, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_anomaly.network.pretrained.load_pretrained", lambda: pytest.fail("a download"))
+    given = {"--data": folder / "few", **options}
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+        command("outliers", *(f"{name}={value}" for name, value in given.items()))
 
 
 def test_a_checkpoint_has_its_arguments_and_explicit_ones_override_them(folder):
@@ -211,6 +274,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no state": ({"weights": [torch.ones(1)]}, "does not fit"),
     "code in a file": ({"--model": f"{HERE}:Wide", "weights": EVIL}, "`torch.save`"),
     "no filters": ({"--model": "torch.nn:Flatten", "weights": {}}, "no filters"),
+    "too many means": ({"--mean": "0.5 0.0"}, "`--mean` should have one number, or one for each of the 1 channels"),
+    "no size": ({"--size": None, "--top": 3}, "`--size` should be given with a checkpoint"),
     "other images": ({"--size": "9"}, "`images`, (1, 9, 9)"),
     "no images": ({"--data": "absent"}, "Found nothing at `absent`"),
     "no folder": ({"--data": __file__}, "Found a file"),
@@ -229,7 +294,8 @@ def test_a_mistake_ends_in_one_sentence(kind, folder, tmp_path, monkeypatch, cap
         elif content is not None:
             torch.save(content, weights)
     options = {"--model": f"{HERE}:net", "--data": folder / "images", "--size": 8, **changed}
-    flags = [f"{name}={value}" for name, value in options.items() if name.startswith("--")]
+    given = {name: value for name, value in options.items() if name.startswith("--") and value is not None}
+    flags = [word for name, value in given.items() for word in (name, *str(value).split(" "))]
     with pytest.raises(SystemExit) as stopped:
         command("outliers" if "--top" in changed else "analyze", weights, *flags)
     text = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err.strip()
@@ -270,9 +336,15 @@ class TestFolders:
             command("analyze", folder / "weights.pt", *NET, *options)
             assert line in capsys.readouterr().out.splitlines()[0]
 
+    def test_images_are_normalised_by_channel(self, tmp_path):
+        Image.new("RGB", (8, 8), (51, 102, 255)).save(tmp_path / "a.png")
+        options = parse(["outliers", "--data", "x", "--size", "8", "--mean", "0.5", "0", "0.5", "--std", "0.25"])
+        pixel = _open(nn.Conv2d(3, 1, 1), tmp_path, options)[0][0][:, 4, 4]
+        torch.testing.assert_close(pixel, torch.tensor([-1.2, 1.6, 2.0]))
+
     def test_the_class_of_an_image_is_its_folder(self, folder, tmp_path, capsys):
         (tmp_path / "photos").mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
         options = ("--output", tmp_path / "found", "--data", tmp_path)
-        command(folder / "weights.pt", *NET, *options)
+        command("analyze", folder / "weights.pt", *NET, *options)
         assert "of the class 'photos'" in capsys.readouterr().out

@@ -18,22 +18,6 @@ from lightning_anomaly.images.source import scaled
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 
 
-def open_images(
-    path: Path, size: int | None, gray: bool, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> FolderImages:
-    """Open a folder with `size` and `gray` as in `FolderImages`, and normalize the images."""
-    if size is None:
-        raise ValueError(f"`--size` should be given for the folder `{path}`, in pixels: `--size 224`, for example.")
-    images = FolderImages(path, size, gray)
-    for option, values in (("--mean", mean), ("--std", std)):
-        if values is not None and len(values) not in (1, images.shape[0]):
-            raise ValueError(
-                f"`{option}` should have one number, or one for each of the {images.shape[0]} channels. Found {values}."
-            )
-    images.normalize(mean or [0.0], std or [1.0])
-    return images
-
-
 class FolderImages(Dataset[Any]):
     """The images in a folder and its subfolders, in the order of their names; each direct subfolder is a class.
 
