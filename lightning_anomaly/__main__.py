@@ -1,4 +1,4 @@
-"""Find odd images in a folder, or the filters of a trained network that single some out, from the command line."""
+"""Find odd images in a folder, or the filters of a trained network that single some out."""
 
 from __future__ import annotations
 
@@ -61,9 +61,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ("analyze", run_analysis, "anomaly_filters", "find the anomaly filters of a model, with up to 512 images"),
         ("outliers", run_outliers, "outliers", "find the oddest images of a folder, duplicates and broken files"),
     ):
-        raw = argparse.RawDescriptionHelpFormatter
-        texts = {"help": summary, "description": _DESCRIPTIONS[name], "epilog": _EXAMPLES[name]}
-        command = commands.add_parser(name, formatter_class=raw, **texts)
+        description, examples, raw = _DESCRIPTIONS[name], _EXAMPLES[name], argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=summary, description=description, epilog=examples, formatter_class=raw)
         command.set_defaults(run=run)
         add = command.add_argument
         optional = name == "outliers"
@@ -81,7 +80,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add("--output", type=Path, default=folder, metavar="PATH", help="folder to write to, default: %(default)s")
     add("--classes", type=Path, metavar="FILE", help="names of the model's classes, one in each line")
     add("--reference", type=Path, metavar="PATH", help="folder of ordinary images; default: some of --data")
-    add("--top", type=_positive, default=50, metavar="COUNT", help="images in outliers.csv, default: %(default)s")
+    add(
+        "--top",
+        type=_positive,
+        default=50,
+        metavar="COUNT",
+        help="oddest images to list in outliers.csv, default: %(default)s",
+    )
     return parser.parse_args(arguments)
 
 
