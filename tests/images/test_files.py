@@ -13,6 +13,13 @@ def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8
     Image.new("RGB", size, colour).save(path)
 
 
+def test_images_are_normalised_by_channel(tmp_path):
+    picture(tmp_path / "a.png", (51, 102, 255))
+    found = FolderImages(tmp_path, 8)
+    found.normalize([0.5, 0.0, 0.5], [0.25])
+    torch.testing.assert_close(found[0][0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
+
+
 def test_images_are_resized_and_cropped_to_a_square(tmp_path):
     picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
     picture(tmp_path / "a.png", (255, 0, 0))
