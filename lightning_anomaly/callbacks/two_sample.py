@@ -10,25 +10,26 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_names
+from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_names, check_text
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._probe import transferred_images, unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.network.layers import select_layers
+from lightning_anomaly.network.layers import find_call, select_layers
 from lightning_anomaly.pages.comparison_figure import comparison_figure
 from lightning_anomaly.two_sample.comparable_images import (
+    WatchedCalls,
     describe_doubts,
     is_augmented,
     read_once,
-    without_augmentation,
+    trained_on,
 )
-from lightning_anomaly.two_sample.comparison import LastComparison, WatchedPass, check_groups, compare_groups
+from lightning_anomaly.two_sample.comparison import LayerTest, check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
@@ -53,9 +54,9 @@ class TwoSampleCallback(WatchingCallback):
     `transform`, such as torchvision's, training images are read with that of the validation set; otherwise as the
     training loader yields them, augmented or not. In `trainer.validate` nothing is compared without `train_inputs`.
 
-    Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. In a run of
-    one process, the validation itself is watched instead if all its images are in the sample and `validation_step`
-    calls `forward` with them.
+    Training images that a run with `overfit_batches`, or with `limit_train_batches` and a loader that does not shuffle,
+    never sees are left out. Every process runs the module on all images after its first validation batch, in
+    evaluation mode and the Trainer's precision.
 
     Args:
         train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or
@@ -71,6 +72,8 @@ class TwoSampleCallback(WatchingCallback):
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
         max_memory_mb: Largest memory (MiB) for sampled images, which are kept until the fit ends. If they need more,
             they are read again at each comparison.
+        logits: Name of a method or submodule that takes images and returns logits, such as `"classify"` or
+            `"networks.student"`; None calls the module itself.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -79,7 +82,7 @@ class TwoSampleCallback(WatchingCallback):
             filters, see `LayerComparison`). A resumed fit continues it.
 
     Raises:
-        ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
+        ValueError: If an argument is not allowed; names of layers and `logits` are checked when the fit begins.
 
     Examples:
         >>> TwoSampleCallback(sample_size=512).report is None
@@ -98,7 +101,10 @@ class TwoSampleCallback(WatchingCallback):
         "confidence_rise": 0.0,
         "seconds": 0.0,
     }
-    _advice = " Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to be one tensor."
+    _advice = (
+        " Name a method or submodule that takes one tensor of images and returns logits as `logits`, or give such "
+        "images as `train_inputs` and `val_inputs`."
+    )
     _found_keys = ("compares_output", "share_p_values")
     _prog_bar = "fraction"
 
@@ -114,6 +120,7 @@ class TwoSampleCallback(WatchingCallback):
         sample_size: int = 1024,
         every_n_validations: int = 1,
         max_memory_mb: int = 256,
+        logits: str | None = None,
     ) -> None:
         inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
         for name, source in inputs.items():
@@ -134,11 +141,10 @@ class TwoSampleCallback(WatchingCallback):
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
+        self.logits = None if logits is None else check_text("logits", logits)
         self._images: dict[str, ImageSource] | None = None  # of this fit
-        self._val_hashes: list[int] = []  # of its validation images
-        self._val_pass: WatchedPass | None = None  # of the current validation
-        self._spares_pass = False  # whether one was watched in the last comparison
-        self._last = LastComparison()  # of this fit
+        self._calls = WatchedCalls()  # of the first validation step
+        self._tests: dict[bytes, LayerTest] = {}  # of this fit's last comparison
         self._fresh: TwoSampleReport | None = None  # of the current validation
         self._seconds = 0.0
         self._forget()
@@ -159,21 +165,19 @@ class TwoSampleCallback(WatchingCallback):
         self._rise.load_state_dict(state_dict["rise"])
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the names of layers, which `setup` may have built, and drop the images of an earlier fit."""
+        """Check the names of layers and `logits`, which `setup` may have built, and drop images of an earlier fit."""
         super().on_fit_start(trainer, pl_module)
         select_layers(pl_module, self.layers)
+        find_call(pl_module, self.logits)
         self._undrawn = None
         self._free()
 
     def _free(self) -> None:
-        self._images, self._last = None, LastComparison()
+        self._images, self._tests = None, {}
 
     def _release(self) -> None:
-        if self._val_pass is not None:
-            self._val_pass.remove()
-        if self._last.started:  # and not finished
-            self._last = LastComparison()
-        self._fresh = self._val_pass = None
+        self._calls.close()
+        self._fresh = None
 
     @until_validation_end
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
@@ -183,27 +187,23 @@ class TwoSampleCallback(WatchingCallback):
             rank_zero_info(
                 "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
             )
-        own = self.train_inputs is None and self.val_inputs is None and trainer.state.fn == "fit"
-        if self._due and own and trainer.world_size == 1 and not self._last.has_backbone_of(pl_module):
-            data: Any = getattr(first_loader(trainer.val_dataloaders), "dataset", None)
-            if hasattr(data, "__len__") and len(data) <= self.sample_size:
-                self._val_pass = WatchedPass(pl_module, self.layers)
 
     @until_validation_end
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watch the validation step."""
-        if self._val_pass is not None and dataloader_idx == 0:
-            self._val_pass.attach()
+        """Watch what the first step calls the module with."""
+        if self._due and self._images is None and batch_idx == dataloader_idx == 0:
+            called = find_call(pl_module, self.logits)
+            hookable = isinstance(called, nn.Module) and not isinstance(called, torch.jit.ScriptModule)
+            self._calls.watch(called if hookable else pl_module, batch)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Run the images after the first step: averaged weights are in place then, and the buffers of process 0."""
-        if self._val_pass is not None:
-            self._val_pass.remove()
-        if self._due and not self._last.started:
+        self._calls.close()
+        if self._due:
             with self._timed():
                 self._finish(trainer, pl_module, batch)
 
@@ -211,32 +211,31 @@ class TwoSampleCallback(WatchingCallback):
     def _finish(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
         if self._fresh is not None:
             return
-        self._seconds = self._seconds if self._last.started else 0.0
         start = perf_counter()
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images or self._read_images(trainer, pl_module, batch)
-            last = None
+            known, call = None, find_call(pl_module, self.logits)
             if trainer.state.fn == "fit":
-                self._images, last = images, self._last
-            train, val = images.values()
-            ended, val_pass = batch is None, self._val_pass
-            if val_pass is not None and not val_pass.saw(self._val_hashes, ended):
-                val_pass = self._val_pass = None
+                self._images, known = images, self._tests
             with trainer.strategy.precision_plugin.forward_context():
-                if val_pass is not None and not ended:
-                    self._last.start(pl_module, train, self.layers)
-                else:
-                    self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, last, val_pass)
-                    self._spares_pass = val_pass is not None
-        self._seconds += perf_counter() - start
+                train, val = images.values()
+                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, known, call)
+        self._seconds = perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
         """Read the images once, warn of what may be wrong with them, and keep them if they fit into memory."""
         inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         sources = self._open_sources(trainer, pl_module, inputs)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
-        self._val_hashes = seen["val_inputs"][1]
-        doubts = describe_doubts([name for name, source in inputs.items() if source is not None], seen, batch)
+        from_user = [name for name, source in inputs.items() if source is not None]
+        prepared = self._calls.prepared
+        doubts = describe_doubts(from_user, seen, batch if prepared is None else prepared)
+        if prepared is not None and len(from_user) < len(inputs):
+            doubts["prepared"] = (
+                "A validation step prepares images before it calls the module, and here they are compared as they come "
+                "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
+                "`forward` or in the transform of the data set."
+            )
         if self.train_inputs is None and is_augmented(sources["train_inputs"]):
             doubts["augmented"] = (
                 "The training images are augmented anew each time, which hides the gap: give images without "
@@ -247,11 +246,12 @@ class TwoSampleCallback(WatchingCallback):
         return images
 
     def _open_sources(self, trainer: Any, pl_module: Any, inputs: Mapping[str, Source]) -> dict[str, ImageSource]:
-        """Open the training and the validation images: the `inputs`, or those of the Trainer, without augmentation."""
+        """Open the training and the validation images: the `inputs`, or those the run sees, without augmentation."""
         loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
         chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in inputs.items()}
         if inputs["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
-            chosen["train_inputs"] = without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
+            batches = trainer.num_training_batches
+            chosen["train_inputs"] = trained_on(chosen["train_inputs"], chosen["val_inputs"], batches)
         precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
         return {
             name: ImageSource(precision.convert_input(source), name, self.batch_size)

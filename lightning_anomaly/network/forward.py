@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,9 +18,16 @@ from lightning_anomaly.network.hooks import MapCapture, evaluating
 from lightning_anomaly.network.maps import LayerMaps
 
 
+def placed(images: Tensor, model: nn.Module) -> Tensor:
+    """Copy images, which a model may change in place, to its device, and floating-point ones to its dtype."""
+    floats = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
+    first = next(floats, torch.empty(0, dtype=images.dtype, device="cpu"))
+    return images.detach().to(first.device, first.dtype if images.is_floating_point() else images.dtype, copy=True)
+
+
 @contextmanager
-def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
-    """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers."""
+def probing(model: nn.Module, part: Callable[..., Any] | None = None) -> Iterator[Callable[..., Any]]:
+    """Yield a function that calls a model, or its `part`, in evaluation mode, without gradients, on copied buffers."""
     scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
     with evaluating(model) as modules, torch.no_grad():
         owners = [module._buffers for module in modules if module._buffers and not isinstance(module, scripted)]
@@ -29,7 +37,7 @@ def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
             try:
                 for buffers in owners:
                     buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
-                return model(*args, **kwargs)
+                return (model if part is None else part)(*args, **kwargs)
             finally:
                 for buffers, kept in zip(owners, before, strict=True):
                     buffers.clear()
@@ -44,18 +52,18 @@ def run(
     capture: MapCapture,
     progress: bool | None = False,
     *,
+    call: Callable[[Tensor], Any] | None = None,
     take_images: Callable[[Tensor], object] | None = None,
     take_output: Callable[[Any], object] | None = None,
 ) -> None:
-    """Run a model on a probe while `capture` takes its maps; the two functions get each batch and each output."""
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    """Run a model, or its part `call`, on a probe while `capture` takes maps; the others get each batch and output."""
     total = -(-len(source.positions) // source.batch_size)
-    with probing(model) as call:
+    with probing(model, call) as forward:
         for images in track(source.readable(), total, "feature maps", progress):
             if take_images is not None:
                 take_images(images)
             with capture:
-                output = call(images.detach().to(device, copy=True))  # the model may change it in place
+                output = forward(placed(images, model))
             if take_output is not None:
                 take_output(output)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,14 +28,26 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     return {_clean_name(name): module for name, module in named.items()}
 
 
-def state_hash(model: nn.Module, without: nn.Module | None = None) -> str:
-    """Hash the weights and buffers of a model, whatever their names, but for those of one of its modules."""
-    left_out = {id(tensor) for tensor in (*without.parameters(), *without.buffers())} if without is not None else set()
+def state_hash(model: nn.Module) -> str:
+    """Hash the weights and buffers of a model, whatever their names."""
     digest = hashlib.sha256()  # many processors have instructions for it
     for tensor in (*model.parameters(), *model.buffers()):
-        if id(tensor) not in left_out:
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
+    """Return a model, or its method or submodule with a dotted name."""
+    try:
+        found = model if name is None else attrgetter(name)(model)
+    except AttributeError:
+        found = None
+    if not callable(found):
+        raise ValueError(
+            "Parameter `logits` should be None or name a method or a submodule that takes images and returns logits. "
+            f"Found {name!r}; the submodules of {type(model).__name__} are {[*model._modules]}."
+        )
+    return found
 
 
 def _clean_name(name: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.source import ImageSource, scaled
 from lightning_anomaly.network.features import Head, SampleCapture, SampleStatistics, join_known
-from lightning_anomaly.network.forward import probing
+from lightning_anomaly.network.forward import placed, probing
 from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
@@ -101,9 +101,6 @@ class Run:
     ) -> None:
         self._limits = limits  # see `Fitted`
         self._model, self._head, self._class_names, self._progress = model, head, class_names, progress
-        first = next(chain(model.parameters(), model.buffers()), torch.empty(0, device="cpu"))
-        floats = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
-        self._device, self._dtype = first.device, next((tensor.dtype for tensor in floats), None)
 
     def fit(
         self, images: Any, batch_size: int | None, limit: int, seed: int, is_own: bool
@@ -271,8 +268,7 @@ class Run:
         capture = SampleCapture(self._model, head=self._head)
         with probing(self._model) as call, hooked([(module, capture, take) for module, take in capture.watched]):
             for images in batches:
-                # A copy, as the model may change its input in place.
-                call(images.to(self._device, self._dtype or images.dtype, copy=True))
+                call(placed(images, self._model))
                 capture.end_pass(len(images))
         self._head = capture.head
         return capture.collected(sum(map(len, batches)))

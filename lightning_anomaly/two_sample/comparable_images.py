@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_anomaly.images.loaders import batch_size_of, drawn_positions
+from lightning_anomaly.images.loaders import batch_size_of, drawn_positions, sampler_of, shuffles
 from lightning_anomaly.images.source import ImageSource, first_tensor, holder, image_hashes
+from lightning_anomaly.network.hooks import compiled_models_eager
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
 _MIN_IMAGES = 8  # for their mean and spread to mean something
@@ -36,18 +39,24 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
     return opened, seen
 
 
-def without_augmentation(loader: Any, val_loader: Any) -> Any:
-    """Load the training set with the transform of the validation set, if both are of one class with a transform."""
+def trained_on(loader: DataLoader[Any], val_loader: Any, batches: float) -> DataLoader[Any]:
+    """Load what a run trains on in epochs of so many `batches` in each process, which may be infinite.
+
+    The transform is that of the validation set, if both sets are of one class with a transform.
+    """
     dataset = _with_transform_of(loader.dataset, getattr(val_loader, "dataset", None))
-    if dataset is None:
-        return loader
+    # What a sampler leaves out may be the validation images.
+    drawn, size = drawn_positions(loader), batch_size_of(loader)
+    if drawn is not None and size is not None and not shuffles(loader) and batches < math.inf:
+        drawn = drawn[: int(batches) * size * getattr(sampler_of(loader), "num_replicas", 1)]
     return DataLoader(
-        dataset,
-        batch_size_of(loader),
-        sampler=drawn_positions(loader),  # what it leaves out may be the validation images
-        collate_fn=val_loader.collate_fn,
+        loader.dataset if dataset is None else dataset,
+        size,
+        sampler=drawn,
+        collate_fn=(loader if dataset is None else val_loader).collate_fn,
         num_workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
     )
 
 
@@ -75,6 +84,44 @@ def is_augmented(source: ImageSource) -> bool:
         torch.cat([images for _, images in source.batches(order)]) for order in (positions, positions[::-1])
     )
     return not torch.equal(forward, backward.flip(0))
+
+
+class WatchedCalls:
+    """Sees whether a step prepares images before it calls a model with them."""
+
+    def __init__(self) -> None:
+        self._hooks = ExitStack()
+        self._given: Tensor | None = None  # the first images of the batch
+        self._calls: list[Tensor] = []  # the first images of each call
+
+    def watch(self, model: nn.Module, batch: Any) -> None:
+        """Hook the model for a step with a batch; `close` must follow, also after an exception."""
+        images = first_tensor(batch)
+        self._given, self._calls = None if images is None else images[:_FEW].clone(), []
+        self._hooks.enter_context(compiled_models_eager())
+        self._hooks.callback(model.register_forward_pre_hook(self._take, with_kwargs=True).remove)
+
+    def _take(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        images = next(iter((*args, *kwargs.values())), None)
+        with suppress(Exception):  # the step goes on, whatever it calls the model with
+            if isinstance(images, Tensor):
+                self._calls.append(images[:_FEW].clone())
+
+    def close(self) -> None:
+        """Take the hook off; a second call does nothing."""
+        self._hooks.close()
+
+    @property
+    def prepared(self) -> Tensor | None:
+        """What the model was called with first, if no call had the images of the batch, converted or not."""
+        calls = [] if self._given is None else self._calls
+        return None if any(_alike(self._given, images) for images in calls) else next(iter(calls), None)
+
+
+def _alike(first: Any, second: Tensor) -> bool:
+    """Whether images have the same values within 1%, as conversions round them, whatever their number and shape."""
+    first, second = (images[: min(len(first), len(second))].float().flatten() for images in (first, second))
+    return first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-3, equal_nan=True)
 
 
 def describe_doubts(from_user: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:

@@ -19,9 +19,9 @@ class ExpectedErrors(TorchFunctionMode):
     cannot tell, as the logits of an untrained network may all lie in 0 to 1 too.
     """
 
-    def __init__(self, probabilities: bool | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.probabilities = probabilities  # whether outputs need no softmax; None lets the first batch decide
+        self.probabilities: bool | None = None  # whether outputs need no softmax, which the first batch decides
         self.problem: str | None = None  # why the output cannot be used
         self._errors: list[Tensor] = []  # of each batch `(n,)`, on the CPU
         self._sigmoid: Tensor | None = None  # what the last sigmoid returned
@@ -41,7 +41,8 @@ class ExpectedErrors(TorchFunctionMode):
             return
         output = output.get("logits", output) if isinstance(output, Mapping) else output
         if not isinstance(output, Tensor):
-            self.problem = f"it is a {type(output).__name__}, not a tensor of logits, which `forward` should return"
+            found = type(output).__name__
+            self.problem = f"it is a {found}, not logits. As `logits`, name a method or submodule that returns some"
         elif output.ndim < 1 or 0 in output.shape or not output.is_floating_point():
             self.problem = f"it is {output.dtype} of shape {tuple(output.shape)}, not logits (samples, classes, ...)"
         else:

@@ -1,6 +1,7 @@
 """The images of a TwoSampleCallback: the Trainer's data without augmentation, or given ones."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from functional import same
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import FakeData
-from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
+from trainers import QUIET, SmallNet, fit, hook_count, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
 
@@ -180,39 +182,228 @@ def test_a_validation_after_a_fit_compares_its_images_or_logs_nothing(tmp_path: 
     assert [{*logged} for logged in validate(TwoSampleCallback(sample_size=60))] == [{"val_loss"}] * 2
 
 
-class Watched(SmallNet):
-    """Counts the images that `forward` sees in evaluation mode."""
+class Averaged(SmallNet):
+    """Validates other weights than it trains, which it swaps inside the step."""
 
-    seen = 0
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.head.weight.data.mul_(4)
+        super().validation_step(batch, batch_idx)
+        self.head.weight.data.div_(4)
+
+
+class Warm(SmallNet):
+    """Validates at another temperature."""
+
+    def forward(self, x: Tensor, temperature: float = 1.0) -> Tensor:
+        return super().forward(x) / temperature
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0], temperature=0.1)
+
+
+class Probable(SmallNet):
+    """Validates probabilities."""
+
+    def forward(self, x: Tensor, probs: bool = False) -> Tensor:
+        return super().forward(x).softmax(1) if probs else super().forward(x)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0], probs=True)
+
+
+class Dropping(SmallNet):
+    """Validates with dropout."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.drop.train()
+        super().validation_step(batch, batch_idx)
+        self.drop.eval()
+
+
+class Sparse(SmallNet):
+    """Validates sparse images."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen += 0 if self.training else len(x)
+        return super().forward(x.to_dense() if x.is_sparse else x)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step([batch[0].to_sparse(), batch[1]], batch_idx)
+
+
+class Turned(SmallNet):
+    """Reads a plain attribute in `forward`, before a frozen backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Identity()
+        self.conv1.requires_grad_(False)
+        self.conv2.requires_grad_(False)
+        self.sign = 1
+
+    def on_train_epoch_start(self) -> None:
+        self.sign = (-1) ** self.current_epoch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.sign * x)
+
+
+AVERAGING = [callbacks.WeightAveraging()] if hasattr(callbacks, "WeightAveraging") else []  # lightning >= 2.6
+
+
+@pytest.mark.parametrize("module", [SmallNet, Averaged, Warm, Probable, Dropping, Sparse, Turned])
+def test_both_kinds_of_images_go_through_the_same_call_of_the_same_weights(tmp_path: Path, module: Any) -> None:
+    compared, model = TwoSampleCallback(sample_size=80), module()
+    averaging = AVERAGING if module is SmallNet else []  # takes its weights back when a validation ends
+    fit(tmp_path, *averaging, compared, module=model, limit_val_batches=2 if averaging else None)
+    report, expected = compared.report, two_sample_test(model, images(80), images(60, seed=1))
+    assert report is not None
+    torch.testing.assert_close(report.train_errors, expected.train_errors)
+    torch.testing.assert_close(report.val_errors, expected.val_errors)
+    assert report.shares == expected.shares
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "shuffle", "count"),
+    [
+        ({"overfit_batches": 1}, False, 20),
+        ({"limit_train_batches": 2}, False, 40),
+        ({"limit_train_batches": 2}, True, 80),
+    ],
+)
+def test_training_images_that_the_run_never_sees_are_not_compared(
+    tmp_path: Path, options: dict[str, Any], shuffle: bool, count: int
+) -> None:
+    compared = TwoSampleCallback()
+    trainer = fit(tmp_path, compared, train=loader(80, shuffle=shuffle), max_epochs=1, **options)
+    expected = two_sample_test(trainer.lightning_module, images(80)[:count], images(60, seed=1))
+    assert compared.report is not None
+    torch.testing.assert_close(compared.report.train_errors, expected.train_errors)
+
+
+class Prepares(SmallNet):
+    """Changes images in its steps."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss([self.change(batch[0]), batch[1]])
+
+
+def changed(images: Tensor) -> Tensor:
+    return (images - 0.5) * 8
+
+
+@pytest.mark.parametrize("change", [changed, lambda images: images.sub_(0.5).mul_(8), lambda images: images[:, :, 2:]])
+def test_images_that_a_step_prepares_give_one_warning(tmp_path: Path, change: Any) -> None:
+    compared, model = TwoSampleCallback(), Prepares(change)
+    with pytest.warns(UserWarning, match="prepares images .*`train_inputs` and `val_inputs`, or .*`forward`") as caught:
+        fit(tmp_path, compared, module=model)
+    assert len(said(caught)) == 1
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (changed, [changed(images(80)), changed(images(60, seed=1))]),
+        (lambda images: images.bfloat16().float(), []),
+        (lambda images: images.to(memory_format=torch.channels_last).unsqueeze(0).flatten(0, 1), []),
+    ],
+    ids=["given", "rounded", "reshaped"],
+)
+def test_prepared_images_may_be_given_and_a_conversion_is_no_preparation(
+    tmp_path: Path, change: Any, given: list[Tensor]
+) -> None:
+    compared = TwoSampleCallback(*given)
+    model = fit(tmp_path, compared, module=Prepares(change), max_epochs=1).lightning_module  # warnings are errors
+    assert compared.report is not None
+    expected = two_sample_test(model, *(given or [images(80), images(60, seed=1)]))
+    torch.testing.assert_close(compared.report.val_errors, expected.val_errors)
+
+
+def test_images_in_double_precision_that_a_step_converts_are_compared(tmp_path: Path) -> None:
+    train, val = (
+        DataLoader(TensorDataset(x.double(), y), 20) for x, y in (loader(80).dataset[:], loader(seed=1).dataset[:])
+    )
+    compared = TwoSampleCallback()
+    model = fit(tmp_path, compared, module=Prepares(Tensor.float), train=train, val=val, max_epochs=1).lightning_module
+    assert compared.report is not None
+    expected = two_sample_test(model, images(80), images(60, seed=1))
+    torch.testing.assert_close(compared.report.val_errors, expected.val_errors)
+
+
+class Measures(SmallNet):
+    """Returns loss and accuracy of a batch."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        scores = self.classify(x)
+        return nn.functional.cross_entropy(scores, y), (scores.argmax(1) == y).float().mean()
+
+    def classify(self, x: Tensor) -> Tensor:
         return super().forward(x)
 
+    def loss(self, batch: Any) -> Tensor:
+        return self(*batch)[0]
 
-class Scales(Watched):
-    """Shows `forward` other images in a validation than its batches hold, from the second batch on."""
+
+class Wraps(pl.LightningModule):
+    """Returns a mapping of its own, of a network of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"net": SmallNet()})
+
+    def forward(self, x: Tensor) -> Any:
+        return {"scores": self.parts["net"](x)}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0])["scores"], batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.loss([batch[0] * (1 + (batch_idx > 0)), batch[1]]))
+        self(batch[0])
 
 
-class Shifts(Scales):
-    """Shows `forward` other images from the first batch on."""
+class Encodes(Measures):
+    """Returns a reconstruction and a code, as a VAE does."""
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx + 1)
+    def forward(self, x: Tensor) -> Any:
+        return x.square(), self.classify(x)
+
+    def loss(self, batch: Any) -> Tensor:
+        return sum(part.square().mean() for part in self(batch[0]))
 
 
-@pytest.mark.parametrize(("module", "passes"), [(Watched, 1), (Scales, 2), (Shifts, 2)])
-def test_a_validation_spares_the_comparison_a_pass_over_its_images(tmp_path: Path, module: Any, passes: int) -> None:
-    compared, model = TwoSampleCallback(sample_size=80), module()
-    fit(tmp_path, compared, module=model, max_epochs=3, num_sanity_val_steps=0)
-    assert model.seen == 3 * (80 + passes * 60)
-    expected = two_sample_test(model, images(80), images(60, seed=1))
+@pytest.mark.parametrize(
+    ("module", "logits", "classify", "problem"),
+    [
+        (Measures, "classify", lambda model: model.classify, "missing 1 required .*'y'"),
+        (Wraps, "parts.net", lambda model: model.parts["net"], "a dict"),
+        (Encodes, "classify", lambda model: model.classify, "a tuple"),
+    ],
+)
+def test_what_gives_logits_can_be_named(tmp_path: Path, module: Any, logits: str, classify: Any, problem: str) -> None:
+    compared = TwoSampleCallback(logits=logits)
+    model = fit(tmp_path, compared, module=module(), max_epochs=1).lightning_module  # warnings are errors
+    with torch.no_grad():
+        confidence = classify(model.eval())(images(60, seed=1)).softmax(1).amax(1)
     assert compared.report is not None
-    torch.testing.assert_close(compared.report.val_errors, expected.val_errors)
-    assert compared.report.filters == expected.filters
+    torch.testing.assert_close(compared.report.val_errors, 1 - confidence)
+    assert [name.rpartition(".")[2] for name in compared.report.layers] == ["conv1", "conv2"]
+    with pytest.warns(UserWarning, match=f"{problem}.* as `logits`") as caught:
+        fit(tmp_path, TwoSampleCallback(), module=module())
+    assert len(said(caught)) == 1
+
+
+@pytest.mark.parametrize("logits", ["classify", "head.absent", "training", "head.weight"])
+def test_a_name_of_nothing_that_gives_logits_is_an_error(tmp_path: Path, logits: str) -> None:
+    with pytest.raises(ValueError, match=f"`logits` should .*Found '{logits}'.*'conv1', 'norm', 'conv2'"):
+        fit(tmp_path, TwoSampleCallback(logits=logits))
 
 
 def test_incomparable_images_give_one_warning(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Images of both kinds are read alike, and differences that would mislead a comparison are named."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -7,16 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, SubsetRandomSampler
 from trainers import images
 
 from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.two_sample.comparable_images import (
-    describe_doubts,
-    is_augmented,
-    read_once,
-    without_augmentation,
-)
+from lightning_anomaly.two_sample.comparable_images import describe_doubts, is_augmented, read_once, trained_on
 
 
 class Shown(Dataset[Tensor]):
@@ -57,7 +53,7 @@ def test_training_images_are_read_with_the_transform_of_the_validation_images(va
         (DataLoader(data, 7, sampler=sampler), [4, 9]),
         (DataLoader(Subset(Subset(data, range(1, 9)), [0, 5]), 7), [1, 6]),
     ):
-        again = without_augmentation(loader, DataLoader(val, 5))
+        again = trained_on(loader, DataLoader(val, 5), math.inf)
         assert shown(again) == sorted(-11.0 * number for number in expected)
         assert again.batch_size == 7
     assert data.transform is noisy
@@ -67,7 +63,20 @@ def test_training_images_are_read_with_the_transform_of_the_validation_images(va
 def test_images_without_a_transform_or_of_another_class_are_read_as_they_are(train: Any) -> None:
     loader = DataLoader(train, 7)
     for val_loader in (DataLoader(Shown(torch.neg), 5), DataLoader(Shown(), 5), None):
-        assert without_augmentation(loader, val_loader) is loader
+        assert shown(trained_on(loader, val_loader, math.inf)) == shown(loader)
+
+
+def test_images_that_a_run_never_sees_are_left_out() -> None:
+    data = Shown()
+    each = [DistributedSampler(data, 2, rank, shuffle=False) for rank in (0, 1)]
+    for loader, batches, expected in (
+        (DataLoader(data, 7), 2, range(14)),
+        (DataLoader(data, 7), 3, range(20)),
+        (DataLoader(data, 7, sampler=range(19, 0, -2)), 1, range(7, 20, 2)),
+        (DataLoader(data, 7, shuffle=True), 1, range(20)),
+        *((DataLoader(data, 3, sampler=sampler), 2, range(12)) for sampler in each),
+    ):
+        assert shown(trained_on(loader, None, batches)) == [*expected]
 
 
 @pytest.mark.parametrize(("spare", "readings"), [(0, 0), (-1, 20)])

@@ -111,9 +111,6 @@ def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
         assert found is not None
         torch.testing.assert_close(found[:4], wrong)
         assert found[4].item() == pytest.approx(0 if largest else 1 - max(torch.tensor(second).softmax(0)).item())
-        others = ExpectedErrors(expected.probabilities)  # of the other kind of images
-        others.update(torch.tensor([second]))
-        assert others.result(1) == found[4]
 
 
 def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() -> None:
@@ -135,10 +132,10 @@ def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() ->
     ("answer", "problem"),
     [
         (lambda maps: {"scores": logits(maps)}, "it is a dict"),
-        (lambda maps: logits(maps)[:, :0], "it is torch.float32 of shape (40, 0), not logits"),
+        (lambda maps: logits(maps)[:, :0], "it is torch.float32 of shape (35, 0), not logits"),
         (lambda maps: logits(maps).argmax(1)[:, None], "it is torch.int64 of shape"),
-        (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
-        (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
+        (lambda maps: logits(maps)[1:], "it has 146 samples where the inputs have 150"),
+        (lambda maps: logits(maps) * torch.nan, "it is NaN for 150 of 150 samples"),
     ],
 )
 def test_other_outputs_give_one_note_and_do_not_change_the_filters(answer, problem: str) -> None:
