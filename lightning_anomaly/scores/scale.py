@@ -23,17 +23,20 @@ class Tail(NamedTuple):
 
     The negative logarithm of the probability is linear between the 0, 0.05, ..., 0.9 quantiles: few enough that
     rounding does not show. Beyond the last one it rises with the slope between the 0.75 and the 0.9 quantile, as in an
-    exponential tail. Logarithms of squared Mahalanobis distances have such a tail.
+    exponential tail. Logarithms of squared Mahalanobis distances have such a tail. If most scores are equal, the tail
+    begins at the next larger score instead, and rises with the mean beyond that.
 
     Attributes:
         knots: The quantiles `(19,)`.
-        scale: Scale of the exponential tail, in units of the scores; 0 if the tail is flat.
-        most: Surprise above a flat tail (nats).
+        start: Where the exponential tail begins.
+        least: Surprise up to there, beyond the last quantile (nats).
+        scale: Scale of the exponential tail, in units of the scores; infinite if no score tells it.
     """
 
     knots: Tensor
+    start: float
+    least: float
     scale: float
-    most: float
 
     @classmethod
     def fit(cls, scores: Tensor) -> Tail:
@@ -41,11 +44,18 @@ class Tail(NamedTuple):
         ordered = scores[scores.isfinite()].double().sort().values
         count = len(ordered)
         if not count:
-            return cls(torch.full((len(_LEVELS),), torch.inf, dtype=torch.float64, device="cpu"), 1.0, 0.0)
+            return cls(torch.full((len(_LEVELS),), torch.inf, dtype=torch.float64, device="cpu"), torch.inf, 0.0, 1.0)
         knots = ordered[[int(level * count) for level in _LEVELS]]
         start, before = knots[-1].item(), knots[_LEVELS.index(_FROM)].item()
         scale = (start - before) / math.log((1 - _FROM) / (1 - _LEVELS[-1]))
-        return cls(knots, scale if scale > _FLAT * (1 + abs(start)) else 0.0, math.log(1 + count))
+        if scale > (rounding := _FLAT * (1 + abs(start))):
+            return cls(knots, start, _NATS[-1].item(), scale)
+        beyond = ordered[ordered > start + rounding]
+        if not len(beyond):
+            return cls(knots, start, math.log(1 + count), torch.inf)
+        first = beyond[0].item()
+        mean = (beyond - first).mean().item()
+        return cls(knots, first, math.log((1 + count) / len(beyond)), mean if mean > rounding else first - start)
 
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
@@ -54,7 +64,7 @@ class Tail(NamedTuple):
         below, above = self.knots[place - 1], self.knots[place]
         share = ((scores - below) / (above - below)).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
         surprises = _NATS[place - 1] + share * (_NATS[place] - _NATS[place - 1])
-        beyond = _NATS[-1] + (scores - self.knots[-1]) / self.scale if self.scale else surprises.new_tensor(self.most)
+        beyond = self.least + (scores - self.start).clamp(min=0) / self.scale
         surprises = torch.where(scores > self.knots[-1], beyond, surprises)
         return torch.where(scores == torch.inf, scores, surprises)
 

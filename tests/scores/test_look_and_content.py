@@ -114,7 +114,10 @@ def test_tail_probabilities_are_shares_and_beyond_the_data_exponential():
     )
     assert even.surprise(torch.tensor([math.inf])).item() == math.inf
     mostly_equal = Tail.fit(torch.cat([torch.zeros(950), torch.ones(50)]))
-    assert mostly_equal.surprise(torch.tensor([0.0, 3.0])).tolist() == [0, math.log(1001)]
+    surprises = mostly_equal.surprise(torch.tensor([0.0, 0.5, 1.0, 3.0])).tolist()
+    assert surprises == pytest.approx([0, math.log(1001 / 50), math.log(1001 / 50), math.log(1001 / 50) + 2])
+    equal = Tail.fit(torch.zeros(1000))
+    assert equal.surprise(torch.tensor([0.0, 3.0])).tolist() == [0, math.log(1001)]
     assert Tail.fit(torch.zeros(9)).surprise(torch.tensor([0.0, math.inf])).tolist() == [0, math.inf]
     spoilt = torch.cat([scores[:950], torch.full((50,), 1e6, dtype=torch.float64)])  # 5% change it only a little
     assert Tail.fit(spoilt).surprise(torch.tensor([6.0])).item() == pytest.approx(6, rel=0.35)
