@@ -43,7 +43,7 @@ class Tabular(ABC):
         return "\n".join([*before, "<table>", *table, "</table>", *after])
 
 
-def listed(entries: Sequence[object]) -> str:
+def listed(entries: Sequence[object], separator: str = ", ") -> str:
     """List the first five entries and the number of the others."""
     more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
-    return ", ".join(map(str, entries[:5])) + more
+    return separator.join(map(str, entries[:5])) + more

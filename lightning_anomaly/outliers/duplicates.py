@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations_with_replacement, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,12 +71,18 @@ class Traces(NamedTuple):
         return Traces(torch.cat(hashes), join_known(looks), join_known(features))
 
 
+def members(groups: Iterable[DuplicateGroup]) -> list[int]:
+    """List the positions of the images in all groups, each once."""
+    return [*dict.fromkeys(position for group in groups for position in group.positions)]
+
+
 def find_duplicates(traces: Traces, images: Tensor | None = None) -> tuple[list[tuple[list[int], bool]], str]:
     """Group images of equal hashes, and near duplicates, which are alike in features and in looks.
 
     The `images` to compare are an index into the traces `(n,)`, by default all. Features are centered; looks are
     centered by the mean look and by their own mean, and compared mirrored too. The similarity of two images is the
-    product of both cosines. Duplicates of duplicates are in one group. Near duplicates need features and looks.
+    product of both cosines. Duplicates of duplicates are in one group. Near duplicates need features and looks. Images
+    that are identical and have near duplicates are in two groups.
 
     Returns:
         Groups of places in the index and whether all in them are identical, those of identical images before the
@@ -94,11 +100,17 @@ def find_duplicates(traces: Traces, images: Tensor | None = None) -> tuple[list[
             problem = "Near duplicates are not listed, as too many images are alike in what the model sees in them."
     ends = np.empty((2, 0), np.int64) if pairs is None else pairs.numpy()
     edges = coo_matrix((np.ones(ends.shape[1]), ends), (len(first), len(first)))
-    labels = connected_components(edges, directed=False)[1][kind]
+    near = connected_components(edges, directed=False)[1][kind]
+    identical = [(group.tolist(), True) for group in _equal(kind)]
+    alike = [(group.tolist(), False) for group in _equal(near) if (kind[group] != kind[group[0]]).any()]
+    return [*sorted(identical), *sorted(alike)], problem
+
+
+def _equal(labels: Any) -> list[Any]:
+    """Group the places of equal labels `(n,)`, in order; single ones are in no group."""
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    found = [(group.tolist(), len({*kind[group].tolist()}) == 1) for group in groups if len(group) > 1]
-    return sorted(found, key=lambda group: (not group[1], group[0])), problem
+    return [group for group in groups if len(group) > 1]
 
 
 def _near_pairs(features: Tensor, looks: Tensor, images: Tensor) -> Tensor | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer, check_one_of
 from lightning_anomaly._internal.tables import Tabular, listed
-from lightning_anomaly.outliers.duplicates import DuplicateGroup
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, members
 from lightning_anomaly.pages.thumbnails import KEPT
 from lightning_anomaly.scores.scorer import SampleView, ordered_reasons, scores_by
 
@@ -147,15 +149,19 @@ class OutlierReport(Tabular):
         return self._rows_of([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
 
     def _columns(self) -> list[str]:
-        return list(self._rows_of([0])[0])
+        return [*dict.fromkeys([*self._rows_of([0])[0], *["name"] * bool(self.skipped)])]
 
     def _rows_of(self, positions: Iterable[int]) -> list[dict[str, Any]]:
         significant, scores = {*self.significant}, {name: view.scores for name, view in self.views.items()}
-        groups = {position: group for group in self.duplicates for position in group.positions}
+        copies = defaultdict[int, list[str]](list)
+        for group in self.duplicates:
+            text = f"{'identical' if group.identical else 'near'}: {self._names(group)}"
+            for position in group.positions:
+                copies[position].append(text)
         return [
             {
                 "position": position,
-                **({} if self.names is None else {"name": self.names[position]}),
+                **({} if self.names is None else {"name": _no_formula(self.names[position])}),
                 "score": self.scores[position].item(),
                 "p_value": self.p_values[position].item(),
                 "significant": position in significant,
@@ -164,22 +170,16 @@ class OutlierReport(Tabular):
                     for name in self.views
                     for key, values in (("score", scores), ("p_value", self.view_p_values))
                 },
-                "duplicates": self._copies(groups.get(position), position),
+                "duplicates": "; ".join(copies.get(position, ())),
                 "reasons": "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items()),
             }
             for position in positions
         ]
 
-    def _copies(self, group: DuplicateGroup | None, position: int) -> str:
-        """Name the duplicates of an image."""
-        if group is None:
-            return ""
-        return f"{'identical' if group.identical else 'near'}: {', '.join(self._names(group, position))}"
-
-    def _names(self, group: DuplicateGroup, without: int | None = None) -> list[str]:
-        """Name the images of a group, but for one of them."""
-        images = [self._name(position) for position in group.positions if position != without]
-        return [*images, *(f"{self._known(name)} of the reference" for name in group.reference)]
+    def _names(self, group: DuplicateGroup) -> str:
+        """Name the first images of a group."""
+        images = [self._name(position) for position in group.positions]
+        return listed([*images, *(f"{self._known(name)} of the reference" for name in group.reference)], " = ")
 
     def _name(self, position: int) -> str:
         return f"image {position}" if self.names is None else self.names[position]
@@ -190,13 +190,15 @@ class OutlierReport(Tabular):
 
     def _apart(self, ranked: Iterable[int]) -> list[int]:
         """List the images of duplicates that are not ranked, and the unusable images."""
-        duplicates = [position for group in self.duplicates for position in group.positions]
-        return [*dict.fromkeys(position for position in [*duplicates, *self.unusable] if position not in {*ranked})]
+        known = {*ranked}
+        apart = dict.fromkeys([*members(self.duplicates), *self.unusable])
+        return [position for position in apart if position not in known]
 
     def save_csv(self, path: str | Path, k: int | None = None) -> None:
         """Write `rows` as a CSV file with the same columns as the CSV files of the HTML page.
 
-        All duplicates, unreadable images and skipped files are in it.
+        All duplicates, unreadable images and skipped files are in it. What is infinite or NaN is empty. Names that a
+        spreadsheet would take for formulas begin with `./`.
 
         Args:
             path: Where to write it; missing folders are created.
@@ -204,10 +206,14 @@ class OutlierReport(Tabular):
         """
         ranked = self.top(len(self.scores) if k is None else k)
         rows = self._rows_of([*ranked, *self._apart(ranked)])
-        skipped = [{"name": name, "reasons": f"file: skipped: {reason}"} for name, reason in self.skipped.items()]
+        for row in rows:
+            row |= {name: "" for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+        skipped = [
+            {"name": _no_formula(name), "reasons": f"file: skipped: {why}"} for name, why in self.skipped.items()
+        ]
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # File names may be in any encoding.
-        with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        # File names may not be UTF-8.
+        with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, self._columns())
             writer.writeheader()
             writer.writerows([*rows, *skipped])
@@ -237,8 +243,7 @@ class OutlierReport(Tabular):
         parts = [part for part in (self.images, self.duplicate_images) if part is not None]
         own, copied = (0 if part is None else len(part) for part in (self.images, self.duplicate_images))
         pictured = {position: place for place, position in enumerate(ranked[:own])}
-        copies = [position for group in self.duplicates for position in group.positions]
-        for place, position in enumerate(copies[:copied], own):
+        for place, position in enumerate(members(self.duplicates)[:copied], own):
             pictured.setdefault(position, place)
         facts = {
             "title": title,
@@ -291,8 +296,7 @@ class OutlierReport(Tabular):
             ("in the reference too", [group for group in self.duplicates if group.reference]),
         ):
             if groups:
-                count = sum(len(group.positions) for group in groups)
-                names = listed([" = ".join(self._names(group)) for group in groups])
+                count, names = len(members(groups)), listed([self._names(group) for group in groups])
                 sentences.append(f"{_images(count)} {'is' if count == 1 else 'are'} {kind}: {names}.")
         sentences += [self.duplicates_left_out] if self.duplicates_left_out else []
         if self.skipped:
@@ -303,6 +307,8 @@ class OutlierReport(Tabular):
     def _headline(self) -> str:
         """Say what is significant."""
         count, found, known = len(self.scores), len(self.significant), self.n_calibration
+        if not self.scores.isfinite().any():
+            return "No image has a score."
         if not known:
             return (
                 "Without a reference there are no p-values, and no image is significant: look at the largest scores, "
@@ -318,6 +324,10 @@ class OutlierReport(Tabular):
             f"{subject} significant at {rate}. With {known:,} calibration images, half of the reference, p-values are "
             f"at least 1 / {known + 1:,}."
         )
+
+
+def _no_formula(name: str) -> str:
+    return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def _images(count: int) -> str:

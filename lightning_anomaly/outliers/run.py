@@ -14,7 +14,7 @@ from lightning_anomaly.images.source import ImageSource, scaled
 from lightning_anomaly.network.features import Head, SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.network.forward import placed, probing
 from lightning_anomaly.network.hooks import hooked
-from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates, members
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.pages.thumbnails import KEPT, black_and_white, drawn, shrink
 from lightning_anomaly.scores.pixels import describe_pixels
@@ -201,8 +201,8 @@ class Run:
         duplicates, problem = _duplicates(kept, order[usable], usable.tolist(), reference)
         p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
         p_values |= {name: conformal_p_values(scores[name], known) for name, known in fitted.calibration.items()}
-        copied = [position for group in duplicates for position in group.positions][:KEPT]
-        copies = join_known([self._drawn(whole) for _, _, whole in source.pictures(copied)])
+        copied = source.pictures(members(duplicates)[:KEPT])
+        copies = join_known([self._drawn(whole) for _, _, whole in copied])
         return OutlierReport(
             scores=scores["larger"],
             p_values=p_values.pop("larger"),

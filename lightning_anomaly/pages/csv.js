@@ -8,8 +8,9 @@ export function csvText(columns, rows) {
   return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
 }
 
+/** Quotes a value; what UTF-8 lacks, as in some names of files, becomes an escape. */
 function quoted(value) {
-  const text = String(value ?? "");
+  const text = String(value ?? "").replace(/\p{Surrogate}/gu, (letter) => `\\u${letter.charCodeAt().toString(16)}`);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 

@@ -12,7 +12,7 @@ const AT_ONCE = 48;
 const EMPTY = {
   significant: "No image is significant at this rate of false discoveries. Look at the largest scores.",
   ticked: "No image is ticked.",
-  all: "No image has a finite score.",
+  all: "No image has a score.",
   other: "No image matches. Show others, or find another name.",
 };
 
@@ -90,8 +90,8 @@ function card(ranking, row, query, changed) {
     ),
     make("span", {}, `image ${row.position}`),
     [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
-    make("span", {}, `score ${scoreText(row.score)}`),
-    ranking.ranked ? null : make("span", {}, `p-value ${chance(row)}`),
+    row.score === null ? null : make("span", {}, `score ${scoreText(row.score)}`),
+    ranking.ranked || row.score === null ? null : make("span", {}, `p-value ${chance(row)}`),
     quiet(Object.values(row.view_reasons)[0]),
   );
 }
@@ -160,7 +160,9 @@ function gallery(ranking, query) {
     make(
       "p",
       { class: "quiet" },
-      `The larger its score, the less an image is like ordinary ones: ${ordinaryText(ranking, "images")}. `,
+      ranking.shown
+        ? `The larger its score, the less an image is like ordinary ones: ${ordinaryText(ranking, "images")}. `
+        : null,
       ranking.ranked ? null : "A p-value is the share of calibration images with a score as large. ",
       "Tick images to save them as a list.",
     ),
@@ -242,7 +244,7 @@ function imagePage(ranking, row, query) {
   const { element, step } = stepper(list, row, "image", (next) => visit(imageAddress(next, query)));
   const facts = [
     ["Rank", row.rank === undefined ? undefined : `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
-    ["Score", `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
+    ["Score", row.score === null ? undefined : `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
     ["Duplicates", row.duplicates || undefined],
     ...(ranking.ranked ? [] : significance(ranking, row)),
     ["Label", row.label],

@@ -2,12 +2,8 @@
 import { openIndex } from "./unpack.js";
 import { isMeant } from "./wording.js";
 
-/** A value as Python's csv module writes it; infinite scores are packed as null. */
-function asPython(value) {
-  if (value === null) return "inf";
-  if (typeof value === "boolean") return value ? "True" : "False";
-  return Array.isArray(value) ? value.join(" ") : value;
-}
+/** A value as Python's csv module writes it. */
+const asPython = (value) => (typeof value === "boolean" ? (value ? "True" : "False") : value);
 
 export class Ranking {
   static async open() {
@@ -57,7 +53,7 @@ export class Ranking {
       { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
     const named = (row) => !find || [row.label, row.name].some((name) => isMeant(row.position, name, find));
     const rows = (show === "ticked" ? this.all : this.rows).filter((row) => isShown(row) && named(row));
-    return by in this.views ? rows.sort((a, b) => (b.views[by] ?? Infinity) - (a.views[by] ?? Infinity)) : rows;
+    return by in this.views ? rows.sort((a, b) => (b.views[by] ?? -1) - (a.views[by] ?? -1)) : rows;
   }
 
   row(position) {

@@ -167,10 +167,11 @@ def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(
     assert report.unusable == [9]
     assert report.duplicates == [([0, 8], True, [])]
     assert "too few to learn from" in str(report)
+    assert "largest scores" not in str(report)
     report.save_html(tmp_path / "page.html")
     report.save_csv(tmp_path / "all.csv")
     lines = (tmp_path / "all.csv").read_text()
-    assert all(text in lines for text in ("identical: 8.png", "cannot be read", "notes.txt"))
+    assert all(text in lines for text in ("identical: 0.png = 8.png", "cannot be read", "notes.txt"))
 
 
 def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None:

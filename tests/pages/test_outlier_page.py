@@ -79,7 +79,26 @@ def test_a_search_without_a_finite_score_lists_the_images_apart(tmp_path):
     report.save_html(tmp_path / "a.html")
     index, _ = contents((tmp_path / "a.html").read_text())
     assert (index["shown"], len(index["rows"]), index["columns"]) == (0, 300, list(report.rows()[0]))
-    assert [row["score"] for row in plain(report, tmp_path, 5)] == ["inf"] * 300
+    assert [row["score"] for row in plain(report, tmp_path, 5)] == [""] * 300
+    assert str(report).splitlines()[-1] == "No image has a score."
+
+
+def hostile_names() -> OutlierReport:
+    """Names that a spreadsheet takes for formulas, in a search without a reference."""
+    names = ["=1+1.png", "@a.png", "-2.png", "+3.png", "caf\udce9.png", *(f"{place}.png" for place in range(5, 300))]
+    nothing = torch.full((300,), torch.nan)
+    report = replace(made_up(), names=names, skipped={"=2": "no picture"}, n_calibration=0, p_values=nothing)
+    report.scores[:5] += 100
+    report.scores[9] = report.views["look"].scores[9] = torch.inf
+    return replace(report, duplicates=[DuplicateGroup([0, 9], True, [])])
+
+
+def test_names_are_no_formulas_and_missing_numbers_are_empty(tmp_path):
+    rows = plain(hostile_names(), tmp_path, 5)
+    names = {"./=1+1.png", "./@a.png", "./-2.png", "./+3.png", r"caf\udce9.png", "9.png", "./=2"}
+    assert {row["name"] for row in rows} == names
+    assert {row["p_value"] for row in rows} == {""}
+    assert [row["name"] for row in rows if not row["score"]] == ["9.png", "./=2"]
 
 
 @pytest.mark.slow
@@ -87,7 +106,25 @@ class TestGallery:
     def test_without_a_finite_score_it_says_so(self, opened):
         page = opened(without_finite_scores())
         assert cards(page) == []
-        assert "No image has a finite score." in page.text()
+        assert "No image has a score." in page.text()
+        assert "95%" not in page.text()
+        duplicates = replace(without_finite_scores(), n_calibration=0, duplicates=[DuplicateGroup([1, 2], True, [])])
+        duplicates.scores[:] = torch.nan  # of fewer than 100 images
+        page = opened(duplicates, name="few.html")
+        assert cards(page) == [1, 2]
+        for address in ("#/gallery", "#/image/1"):
+            page.go(address)
+            assert not any(text in page.text() for text in ("95%", "largest scores", "∞"))
+
+    def test_the_page_saves_the_same_rows_as_the_report(self, opened, tmp_path):
+        report = hostile_names()
+        page = opened(report)
+        assert page.saved() == plain(report, tmp_path, 256)[:256]
+        for place in (0, 9):
+            page.go(f"#/image/{place}")
+            page.press("x")
+        page.go("#/gallery?show=ticked&by=look")
+        assert cards(page) == [0, 9]
 
     def test_duplicates_unreadable_images_and_skipped_files_follow(self, opened):
         report = replace(
@@ -106,7 +143,7 @@ class TestGallery:
         ]
         assert places == sorted(places)
         page.page.locator("[data-position='2']").check()
-        assert [row["duplicates"] for row in page.saved("Save the 1 ticked")] == ["identical: 1.png"]
+        assert [row["duplicates"] for row in page.saved("Save the 1 ticked")] == ["identical: 1.png = 2.png"]
 
     def test_images_are_ordered_by_score_with_their_pictures(self, opened, tmp_path):
         report = made_up()
