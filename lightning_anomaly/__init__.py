@@ -39,7 +39,14 @@ else:
     def __getattr__(name: str) -> object:
         """Import all of the above at the first use of any, so that `lightning-anomaly --help` need not import torch."""
         if not name.startswith("_"):
-            for module in ("callbacks", "filters.analyze", "filters.report", "filters.settings", "outliers", "two_sample"):
+            for module in (
+                "callbacks",
+                "filters.analyze",
+                "filters.report",
+                "filters.settings",
+                "outliers",
+                "two_sample",
+            ):
                 found = vars(import_module(f"{__name__}.{module}"))
                 globals().update({public: found[public] for public in __all__ if public in found})
         if name not in globals():

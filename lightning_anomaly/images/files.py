@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_anomaly._internal.tables import listed
-from lightning_anomaly.images.source import scaled
+from lightning_anomaly.images.source import WithPicture, scaled
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
+_HEIF = ": install the package pillow-heif, and call its `register_heif_opener()` first"
 
 
 class FolderImages(Dataset[Any]):
@@ -38,8 +39,6 @@ class FolderImages(Dataset[Any]):
     Raises:
         ValueError: If there is no such folder, or no image in it.
     """
-
-    hands_pictures = True  # for `ImageSource`: an item ends with a whole picture
 
     def __init__(
         self, folder: str | Path, size: int = 224, gray: bool = False, transform: Callable[[Any], Tensor] | None = None
@@ -72,7 +71,7 @@ class FolderImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> WithPicture:
         from PIL import Image, ImageOps
 
         channels, side, _ = self.shape
@@ -80,9 +79,9 @@ class FolderImages(Dataset[Any]):
         picture = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
         whole = _channels_first(np.array(picture.resize(size, scaling)))
         if self.transform is not None:
-            return self.transform(picture), whole
+            return WithPicture(self.transform(picture), whole)
         image = scaled(_channels_first(np.array(ImageOps.fit(picture, size, scaling))))
-        return image if self._moments is None else (image - self._moments[0]) / self._moments[1], whole
+        return WithPicture(image if self._moments is None else (image - self._moments[0]) / self._moments[1], whole)
 
 
 def probe_positions(images: FolderImages, count: int) -> range:
@@ -117,12 +116,16 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
         for file in files:
             if file.startswith(".") or file in _HIDDEN:
                 continue
-            name = os.path.relpath(os.path.join(place, file), folder)
-            if os.path.splitext(file)[1].lower() not in suffixes:
+            path, suffix = os.path.join(place, file), os.path.splitext(file)[1].lower()
+            name = os.path.relpath(path, folder)
+            if not os.path.isfile(path):
+                skipped[name] = "not a regular file"  # reading a pipe would never end
+                continue
+            if suffix not in suffixes:
                 try:
-                    Image.open(os.path.join(place, file), formats=recognized).close()
+                    Image.open(path, formats=recognized).close()
                 except UnidentifiedImageError:
-                    skipped[name] = "not a picture that Pillow reads"
+                    skipped[name] = "not a picture that Pillow reads" + _HEIF * (suffix in (".heic", ".heif"))
                     continue
                 except (OSError, Image.DecompressionBombError) as error:
                     if isinstance(error, OSError) and error.errno is not None:  # else it is a broken picture
@@ -133,13 +136,25 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _read_image(file: str, mode: str) -> Any:
-    """Read an image as viewers show it: turned as its EXIF data says, and the first frame of an animation."""
+    """Read an image as viewers show it: turned as its EXIF data says, on white, and the first frame of an animation.
+
+    White is the smallest depth that holds all values: 8, 12, 16 or 32 bits, or for floating point a power of two.
+    """
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+        if image.mode[0] in "IF":  # more than bytes, which Pillow would clip at 255
+            values = np.asarray(image, np.float32)
+            low, high = float(values.min()), float(values.max())
+            if not 0 <= low <= high < np.inf:
+                raise ValueError(f"pixels should be finite and not negative, found {low:g} to {high:g}")
+            depths = range(129) if image.mode == "F" else (8, 12, 16, 32)
+            white = next(2.0**bits for bits in depths if high <= 2.0**bits)
+            image = Image.fromarray((values * (256 / white)).clip(max=255).astype(np.uint8))
+        if image.mode.endswith("A") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert(mode)
 
 

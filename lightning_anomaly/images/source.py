@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,13 @@ def first_tensor(batch: Any) -> Tensor | None:
     return inputs[0] if inputs else None
 
 
+class WithPicture(NamedTuple):
+    """An image for a network, or a batch of them, and the whole picture: an item of `FolderImages`."""
+
+    image: Tensor
+    picture: Tensor
+
+
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
@@ -87,6 +94,7 @@ class ImageSource:
             )
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
+        self.picture_shape: tuple[int, ...] | None = None  # of whole pictures; None if the data set hands none
         self._blank = torch.zeros(1, device="cpu")  # the picture of an unreadable image `(1, ...)`
         for position in self.positions[:_ATTEMPTS]:
             _, image = next(self.batches([position]))
@@ -176,7 +184,7 @@ class ImageSource:
                     alone = [self._read_alone(position) for position in chunk.tolist()]
                     images, pictures = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
                 else:
-                    images, pictures = self._images_of(batch, len(chunk))
+                    images, pictures = self._images_of(batch, chunk.tolist())
             yield chunk, images, pictures
 
     def _read_alone(self, position: int) -> list[Tensor]:
@@ -190,23 +198,25 @@ class ImageSource:
             # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
             self.unreadable[position] = kind if "<" in str(error) else f"{kind}: {error}"
             return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
-        return [tensors.cpu() for tensors in self._images_of(batch, 1)]
+        return [tensors.cpu() for tensors in self._images_of(batch, [position])]
 
-    def _images_of(self, batch: Any, count: int) -> tuple[Tensor, Tensor]:
-        """Return the images and the whole pictures in a batch of `count` items, or raise ValueError."""
+    def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the images and the whole pictures in a batch of the items at `positions`, or raise ValueError."""
         images = self._convert(batch)
         if images is None:
             found = getattr(batch, "dtype", type(batch).__name__)
             raise ValueError(f"Parameter `{self.argument}` should hold images, floating-point or bytes. Found {found}.")
-        if self.shape and (shape := tuple(images.shape[1:])) != self.shape:
-            found = f"{self.shape} and {shape}"
-            raise ValueError(f"Parameter `{self.argument}` should hold images of one size. Found {found}.")
-        if len(images) != count:
+        if len(images) != len(positions):
             raise ValueError(
-                f"Parameter `{self.argument}` should give one image for each item of its data set. Found {len(images)} "
-                f"for {count} items: its `collate_fn` should leave none out and add none."
+                f"Parameter `{self.argument}` should give one image for each item of its data set, in a tensor "
+                f"(n, ...). Found shape {tuple(images.shape)} for n = {len(positions)}: its `collate_fn` should stack "
+                "images of one size, leave none out and add none."
             )
-        pictures = tensors_in(batch)[-1] if holder(self._data, "hands_pictures") else images
+        if self.shape and (shape := tuple(images.shape[1:])) != self.shape:
+            found = f"{self.shape} and {shape}, the latter at {self.place(positions[0])}"
+            raise ValueError(f"Parameter `{self.argument}` should hold images of one size. Found {found}.")
+        pictures = batch.picture if isinstance(batch, WithPicture) else images
+        self.picture_shape = None if pictures is images else tuple(pictures.shape[1:])
         self._blank = torch.zeros_like(pictures[:1], device="cpu")
         return images, pictures
 

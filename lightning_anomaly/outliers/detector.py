@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ from lightning_anomaly.scores.scale import Scale, Tail, conformal_p_values
 from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 6
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 7
 
 
 class OutlierDetector:
@@ -123,17 +124,18 @@ class OutlierDetector:
     def score(self, images: Tensor, pictures: Tensor | None = None) -> Tensor:
         """Compute outlier scores of a batch of images `(n, ...)`, larger for odder images: float64 `(n,)` on the CPU.
 
-        A `FolderImages` hands the whole pictures beside the images: pass both to get the scores of `search`.
+        A `FolderImages` hands the whole pictures beside the images: pass both if the reference was one.
         Images with NaN or infinite values have an infinite score.
 
         Raises:
-            ValueError: If the detector is not fitted, or the images are of another type or shape than the reference.
+            ValueError: If the detector is not fitted, the images are of another type or shape than the reference, or
+                came with whole pictures and the reference did not, or the other way round.
         """
         fitted = self._fitted()
         if not isinstance(images, Tensor):
             raise ValueError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
         check_scaled("images", images.dtype)
-        check_shape(images.shape[1:], fitted)
+        check_shape(images.shape[1:], None if pictures is None else pictures.shape[1:], fitted)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         run = Run(self.model, self.class_names, False, fitted.head)
@@ -177,7 +179,7 @@ class OutlierDetector:
 
         Raises:
             ValueError: If the detector is not fitted, the images cannot be read or differ in shape from the reference,
-                or an argument is not allowed.
+                only one of the two came with whole pictures, or an argument is not allowed.
         """
         report = self._report(images, batch_size, false_discovery_rate, progress)
         warn_of(report.notes)
@@ -209,14 +211,12 @@ class OutlierDetector:
             "format": _FORMAT,
             "version": _VERSION,
             "class_names": self.class_names,
-            "views": {name: _view_state(view) for name, view in fitted.views.items()},
-            "calibration": fitted.calibration,
-            "n_reference": fitted.n_reference,
-            "shape": list(fitted.shape),
-            "limits": fitted.limits,
-            "head": None
-            if fitted.head is None
-            else {**fitted.head._asdict(), "weight": _shape(self.model, fitted.head)},
+            "fit": {
+                **fitted._asdict(),
+                "views": {name: _view_state(view) for name, view in fitted.views.items()},
+                "head": fitted.head and fitted.head._asdict(),
+            },
+            "weight": fitted.head and _shape(self.model, fitted.head),
             "fingerprint": state_hash(self.model),
         }
         torch.save(state, path)
@@ -229,36 +229,15 @@ class OutlierDetector:
             ValueError: If the file is not one of `save`, or the layer that gives features is missing or has another
                 shape.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            found = f"{state['format']}, version {state['version']}"
-        except OSError:
-            raise
-        except Exception as error:  # torch raises many types
-            state, found = {}, type(error).__name__
-        if found != f"{_FORMAT}, version {_VERSION}":
+        class_names, fitted, weight, fingerprint = _read(Path(path))
+        if fitted.head is not None and (shape := _shape(model, fitted.head)) != weight:
             raise ValueError(
-                f"Parameter `path` should be a file of `OutlierDetector.save`, {_FORMAT}, version {_VERSION}. Found "
-                f"'{Path(path).name}': {found}."
+                "Parameter `model` should be like the one that the detector was fitted with. Layer "
+                f"'{fitted.head.layer}' should have a weight of shape {weight}. Found {shape or 'no such layer'}."
             )
-        detector = cls(model, state["class_names"])
-        head = None
-        if state["head"] is not None:
-            head, expected = Head(state["head"]["layer"], state["head"]["logits"]), state["head"]["weight"]
-            if (shape := _shape(model, head)) != expected:
-                raise ValueError(
-                    "Parameter `model` should be like the one that the detector was fitted with. Layer "
-                    f"'{head.layer}' should have a weight of shape {expected}. Found {shape or 'no such layer'}."
-                )
-        detector._fit = Fitted(
-            {name: _view_from_state(name, view) for name, view in state["views"].items()},
-            state["calibration"],
-            state["n_reference"],
-            state["shape"],
-            state["limits"],
-            head,
-        )
-        if state_hash(model) != state["fingerprint"]:
+        detector = cls(model, class_names)
+        detector._fit = fitted
+        if state_hash(model) != fingerprint:
             warnings.warn(
                 "The model's weights are not those that the detector was fitted with, so its scores mean little: load "
                 "the same weights, or fit the detector again.",
@@ -270,6 +249,24 @@ class OutlierDetector:
         if self._fit is None:
             raise ValueError("The detector should be fitted first: call `fit`.")
         return self._fit
+
+
+def _read(path: Path) -> tuple[Any, Fitted, Any, Any]:
+    """Read class names, the fit, the shape of the layer's weight and the fingerprint, or raise ValueError."""
+    content, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
+    try:
+        state = torch.load(content, map_location="cpu", weights_only=True)
+        found = f"{state['format']}, version {state['version']}"
+        if found == expected:
+            views = {name: _view_from_state(name, view) for name, view in state["fit"]["views"].items()}
+            head = state["fit"]["head"] and Head(**state["fit"]["head"])
+            fitted = Fitted(**{**state["fit"], "views": views, "head": head})
+            return state["class_names"], fitted, state["weight"], state["fingerprint"]
+    except Exception as error:  # torch raises many types
+        found = f"{type(error).__name__}: an incomplete file, or another one"
+    raise ValueError(
+        f"Parameter `path` should be a file of `OutlierDetector.save`, {expected}. Found '{path.name}': {found}."
+    )
 
 
 def _view_state(view: FittedView) -> dict[str, Any]:

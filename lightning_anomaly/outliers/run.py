@@ -34,6 +34,7 @@ class Fitted(NamedTuple):
         calibration: Scores of the calibration images, sorted `(m,)`: the larger ones as "larger", and of each view.
         n_reference: Number of reference images that were used.
         shape: Shape of an image.
+        picture_shape: Shape of the whole pictures that came with the images, None without these.
         limits: The values that are drawn black and white, see `black_and_white`; None if images of this shape cannot
             be drawn.
         head: Where features and logits come from, None if there are none.
@@ -42,7 +43,8 @@ class Fitted(NamedTuple):
     views: dict[str, FittedView]
     calibration: dict[str, Tensor]
     n_reference: int
-    shape: Sequence[int]
+    shape: tuple[int, ...]
+    picture_shape: tuple[int, ...] | None
     limits: Tensor | None
     head: Head | None
 
@@ -162,7 +164,7 @@ class Run:
                 f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
                 "along each axis, or all alike."
             )
-        fitted = Fitted(views, calibration, count, source.shape, self._limits, self._head)
+        fitted = Fitted(views, calibration, count, source.shape, source.picture_shape, self._limits, self._head)
         if is_own:
             return fitted, notes, batches, None
         names = [place if source.names is None else source.names[place] for place in positions[usable].tolist()]
@@ -179,7 +181,7 @@ class Run:
     ) -> OutlierReport:
         """Score all images and report on them; some are `read` already, to fit to them."""
         source = _opened(images, "images", batch_size)
-        check_shape(source.shape, fitted)
+        check_shape(source.shape, source.picture_shape, fitted)
         known = {position for batch in read for position in batch.positions.tolist()}
         remaining = [position for position in range(len(source)) if position not in known]
         batches = self._batches(source, remaining, "outlier scores")
@@ -235,7 +237,7 @@ class Run:
             chosen, images, pictures = zip(*group, strict=True)
             places = torch.cat(chosen)
             whole = torch.cat([part.cpu() for part in pictures]) if len(group) > 1 else pictures[0]
-            statistics = self.statistics(images, scaled(whole))
+            statistics = self.statistics(images, whole)
             traces = Traces.of(whole, statistics.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (statistics.pixels, statistics.features):
@@ -261,7 +263,9 @@ class Run:
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(self._class_names or ())
         class_names = names if len(names) == count or (count, len(names)) == (1, 2) else ()
-        return samples._replace(pixels=describe_pixels(whole), shape=tuple(whole.shape[1:]), class_names=class_names)
+        return samples._replace(
+            pixels=describe_pixels(scaled(whole)), shape=tuple(whole.shape[1:]), class_names=class_names
+        )
 
     def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
         """Run the model on batches of images, and return their features and logits."""
@@ -320,12 +324,15 @@ def check_scaled(argument: str, dtype: torch.dtype) -> None:
         raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")
 
 
-def check_shape(shape: Sequence[int], fitted: Fitted) -> None:
-    """Raise ValueError unless images have the shape of the reference."""
-    if tuple(shape) != tuple(fitted.shape):
+def check_shape(shape: Sequence[int], picture_shape: Sequence[int] | None, fitted: Fitted) -> None:
+    """Raise ValueError unless images, and whole pictures beside them, have the shapes of the reference."""
+    found, expected = (
+        f"{tuple(image)}{' with whole pictures, as of a `FolderImages`, ' + str(tuple(whole)) if whole else ''}"
+        for image, whole in ((shape, picture_shape), (fitted.shape, fitted.picture_shape))
+    )
+    if found != expected:
         raise ValueError(
-            f"Parameter `images` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
-            f"{tuple(shape)}."
+            f"Parameter `images` should hold images of the shape of the reference, {expected}. Found {found}."
         )
 
 

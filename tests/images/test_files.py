@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -41,3 +43,38 @@ def test_a_probe_has_images_of_all_classes(tmp_path):
     found = FolderImages(tmp_path, 8, gray=False)
     assert found.labels == [*"000111222"]
     assert [*probe_positions(found, 4)] == [0, 3, 6]
+
+
+def test_values_beyond_bytes_are_scaled_by_their_depth_and_transparency_is_white(tmp_path):
+    """All of these were black, or had lost their transparency."""
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    clear = np.zeros((8, 8, 2), np.uint8)  # black ink of any strength on nothing
+    clear[..., 1] = (255 * (1 - ramp)).astype(np.uint8)
+    soft = Image.fromarray((255 * ramp).astype(np.uint8))
+    soft.putalpha(128)
+    for name, pixels in {
+        "bytes.png": Image.fromarray((255 * ramp).astype(np.uint8)),
+        "float.tif": Image.fromarray(ramp.astype(np.float32)),
+        "wide.tif": Image.fromarray((3 * ramp).astype(np.float32)),
+        "int32.tif": Image.fromarray((ramp * (2**31 - 1)).astype(np.int32)),
+        "twelve_bits.png": Image.fromarray((4095 * ramp).astype(np.uint16)),
+        "sixteen_bits.tif": Image.fromarray((65535 * ramp).astype(np.uint16)),
+        "ink.png": Image.fromarray(clear),
+        "soft.png": soft,
+        "nan.tif": Image.fromarray(np.full((8, 8), np.nan, np.float32)),
+        "negative.tif": Image.fromarray(np.full((8, 8), -1, np.int32)),
+    }.items():
+        pixels.save(tmp_path / name)
+    found = FolderImages(tmp_path, 8, gray=True)
+    images = {Path(file).name: place for place, (file, _) in enumerate(found.samples)}
+    for name, white in {
+        "bytes.png": 1, "float.tif": 1, "wide.tif": 0.75, "int32.tif": 0.5, "twelve_bits.png": 1, "sixteen_bits.tif": 1,
+        "ink.png": 1,
+    }.items():  # fmt: skip
+        image, whole = found[images[name]]
+        assert torch.allclose(image[0], torch.tensor(white * ramp).float(), atol=0.01), name
+        assert torch.allclose(whole[0] / 255, torch.tensor(white * ramp).float(), atol=0.01), name
+    assert found[images["soft.png"]][0].amin() == pytest.approx(0.5, abs=0.01)
+    for name in ("nan.tif", "negative.tif"):
+        with pytest.raises(ValueError, match="pixels should be finite and not negative"):
+            found[images[name]]

@@ -4,15 +4,18 @@ import csv
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from lightning_anomaly import OutlierReport, find_outliers
+from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.outliers import detector
 
@@ -31,7 +34,10 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
     for name, form in (("a.jfif", "JPEG"), ("b.JPE", "JPEG"), ("c.jp2", "JPEG2000"), ("d.tga", "TGA"), ("e", "PNG")):
         photograph(1).save(tmp_path / name, form)
     broken = {"cut": (tmp_path / "a.jfif").read_bytes()[:300], "text.jpg": b"no image"}
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.jpg")
     others = {
+        "phone.HEIC": b"\0\0\0\x18ftypheic",
         "notes.txt": b"Python",
         "head.h": b"#define A 1",
         "film.mpg": b"\0\0\1\xb3",
@@ -56,7 +62,8 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
     names = [os.path.relpath(file, tmp_path) for file, _ in images.samples]
     assert names == sorted(["a.jfif", "b.JPE", "c.jp2", "class/f.png", "d.tga", "e", *broken])
     assert images.labels == ["class" if name == "class/f.png" else "" for name in names]
-    assert sorted(images.skipped) == sorted([*others, "class/loop", "locked", "nowhere"])
+    assert sorted(images.skipped) == sorted([*others, "class/loop", "locked", "nowhere", "pipe", "pipe.jpg"])
+    assert "pillow-heif" in images.skipped["phone.HEIC"]
     assert images.skipped["locked"] == "Permission denied"
     for name in broken:
         with pytest.raises(OSError, match=r"cannot identify|Truncated"):
@@ -167,11 +174,60 @@ def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(
     assert report.unusable == [9]
     assert report.duplicates == [([0, 8], True, [])]
     assert "too few to learn from" in str(report)
-    assert "largest scores" not in str(report)
     report.save_html(tmp_path / "page.html")
     report.save_csv(tmp_path / "all.csv")
     lines = (tmp_path / "all.csv").read_text()
     assert all(text in lines for text in ("identical: 0.png = 8.png", "cannot be read", "notes.txt"))
+    assert "largest scores" not in str(report)
+
+
+def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Path) -> None:
+    """Scores had no look, and all images of a class were identical."""
+    (tmp_path / "photos").mkdir()
+    for number in range(110):
+        photograph(number, 16, 16).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / "notes.txt").touch()
+    folder, net = FolderImages(tmp_path / "photos", 16), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+
+    class Wrapped(Dataset[Any]):
+        def __init__(self) -> None:
+            self.dataset = folder
+
+        def __len__(self) -> int:
+            return len(folder)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return folder[index][0], index % 2
+
+    class Extended(FolderImages):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0], torch.tensor(float(index % 2))
+
+    plain = torch.stack([image for image, _ in folder])
+    expected = find_outliers(net, plain)
+    for images in (Wrapped(), Extended(tmp_path / "photos", 16)):
+        report = find_outliers(net, images)
+        torch.testing.assert_close(report.look_scores, expected.look_scores)
+        assert report.duplicates == expected.duplicates
+        report.save_csv(tmp_path / "all.csv")
+        with (tmp_path / "all.csv").open() as file:
+            assert [*csv.DictReader(file)][-1]["name"] == "notes.txt"
+    for same in (Subset(folder, range(110)), ConcatDataset([folder, folder])):
+        assert ImageSource(same, "images").picture_shape == (3, 16, 16)
+    detector = OutlierDetector(net).fit(folder)
+    items = [folder[place] for place in range(9)]
+    images, pictures = torch.stack([image for image, _ in items]), torch.stack([picture for _, picture in items])
+    found = detector.search(Subset(folder, range(9))).scores
+    torch.testing.assert_close(detector.score(images, pictures), found)
+    detector.save(tmp_path / "detector.pt")
+    for fitted in (detector, OutlierDetector.load(tmp_path / "detector.pt", net)):
+        for search in (fitted.search, fitted.score):
+            with pytest.raises(
+                ValueError, match=r"`images` .* whole pictures.* \(3, 16, 16\)\. Found \(3, 16, 16\)\.$"
+            ):
+                search(images)
+    with pytest.raises(ValueError, match=r"`images` .* reference, \(3, 16, 16\)\. Found .* whole pictures"):
+        OutlierDetector(net).fit(plain).score(images, pictures)
 
 
 def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None:

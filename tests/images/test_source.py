@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_anomaly.images.source import ImageSource, drawn_columns, first_tensor, image_hashes
+from lightning_anomaly.images.source import ImageSource, WithPicture, drawn_columns, first_tensor, image_hashes
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -61,15 +61,14 @@ def test_hashes_are_the_same_in_another_process() -> None:
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
     """Hands an image and a larger picture, but for the first item, which cannot be read."""
 
-    hands_pictures = True
-
     def __len__(self) -> int:
         return 9
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if index == 0:
             raise OSError("broken")
-        return torch.full((1, 2, 2), float(index)), torch.full((1, 4, 4), 255 - index, dtype=torch.uint8)
+        picture = torch.full((1, 4, 4), 255 - index, dtype=torch.uint8)
+        return WithPicture(torch.full((1, 2, 2), float(index)), picture)
 
 
 def test_whole_pictures_are_read_beside_the_images() -> None:

@@ -26,8 +26,24 @@ def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
 
 def test_a_collate_function_that_drops_images_is_refused(net):
     """Otherwise scores would belong to other images."""
-    with pytest.raises(ValueError, match=r"`images` should give one image for each item .* Found 119 for 120"):
+    with pytest.raises(
+        ValueError, match=r"`images` should give one image for each item .* Found shape \(119, 1, 6, 6\) for n = 120"
+    ):
         find_outliers(net, DataLoader(DATA, 120, collate_fn=without_seven))
+
+
+def test_an_image_of_another_size_is_named(net):
+    data: Any = [(torch.zeros(1, 6, 6), 0) for _ in range(120)]
+    data[7] = torch.zeros(1, 6, 5), 0
+    for size in (1, 50):
+        with pytest.raises(ValueError, match=r"one size\. Found \(1, 6, 6\) and \(1, 6, 5\), the latter at position 7"):
+            find_outliers(net, DataLoader(data, size))
+
+
+def test_images_that_a_detection_loader_does_not_stack_are_no_batch(net):
+    data: Any = [(torch.zeros(3, 6, 6), {"boxes": torch.zeros(index % 3, 4)}) for index in range(120)]
+    with pytest.raises(ValueError, match=r"Found shape \(3, 6, 6\) for n = 1: its `collate_fn` should stack images"):
+        find_outliers(net, DataLoader(data, 3, collate_fn=lambda items: tuple(zip(*items, strict=True))))
 
 
 def files(*classes: int) -> TensorDataset:

@@ -41,7 +41,7 @@ def fitted() -> OutlierDetector:
 def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     fitted.save(tmp_path / "detector.pt")
     content = torch.load(tmp_path / "detector.pt", weights_only=True)
-    assert content["version"] == 6
+    assert content["version"] == 7
     loaded = OutlierDetector.load(tmp_path / "detector.pt", classifier())
     images = torch.cat([0.5 * DIGITS[800:900], torch.rand(5, 1, 8, 8)])  # drawn as dark beside the reference
     scores = fitted.score(images)
@@ -110,8 +110,18 @@ def test_a_file_that_is_none_and_a_model_that_does_not_fit_are_refused(fitted, t
     (tmp_path / "text.pt").write_text("not a detector")
     torch.save({"version": 1}, tmp_path / "old.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name in ("text", "old", "list"):
-        with pytest.raises(ValueError, match=rf"version 6. Found '{name}.pt'"):
+    content = (tmp_path / "detector.pt").read_bytes()
+    for part in (2, 10):
+        (tmp_path / f"cut_{part}.pt").write_bytes(content[: -len(content) // part])
+    (tmp_path / "empty.pt").touch()
+    state = torch.load(tmp_path / "detector.pt", weights_only=True)
+    for key in ("fit", "weight", "class_names"):
+        torch.save({name: part for name, part in state.items() if name != key}, tmp_path / f"no_{key}.pt")
+    del state["fit"]["views"]["look"]["model"]["words"]
+    torch.save(state, tmp_path / "no_words.pt")
+    lacking = [path.stem for path in tmp_path.glob("no_*")]
+    for name in ("text", "old", "list", "cut_2", "cut_10", "empty", *lacking):
+        with pytest.raises(ValueError, match=rf"version 7. Found '{name}.pt'"):
             OutlierDetector.load(tmp_path / f"{name}.pt", classifier())
     with pytest.raises(FileNotFoundError):
         OutlierDetector.load(tmp_path / "nothing.pt", classifier())
