@@ -73,12 +73,19 @@ def load_images(name: str, root: str | None = None) -> ImageData:
 
 
 def download(names: Iterable[str], root: str | None = None) -> None:
-    """Let torchvision fetch the data sets that a folder lacks, see `load_images`."""
+    """Let torchvision fetch the data sets that a folder lacks, see `load_images`.
+
+    Raises:
+        OSError: If it cannot.
+    """
     for name in names:
         folder, archive = _places(name, root)
         if name in _TORCHVISION and not archive.is_file():
-            for train in (True, False):
-                _TORCHVISION[name](folder, train=train, download=True)
+            try:
+                for train in (True, False):
+                    _TORCHVISION[name](folder, train=train, download=True)
+            except (RuntimeError, OSError) as error:
+                raise OSError(f"torchvision could not fetch {name} to `{folder}`: {error}") from error
 
 
 def _places(name: str, root: str | None) -> tuple[Path, Path]:

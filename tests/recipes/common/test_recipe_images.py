@@ -105,6 +105,15 @@ def test_torchvision_fetches_only_what_is_missing(
     check_cifar100(tmp_path)
 
 
+def test_a_data_set_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    with pytest.raises(OSError, match=r"fashion_mnist.*Error downloading"):
+        download(["fashion_mnist"], str(tmp_path))
+
+
 def test_random_functions_depend_only_on_their_seed() -> None:
     state = torch.get_rng_state()
     draws = [
