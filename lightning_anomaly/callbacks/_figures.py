@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lightning_anomaly.callbacks._guard import Guard
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
 from lightning_anomaly.callbacks._loss_names import loss_tags
 from lightning_anomaly.filters.curves_figure import curves_figure
@@ -20,9 +20,6 @@ from lightning_anomaly.pages.outlier_figure import outlier_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-Guard = Callable[[str], AbstractContextManager[None]]  # `GuardedCallback._guard`
 
 
 class FigureSchedule:
@@ -47,7 +44,7 @@ class FigureSchedule:
 
         At the end, one line gives the path of each page.
         """
-        if self._pending is not None and (last or is_due(sum(entry["analysed"] for entry in history))):
+        if self._pending is not None and (last or is_due(sum(entry["analyzed"] for entry in history))):
             pending, self._pending = self._pending, None  # a logger shows the first figure of a step, if it gets two
             self._log(trainer, history, *pending)
         if last:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -28,23 +29,24 @@ _PIXELS = 16  # compared of each sample
 
 
 @dataclass(eq=False)
-class ValidationWatch:
-    """Take the maps of `probe_size` samples, over all processes, during one validation."""
+class Probe:
+    """The maps of the first `size` samples of a validation, over all processes, and what is known of these samples."""
 
     trainer: Any
     module: Any
     layers: dict[str, nn.Module]
-    probe_size: int
+    size: int
     settings: AnalysisSettings
     notes: Mapping[str, str]
     keep_images: bool
-    previous: Mapping[str, LayerReport] | None = None  # results of this process in the last analysis
-    kept: Mapping[str, KeptMaps] = field(default_factory=dict)  # maps of the last analysis for the page
+    last_layers: Mapping[str, LayerReport] | None = None  # results of this process in the last analysis
+    last_maps: Mapping[str, KeptMaps] = field(default_factory=dict)  # of the last analysis, for the page
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
-        self._limit = -(-self.probe_size // rank_and_world()[1])
+        self._total_limit = min(self.size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
+        self._limit = -(-self.size // rank_and_world()[1])
+        self.seconds = 0.0  # of the analysis, without the compilation of loops
         self._seen = 0  # samples in the batches so far
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if self.keep_images else None
@@ -93,29 +95,38 @@ class ValidationWatch:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
-        """Analyze the maps of all processes; return the images of the probe too, if they were kept."""
+    def analyze(self, *, with_maps: bool) -> tuple[AnomalyReport, Tensor | None]:
+        """Analyze the maps of all processes, and keep some for the page; return the images too, if they were kept."""
+        from numba.core import event  # late: importing the package does not import numba
+
+        started, compiled = perf_counter(), [0.0]
+        with event.install_timer("numba:compile", compiled.append):
+            found = self._analyze(with_maps)
+        self.seconds = perf_counter() - started - sum(compiled)
+        return found
+
+    def _analyze(self, with_maps: bool) -> tuple[AnomalyReport, Tensor | None]:
         maps, images, captured = self.capture.maps, self.images, self.capture.samples
         captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
         if rank_and_world()[1] > 1:
-            report, images, self.previous = analyze_shared(
+            report, images, self.last_layers = analyze_shared(
                 maps,
                 images,
                 self.settings,
                 self.notes,
                 limit=self._total_limit,
-                pictures=pictures,
+                pictures=with_maps,
                 samples=captured,
-                previous=self.previous,
+                previous=self.last_layers,
             )
             return report, images
-        before = self.previous or {}
+        before = self.last_layers or {}
         report = analyze_maps(maps, self.settings, self.notes, samples=captured, previous=before)
-        self.previous = report.layers
-        if pictures:
+        self.last_layers = report.layers
+        if with_maps:
             hashes = {name: layer.fingerprints for name, layer in report.layers.items()}
             same = {name for name in hashes if name in before and torch.equal(hashes[name], before[name].fingerprints)}
-            known = {name: kept for name, kept in self.kept.items() if name in same}
+            known = {name: kept for name, kept in self.last_maps.items() if name in same}
             report = replace(report, pictures=take_pictures(report.layers, maps, images, known=known))
         return report, images
 

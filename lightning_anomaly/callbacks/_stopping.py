@@ -1,49 +1,50 @@
-"""The base class of the early stoppings: judge each validation, and explain the decision."""
+"""What the early stoppings share: judge each validation, and explain the decision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os.path import basename
 from typing import Any, ClassVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction, check_text
-from lightning_anomaly.callbacks._base import GuardedCallback, LoggingCallback, find_callback
+from lightning_anomaly.callbacks._fits import FittedModule
+from lightning_anomaly.callbacks._guard import Guard
 from lightning_anomaly.callbacks._trees import AnyEarlyStopping
+from lightning_anomaly.callbacks._values import find_callback
 
 
-class StoppingCallback(GuardedCallback, AnyEarlyStopping):
+class StoppingCallback(AnyEarlyStopping):
     """Judge what another callback has logged, at the end of each validation of a fit."""
 
-    _watches: ClassVar[type[LoggingCallback]]
+    on_error = "warn"
+
+    _reader_of: ClassVar[type]  # the callback whose reports it judges
     _signal: ClassVar[str]  # name of the logged value, without the prefix
     _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
 
-    def __init__(self, threshold: float, patience: int, log_key_prefix: str | None, verbose: bool) -> None:
+    def __init__(self, threshold: float, patience: int, reports_from: str | None, verbose: bool) -> None:
         self.threshold = check_fraction("threshold", threshold, zero=True)
-        self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
-        monitor = f"{log_key_prefix}/{self._signal}"  # replaced in `setup` if the prefix is None
+        self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
+        monitor = f"{reports_from}/{self._signal}"  # replaced in `setup` if the prefix is None
         verbose = check_bool("verbose", verbose)
         # Not None: Lightning would then read `Trainer.val_check_interval`, which a time-based one does not have.
         super().__init__(monitor, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
         self.divergence_threshold = self.threshold
-        self._forget()
+        self._guard = Guard(self)
+        self._module = FittedModule()
+        self._reset()
 
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint, by its arguments."""
-        names = ("log_key_prefix", "threshold", "patience", "confirm")
-        return self._generate_state_key(**{name: getattr(self, name) for name in names if hasattr(self, name)})
-
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset(self) -> None:
+        """Drop everything that an earlier module left."""
+        self._guard.forget()
         self.wait_count = 0
         self._rises: list[float] = []  # of each validation that measured it
-        self._begin()
+        self._begin_fit()
 
-    def _begin(self) -> None:
-        """Start a fit without a reason to stop."""
+    def _begin_fit(self) -> None:
+        """Begin without a reason to stop."""
         self._announced = False
         self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None
@@ -54,25 +55,35 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
         if hasattr(self, "stopping_reason"):
             self.stopping_reason = getattr(type(self.stopping_reason), name)
 
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint, by its arguments."""
+        names = ("reports_from", "threshold", "patience", "confirm")
+        return self._generate_state_key(**{name: getattr(self, name) for name in names if hasattr(self, name)})
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed fit needs, in plain types."""
         return {**super().state_dict(), "rises": list(self._rises)}
 
-    def _restore(self, state_dict: dict[str, Any]) -> None:
-        AnyEarlyStopping.load_state_dict(self, state_dict)
-        self._rises = list(state_dict["rises"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
+        if self._module.fitting is not False:
+            self._reset()
+            super().load_state_dict(state_dict)
+            self._rises = list(state_dict["rises"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Find the callback to watch."""
+        """Find the callback whose reports are judged, and drop the state if another module is fitted than before."""
         if stage == "fit":
-            self._watched = find_callback(trainer, self._watches, self.log_key_prefix, type(self).__name__)
+            self._watched = find_callback(trainer, self._reader_of, self.reports_from, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
+        if self._module.enter(pl_module, stage):
+            self._reset()
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Drop the reason why an earlier fit of this module was stopped."""
-        super().on_fit_start(trainer, pl_module)
-        self._begin()
+        self._begin_fit()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Do nothing: a validation is judged when it ends, before its checkpoint is written."""
@@ -134,3 +145,13 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
 def validations(count: int) -> str:
     """Write a number of validations in words."""
     return f"{count} validation{'s' * (count != 1)}"
+
+
+def last_above(values: Sequence[float], threshold: float) -> int:
+    """Count how many values at the end are all above a threshold.
+
+    Examples:
+        >>> last_above([0.2, 0.0, 0.2, 0.3], 0.1)
+        2
+    """
+    return next((count for count, value in enumerate(reversed(values)) if not value > threshold), len(values))

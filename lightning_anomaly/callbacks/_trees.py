@@ -26,6 +26,10 @@ class AnyCallback(Callback):
 class AnyEarlyStopping(EarlyStopping):
     """An `EarlyStopping` of the same packages."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        _join()
+        super().__init__(*arguments, **options)
+
 
 def _join() -> None:
     """Add the bases of `pytorch_lightning`, if that is imported already: importing it here would take over the log."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from lightning_anomaly._internal.checks import check_integer
-from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
+from lightning_anomaly.callbacks._stopping import StoppingCallback, last_above, validations
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.two_sample.stopping import HOLD, RISE, RISE_PATIENCE, last_above
+from lightning_anomaly.filters.rise import HOLD, RISE, RISE_PATIENCE
 
 
 class AnomalyEarlyStopping(StoppingCallback):
     """Stop a run when the fraction of anomaly filters has risen and stays up.
 
-    It watches `<log_key_prefix>/rise` of an `AnomalyFilterCallback`. While the fraction is flat or falls, `rise` is 0
+    It watches `anomaly_filters/rise` of an `AnomalyFilterCallback`. While the fraction is flat or falls, `rise` is 0
     and it never stops the run. That a rise means overfitting is the source paper's hypothesis; in our experiments it
     did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
 
@@ -22,7 +22,7 @@ class AnomalyEarlyStopping(StoppingCallback):
         threshold: The rise to exceed, as a fraction of the filters.
         patience: Number of validations for which the rise has to last, without those that find nothing; at least 5,
             because `rise` is 0 until a rise has lasted five validations.
-        log_key_prefix: The `log_key_prefix` of the `AnomalyFilterCallback` to watch; None takes the first one.
+        reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to watch; None takes the first one.
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
 
     Raises:
@@ -34,18 +34,18 @@ class AnomalyEarlyStopping(StoppingCallback):
         True
     """
 
-    _watches = AnomalyFilterCallback
+    _reader_of = AnomalyFilterCallback
     _signal = "rise"
-    _measured_key = "live"
+    _measured_key = "clustered"
 
     def __init__(
         self,
         threshold: float = RISE,
         patience: int = RISE_PATIENCE,
-        log_key_prefix: str | None = None,
+        reports_from: str | None = None,
         verbose: bool = True,
     ) -> None:
-        super().__init__(threshold, check_integer("patience", patience, HOLD), log_key_prefix, verbose)
+        super().__init__(threshold, check_integer("patience", patience, HOLD), reports_from, verbose)
 
     def _rule(self) -> str:
         return (

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._probe import ValidationWatch, class_notes, same_pixels
-from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
+from lightning_anomaly.callbacks._fits import FittedModule, Schedule
+from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._probe import Probe, class_notes, same_pixels
+from lightning_anomaly.callbacks._trees import AnyCallback
+from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.rise import rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.images.loaders import shuffles
 from lightning_anomaly.images.source import drawn_columns
 from lightning_anomaly.network.layers import select_layers, unseen_layers
-from lightning_anomaly.two_sample.stopping import rise
+
+_NEUTRAL = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
 
 
-class AnomalyFilterCallback(WatchingCallback):
+class AnomalyFilterCallback(AnyCallback):
     """Find anomaly filters at validations and log how many there are.
 
     The maps are taken while the validation step itself runs: there is no second forward pass. Compiled layers run
@@ -51,8 +54,8 @@ class AnomalyFilterCallback(WatchingCallback):
         report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
             It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
-            `analysed` (False if the metrics are repeated), `live` (whether a filter could be clustered), and `losses`
-            if any were logged. A resumed fit continues it.
+            `analyzed` (False if the metrics are repeated), `clustered` (whether a filter could be clustered), and
+            `losses` if any were logged. A resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -63,10 +66,7 @@ class AnomalyFilterCallback(WatchingCallback):
         (True, [])
     """
 
-    _task = "analyze the filters"
-    _neutral = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
-    _found_keys = ("live",)
-    _prog_bar = "count"
+    on_error = "warn"
 
     def __init__(
         self,
@@ -78,163 +78,228 @@ class AnomalyFilterCallback(WatchingCallback):
         settings: AnalysisSettings | None = None,
         browser: bool = False,
     ) -> None:
+        super().__init__()
         self.settings = checked_settings(settings)
-        super().__init__(log_key_prefix, every_n_validations)
         self.layers = check_names("layers", layers, "layer names")
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
+        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
         self.browser = check_bool("browser", browser)
-        self._watch: ValidationWatch | None = None
-        self._forget()
+        self._guard = Guard(self)
+        self._module = FittedModule()
+        self._schedule = Schedule(self.every_n_validations)
+        self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="count")
+        self.log_key_prefix = self._values.prefix
+        self._probe: Probe | None = None  # of the current validation, if it is analyzed
+        self._reset()
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset(self) -> None:
+        """Drop everything that an earlier module left."""
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
-        self._begin()
+        self._guard.forget()
+        self._begin_fit()
 
-    def _begin(self) -> None:
-        """Drop the figures and images of an earlier fit."""
+    def _begin_fit(self) -> None:
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
-        self._pixels: Tensor | None = None  # of the last probe of this fit
-        self._previous: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
+        self._last_pixels: Tensor | None = None  # of the last probe of this fit
+        self._last_layers: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        return self._module.state_key(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""
         return {"history": [dict(entry) for entry in self.history]}
 
-    def _restore(self, state_dict: dict[str, Any]) -> None:
-        self.history = [dict(entry) for entry in state_dict["history"]]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
+        if self._module.fitting is not False:
+            self._reset()
+            self.history = [dict(entry) for entry in state_dict["history"]]
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check the configuration, and drop the state if another module is fitted than before."""
+        check_logging(self, trainer, pl_module, stage)
+        if self._module.enter(pl_module, stage):
+            self._reset()
+        elif stage != "fit":
+            self._guard.forget()  # another module may be validated
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
-        super().on_fit_start(trainer, pl_module)
         select_layers(pl_module, self.layers)
-        self._begin()
+        self._begin_fit()
+
+    @guarded
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn if there are no validations."""
+        self._schedule.begin_fit()
+        self._values.check_validations(trainer, self._guard)
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Store the losses of the last epoch."""
         remember_losses(self.history, trainer, epoch_ended=True)
 
-    @until_validation_end
-    def _prepare(self, trainer: Any, pl_module: Any) -> None:
-        layers = select_layers(pl_module, self.layers)
-        self._choose_keys(layers)
-        if not self._due:
-            return
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin with the last values, and prepare the probe if this validation is analyzed."""
+        self._remove_hooks()
+        if not trainer.sanity_checking:
+            self._begin_validation(trainer, pl_module)
+
+    @guarded_until_validation_ends
+    def _begin_validation(self, trainer: Any, pl_module: Any) -> None:
         fitting = trainer.state.fn == "fit"
-        if fitting and shuffles(trainer.val_dataloaders):
-            self._warn_once(
-                "shuffled",
-                "The validation loader shuffles, so each validation has another probe and the anomaly counts are not "
-                "comparable: do not shuffle it.",
-            )
-        self._watch = ValidationWatch(
+        past, layers = self.history if fitting else [], select_layers(pl_module, self.layers)
+        self._values.begin(past[-1]["metrics"] if past else {}, layers, chosen=self.layers is not None)
+        self._schedule.begin_validation(len(past))
+        if not self._schedule.due:
+            return
+        if fitting:
+            self._schedule.say_cost(self._guard, measured=self._has_measured(trainer))
+            if shuffles(trainer.val_dataloaders):
+                self._guard.warn(
+                    "shuffled",
+                    "The validation loader shuffles, so each validation has another probe and the anomaly counts are "
+                    "not comparable: do not shuffle it.",
+                )
+        pictures = self.report.pictures if fitting and self.report is not None else None
+        self._probe = Probe(
             trainer,
             pl_module,
             layers=layers,
-            probe_size=self.probe_size,
+            size=self.probe_size,
             settings=self.settings,
             notes=unseen_layers(pl_module, self.layers),
             keep_images=fitting and (self.log_figures or self.browser),
-            previous=self._previous if fitting else None,
-            kept=self.report.pictures.maps if fitting and self.report and self.report.pictures else {},
+            last_layers=self._last_layers if fitting else None,
+            last_maps=pictures.maps if pictures is not None else {},
         )
 
-    @until_validation_end
+    @guarded_until_validation_ends
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Hook the layers."""
-        if self._watch is not None and dataloader_idx == 0:
-            self._watch.before_batch(batch)
+        """Hook the layers, until the probe is full."""
+        if self._probe is not None and dataloader_idx == 0:
+            self._probe.before_batch(batch)
 
-    @until_validation_end
+    @guarded_until_validation_ends
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Remove the hooks."""
-        if self._watch is not None:
-            self._watch.capture.remove()
+        if self._probe is not None:
+            self._probe.capture.remove()
 
-    def _find(self, trainer: Any) -> tuple[AnomalyReport, Tensor | None] | None:
-        started = time.perf_counter()
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Analyze the probe, and log."""
+        if trainer.sanity_checking:
+            return
+        analysis = None
+        with self._schedule.timed():
+            with self._guard("analyze the filters", self._without_measurement(trainer)):
+                self._guard.meet()
+                if self._probe is not None:
+                    analysis = self._analyze(trainer, self._probe)
+            if trainer.state.fn == "fit":
+                self._record(trainer, analysis)
+        with self._guard("log"):
+            self._values.log(trainer, pl_module)
+        self._remove_hooks()
+
+    def _analyze(self, trainer: Any, probe: Probe) -> tuple[AnomalyReport, Tensor | None] | None:
+        """Analyze the probe and return report and images; None if an earlier measurement stands. A collective call."""
         fitting = trainer.state.fn == "fit"
-        pictures = fitting and bool(trainer.loggers) and self.browser
-        watch = self._watch
-        assert watch is not None
-        self._spent += watch.capture.seconds
-        from numba.core import event  # late: importing the package does not import numba
-
-        compiled = [0.0]
-        with event.install_timer("numba:compile", compiled.append):
-            report, images = watch.analyze(pictures)
+        self._schedule.add(probe.capture.seconds)
+        report, images = probe.analyze(with_maps=fitting and bool(trainer.loggers) and self.browser)
         notes = dict(report.notes)
         if trainer.fast_dev_run:
             notes.pop("few samples", None)
         elif report.n_samples < self.probe_size and report.layers:
             small = f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`."
             notes = {"small probe": small, **notes}
-        self._warn_of(trainer, notes, report.measured)
-        if not report.measured and self._has_found(trainer):
+        self._guard.warn_of(notes, "" if report.measured else self._without_measurement(trainer))
+        if not report.measured and self._has_measured(trainer):
             return None
         self.report = report
         if fitting:
-            self._previous = watch.previous
-            before, self._pixels = self._pixels, watch.pixels
-            if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
-                self._warn_once(
+            self._last_layers = probe.last_layers
+            before, self._last_pixels = self._last_pixels, probe.pixels
+            changed = before is not None and not same_pixels(before, self._last_pixels)
+            if changed and not self._guard.has_warned("shuffled"):
+                self._guard.warn(
                     "changed",
                     "The images of the probe changed from one validation to the next, so the anomaly counts are not "
                     "comparable: give the same images each time, without random augmentation.",
                 )
         if report.measured:
-            self._values |= {**report.metrics(), "seconds": time.perf_counter() - started - sum(compiled)}
+            self._values.measured |= {**report.metrics(), "seconds": probe.seconds}
         return report, images
 
     @guarded
-    def _remember(self, trainer: Any, result: tuple[AnomalyReport, Tensor | None] | None) -> None:
-        """Add this validation to the history with its `rise`, and schedule its figures and page."""
-        report, images = (None, None) if result is None else result
-        live = report is not None and report.measured and report.n_live > 0
-        if live:  # otherwise 0 would be a level from which the fraction rises, and repeated values a sustained rise
-            past = [entry["metrics"]["fraction"] for entry in self.history if entry["live"]]
-            self._values["rise"] = rise([*past, self._values["fraction"]])
-        place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        self.history.append({**place, "metrics": dict(self._values), "analysed": report is not None, "live": live})
-        if report is not None and self._watch is not None and trainer.is_global_zero:
-            loaders = trainer.val_dataloaders
-            columns = {} if shuffles(loaders) else drawn_columns(loaders)
-            self._warn_of(trainer, class_notes(columns.get("labels", []), report.n_samples), True)
-            if trainer.world_size > 1:  # a user's sampler may give processes other samples
-                columns = {}
-            texts = {name: column[: report.n_samples] for name, column in columns.items()}
-            self._figures.take(report, images, texts, logged_step(trainer))
+    def _record(self, trainer: Any, analysis: tuple[AnomalyReport, Tensor | None] | None) -> None:
+        """Add this validation to the history with its `rise`, and hand its figures and page to the schedule."""
+        report, images = (None, None) if analysis is None else analysis
+        values = self._values.measured
+        clustered = report is not None and report.measured and report.n_live > 0
+        if clustered:  # otherwise 0 would be a level from which the fraction rises, and repeated values a lasting rise
+            past = [entry["metrics"]["fraction"] for entry in self.history if entry["clustered"]]
+            values["rise"] = rise([*past, values["fraction"]])
+        self.history.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "metrics": dict(values),
+                "analyzed": report is not None,
+                "clustered": clustered,
+            }
+        )
+        if report is None or not trainer.is_global_zero:
+            return
+        loaders = trainer.val_dataloaders
+        columns = {} if shuffles(loaders) else drawn_columns(loaders)
+        self._guard.warn_of(class_notes(columns.get("labels", []), report.n_samples))
+        if trainer.world_size > 1:  # a user's sampler may give processes other samples
+            columns = {}
+        texts = {name: column[: report.n_samples] for name, column in columns.items()}
+        self._figures.take(report, images, texts, logged_step(trainer))
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Log figures and page if they are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             remember_losses(self.history, trainer)
-            with self._timed():
+            with self._schedule.timed():
                 self._figures.show(trainer, self.history)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures and the page of the last analysis, with its losses."""
-        self._free()
+        self._last_layers = None
         if self.report is not None:
             remember_losses(self.history, trainer, epoch_ended=True)
-            self._draw_last(trainer)
+            self._figures.show(trainer, self.history, last=True)
 
-    def _draw_last(self, trainer: Any) -> None:
-        self._figures.show(trainer, self.history, last=True)
+    @guarded
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove all hooks; if the user interrupts the fit, log the last figures too."""
+        self._remove_hooks()
+        self._last_layers = None
+        if isinstance(exception, KeyboardInterrupt):
+            self._figures.show(trainer, self.history, last=True)  # waits for no other process
 
-    def _free(self) -> None:
-        self._previous = None
+    def _remove_hooks(self) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.capture.remove()
 
-    def _release(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.capture.remove()
+    def _has_measured(self, trainer: Any) -> bool:
+        return trainer.state.fn == "fit" and any(entry["clustered"] for entry in self.history)
+
+    def _without_measurement(self, trainer: Any) -> str:
+        """Say what is logged if this validation measures nothing."""
+        return self._values.without_measurement(trainer, self._has_measured(trainer))

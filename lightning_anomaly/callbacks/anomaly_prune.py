@@ -11,8 +11,11 @@ from torch import nn
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer, check_text
 from lightning_anomaly._internal.processes import broadcast_result, gather_results
-from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
+from lightning_anomaly.callbacks._fits import FittedModule
+from lightning_anomaly.callbacks._guard import Guard, guarded
 from lightning_anomaly.callbacks._probe import unlogged
+from lightning_anomaly.callbacks._trees import AnyCallback
+from lightning_anomaly.callbacks._values import LoggedValues, check_logging, find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
@@ -25,7 +28,7 @@ _SAMPLES = 4  # enough to find norms
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
-class AnomalyPruneCallback(LoggingCallback):
+class AnomalyPruneCallback(AnyCallback):
     """Mask anomaly filters during a fit: their output is exactly 0 from then on.
 
     It acts on the reports of the Trainer's `AnomalyFilterCallback`, whatever the order of the callbacks. It masks when
@@ -60,6 +63,8 @@ class AnomalyPruneCallback(LoggingCallback):
         'AnomalyPruneCallback masked no filter (2 votes in 3 reports).'
     """
 
+    on_error = "warn"
+
     def __init__(
         self,
         at_epoch: int = 10,
@@ -69,7 +74,7 @@ class AnomalyPruneCallback(LoggingCallback):
         reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
-        super().__init__(log_key_prefix)
+        super().__init__()
         self.at_epoch = check_integer("at_epoch", at_epoch, 1)
         self.last_reports = check_integer("last_reports", last_reports, 1)
         self.min_votes = check_integer("min_votes", min_votes, 1)
@@ -80,10 +85,15 @@ class AnomalyPruneCallback(LoggingCallback):
             )
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
-        self._forget()
+        self._values = LoggedValues(log_key_prefix, {})
+        self.log_key_prefix = self._values.prefix
+        self._guard = Guard(self)
+        self._module = FittedModule()
+        self._reset()
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset(self) -> None:
+        """Drop everything that an earlier module left."""
+        self._guard.forget()
         self.mask: FilterMask | None = None
         self.events: list[dict[str, Any]] = []
         self._summaries: list[Summary] = []  # of the last reports
@@ -94,6 +104,11 @@ class AnomalyPruneCallback(LoggingCallback):
     def masked(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of all filters that are masked."""
         return {} if self.mask is None else self.mask.masked
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        return self._module.state_key(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the mask, the events and the basis of the next decision, in plain types."""
@@ -106,20 +121,23 @@ class AnomalyPruneCallback(LoggingCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned and mask the model; a validation or test leaves an existing mask."""
-        if self._fitting is False and self.mask is not None:
+        if self._module.fitting is False and self.mask is not None:
             return
-        self._forget()
-        self._fitted_module = self._current_module
+        self._reset()
+        model = self._module.resume()
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self.events = list(state_dict["events"])
         self._done = bool(state_dict["done"])
-        model = None if self._current_module is None else self._current_module()
         if model is not None:
             self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the `AnomalyFilterCallback`, and refuse strategies that shard parameters."""
-        super().setup(trainer, pl_module, stage)
+        check_logging(self, trainer, pl_module, stage)
+        if self._module.enter(pl_module, stage):
+            self._reset()
+        elif stage != "fit":
+            self._guard.forget()  # another module may be validated
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(
                 trainer, AnomalyFilterCallback, self.reports_from, "AnomalyPruneCallback"
@@ -132,7 +150,6 @@ class AnomalyPruneCallback(LoggingCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse layers that cannot be masked."""
-        super().on_fit_start(trainer, pl_module)
         check_maskable(select_layers(pl_module, self._watcher.layers), trainer.callbacks)
         if self.mask is None:
             self.mask = FilterMask(pl_module)
@@ -152,7 +169,7 @@ class AnomalyPruneCallback(LoggingCallback):
         self._due = self.at_epoch <= epoch and not self._done
         if self._due and len(self._summaries) < self.min_votes:
             self._due = False
-            self._warn_once(
+            self._guard.warn(
                 "few reports",
                 f"As epoch {epoch} begins, the number of reports is {len(self._summaries)}, fewer than `min_votes = "
                 f"{self.min_votes}`. Filters are masked once there are enough.",
@@ -168,14 +185,14 @@ class AnomalyPruneCallback(LoggingCallback):
         # The norms of process 0 count, but all processes run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
-            self._warn_once(
+            self._guard.warn(
                 f"uncalled {uncalled}",
                 f"The layers {uncalled} stay as they are: `forward` does not call them, so the norms behind them "
                 "cannot be found.",
             )
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         for key, note in self.mask.add(masked, norms=norms, optimizers=trainer.optimizers).items():
-            self._warn_once(key, note)
+            self._guard.warn(key, note)
         self.events = [*self.events, {"epoch": epoch, "filters": masked}]
         self._done = True
 
@@ -201,7 +218,7 @@ class AnomalyPruneCallback(LoggingCallback):
 
     def _verify(self) -> None:
         if self.mask is not None and not self.mask.verify():
-            self._warn_once(
+            self._guard.warn(
                 "not at zero",
                 "Masked filters are not at zero: something other than an optimizer writes to the weights, such as a "
                 "callback that averages them.",
@@ -212,12 +229,12 @@ class AnomalyPruneCallback(LoggingCallback):
         """Log the number of masked filters and their fraction of the parameters."""
         if trainer.sanity_checking:
             return
-        values = {"masked": 0.0, "masked_fraction": 0.0}
+        values = self._values.measured = {"masked": 0.0, "masked_fraction": 0.0}
         # Outside of a fit, another model or other weights may be validated.
         if self.mask is not None and self.mask.model is pl_module and self.mask.verify():
             values["masked"] = float(sum(map(len, self.masked.values())))
             values["masked_fraction"] = self.mask.parameter_fraction
-        self._log(pl_module, values)
+        self._values.log(trainer, pl_module)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -226,7 +243,7 @@ class AnomalyPruneCallback(LoggingCallback):
             return
         report, history = self._watcher.report, self._watcher.history
         # Ignore a repeated report, and one without a live filter.
-        if report is not None and history and history[-1]["analysed"] and report.n_live:
+        if report is not None and history and history[-1]["analyzed"] and report.n_live:
             self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded
@@ -254,7 +271,7 @@ class AnomalyPruneCallback(LoggingCallback):
         summaries, modules = self._summaries, modules_by_name(pl_module)
         chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
-            self._warn_once("skipped", f"Nothing is masked in {skipped}: they are not convolutions.")
+            self._guard.warn("skipped", f"Nothing is masked in {skipped}: they are not convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
         return chosen
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_names, check_text
-from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
+from lightning_anomaly.callbacks._fits import FittedModule, Schedule
+from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._probe import transferred_images, unlogged
-from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
+from lightning_anomaly.callbacks._trees import AnyCallback
+from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.layers import find_call, select_layers
@@ -36,9 +37,24 @@ from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
+_NEUTRAL = {
+    "count": 0.0,
+    "fraction": 0.0,
+    "p_value": 1.0,
+    "confidence_auc": 0.5,
+    "confidence_gap": 0.0,
+    "confidence_error_ratio": 1.0,
+    "confidence_p_value": 1.0,
+    "confidence_rise": 0.0,
+    "seconds": 0.0,
+}  # of a network that treats both kinds alike
+_ADVICE = (
+    " Name a method or submodule that takes one tensor of images and returns logits as `logits`, or give such "
+    "images as `train_inputs` and `val_inputs`."
+)
 
 
-class TwoSampleCallback(WatchingCallback):
+class TwoSampleCallback(AnyCallback):
     """Compare training with validation images at every validation, by the output and by the filters.
 
     `two_sample_test` explains the comparison. It needs no labels. Add a `TwoSampleEarlyStopping` to stop the run by
@@ -89,24 +105,7 @@ class TwoSampleCallback(WatchingCallback):
         True
     """
 
-    _task = "compare"
-    _neutral = {
-        "count": 0.0,
-        "fraction": 0.0,
-        "p_value": 1.0,
-        "confidence_auc": 0.5,
-        "confidence_gap": 0.0,
-        "confidence_error_ratio": 1.0,
-        "confidence_p_value": 1.0,
-        "confidence_rise": 0.0,
-        "seconds": 0.0,
-    }
-    _advice = (
-        " Name a method or submodule that takes one tensor of images and returns logits as `logits`, or give such "
-        "images as `train_inputs` and `val_inputs`."
-    )
-    _found_keys = ("compares_output", "share_p_values")
-    _prog_bar = "fraction"
+    on_error = "warn"
 
     def __init__(
         self,
@@ -122,134 +121,183 @@ class TwoSampleCallback(WatchingCallback):
         max_memory_mb: int = 256,
         logits: str | None = None,
     ) -> None:
-        inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
-        for name, source in inputs.items():
+        super().__init__()
+        self._inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
+        for name, source in self._inputs.items():
             if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
                 raise ValueError(
                     f"Parameter `{name}` should be a tensor (N, ...), a Dataset, a DataLoader or None. Found "
                     f"{type(source).__name__}."
                 )
-        tensors = [ImageSource(source, name) for name, source in inputs.items() if isinstance(source, Tensor)]
+        tensors = [ImageSource(source, name) for name, source in self._inputs.items() if isinstance(source, Tensor)]
         if len(tensors) == 2:
             check_groups(*tensors)
-        super().__init__(log_key_prefix, every_n_validations)
-        self.train_inputs = train_inputs
-        self.val_inputs = val_inputs
         self.layers = check_names("layers", layers, "layer names")
         self.significance = check_fraction("significance", significance, zero=False)
         self.log_figures = check_bool("log_figures", log_figures)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.sample_size = check_integer("sample_size", sample_size, 1)
+        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self.logits = None if logits is None else check_text("logits", logits)
-        self._images: dict[str, ImageSource] | None = None  # of this fit
+        self._guard = Guard(self)
+        self._module = FittedModule()
+        self._schedule = Schedule(self.every_n_validations)
+        self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="fraction")
+        self.log_key_prefix = self._values.prefix
         self._calls = WatchedCalls()  # of the first validation step
-        self._tests: dict[bytes, LayerTest] = {}  # of this fit's last comparison
-        self._fresh: TwoSampleReport | None = None  # of the current validation
-        self._seconds = 0.0
-        self._forget()
+        self._compared: TwoSampleReport | None = None  # of the current validation
+        self._reset()
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset(self) -> None:
+        """Drop everything that an earlier module left."""
         self.report: TwoSampleReport | None = None
         self.history: list[dict[str, Any]] = []
         self._rise = ErrorRise()
-        self._undrawn: int | None = None  # step of the last validation, until a figure shows it
+        self._guard.forget()
+        self._begin_fit()
+
+    def _begin_fit(self) -> None:
+        self._images: dict[str, ImageSource] | None = None
+        self._tests: dict[bytes, LayerTest] = {}  # of the last comparison
+        self._undrawn: int | None = None  # step of the last comparison, until a figure shows it
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        return self._module.state_key(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the levels of the error ratio."""
         return {"history": list(self.history), "rise": self._rise.state_dict()}
 
-    def _restore(self, state_dict: dict[str, Any]) -> None:
-        self.history = list(state_dict["history"])
-        self._rise.load_state_dict(state_dict["rise"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
+        if self._module.fitting is not False:
+            self._reset()
+            self.history = list(state_dict["history"])
+            self._rise.load_state_dict(state_dict["rise"])
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check the configuration, and drop the state if another module is fitted than before."""
+        check_logging(self, trainer, pl_module, stage)
+        if self._module.enter(pl_module, stage):
+            self._reset()
+        elif stage != "fit":
+            self._guard.forget()  # another module may be validated
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers and `logits`, which `setup` may have built, and drop images of an earlier fit."""
-        super().on_fit_start(trainer, pl_module)
         select_layers(pl_module, self.layers)
         find_call(pl_module, self.logits)
-        self._undrawn = None
-        self._free()
+        self._begin_fit()
 
-    def _free(self) -> None:
-        self._images, self._tests = None, {}
+    @guarded
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn if there are no validations."""
+        self._schedule.begin_fit()
+        self._values.check_validations(trainer, self._guard)
 
-    def _release(self) -> None:
-        self._calls.close()
-        self._fresh = None
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin with the last values."""
+        self._remove_hooks()
+        self._schedule.due = False
+        if not trainer.sanity_checking:
+            self._begin_validation(trainer, pl_module)
 
-    @until_validation_end
-    def _prepare(self, trainer: Any, pl_module: Any) -> None:
-        self._choose_keys(select_layers(pl_module, self.layers))
-        if self.train_inputs is None and trainer.train_dataloader is None:  # outside of a fit
-            self._due, self._values = False, {}
+    @guarded_until_validation_ends
+    def _begin_validation(self, trainer: Any, pl_module: Any) -> None:
+        past = self.history if trainer.state.fn == "fit" else []
+        layers = select_layers(pl_module, self.layers)
+        self._values.begin(past[-1]["metrics"] if past else {}, layers, chosen=self.layers is not None)
+        self._schedule.begin_validation(len(past))
+        if self._inputs["train_inputs"] is None and trainer.train_dataloader is None:  # outside of a fit
+            self._schedule.due = False
             rank_zero_info(
                 "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
             )
+        elif self._schedule.due and trainer.state.fn == "fit":
+            self._schedule.say_cost(self._guard, measured=self._has_measured(trainer))
 
-    @until_validation_end
+    @guarded_until_validation_ends
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Watch what the first step calls the module with."""
-        if self._due and self._images is None and batch_idx == dataloader_idx == 0:
+        if self._schedule.due and self._images is None and batch_idx == dataloader_idx == 0:
             called = find_call(pl_module, self.logits)
-            hookable = isinstance(called, nn.Module) and not isinstance(called, torch.jit.ScriptModule)
-            self._calls.watch(called if hookable else pl_module, batch)
+            scripted = isinstance(called, torch.jit.ScriptModule)
+            self._calls.watch(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Run the images after the first step: averaged weights are in place then, and the buffers of process 0."""
+        """Compare after the first step: averaged weights are in place then, and the buffers of process 0."""
         self._calls.close()
-        if self._due:
-            with self._timed():
-                self._finish(trainer, pl_module, batch)
+        self._compare_once(trainer, pl_module, batch)
 
-    @until_validation_end
-    def _finish(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
-        if self._fresh is not None:
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Compare if this process had no batch, and log."""
+        if trainer.sanity_checking:
+            return
+        self._compare_once(trainer, pl_module)
+        report = None
+        with self._schedule.timed():
+            with self._guard("compare", self._without_measurement(trainer, _ADVICE)):
+                self._guard.meet()
+                if self._compared is not None:
+                    report = self._take(trainer, self._compared)
+            if trainer.state.fn == "fit":
+                self._record(trainer, report)
+        with self._guard("log"):
+            self._values.log(trainer, pl_module)
+        self._remove_hooks()
+
+    @guarded_until_validation_ends
+    def _compare_once(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
+        """Run both kinds of images, unless this validation has compared them already or is not compared."""
+        if not self._schedule.due or self._compared is not None:
             return
         start = perf_counter()
-        with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
+        with self._schedule.timed(), torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images or self._read_images(trainer, pl_module, batch)
-            known, call = None, find_call(pl_module, self.logits)
+            known = None
             if trainer.state.fn == "fit":
                 self._images, known = images, self._tests
+            call = find_call(pl_module, self.logits)
             with trainer.strategy.precision_plugin.forward_context():
                 train, val = images.values()
-                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, known, call)
+                self._compared = compare_groups(pl_module, train, val, self.layers, self.significance, known, call)
         self._seconds = perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
         """Read the images once, warn of what may be wrong with them, and keep them if they fit into memory."""
-        inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
-        sources = self._open_sources(trainer, pl_module, inputs)
+        sources = self._open_sources(trainer, pl_module)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
-        from_user = [name for name, source in inputs.items() if source is not None]
+        from_user = [name for name, source in self._inputs.items() if source is not None]
         prepared = self._calls.prepared
         doubts = describe_doubts(from_user, seen, batch if prepared is None else prepared)
-        if prepared is not None and len(from_user) < len(inputs):
+        if prepared is not None and len(from_user) < len(self._inputs):
             doubts["prepared"] = (
                 "A validation step prepares images before it calls the module, and here they are compared as they come "
                 "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
                 "`forward` or in the transform of the data set."
             )
-        if self.train_inputs is None and is_augmented(sources["train_inputs"]):
+        if self._inputs["train_inputs"] is None and is_augmented(sources["train_inputs"]):
             doubts["augmented"] = (
                 "The training images are augmented anew each time, which hides the gap: give images without "
                 "augmentation as `train_inputs`."
             )
         for key, doubt in {**sources["train_inputs"].notes(), **sources["val_inputs"].notes(), **doubts}.items():
-            self._warn_once(key, doubt)
+            self._guard.warn(key, doubt)
         return images
 
-    def _open_sources(self, trainer: Any, pl_module: Any, inputs: Mapping[str, Source]) -> dict[str, ImageSource]:
-        """Open the training and the validation images: the `inputs`, or those the run sees, without augmentation."""
+    def _open_sources(self, trainer: Any, pl_module: Any) -> dict[str, ImageSource]:
+        """Open both kinds of images: those of the user, or those that the run sees, without augmentation."""
         loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
-        chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in inputs.items()}
-        if inputs["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
+        chosen = {name: source for name, source in self._inputs.items() if source is not None}
+        chosen = {name: first_loader(loader) for name, loader in loaders.items()} | chosen
+        if self._inputs["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
             batches = trainer.num_training_batches
             chosen["train_inputs"] = trained_on(chosen["train_inputs"], chosen["val_inputs"], batches)
         precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
@@ -260,51 +308,78 @@ class TwoSampleCallback(WatchingCallback):
             for name, source in chosen.items()
         }
 
-    def _find(self, trainer: Any) -> TwoSampleReport | None:
-        report = self._fresh
-        assert report is not None
+    def _take(self, trainer: Any, report: TwoSampleReport) -> TwoSampleReport | None:
+        """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
         output, filters = report.compares_output, report.compares_filters
-        found = output or filters
-        self._warn_of(trainer, report.notes, found)
-        if not found and self._has_found(trainer):
+        measured = output or filters
+        self._guard.warn_of(report.notes, "" if measured else self._without_measurement(trainer))
+        if not measured and self._has_measured(trainer):
             return None
         self.report = report
+        values = self._values.measured
         if output and trainer.state.fn == "fit":
-            self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
+            values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
             if self._rise.too_few_expected_errors:
-                self._warn_once(
+                self._guard.warn(
                     "few errors",
                     f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "
                     f"than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` stays 0: give more "
                     "images.",
                 )
-        names = [name for name in self._neutral if name not in ("confidence_rise", "seconds")]
+        names = [name for name in _NEUTRAL if name not in ("confidence_rise", "seconds")]
         names = [name for name in names if (output if name.startswith("confidence") else filters)]
-        self._values |= {name: float(getattr(report, name)) for name in names}
-        self._values |= {f"layer/{name}": share for name, share in report.shares.items() if not math.isnan(share)}
-        if found:
-            self._values["seconds"] = self._seconds
+        values |= {name: float(getattr(report, name)) for name in names}
+        values |= {f"layer/{name}": share for name, share in report.shares.items() if not math.isnan(share)}
+        if measured:
+            values["seconds"] = self._seconds
         return report
 
     @guarded
-    def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:
+    def _record(self, trainer: Any, report: TwoSampleReport | None) -> None:
+        """Add this validation to the history, and draw it if it is due."""
         layers = {} if report is None else report.layers
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
-                "metrics": dict(self._values),
+                "metrics": dict(self._values.measured),
                 "compares_output": report is not None and report.compares_output,
                 "share_p_values": {name: layer.share_p_value for name, layer in layers.items() if layer.live.any()},
             }
         )
-        if self._due:
+        if self._schedule.due:
             self._undrawn = logged_step(trainer)
             if is_due(-(-len(self.history) // self.every_n_validations)):
-                self._draw_last(trainer)
+                self._draw(trainer)
 
-    def _draw_last(self, trainer: Any) -> None:
+    @guarded
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Free the images, and log the figure of the last comparison."""
+        self._draw(trainer)
+        self._begin_fit()
+
+    @guarded
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove all hooks and free the images; if the user interrupts the fit, log the last figure too."""
+        self._remove_hooks()
+        if isinstance(exception, KeyboardInterrupt):
+            self._draw(trainer)  # waits for no other process
+        self._begin_fit()
+
+    def _draw(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
             draw = partial(comparison_figure, self.history, max(self.significance, MIN_P_VALUE))
             log_drawn(trainer.loggers, f"{self.log_key_prefix}/layers", draw, self._undrawn, self._guard)
         self._undrawn = None
+
+    def _remove_hooks(self) -> None:
+        self._calls.close()
+        self._compared = None
+
+    def _has_measured(self, trainer: Any) -> bool:
+        past = self.history if trainer.state.fn == "fit" else []
+        return any(entry["compares_output"] or entry["share_p_values"] for entry in past)
+
+    def _without_measurement(self, trainer: Any, advice: str = "") -> str:
+        """Say what is logged if this validation measures nothing."""
+        return self._values.without_measurement(trainer, self._has_measured(trainer), advice)

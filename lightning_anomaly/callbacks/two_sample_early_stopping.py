@@ -9,10 +9,10 @@ from typing import Any
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._loss_names import validation_losses
-from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
+from lightning_anomaly.callbacks._stopping import StoppingCallback, last_above, validations
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.two_sample.rise import WINDOW
-from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, last_above, loss_trend
+from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, loss_trend
 
 _MIN_IMAGES = 300  # of each kind; with fewer the rule was not tested
 
@@ -21,7 +21,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
     """Stop a run when the network knows its training images and the validation loss no longer improves.
 
     It waits for two things. First a gap: the errors that the network expects on validation images, divided by those on
-    training images, are 5% above their lowest level (`<log_key_prefix>/confidence_rise` of a `TwoSampleCallback`), and
+    training images, are 5% above their lowest level (`two_sample/confidence_rise` of a `TwoSampleCallback`), and
     chance does not explain it. A gap alone is not yet harm: with few images a network improves on validation images
     long after it opens. So the exponential average of the validation loss must not have improved for three validations
     either.
@@ -35,7 +35,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
         threshold: The gap to exceed, as a fraction of its lowest level; None takes 0.05, and 0.1 with `confirm=None`.
         patience: Number of validations without a lower average of the loss; None takes 3. With `confirm=None`, number
             of validations in a row with a gap; None takes 1.
-        log_key_prefix: The `log_key_prefix` of the `TwoSampleCallback` to watch; None takes the first one.
+        reports_from: The `log_key_prefix` of the `TwoSampleCallback` to watch; None takes the first one.
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
         confirm: Name of the logged metric that has to confirm the gap; lower is better. "auto" finds the validation
             loss by its name; if there is none, or several fit, it warns and does not stop. None stops by the gap alone,
@@ -50,7 +50,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
         (0.05, 3)
     """
 
-    _watches = TwoSampleCallback
+    _reader_of = TwoSampleCallback
     _signal = "confidence_rise"
     _measured_key = "compares_output"
 
@@ -58,17 +58,17 @@ class TwoSampleEarlyStopping(StoppingCallback):
         self,
         threshold: float | None = None,
         patience: int | None = None,
-        log_key_prefix: str | None = None,
+        reports_from: str | None = None,
         verbose: bool = True,
         confirm: str | None = "auto",
     ) -> None:
         self.confirm = None if confirm is None else check_text("confirm", confirm)
         gap, wait = (GAP_ALONE, 1) if confirm is None else (GAP, LOSS_PATIENCE)
         wait = wait if patience is None else check_integer("patience", patience, 1)
-        super().__init__(gap if threshold is None else threshold, wait, log_key_prefix, verbose)
+        super().__init__(gap if threshold is None else threshold, wait, reports_from, verbose)
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset(self) -> None:
+        super()._reset()
         self._loss: str | None = None  # name of the confirming metric
         self._losses: list[float] = []  # its value at each validation that has one
 
@@ -76,9 +76,11 @@ class TwoSampleEarlyStopping(StoppingCallback):
         """Return what a resumed fit needs, in plain types."""
         return {**super().state_dict(), "losses": list(self._losses)}
 
-    def _restore(self, state_dict: dict[str, Any]) -> None:
-        super()._restore(state_dict)
-        self._losses = list(state_dict["losses"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
+        super().load_state_dict(state_dict)
+        if self._module.fitting is not False:
+            self._losses = list(state_dict["losses"])
 
     def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         if self.confirm is None:
@@ -95,7 +97,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
         else:
             missing = "no validation loss" if auto else f"no '{self.confirm}'"
             problem = f"several validation losses, {names}," if names else missing
-            self._warn_once(
+            self._guard.warn(
                 "no loss",
                 f"Found {problem} among the logged metrics, so the run is not stopped: name one as `confirm`, or "
                 "give `confirm=None` to stop by the gap alone.",
@@ -155,9 +157,9 @@ class TwoSampleEarlyStopping(StoppingCallback):
         if report is None:
             return
         if not report.compares_output and not self._rises:
-            self._warn_once("no output", "The run cannot be stopped as long as the output is not compared.")
+            self._guard.warn("no output", "The run cannot be stopped as long as the output is not compared.")
         elif min(report.n_train, report.n_val) < _MIN_IMAGES:
-            self._warn_once(
+            self._guard.warn(
                 "few images",
                 f"The run is judged by {report.n_train} training and {report.n_val} validation images. The rule was "
                 f"tested with {_MIN_IMAGES} of each or more: give the TwoSampleCallback more.",

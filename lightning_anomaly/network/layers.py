@@ -38,6 +38,7 @@ def state_hash(model: nn.Module) -> str:
 
 def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
+    found: Any
     try:
         found = model if name is None else attrgetter(name)(model)
     except AttributeError:
@@ -47,7 +48,8 @@ def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
             "Parameter `logits` should be None or name a method or a submodule that takes images and returns logits. "
             f"Found {name!r}; the submodules of {type(model).__name__} are {[*model._modules]}."
         )
-    return found
+    call: Callable[..., Any] = found
+    return call
 
 
 def _clean_name(name: str) -> str:

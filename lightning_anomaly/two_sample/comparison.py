@@ -149,7 +149,7 @@ def compare_groups(
     report = TwoSampleReport(compared, n_train, n_val, significance, chance_shares, notes, carried_over=carried_over)
     if errors is None:
         return report
-    train, val = errors.split([n_train, n_val])
+    train, val = errors[:n_train], errors[n_train:]
     area, gap, p_value = compare_confidences(-train, -val)
     return replace(
         report,

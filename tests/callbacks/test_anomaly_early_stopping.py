@@ -10,7 +10,8 @@ from scripted import Scripted, run, validations
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping
-from lightning_anomaly.two_sample.stopping import HOLD, RISE_PATIENCE
+from lightning_anomaly.callbacks._stopping import last_above
+from lightning_anomaly.filters.rise import HOLD, RISE_PATIENCE
 
 pytestmark = QUIET
 STEP = [0.1] * 12 + [0.3] * 20
@@ -87,7 +88,7 @@ def test_an_anomaly_filter_callback_is_required(tmp_path: Path) -> None:
     asks = "AnomalyEarlyStopping .* AnomalyFilterCallback.*Found "
     for options, callbacks, message in (
         ({}, [], asks + "none"),
-        ({"log_key_prefix": "mine"}, [watcher()], asks + r"\['anomaly_filters'\]"),
+        ({"reports_from": "mine"}, [watcher()], asks + r"\['anomaly_filters'\]"),
     ):
         trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping(**options), *callbacks)
         with pytest.raises(ValueError, match=message):
@@ -104,3 +105,7 @@ def test_a_run_that_is_not_stopped_logs_the_rise(tmp_path: Path, caplog: pytest.
         "AnomalyEarlyStopping did not stop the run: 'anomaly_filters/rise' is 0.200 and has been up for 5 (needs more "
         "than 0.05 for 6 validations).",
     ]
+
+
+def test_last_values_above_the_threshold_are_counted() -> None:
+    assert [last_above(values, 0.05) for values in ([0.06, 0.06], [0.06, 0.05, 0.06], [0.06, 0.05], [])] == [2, 1, 0, 0]

@@ -395,7 +395,7 @@ def test_what_gives_logits_can_be_named(tmp_path: Path, module: Any, logits: str
     assert compared.report is not None
     torch.testing.assert_close(compared.report.val_errors, 1 - confidence)
     assert [name.rpartition(".")[2] for name in compared.report.layers] == ["conv1", "conv2"]
-    with pytest.warns(UserWarning, match=f"{problem}.* as `logits`") as caught:
+    with pytest.warns(UserWarning, match=f"{problem}.*`logits`") as caught:
         fit(tmp_path, TwoSampleCallback(), module=module())
     assert len(said(caught)) == 1
 

@@ -146,10 +146,10 @@ def test_a_failed_analysis_repeats_values_and_counts_neither_for_a_rise_nor_as_a
     ):
         trainer = fit(tmp_path, ours, AnomalyEarlyStopping(), prune, module=Late(), val=probe, max_epochs=16)
     assert trainer.current_epoch == 16
-    assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 3 + [False] + [True] * 7
+    assert [entry["clustered"] for entry in ours.history] == [False] * 5 + [True] * 3 + [False] + [True] * 7
     assert [entry["metrics"].get("count", 0) > 0 for entry in ours.history[:8]] == [False] * 5 + [True] * 3
     assert [entry["metrics"] for entry in ours.history[:5]] == [{}] * 5
-    assert [entry["analysed"] for entry in ours.history].index(False) == 8
+    assert [entry["analyzed"] for entry in ours.history].index(False) == 8
     assert ours.history[8]["metrics"] == ours.history[7]["metrics"]
     assert {entry["metrics"]["rise"] for entry in ours.history[5:]} == {0}
     assert [event["epoch"] for event in prune.events] == [7]  # three reports, of which two have to agree

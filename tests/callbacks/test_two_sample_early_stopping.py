@@ -202,7 +202,7 @@ def test_a_validation_with_nan_is_skipped_and_logs_the_last_values(tmp_path: Pat
     monkeypatch.setattr(ErrorRise, "add", learning)
     compared = TwoSampleCallback(images(300), images(300, seed=1))
     stopping = TwoSampleEarlyStopping(patience=2, confirm=None)
-    with pytest.warns(UserWarning, match="it is NaN for 300 of 300 samples"):
+    with pytest.warns(UserWarning, match="it is NaN for 600 of 600 samples"):
         fit(tmp_path, compared, stopping, module=Sometimes(), train=loader(20), val=loader(20), max_epochs=9)
     rises = [entry["metrics"]["confidence_rise"] for entry in compared.history]
     assert rises[3:] == pytest.approx([1.5 ** (1 / 3) - 1] * 2 + [1.5 ** (2 / 3) - 1])

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from trainers import SmallNet, loader, quiet_trainer
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
-from lightning_anomaly.two_sample.stopping import rise
+from lightning_anomaly.filters.rise import rise
 
 
 class Scripted(AnomalyFilterCallback):
@@ -26,8 +26,10 @@ class Scripted(AnomalyFilterCallback):
             return
         signal = self.signal[len(self.history)]
         place = {"epoch": trainer.current_epoch, "losses": {}}
-        self.history.append({**place, "signal": signal, "analysed": signal is not None, "live": signal is not None})
-        value = rise([entry["signal"] for entry in self.history if entry["live"]])
+        self.history.append(
+            {**place, "signal": signal, "analyzed": signal is not None, "clustered": signal is not None}
+        )
+        value = rise([entry["signal"] for entry in self.history if entry["clustered"]])
         pl_module.log(f"{self.log_key_prefix}/rise", value, on_step=False, on_epoch=True, batch_size=1)
 
 

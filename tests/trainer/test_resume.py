@@ -115,7 +115,7 @@ def test_new_layers_are_logged_from_the_first_validation_of_a_resumed_run(tmp_pa
     ours = watcher(layers=["net.2"], every_n_validations=2)
     reader = EarlyStopping("anomaly_filters_layers/net.2", patience=9)  # fails where its key is missing
     fit([ours, reader], tmp_path / "last.ckpt", max_epochs=3)
-    assert [entry["analysed"] for entry in ours.history] == [True, False, True]
+    assert [entry["analyzed"] for entry in ours.history] == [True, False, True]
     assert "layer/net.0" not in ours.history[1]["metrics"]
 
 

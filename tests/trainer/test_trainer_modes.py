@@ -80,7 +80,7 @@ def test_sanity_checks_log_nothing_and_validations_outside_a_fit_have_no_history
     assert result["anomaly_filters/dead"] == 10
     trainer.fit_loop.max_epochs, trainer.num_sanity_val_steps = 2, 0
     trainer.fit(module, loader(80), loader(seed=1))
-    assert [entry["analysed"] for entry in ours.history] == [True, False]
+    assert [entry["analyzed"] for entry in ours.history] == [True, False]
     assert ours.history[1]["metrics"] == ours.history[0]["metrics"]  # not those of the black images
 
 

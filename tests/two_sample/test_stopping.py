@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_anomaly.two_sample.stopping import HOLD, SMOOTHING, SPIKE_WINDOW, confirms, last_above, loss_trend, rise
+from lightning_anomaly.two_sample.stopping import SMOOTHING, SPIKE_WINDOW, confirms, loss_trend
 
 LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 
@@ -63,18 +63,3 @@ def test_a_trend_is_that_of_the_exponential_average_in_any_unit(losses: list[flo
         other = loss_trend(changed)
         assert other is not None
         assert (other.waited, other.spike) == (trend.waited, trend.spike) == (trend.waited, beyond > 0)
-
-
-def test_last_values_above_the_threshold_are_counted() -> None:
-    assert [last_above(values, 0.05) for values in ([0.06, 0.06], [0.06, 0.05, 0.06], [0.06, 0.05], [])] == [2, 1, 0, 0]
-
-
-@given(st.lists(st.floats(0, 1, allow_subnormal=True), min_size=HOLD, max_size=30))
-def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretch(series: list[float]) -> None:
-    """All of the last five values lie above all five values of the stretch, by at least that much."""
-    last, before = series[-HOLD:], series[:-HOLD]
-    stretches = [before[i : i + HOLD] for i in range(len(before) - HOLD + 1)]
-    gaps = [min(new - old for new in last for old in stretch) for stretch in stretches]
-    assert rise(series) == pytest.approx(max([0.0, *gaps]), abs=1e-12)
-    assert math.isfinite(rise(series))
-    assert rise([]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lightning_anomaly.two_sample.stopping import HOLD
+from lightning_anomaly.filters.rise import HOLD
 from recipes.experiments.store import RESULTS, read_lines
 from recipes.experiments.tables import TABLES, curves, found, h3, output, stopping
 

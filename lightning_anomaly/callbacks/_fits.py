@@ -1,0 +1,103 @@
+"""Know which module is fitted, and which validations of a fit are analyzed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_anomaly.callbacks._guard import Guard
+
+_SHARE, _SECONDS = 0.1, 1.0  # of the time since the last analysis, and at least: less is not worth a line
+
+
+class FittedModule:
+    """The module that a Trainer works on, by weak references: a callback drops its state when another one is fitted."""
+
+    def __init__(self) -> None:
+        self.fitting: bool | None = None  # None before `setup`
+        self._fitted: weakref.ref[Any] | None = None  # of the last fit
+        self._current: weakref.ref[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"fitting": self.fitting, "_fitted": None, "_current": None}  # a weak reference cannot be copied
+
+    def enter(self, pl_module: Any, stage: str) -> bool:
+        """Return whether another module is fitted than before."""
+        self.fitting = stage == "fit"
+        self._current = weakref.ref(pl_module)
+        changes = self.fitting and (self._fitted is None or self._fitted() is not pl_module)
+        if self.fitting:
+            self._fitted = self._current
+        return changes
+
+    def resume(self) -> Any:
+        """Return the current module, whose state a checkpoint restores; None without one."""
+        self._fitted = self._current
+        return None if self._current is None else self._current()
+
+    def state_key(self, callback: Any) -> str:
+        """Return the key of a callback's state in a checkpoint."""
+        key = f"{type(callback).__name__}[{callback.log_key_prefix}]"
+        # Contains an identity until `setup`, whose error for two equal prefixes is clearer than the Trainer's.
+        return f"{key} {id(callback)}" if self.fitting is None else key
+
+
+class Schedule:
+    """Analyze at every n-th validation of a fit, and say once if that takes much of the run's time."""
+
+    def __init__(self, every_n_validations: int) -> None:
+        self._every_n = every_n_validations
+        self.due = False  # whether the current validation is analyzed
+        self._spent = 0.0  # seconds since the last analysis of this fit began
+        self._began: list[float] = []  # when each analysis of this fit began (seconds)
+
+    def begin_fit(self) -> None:
+        """Forget when earlier analyses began."""
+        self._began = []
+
+    def begin_validation(self, validations: int) -> None:
+        """Decide whether to analyze, after so many validations."""
+        self.due = validations % self._every_n == 0
+
+    def say_cost(self, guard: Guard, *, measured: bool) -> None:
+        """Begin an analysis, and say once if the last one took long; the first compiles loops and reads images."""
+        now = perf_counter()
+        if len(self._began) > 1 and measured and not guard.has_warned("cost"):
+            line = cost_line(guard.name, self._spent, now - self._began[-1])
+            if line is not None and guard.first("cost"):
+                rank_zero_info(line)
+        self._spent = 0.0
+        self._began.append(now)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time inside."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self.add(perf_counter() - started)
+
+    def add(self, seconds: float) -> None:
+        """Count time that was measured elsewhere."""
+        self._spent += seconds
+
+
+def cost_line(name: str, seconds: float, period: float) -> str | None:
+    """Return what to say of a callback that took `seconds` of a period (seconds); None if it took at most a tenth.
+
+    Examples:
+        >>> cost_line("AnomalyFilterCallback", 6.2, 100) is None
+        True
+        >>> cost_line("Watcher", 24.4, 61)
+        'Watcher took 24 of the 61 seconds since its last analysis (40%): see docs/speed.md.'
+    """
+    if seconds <= max(_SECONDS, _SHARE * period):
+        return None
+    time = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
+    return f"{name} took {time}: see docs/speed.md."

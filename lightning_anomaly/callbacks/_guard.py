@@ -1,0 +1,114 @@
+"""Turn what fails in a callback's hooks into warnings, so that a monitor never ends a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from lightning_anomaly._internal.notes import merge_notes
+from lightning_anomaly._internal.processes import rank_and_world, run_together
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+class Guard:
+    """Warn once of each problem of a callback, by its name, in process 0.
+
+    The callback's attribute `on_error` is "warn", or "raise" to let exceptions pass.
+    """
+
+    def __init__(self, callback: Any) -> None:
+        self.name = type(callback).__name__
+        self._callback = callback
+        self._warned: set[str] = set()
+        self._failure: Exception | None = None  # of the current validation
+
+    @contextmanager
+    def __call__(self, task: str, consequence: str = "") -> Iterator[None]:
+        """Turn an exception into one warning."""
+        try:
+            yield
+        except Exception as error:
+            if self._callback.on_error == "raise":
+                raise
+            problem = f"{type(error).__name__}: {error}"
+            self.warn(task + consequence, f"Could not {task} ({problem}).{consequence}")
+
+    def warn(self, key: str, message: str) -> None:
+        """Warn once for each key."""
+        if self.first(key) and rank_and_world()[0] == 0:
+            warnings.warn(f"{self.name}: {message}", stacklevel=2)
+
+    def warn_of(self, notes: Mapping[str, str], consequence: str = "") -> None:
+        """Warn once of each note of a report, or with a `consequence` of all in one warning."""
+        if notes and consequence:
+            notes = {f"nothing{consequence}": " ".join(merge_notes(notes).values()) + consequence}
+        new = {key: note for key, note in notes.items() if key not in self._warned}
+        for key, note in merge_notes(new).items():
+            self.warn(key, note)
+        self._warned.update(new)
+
+    def first(self, key: str) -> bool:
+        """Return whether nothing was said under this key before."""
+        new = key not in self._warned
+        self._warned.add(key)
+        return new
+
+    def has_warned(self, key: str) -> bool:
+        """Return whether something was said under this key."""
+        return key in self._warned
+
+    def forget(self) -> None:
+        """Warn of everything again."""
+        self._warned.clear()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a hook has failed in this validation."""
+        return self._failure is not None
+
+    def postpone(self, error: Exception) -> None:
+        """Keep an exception until `meet`. Unless it is raised, it loses its frames, which would keep tensors alive."""
+        self._failure = error if self._callback.on_error == "raise" else error.with_traceback(None)
+
+    def meet(self) -> None:
+        """Raise in all processes what `postpone` kept in one of them; a collective call."""
+        failure, self._failure = self._failure, None
+
+        def raise_failure() -> None:
+            if failure is not None:
+                raise failure
+
+        run_together(raise_failure)
+
+
+def guarded(hook: Hook) -> Hook:
+    """Run a hook of a callback behind its guard."""
+
+    @wraps(hook)
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        with self._guard(f"run `{hook.__name__}`"):
+            hook(self, *args, **kwargs)
+
+    return cast(Hook, run)
+
+
+def guarded_until_validation_ends(hook: Hook) -> Hook:
+    """Postpone an exception of a hook, and skip such hooks until the validation ends.
+
+    All processes meet there; if one left earlier, the others would wait forever.
+    """
+
+    @wraps(hook)
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not self._guard.failed:
+            try:
+                hook(self, *args, **kwargs)
+            except Exception as error:
+                self._guard.postpone(error)
+                self._remove_hooks()
+
+    return cast(Hook, run)
