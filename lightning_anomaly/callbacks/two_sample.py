@@ -226,7 +226,7 @@ class TwoSampleCallback(AnyCallback):
         """Watch what the first step calls the module with."""
         if self._schedule.due and self._images is None and batch_idx == dataloader_idx == 0:
             called = find_call(pl_module, self.logits)
-            scripted = isinstance(called, torch.jit.ScriptModule)
+            scripted = isinstance(called, torch.jit.ScriptModule)  # accepts no hooks
             self._calls.watch(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
 
     def on_validation_batch_end(
@@ -374,7 +374,7 @@ class TwoSampleCallback(AnyCallback):
 
     def _remove_hooks(self) -> None:
         self._calls.close()
-        self._compared = None
+        self._calls, self._compared = WatchedCalls(), None
 
     def _has_measured(self, trainer: Any) -> bool:
         past = self.history if trainer.state.fn == "fit" else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -38,11 +39,9 @@ def state_hash(model: nn.Module) -> str:
 
 def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
-    found: Any
-    try:
+    found: Callable[..., Any] | None = None
+    with suppress(AttributeError):
         found = model if name is None else attrgetter(name)(model)
-    except AttributeError:
-        found = None
     if not callable(found):
         raise ValueError(
             "Parameter `logits` should be None or name a method or a submodule that takes images and returns logits. "
