@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from lightning_anomaly._internal.compilation import compile_loop
-from lightning_anomaly.filters.parameters import KMEANS_ITERATIONS, SAME
+from lightning_anomaly.filters.parameters import SAME
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
-_Floats = npt.NDArray[np.floating[Any]]  # of either precision, like labels
-_Labels = npt.NDArray[np.signedinteger[Any]]
-_Keys = npt.NDArray[np.uint64]
-_CLOSE = 1 + 1e-3  # ratio of inertias that float32 may confuse, with a wide margin
+_ITERATIONS = 300  # at most, like scikit-learn's KMeans
 _DRAW = 32  # samples per partial sum of squared distances; a draw first finds its partial sum
-_MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(29)
 
 
 @compile_loop(forceinline=True, fastmath={"contract"})
@@ -27,27 +21,15 @@ def _squared_distance(x: float, y: float, cx: float, cy: float) -> float:
 
 
 @compile_loop(fastmath={"contract", "reassoc"}, forceinline=True)
-def _sums(x: _Floats, y: _Floats, label: _Labels, k: int) -> tuple[float, float, float]:
-    """Compute size and sums of one cluster in the type of the points, with the same instructions for every cluster."""
-    zero, one = x.dtype.type(0), x.dtype.type(1)
-    size, sx, sy = zero, zero, zero
+def _sums(x: _Array, y: _Array, label: _Integers, k: int) -> tuple[float, float, float]:
+    """Compute size and sums of one cluster, with the same instructions for every cluster."""
+    size, sx, sy = 0.0, 0.0, 0.0
     for i in range(x.size):
-        member = one if label[i] == k else zero  # multiplying is a fifth faster than branching
+        member = 1.0 if label[i] == k else 0.0  # multiplying is a fifth faster than branching
         size += member
         sx += member * x[i]
         sy += member * y[i]
     return size, sx, sy
-
-
-@compile_loop(forceinline=True)
-def _hash(x: float, y: float) -> np.uint64:
-    """Hash two doubles to 64 bits, such that sums of a few thousand hashes do not collide."""
-    h = np.float64(x).view(np.uint64) * _MIX
-    h ^= h >> _SHIFT
-    h = (h + np.float64(y).view(np.uint64)) * _STIR
-    h ^= h >> _SHIFT
-    key: np.uint64 = h * _MIX
-    return key
 
 
 @compile_loop(error_model="numpy")
@@ -69,16 +51,11 @@ def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
 
 
 @compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy", forceinline=True)
-def _descend(
-    x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floats, seen: _Keys, n_seen: int
-) -> tuple[float, int]:
-    """Run Lloyd's algorithm and update centres `c` in place; return the inertia and the number of `seen` centres.
-
-    The inertia is infinity if the centres are among the `n_seen` of earlier starts, which the run would repeat.
-    """
+def _descend(x: _Array, y: _Array, c: _Array, label: _Integers, distance: _Array) -> float:
+    """Run Lloyd's algorithm, update centres `c` and labels in place, and return the inertia."""
     clusters = len(c)
     inertia = np.inf
-    for _ in range(KMEANS_ITERATIONS):
+    for _ in range(_ITERATIONS):
         second = min(1, clusters - 1)
         ax, ay, bx, by = c[0, 0], c[0, 1], c[second, 0], c[second, 1]
         for i in range(x.size):
@@ -92,19 +69,9 @@ def _descend(
                 label[i] = k if d < distance[i] else label[i]
                 distance[i] = d if d < distance[i] else distance[i]
         previous = inertia
-        inertia = np.float64(distance.sum())
+        inertia = distance.sum()
         if not inertia < previous:
             break
-        key = np.uint64(0)
-        for k in range(clusters):  # the order of the centres does not matter
-            key += _hash(c[k, 0], c[k, 1])
-        repeated = False
-        for j in range(n_seen):
-            repeated |= seen[j] == key
-        if repeated:
-            return np.inf, n_seen
-        seen[n_seen] = key
-        n_seen += 1
         moved = False
         for k in range(clusters):
             size, sx, sy = _sums(x, y, label, k)
@@ -114,33 +81,20 @@ def _descend(
                 c[k, 0], c[k, 1] = sx, sy
         if not moved:
             break
-    return inertia, n_seen
+    return inertia
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
 def lloyd(xs: _Array, ys: _Array, centres: _Array, labels: _Integers) -> None:
-    """Find the best of several k-means clusterings; starts run in float32, and the close ones go on in float64."""
-    n, starts = xs.shape[1], centres.shape[1]
-    label, distance = np.empty(n, np.int64), np.empty(n)
-    rough_label, rough_distance = np.empty(n, np.int32), np.empty(n, np.float32)
-    seen = np.empty(starts * KMEANS_ITERATIONS, np.uint64)
-    inertias = np.empty(starts)
+    """Find the labels `(F, N)` of the best clustering from centres `(F, S, K, 2)`, which are changed."""
+    label, distance = np.empty(xs.shape[1], np.int64), np.empty(xs.shape[1])
     for f in range(len(xs)):
-        x, y = xs[f].astype(np.float32), ys[f].astype(np.float32)
-        c = centres[f].astype(np.float32)
-        n_seen = 0
-        for s in range(starts):
-            inertias[s], n_seen = _descend(x, y, c[s], rough_label, rough_distance, seen, n_seen)
-        close = _CLOSE * inertias.min()
         best = np.inf
-        n_seen = 0
-        for s in range(starts):
-            if inertias[s] <= close:
-                fine = c[s].astype(np.float64)
-                inertia, n_seen = _descend(xs[f], ys[f], fine, label, distance, seen, n_seen)
-                if inertia + SAME * max(1.0, inertia) < best:
-                    best = inertia
-                    labels[f] = label
+        for s in range(centres.shape[1]):
+            inertia = _descend(xs[f], ys[f], centres[f, s], label, distance)
+            if inertia + SAME * max(1.0, inertia) < best:
+                best = inertia
+                labels[f] = label
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")

@@ -68,7 +68,7 @@ class NumbaEngine:
         centres the first one wins. A centre without points does not move.
         """
         xs, ys = _coordinates(points)
-        starts, labels = centres.contiguous().numpy(), np.zeros(xs.shape, np.int64)
+        starts, labels = np.array(centres.numpy(), order="C"), np.zeros(xs.shape, np.int64)
         lloyd(xs, ys, starts, labels)
         return torch.from_numpy(labels)
 

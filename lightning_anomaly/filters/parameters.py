@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KMEANS_ITERATIONS = 300  # at most, like scikit-learn's KMeans
 SAME = 1e-9  # relative difference up to which values are equal; absolute for values below 1
 EMPTY = 10 * torch.finfo(torch.float64).eps  # added to every component's count, as in scikit-learn
 

@@ -24,6 +24,14 @@ def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_
         assert np.array_equal(labels[index].numpy(), expected)
 
 
+def test_the_best_start_wins_on_a_lattice_too(engine):
+    """A stage in single precision, whose ties went the other way, once chose another one."""
+    points = torch.randint(-2, 3, (10, 300, 2), generator=torch.Generator().manual_seed(0)).double()[9:]
+    centres = kmeans_plus_plus(points, 20, 3, seed=0, engine=engine)
+    expected, _ = oracle.best_kmeans(points[0].numpy(), centres[0].numpy())
+    assert np.array_equal(engine.kmeans(points, centres)[0].numpy(), expected)
+
+
 def test_a_cluster_without_points_keeps_its_centre_and_may_win_some_later(engine):
     points = torch.tensor([[[-4.0, 0], [0, 0], [4, 0]]], dtype=torch.float64)
     centres = torch.tensor([[[[-3.5, 0], [3, 0], [5.5, 0]]]], dtype=torch.float64)  # the second moves to 2
