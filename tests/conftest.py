@@ -14,9 +14,6 @@ import torch
 from functional import SEED
 from torch import Tensor, nn
 
-from lightning_anomaly.filters.engine import load_engine
-from lightning_anomaly.filters.numba_engine import NumbaEngine
-
 pytest.register_assert_rewrite("properties")
 
 torch.set_num_threads(1)
@@ -80,12 +77,6 @@ def trained() -> Trained:
     model.requires_grad_(False).eval()
     assert (model(images[1600:]).argmax(1) == targets[1600:]).float().mean() > 0.85
     return Trained(model, probe, damaged)
-
-
-@pytest.fixture
-def engine(request: pytest.FixtureRequest) -> NumbaEngine:
-    """The engine object, for functions below `analyze_maps`."""
-    return load_engine(getattr(request, "param", "numba"))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +25,15 @@ def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
     return decorate
 
 
-@cache
+_announced: set[str] = set()
+
+
 def announce_compilation(loop: Any) -> None:
     """Announce on stderr, once per process, that loops like this one will be compiled if it is not cached."""
     folder, name = loop.stats.cache_path, Path(loop.py_func.__code__.co_filename).stem
+    if name in _announced:
+        return
+    _announced.add(name)  # first, as several threads may call
     if folder is None or not any(Path(folder).glob(f"{name}.*.nbi")):
         cached = "Every process will do so" if folder is None else f"They are cached in {folder}"
         print(f"lightning_anomaly compiles its loops for up to half a minute. {cached}.", file=sys.stderr)

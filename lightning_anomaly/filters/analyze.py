@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,13 @@ from lightning_anomaly._internal.notes import nonfinite, warn_of
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly._internal.tables import listed
 from lightning_anomaly._internal.threads import torch_in_threads
-from lightning_anomaly.filters.engine import load_engine
 from lightning_anomaly.filters.isolation import isolated_samples
-from lightning_anomaly.filters.layer_report import LayerReport, join_layers, select_filters
-from lightning_anomaly.filters.mixtures import cluster_filters
+from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layers, select_filters
 from lightning_anomaly.filters.pca import reduce_maps
 from lightning_anomaly.filters.pictures import take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
-from lightning_anomaly.filters.verdicts import NONFINITE, outlier_samples, shown_clustering, smallest_share, verdicts_of
+from lightning_anomaly.filters.verdicts import outlier_samples, shown_clustering, smallest_share, verdicts_of
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import run, usable_layers
@@ -32,9 +30,6 @@ from lightning_anomaly.network.maps import LayerMaps, joined
 from lightning_anomaly.pages.thumbnails import SIDE, shrink
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scorer import SampleView, view_samples
-
-if TYPE_CHECKING:
-    from lightning_anomaly.filters.numba_engine import NumbaEngine
 
 _FILTER_BATCH = 64  # most filters per batch; ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
 
@@ -160,11 +155,10 @@ def analyze_slice(
     `maps` `(N, F, ...)` hold these filters only, possibly none. `samples` are empty if another process scores them.
     `previous` are the results for the same filters, see `analyze_maps`.
     """
-    engine = load_engine(settings.engine)
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings)]
     # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
-    update = partial(_update_filters, settings=settings, engine=engine)
+    update = partial(_update_filters, settings=settings)
     tasks += [partial(update, maps[name], filters, previous.get(name)) for name, filters in batches]
     results = iter(track(torch_in_threads(lambda task: task(), tasks), len(tasks), "filters", progress))
     views = next(results)
@@ -214,28 +208,30 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]
 
 
 def _update_filters(
-    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings, engine: NumbaEngine
+    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings
 ) -> LayerReport:
     """Analyze some filters of one layer; those with the same maps as before keep their result."""
     layer = layer.select(filters)
     hashes = layer.fingerprints()
     known = hashes[:0] if previous is None else previous.fingerprints[filters]
     if previous is None or len(known) != len(hashes) or not (known == hashes).any():
-        return _analyze_filters(layer, hashes, settings, engine)
+        return _analyze_filters(layer, hashes, settings)
     kept, changed = (flags.nonzero()[:, 0] for flags in (known == hashes, known != hashes))
     parts = [select_filters(previous, kept + filters.start)]
     if len(changed):
-        parts.append(_analyze_filters(layer.select(changed), hashes[changed], settings, engine))
+        parts.append(_analyze_filters(layer.select(changed), hashes[changed], settings))
     report = select_filters(join_layers(parts), torch.cat([kept, changed]).argsort())
     return replace(report, nonfinite=layer.nonfinite)
 
 
-def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings, engine: NumbaEngine) -> LayerReport:
+def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings) -> LayerReport:
     """Analyze the filters of a layer, or some of them."""
+    from lightning_anomaly.filters.mixtures import cluster_filters  # late, as numba takes long to import
+
     maps, extremes = layer.maps.cpu(), joined(layer.extremes).cpu().transpose(0, 1)
-    reduction = reduce_maps(maps, engine)
+    reduction = reduce_maps(maps, settings.engine)
     live = reduction.live.nonzero()[:, 0]
-    clustering = cluster_filters(reduction.points[live], settings, engine)
+    clustering = cluster_filters(reduction.points[live], settings)
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)

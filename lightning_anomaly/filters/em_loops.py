@@ -1,4 +1,4 @@
-"""Compiled loops of expectation maximization, see `numba_engine.py`."""
+"""Compiled loops of expectation maximization, see `mixtures.py`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_anomaly._internal.compilation import compile_loop
-from lightning_anomaly.filters.parameters import EMPTY
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
+EMPTY = 10 * float(np.finfo(np.float64).eps)  # added to every component's count, as in scikit-learn
 _LN2 = math.log(2)
 SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(SCALE y)^2
 _LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi), plus the contribution of scaled factors to a log-density
@@ -93,7 +93,7 @@ def _m_step(w: _Array, mu: _Array, u: _Array, sums: _Array, reg: float) -> float
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def expectation_maximisation(
+def expectation_maximization(
     xs: _Array,
     ys: _Array,
     weights: _Array,

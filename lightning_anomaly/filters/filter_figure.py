@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.verdicts import ANOMALY
+from lightning_anomaly.filters.layer_report import ANOMALY, LayerReport
 from lightning_anomaly.pages.style import COMPONENT_COLOURS, layer_text, new_figure
 
 if TYPE_CHECKING:

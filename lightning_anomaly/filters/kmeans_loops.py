@@ -1,4 +1,4 @@
-"""Compiled loops of k-means: the draw of centres and Lloyd's algorithm, see `numba_engine.py`."""
+"""Compiled loops of k-means: the draw of centers, Lloyd's algorithm and moments of clusters, see `mixtures.py`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_anomaly._internal.compilation import compile_loop
-from lightning_anomaly.filters.parameters import SAME
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
+_SAME = 1e-9  # relative difference up to which inertias are equal; absolute for those below 1
 _ITERATIONS = 300  # at most, like scikit-learn's KMeans
 _DRAW = 32  # samples per partial sum of squared distances; a draw first finds its partial sum
 
@@ -52,7 +52,7 @@ def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
 
 @compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy", forceinline=True)
 def _descend(x: _Array, y: _Array, c: _Array, label: _Integers, distance: _Array) -> float:
-    """Run Lloyd's algorithm, update centres `c` and labels in place, and return the inertia."""
+    """Run Lloyd's algorithm, update centers `c` and labels in place, and return the inertia."""
     clusters = len(c)
     inertia = np.inf
     for _ in range(_ITERATIONS):
@@ -85,21 +85,21 @@ def _descend(x: _Array, y: _Array, c: _Array, label: _Integers, distance: _Array
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def lloyd(xs: _Array, ys: _Array, centres: _Array, labels: _Integers) -> None:
-    """Find the labels `(F, N)` of the best clustering from centres `(F, S, K, 2)`, which are changed."""
+def lloyd(xs: _Array, ys: _Array, centers: _Array, labels: _Integers) -> None:
+    """Find the labels `(F, N)` of the best clustering from centers `(F, S, K, 2)`, which are changed."""
     label, distance = np.empty(xs.shape[1], np.int64), np.empty(xs.shape[1])
     for f in range(len(xs)):
         best = np.inf
-        for s in range(centres.shape[1]):
-            inertia = _descend(xs[f], ys[f], centres[f, s], label, distance)
-            if inertia + SAME * max(1.0, inertia) < best:
+        for s in range(centers.shape[1]):
+            inertia = _descend(xs[f], ys[f], centers[f, s], label, distance)
+            if inertia + _SAME * max(1.0, inertia) < best:
                 best = inertia
                 labels[f] = label
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def draw_centres(xs: _Array, ys: _Array, uniform: _Array, centres: _Array) -> None:
-    """Draw samples with probabilities proportional to the squared distance from the nearest centre."""
+def draw_centers(xs: _Array, ys: _Array, uniform: _Array, centers: _Array) -> None:
+    """Draw samples with probabilities proportional to the squared distance from the nearest center."""
     n, clusters = xs.shape[1], uniform.shape[1]
     distance, sums = np.empty(n), np.empty(-(-n // _DRAW))
     for f in range(len(xs)):
@@ -112,7 +112,7 @@ def draw_centres(xs: _Array, ys: _Array, uniform: _Array, centres: _Array) -> No
                 if k > 0:
                     chosen = _inverse(distance, sums, uniform[s, k])
                 cx, cy = x[chosen], y[chosen]
-                centres[f, s, k, 0], centres[f, s, k, 1] = cx, cy
+                centers[f, s, k, 0], centers[f, s, k, 1] = cx, cy
                 for b in range(sums.size):
                     total = 0.0
                     for i in range(b * _DRAW, min(n, b * _DRAW + _DRAW)):
@@ -121,3 +121,25 @@ def draw_centres(xs: _Array, ys: _Array, uniform: _Array, centres: _Array) -> No
                         distance[i] = d
                         total += d
                     sums[b] = total
+
+
+@compile_loop(nogil=True, cache=True, error_model="numpy")
+def cluster_moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array) -> None:
+    """Write size, means and covariances of each cluster into zeros `(F, K, 6)`."""
+    for f in range(len(xs)):
+        x, y, label, moment = xs[f], ys[f], labels[f], moments[f]
+        for i in range(x.size):
+            k = label[i]
+            moment[k, 0] += 1.0
+            moment[k, 1] += x[i]
+            moment[k, 2] += y[i]
+        for k in range(len(moment)):
+            moment[k, 1:3] /= max(moment[k, 0], 1.0)
+        for i in range(x.size):
+            k = label[i]
+            dx, dy = x[i] - moment[k, 1], y[i] - moment[k, 2]
+            moment[k, 3] += dx * dx
+            moment[k, 4] += dx * dy
+            moment[k, 5] += dy * dy
+        for k in range(len(moment)):
+            moment[k, 3:] /= max(moment[k, 0], 1.0)

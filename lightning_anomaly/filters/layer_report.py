@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
+LIVE = (NORMAL, ANOMALY)  # verdicts on filters that were clustered
+
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:

@@ -1,22 +1,34 @@
-"""Cluster each filter's points by mixtures of 2, 3, ... components, and compute the index of each clustering."""
+"""Cluster each filter's points by mixtures of 2, 3, ... components, and compute the index of each clustering.
+
+No function changes its arguments, and a filter's result does not depend on other filters. The compiled loops are in
+`em_loops.py` and `kmeans_loops.py`. Their inner loops run over samples, without branches or calls, on arrays that stay
+in the first-level cache, so that the compiler can vectorize them. Sums may be reordered ("reassoc"), but in the same
+way for every filter.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_anomaly.filters.parameters import EMPTY, SAME, Parameters, precision_factors
+from lightning_anomaly._internal.compilation import announce_compilation
+from lightning_anomaly.filters import em_loops, kmeans_loops
 from lightning_anomaly.filters.settings import AnalysisSettings
-
-if TYPE_CHECKING:
-    from lightning_anomaly.filters.numba_engine import NumbaEngine
 
 # scikit-learn's defaults
 MAX_ITER = 100
 TOL = 1e-3
 REG_COVAR = 1e-6  # the points have unit spread
+
+_SMALLEST_RATIO = 1e-18  # of the squares within clusters to those between them, see `calinski_harabasz`
+
+# Weights `(F, K)`, means `(F, K, 2)`, and factors `(F, K, 3)`: the entries `u11`, `u12`, `u22` of an upper triangular U
+# with precision `U U^T`
+Parameters = tuple[Tensor, Tensor, Tensor]
 
 
 class Clustering(NamedTuple):
@@ -27,71 +39,136 @@ class Clustering(NamedTuple):
     calinski_harabasz: Tensor  # index of each clustering `(F, M)`; 0 if all samples are in one cluster
 
 
-def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: NumbaEngine) -> Clustering:
+class MixtureFit(NamedTuple):
+    """Fitted mixtures of F filters, named as in scikit-learn."""
+
+    weights: Tensor  # of the components `(F, K)`
+    means: Tensor  # of the components `(F, K, 2)`
+    factors: Tensor  # see `Parameters`
+    lower_bound: Tensor  # mean log-likelihood per sample before the last M-step (nats) `(F,)`
+    labels: Tensor  # most probable component of each sample `(F, N)`
+    n_iter: Tensor  # `(F,)`
+    converged: Tensor  # whether the last change of the lower bound was below `tol` `(F,)`
+
+
+def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
     """Fit mixtures with 2 to `settings.max_components` components to the points of live filters `(F, N, 2)`.
 
-    There are at most N - 1 components. Fewer than 3 samples give one clustering with 0 components and one cluster.
+    Points are float64, in units of their spread. There are at most N - 1 components. Fewer than 3 samples give one
+    clustering with 0 components and one cluster.
     """
     filters, samples = points.shape[:2]
     numbers = [*range(2, min(settings.max_components, samples - 1) + 1)] or [0]
     labels = torch.zeros(filters, len(numbers), samples, dtype=torch.int64, device=points.device)
     index = points.new_zeros(filters, len(numbers))
     if filters and samples > 2:
-        centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
+        announce_compilation(em_loops.expectation_maximization)
+        centers = draw_centers(points, settings.n_init, numbers[-1], settings.seed)
         for place, k in enumerate(numbers):
-            start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k, engine)
-            labels[:, place] = engine.em(points, start, MAX_ITER, TOL, REG_COVAR).labels
-        index = calinski_harabasz(points, labels, engine)
+            start = cluster_parameters(points, kmeans(points, centers[:, :, :k]), k)
+            labels[:, place] = _component_labels(points, start, settings.engine)
+        index = calinski_harabasz(points, labels)
     return Clustering(torch.tensor(numbers, device=points.device), labels, index)
 
 
-def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: NumbaEngine) -> Tensor:
-    """Draw K centres `(F, S, K, 2)` among points `(F, N, 2)` by k-means++, S = `n_init` times.
+def _component_labels(points: Tensor, start: Parameters, engine: str) -> Tensor:
+    """Fit mixtures to points `(F, N, 2)`, and return the most probable component of each sample `(F, N)`."""
+    if engine == "sklearn":
+        from lightning_anomaly.filters.sklearn_estimators import sklearn_mixtures
 
-    See Arthur and Vassilvitskii (2007). The first k centres of a draw are a draw of k centres. All filters use the same
-    random numbers, on points sorted by their first coordinate, so that a filter's centres do not depend on other
+        return sklearn_mixtures(points, *start)
+    return fit_mixtures(points, start).labels
+
+
+def draw_centers(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Tensor:
+    """Draw K centers `(F, S, K, 2)` among points `(F, N, 2)` by k-means++, S = `n_init` times.
+
+    See Arthur and Vassilvitskii (2007). The first k centers of a draw are a draw of k centers. All filters use the same
+    random numbers, on points sorted by first and second coordinate, so that a filter's centers do not depend on other
     filters or on the order of the samples.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(n_init, n_clusters, generator=generator, dtype=torch.float64, device="cpu")
-    return engine.kmeans_plus_plus(points, uniform.to(points))
+    in_order = np.sort(points.contiguous().numpy().view(np.complex128)[..., 0], axis=1)
+    xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
+    centers = np.empty((len(xs), n_init, n_clusters, 2))
+    kmeans_loops.draw_centers(xs, ys, uniform.numpy(), centers)
+    return torch.from_numpy(centers)
 
 
-def cluster_parameters(
-    points: Tensor, labels: Tensor, n_components: int, engine: NumbaEngine, reg_covar: float = REG_COVAR
-) -> Parameters:
+def kmeans(points: Tensor, centers: Tensor) -> Tensor:
+    """Run Lloyd's algorithm on points `(F, N, 2)` from starts `(F, S, K, 2)`, until inertias no longer fall.
+
+    Returns the labels `(F, N)` of the first start with the smallest inertia, up to rounding. Of equally near centers
+    the first one wins. A center without points does not move.
+    """
+    xs, ys = _coordinates(points)
+    labels = np.zeros(xs.shape, np.int64)
+    kmeans_loops.lloyd(xs, ys, np.array(centers.numpy(), order="C"), labels)
+    return torch.from_numpy(labels)
+
+
+def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_covar: float = REG_COVAR) -> Parameters:
     """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)` by one M-step."""
-    sizes, means, covariances = engine.cluster_moments(points, labels, n_components)
-    count = sizes + EMPTY
+    sizes, means, covariances = cluster_moments(points, labels, n_components)
+    count = sizes + em_loops.EMPTY
     xx, xy, yy = covariances.unbind(2)
-    return count / count.sum(1, keepdim=True), means, precision_factors(xx, xy, yy, reg_covar)
+    l11 = (xx + reg_covar).sqrt()  # the covariance is L L^T, and U is the transposed inverse of L
+    l21 = xy / l11
+    l22 = (yy + reg_covar - l21 * l21).clamp(min=0.5 * reg_covar).sqrt()  # at least, despite rounding
+    return count / count.sum(1, keepdim=True), means, torch.stack([1 / l11, -l21 / (l11 * l22), 1 / l22], 2)
 
 
-def calinski_harabasz(points: Tensor, labels: Tensor, engine: NumbaEngine) -> Tensor:
+def fit_mixtures(
+    points: Tensor, start: Parameters, max_iter: int = MAX_ITER, tol: float = TOL, reg_covar: float = REG_COVAR
+) -> MixtureFit:
+    """Run expectation maximization on points `(F, N, 2)`, with the steps of scikit-learn's `GaussianMixture`.
+
+    A mixture has converged when its lower bound changes by less than `tol` (nats). `reg_covar` is added to the
+    variances (squared units of the points).
+    """
+    xs, ys = _coordinates(points)
+    filters, samples = xs.shape
+    weights, means, factors = start
+    w, mu, u = (np.array(part.numpy(), order="C") for part in (weights, means, factors * em_loops.SCALE))
+    bounds, n_iter, converged = np.empty(filters), np.zeros(filters, np.int64), np.zeros(filters, np.bool_)
+    labels = np.empty((filters, samples), np.int64)
+    em_loops.expectation_maximization(xs, ys, w, mu, u, max_iter, tol, reg_covar, bounds, n_iter, converged, labels)
+    return MixtureFit(*map(torch.from_numpy, (w, mu, u / em_loops.SCALE, bounds, labels, n_iter, converged)))
+
+
+def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     """Compute the Calinski-Harabasz index `(F, M)` of labels `(F, M, N)` of points `(F, N, 2)`.
 
     It is [SSB / (k - 1)] / [SSW / (N - k)] for k occupied clusters, and 0 if k is 1 or N (Calinski and Harabasz, "A
-    dendrite method for cluster analysis", 1974). SSW is bounded below by `SAME ** 2` times SSB. Without the bound, if
-    the points of each cluster are equal, rounding decides between an SSW of 0, for which scikit-learn's index is 1, and
-    one of 1e-34, for which it is 1e34.
+    dendrite method for cluster analysis", 1974). SSW is at least 1e-18 times SSB. Without this bound, if the points of
+    each cluster are equal, rounding decides between an SSW of 0, for which scikit-learn's index is 1, and one of 1e-34,
+    for which it is 1e34.
     """
     samples = points.shape[1]
-    centred = points - points.mean(1, keepdim=True)
+    centered = points - points.mean(1, keepdim=True)
     index = points.new_zeros(labels.shape[:2])
     for place, label in enumerate(labels.unbind(1)):
-        sizes, means, covariances = engine.cluster_moments(centred, label, int(label.max()) + 1)
+        sizes, means, covariances = cluster_moments(centered, label, int(label.max()) + 1)
         k = (sizes > 0).sum(1)
         between = (sizes * means.square().sum(2)).sum(1)
-        within = (sizes * (covariances[..., 0] + covariances[..., 2])).sum(1).clamp(min=SAME**2 * between)
+        within = (sizes * (covariances[..., 0] + covariances[..., 2])).sum(1).clamp(min=_SMALLEST_RATIO * between)
         ratio = between * (samples - k) / (within * (k - 1))
         index[:, place] = torch.where((k > 1) & (k < samples), ratio, 0.0)
     return index
 
 
-def first_largest(values: Tensor) -> Tensor:
-    """Find the first position of the largest value along the last axis, up to rounding.
+def cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)` of clusters of points.
 
-    Equal clusterings with other labels have values that differ by rounding, which should not affect the choice.
+    `points` are `(F, N, 2)`, `labels` `(F, N)`. Empty clusters give zeros.
     """
-    largest = values.amax(-1, keepdim=True)
-    return (values >= largest - SAME * largest.abs().clamp(min=1)).int().argmax(-1)
+    moments = np.zeros((len(points), n_clusters, 6))
+    kmeans_loops.cluster_moments(*_coordinates(points), labels.contiguous().numpy(), moments)
+    tensor = torch.from_numpy(moments)
+    return tensor[..., 0], tensor[..., 1:3], tensor[..., 3:]
+
+
+def _coordinates(points: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the coordinates `(F, N)` of points `(F, N, 2)` as contiguous arrays."""
+    return points[..., 0].contiguous().numpy(), points[..., 1].contiguous().numpy()

@@ -14,11 +14,20 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tables import Tabular, listed
-from lightning_anomaly.filters.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
+from lightning_anomaly.filters.layer_report import (
+    ANOMALY,
+    DEAD,
+    LIVE,
+    NONFINITE,
+    LayerReport,
+    layer_from_dict,
+    layer_to_dict,
+    to_plain,
+    to_tensor,
+)
 from lightning_anomaly.filters.pictures import Pictures
 from lightning_anomaly.filters.reactions import Reaction, find_reactions, standing_out
 from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
-from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE, NONFINITE
 from lightning_anomaly.scores.scorer import SampleView, larger, ordered_reasons, scores_by
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE, NONFINITE, NORMAL
+from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, NONFINITE, NORMAL, LayerReport
 from lightning_anomaly.pages.style import layer_text, new_figure
 
 if TYPE_CHECKING:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lightning_anomaly.filters.mixtures import Clustering, first_largest
-from lightning_anomaly.filters.parameters import SAME
+from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, NONFINITE, NORMAL
 
+if TYPE_CHECKING:  # as `mixtures` imports numba, which takes long
+    from lightning_anomaly.filters.mixtures import Clustering
+
+_SAME = 1e-9  # relative difference up to which values are equal; absolute for values below 1
 _SHARE = 2 / 3  # of the votes, for `rule="index"`; half of them would be less stable, see `docs/method.md`
-
-NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
-LIVE = (NORMAL, ANOMALY)  # verdicts on filters that were clustered
 
 
 def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:
@@ -39,7 +41,7 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
         votes = one_hot(first_largest(index), index.shape[1]).to(index)
     else:  # relative to the largest, so that no sum overflows; 0 if there is no index
         votes = index / index.amax(1, keepdim=True).clamp(min=torch.finfo(index.dtype).tiny)
-    return (rare * votes[:, :, None]).sum(1) > (_SHARE + SAME) * votes.sum(1, keepdim=True)
+    return (rare * votes[:, :, None]).sum(1) > (_SHARE + _SAME) * votes.sum(1, keepdim=True)
 
 
 def verdicts_of(flagged: Tensor, constant: Tensor, finite: Tensor) -> tuple[str, ...]:
@@ -63,3 +65,12 @@ def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: fl
 def smallest_share(labels: Tensor) -> Tensor:
     """Compute the share `(...)` of the samples in the smallest occupied cluster, from labels `(..., N)`."""
     return _cluster_sizes(labels).amin(-1).double() / labels.shape[-1]
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """Find the first position of the largest value along the last axis, up to rounding.
+
+    Equal clusterings with other labels have values that differ by rounding, which should not affect the choice.
+    """
+    largest = values.amax(-1, keepdim=True)
+    return (values >= largest - _SAME * largest.abs().clamp(min=1)).int().argmax(-1)

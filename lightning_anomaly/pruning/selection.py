@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from lightning_anomaly.filters.layer_report import LIVE
 from lightning_anomaly.filters.report import AnomalyReport
-from lightning_anomaly.filters.verdicts import LIVE
 
 # A report in plain values, `{layer: [outlier samples of filter 0, of filter 1, ...]}`: 0 for a normal filter, -1 for a
 # dead or nonfinite one.

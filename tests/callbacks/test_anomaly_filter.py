@@ -16,7 +16,7 @@ from torch import Tensor, equal, nn
 from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback, analyze
-from lightning_anomaly.filters import numba_engine
+from lightning_anomaly.filters import kmeans_loops
 
 pytestmark = QUIET
 
@@ -115,8 +115,8 @@ class Clock(pl.Callback):
 
 
 def test_seconds_do_not_include_compilation_by_numba(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = numba.njit(nogil=True)(numba_engine.lloyd.py_func)
-    monkeypatch.setattr(numba_engine, "lloyd", fresh)
+    fresh = numba.njit(nogil=True)(kmeans_loops.lloyd.py_func)
+    monkeypatch.setattr(kmeans_loops, "lloyd", fresh)
     clock, ours, compiled = Clock(), watcher(), []
     with numba.core.event.install_timer("numba:compile", compiled.append):
         fit(tmp_path, clock, ours, max_epochs=1)

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.filters.engine import load_engine
 from lightning_anomaly.filters.isolation import find_borders, isolated_samples
 from lightning_anomaly.filters.pca import reduce_maps
 
 FRACTION = 0.02
-ENGINE = load_engine("numba")
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -58,7 +56,7 @@ def draw(
     extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
     values = values.clamp(min=0) if name.startswith("ReLU") else values
     if len(size) > 1:
-        return reduce_maps(values.transpose(0, 1), ENGINE).points, extremes
+        return reduce_maps(values.transpose(0, 1)).points, extremes
     return functional.pad(values, (0, 2 - values.shape[2])), extremes
 
 

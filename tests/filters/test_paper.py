@@ -9,8 +9,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, analyze
-from lightning_anomaly.filters.engine import load_engine
-from lightning_anomaly.filters.mixtures import kmeans_plus_plus
+from lightning_anomaly.filters.mixtures import draw_centers
 from lightning_anomaly.filters.pca import reduce_maps
 
 KMEANS = cluster.KMeans
@@ -27,15 +26,14 @@ def outliers_by_hand(maps: np.ndarray) -> np.ndarray:
 
 def drawn(maps: Tensor) -> np.ndarray:
     """Return the samples `(F, 8)` from which the package starts k-means, for maps `(N, F, H, W)`."""
-    engine = load_engine("numba")
-    points = reduce_maps(maps.clamp(min=0), engine).points
-    centres = kmeans_plus_plus(points, 1, 8, AnalysisSettings.paper().seed, engine)[:, 0]
-    return torch.cdist(centres, points).argmin(2).numpy()
+    points = reduce_maps(maps.clamp(min=0)).points
+    centers = draw_centers(points, 1, 8, AnalysisSettings.paper().seed)[:, 0]
+    return torch.cdist(centers, points).argmin(2).numpy()
 
 
 def test_paper_settings_are_a_loop_over_scikit_learn_s_defaults_from_the_same_start(trained, monkeypatch):
     # `GaussianMixture(k)` gets our draw of k-means++, its only random part. k-means continues until nothing changes;
-    # scikit-learn's stops when its centres move by less than 1e-4.
+    # scikit-learn's stops when its centers move by less than 1e-4.
     def kmeans(n_clusters, n_init, random_state):
         assert n_init == 1
         return KMEANS(n_clusters, init=lambda points, *_, **__: points[start[:n_clusters]], n_init=1, tol=0)

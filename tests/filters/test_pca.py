@@ -7,10 +7,7 @@ import pytest
 import torch
 import zoo
 
-from lightning_anomaly.filters.engine import load_engine
 from lightning_anomaly.filters.pca import reduce_maps
-
-ENGINE = load_engine("numba")
 
 # Sizes of maps and numbers of samples, fewer and more than pixels.
 SHAPES = [((1, 2), 60), ((4, 4), 10), ((5, 5), 60), ((8, 8), 300), ((14, 14), 20), ((7,), 300), ((2, 3, 4), 30)]
@@ -22,7 +19,7 @@ def up_to_sign(found, expected) -> np.ndarray:
 
 
 def parts(maps) -> tuple[torch.Tensor, ...]:
-    reduction = reduce_maps(maps.transpose(0, 1), ENGINE)
+    reduction = reduce_maps(maps.transpose(0, 1))
     return reduction.points, reduction.explained, reduction.constant, reduction.finite
 
 
@@ -45,7 +42,7 @@ def test_scores_are_scikit_learn_s_up_to_sign(kind, size, samples):
     maps = zoo.maps(kind, 2, samples, size)
     maps = maps.float() if samples == 60 else maps
     before = maps.clone()
-    reduction = reduce_maps(maps, ENGINE)
+    reduction = reduce_maps(maps)
     assert torch.equal(maps, before)
     for index in range(2):
         expected = oracle.pca_scores(maps[:, index].numpy())
@@ -56,7 +53,7 @@ def test_scores_are_scikit_learn_s_up_to_sign(kind, size, samples):
 @pytest.mark.parametrize(("second", "gap"), [(0.5, 1e-1), (1e-4, 1e-6), (0.5, 1e-9), (1.0, 0)])
 def test_scores_are_scikit_learn_s_if_the_third_eigenvalue_is_close_to_the_second(second, gap, samples, pixels):
     maps = spectrum([1.0, second, second * (1 - gap)], samples, pixels)
-    reduction = reduce_maps(maps[:, None], ENGINE)
+    reduction = reduce_maps(maps[:, None])
     points = reduction.points[0]
     # With equal eigenvalues the axes are arbitrary, but their variances are not, and they are uncorrelated.
     variance = points.square().mean(0)
@@ -69,19 +66,19 @@ def test_scores_are_scikit_learn_s_if_the_third_eigenvalue_is_close_to_the_secon
 
 def test_each_axis_points_to_its_largest_loading():
     maps = zoo.maps("skewed", 3, 50, (3, 3))
-    ours, theirs = reduce_maps(maps, ENGINE), reduce_maps(maps, load_engine("sklearn"))
+    ours, theirs = reduce_maps(maps), reduce_maps(maps, "sklearn")
     torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=1e-9)
-    torch.testing.assert_close(reduce_maps(-maps, ENGINE).points.abs(), ours.points.abs(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(reduce_maps(-maps).points.abs(), ours.points.abs(), rtol=0, atol=1e-9)
     for index in range(3):
         rows = maps[:, index].flatten(1) - maps[:, index].flatten(1).mean(0)
         loadings = rows.T @ ours.points[index]
         assert (loadings.gather(0, loadings.abs().argmax(0, keepdim=True)) > 0).all()
 
 
-@pytest.mark.parametrize("engine", ["numba", "sklearn"], indirect=True)
+@pytest.mark.parametrize("engine", ["numba", "sklearn"])
 @pytest.mark.parametrize(("size", "samples"), [((2, 2), 50), ((5, 5), 61), ((8, 8), 300), ((8, 8), 40)])
 def test_equal_maps_are_exactly_equal_points(size, samples, engine):
-    """Otherwise rounding would decide between equal centres of a random start."""
+    """Otherwise rounding would decide between equal centers of a random start."""
     maps = zoo.maps("sparse", 4, samples, size)
     maps[::3] = maps[1]
     points = reduce_maps(maps, engine).points
@@ -91,7 +88,7 @@ def test_equal_maps_are_exactly_equal_points(size, samples, engine):
         assert len(points[index].unique(dim=0)) == distinct
 
 
-@pytest.mark.parametrize("engine", ["numba", "sklearn"], indirect=True)
+@pytest.mark.parametrize("engine", ["numba", "sklearn"])
 def test_maps_of_one_pixel_lie_on_a_line(engine):
     for shape in ((30, 2, 1, 1), (30, 2)):
         maps = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
@@ -104,7 +101,7 @@ def test_maps_of_one_pixel_lie_on_a_line(engine):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
-@pytest.mark.parametrize("engine", ["numba", "sklearn"], indirect=True)
+@pytest.mark.parametrize("engine", ["numba", "sklearn"])
 def test_very_few_samples_have_finite_points(engine, samples):
     maps = torch.randn(samples, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     reduction = reduce_maps(maps, engine)
@@ -119,13 +116,13 @@ def test_a_filter_is_constant_if_it_varies_only_by_rounding(dtype):
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20)[:, None].expand(40, 4)
     maps = torch.stack([3 + 3 * size * eps * sign for size in (0, 1, 2, 32)], 1).to(dtype)
     maps = torch.cat([maps, torch.zeros_like(maps[:, :1])], 1)
-    assert reduce_maps(maps, ENGINE).constant.tolist() == [True, True, True, False, True]
+    assert reduce_maps(maps).constant.tolist() == [True, True, True, False, True]
 
 
 def test_a_filter_with_nan_or_infinity_is_not_finite_and_its_points_are_zero():
     maps = torch.randn(20, 5, 3, 3, generator=torch.Generator().manual_seed(0))
     maps[3, 1, 0, 0], maps[3, 2, 0, 0], maps[:, 3], maps[0, 4, 1, 1] = torch.nan, torch.inf, 2.0, -torch.inf
-    reduction = reduce_maps(maps, ENGINE)
+    reduction = reduce_maps(maps)
     assert reduction.finite.tolist() == [True, False, False, True, False]
     assert reduction.constant.tolist() == [False, False, False, True, False]
     assert reduction.live.tolist() == [True, False, False, False, False]
@@ -145,6 +142,6 @@ def test_points_do_not_depend_on_other_filters(kind, two_threads):
 @pytest.mark.parametrize("scale", [1e-300, 1e-10, 1e10, 1e300])
 def test_no_scale_overflows_or_underflows(scale):
     maps = zoo.maps("skewed", 3, 40, (4, 4))
-    reduction, scaled = reduce_maps(maps, ENGINE), reduce_maps(maps * scale, ENGINE)
+    reduction, scaled = reduce_maps(maps), reduce_maps(maps * scale)
     assert torch.equal(scaled.live, reduction.live)
     torch.testing.assert_close(scaled.points, reduction.points, rtol=0, atol=1e-9)

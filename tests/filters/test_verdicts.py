@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from lightning_anomaly.filters.mixtures import Clustering
-from lightning_anomaly.filters.verdicts import outlier_samples, rare_samples, shown_clustering, smallest_share
+from lightning_anomaly.filters.verdicts import (
+    first_largest,
+    outlier_samples,
+    rare_samples,
+    shown_clustering,
+    smallest_share,
+)
 
 
 def sizes(*counts: int) -> torch.Tensor:
@@ -93,3 +99,14 @@ def test_the_shown_clustering_is_the_best_of_those_with_most_outliers():
 def test_the_smallest_share_ignores_empty_clusters():
     labels = torch.tensor([[0, 0, 0, 2], [1, 1, 1, 1]])
     assert smallest_share(labels).tolist() == [0.25, 1.0]
+
+
+def test_the_largest_value_is_the_first_of_those_equal_up_to_rounding():
+    for values, position in (
+        ([1, 3 - 1e-12, 3, 2], 1),
+        ([0, -1e-12, 1e-12, 0], 0),
+        ([1, 3 - 1e-6, 3, 2], 2),
+        ([-2, -1 - 1e-12, -1, -3], 1),
+        ([1e300, 2e300, 2e300 * (1 + 1e-12), 0], 1),
+    ):
+        assert first_largest(torch.tensor(values, dtype=torch.float64)).item() == position
