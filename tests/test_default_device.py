@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from reports import facts
 from torch import nn
 
-from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze, find_outliers, two_sample_test
+from lightning_anomaly import AnalysisSettings, analyze, find_outliers, two_sample_test
 from lightning_anomaly.pages.outlier_figure import outlier_figure
 from lightning_anomaly.pruning import mask_filters
 
@@ -23,9 +24,8 @@ NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 
 
 def analyzed() -> list[Any]:
     report = analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2), keep_images=True)
-    again = AnomalyReport.from_dict(report.to_dict())
     figure = outlier_figure(IMAGES, report.outlier_scores, report.outlier_samples)
-    return [report.to_dict(), again.to_dict(), report.metrics(), again.outlier_samples, str(report), figure is None]
+    return [facts(report), report.metrics(), str(report), figure is None]
 
 
 def page(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -194,7 +194,7 @@ def join_slices(
         )
     views = {name: view for part in parts for name, view in part.views.items()}
     carried_over = sum(part.carried_over for part in parts)
-    return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views, carried_over=carried_over)
+    return AnomalyReport(layers, n_samples, asdict(settings), notes, views, carried_over=carried_over)
 
 
 def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:

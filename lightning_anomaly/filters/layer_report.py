@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,63 +68,19 @@ class LayerReport:
         return filters
 
 
-_DTYPES = {
-    "n_components": torch.int64,
-    "calinski_harabasz": torch.float64,
-    "smallest_share": torch.float64,
-    "labels": torch.uint8,
-    "points": torch.float32,
-    "outliers": torch.bool,
-    "isolated": torch.bool,
-    "explained": torch.float64,
-    "sparsity": torch.float64,
-    "nonfinite": torch.bool,
-    "fingerprints": torch.int64,
-}
-
-
 def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
     """Join reports of consecutive filters of one layer."""
-    tensors: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in _DTYPES}
-    tensors["nonfinite"] = torch.stack([part.nonfinite for part in parts]).any(0)
-    return replace(parts[0], verdicts=tuple(verdict for part in parts for verdict in part.verdicts), **tensors)
+    joined: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in _per_filter(parts[0])}
+    joined["verdicts"] = tuple(verdict for part in parts for verdict in part.verdicts)
+    return replace(parts[0], nonfinite=torch.stack([part.nonfinite for part in parts]).any(0), **joined)
 
 
 def select_filters(layer: LayerReport, filters: Tensor) -> LayerReport:
     """Select some filters of a layer, in this order."""
-    tensors: dict[str, Any] = {key: getattr(layer, key)[filters] for key in _DTYPES if key != "nonfinite"}
-    return replace(layer, verdicts=tuple(layer.verdicts[index] for index in filters.tolist()), **tensors)
+    selected: dict[str, Any] = {key: values[filters] for key, values in _per_filter(layer).items()}
+    return replace(layer, verdicts=tuple(layer.verdicts[index] for index in filters.tolist()), **selected)
 
 
-def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
-    """Convert a layer to JSON values."""
-    sizes = {"map_size": list(layer.map_size), "analyzed_size": list(layer.analyzed_size)}
-    tensors = {key: to_plain(getattr(layer, key)) for key in _DTYPES}
-    return {"verdicts": list(layer.verdicts), **sizes, **tensors}
-
-
-def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
-    """Restore a layer from the result of `layer_to_dict`."""
-    tensors = {key: to_tensor(values[key], dtype) for key, dtype in _DTYPES.items()}
-    # Only the first of several processes has points, and empty lists lose their axes.
-    tensors["points"] = tensors["points"].reshape(len(values["verdicts"]), -1, 2)
-    return LayerReport(
-        verdicts=tuple(values["verdicts"]),
-        map_size=tuple(values["map_size"]),
-        analyzed_size=tuple(values["analyzed_size"]),
-        **tensors,
-    )
-
-
-def to_plain(tensor: Tensor) -> Any:
-    """Convert to nested lists, with infinite numbers and NaN as strings, which JSON does not have as numbers."""
-    if tensor.isfinite().all():
-        return tensor.tolist()
-    if tensor.ndim == 0:
-        return str(tensor.item())
-    return [to_plain(part) for part in tensor]
-
-
-def to_tensor(values: Any, dtype: torch.dtype) -> Tensor:
-    """Convert nested lists to a tensor, with "inf" and "nan" as numbers."""
-    return torch.from_numpy(np.array(values, dtype=str(dtype).removeprefix("torch.")))
+def _per_filter(layer: LayerReport) -> dict[str, Tensor]:
+    """Return the tensors of a layer that have a row for each filter."""
+    return {key: value for key, value in vars(layer).items() if isinstance(value, Tensor) and key != "nonfinite"}

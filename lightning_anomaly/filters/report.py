@@ -14,17 +14,7 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tables import Tabular, listed
-from lightning_anomaly.filters.layer_report import (
-    ANOMALY,
-    DEAD,
-    LIVE,
-    NONFINITE,
-    LayerReport,
-    layer_from_dict,
-    layer_to_dict,
-    to_plain,
-    to_tensor,
-)
+from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, NONFINITE, LayerReport
 from lightning_anomaly.filters.pictures import Pictures
 from lightning_anomaly.filters.reactions import Reaction, find_reactions, standing_out
 from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
@@ -49,7 +39,7 @@ class AnomalyReport(Tabular):
         settings: The analysis settings as plain values.
         notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
         views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`.
-        pictures: Images of the samples and some of the maps, if they were kept; not in `to_dict`.
+        pictures: Images of the samples and some of the maps, if they were kept.
         carried_over: Number of filters with the same maps as in the callback's last analysis, bit for bit, whose
             results are those of that analysis.
         names: File of each sample, if known, by which the table and the page name it; not in `to_dict`.
@@ -175,40 +165,6 @@ class AnomalyReport(Tabular):
             "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
             **{f"layer/{name}": float(len(layer.filters(ANOMALY))) for name, layer in self.layers.items()},
         }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert everything but pictures to JSON values; infinite numbers and NaN become strings."""
-        return {
-            "n_samples": self.n_samples,
-            "carried_over": self.carried_over,
-            "settings": dict(self.settings),
-            "notes": {key: str(note) for key, note in self.notes.items()},
-            "layers": {name: layer_to_dict(layer) for name, layer in self.layers.items()},
-            "views": {
-                name: {"scores": to_plain(view.scores), "reasons": list(view.reasons)}
-                for name, view in self.views.items()
-            },
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AnomalyReport:
-        """Restore a report from the result of `to_dict`.
-
-        Raises:
-            ValueError: If `values` did not come from `to_dict`.
-        """
-        try:
-            layers = {name: layer_from_dict(layer) for name, layer in values["layers"].items()}
-            views = {
-                name: SampleView(to_tensor(view["scores"], torch.float64), tuple(view["reasons"]))
-                for name, view in values["views"].items()
-            }
-            settings, notes = dict(values["settings"]), dict(values["notes"])
-            return cls(layers, values["n_samples"], settings, notes, views, carried_over=values["carried_over"])
-        except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"Parameter `values` should be what `AnomalyReport.to_dict()` returned. Found {error!r}."
-            ) from error
 
     def to_frame(self) -> DataFrame:
         """Convert the report to a pandas DataFrame with a row for each filter.

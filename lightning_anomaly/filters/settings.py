@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_one_of
@@ -80,10 +80,6 @@ class AnalysisSettings:
         """The smallest number of samples with room for a rare cluster and two samples per component."""
         # The tolerance is for rounding, as in `rare_samples`.
         return max(math.ceil(1 / self.rare_fraction * (1 - 1e-12)), 2 * self.max_components)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values, from which `AnalysisSettings(**values)` restores them."""
-        return asdict(self)
 
 
 def checked_settings(settings: AnalysisSettings | None) -> AnalysisSettings:

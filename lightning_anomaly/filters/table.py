@@ -8,12 +8,7 @@ from typing import Any
 
 import torch
 
-<<<<<<< HEAD
-from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.verdicts import ANOMALY, DEAD, LIVE, NONFINITE
-=======
-from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, LayerReport
->>>>>>> 0e83449a (Mixtures and principal components are functions, not an engine's methods)
+from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, NONFINITE, LayerReport
 
 _MOST_ROWS = 12  # layers in a printed table
 _SPARSE = 0.7  # from this share of zeros on, many filters are flagged without any odd image, see `docs/method.md`

@@ -1,6 +1,5 @@
-"""A report can be stored as JSON, is printed as a table, and has finite metrics."""
+"""A report is printed as a table, and has finite metrics."""
 
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -62,9 +61,6 @@ def test_the_score_is_the_larger_one_and_its_reason_comes_first():
     assert [*report.outlier_reasons(2)] == ["content", "look"]
     assert [*report.outlier_reasons(3).items()] == [("look", "noisy"), ("content", "unlike the others")]
     assert report.outlier_reasons(1) == {}
-    restored = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))
-    assert torch.equal(restored.outlier_scores, report.outlier_scores)
-    assert restored.outlier_reasons(3) == report.outlier_reasons(3)
     with pytest.raises(ValueError, match="`sample = 6`"):
         report.outlier_reasons(6)
     assert REPORT.content_scores.isnan().tolist() == EMPTY.look_scores.isnan().tolist() + [True] * 6
@@ -89,26 +85,12 @@ def test_metrics_are_finite_floats():
     assert set(EMPTY.metrics().values()) == {0.0}
 
 
-def test_a_report_survives_json():
-    for report in (REPORT, EMPTY):
-        values = report.to_dict()
-        restored = AnomalyReport.from_dict(json.loads(json.dumps(values, allow_nan=False)))
-        assert restored.to_dict() == values
-        assert str(restored) == str(report)
-
-
 def test_samples_with_equal_scores_are_ranked_by_votes():
     finite = {name: replace(part, nonfinite=torch.zeros(6, dtype=torch.bool)) for name, part in REPORT.layers.items()}
     report = replace(REPORT, layers=finite, views={})
     assert report.outlier_scores.tolist() == [0] * 6
     assert report.by_outlier_score[:3] == [5, 0, 2]
     assert "outlier scores" not in str(report)
-
-
-@pytest.mark.parametrize("values", [None, {}, {**REPORT.to_dict(), "layers": 3}])
-def test_from_dict_refuses_other_values(values):
-    with pytest.raises(ValueError, match="`values`"):
-        AnomalyReport.from_dict(values)
 
 
 class TestTable:

@@ -1,14 +1,19 @@
-"""Made-up layers of a report, with given verdicts and outliers, and the contents of its page."""
+"""Made-up layers of a report, with given verdicts and outliers, its values, and the contents of its page."""
 
 import base64
 import json
+import math
 import re
 import zlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.scores.scorer import SampleView
 
 
 def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) -> LayerReport:
@@ -33,6 +38,21 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
         "fingerprints": torch.arange(filters),
     }
     return LayerReport(verdicts=verdicts, **(fields | values))
+
+
+def facts(value: Any) -> Any:
+    """Convert a report, or a part of one, to JSON values that can be compared: without pictures, NaN as a word."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    elif isinstance(value, SampleView):
+        value = value._asdict()
+    elif is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value) if field.name != "pictures"}
+    if isinstance(value, Mapping):
+        return {key: facts(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [facts(part) for part in value]
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else str(value)
 
 
 def contents(page: str) -> tuple[dict[str, Any], dict[str, bytes]]:

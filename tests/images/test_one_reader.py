@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Broken
+from reports import facts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -27,7 +28,7 @@ def net() -> nn.Module:
 
 
 FUNCTIONS: dict[str, Callable[[nn.Module, Any], Any]] = {
-    "analyze": lambda net, images: analyze(net, images).to_dict(),
+    "analyze": lambda net, images: facts(analyze(net, images)),
     "two_sample_test": lambda net, images: two_sample_test(net, images, OTHERS),
     "find_outliers": lambda net, images: find_outliers(net, images),
 }

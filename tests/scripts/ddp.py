@@ -13,6 +13,7 @@ import torch
 from forked import LIMIT, Outcome, run_scenarios
 from lightning.pytorch.strategies import DDPStrategy
 from network import images, network
+from reports import facts
 from small import loader, module, quiet
 from torch import nn
 
@@ -37,7 +38,7 @@ def same_images(rank: int, world: int) -> Outcome:
     """Analyze all validation images, and compare them with training images."""
     watching = AnomalyFilterCallback(probe_size=500)
     seen = fit(world, watching, TwoSampleCallback(sample_size=81), max_epochs=2)
-    return {**seen, "report": watching.report.to_dict()}
+    return {**seen, "report": facts(watching.report)}
 
 
 def output_stops(rank: int, world: int) -> Outcome:

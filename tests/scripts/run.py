@@ -18,7 +18,7 @@ def run_processes(name: str, folder: Path, *scenarios: str) -> Path:
         stderr=subprocess.STDOUT,
         text=True,
         timeout=1200,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE, HERE.parent / "helpers"]))},
     )
     assert done.returncode == 0, done.stdout[-4000:]
     (folder / "printed.txt").write_text(done.stdout)

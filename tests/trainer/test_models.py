@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from lightning.pytorch.loggers import CSVLogger
+from reports import facts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -66,7 +67,7 @@ def test_batches_of_any_structure_give_the_report_of_analyze(tmp_path: Any) -> N
     report = watch(tmp_path, still, DataLoader(nested, batch_size=20), log_figures=True)
     expected = analyze(net(), images(), settings=AnalysisSettings(rare_fraction=0.05, n_init=2, max_components=3))
     assert list(report.layers) == ["net.0", "net.2"]
-    assert list(report.to_dict()["layers"].values()) == list(expected.to_dict()["layers"].values())
+    assert list(facts(report)["layers"].values()) == list(facts(expected)["layers"].values())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_compiled_parts_give_the_report_of_the_plain_network(tmp_path: Any) -> N
     torch._dynamo.reset()
     expected = watch(tmp_path, Wrapped(net()))
     for module in (compiled_parts(), torch.compile(Quiet(net()), backend="eager")):
-        assert watch(tmp_path, module).to_dict() == expected.to_dict()
+        assert facts(watch(tmp_path, module)) == facts(expected)
 
 
 class Interrupts(pl.Callback):

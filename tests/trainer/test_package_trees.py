@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,11 @@ def given(trainer: Any) -> dict[str, Any]:
     """Read the arguments of the callback that the command line made."""
     (ours,) = (callback for callback in trainer.callbacks if isinstance(callback, AnomalyFilterCallback))
     assert len(ours.history) == trainer.current_epoch
-    return {**{name: getattr(ours, name) for name in GIVEN}, "settings": ours.settings.to_dict()}
+    return {**{name: getattr(ours, name) for name in GIVEN}, "settings": asdict(ours.settings)}
 
 
 def test_cli_makes_all_callbacks_from_yaml_and_writes_them_back(cli: Callable[..., Any], tmp_path: Path) -> None:
-    parameters, defaults = inspect.signature(AnomalyFilterCallback).parameters, AnalysisSettings().to_dict()
+    parameters, defaults = inspect.signature(AnomalyFilterCallback).parameters, asdict(AnalysisSettings())
     assert list(parameters) == list(GIVEN)
     assert all(GIVEN[name] != parameter.default for name, parameter in parameters.items())
     assert list(defaults) == list(GIVEN["settings"])
@@ -177,7 +178,7 @@ def test_cli_makes_all_callbacks_from_yaml_and_writes_them_back(cli: Callable[..
 def test_cli_takes_flags_paper_settings_and_data_sets(cli: Callable[..., Any]) -> None:
     ours = f"--trainer.callbacks={CLASS_PATH}"
     paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
-    assert given(cli(*TRAINER, ours, paper))["settings"] == AnalysisSettings.paper().to_dict()
+    assert given(cli(*TRAINER, ours, paper))["settings"] == asdict(AnalysisSettings.paper())
     flags = [f"--trainer.callbacks.{flag}" for flag in ("probe_size=77", "settings.engine=sklearn")]
     trainer = cli("fit", *TRAINER, ours, *flags)
     assert trainer.current_epoch == 1
