@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_anomaly.filters.figures import ISOLATED, VERDICT_COLOURS
 from lightning_anomaly.filters.layer_report import ANOMALY
-from lightning_anomaly.filters.verdict_map import ISOLATED, VERDICT_COLOURS
 from lightning_anomaly.pages.comparison_figure import number_validations
 from lightning_anomaly.pages.style import new_figure
 

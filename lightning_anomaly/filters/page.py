@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.filters.filter_figure import clearest_filters
+from lightning_anomaly.filters.figures import clearest_filters
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.filters.reactions import find_reactions, standing_out

@@ -181,7 +181,7 @@ class AnomalyReport(Tabular):
 
     def plot(self) -> Figure:
         """Draw a map of all filters, coloured by verdict, which notebooks show and `savefig("plot.png")` writes."""
-        from lightning_anomaly.filters.verdict_map import verdict_map
+        from lightning_anomaly.filters.figures import verdict_map
 
         return verdict_map(self.layers, self.measured)
 

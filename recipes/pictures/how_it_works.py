@@ -20,9 +20,8 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport, analyze
-from lightning_anomaly.filters.filter_figure import clearest_filters
+from lightning_anomaly.filters.figures import VERDICT_COLOURS, clearest_filters
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.verdict_map import VERDICT_COLOURS
 from lightning_anomaly.pages.style import COMPONENT_COLOURS
 from recipes.common.data import load_images, make_loaders, mean_and_std, normalize, split
 from recipes.common.module import Classifier

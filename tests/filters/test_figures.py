@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from reports import layer as made_up
 from torch import Tensor
 
-from lightning_anomaly.filters.filter_figure import clearest_filters, filter_figure
+from lightning_anomaly.filters.figures import clearest_filters, filter_figure, verdict_map
 from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, NONFINITE, NORMAL, LayerReport
 from lightning_anomaly.filters.report import AnomalyReport
-from lightning_anomaly.filters.verdict_map import verdict_map
 from lightning_anomaly.pages.outlier_figure import outlier_figure
 from lightning_anomaly.scores.scorer import SampleView
 

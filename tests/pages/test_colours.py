@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import lightning_anomaly.pages
-from lightning_anomaly.filters.verdict_map import VERDICT_COLOURS
+from lightning_anomaly.filters.figures import VERDICT_COLOURS
 
 
 def colours(ground: str) -> dict[str, str]:

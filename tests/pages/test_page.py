@@ -9,7 +9,7 @@ import torch
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.filter_figure import clearest_filters
+from lightning_anomaly.filters.figures import clearest_filters
 from lightning_anomaly.filters.pictures import Pictures
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>'
