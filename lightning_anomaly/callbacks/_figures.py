@@ -67,7 +67,7 @@ class FigureSchedule:
                 "filters": partial(filter_figure, report.layers),
             }
             if images is not None and len(images) == report.n_samples:  # not of patches or frames
-                figures["outliers"] = partial(outlier_figure, images, report.outlier_scores, report.outlier_samples)
+                figures["outliers"] = partial(outlier_figure, images, report.outlier_scores, report.votes)
             for name, figure in figures.items():
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
         if report.pictures is not None:

@@ -15,7 +15,7 @@ class Reaction(NamedTuple):
 
     layer: str
     filter: int
-    isolated: bool  # or else in a rare cluster
+    isolates: bool  # or else has it in a rare cluster
     distance: float  # of the sample's point from the filter's mean (standard deviations); 0 without points
 
 
@@ -23,8 +23,8 @@ def standing_out(reactions: Sequence[Sequence[Reaction]]) -> dict[tuple[str, int
     """Find the filters that isolate samples: `{(layer, filter): (largest distance, samples)}`, the farthest first."""
     found: dict[tuple[str, int], tuple[float, list[int]]] = {}
     for sample, reacting in enumerate(reactions):
-        for layer, index, isolated, distance in reacting:
-            if isolated:
+        for layer, index, isolates, distance in reacting:
+            if isolates:
                 before, samples = found.get((layer, index), (0.0, []))
                 found[layer, index] = max(before, distance), [*samples, sample]
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
@@ -39,6 +39,6 @@ def find_reactions(layers: Mapping[str, LayerReport], samples: int) -> list[list
         if layer.points.shape[1]:  # only the first of several processes has points
             distances = torch.linalg.vector_norm(layer.points[filters, members].nan_to_num(0.0, 0.0, 0.0), dim=1)
         values = filters, members, layer.isolated[filters, members], distances
-        for index, sample, isolated, distance in zip(*(value.tolist() for value in values), strict=True):
-            found[sample].append(Reaction(name, index, isolated, distance))
-    return [sorted(reactions, key=lambda reaction: (not reaction.isolated, -reaction.distance)) for reactions in found]
+        for index, sample, isolates, distance in zip(*(value.tolist() for value in values), strict=True):
+            found[sample].append(Reaction(name, index, isolates, distance))
+    return [sorted(reactions, key=lambda reaction: (not reaction.isolates, -reaction.distance)) for reactions in found]

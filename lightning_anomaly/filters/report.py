@@ -65,7 +65,7 @@ class AnomalyReport(Tabular):
         return self._by_layer(lambda layer: layer.filters(DEAD))
 
     @property
-    def isolated(self) -> dict[str, list[int]]:
+    def isolated_filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of filters with one or a few samples far from all others, see `isolated_samples`.
 
         About 1% of filters without outliers are false alarms, and several times as many if the probe repeats samples.
@@ -106,10 +106,10 @@ class AnomalyReport(Tabular):
         return torch.cat(shares).double().mean().item() if any(map(len, shares)) else 0.0
 
     @cached_property
-    def outlier_samples(self) -> list[int]:
-        """Votes: the number of anomaly filters in which each probe sample is an outlier, N numbers."""
-        votes = [layer.outliers.sum(0) for layer in self.layers.values()]
-        return torch.stack(votes).sum(0).tolist() if votes else [0] * self.n_samples
+    def votes(self) -> list[int]:
+        """The number of anomaly filters in which each probe sample is an outlier, N numbers."""
+        outliers = [layer.outliers.sum(0) for layer in self.layers.values()]
+        return torch.stack(outliers).sum(0).tolist() if outliers else [0] * self.n_samples
 
     @cached_property
     def outlier_scores(self) -> Tensor:
@@ -151,7 +151,7 @@ class AnomalyReport(Tabular):
     @property
     def by_outlier_score(self) -> list[int]:
         """The probe samples by descending score, and at equal scores by descending votes."""
-        scores, votes = self.outlier_scores.tolist(), self.outlier_samples
+        scores, votes = self.outlier_scores.tolist(), self.votes
         return sorted(range(self.n_samples), key=lambda sample: (-scores[sample], -votes[sample]))
 
     def metrics(self) -> dict[str, float]:
@@ -159,10 +159,10 @@ class AnomalyReport(Tabular):
         return {
             "count": float(self.count),
             "fraction": self.fraction,
-            "isolated": float(sum(map(len, self.isolated.values()))),
+            "isolated": float(sum(map(len, self.isolated_filters.values()))),
             "dead": float(sum(map(len, self.dead_filters.values()))),
             "sparsity": self.sparsity,
-            "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
+            "outlier_samples": float(sum(votes > 0 for votes in self.votes)),
             **{f"layer/{name}": float(len(layer.filters(ANOMALY))) for name, layer in self.layers.items()},
         }
 
@@ -216,7 +216,7 @@ class AnomalyReport(Tabular):
             "fraction": self.fraction,
             "sparsity": self.sparsity,
             "measured": self.measured,
-            "votes": self.outlier_samples,
+            "votes": self.votes,
             "scores": self.outlier_scores,
             "views": {name: view.scores for name, view in self.views.items()},
             "reasons": [self.outlier_reasons(sample) for sample in range(self.n_samples)],

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_one_of
 
 EngineName = Literal["numba", "sklearn"]
-Rule = Literal["index", "best"]
+Rule = Literal["votes", "best"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class AnalysisSettings:
             fewer.
         rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, a cluster of
             ten odd images in 512 is still found.
-        rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. With `"index"` each
+        rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. With `"votes"` each
             mixture has its Calinski-Harabasz index as votes, and more than two thirds of all votes are needed. With
             `"best"`, the paper's reading, the mixture with the largest index decides alone; its verdict can flip with
             any small change if two indices are nearly equal.
@@ -44,7 +44,7 @@ class AnalysisSettings:
 
     max_components: int = 5
     rare_fraction: float = 0.02
-    rule: Rule = "index"
+    rule: Rule = "votes"
     n_init: int = 20
     rectify: bool = True
     max_map_side: int = 8

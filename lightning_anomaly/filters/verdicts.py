@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # as `mixtures` imports numba, which takes long
     from lightning_anomaly.filters.mixtures import Clustering
 
 _SAME = 1e-9  # relative difference up to which values are equal; absolute for values below 1
-_SHARE = 2 / 3  # of the votes, for `rule="index"`; half of them would be less stable, see `docs/method.md`
+_SHARE = 2 / 3  # of the votes, for `rule="votes"`; half of them would be less stable, see `docs/method.md`
 
 
 def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:
@@ -33,7 +33,7 @@ def _cluster_sizes(labels: Tensor) -> Tensor:
 def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> Tensor:
     """Find the outlier samples of each filter, bool `(F, N)`; a filter with any is an anomaly filter.
 
-    By the rule `"index"`, a sample is an outlier if it is rare in clusterings with more than two thirds of the sum of
+    By the rule `"votes"`, a sample is an outlier if it is rare in clusterings with more than two thirds of the sum of
     the Calinski-Harabasz indices; by `"best"`, if it is rare in the clustering with the largest index.
     """
     rare, index = rare_samples(clustering.labels, rare_fraction), clustering.calinski_harabasz

@@ -25,7 +25,7 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
             Three channels are shown in colour; of any other number the first is shown in grey. Floats are scaled by
             channel, so that an ordinary image of the probe ranges from black to white.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
-        votes: `AnomalyReport.outlier_samples`, N numbers.
+        votes: `AnomalyReport.votes`, N numbers.
 
     Returns:
         The figure; None if no sample has a positive score or a vote.

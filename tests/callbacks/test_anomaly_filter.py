@@ -83,7 +83,7 @@ def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers
     assert validations == [1, 3, 5, 7, 9, 11]
     assert steps("anomaly_filters/count") == validations == steps("anomaly_filters_layers/conv1")
     assert set(steps("train_loss")) & set(validations)
-    assert fitted.ours.report.outlier_samples[7] > 0
+    assert fitted.ours.report.votes[7] > 0
     for name in ("verdicts", "filters", "outliers", "curves"):
         drawn = [event.step for event in fitted.events.Images(f"anomaly_filters/{name}")]
         assert drawn == [validations[i] for i in (0, 1, 3, 5)], name

@@ -141,7 +141,7 @@ def test_a_page_has_votes_images_labels_and_files(fitted: Fitted) -> None:
         match = re.search(r'id="index">([^<]*)<', file.read_text())
         assert match is not None
         index = json.loads(zlib.decompress(base64.b64decode(match[1])))
-        assert index["votes"] == fitted.ours.report.outlier_samples
+        assert index["votes"] == fitted.ours.report.votes
         assert index["title"] == "Anomaly filters, step 11"
         assert index["images"] == {"height": 8, "width": 8, "columns": 8}
         assert index["names"] == [f"{place}.png" for place in range(60)]

@@ -129,7 +129,7 @@ MARKED = {0: [17, 180], 1: [33], 2: [5, 90, 250]}  # the samples of each mark
 def test_over_exposed_images_are_the_outliers_of_a_trained_network(trained):
     report = analyze(trained.model, trained.probe)
     assert report.count > 10
-    votes = report.outlier_samples
+    votes = report.votes
     assert sorted(range(len(votes)), key=votes.__getitem__)[-3:] == sorted(trained.damaged, key=votes.__getitem__)
     clean = analyze(trained.model, trained.probe[[i for i in range(400) if i not in trained.damaged]])
     assert clean.count < report.count / 3
@@ -163,7 +163,7 @@ def planted_network() -> nn.Module:
     return nn.Sequential(conv, nn.ReLU())
 
 
-@pytest.mark.parametrize(("rule", "engine"), [("index", "numba"), ("best", "numba"), ("index", "sklearn")])
+@pytest.mark.parametrize(("rule", "engine"), [("votes", "numba"), ("best", "numba"), ("votes", "sklearn")])
 @pytest.mark.filterwarnings("ignore:Layer '0'. 2 of 9 filters have NaN")
 def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine):
     settings = AnalysisSettings(rule=rule, engine=engine, rare_fraction=0.01)
@@ -176,7 +176,7 @@ def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine):
     assert layer.filters("normal") == [0, 2, 4]
     assert layer.n_components[[0, 2, 4]].tolist() == [3, 3, 3]
     assert report.fraction == 0.5
-    assert {sample for sample, votes in enumerate(report.outlier_samples) if votes} == {5, 17, 33, 90, 180, 250}
+    assert {sample for sample, votes in enumerate(report.votes) if votes} == {5, 17, 33, 90, 180, 250}
     assert (layer.n_components[6:] == 0).all()
     assert not layer.outliers[6:].any()
     properties.assert_finite(layer)

@@ -122,7 +122,7 @@ class TestOutlierFigure:
 
     def draw(self, layers: dict[str, LayerReport], images: Tensor, **values: Any) -> Figure | None:
         report = AnomalyReport(layers, N, **values)
-        return outlier_figure(images, report.outlier_scores, report.outlier_samples)
+        return outlier_figure(images, report.outlier_scores, report.votes)
 
     def order(self, figure) -> list[int]:
         return [int(axes.get_title().split()[1]) for axes in figure.axes]

@@ -37,7 +37,7 @@ EMPTY = AnomalyReport({}, 0, {}, {"no layers": "The model has no convolution."})
 def test_filters_are_listed_by_verdict_without_empty_layers():
     assert REPORT.anomaly_filters == {"conv1": [1], "conv3": [0, 1]}
     assert REPORT.dead_filters == {"conv1": [2]}
-    assert REPORT.isolated == {"conv1": [0, 1]}
+    assert REPORT.isolated_filters == {"conv1": [0, 1]}
     assert REPORT.count == 3
 
 
@@ -47,10 +47,10 @@ def test_the_fraction_counts_only_filters_that_could_be_clustered():
 
 
 def test_samples_have_votes_and_a_score_that_is_infinite_with_nonfinite_maps():
-    assert REPORT.outlier_samples == [1, 0, 1, 0, 0, 3]
+    assert REPORT.votes == [1, 0, 1, 0, 0, 3]
     assert REPORT.outlier_scores.tolist() == [2, 0.5, math.inf, 9, 0.5, 1]
     assert REPORT.by_outlier_score == [2, 3, 0, 5, 1, 4]  # equal scores are ordered by votes, then by position
-    assert EMPTY.outlier_samples == EMPTY.outlier_scores.tolist() == EMPTY.by_outlier_score == []
+    assert EMPTY.votes == EMPTY.outlier_scores.tolist() == EMPTY.by_outlier_score == []
 
 
 def test_the_score_is_the_larger_one_and_its_reason_comes_first():

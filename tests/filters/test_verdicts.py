@@ -42,7 +42,7 @@ def test_clusters_are_rare_by_their_size_and_a_single_cluster_is_not():
 def test_votes_are_counted_sample_by_sample():
     # each clustering has another rare sample
     others = [sizes(99, 1), sizes(1, 99), sizes(99, 1), sizes(1, 99)]
-    assert not outlier_samples(clustering(others, index=[[1, 1, 1, 1]]), 0.01, "index").any()
+    assert not outlier_samples(clustering(others, index=[[1, 1, 1, 1]]), 0.01, "votes").any()
 
 
 def test_the_best_rule_uses_only_the_clustering_with_the_largest_index():
@@ -53,12 +53,12 @@ def test_the_best_rule_uses_only_the_clustering_with_the_largest_index():
     assert found.any(1).tolist() == [True, False]
 
 
-def test_the_index_rule_follows_one_outstanding_clustering_or_the_majority_of_similar_ones():
+def test_the_votes_follow_one_outstanding_clustering_or_the_majority_of_similar_ones():
     rare, common = sizes(99, 1), sizes(50, 50)
 
     def flagged(rares: str, index: list[float]) -> bool:
         labels = [rare if letter == "r" else common for letter in rares]
-        return bool(outlier_samples(clustering(labels, index=[index]), 0.01, "index").any())
+        return bool(outlier_samples(clustering(labels, index=[index]), 0.01, "votes").any())
 
     # one decides if the others together have less than half of its index
     assert flagged("rccc", [12, 2, 2, 1.9])
@@ -75,7 +75,7 @@ def test_the_index_rule_follows_one_outstanding_clustering_or_the_majority_of_si
     assert not flagged("cccc", [0.0] * 4)
 
 
-@pytest.mark.parametrize("rule", ["index", "best"])
+@pytest.mark.parametrize("rule", ["votes", "best"])
 @pytest.mark.parametrize("filters", [0, 2])
 def test_a_single_cluster_has_no_outliers(rule, filters):
     none = Clustering(torch.zeros(1).long(), torch.zeros(filters, 1, 5).long(), torch.zeros(filters, 1))
@@ -89,7 +89,7 @@ def test_a_single_cluster_has_no_outliers(rule, filters):
 def test_the_shown_clustering_is_the_best_of_those_with_most_outliers():
     rare, common, other, both = sizes(99, 1), sizes(50, 50), sizes(1, 99), sizes(1, 98, 1)
     normal = clustering([common] * 3, [common] * 3, index=[[1, 3, 2], [2, 2, 1]])
-    assert shown_clustering(normal, outlier_samples(normal, 0.01, "index"), 0.01).tolist() == [1, 0]
+    assert shown_clustering(normal, outlier_samples(normal, 0.01, "votes"), 0.01).tolist() == [1, 0]
     anomaly = clustering([common, rare, rare, rare], [other, both, rare, both], index=[[9, 1, 3, 2], [9, 1, 8, 2]])
     outliers = torch.zeros(2, 100, dtype=torch.bool)
     outliers[:, 99] = outliers[1, 0] = True

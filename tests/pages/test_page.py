@@ -52,7 +52,7 @@ def test_the_overview_has_counts_that_link_to_as_many_filters(report, opened):
     assert f"{max(report.outlier_scores):.1f}\n" in text
     assert f"score below {report.outlier_scores.quantile(0.95):.1f}" in text
     assert f"{report.count}\nanomaly filters of 40" in text
-    assert f"{sum(map(len, report.isolated.values()))}\nisolated filters" in text
+    assert f"{sum(map(len, report.isolated_filters.values()))}\nisolated filters" in text
     for layer in report.layers.values():
         assert f"{len(layer.filters('anomaly'))} of {len(layer.verdicts)}" in text
     links = page.page.eval_on_selector_all(
@@ -213,7 +213,7 @@ class TestLists:
         assert shown == [address(name, index, f"?pin={first}") for name, index, *_ in reactions[:24]]
         assert page.text(".card-note >> nth=0") == f"{reactions[0].distance:.3g}"
         page.page.locator("summary").click()
-        assert f"outlier of {report.outlier_samples[first]} filters (votes)" in page.text("details")
+        assert f"outlier of {report.votes[first]} filters (votes)" in page.text("details")
         isolating = sum(int(layer.isolated[:, first].sum()) for layer in report.layers.values())
         assert f"isolated by {isolating} filter" in page.text("details")
 

@@ -121,7 +121,7 @@ def test_a_logger_has_the_figures_and_the_browser_of_a_fit(
     probe.dataset.tensors[0][7] *= 20  # an outlier
     ours = watcher(log_figures=True, browser=True)
     quiet_trainer(tmp_path, ours, logger=logger, max_epochs=4).fit(SmallNet(), loader(), probe)
-    assert ours.report.outlier_samples[7] > 0
+    assert ours.report.votes[7] > 0
     names = {f"anomaly_filters/{name}" for name in ("curves", "filters", "outliers", "verdicts")}
     assert {name: sorted({*steps}) for name, steps in read().items()} == dict.fromkeys(names, SHOWN)
     # W&B and Comet store all pages, MLflow the newest.

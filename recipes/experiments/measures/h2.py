@@ -50,7 +50,7 @@ def _compare(network: nn.Sequential, images: Tensor, labels: Tensor) -> dict[str
     """
     norms, found = gradient_norms(network, images, labels), {}
     for reading, settings in _READINGS.items():
-        group = torch.tensor(analyze(network, images, settings=settings).outlier_samples) > 0
+        group = torch.tensor(analyze(network, images, settings=settings).votes) > 0
         ratios: dict[str, Any] = {"n": int(group.sum())}
         if 3 <= group.sum() <= len(group) - 3:
             ratios["mean"] = ratio_with_interval(norms[group], norms[~group])

@@ -14,5 +14,5 @@ pytestmark = [*SMALL_RUNS, pytest.mark.slow]
 def test_the_picture_shows_a_filter_with_the_planted_outliers(tmp_path: Path) -> None:
     path = tmp_path / "how.png"
     report = how_it_works.run(how_it_works.parse(["--epochs", "4", "--picture", str(path)]))
-    assert {sample for sample, votes in enumerate(report.outlier_samples) if votes} == set(how_it_works.DAMAGED)
+    assert {sample for sample, votes in enumerate(report.votes) if votes} == set(how_it_works.DAMAGED)
     assert imread(path).std() > 0.1  # something is drawn
