@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_anomaly.filters.figures import ISOLATED, VERDICT_COLOURS
+from lightning_anomaly.filters.figures import ISOLATED, VERDICT_COLORS
 from lightning_anomaly.filters.layer_report import ANOMALY
 from lightning_anomaly.pages.comparison_figure import number_validations
 from lightning_anomaly.pages.style import new_figure
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _LOSS_STYLES = {"training": "-", "validation": "--"}
 _COUNTS = {
-    "isolated": ("isolated filters", VERDICT_COLOURS[ISOLATED], "--"),
-    "count": ("anomaly filters", VERDICT_COLOURS[ANOMALY], "-"),
+    "isolated": ("isolated filters", VERDICT_COLORS[ISOLATED], "--"),
+    "count": ("anomaly filters", VERDICT_COLORS[ANOMALY], "-"),
 }
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, NONFINITE, NORMAL, LayerReport
-from lightning_anomaly.pages.style import COMPONENT_COLOURS, layer_text, new_figure
+from lightning_anomaly.pages.style import COMPONENT_COLORS, layer_text, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ISOLATED = "isolated"  # a normal filter with isolated samples
-VERDICT_COLOURS = {  # they differ in lightness too; the browser has the same on light ground
+VERDICT_COLORS = {  # they differ in lightness too; the browser has the same on light ground
     NORMAL: "#BCD3E8",
     ISOLATED: "#0072B2",
     ANOMALY: "#D55E00",
@@ -31,16 +31,16 @@ _LINE, _SPACE = 0.25, 0.07  # least height of a layer, for its name, and the spa
 _TALLEST = 18.0  # height of all layers (inches)
 _COLUMNS = 64  # cells in a row
 _PANELS = 6
-_MARKERS = "osD^v"  # the first goes with each colour, then the second, and so on
+_MARKERS = "osD^v"  # the first goes with each color, then the second, and so on
 _OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry in the legend (inches)
 _CLEAR = 7.0  # larger gaps count as equally clear (spreads of the other samples)
 
 
 def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Figure:
-    """Draw a map of all filters, a cell for each, coloured by verdict, with a block of rows for each layer.
+    """Draw a map of all filters, a cell for each, colored by verdict, with a block of rows for each layer.
 
-    Normal filters and anomaly filters have different colours if they have isolated samples. The figure is at most
+    Normal filters and anomaly filters have different colors if they have isolated samples. The figure is at most
     10 x 20 inches: cells get flatter with many filters, and of many layers only some are named. Nothing is counted
     unless it was `measured`.
     """
@@ -77,8 +77,8 @@ def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Fig
             f"(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
         )
         kinds = Counter(kind for layer in layers.values() for kind in _kinds(layer))
-        shown = [kind for kind in VERDICT_COLOURS if kinds[kind]]
-        patches = [Patch(facecolor=VERDICT_COLOURS[kind], label=f"{kind}: {kinds[kind]}") for kind in shown]
+        shown = [kind for kind in VERDICT_COLORS if kinds[kind]]
+        patches = [Patch(facecolor=VERDICT_COLORS[kind], label=f"{kind}: {kinds[kind]}") for kind in shown]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(shown)))
     return figure
 
@@ -94,16 +94,16 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float) -> No
 
     rows = max(1, math.ceil(len(layer.verdicts) / _COLUMNS))
     codes = np.full(rows * _COLUMNS, -1)
-    codes[: len(layer.verdicts)] = [list(VERDICT_COLOURS).index(kind) for kind in _kinds(layer)]
+    codes[: len(layer.verdicts)] = [list(VERDICT_COLORS).index(kind) for kind in _kinds(layer)]
     x, y = np.linspace(0, _MAP_WIDTH, _COLUMNS + 1), np.linspace(top, top + height, rows + 1)
     cells = np.ma.masked_less(codes.reshape(rows, _COLUMNS), 0)
-    cmap = ListedColormap(list(VERDICT_COLOURS.values()))
-    mesh = axes.pcolormesh(x, y, cells, cmap=cmap, vmin=-0.5, vmax=len(VERDICT_COLOURS) - 0.5, antialiased=True)
+    cmap = ListedColormap(list(VERDICT_COLORS.values()))
+    mesh = axes.pcolormesh(x, y, cells, cmap=cmap, vmin=-0.5, vmax=len(VERDICT_COLORS) - 0.5, antialiased=True)
     mesh.set(edgecolor="white", linewidth=0.8 if height / rows > 0.04 else 0)
 
 
 def _kinds(layer: LayerReport) -> list[str]:
-    """Return a key of `VERDICT_COLOURS` for each filter, by its verdict and whether it has isolated samples."""
+    """Return a key of `VERDICT_COLORS` for each filter, by its verdict and whether it has isolated samples."""
     names = {NORMAL: ISOLATED, ANOMALY: f"{ANOMALY} and {ISOLATED}"}
     isolated = {*layer.isolated_filters}
     return [
@@ -141,7 +141,7 @@ def _clearness(points: Tensor, outliers: Tensor) -> list[tuple[float, float]]:
 def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
     """Draw scatter plots of up to six filters with the clearest anomalies; None without anomaly filters.
 
-    A panel shows all probe samples on the filter's two principal components. Colours are components of the mixture (1
+    A panel shows all probe samples on the filter's two principal components. Colors are components of the mixture (1
     is the largest), rings are outlier samples.
     """
     chosen = clearest_filters(layers, _PANELS)
@@ -171,9 +171,9 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
     size = min(16.0, max(3.0, 6000 / len(points)))  # square points
     for rank, component in enumerate(components):
         x, y = points[labels == component].T.tolist()
-        turn, place = divmod(rank, len(COMPONENT_COLOURS))
-        colour, marker = COMPONENT_COLOURS[place], _MARKERS[turn % len(_MARKERS)]
-        dots = axes.scatter(x, y, s=size, c=colour, marker=marker, linewidths=0, label=f"component {rank + 1}")
+        turn, place = divmod(rank, len(COMPONENT_COLORS))
+        color, marker = COMPONENT_COLORS[place], _MARKERS[turn % len(_MARKERS)]
+        dots = axes.scatter(x, y, s=size, c=color, marker=marker, linewidths=0, label=f"component {rank + 1}")
         dots.set_rasterized(True)  # or loggers of vector graphics would store every point
     x, y = points[outliers].T.tolist()
     axes.scatter(x, y, s=70, facecolors="none", edgecolors="black", linewidths=1.0, label=_OUTLIER)

@@ -2,9 +2,9 @@
 
 A clustering finds clusters even if a filter is only sparse or heavy-tailed. This test has a known rate of false alarms.
 
-Order the samples by their distance from the centre of the densest half, `r_1 >= r_2 >= ...`. For every `k` up to
+Order the samples by their distance from the center of the densest half, `r_1 >= r_2 >= ...`. For every `k` up to
 `rare_fraction * N`, compare the gap behind the `k` outermost samples with the tail of the others. Assume that the
-distances follow a two-dimensional t distribution with `1 / h` degrees of freedom, with any centre and scale. Its upper
+distances follow a two-dimensional t distribution with `1 / h` degrees of freedom, with any center and scale. Its upper
 quantile is `u(p) = sqrt((p ** (-2 h) - 1) / h)`. Then
 
 - the normalized gaps `j * (r_j - r_(j+1))` are nearly independent and exponential, with means proportional to
@@ -19,7 +19,7 @@ The probability is averaged over `h` by these weights. It is computed once from 
 group far out is no tail, and once from the gaps below the set, which scattered outliers cannot mask. The smaller one is
 doubled. Size `k` gets a share of the false alarms in proportion to `1 / k`, as single samples are hardest to find.
 
-Only the outer half of the samples is used, without those that lie on the centre. A filter that is silent for most
+Only the outer half of the samples is used, without those that lie on the center. A filter that is silent for most
 samples, as a rectified one may be, is a censored sample: only its outermost values are seen. A set with fewer than 20
 gaps below it is not tested.
 """
@@ -39,7 +39,7 @@ _SHAPES = np.array([1e-9, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0])
 _LOG_PRIOR = np.log([0.75] + 10 * [0.025])  # of the shapes
 _SILENT = 1e-9  # distances up to this count as zero, in units of the largest distance that no set contains,
 _ROUNDING = 1e-12  # and up to this in units of the largest distance
-_STEPS = 4  # of the centre; more change nothing
+_STEPS = 4  # of the center; more change nothing
 
 
 def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | None = None) -> Tensor:
@@ -57,12 +57,12 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     with np.errstate(invalid="ignore"):  # NaN for filters with NaN or infinite values
         if extremes is not None:
             views.append(_scaled(extremes.double().numpy()))
-        distances = [_centre_distances(view) for view in views]
+        distances = [_center_distances(view) for view in views]
     isolated = [values >= find_borders(values, max_size, _FALSE_ALARMS / len(views)) for values in distances]
     return torch.from_numpy(np.any(isolated, axis=0))
 
 
-def _centre_distances(points: _Array) -> _Array:
+def _center_distances(points: _Array) -> _Array:
     """Compute the distances `(F, N)` of points `(F, N, 2)` from the mean of the half of them that is closest to it.
 
     The mean is the silent point of a filter that is silent for more than half of the samples. It rotates with the
@@ -77,10 +77,10 @@ def _centre_distances(points: _Array) -> _Array:
 
 
 def _scaled(values: _Array) -> _Array:
-    """Centre values `(F, N, 2)` at their medians and divide by the median absolute deviations; 0 where that is 0."""
-    centred = values - _lower_median(values)
-    spread = _lower_median(np.abs(centred))
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    """Center values `(F, N, 2)` at their medians and divide by the median absolute deviations; 0 where that is 0."""
+    centered = values - _lower_median(values)
+    spread = _lower_median(np.abs(centered))
+    return np.divide(centered, spread, out=np.zeros_like(centered), where=spread > 0)
 
 
 def _lower_median(values: _Array) -> _Array:

@@ -180,7 +180,7 @@ class AnomalyReport(Tabular):
         return DataFrame(filter_columns(self.layers))
 
     def plot(self) -> Figure:
-        """Draw a map of all filters, coloured by verdict, which notebooks show and `savefig("plot.png")` writes."""
+        """Draw a map of all filters, colored by verdict, which notebooks show and `savefig("plot.png")` writes."""
         from lightning_anomaly.filters.figures import verdict_map
 
         return verdict_map(self.layers, self.measured)
@@ -193,7 +193,7 @@ class AnomalyReport(Tabular):
 
         Args:
             path: Path of the file; missing folders are created.
-            labels: A name or number for each sample, by which points can be coloured.
+            labels: A name or number for each sample, by which points can be colored.
             title: The heading.
 
         Raises:

@@ -32,7 +32,7 @@ def comparison_figure(history: History, significance: float) -> Figure:
 
     The upper curve is how often the output is more confident on a training image than on a validation image. Below is a
     row for each layer of the last validation: the share of its filters that distinguish the two, hatched where
-    nothing could be compared. P-values above `significance` are grey, others orange; those of layers are corrected for
+    nothing could be compared. P-values above `significance` are gray, others orange; those of layers are corrected for
     the number of layers. The figure is at most 7 x 16 inches, so of many layers only some are named.
     """
     from matplotlib import rc_context

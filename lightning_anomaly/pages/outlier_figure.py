@@ -22,7 +22,7 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
 
     Args:
         images: The probe's images `(N, C, H, W)`, or volumes `(N, C, D, H, W)`, of which the middle slice is shown.
-            Three channels are shown in colour; of any other number the first is shown in grey. Floats are scaled by
+            Three channels are shown in color; of any other number the first is shown in gray. Floats are scaled by
             channel, so that an ordinary image of the probe ranges from black to white.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.votes`, N numbers.

@@ -1,4 +1,4 @@
-"""Colours, text style and names that all figures share."""
+"""Colors, text style and names that all figures share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, distinct for colour-blind readers; the largest component gets the first. The filter browser
-# has its colours in `colours.js`.
-COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# Okabe and Ito's colors, distinct for color-blind readers; the largest component gets the first. The filter browser
+# has its colors in `colours.js`.
+COMPONENT_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "figure.dpi": 100}
 
 

@@ -174,7 +174,7 @@ def _components(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def principal_components(centered: Tensor, count: int) -> Tensor:
-    """Compute the first principal components of centred vectors `(n, D)`: orthonormal `(D, k)`, k at most `count`.
+    """Compute the first principal components of centered vectors `(n, D)`: orthonormal `(D, k)`, k at most `count`.
 
     Those of many long vectors come from some of these, spread evenly.
     """

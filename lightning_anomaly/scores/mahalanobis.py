@@ -103,7 +103,7 @@ class RobustGaussian:
 
 
 def shrunk_covariance(centered: Tensor) -> Tensor:
-    """Estimate the covariance `(v, v)` of centred numbers `(n, v)`, shrunk towards a multiple of the identity.
+    """Estimate the covariance `(v, v)` of centered numbers `(n, v)`, shrunk towards a multiple of the identity.
 
     Equals scikit-learn's `ledoit_wolf`, with which LeNet-5's analysis takes 1.5 times as long: NumPy's threads keep
     spinning after its matrix products.

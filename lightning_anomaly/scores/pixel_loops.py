@@ -28,59 +28,59 @@ def measure(
 
     Pixels are `near` the minimum or the maximum, and steps `flat`, by a share of the range; lines are `plain` by a
     share of the variance. A pattern is the product of two of the `waves` `(4, 4)`, whose columns are one block high and
-    wide. Colour is the difference from grey.
+    wide. Color is the difference from gray.
 
     Returns:
-        Of the grey images: mean, variance, skewness, minimum, maximum, and the shares of pixels near both `(N, 7)`.
+        Of the gray images: mean, variance, skewness, minimum, maximum, and the shares of pixels near both `(N, 7)`.
         Along both axes: the largest step, the share of flat steps, the means of the first, middle and last third, the
         smallest variance of a line across, and the number of plain lines at both ends `(N, 2, 7)`.
         Second differences along both axes `(N, (H - 2) * (W - 2))`.
-        Mean energies of patterns in blocks of the grey images and of their colour `(N, 2, 16)`.
-        The mean colour in each channel, the correlations of neighbouring channels, and the mean and the largest energy
-        of a pixel's colour `(N, 2 * C + 1)`.
+        Mean energies of patterns in blocks of the gray images and of their color `(N, 2, 16)`.
+        The mean color in each channel, the correlations of neighboring channels, and the mean and the largest energy
+        of a pixel's color `(N, 2 * C + 1)`.
     """
     n_images, channels, height, width = images.shape
     side, dtype = len(waves), images.dtype
     rows, columns = height // side, width // side
     brightness, axes = np.full((n_images, 7), np.nan), np.full((n_images, 2, 7), np.nan)
     seconds = np.full((n_images, (height - 2) * (width - 2)), np.nan, dtype)
-    patterns, colours = np.full((n_images, 2, side, side), np.nan), np.full((n_images, 2 * channels + 1), np.nan)
-    grey, buffer = np.empty((height, width), dtype), np.empty(height * width, dtype)
+    patterns, colors = np.full((n_images, 2, side, side), np.nan), np.full((n_images, 2 * channels + 1), np.nan)
+    gray, buffer = np.empty((height, width), dtype), np.empty(height * width, dtype)
     blocks = np.empty((channels + 1, side, side, rows * columns), dtype)
     across = np.empty((side + 1, rows * columns), dtype)
     for n in range(n_images):
-        planes, plane = images[n].reshape(channels, -1), grey.ravel()
+        planes, plane = images[n].reshape(channels, -1), gray.ravel()
         mean = _average(planes, plane)
         if not np.isfinite(mean):
             continue
         _brightness(plane, mean, near, brightness[n])
         step, variance = flat * (brightness[n, 4] - brightness[n, 3]), plain * brightness[n, 1]
-        _along(grey, step, variance, axes[n, 0])
+        _along(gray, step, variance, axes[n, 0])
         turned = buffer.reshape(width, height)
         for x in range(width):
             for y in range(height):
-                turned[x, y] = grey[y, x]
+                turned[x, y] = gray[y, x]
         _along(turned, step, variance, axes[n, 1])
-        _second_differences(grey, buffer.reshape(height, width), seconds[n])
+        _second_differences(gray, buffer.reshape(height, width), seconds[n])
         _patterns(images[n], waves, blocks, across, patterns[n])
         if channels > 1:
-            _colours(planes, plane, buffer, colours[n])
-    return brightness, axes, seconds, patterns.reshape(n_images, 2, -1), colours
+            _colors(planes, plane, buffer, colors[n])
+    return brightness, axes, seconds, patterns.reshape(n_images, 2, -1), colors
 
 
 @compile_loop(**_SUMS)
-def _average(planes: _Floats, grey: _Floats) -> float:
+def _average(planes: _Floats, gray: _Floats) -> float:
     """Average planes `(C, M)`, and return the mean of the average `(M,)`."""
-    for i in range(grey.size):
-        grey[i] = planes[0, i]
+    for i in range(gray.size):
+        gray[i] = planes[0, i]
     for c in range(1, len(planes)):
-        for i in range(grey.size):
-            grey[i] += planes[c, i]
+        for i in range(gray.size):
+            gray[i] += planes[c, i]
     total = 0.0
-    for i in range(grey.size):
-        grey[i] /= len(planes)
-        total += grey[i]
-    return total / grey.size
+    for i in range(gray.size):
+        gray[i] /= len(planes)
+        total += gray[i]
+    return total / gray.size
 
 
 @compile_loop(**_FINITE)
@@ -157,13 +157,13 @@ def _patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, 
                 for column in range(columns):
                     place[first + column] = line[column * side + x]
     planes = blocks.reshape(channels + 1, -1)
-    grey = planes[channels]
-    _average(planes[:channels], grey)
+    gray = planes[channels]
+    _average(planes[:channels], gray)
     found[:] = 0
-    for c in range(channels if channels == 1 else 0, channels + 1):  # grey images have no colour
+    for c in range(channels if channels == 1 else 0, channels + 1):  # gray images have no color
         kind, share = (0, 1) if c == channels else (1, channels)
-        for i in range(grey.size if kind else 0):
-            planes[c, i] -= grey[i]
+        for i in range(gray.size if kind else 0):
+            planes[c, i] -= gray[i]
         for k in range(side):
             for x in range(side):
                 _weighted_sum(blocks[c, x], waves[:, k], across[x])
@@ -184,17 +184,17 @@ def _weighted_sum(lines: _Floats, weights: _Floats, total: _Floats) -> float:
 
 
 @compile_loop(**_FINITE)
-def _colours(image: _Floats, grey: _Floats, energies: _Floats, found: _Doubles) -> None:
+def _colors(image: _Floats, gray: _Floats, energies: _Floats, found: _Doubles) -> None:
     channels, size = image.shape
     energies[:] = 0
     norm = 0.0
     for c in range(channels):
         plane, before = image[c], image[c - 1]
-        total, total_before, colour = 0.0, 0.0, 0.0
+        total, total_before, color = 0.0, 0.0, 0.0
         for i in range(size):
-            difference = plane[i] - grey[i]
+            difference = plane[i] - gray[i]
             energies[i] += difference * difference
-            colour += difference
+            color += difference
             total += plane[i]
             total_before += before[i]
         mean, mean_before, squares, products = total / size, total_before / size, 0.0, 0.0
@@ -202,7 +202,7 @@ def _colours(image: _Floats, grey: _Floats, energies: _Floats, found: _Doubles) 
             centered = plane[i] - mean
             squares += centered * centered
             products += centered * (before[i] - mean_before)
-        found[c] = colour / size
+        found[c] = color / size
         both, norm = norm * np.sqrt(squares), np.sqrt(squares)
         if c:
             found[channels + c - 1] = products / both if both > 0 else 0.0

@@ -20,9 +20,9 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport, analyze
-from lightning_anomaly.filters.figures import VERDICT_COLOURS, clearest_filters
+from lightning_anomaly.filters.figures import VERDICT_COLORS, clearest_filters
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.pages.style import COMPONENT_COLOURS
+from lightning_anomaly.pages.style import COMPONENT_COLORS
 from recipes.common.data import load_images, make_loaders, mean_and_std, normalize, split
 from recipes.common.module import Classifier
 from recipes.common.networks import build
@@ -58,7 +58,7 @@ def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
     panels[1].set_title("2  two principal components", fontsize=_LETTERS)
     for cluster in range(int(layer.n_components[index])):
         members = points[layer.labels[index] == cluster]
-        panels[2].scatter(*members.T.numpy(), s=14, color=COMPONENT_COLOURS[cluster])
+        panels[2].scatter(*members.T.numpy(), s=14, color=COMPONENT_COLORS[cluster])
     panels[2].scatter(*points[outliers].T.numpy(), s=140, facecolors="none", edgecolors="black")
     rare = int(outliers.sum())
     panels[2].set_title(f"3  a mixture: {rare} outlier samples", fontsize=_LETTERS)
@@ -87,7 +87,7 @@ def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
 
 def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
     """Draw a block of rows for each layer, with a cell for each filter."""
-    verdicts = list(VERDICT_COLOURS)
+    verdicts = list(VERDICT_COLORS)
     blank = [float("nan")] * _COLUMNS
     rows: list[list[float]] = []
     middles = []
@@ -98,7 +98,7 @@ def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
         rows += [*block, blank]
     axes.pcolormesh(
         torch.tensor(rows[:-1]).numpy(),
-        cmap=ListedColormap(list(VERDICT_COLOURS.values())),
+        cmap=ListedColormap(list(VERDICT_COLORS.values())),
         vmin=-0.5,
         vmax=len(verdicts) - 0.5,
         edgecolors="w",
@@ -110,7 +110,7 @@ def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     shown = [verdict for verdict in verdicts if any(layer.filters(verdict) for layer in layers.values())]
-    patches = [Patch(facecolor=VERDICT_COLOURS[verdict], label=verdict) for verdict in shown]
+    patches = [Patch(facecolor=VERDICT_COLORS[verdict], label=verdict) for verdict in shown]
     style: dict[str, Any] = {"frameon": False, "fontsize": _LETTERS - 2, "handlelength": 1, "columnspacing": 1}
     axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(shown), **style)
 

@@ -148,7 +148,7 @@ class TestVerdictMap:
     def codes(self, figure):
         return [mesh.get_array().compressed().tolist() for mesh in figure.axes[0].collections]
 
-    def test_every_filter_is_a_cell_in_the_colour_of_its_verdict_and_the_legend_counts(self):
+    def test_every_filter_is_a_cell_in_the_color_of_its_verdict_and_the_legend_counts(self):
         apart = torch.zeros(5, N, dtype=torch.bool)
         apart[[1, 3], 5] = True
         a = layer([NORMAL, NORMAL, ANOMALY, ANOMALY, DEAD], {2: [5], 3: [5]}, isolated=apart)
@@ -157,10 +157,10 @@ class TestVerdictMap:
         assert [mesh.get_array().shape for mesh in figure.axes[0].collections] == [(1, 64), (2, 64)]
         (top, end), (below, last) = (mesh.get_coordinates()[[0, -1], 0, 1] for mesh in figure.axes[0].collections)
         assert 0 == top < end < below < last <= figure.axes[0].get_ylim()[0]
-        colours = figure.axes[0].collections[0].to_rgba(range(6), alpha=1)
-        assert len({tuple(colour) for colour in colours}) == 6
-        for patch, colour in zip(figure.legends[0].get_patches(), colours, strict=True):
-            assert patch.get_facecolor() == pytest.approx(colour)
+        colors = figure.axes[0].collections[0].to_rgba(range(6), alpha=1)
+        assert len({tuple(color) for color in colors}) == 6
+        for patch, color in zip(figure.legends[0].get_patches(), colors, strict=True):
+            assert patch.get_facecolor() == pytest.approx(color)
         counts = ["normal: 70", "isolated: 1", "anomaly: 1", "anomaly and isolated: 1", "dead: 1", "nonfinite: 1"]
         assert [text.get_text() for text in figure.legends[0].get_texts()] == counts
         texts = figure.axes[0].texts

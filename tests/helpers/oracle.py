@@ -86,7 +86,7 @@ def pca_scores(maps: np.ndarray) -> np.ndarray:
 
 
 def best_kmeans(points: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels `(N,)` of the best clustering from the centres `(S, K, 2)`, and every inertia `(S,)`."""
+    """Return labels `(N,)` of the best clustering from the centers `(S, K, 2)`, and every inertia `(S,)`."""
     fits = [KMeans(len(start), init=start, n_init=1, tol=0, algorithm="lloyd").fit(points) for start in starts]
     inertia = np.array([fit.inertia_ for fit in fits])
     first_of_equals = int((inertia <= inertia.min() + 1e-9 * max(1, inertia.min())).argmax())

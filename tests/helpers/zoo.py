@@ -13,9 +13,9 @@ from lightning_anomaly.network.maps import LayerMaps
 
 
 def _clustered(filters: int, samples: int, generator: torch.Generator) -> Tensor:
-    centres = 3 * torch.randn(filters, 4, 2, generator=generator, dtype=torch.float64)
+    centers = 3 * torch.randn(filters, 4, 2, generator=generator, dtype=torch.float64)
     member = torch.randint(4, (filters, samples), generator=generator)
-    return centres.gather(1, member[..., None].expand(-1, -1, 2)) + 0.4 * _normal(filters, samples, generator)
+    return centers.gather(1, member[..., None].expand(-1, -1, 2)) + 0.4 * _normal(filters, samples, generator)
 
 
 def _skewed(filters: int, samples: int, generator: torch.Generator) -> Tensor:
@@ -51,10 +51,10 @@ KINDS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
 
 
 def points(kind: str, filters: int, samples: int, seed: int = 0) -> Tensor:
-    """Points `(F, N, 2)`, float64, centred, in standard deviations of the first coordinate."""
+    """Points `(F, N, 2)`, float64, centered, in standard deviations of the first coordinate."""
     drawn = KINDS[kind](filters, samples, torch.Generator().manual_seed(seed))
-    centred = drawn - drawn.mean(1, keepdim=True)
-    return centred / centred[..., 0].square().mean(1).sqrt()[:, None, None]
+    centered = drawn - drawn.mean(1, keepdim=True)
+    return centered / centered[..., 0].square().mean(1).sqrt()[:, None, None]
 
 
 def maps(kind: str, filters: int, samples: int, size: tuple[int, ...], seed: int = 0) -> Tensor:

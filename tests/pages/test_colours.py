@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import lightning_anomaly.pages
-from lightning_anomaly.filters.figures import VERDICT_COLOURS
+from lightning_anomaly.filters.figures import VERDICT_COLORS
 
 
 def colours(ground: str) -> dict[str, str]:
@@ -14,6 +14,6 @@ def colours(ground: str) -> dict[str, str]:
 
 
 def test_verdict_colours_of_the_browser_are_those_of_figures() -> None:
-    assert colours("LIGHT") == VERDICT_COLOURS
-    assert colours("DARK").keys() == VERDICT_COLOURS.keys()
-    assert len(set(colours("LIGHT").values())) == len(set(colours("DARK").values())) == len(VERDICT_COLOURS)
+    assert colours("LIGHT") == VERDICT_COLORS
+    assert colours("DARK").keys() == VERDICT_COLORS.keys()
+    assert len(set(colours("LIGHT").values())) == len(set(colours("DARK").values())) == len(VERDICT_COLORS)
