@@ -1,4 +1,4 @@
-"""Analyze feature maps, or a model and inputs, into a report."""
+"""Analyze the filters of a model: from its feature maps on a probe to a report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import run, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import select_layers, unseen_layers
-from lightning_anomaly.network.maps import LayerMaps, joined
+from lightning_anomaly.network.maps import LayerMaps, join_batches
 from lightning_anomaly.pages.thumbnails import SIDE, shrink
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scorer import SampleView, view_samples
@@ -80,9 +80,8 @@ def analyze(
     """
     settings = checked_settings(settings)
     probe = ImageSource(inputs, "inputs", batch_size)
-    watched = select_layers(model, layers)
     capture = MapCapture(
-        watched,
+        select_layers(model, layers),
         rectify=settings.rectify,
         max_map_side=settings.max_map_side,
         model=model,
@@ -97,19 +96,18 @@ def analyze(
     run(model, probe, capture, progress, take_images=keep_thumbnails)
     notes = unseen_layers(model, layers)
     report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
-    notes = probe.notes()
+    notes = {**report.notes, **probe.notes()}
     count = len(probe.positions) - len(probe.unreadable)
     if report.layers and report.n_samples != count:
         notes["samples"] = (
             f"The layers give {report.n_samples} maps for the {count} samples of `inputs`, as for patches or frames. "
             "The report numbers the maps and not the samples of `inputs`."
         )
-    report = replace(report, notes={**report.notes, **notes})
+    warn_of(notes)
+    pictures = None
     if keep_images:
-        images = torch.cat(thumbnails) if thumbnails else None
-        report = replace(report, pictures=take_pictures(report.layers, capture.maps, images))
-    warn_of(report.notes)
-    return report
+        pictures = take_pictures(report.layers, capture.maps, torch.cat(thumbnails) if thumbnails else None)
+    return replace(report, notes=notes, pictures=pictures)
 
 
 def analyze_maps(
@@ -158,8 +156,7 @@ def analyze_slice(
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings)]
     # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
-    update = partial(_update_filters, settings=settings)
-    tasks += [partial(update, maps[name], filters, previous.get(name)) for name, filters in batches]
+    tasks += [partial(_analyze_changed, maps[name], filters, previous.get(name), settings) for name, filters in batches]
     results = iter(track(torch_in_threads(lambda task: task(), tasks), len(tasks), "filters", progress))
     views = next(results)
     parts: dict[str, list[LayerReport]] = {}
@@ -169,6 +166,75 @@ def analyze_slice(
     pairs = [(layer.fingerprints, previous[name].fingerprints) for name, layer in layers.items() if name in previous]
     carried_over = sum(int((now == before).sum()) for now, before in pairs if len(now) == len(before))
     return FilterSlice(layers, views, carried_over)
+
+
+def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:
+    """Split the filters of a layer into batches that fit into the memory allowed."""
+    filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
+    # A filter takes a few copies of its maps, or a few numbers per sample and component.
+    filter_bytes = 8 * layer.count * (4 * values + 8 * settings.max_components)
+    fitting = settings.max_memory_mb * 2**20 // (filter_bytes * torch.get_num_threads())
+    size = max(1, min(fitting, _FILTER_BATCH))
+    return [slice(first, first + size) for first in range(0, filters, size)]
+
+
+def _analyze_changed(
+    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings
+) -> LayerReport:
+    """Analyze some filters of one layer, of which those with the same maps as before keep their result."""
+    layer = layer.select(filters)
+    hashes = layer.fingerprints()
+    known = hashes[:0] if previous is None else previous.fingerprints[filters]
+    if previous is None or len(known) != len(hashes) or not (known == hashes).any():
+        return analyze_filters(layer, hashes, settings)
+    kept, changed = (flags.nonzero()[:, 0] for flags in (known == hashes, known != hashes))
+    parts = [select_filters(previous, kept + filters.start)]
+    if len(changed):
+        parts.append(analyze_filters(layer.select(changed), hashes[changed], settings))
+    report = select_filters(join_layers(parts), torch.cat([kept, changed]).argsort())
+    return replace(report, nonfinite=layer.nonfinite)
+
+
+def analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings) -> LayerReport:
+    """Analyze the filters of a layer: principal components, mixtures, verdicts, isolated samples.
+
+    `hashes` are the layer's `fingerprints`.
+    """
+    from lightning_anomaly.filters.mixtures import cluster_filters  # late, as numba takes long to import
+
+    maps, extremes = layer.maps.cpu(), join_batches(layer.extremes).cpu().transpose(0, 1)
+    reduction = reduce_maps(maps, settings.engine)
+    live = reduction.live.nonzero()[:, 0]
+    points = reduction.points[live]
+    clustering = cluster_filters(points, settings)
+    outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
+    isolated = isolated_samples(points, settings.rare_fraction, extremes[live])
+    shown = shown_clustering(clustering, outliers, settings.rare_fraction)
+    rows = torch.arange(len(live), device=live.device)
+    labels = clustering.labels[rows, shown]
+
+    def per_filter(values: Tensor) -> Tensor:
+        """Fill in zeros for the filters that are not live."""
+        full = values.new_zeros(len(reduction.points), *values.shape[1:])
+        full[live] = values
+        return full
+
+    return LayerReport(
+        verdicts=verdicts_of(per_filter(outliers.any(1)), reduction.constant, reduction.finite),
+        n_components=per_filter(clustering.n_components[shown]),
+        calinski_harabasz=per_filter(clustering.calinski_harabasz[rows, shown]),
+        smallest_share=per_filter(smallest_share(labels)),
+        labels=per_filter(labels.to(torch.uint8)),
+        points=reduction.points.float(),
+        outliers=per_filter(outliers),
+        isolated=per_filter(isolated),
+        explained=reduction.explained,
+        sparsity=layer.sparsity,
+        map_size=layer.size or (),
+        analyzed_size=tuple(maps.shape[2:]),
+        nonfinite=layer.nonfinite,
+        fingerprints=hashes,
+    )
 
 
 def join_slices(
@@ -183,79 +249,16 @@ def join_slices(
     notes = dict(notes)
     for name, layer in layers.items():
         if count := len(layer.filters(NONFINITE)):
-            samples = layer.nonfinite.nonzero()[:, 0].tolist()
-            of_samples = f" of sample{'s' * (len(samples) > 1)} {listed(samples)}" if samples else ""
-            notes |= nonfinite(name, count, len(layer.verdicts), f"in their maps{of_samples} and are not analyzed")
+            where = "in their maps"
+            if samples := layer.nonfinite.nonzero()[:, 0].tolist():
+                where += f" of {'samples' if len(samples) > 1 else 'sample'} {listed(samples)}"
+            notes |= nonfinite(name, count, len(layer.verdicts), f"{where} and are not analyzed")
     if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
-            f"The probe has {n_samples} sample{'s' * (n_samples != 1)}; for a cluster to be rare, at least "
-            f"{settings.smallest_probe} are needed with `rare_fraction = {settings.rare_fraction}` and "
+            f"The probe has {n_samples} {'sample' if n_samples == 1 else 'samples'}; for a cluster to be rare, at "
+            f"least {settings.smallest_probe} are needed with `rare_fraction = {settings.rare_fraction}` and "
             f"`max_components = {settings.max_components}`."
         )
     views = {name: view for part in parts for name, view in part.views.items()}
     carried_over = sum(part.carried_over for part in parts)
     return AnomalyReport(layers, n_samples, asdict(settings), notes, views, carried_over=carried_over)
-
-
-def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:
-    """Split the filters of a layer into batches that fit into the memory allowed."""
-    filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
-    # A filter takes a few copies of its maps, or a few numbers per sample and component.
-    filter_bytes = 8 * layer.count * (4 * values + 8 * settings.max_components)
-    fitting = settings.max_memory_mb * 2**20 // (filter_bytes * torch.get_num_threads())
-    size = max(1, min(fitting, _FILTER_BATCH))
-    return [slice(first, first + size) for first in range(0, filters, size)]
-
-
-def _update_filters(
-    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings
-) -> LayerReport:
-    """Analyze some filters of one layer; those with the same maps as before keep their result."""
-    layer = layer.select(filters)
-    hashes = layer.fingerprints()
-    known = hashes[:0] if previous is None else previous.fingerprints[filters]
-    if previous is None or len(known) != len(hashes) or not (known == hashes).any():
-        return _analyze_filters(layer, hashes, settings)
-    kept, changed = (flags.nonzero()[:, 0] for flags in (known == hashes, known != hashes))
-    parts = [select_filters(previous, kept + filters.start)]
-    if len(changed):
-        parts.append(_analyze_filters(layer.select(changed), hashes[changed], settings))
-    report = select_filters(join_layers(parts), torch.cat([kept, changed]).argsort())
-    return replace(report, nonfinite=layer.nonfinite)
-
-
-def _analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings) -> LayerReport:
-    """Analyze the filters of a layer, or some of them."""
-    from lightning_anomaly.filters.mixtures import cluster_filters  # late, as numba takes long to import
-
-    maps, extremes = layer.maps.cpu(), joined(layer.extremes).cpu().transpose(0, 1)
-    reduction = reduce_maps(maps, settings.engine)
-    live = reduction.live.nonzero()[:, 0]
-    clustering = cluster_filters(reduction.points[live], settings)
-    outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
-    shown = shown_clustering(clustering, outliers, settings.rare_fraction)
-    rows = torch.arange(len(live), device=live.device)
-
-    def per_filter(values: Tensor) -> Tensor:
-        """Fill in zeros for the filters that are not live."""
-        full = values.new_zeros(len(reduction.points), *values.shape[1:])
-        full[live] = values
-        return full
-
-    labels = clustering.labels[rows, shown]
-    return LayerReport(
-        verdicts=verdicts_of(per_filter(outliers.any(1)), reduction.constant, reduction.finite),
-        n_components=per_filter(clustering.n_components[shown]),
-        calinski_harabasz=per_filter(clustering.calinski_harabasz[rows, shown]),
-        smallest_share=per_filter(smallest_share(labels)),
-        labels=per_filter(labels.to(torch.uint8)),
-        points=reduction.points.float(),
-        outliers=per_filter(outliers),
-        isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction, extremes[live])),
-        explained=reduction.explained,
-        sparsity=layer.sparsity,
-        map_size=layer.size or (),
-        analyzed_size=tuple(maps.shape[2:]),
-        nonfinite=layer.nonfinite,
-        fingerprints=hashes,
-    )

@@ -190,4 +190,5 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
 def _verdict_text(layer: LayerReport, index: int) -> str:
     count, value = len(layer.outliers_of(index)), layer.calinski_harabasz[index].item()
     number = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
-    return f"K = {int(layer.n_components[index])}, CH = {number}, {count} outlier{'s' * (count != 1)}"
+    outliers = "1 outlier" if count == 1 else f"{count} outliers"
+    return f"K = {int(layer.n_components[index])}, CH = {number}, {outliers}"

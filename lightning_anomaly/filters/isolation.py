@@ -37,8 +37,8 @@ _MIN_GAPS = 20  # gaps below a set that are needed to estimate the tail
 # Tails that a filter may have: t distributions with 1 / shape degrees of freedom, from Gaussian (0) to Cauchy (1).
 _SHAPES = np.array([1e-9, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0])
 _LOG_PRIOR = np.log([0.75] + 10 * [0.025])  # of the shapes
-_SILENT = 1e-9  # distances up to this count as zero, in units of the largest distance that no set contains,
-_ROUNDING = 1e-12  # and up to this in units of the largest distance
+_SILENT = 1e-9  # distances up to this count as zero, in units of the largest distance that no set contains
+_ROUNDING = 1e-12  # distances up to this count as zero, in units of the largest distance
 _STEPS = 4  # of the center; more change nothing
 
 

@@ -246,19 +246,23 @@ class AnomalyReport(Tabular):
     def _introduction(self) -> list[str]:
         """Begin with the strangest samples, the filters that stand out most, and the count of anomaly filters."""
         scores = self.outlier_scores.tolist()
-        strangest = [sample for sample in self.by_outlier_score[:_FIRST] if scores[sample] > 0]
-        lines = ["strangest samples:"] * bool(strangest)
+        lines = []
+        if strangest := [sample for sample in self.by_outlier_score[:_FIRST] if scores[sample] > 0]:
+            lines.append("strangest samples:")
         for sample in strangest:
             reasons = "; ".join(self.outlier_reasons(sample).values())
-            lines.append(f"  {self._name(sample)}, score {scores[sample]:.1f}" + f": {reasons}" * bool(reasons))
-        filters = standing_out(self.reactions)
-        lines += ["filters that stand out most:"] * bool(filters)
+            score = f"  {self._name(sample)}, score {scores[sample]:.1f}"
+            lines.append(f"{score}: {reasons}" if reasons else score)
+        if filters := standing_out(self.reactions):
+            lines.append("filters that stand out most:")
         for (layer, index), (distance, samples) in islice(filters.items(), _FIRST):
-            names = listed([*map(self._name, samples)])
-            found = f"sample{'s' * (len(samples) > 1)} {names}, {distance:.1f} standard deviations away"
+            words = "samples" if len(samples) > 1 else "sample"
+            found = f"{words} {listed([*map(self._name, samples)])}, {distance:.1f} standard deviations away"
             lines.append(f"  {layer or '(the model)'} filter {index}: {found}")
         return [*lines, *(count_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:
-        carried = f"{self.carried_over} filters have the same maps as in the last analysis, and its results"
-        return [carried] * (self.carried_over > 0) + [f"note: {note}" for note in self.notes.values()]
+        notes = [f"note: {note}" for note in self.notes.values()]
+        if self.carried_over:
+            return [f"{self.carried_over} filters have the same maps as in the last analysis, and its results", *notes]
+        return notes

@@ -32,8 +32,9 @@ def layer_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[
         first = [f"{index} ({len(layer.outliers_of(index))})" for index in anomalies[:6]]
         size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
         maps = size if size == analyzed else f"{size} pooled to {analyzed}"
-        listing = ", ".join(first + ["..."] * (len(anomalies) > 6))
-        rows.append((name or "(the model)", *_numbers([layer], measured), maps, listing))
+        if len(anomalies) > 6:
+            first.append("...")
+        rows.append((name or "(the model)", *_numbers([layer], measured), maps, ", ".join(first)))
     if others := [layer for name, layer in layers.items() if name not in shown]:
         rows.append((f"{len(others)} others", *_numbers(others, measured), "", ""))
     return rows

@@ -19,7 +19,7 @@ from lightning_anomaly._internal.notes import Note
 from lightning_anomaly._internal.random_state import isolated_torch_state
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.layers import CONVOLUTIONS
-from lightning_anomaly.network.maps import LayerMaps, keep_rows, summarize_maps
+from lightning_anomaly.network.maps import LayerMaps, append_copy, summarize_maps
 
 _Watched = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
 
@@ -171,8 +171,8 @@ class MapCapture:
             values = piece.to(dtype)
             if self.summary is None:
                 pooled, extremes, zeros = summarize_maps(values, self.max_map_side, self.rectify)
-                keep_rows(layer.batches, pooled, room)
-                keep_rows(layer.extremes, extremes, room)
+                append_copy(layer.batches, pooled, room)
+                append_copy(layer.extremes, extremes, room)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
             else:
                 layer.batches.append(self.summary(values))

@@ -58,12 +58,12 @@ def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, 
     return pool_maps(maps, max_side), extremes, zeros
 
 
-def joined(pieces: Sequence[Tensor]) -> Tensor:
+def join_batches(batches: Sequence[Tensor]) -> Tensor:
     """Join tensors along the first axis; a single one is returned itself."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+    return batches[0] if len(batches) == 1 else torch.cat(list(batches))
 
 
-def keep_rows(batches: list[Tensor], rows: Tensor, expected: int) -> None:
+def append_copy(batches: list[Tensor], rows: Tensor, expected: int) -> None:
     """Append a copy of rows `(n, ...)` in float32 or float64; up to `expected` rows will come, these included.
 
     On the CPU they share large blocks of memory, and the last tensor of `batches` may be replaced by a longer one.
@@ -105,26 +105,27 @@ class LayerMaps:
     @property
     def maps(self) -> Tensor:
         """All maps `(N, F, ...)`."""
-        return joined(self.batches)
+        return join_batches(self.batches)
 
     @property
     def nonfinite(self) -> Tensor:
         """Whether each sample's maps are NaN or infinite in a filter whose maps of most samples are finite `(N,)`."""
-        broken = ~joined(self.extremes).isfinite().all(2)
+        broken = ~join_batches(self.extremes).isfinite().all(2)
         return broken[:, 2 * broken.sum(0) < len(broken)].any(1).cpu()
 
     def select(self, filters: slice | Tensor) -> LayerMaps:
         """Select some filters; their batches are joined."""
-        maps, extremes = ([joined([batch[:, filters] for batch in kept])] for kept in (self.batches, self.extremes))
+        maps, extremes = ([batch[:, filters] for batch in kept] for kept in (self.batches, self.extremes))
         zeros = None if self.zeros is None else self.zeros[filters]
-        return LayerMaps(maps, self.count, self.size, zeros, extremes=extremes)
+        return LayerMaps([join_batches(maps)], self.count, self.size, zeros, extremes=[join_batches(extremes)])
 
     def fingerprints(self) -> Tensor:
         """Hash the bits of each filter's maps and extremes, int64 `(F,)` on the CPU.
 
         Filters with other maps have the same of 2**64 values by chance alone.
         """
-        values = [joined(kept)[..., None].flatten(2).transpose(0, 1).cpu() for kept in (self.batches, self.extremes)]
+        kept = self.maps, join_batches(self.extremes)
+        values = [tensor[..., None].flatten(2).transpose(0, 1).cpu() for tensor in kept]
         shape = repr(self.maps.shape[2:]).encode()
         digests = []
         for rows in zip(*(part.contiguous().numpy() for part in values), strict=True):

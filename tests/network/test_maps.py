@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.network import maps as module
-from lightning_anomaly.network.maps import keep_rows, pool_maps, summarize_maps
+from lightning_anomaly.network.maps import append_copy, pool_maps, summarize_maps
 
 
 def drawn(*shape: int) -> Tensor:
@@ -71,7 +71,7 @@ def test_a_map_that_is_not_finite_stays_so_and_changes_no_other(broken):
 def kept(batches: list[Tensor], most: int) -> list[Tensor]:
     rows: list[Tensor] = []
     for batch in batches:
-        keep_rows(rows, batch, most)
+        append_copy(rows, batch, most)
         most -= len(batch)
     return rows
 
@@ -95,6 +95,6 @@ def test_rows_are_copies_of_the_same_type_even_in_inference_mode(dtype):
     before = batch.clone()
     with torch.inference_mode():
         rows = kept([batch[:2]], 4)
-    keep_rows(rows, batch[2:], 2)
+    append_copy(rows, batch[2:], 2)
     batch.zero_()
     torch.testing.assert_close(rows[0], before, rtol=0, atol=0)  # also the type
