@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.processes import rank_and_world
 from lightning_anomaly.filters.across_processes import analyze_shared
 from lightning_anomaly.filters.analyze import analyze_maps
-from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport
+from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.pictures import KeptMaps, take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
