@@ -65,6 +65,10 @@ class Guard:
         """Warn of everything again."""
         self._warned.clear()
 
+    def begin_validation(self) -> None:
+        """Drop what failed in a validation that never ended."""
+        self._failure = None
+
     @property
     def failed(self) -> bool:
         """Whether a hook has failed in this validation."""

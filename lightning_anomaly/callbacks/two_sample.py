@@ -201,6 +201,7 @@ class TwoSampleCallback(AnyCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values."""
         self._remove_hooks()
+        self._guard.begin_validation()
         self._schedule.due = False
         if not trainer.sanity_checking:
             self._begin_validation(trainer, pl_module)
