@@ -122,6 +122,7 @@ class TwoSampleCallback(AnyCallback):
         logits: str | None = None,
     ) -> None:
         super().__init__()
+        self.train_inputs, self.val_inputs = train_inputs, val_inputs
         self._inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
         for name, source in self._inputs.items():
             if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
@@ -212,7 +213,7 @@ class TwoSampleCallback(AnyCallback):
         layers = select_layers(pl_module, self.layers)
         self._values.begin(past[-1]["metrics"] if past else {}, layers, chosen=self.layers is not None)
         self._schedule.begin_validation(len(past))
-        if self._inputs["train_inputs"] is None and trainer.train_dataloader is None:  # outside of a fit
+        if self.train_inputs is None and trainer.train_dataloader is None:  # outside of a fit
             self._schedule.due = False
             rank_zero_info(
                 "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
@@ -284,7 +285,7 @@ class TwoSampleCallback(AnyCallback):
                 "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
                 "`forward` or in the transform of the data set."
             )
-        if self._inputs["train_inputs"] is None and is_augmented(sources["train_inputs"]):
+        if self.train_inputs is None and is_augmented(sources["train_inputs"]):
             doubts["augmented"] = (
                 "The training images are augmented anew each time, which hides the gap: give images without "
                 "augmentation as `train_inputs`."
@@ -298,7 +299,7 @@ class TwoSampleCallback(AnyCallback):
         loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
         chosen = {name: source for name, source in self._inputs.items() if source is not None}
         chosen = {name: first_loader(loader) for name, loader in loaders.items()} | chosen
-        if self._inputs["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
+        if self.train_inputs is None and isinstance(chosen["train_inputs"], DataLoader):
             batches = trainer.num_training_batches
             chosen["train_inputs"] = trained_on(chosen["train_inputs"], chosen["val_inputs"], batches)
         precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)

@@ -39,6 +39,7 @@ def state_hash(model: nn.Module) -> str:
 
 def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
+    modules_by_name(model)  # raises for anything but a module
     found: Callable[..., Any] | None = None
     with suppress(AttributeError):
         found = model if name is None else attrgetter(name)(model)
