@@ -1,18 +1,14 @@
 """Captured maps are exact copies, other outputs are a problem and no error, and no hooks remain on the model."""
 
-import random
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from trainers import hook_count
 
-from lightning_anomaly.network.hooks import MapCapture, evaluating
+from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import select_layers
 from lightning_anomaly.network.maps import LayerMaps, pool_maps
 
@@ -212,53 +208,3 @@ def test_a_compiled_model_is_captured_and_compiled_again_afterwards(compiled):
     assert graphs == []
     model(IMAGES)
     assert len(graphs) == 1
-
-
-def test_captures_in_threads_leave_compiled_models_compiled(compiled):
-    (model, graphs), ready = compiled, threading.Barrier(6)
-
-    def run(_: int) -> None:
-        ready.wait()
-        for _ in range(300):
-            with MapCapture({}):
-                pass
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(run, range(6)))
-    model(IMAGES)
-    assert len(graphs) == 1
-
-
-# evaluation mode and random numbers
-
-
-class Watched(nn.Module):
-    """Records which of its modules are in training mode and draws random numbers; its `eval` does nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.frozen, self.drop = nn.BatchNorm1d(2), nn.BatchNorm1d(2), nn.Dropout()
-        self.frozen.training = False
-
-    def eval(self):
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen = [module.training for module in self.modules()]
-        torch.rand(3)
-        return self.drop(self.frozen(self.norm(x)))
-
-
-def states() -> list[object]:
-    return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)]
-
-
-def test_evaluation_restores_the_flag_of_every_module_and_the_random_state_of_torch():
-    model = Watched()
-    before = states()
-    with suppress(KeyError), evaluating(model):
-        model(torch.randn(4, 2))
-        assert not any(model.seen)
-        raise KeyError
-    assert [module.training for module in model.modules()] == [True, True, False, True]
-    np.testing.assert_equal(states(), before)

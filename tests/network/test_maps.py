@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.network import maps as module
-from lightning_anomaly.network.maps import append_copy, pool_maps, summarize_maps
+from lightning_anomaly.network.maps import pool_maps, summarize_maps
 
 
 def drawn(*shape: int) -> Tensor:
@@ -66,35 +65,3 @@ def test_a_map_that_is_not_finite_stays_so_and_changes_no_other(broken):
         assert (~finite).nonzero().tolist() == [[2, 1]]
     pooled[2, 1] = alone[2, 1]
     assert torch.equal(pooled, alone)
-
-
-def kept(batches: list[Tensor], most: int) -> list[Tensor]:
-    rows: list[Tensor] = []
-    for batch in batches:
-        append_copy(rows, batch, most)
-        most -= len(batch)
-    return rows
-
-
-def test_rows_fill_one_tensor_up_to_its_limit_and_then_another(monkeypatch):
-    batches = list(torch.split(drawn(20, 3, 2, 2), [4, 4, 1, 4, 4, 3]))
-    (one,) = kept(batches, 20)
-    assert torch.equal(one, torch.cat(batches))
-    assert one.untyped_storage().nbytes() == one.nbytes  # not allocated for more
-    monkeypatch.setattr(module, "_ROOM", 10 * batches[0][0].nbytes)
-    several = kept(batches, 1000)
-    assert [len(rows) for rows in several] == [9, 8, 3]
-    assert torch.equal(torch.cat(several), torch.cat(batches))
-    monkeypatch.setattr(module, "_ROOM", 1)
-    assert [len(rows) for rows in kept(batches, 20)] == [4, 4, 1, 4, 4, 3]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_are_copies_of_the_same_type_even_in_inference_mode(dtype):
-    batch = drawn(4, 3).to(dtype)
-    before = batch.clone()
-    with torch.inference_mode():
-        rows = kept([batch[:2]], 4)
-    append_copy(rows, batch[2:], 2)
-    batch.zero_()
-    torch.testing.assert_close(rows[0], before, rtol=0, atol=0)  # also the type
