@@ -11,7 +11,7 @@ import torchvision
 from functional import lived_in
 from torch import Tensor, nn
 
-from lightning_anomaly.pruning.mask import mask_filters
+from lightning_anomaly.pruning import mask_filters
 
 SLOW = ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "googlenet", "regnet_y_400mf"]
 NETWORKS = ["shufflenet_v2_x0_5", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]

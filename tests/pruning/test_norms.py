@@ -12,7 +12,7 @@ from functional import Net, lived_in
 from torch import Tensor, nn
 from trainers import hook_count
 
-from lightning_anomaly.pruning.mask import mask_filters
+from lightning_anomaly.pruning import mask_filters
 from lightning_anomaly.pruning.norms import call_model, find_norms
 
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -107,34 +107,6 @@ def test_channels_of_shared_layers_must_be_0_in_every_call() -> None:
     result = find_norms(model, {"a": [1, 2], "b": [0, 2]}, partial(call_model, model, IMAGES))
     assert result.channels == {"bn": [2], "bn2": [2]}
     assert result.called == {"a", "b"}
-
-
-class RMSNorm2d(nn.Module):
-    """A norm as in other libraries."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / x.square().mean(1, keepdim=True).sqrt()
-
-
-CHANNELS_LAST = nn.LayerNorm(4)
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6]), CHANNELS_LAST, RMSNorm2d()],
-    ids=["GroupNorm", "LayerNorm", "LayerNorm, channels last", "other"],
-)
-def test_norms_that_mix_channels_are_named_and_end_the_search(norm: nn.Module) -> None:
-    def forward(net: nn.Module, x: Tensor) -> Tensor:
-        x = net.conv(x)
-        x = net.norm(x.movedim(1, -1)).movedim(-1, 1) if norm is CHANNELS_LAST else net.norm(x)
-        return net.bn(F.relu(x))
-
-    model = Net(forward, conv=conv(), other=conv(), norm=norm, bn=nn.BatchNorm2d(4))
-    result = find_norms(model, {"conv": [1]}, partial(call_model, model, IMAGES))
-    assert (result.channels, result.mixing) == ({}, ["norm"])
-    result = find_norms(model, {"other": [1]}, partial(call_model, model, IMAGES))
-    assert (result.mixing, result.called) == ([], {"conv"})
 
 
 @pytest.mark.parametrize("inference", [False, True])
