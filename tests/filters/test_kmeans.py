@@ -59,26 +59,3 @@ def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance():
     at_origin = (first == 0).all(1)
     assert at_origin.double().mean().item() == pytest.approx(1 / 3, abs=0.015)
     assert (second[at_origin, 1] == 3).double().mean().item() == pytest.approx(0.9, abs=0.015)
-
-
-def test_draws_depend_on_the_seed_and_not_on_global_state():
-    points = zoo.points("clustered", 2, 40)
-    state = torch.get_rng_state()
-    first = draw_centers(points, 5, 4, seed=0)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(1)
-    assert torch.equal(draw_centers(points, 5, 4, seed=0), first)
-    assert not torch.equal(draw_centers(points, 5, 4, seed=1), first)
-    for index in range(2):
-        samples = {tuple(sample) for sample in points[index].tolist()}
-        for start in first[index].tolist():
-            assert len({tuple(center) for center in start} & samples) == 4
-
-
-def test_draws_do_not_depend_on_the_order_of_the_samples_even_on_a_lattice():
-    generator = torch.Generator().manual_seed(0)
-    lattice = torch.randint(-2, 3, (4, 60, 2), generator=generator).double()  # many equal first coordinates
-    for points in (lattice, zoo.points("sparse", 4, 60), zoo.points("skewed", 4, 60)):
-        shuffled = points[:, torch.randperm(60, generator=generator)]
-        first, second = (draw_centers(values, 8, 5, seed=0) for values in (points, shuffled))
-        assert torch.equal(first, second)

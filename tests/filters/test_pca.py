@@ -2,7 +2,6 @@
 
 import numpy as np
 import oracle
-import properties
 import pytest
 import torch
 import zoo
@@ -16,11 +15,6 @@ SHAPES = [((1, 2), 60), ((4, 4), 10), ((5, 5), 60), ((8, 8), 300), ((14, 14), 20
 def up_to_sign(found, expected) -> np.ndarray:
     """Compute the largest difference on each axis, up to its sign."""
     return np.abs(found - expected * np.sign((found * expected).sum(0))).max(0)
-
-
-def parts(maps) -> tuple[torch.Tensor, ...]:
-    reduction = reduce_maps(maps.transpose(0, 1))
-    return reduction.points, reduction.explained, reduction.constant, reduction.finite
 
 
 def spectrum(eigenvalues: list[float], samples: int, pixels: int) -> torch.Tensor:
@@ -100,16 +94,6 @@ def test_maps_of_one_pixel_lie_on_a_line(engine):
         torch.testing.assert_close(reduction.explained, torch.ones(2).double(), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3])
-@pytest.mark.parametrize("engine", ["numba", "sklearn"])
-def test_very_few_samples_have_finite_points(engine, samples):
-    maps = torch.randn(samples, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    reduction = reduce_maps(maps, engine)
-    assert reduction.points.shape == (2, samples, 2)
-    assert reduction.points.isfinite().all()
-    assert reduction.constant.tolist() == [samples == 1] * 2
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_filter_is_constant_if_it_varies_only_by_rounding(dtype):
     eps = torch.finfo(dtype).eps
@@ -128,20 +112,3 @@ def test_a_filter_with_nan_or_infinity_is_not_finite_and_its_points_are_zero():
     assert reduction.live.tolist() == [True, False, False, False, False]
     assert (reduction.points[1:] == 0).all()
     assert (reduction.explained[1:] == 0).all()
-
-
-@pytest.mark.parametrize("kind", zoo.KINDS)
-def test_points_do_not_depend_on_other_filters(kind, two_threads):
-    for size, samples in [((1, 1), 37), ((3, 3), 20), ((6, 6), 513), ((7, 7), 40)]:
-        maps = zoo.maps(kind, 7, samples, size).float()
-        properties.assert_batched_equals_one_at_a_time(parts, maps.transpose(0, 1))
-        channels_last = maps.transpose(0, 1).contiguous()
-        assert all(map(torch.equal, parts(channels_last), parts(maps.transpose(0, 1))))
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e-10, 1e10, 1e300])
-def test_no_scale_overflows_or_underflows(scale):
-    maps = zoo.maps("skewed", 3, 40, (4, 4))
-    reduction, scaled = reduce_maps(maps), reduce_maps(maps * scale)
-    assert torch.equal(scaled.live, reduction.live)
-    torch.testing.assert_close(scaled.points, reduction.points, rtol=0, atol=1e-9)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from reports import layer
 
-from lightning_anomaly.filters.reactions import Reaction, find_reactions, standing_out
+from lightning_anomaly.filters.reactions import find_reactions
 
 APART = torch.zeros(3, 6, dtype=torch.bool)
 APART[0, 4], APART[1, :2] = True, True
@@ -25,9 +25,3 @@ def test_filters_that_isolate_a_sample_react_before_those_with_it_in_a_rare_clus
     assert distances == sorted(distances, reverse=True) == pytest.approx([reaction.distance for reaction in found[5]])
     without = {name: replace(part, points=part.points[:, :0]) for name, part in LAYERS.items()}
     assert {reaction.distance for reaction in find_reactions(without, 6)[5]} == {0}
-
-
-def test_filters_that_isolate_samples_stand_out_the_farthest_first():
-    near, far, rare = (Reaction("conv", index, index < 2, distance) for index, distance in enumerate((3.0, 4.0, 9.0)))
-    found = standing_out([[near, rare], [far], [near._replace(distance=2.0)]])
-    assert list(found.items()) == [(("conv", 1), (4.0, [1])), (("conv", 0), (3.0, [0, 2]))]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from reports import layer
 
+from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.pictures import Pictures
-from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.scores.scorer import SampleView
 
 LOOK = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)

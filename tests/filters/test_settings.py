@@ -30,7 +30,7 @@ def test_invalid_values_are_named(name, values):
 
 
 def test_other_settings_are_refused():
-    with pytest.raises(ValueError, match=r"`settings` .* Found {'seed': 1}"):
+    with pytest.raises(ValueError, match="`settings`"):
         checked_settings({"seed": 1})
 
 

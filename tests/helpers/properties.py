@@ -1,6 +1,6 @@
 """Properties that hold for every analysis of maps `(N, F, ...)`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -30,15 +30,6 @@ def assert_same_value(value: Any, other: Any, name: str) -> None:
         assert torch.equal(value, other), f"{name} differs in {int((value != other).sum())} values"
     else:
         assert value == other, name
-
-
-def assert_batched_equals_one_at_a_time(function: Callable[..., Iterable[Tensor]], *tensors: Tensor) -> None:
-    """Compare a function of tensors `(F, ...)` with its results for single filters and for groups of three."""
-    batched = list(function(*tensors))
-    for size in (1, 3):
-        parts = [list(function(*part)) for part in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
-        for index, whole in enumerate(batched):
-            assert_same_value(torch.cat([part[index] for part in parts]), whole, f"result {index}")
 
 
 def assert_filters_are_independent(maps: Tensor, settings: AnalysisSettings) -> None:
