@@ -94,15 +94,6 @@ def test_validations_are_numbered_by_epoch_or_by_step(epochs: list[int], label: 
     assert [tick.get_text() for tick in where.get_xticklabels()] == numbers
 
 
-def test_shades_of_both_colours_have_one_scale() -> None:
-    for history, highest in ((HISTORY[:1], 0.25), (long(3, 2), 2 / 3), (HISTORY[2:3], 0.2)):
-        assert [mesh.get_clim() for mesh in drawn(history).axes[1].collections] == [(0, highest)] * 2
-    for history, highest in ((HISTORY[:1], 0.6), ([*HISTORY, entry(40, {}, {})], 0.9)):
-        low, high = drawn(history).axes[0].get_ylim()
-        assert low == pytest.approx(0.46)
-        assert highest < high < 1.1
-
-
 def test_layers_or_the_output_may_be_missing() -> None:
     whether, where, *_ = drawn([entry(0, {}, {})]).axes
     assert "no layer" in where.get_title()

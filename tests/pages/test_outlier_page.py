@@ -200,23 +200,6 @@ class TestGallery:
         assert 7 not in cards(page)  # it has no score
         assert few.rows()[-1]["reasons"] == "file: cannot be read: OSError"
 
-    def test_going_back_from_an_image_restores_the_scroll_position(self, opened):
-        report = made_up()
-        page = opened(report)
-        page.page.locator(".outlier-picture").nth(47).focus()
-        page.press("ArrowRight")  # shows more
-        assert page.page.evaluate("document.activeElement.title") == f"image {report.top(49)[48]}"
-        page.page.locator(".outlier-picture").nth(80).focus()
-        before = page.page.evaluate("window.scrollY")
-        assert before > 500
-        page.press("Enter")
-        assert page.page.title().startswith(f"Image {report.top(81)[80]} · ")
-        assert page.page.evaluate("window.scrollY") == 0
-        page.page.go_back()
-        page.settle()
-        assert len(cards(page)) == 96
-        assert page.page.evaluate("window.scrollY") == pytest.approx(before, abs=2)
-
 
 @pytest.mark.slow
 def test_ticked_images_are_saved_as_rows_and_remembered_for_the_same_ranking(opened, tmp_path):
@@ -270,14 +253,6 @@ def test_images_can_be_viewed_and_ticked_by_keyboard_alone(opened):
     for wrong in (f"#/image/{report.top(300)[-1]}", "#/image/x", "#/image", "#/elsewhere"):
         page.go(wrong)
         assert "no such page" in page.text(), wrong
-
-
-@pytest.mark.slow
-def test_code_in_notes_is_formatted_and_terms_are_explained(opened):
-    page = opened(replace(made_up(), notes={"a": "Give a `reference`."}))
-    assert page.text("main code") == "reference"
-    page.press("?")
-    assert "p-value" in page.text("dialog")
 
 
 @pytest.mark.slow

@@ -125,36 +125,6 @@ class TestFilter:
         page.press(".")
         assert page.text(".inspected").endswith("pinned")
 
-    def test_zooming_is_kept_with_a_pin_and_can_be_undone(self, report, opened):
-        layer, index, _ = flagged(report)
-        page = opened(report, address(layer, index))
-        scatter = page.page.locator("canvas.scatter")
-
-        def view() -> list[float]:
-            return [float(value) for value in scatter.get_attribute("data-view").split(",")]
-
-        whole = view()
-        page.press("+")
-        page.press("o")
-        near = view()  # also with a pin
-        assert near != whole
-        scatter.hover(position={"x": 200, "y": 200})
-        page.page.keyboard.down("Control")
-        page.page.mouse.wheel(0, -100)
-        page.page.keyboard.up("Control")
-        page.settle()
-        before, box = view(), scatter.bounding_box()
-        assert before[1] - before[0] < near[1] - near[0] < whole[1] - whole[0]
-        page.page.mouse.down()
-        page.page.mouse.move(box["x"] + 260, box["y"] + 200, steps=4)
-        page.page.mouse.up()
-        after = view()
-        assert after[0] < before[0]
-        assert after[1] - after[0] == pytest.approx(before[1] - before[0])
-        assert after[2:] == before[2:]
-        page.press("0")
-        assert view() == whole
-
 
 @pytest.mark.slow
 class TestLists:

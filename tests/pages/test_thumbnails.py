@@ -51,5 +51,5 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
 @pytest.mark.parametrize("images", [random(3, 1, 4, 4), random(4, 1, 4), random(4, 0, 4, 4), [1] * 4])
 def test_there_is_an_image_for_each_sample(images: Any) -> None:
     check_images(random(4, 1, 4, 4), 4)
-    with pytest.raises(ValueError, match=r"`images` should be a tensor of shape \(4, ...\), .* with 4 or 5 dimensions"):
+    with pytest.raises(ValueError, match="`images`"):
         check_images(images, 4)
