@@ -76,5 +76,5 @@ def test_values_beyond_bytes_are_scaled_by_their_depth_and_transparency_is_white
         assert torch.allclose(whole[0] / 255, torch.tensor(white * ramp).float(), atol=0.01), name
     assert found[images["soft.png"]][0].amin() == pytest.approx(0.5, abs=0.01)
     for name in ("nan.tif", "negative.tif"):
-        with pytest.raises(ValueError, match="pixels should be finite and not negative"):
+        with pytest.raises(ValueError, match="finite"):
             found[images[name]]

@@ -24,26 +24,23 @@ def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
     return torch.utils.data.default_collate([item for item in items if item[1] != 7])
 
 
-def test_a_collate_function_that_drops_images_is_refused(net):
+ONE_IS_NARROW: Any = [(torch.zeros(1, 6, 6 - (index == 7)), 0) for index in range(120)]
+BOXES: Any = [(torch.zeros(3, 6, 6), {"boxes": torch.zeros(index % 3, 4)}) for index in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("loader", "found"),
+    [
+        (DataLoader(DATA, 120, collate_fn=without_seven), r"\(119, 1, 6, 6\) for n = 120"),
+        (DataLoader(ONE_IS_NARROW, 1), r"\(1, 6, 6\) and \(1, 6, 5\).* position 7"),
+        (DataLoader(ONE_IS_NARROW, 50), r"\(1, 6, 6\) and \(1, 6, 5\).* position 7"),
+        (DataLoader(BOXES, 3, collate_fn=lambda items: tuple(zip(*items, strict=True))), "`collate_fn`"),
+    ],
+)
+def test_batches_that_are_not_one_image_for_each_item_are_refused(net, loader, found):
     """Otherwise scores would belong to other images."""
-    with pytest.raises(
-        ValueError, match=r"`images` should give one image for each item .* Found shape \(119, 1, 6, 6\) for n = 120"
-    ):
-        find_outliers(net, DataLoader(DATA, 120, collate_fn=without_seven))
-
-
-def test_an_image_of_another_size_is_named(net):
-    data: Any = [(torch.zeros(1, 6, 6), 0) for _ in range(120)]
-    data[7] = torch.zeros(1, 6, 5), 0
-    for size in (1, 50):
-        with pytest.raises(ValueError, match=r"one size\. Found \(1, 6, 6\) and \(1, 6, 5\), the latter at position 7"):
-            find_outliers(net, DataLoader(data, size))
-
-
-def test_images_that_a_detection_loader_does_not_stack_are_no_batch(net):
-    data: Any = [(torch.zeros(3, 6, 6), {"boxes": torch.zeros(index % 3, 4)}) for index in range(120)]
-    with pytest.raises(ValueError, match=r"Found shape \(3, 6, 6\) for n = 1: its `collate_fn` should stack images"):
-        find_outliers(net, DataLoader(data, 3, collate_fn=lambda items: tuple(zip(*items, strict=True))))
+    with pytest.raises(ValueError, match=f"Found .*{found}"):
+        find_outliers(net, loader)
 
 
 def files(*classes: int) -> TensorDataset:
@@ -69,7 +66,7 @@ def test_the_report_has_the_names_of_files_even_of_a_subset(net):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_unreadable_images_do_not_change_the_scores_of_others(net, workers):
     loader = DataLoader(Broken(IMAGES, 0, 5), 32, num_workers=workers)
-    with pytest.warns(UserWarning, match=r"^2 of the 200 images in `images` cannot be read, .* position 0 \(OSErr"):
+    with pytest.warns(UserWarning, match="^2 of .*`images`.* position 0"):
         report = find_outliers(net, loader, DATA.tensors[0])
     assert report.unusable == [row["position"] for row in report.rows()[-2:]] == [0, 5]
     rest = [index for index in range(200) if index not in (0, 5)]
@@ -80,12 +77,12 @@ def test_unreadable_images_do_not_change_the_scores_of_others(net, workers):
 
 
 def test_unreadable_reference_images_are_left_out(net):
-    with pytest.warns(UserWarning, match=r"^1 of the 120 images in `reference` cannot be read, .* position 5 .*: they"):
+    with pytest.warns(UserWarning, match="^1 of .*`reference`.* position 5"):
         report = find_outliers(net, IMAGES, DataLoader(Broken(DATA.tensors[0], 5), 32))
     assert report.n_reference == 119
     assert report.scores.isfinite().all()
-    with pytest.warns(UserWarning, match=r"^1 of the 200 images in `images` cannot be read, .* position 5 "):
+    with pytest.warns(UserWarning, match="^1 of .*`images`.* position 5"):
         report = find_outliers(net, DataLoader(Broken(IMAGES, 5), 32))
     assert (report.n_reference, report.unusable) == (199, [5])
-    with pytest.raises(ValueError, match=r"`images` should hold images that can be read\..* image 0 is broken"):
+    with pytest.raises(ValueError, match=r"`images`.*image 0"):
         find_outliers(net, DataLoader(Broken(IMAGES, *range(200)), 32))
