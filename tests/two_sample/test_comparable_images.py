@@ -79,25 +79,6 @@ def test_images_that_a_run_never_sees_are_left_out() -> None:
         assert shown(trained_on(loader, None, batches)) == [*expected]
 
 
-@pytest.mark.parametrize(("spare", "readings"), [(0, 0), (-1, 20)])
-def test_images_are_held_in_memory_if_both_kinds_fit_together(spare: int, readings: int) -> None:
-    data = Shown(), Shown()
-    sources = dict(zip("ab", (ImageSource(DataLoader(part, 6), "images") for part in data), strict=True))
-    opened, seen = read_once(sources, 2 * 20 * 4 * 4 + spare)
-    before = [part.read for part in data]
-    for source in opened.values():
-        assert torch.equal(torch.cat([*source.readable()])[:, 0, 0, 0], torch.arange(20.0))
-        assert source.batch_size == 6
-    assert [part.read for part in data] == [count + readings for count in before]
-    assert seen["a"][1] == seen["b"][1]
-    assert len({*seen["a"][1]}) == 20
-    tensor = ImageSource(images(30), "images")
-    opened, seen = read_once({"a": tensor}, 2**20)
-    assert opened["a"] is tensor  # in memory already
-    expected = images(30).flatten(1)
-    torch.testing.assert_close(seen["a"][0], torch.stack([expected.mean(1), expected.std(1)]))
-
-
 def test_only_images_that_change_with_the_order_of_reading_are_augmented() -> None:
     for change in (None, torch.neg, noisy):
         assert is_augmented(ImageSource(Shown(change), "images", 8)) == (change is noisy)

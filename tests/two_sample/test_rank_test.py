@@ -52,7 +52,3 @@ def test_layer_p_values_are_exact_for_many_layers_and_small_for_a_clear_one() ->
     p_value = layer_p_values(found, smallest)
     assert p_value[7] == min(p_value) == 0.001
     assert layer_p_values(found[7:8], smallest[7:8]) == [0.001]
-
-
-def test_a_division_needs_a_kilobyte_for_each_image() -> None:
-    assert random_divisions(300, 500).untyped_storage().nbytes() == 999 * 500
