@@ -15,7 +15,6 @@ from torchvision.datasets import CIFAR100
 from recipes.common.damage import DAMAGES, GROUPS, damage_all, with_label_noise
 from recipes.common.data import (
     ImageData,
-    crop_and_flip,
     download,
     load_images,
     make_loaders,
@@ -137,27 +136,6 @@ def test_the_parts_of_a_split_are_disjoint_and_images_keep_their_labels() -> Non
     assert torch.equal(fewer.train_labels, data.train_labels[:5])
     for images, labels in ((data.train_images, data.train_labels), (data.val_images, data.val_labels)):
         assert images[:, 0, 0, 0].tolist() == labels.tolist()
-
-
-def test_normalised_images_have_mean_0_and_deviation_1_per_channel(images: Tensor) -> None:
-    images[:, 1] = images[:, 1] // 2
-    normalized = normalize(images, *mean_and_std(images))
-    torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(normalized.std((0, 2, 3), correction=0), torch.ones(3))
-
-
-def test_crop_and_flip_only_shifts_and_mirrors() -> None:
-    images = torch.rand(100, 2, 5, 6, generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        augmented = crop_and_flip(images)
-    windows = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="replicate").unfold(2, 5, 1).unfold(3, 6, 1)
-    both = torch.stack([windows, windows.flip(-1)], 4)  # (100, 2, 9, 9, mirrored, 5, 6)
-    same = (both == augmented[:, :, None, None, None]).all(-1).all(-1).all(1)  # (100, 9, 9, mirrored)
-    assert same.flatten(1).any(1).all()
-    assert same.any(0).any(2).any(1).all()
-    assert same.any(0).any(2).any(0).all()
-    assert same.any(0).any(0).any(0).all()
 
 
 def test_loaders_shuffle_training_images_and_not_validation_images() -> None:

@@ -11,7 +11,7 @@ import scipy.stats
 
 from lightning_anomaly.filters.rise import HOLD
 from recipes.experiments.store import RESULTS, read_lines
-from recipes.experiments.tables import TABLES, curves, found, h3, output, stopping
+from recipes.experiments.tables import TABLES, found, h3, output, stopping
 
 
 @pytest.mark.slow
@@ -36,17 +36,6 @@ def test_every_verdict_is_about_one_of_the_strangest_images() -> None:
         assert found.JUDGED[line["key"]].keys() <= {*found.KINDS}
 
 
-def test_a_correlation_is_scipys_and_that_of_a_constant_0() -> None:
-    a, b = np.random.default_rng(0).normal(size=(2, 40)).tolist()
-    assert curves.correlation(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
-    assert curves.correlation([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]) == 0
-    assert curves.correlation([1, 2, 3, 4], [1, 2, 3, 4]) is None
-
-
-def test_the_late_change_is_between_the_second_and_the_last_quarter() -> None:
-    assert curves.late_change([9, 9, 1, 3, 0, 0, 5, 7]) == pytest.approx(6 - 2)
-
-
 def test_rules_stop_and_keep_at_the_documented_epochs() -> None:
     assert stopping.by_patience([3, 2, 1, 2, 2, 2, 0], 3) == stopping.Stop(5, 2)
     assert stopping.by_patience([3, 2, 1, 2, 2, 0, 1], 3) == stopping.Stop(6, 5)
@@ -54,16 +43,6 @@ def test_rules_stop_and_keep_at_the_documented_epochs() -> None:
     assert stopping.by_rise([0.1] * 12) == stopping.Stop(11, 11)
     assert output.first_above([0.0, 0.1, 0.2], 0.1) == 2
     assert output.first_above([0.0, 0.1], 0.1) is None
-
-
-def test_the_cost_of_a_rule_is_relative_to_the_best_epoch() -> None:
-    names = ("val_loss", "test_acc", "test_loss")
-    values = [(3, 0.1, 3), (2, 0.2, 2), (1, 0.5, 1.5), (2, 0.6, 1), (2, 0.4, 2), (2, 0.4, 2), (2, 0.4, 2)]
-    line = {"epochs": [dict(zip(names, row, strict=True)) for row in values]}
-    cost = stopping.replay(line, stopping.RULES["validation loss, patience 3"])
-    assert cost == pytest.approx({"epochs": 6, "accuracy": 10, "loss": 0.5, "stopped": 1})
-    cost = stopping.replay(line, stopping.RULES["none: train to the end"])
-    assert cost == pytest.approx({"epochs": 7, "accuracy": 20, "loss": 1.0, "stopped": 0})
 
 
 def test_exchangeable_masks_have_uniform_p_values_and_the_best_of_each_run_a_small_one() -> None:
