@@ -277,8 +277,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "too many means": ({"--mean": "0.5 0.0"}, "`--mean` should have one number, or one for each of the 1 channels"),
     "no size": ({"--size": None, "--top": 3}, "`--size` should be given with a checkpoint"),
     "other images": ({"--size": "9"}, "`images`, (1, 9, 9)"),
-    "no images": ({"--data": "absent"}, "Found nothing at `absent`"),
-    "no folder": ({"--data": __file__}, "Found a file"),
 }
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, analyze
-from lightning_anomaly._internal.notes import Note, left_out, merge_notes, nonfinite
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -92,21 +91,3 @@ def test_too_few_samples_give_a_note():
     for part in ("99 samples", "at least 100", "`rare_fraction = 0.01`", "`max_components = 5`"):
         assert part in notes["few samples"]
     assert notes_of(nn.Conv2d(1, 2, 3), PROBE[:100], settings=settings) == {}
-
-
-def test_equal_notes_of_several_layers_are_merged():
-    notes = {**left_out("a", "it was never called"), **left_out("b2", "it was never called"), "few": "Too few."}
-    notes |= {**left_out("c", "it is lazy"), **nonfinite("a", 2, 8, "in their maps")}
-    notes |= nonfinite("d", 1, 4, "in their maps")
-    assert merge_notes(notes) == {
-        "a left out": "Layer 'a' is left out of the analysis: it was never called. The same holds for 'b2'.",
-        "few": "Too few.",
-        "c left out": "Layer 'c' is left out of the analysis: it is lazy.",
-        "a nonfinite": "Layer 'a': 2 of 8 filters have NaN or infinite values in their maps. The same holds for 'd'.",
-    }
-    numbers = [left_out(name, Note("it gave {} maps of {}", number, 8)) for name, number in (("a", 1), ("b", 2))]
-    assert [*merge_notes(numbers[0] | numbers[1]).values()] == [
-        "Layer 'a' is left out of the analysis: it gave 1 maps of 8. The same holds for 'b'."
-    ]
-    many = {key: note for index in range(8) for key, note in left_out(f"l{index}", "it is lazy").items()}
-    assert merge_notes(many)["l0 left out"].endswith("The same holds for 'l1', 'l2', 'l3', 'l4', 'l5' and 2 more.")

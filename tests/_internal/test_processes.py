@@ -9,27 +9,10 @@ from torch.utils.data import DistributedSampler
 
 from lightning_anomaly._internal.processes import (
     broadcast_result,
-    even_slices,
     gather_results,
     rank_and_world,
     sample_order,
 )
-
-
-@pytest.mark.parametrize(("filters", "world"), [(1, 1), (2, 3), (7, 2), (64, 8), (5, 8)])
-def test_every_filter_is_in_one_slice_of_about_the_same_size(filters: int, world: int) -> None:
-    parts = [range(filters)[part] for part in even_slices(filters, world)]
-    assert [index for part in parts for index in part] == list(range(filters))
-    assert len(parts) == world
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_samples_are_dealt_to_processes_one_by_one() -> None:
-    assert sample_order([3, 3], 100).tolist() == [0, 3, 1, 4, 2, 5]
-    assert sample_order([3, 3], 5).tolist() == [0, 3, 1, 4, 2]
-    assert sample_order([4, 1, 2], 100).tolist() == [0, 4, 5, 1, 6, 2, 3]
-    assert sample_order([0, 2], 1).tolist() == [0]
-    assert sample_order([0, 0], 8).tolist() == []
 
 
 def test_a_distributed_sampler_deals_samples_in_the_assumed_order() -> None:
