@@ -9,8 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from scripted import Scripted, run, validations
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
-from lightning_anomaly.callbacks import AnomalyEarlyStopping
-from lightning_anomaly.callbacks._stopping import last_above
+from lightning_anomaly import AnomalyEarlyStopping
 from lightning_anomaly.filters.rise import HOLD, RISE_PATIENCE
 
 pytestmark = QUIET
@@ -65,7 +64,7 @@ def test_it_works_beside_lightning_callbacks_and_logs_its_reason(
 )
 def test_arguments_are_checked(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=rf"`{name}` .* Found `{name} = {value!r}`"):
+    with pytest.raises(ValueError, match=rf"Found `{name} = {value!r}`"):
         AnomalyEarlyStopping(**options)
 
 
@@ -105,7 +104,3 @@ def test_a_run_that_is_not_stopped_logs_the_rise(tmp_path: Path, caplog: pytest.
         "AnomalyEarlyStopping did not stop the run: 'anomaly_filters/rise' is 0.200 and has been up for 5 (needs more "
         "than 0.05 for 6 validations).",
     ]
-
-
-def test_last_values_above_the_threshold_are_counted() -> None:
-    assert [last_above(values, 0.05) for values in ([0.06, 0.06], [0.06, 0.05, 0.06], [0.06, 0.05], [])] == [2, 1, 0, 0]

@@ -2,12 +2,9 @@
 
 import math
 from pathlib import Path
-from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
-import numba.core.event
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from properties import assert_same
@@ -17,7 +14,6 @@ from torch import Tensor, equal, nn
 from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback, analyze
-from lightning_anomaly.filters import kmeans_loops
 
 pytestmark = QUIET
 
@@ -103,26 +99,6 @@ def test_filters_of_a_frozen_backbone_keep_their_results(tmp_path: Path) -> None
         assert all(map(equal, ours.report.pictures.maps[name], fresh.pictures.maps[name]))
     fit(tmp_path, ours)
     assert ours.report.carried_over == 0
-
-
-class Clock(pl.Callback):
-    """Measures the time between the last batch of a validation and its end."""
-
-    def on_validation_batch_end(self, *args: Any) -> None:
-        self.start = perf_counter()
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seconds = perf_counter() - self.start
-
-
-def test_seconds_do_not_include_compilation_by_numba(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = numba.njit(nogil=True)(kmeans_loops.lloyd.py_func)
-    monkeypatch.setattr(kmeans_loops, "lloyd", fresh)
-    clock, ours, compiled = Clock(), watcher(), []
-    with numba.core.event.install_timer("numba:compile", compiled.append):
-        fit(tmp_path, clock, ours, max_epochs=1)
-    assert len(compiled) == 1
-    assert 0 < ours.history[0]["metrics"]["seconds"] < clock.seconds - compiled[0]
 
 
 # Arguments.

@@ -6,14 +6,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from acting import GeluNet, fit, leak, probe_loader, pruner, training_loader
 from functional import same
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from trainers import QUIET, hook_count, quiet_trainer, watcher
 
-from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
+from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
 
 pytestmark = QUIET
 
@@ -43,11 +42,6 @@ class Epochs(pl.Callback):
 
 def epochs(prune: AnomalyPruneCallback) -> list[int]:
     return [event["epoch"] for event in prune.events]
-
-
-def still(parameters: Any) -> torch.optim.Optimizer:
-    """An optimizer that changes nothing, so that the reports stay the same."""
-    return torch.optim.SGD(parameters, lr=0.0)
 
 
 @pytest.mark.parametrize(("first", "sanity"), [(True, 2), (False, 0)], ids=["before the watcher", "after the watcher"])
@@ -132,7 +126,7 @@ def test_a_model_that_fails_on_a_few_samples_gives_one_warning(tmp_path: Path) -
             return output
 
     model, prune = Large(), pruner(1)
-    with pytest.warns(UserWarning, match="^AnomalyPruneCallback: .*needs a large batch") as caught:
+    with pytest.warns(UserWarning, match="^AnomalyPruneCallback.*large batch") as caught:
         trainer = fit(tmp_path, model, prune, max_epochs=3)
     assert len([warning for warning in caught if "large batch" in str(warning.message)]) == 1
     assert trainer.current_epoch == 3
@@ -163,7 +157,7 @@ def test_masking_a_layer_without_effect_does_not_change_training(tmp_path: Path)
 def test_masking_waits_for_enough_reports_with_a_warning(tmp_path: Path) -> None:
     """Validations 0 and 3 have reports; the others repeat them."""
     prune = pruner(1, min_votes=2, last_reports=2)
-    with pytest.warns(UserWarning, match="As epoch 1 begins, the number of reports is 1, fewer than"):
+    with pytest.warns(UserWarning, match="number of reports is 1"):
         fit(tmp_path, GeluNet(), prune, watcher(every_n_validations=3), max_epochs=5, num_sanity_val_steps=2)
     assert epochs(prune) == [4]
     assert prune.masked
@@ -188,6 +182,6 @@ def test_impossible_configurations_are_reported_in_setup(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
         prune.setup(trainer, GeluNet(), "fit")
     watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)
-    with pytest.warns(UserWarning, match=r"\['norm1'\]: they are not convolutions"):
+    with pytest.warns(UserWarning, match="'norm1'.*not convolutions"):
         fit(tmp_path, GeluNet(), watching, prune)
     assert list(prune.masked) == ["conv2"]

@@ -12,11 +12,6 @@ from lightning_anomaly.callbacks import _fits
 pytestmark = QUIET
 
 
-@pytest.mark.parametrize(("seconds", "period"), [(9.9, 100), (0.9, 1), (1, 5)])
-def test_up_to_a_tenth_of_the_time_or_a_second_nothing_is_said(seconds: float, period: float) -> None:
-    assert _fits.cost_line("Callback", seconds, period) is None
-
-
 def test_each_callback_says_it_once_unless_it_measured_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of this test makes each call of the callbacks take a second; the first analysis does not count."""
     said: list[str] = []

@@ -80,7 +80,7 @@ class Plateau(NoConvolution):
 
 def test_a_scheduler_gets_the_value_that_it_monitors_and_the_logger_gets_no_other(tmp_path: Any) -> None:
     logger = CSVLogger(tmp_path)
-    with pytest.warns(UserWarning, match="'anomaly_filters/dead' will only see a constant"):
+    with pytest.warns(UserWarning, match="'anomaly_filters/dead'.*constant"):
         fit(tmp_path, watcher(log_figures=True), module=Plateau(), logger=logger, max_epochs=2)
     with open(logger.experiment.metrics_file_path) as file:
         columns = file.readline().strip().split(",")
@@ -140,9 +140,9 @@ def test_a_failed_analysis_repeats_values_and_counts_neither_for_a_rise_nor_as_a
     probe = loader(seed=1)
     probe.dataset.tensors[0][[3, 20, 41]] *= 20  # outliers of all filters
     with (
-        pytest.warns(UserWarning, match="it was never called.* Nothing is measured"),
-        pytest.warns(UserWarning, match="As epoch 2 begins, the number of reports is 0"),
-        pytest.warns(UserWarning, match="NaN.* The last values are logged again"),
+        pytest.warns(UserWarning, match="Nothing is measured"),
+        pytest.warns(UserWarning, match="number of reports is 0"),
+        pytest.warns(UserWarning, match="NaN.*last values"),
     ):
         trainer = fit(tmp_path, ours, AnomalyEarlyStopping(), prune, module=Late(), val=probe, max_epochs=16)
     assert trainer.current_epoch == 16
@@ -154,7 +154,7 @@ def test_a_failed_analysis_repeats_values_and_counts_neither_for_a_rise_nor_as_a
     assert {entry["metrics"]["rise"] for entry in ours.history[5:]} == {0}
     assert [event["epoch"] for event in prune.events] == [7]  # three reports, of which two have to agree
     for _ in range(2):  # each validation warns
-        with pytest.warns(UserWarning, match="fewer than .* Nothing is measured"):
+        with pytest.warns(UserWarning, match="Nothing is measured"):
             (logged,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(5), verbose=False)
         assert set(logged) == {"val_loss"}  # not the values of the fit
 
@@ -163,7 +163,7 @@ def test_a_failed_analysis_repeats_values_and_counts_neither_for_a_rise_nor_as_a
 def test_without_validation_there_is_one_warning(tmp_path: Any) -> None:
     ours = watcher()
     trainer = quiet_trainer(tmp_path, ours, AnomalyEarlyStopping())
-    with pytest.warns(UserWarning, match="This Trainer has no validations") as caught:
+    with pytest.warns(UserWarning, match="no validations") as caught:
         trainer.fit(SmallNet(), loader())
     (text,) = said(caught)
     assert text.endswith("'anomaly_filters/rise' will only see a constant.")

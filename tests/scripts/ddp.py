@@ -17,8 +17,14 @@ from reports import facts
 from small import loader, module, quiet
 from torch import nn
 
-from lightning_anomaly import OutlierReport, find_outliers
-from lightning_anomaly.callbacks import AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping, two_sample
+from lightning_anomaly import (
+    AnomalyFilterCallback,
+    OutlierReport,
+    TwoSampleCallback,
+    TwoSampleEarlyStopping,
+    find_outliers,
+)
+from lightning_anomaly.callbacks import two_sample
 from lightning_anomaly.filters import across_processes
 
 

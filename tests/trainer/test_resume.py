@@ -12,7 +12,7 @@ from small import loader, module, quiet
 from torch.utils.data import ConcatDataset, DataLoader
 from trainers import SMALL_RUNS, plain
 
-from lightning_anomaly.callbacks import AnomalyFilterCallback
+from lightning_anomaly import AnomalyFilterCallback
 
 pytestmark = SMALL_RUNS
 
