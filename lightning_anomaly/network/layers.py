@@ -39,10 +39,11 @@ def state_hash(model: nn.Module) -> str:
 
 def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
-    modules_by_name(model)  # raises for anything but a module
+    if name is None:
+        return model
     found: Callable[..., Any] | None = None
     with suppress(AttributeError):
-        found = model if name is None else attrgetter(name)(model)
+        found = attrgetter(name)(model)
     if not callable(found):
         raise ValueError(
             "Parameter `logits` should be None or name a method or a submodule that takes images and returns logits. "
