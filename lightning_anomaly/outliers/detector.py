@@ -19,7 +19,7 @@ from lightning_anomaly.network.features import Head
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.outliers.run import (
+from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
     Batch,
     Fitted,
