@@ -13,7 +13,7 @@ from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 
 
-class Head(NamedTuple):
+class FeatureLayer(NamedTuple):
     """Where features and logits come from.
 
     Attributes:
@@ -39,7 +39,7 @@ class SampleStatistics(NamedTuple):
     features: Tensor | None = None  # `(N, D)`
     logits: Tensor | None = None  # `(N, classes)`, one number for two classes
     class_names: tuple[str, ...] = ()  # if the data set names its classes
-    head: Head | None = None
+    feature_layer: FeatureLayer | None = None
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples by an index."""
@@ -78,7 +78,7 @@ class SampleCapture:
     """Takes `SampleStatistics` while a model runs; without a model it takes nothing.
 
     `describe` computes the statistics of pixels, those of the first convolution's input, the image as the network sees
-    it. The first pass finds the head:
+    it. The first pass finds the layer that gives features:
     the linear layer whose output the model returns, or the 1x1 convolution of which it returns the pooled output, alone
     or in a tuple or mapping, as logits or as probabilities. Without one, features are the pooled maps of the last
     convolution. If only parts of a LightningModule are called, the last one that returns such an output counts. In a
@@ -91,7 +91,7 @@ class SampleCapture:
         limit: int = sys.maxsize,
         *,
         describe: Callable[[Tensor], Tensor | None] | None = None,
-        head: Head | None = None,
+        feature_layer: FeatureLayer | None = None,
     ) -> None:
         self._model, self._limit, self._describe = model, limit, describe
         self._passes: list[SampleStatistics] = []
@@ -102,7 +102,7 @@ class SampleCapture:
         self._convolutions: set[nn.Module] = set()  # that were called in this pass
         self._settled = False  # whether the model itself has returned the logits in this pass
         self._seen = 0
-        self.head = head
+        self.feature_layer = feature_layer
         self.class_names: tuple[str, ...] = ()  # set by those who know the data set
         self.problem: str | None = None  # why nothing could be taken
 
@@ -117,18 +117,22 @@ class SampleCapture:
         hooks: list[tuple[nn.Module, Callable[..., None]]] = []
         if self._describe is not None:
             hooks += [(module, self._take_pixels) for module in convolutions]
-        if self.head is not None:
-            modules = [module for module, name in self._names.items() if name == self.head.layer]
+        if self.feature_layer is not None:
+            modules = [module for module, name in self._names.items() if name == self.feature_layer.layer]
         hooks += [(module, self._take_maps) for module in modules if isinstance(module, CONVOLUTIONS)]
         hooks += [(module, self._take_linear) for module in modules if isinstance(module, nn.Linear)]
-        if self.head is None or self.head.logits:
+        if self.feature_layer is None or self.feature_layer.logits:
             outer = *self._model.children(), self._model
             hooks += [(module, self._compare) for module in outer if not isinstance(module, torch.jit.ScriptModule)]
         return hooks
 
     def end_pass(self, count: int) -> None:
         """Keep the statistics of one pass of `count` samples."""
-        if self._current.features is None and self._maps is not None and not (self.head and self.head.logits):
+        if (
+            self._current.features is None
+            and self._maps is not None
+            and not (self.feature_layer and self.feature_layer.logits)
+        ):
             self._found(self._maps[0], self._maps[2], None)
         if count and self._seen < self._limit:
             self._passes.append(self._current.select(slice(self._limit - self._seen)))
@@ -166,7 +170,7 @@ class SampleCapture:
             self._maps = module, pooled[0], pooled[1], pooled[2]
 
     def _compare(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Find the head among the layers that were called."""
+        """Find the layer that gives features among those that were called."""
         if self._settled or not (self._linear or self._maps):
             return
         candidates = [(layer, *pair) for layer, pair in self._linear.items()]
@@ -184,12 +188,12 @@ class SampleCapture:
         # calls the module for its `validation_step`.
         found = self._current.features
         if module is self._model and found is not None and any(_is_for_each(tensor, len(found)) for tensor in returned):
-            self.head = None
-            self._current = self._current._replace(features=None, logits=None, head=None)
+            self.feature_layer = None
+            self._current = self._current._replace(features=None, logits=None, feature_layer=None)
 
     def _found(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
-        self.head = Head(self._names[layer], logits is not None)
-        self._current = self._current._replace(features=features, logits=logits, head=self.head)
+        self.feature_layer = FeatureLayer(self._names[layer], logits is not None)
+        self._current = self._current._replace(features=features, logits=logits, feature_layer=self.feature_layer)
 
 
 def _is_for_each(returned: Tensor, samples: int) -> bool:

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.checks import check_fraction, check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.network.features import Head
+from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
     Batch,
-    Fitted,
-    Known,
+    DetectorState,
+    ReferenceImages,
     Run,
     check_features,
     check_scaled,
@@ -37,7 +37,7 @@ from lightning_anomaly.scores.scale import Scale, Tail, conformal_p_values
 from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 7
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 8
 
 
 class OutlierDetector:
@@ -70,8 +70,8 @@ class OutlierDetector:
         modules_by_name(model)  # raises for anything but a module
         self.model = model
         self.class_names = check_names("class_names", class_names, "class names")
-        self._fit: Fitted | None = None
-        self._reference: Known | None = None  # not saved
+        self._fit: DetectorState | None = None
+        self._reference: ReferenceImages | None = None  # not saved
         self.notes: dict[str, str] = {}  # parts of the reference or the model that were not used, and why
 
     def fit(
@@ -138,7 +138,7 @@ class OutlierDetector:
         check_shape(images.shape[1:], None if pictures is None else pictures.shape[1:], fitted)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
-        run = Run(self.model, self.class_names, False, fitted.head)
+        run = Run(self.model, self.class_names, False, fitted.feature_layer)
         samples = run.statistics([images], images if pictures is None else pictures)
         check_features(samples, fitted)
         return larger(view.scores(samples) for view in fitted.views.values())
@@ -196,7 +196,7 @@ class OutlierDetector:
         """Search without warnings; `read` are the images that `_learn` has read."""
         fitted = self._fitted()
         rate = check_fraction("false_discovery_rate", rate, zero=False)
-        run = Run(self.model, self.class_names, progress, fitted.head, fitted.limits)
+        run = Run(self.model, self.class_names, progress, fitted.feature_layer, fitted.limits)
         report = run.search(images, batch_size, fitted, read, rate, self._reference)
         return replace(report, notes=self.notes | dict(report.notes))
 
@@ -214,10 +214,10 @@ class OutlierDetector:
             "fit": {
                 **fitted._asdict(),
                 "views": {name: _view_state(view) for name, view in fitted.views.items()},
-                "head": fitted.head and fitted.head._asdict(),
+                "feature_layer": fitted.feature_layer and fitted.feature_layer._asdict(),
             },
-            "weight": fitted.head and _shape(self.model, fitted.head),
-            "fingerprint": state_hash(self.model),
+            "weight": fitted.feature_layer and _shape(self.model, fitted.feature_layer),
+            "state_hash": state_hash(self.model),
         }
         torch.save(state, path)
 
@@ -229,15 +229,15 @@ class OutlierDetector:
             ValueError: If the file is not one of `save`, or the layer that gives features is missing or has another
                 shape.
         """
-        class_names, fitted, weight, fingerprint = _read(Path(path))
-        if fitted.head is not None and (shape := _shape(model, fitted.head)) != weight:
+        class_names, fitted, weight, weights_hash = _read(Path(path))
+        if fitted.feature_layer is not None and (shape := _shape(model, fitted.feature_layer)) != weight:
             raise ValueError(
                 "Parameter `model` should be like the one that the detector was fitted with. Layer "
-                f"'{fitted.head.layer}' should have a weight of shape {weight}. Found {shape or 'no such layer'}."
+                f"'{fitted.feature_layer.layer}' should have a weight of shape {weight}. Found {shape or 'no such layer'}."
             )
         detector = cls(model, class_names)
         detector._fit = fitted
-        if state_hash(model) != fingerprint:
+        if state_hash(model) != weights_hash:
             warnings.warn(
                 "The model's weights are not those that the detector was fitted with, so its scores mean little: load "
                 "the same weights, or fit the detector again.",
@@ -245,23 +245,23 @@ class OutlierDetector:
             )
         return detector
 
-    def _fitted(self) -> Fitted:
+    def _fitted(self) -> DetectorState:
         if self._fit is None:
             raise ValueError("The detector should be fitted first: call `fit`.")
         return self._fit
 
 
-def _read(path: Path) -> tuple[Any, Fitted, Any, Any]:
-    """Read class names, the fit, the shape of the layer's weight and the fingerprint, or raise ValueError."""
+def _read(path: Path) -> tuple[Any, DetectorState, Any, Any]:
+    """Read class names, the fit, the shape of the layer's weight and the hash of the weights, or raise ValueError."""
     content, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
     try:
         state = torch.load(content, map_location="cpu", weights_only=True)
         found = f"{state['format']}, version {state['version']}"
         if found == expected:
             views = {name: _view_from_state(name, view) for name, view in state["fit"]["views"].items()}
-            head = state["fit"]["head"] and Head(**state["fit"]["head"])
-            fitted = Fitted(**{**state["fit"], "views": views, "head": head})
-            return state["class_names"], fitted, state["weight"], state["fingerprint"]
+            feature_layer = state["fit"]["feature_layer"] and FeatureLayer(**state["fit"]["feature_layer"])
+            fitted = DetectorState(**{**state["fit"], "views": views, "feature_layer": feature_layer})
+            return state["class_names"], fitted, state["weight"], state["state_hash"]
     except Exception as error:  # torch raises many types
         found = f"{type(error).__name__}: an incomplete file, or another one"
     raise ValueError(
@@ -290,9 +290,9 @@ def _view_from_state(name: str, state: Mapping[str, Any]) -> FittedView:
     return FittedView(view, Scale(tuple(Tail(**tail) for tail in scale["tails"]), Tail(**scale["largest"])))
 
 
-def _shape(model: nn.Module, head: Head) -> list[int] | None:
+def _shape(model: nn.Module, feature_layer: FeatureLayer) -> list[int] | None:
     """Return the shape of a layer's weight; None without such a layer."""
-    weight = getattr(modules_by_name(model).get(head.layer), "weight", None)
+    weight = getattr(modules_by_name(model).get(feature_layer.layer), "weight", None)
     return None if weight is None else list(weight.shape)
 
 

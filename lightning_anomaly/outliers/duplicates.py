@@ -40,7 +40,7 @@ class DuplicateGroup(NamedTuple):
     reference: list[str | int]
 
 
-class Traces(NamedTuple):
+class Fingerprints(NamedTuple):
     """What tells N images from each other.
 
     Attributes:
@@ -54,8 +54,8 @@ class Traces(NamedTuple):
     features: Tensor | None
 
     @classmethod
-    def of(cls, pictures: Tensor, features: Tensor | None) -> Traces:
-        """Take the traces of pictures `(N, ...)` and of a network's features of them."""
+    def of(cls, pictures: Tensor, features: Tensor | None) -> Fingerprints:
+        """Take the fingerprints of pictures `(N, ...)` and of a network's features of them."""
         hashes = torch.tensor(image_hashes(pictures), dtype=torch.int64, device="cpu")
         looks = None
         if pictures.ndim == 4:
@@ -65,10 +65,10 @@ class Traces(NamedTuple):
         return cls(hashes, looks, features)
 
     @staticmethod
-    def join(parts: Sequence[Traces]) -> Traces:
+    def join(parts: Sequence[Fingerprints]) -> Fingerprints:
         """Join parts; what a part lacks becomes None."""
         hashes, looks, features = zip(*parts, strict=True)
-        return Traces(torch.cat(hashes), join_known(looks), join_known(features))
+        return Fingerprints(torch.cat(hashes), join_known(looks), join_known(features))
 
 
 def members(groups: Iterable[DuplicateGroup]) -> list[int]:
@@ -76,10 +76,12 @@ def members(groups: Iterable[DuplicateGroup]) -> list[int]:
     return [*dict.fromkeys(position for group in groups for position in group.positions)]
 
 
-def find_duplicates(traces: Traces, images: Tensor | None = None) -> tuple[list[tuple[list[int], bool]], str]:
+def find_duplicates(
+    fingerprints: Fingerprints, images: Tensor | None = None
+) -> tuple[list[tuple[list[int], bool]], str]:
     """Group images of equal hashes, and near duplicates, which are alike in features and in looks.
 
-    The `images` to compare are an index into the traces `(n,)`, by default all. Features are centered; looks are
+    The `images` to compare are an index into the fingerprints `(n,)`, by default all. Features are centered; looks are
     centered by the mean look and by their own mean, and compared mirrored too. The similarity of two images is the
     product of both cosines. Duplicates of duplicates are in one group. Near duplicates need features and looks. Images
     that are identical and have near duplicates are in two groups.
@@ -89,13 +91,13 @@ def find_duplicates(traces: Traces, images: Tensor | None = None) -> tuple[list[
         others, each in the order of their first images; and, if there are too many images for near duplicates, a
         sentence that says so.
     """
-    images = torch.arange(len(traces.hashes), device="cpu") if images is None else images
-    _, first, kind = np.unique(traces.hashes[images].numpy(), return_index=True, return_inverse=True)
+    images = torch.arange(len(fingerprints.hashes), device="cpu") if images is None else images
+    _, first, kind = np.unique(fingerprints.hashes[images].numpy(), return_index=True, return_inverse=True)
     pairs, problem = None, ""
     if len(first) > _MOST:
         problem = f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
-    elif len(first) > 1 and traces.features is not None and traces.looks is not None:
-        pairs = _near_pairs(traces.features, traces.looks[images[first]], images[first])
+    elif len(first) > 1 and fingerprints.features is not None and fingerprints.looks is not None:
+        pairs = _near_pairs(fingerprints.features, fingerprints.looks[images[first]], images[first])
         if pairs is None:
             problem = "Near duplicates are not listed, as too many images are alike in what the model sees in them."
     ends = np.empty((2, 0), np.int64) if pairs is None else pairs.numpy()

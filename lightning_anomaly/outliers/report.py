@@ -48,7 +48,7 @@ class OutlierReport(Tabular):
         duplicate_images: Small pictures of the first images in `duplicates`; None if they cannot be drawn.
         duplicates_left_out: Why near duplicates are not listed; empty if they are.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
-        head: What the content scores compare, in words; empty without them.
+        feature_layer: What the content scores compare, in words; empty without them.
     """
 
     scores: Tensor
@@ -66,7 +66,7 @@ class OutlierReport(Tabular):
     duplicate_images: Tensor | None = None
     duplicates_left_out: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    head: str = ""
+    feature_layer: str = ""
 
     @property
     def look_scores(self) -> Tensor:
@@ -284,7 +284,7 @@ class OutlierReport(Tabular):
         return rows
 
     def _sentences(self) -> list[str]:
-        content = [f"Content scores: {self.head}."] if self.head else []
+        content = [f"Content scores: {self.feature_layer}."] if self.feature_layer else []
         return [self._headline(), *content, *self._lists(), *(f"note: {note}" for note in self.notes.values())]
 
     def _lists(self) -> list[str]:

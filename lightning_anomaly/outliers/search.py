@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.source import ImageSource, scaled
-from lightning_anomaly.network.features import Head, SampleCapture, SampleStatistics, join_known
+from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.network.forward import placed, probing
 from lightning_anomaly.network.hooks import hooked
-from lightning_anomaly.outliers.duplicates import DuplicateGroup, Traces, find_duplicates, members
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates, members
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.pages.thumbnails import KEPT, black_and_white, drawn, shrink
 from lightning_anomaly.scores.pixels import describe_pixels
@@ -26,7 +26,7 @@ _SIDE = 128  # largest side of a picture in the report (pixels)
 _AT_ONCE = 2**22  # values of images described and scored together: for a few, calls take longer than the work
 
 
-class Fitted(NamedTuple):
+class DetectorState(NamedTuple):
     """The state of a fitted detector.
 
     Attributes:
@@ -37,7 +37,7 @@ class Fitted(NamedTuple):
         picture_shape: Shape of the whole pictures that came with the images, None without these.
         limits: The values that are drawn black and white, see `black_and_white`; None if images of this shape cannot
             be drawn.
-        head: Where features and logits come from, None if there are none.
+        feature_layer: Where features and logits come from, None if there are none.
     """
 
     views: dict[str, FittedView]
@@ -46,19 +46,19 @@ class Fitted(NamedTuple):
     shape: tuple[int, ...]
     picture_shape: tuple[int, ...] | None
     limits: Tensor | None
-    head: Head | None
+    feature_layer: FeatureLayer | None
 
 
 class Batch(NamedTuple):
-    """What is known of n images, on the CPU: their positions `(n,)`, statistics, small pictures and traces."""
+    """What is known of n images, on the CPU: their positions `(n,)`, statistics, small pictures and fingerprints."""
 
     positions: Tensor
     samples: SampleStatistics
     pictures: Tensor | None  # see `drawn`
-    traces: Traces
+    fingerprints: Fingerprints
 
 
-class Shown(NamedTuple):
+class Gallery(NamedTuple):
     """Pictures of the images with the largest finite scores, in the order of the report.
 
     Attributes:
@@ -72,20 +72,20 @@ class Shown(NamedTuple):
     pictures: Tensor | None
 
     @staticmethod
-    def join(parts: Sequence[Shown]) -> Shown:
+    def join(parts: Sequence[Gallery]) -> Gallery:
         """Join parts, and keep the images with the largest scores."""
         every, found, drawings = zip(*parts, strict=True)
         positions, scores, pictures = torch.cat(every), torch.cat(found), join_known(drawings)
         best = positions.argsort()
         best = best[scores[best].isfinite()]
         best = best[scores[best].argsort(descending=True, stable=True)][:KEPT]
-        return Shown(positions[best], scores[best], None if pictures is None else pictures[best])
+        return Gallery(positions[best], scores[best], None if pictures is None else pictures[best])
 
 
-class Known(NamedTuple):
-    """The images of a reference: traces, an index of the m usable ones `(m,)`, and their files, or else positions."""
+class ReferenceImages(NamedTuple):
+    """The images of a reference: fingerprints, an index of the m usable ones `(m,)`, and their files, or else positions."""
 
-    traces: Traces
+    fingerprints: Fingerprints
     usable: Tensor
     names: list[str | int]
 
@@ -98,15 +98,20 @@ class Run:
         model: nn.Module,
         class_names: Sequence[str] | None,
         progress: bool | None,
-        head: Head | None = None,
+        feature_layer: FeatureLayer | None = None,
         limits: Tensor | None = None,
     ) -> None:
-        self._limits = limits  # see `Fitted`
-        self._model, self._head, self._class_names, self._progress = model, head, class_names, progress
+        self._limits = limits  # see `DetectorState`
+        self._model, self._feature_layer, self._class_names, self._progress = (
+            model,
+            feature_layer,
+            class_names,
+            progress,
+        )
 
     def fit(
         self, images: Any, batch_size: int | None, limit: int, seed: int, is_own: bool
-    ) -> tuple[Fitted, dict[str, str], list[Batch], Known | None]:
+    ) -> tuple[DetectorState, dict[str, str], list[Batch], ReferenceImages | None]:
         """Fit to a reference, or with `is_own` to the images that are searched, all of which are scored by the fit.
 
         Return the fit, notes, and with `is_own` what is known of the images, else of the reference.
@@ -124,7 +129,7 @@ class Run:
         if not is_own:
             source.positions = chosen  # of which notes tell
         batches = list(self._batches(source, chosen, "reference", draw=is_own))
-        read, every, _, traces = zip(*batches, strict=True)
+        read, every, _, fingerprints = zip(*batches, strict=True)
         positions, samples = torch.cat(read), SampleStatistics.join(every)
         finite = samples.finite_rows(len(positions))
         usable, count = finite.nonzero()[:, 0], int(finite.sum())
@@ -164,20 +169,22 @@ class Run:
                 f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
                 "along each axis, or all alike."
             )
-        fitted = Fitted(views, calibration, count, source.shape, source.picture_shape, self._limits, self._head)
+        fitted = DetectorState(
+            views, calibration, count, source.shape, source.picture_shape, self._limits, self._feature_layer
+        )
         if is_own:
             return fitted, notes, batches, None
         names = [place if source.names is None else source.names[place] for place in positions[usable].tolist()]
-        return fitted, notes, [], Known(Traces.join(traces), usable, names)
+        return fitted, notes, [], ReferenceImages(Fingerprints.join(fingerprints), usable, names)
 
     def search(
         self,
         images: Any,
         batch_size: int | None,
-        fitted: Fitted,
+        fitted: DetectorState,
         read: Sequence[Batch],
         rate: float,
-        reference: Known | None,
+        reference: ReferenceImages | None,
     ) -> OutlierReport:
         """Score all images and report on them; some are `read` already, to fit to them."""
         source = _opened(images, "images", batch_size)
@@ -185,14 +192,14 @@ class Run:
         known = {position for batch in read for position in batch.positions.tolist()}
         remaining = [position for position in range(len(source)) if position not in known]
         batches = self._batches(source, remaining, "outlier scores")
-        positions, parts, kept, shown = [], [], [], list[Shown]()
+        positions, parts, kept, shown = [], [], [], list[Gallery]()
         for batch in chain(read, batches):
             check_features(batch.samples, fitted)
             parts.append(judge(fitted.views, batch.samples))
             scored = _scores_of(parts[-1], len(batch.positions))
-            shown = [Shown.join([*shown, Shown(batch.positions, scored["larger"], batch.pictures)])]
+            shown = [Gallery.join([*shown, Gallery(batch.positions, scored["larger"], batch.pictures)])]
             positions.append(batch.positions)
-            kept.append(batch.traces)
+            kept.append(batch.fingerprints)
         order = torch.cat(positions).argsort()
         views = join_views(parts, order)
         scores = _scores_of(views, len(source))
@@ -221,7 +228,7 @@ class Run:
             duplicate_images=copies,
             duplicates_left_out=problem,
             skipped=source.skipped,
-            head=str(fitted.head or "") if "content" in fitted.views else "",
+            feature_layer=str(fitted.feature_layer or "") if "content" in fitted.views else "",
         )
 
     def _batches(
@@ -238,13 +245,13 @@ class Run:
             places = torch.cat(chosen)
             whole = torch.cat([part.cpu() for part in pictures]) if len(group) > 1 else pictures[0]
             statistics = self.statistics(images, whole)
-            traces = Traces.of(whole, statistics.features)
+            fingerprints = Fingerprints.of(whole, statistics.features)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (statistics.pixels, statistics.features):
                 if part is not None:
                     part[unreadable] = torch.nan
             drawings = self._drawn(whole) if draw or self._limits is None else None
-            yield Batch(places, statistics, drawings if draw else None, traces)
+            yield Batch(places, statistics, drawings if draw else None, fingerprints)
 
     def _drawn(self, pictures: Tensor) -> Tensor | None:
         """Draw pictures; the first ones set what is black and white."""
@@ -257,8 +264,8 @@ class Run:
 
     def statistics(self, batches: Sequence[Tensor], whole: Tensor) -> SampleStatistics:
         """Run the model on batches of images, and return their statistics, with the pixels of all whole pictures."""
-        if self._head is None:
-            self._run([batches[0][:2]])  # finds the head, for which all convolutions are hooked
+        if self._feature_layer is None:
+            self._run([batches[0][:2]])  # finds the feature_layer, for which all convolutions are hooked
         samples = self._run(batches)
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(self._class_names or ())
@@ -269,23 +276,23 @@ class Run:
 
     def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
         """Run the model on batches of images, and return their features and logits."""
-        capture = SampleCapture(self._model, head=self._head)
+        capture = SampleCapture(self._model, feature_layer=self._feature_layer)
         with probing(self._model) as call, hooked([(module, capture, take) for module, take in capture.watched]):
             for images in batches:
                 call(placed(images, self._model))
                 capture.end_pass(len(images))
-        self._head = capture.head
+        self._feature_layer = capture.feature_layer
         return capture.collected(sum(map(len, batches)))
 
 
 def _duplicates(
-    parts: Sequence[Traces], images: Tensor, positions: Sequence[int], reference: Known | None
+    parts: Sequence[Fingerprints], images: Tensor, positions: Sequence[int], reference: ReferenceImages | None
 ) -> tuple[list[DuplicateGroup], str]:
     """Find duplicates among images, an index into all parts, at some positions, and between these and a reference."""
     if reference is not None:
         images = torch.cat([images, reference.usable + sum(len(part.hashes) for part in parts)])
-        parts = [*parts, reference.traces]
-    groups, problem = find_duplicates(Traces.join(parts), images)
+        parts = [*parts, reference.fingerprints]
+    groups, problem = find_duplicates(Fingerprints.join(parts), images)
     names = [] if reference is None else reference.names
     found = []
     for group, identical in groups:
@@ -303,12 +310,12 @@ def _scores_of(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]
     return scores | {"larger": larger(scores.values()) if scores else unscored}
 
 
-def check_features(samples: SampleStatistics, fitted: Fitted) -> None:
+def check_features(samples: SampleStatistics, fitted: DetectorState) -> None:
     """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
-    if "content" in fitted.views and (samples.features is None or samples.head != fitted.head):
+    if "content" in fitted.views and (samples.features is None or samples.feature_layer != fitted.feature_layer):
         raise ValueError(
-            f"Parameter `images` should give features in the same layer as the reference: {fitted.head}. Found "
-            f"{samples.head or 'none'}."
+            f"Parameter `images` should give features in the same layer as the reference: {fitted.feature_layer}. Found "
+            f"{samples.feature_layer or 'none'}."
         )
 
 
@@ -324,7 +331,7 @@ def check_scaled(argument: str, dtype: torch.dtype) -> None:
         raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")
 
 
-def check_shape(shape: Sequence[int], picture_shape: Sequence[int] | None, fitted: Fitted) -> None:
+def check_shape(shape: Sequence[int], picture_shape: Sequence[int] | None, fitted: DetectorState) -> None:
     """Raise ValueError unless images, and whole pictures beside them, have the shapes of the reference."""
     found, expected = (
         f"{tuple(image)}{' with whole pictures, as of a `FolderImages`, ' + str(tuple(whole)) if whole else ''}"

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.network.pretrained import load_pretrained
-from lightning_anomaly.outliers.duplicates import Traces, find_duplicates
+from lightning_anomaly.outliers.duplicates import Fingerprints, find_duplicates
 
 _IMAGES, _COPIES = 200, 30  # at most, for each folder
 
@@ -63,12 +63,12 @@ def ours(place: Path) -> list[list[str]]:
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     features: list[Tensor] = []
     head.register_forward_pre_hook(lambda module, args: features.append(args[0]))
-    images, traces = FolderImages(place), []
+    images, fingerprints = FolderImages(place), []
     with torch.no_grad():
         for batch, pictures in DataLoader(images, 50):
             model(batch)
-            traces.append(Traces.of(pictures, features.pop()))
-    groups, problem = find_duplicates(Traces.join(traces))
+            fingerprints.append(Fingerprints.of(pictures, features.pop()))
+    groups, problem = find_duplicates(Fingerprints.join(fingerprints))
     assert not problem
     return [[Path(images.samples[position][0]).stem for position in positions] for positions, _ in groups]
 

@@ -12,7 +12,7 @@ from scipy.fft import dctn
 from scipy.stats import skew
 from torch import Tensor, nn
 
-from lightning_anomaly.network.features import Head, SampleCapture
+from lightning_anomaly.network.features import FeatureLayer, SampleCapture
 from lightning_anomaly.network.hooks import MapCapture, hooked
 from lightning_anomaly.scores.pixels import describe_pixels, pixel_names, pixel_statistics
 
@@ -55,7 +55,7 @@ def test_pixels_are_those_of_the_first_layer_and_logits_those_of_the_last(taken)
     torch.testing.assert_close(found.pixels, pixel_statistics(2 * x - 1)[:taken])
     torch.testing.assert_close(found.features, expected[:taken])
     torch.testing.assert_close(found.logits, logits[:taken])
-    assert found.head == Head("last", True)
+    assert found.feature_layer == FeatureLayer("last", True)
     assert capture.samples.collected(taken + 1).pixels is None
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -94,13 +94,16 @@ def pooled(maps: Tensor) -> Tensor:
 
 LINEAR = {"hidden": nn.Linear(4, 6), "head": nn.Linear(6, 3)}
 LINEAR["hidden"].bias.data[:3] = -9  # so that a ReLU changes its output
-HEADS: dict[str, tuple[Any, Head]] = {
-    "alone": (network(lambda n, x: n.head(n.hidden(pooled(x))), **LINEAR), Head("head", True)),
-    "a gate alone": (network(lambda n, x: x, gated=True), Head("body.0", False)),
-    "behind a gate": (network(lambda n, x: n.head(pooled(x)), gated=True, head=nn.Linear(4, 1)), Head("head", True)),
+HEADS: dict[str, tuple[Any, FeatureLayer]] = {
+    "alone": (network(lambda n, x: n.head(n.hidden(pooled(x))), **LINEAR), FeatureLayer("head", True)),
+    "a gate alone": (network(lambda n, x: x, gated=True), FeatureLayer("body.0", False)),
+    "behind a gate": (
+        network(lambda n, x: n.head(pooled(x)), gated=True, head=nn.Linear(4, 1)),
+        FeatureLayer("head", True),
+    ),
     "one logit, squeezed": (
         network(lambda n, x: n.head(n.hidden(pooled(x))).squeeze(1), hidden=nn.Linear(4, 6), head=nn.Linear(6, 1)),
-        Head("head", True),
+        FeatureLayer("head", True),
     ),
     "a mapping with boxes": (
         network(
@@ -108,20 +111,20 @@ HEADS: dict[str, tuple[Any, Head]] = {
             head=nn.Linear(4, 3),
             boxes=nn.Linear(4, 8),
         ),
-        Head("head", True),
+        FeatureLayer("head", True),
     ),
     "log-probabilities": (
         network(lambda n, x: (n.head(n.hidden(pooled(x))).log_softmax(1), x), **LINEAR),
-        Head("head", True),
+        FeatureLayer("head", True),
     ),
-    "features only": (network(lambda n, x: n.hidden(pooled(x)).relu(), **LINEAR), Head("body.0", False)),
+    "features only": (network(lambda n, x: n.hidden(pooled(x)).relu(), **LINEAR), FeatureLayer("body.0", False)),
     "patches": (
         network(lambda n, x: n.head(x.flatten(2).transpose(1, 2)), head=nn.Linear(4, 2)),
-        Head("body.0", False),
+        FeatureLayer("body.0", False),
     ),
-    "parts of a LightningModule": (Steps(), Head("head", True)),
-    "SqueezeNet": (torchvision.models.squeezenet1_1(), Head("classifier.1", True)),
-    "MobileNet": (torchvision.models.mobilenet_v3_small(num_classes=7), Head("classifier.3", True)),
+    "parts of a LightningModule": (Steps(), FeatureLayer("head", True)),
+    "SqueezeNet": (torchvision.models.squeezenet1_1(), FeatureLayer("classifier.1", True)),
+    "MobileNet": (torchvision.models.mobilenet_v3_small(num_classes=7), FeatureLayer("classifier.3", True)),
 }
 
 
@@ -139,7 +142,7 @@ def test_the_head_is_the_layer_whose_output_the_model_returns(name):
         capture.end_pass(len(batch))
     assert capture.problem is None
     found = capture.collected(5)
-    assert (capture.head, found.head) == (head, head)
+    assert (capture.feature_layer, found.feature_layer) == (head, head)
     assert found.features.shape[0] == 5
     assert (found.logits is not None) == head.logits
     if large:

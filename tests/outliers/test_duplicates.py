@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly.outliers import duplicates
-from lightning_anomaly.outliers.duplicates import Traces, find_duplicates
+from lightning_anomaly.outliers.duplicates import Fingerprints, find_duplicates
 
 
 def photographs(count: int) -> Tensor:
@@ -15,11 +15,11 @@ def photographs(count: int) -> Tensor:
     return functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1)
 
 
-def described(images: Tensor) -> Traces:
+def described(images: Tensor) -> Fingerprints:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 64, 16, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
-        return Traces.of(images, network(images - 0.5))
+        return Fingerprints.of(images, network(images - 0.5))
 
 
 def test_copies_are_found_and_identical_ones_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +60,15 @@ def test_near_duplicates_do_not_depend_on_how_often_another_image_is_repeated() 
 def test_identical_images_are_found_where_near_ones_cannot_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = photographs(60)
     images[7] = images[2]
-    traces = described(images)
+    fingerprints = described(images)
     if kind == "no features":
-        traces = traces._replace(features=None)
+        fingerprints = fingerprints._replace(features=None)
     elif kind == "many images":
         monkeypatch.setattr(duplicates, "_MOST", 10)
     else:
         halves = torch.eye(2)[torch.arange(60) % 2]
-        traces = traces._replace(features=halves, looks=halves.reshape(60, 1, 2) + torch.zeros(60, 8, 2))
-    groups, problem = find_duplicates(traces)
+        fingerprints = fingerprints._replace(features=halves, looks=halves.reshape(60, 1, 2) + torch.zeros(60, 8, 2))
+    groups, problem = find_duplicates(fingerprints)
     assert groups == [([2, 7], True)]
     assert ("Near duplicates" in problem) == (kind != "no features")
 

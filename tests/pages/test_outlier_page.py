@@ -257,7 +257,7 @@ def test_images_can_be_viewed_and_ticked_by_keyboard_alone(opened):
 
 @pytest.mark.slow
 def test_hostile_names_are_shown_as_text_within_the_window(opened):
-    report = replace(made_up(reason=HOSTILE), notes={"a": HOSTILE}, names=[HOSTILE] * 300, head=HOSTILE)
+    report = replace(made_up(reason=HOSTILE), notes={"a": HOSTILE}, names=[HOSTILE] * 300, feature_layer=HOSTILE)
     page = opened(report, width=360, labels=[HOSTILE] * 300, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
     assert page.page.title() == "Images by score · " + " ".join(HOSTILE.split())
     for place in ("", f"#/image/{report.top(1)[0]}"):
