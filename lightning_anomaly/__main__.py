@@ -182,7 +182,7 @@ def run_outliers(options: argparse.Namespace) -> None:
     reference = None if options.reference is None else _open(model, options.reference, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
-        report = find_outliers(model, images, reference, class_names=given or known or None)
+        report = find_outliers(images, model, reference, class_names=given or known or None)
     print(report)
     gallery = options.output / "outliers.html"
     report.save_html(gallery, title=f"{options.model} on {options.data.name}")

@@ -62,7 +62,7 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     callbacks: list[pl.Callback] = [watcher, TwoSampleCallback(), stopping, checkpoint]
     trainer = pl.Trainer(max_epochs=epochs, logger=logger, callbacks=callbacks, enable_model_summary=False)
     trainer.fit(Classifier(), train_loader, val_loader)
-    outliers = find_outliers(Classifier.load_from_checkpoint(checkpoint.best_model_path), val_loader, held_out)
+    outliers = find_outliers(val_loader, Classifier.load_from_checkpoint(checkpoint.best_model_path), held_out)
     outliers.save_html(f"{logger.log_dir}/outliers.html")
     print(f"{watcher.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
     print(f"The strangest images: open {logger.log_dir}/outliers.html")

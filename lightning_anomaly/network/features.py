@@ -17,15 +17,15 @@ class FeatureLayer(NamedTuple):
     """Where features and logits come from.
 
     Attributes:
-        layer: Name of the layer.
+        name: Its name in the model.
         logits: Whether the model returns its output: then its input are the features. Else its pooled output is.
     """
 
-    layer: str
+    name: str
     logits: bool
 
     def __str__(self) -> str:
-        name = f"'{self.layer}'" if self.layer else "the model"
+        name = f"'{self.name}'" if self.name else "the model"
         if self.logits:
             return f"the input of {name} are the features, its output the logits"
         return f"the pooled maps of {name} are the features, as the model returns the output of no linear layer"
@@ -78,11 +78,11 @@ class SampleCapture:
     """Takes `SampleStatistics` while a model runs; without a model it takes nothing.
 
     `describe` computes the statistics of pixels, those of the first convolution's input, the image as the network sees
-    it. The first pass finds the layer that gives features:
-    the linear layer whose output the model returns, or the 1x1 convolution of which it returns the pooled output, alone
-    or in a tuple or mapping, as logits or as probabilities. Without one, features are the pooled maps of the last
-    convolution. If only parts of a LightningModule are called, the last one that returns such an output counts. In a
-    pass, the first call of the model and of each layer counts, as others may run the model meanwhile.
+    it. The first pass finds the layer that gives features: the linear layer whose output the model returns, or the 1x1
+    convolution of which it returns the pooled output, alone or in a tuple or mapping, as logits or as probabilities.
+    Without one, features are the pooled maps of the last convolution. If only parts of a LightningModule are called,
+    the last one that returns such an output counts. In a pass, the first call of the model and of each layer counts, as
+    others may run the model meanwhile.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SampleCapture:
         if self._describe is not None:
             hooks += [(module, self._take_pixels) for module in convolutions]
         if self.feature_layer is not None:
-            modules = [module for module, name in self._names.items() if name == self.feature_layer.layer]
+            modules = [module for module, name in self._names.items() if name == self.feature_layer.name]
         hooks += [(module, self._take_maps) for module in modules if isinstance(module, CONVOLUTIONS)]
         hooks += [(module, self._take_linear) for module in modules if isinstance(module, nn.Linear)]
         if self.feature_layer is None or self.feature_layer.logits:

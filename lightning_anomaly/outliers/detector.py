@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,22 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
-from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
-    Batch,
     DetectorState,
+    ImageReader,
     ReferenceImages,
-    Run,
     check_features,
     check_scaled,
     check_shape,
+    fit_to_images,
+    fit_to_reference,
+    open_scaled,
+    search,
 )
 from lightning_anomaly.scores.content import Content, Distance
 from lightning_anomaly.scores.look import Look
@@ -70,7 +71,7 @@ class OutlierDetector:
         modules_by_name(model)  # raises for anything but a module
         self.model = model
         self.class_names = check_names("class_names", class_names, "class names")
-        self._fit: DetectorState | None = None
+        self._state: DetectorState | None = None
         self._reference: ReferenceImages | None = None  # not saved
         self.notes: dict[str, str] = {}  # parts of the reference or the model that were not used, and why
 
@@ -99,49 +100,34 @@ class OutlierDetector:
             ValueError: If there are fewer than 100 images, they cannot be read, differ in size or mostly give NaN, or
                 an argument is not allowed.
         """
-        self._learn(reference, batch_size, max_reference, seed, progress)
+        limit, seed = _check_draw(max_reference, seed)
+        source = open_scaled(reference, "reference", batch_size)
+        reader = ImageReader(self.model, self.class_names, progress)
+        self._state, self.notes, self._reference = fit_to_reference(reader, source, limit, seed)
         warn_of(self.notes)
         return self
 
-    def _learn(
-        self,
-        images: Any,
-        batch_size: int | None,
-        limit: int,
-        seed: int,
-        progress: bool | None,
-        *,
-        is_own: bool = False,
-    ) -> list[Batch]:
-        """Fit without warnings; with `is_own`, fit to all images and return what is known of them."""
-        seed = check_integer("seed", seed, 0, 2**64 - 1)
-        limit = check_integer("max_reference", limit, MIN_REFERENCE)
-        run = Run(self.model, self.class_names, progress)
-        learned = run.fit(images, batch_size, limit, seed, is_own)
-        self._fit, self.notes, read, self._reference = learned
-        return read
-
-    def score(self, images: Tensor, pictures: Tensor | None = None) -> Tensor:
+    def score(self, images: Tensor, whole_images: Tensor | None = None) -> Tensor:
         """Compute outlier scores of a batch of images `(n, ...)`, larger for odder images: float64 `(n,)` on the CPU.
 
-        A `FolderImages` hands the whole pictures beside the images: pass both if the reference was one.
+        A `FolderImages` hands the whole images beside those for the network: pass both if the reference was one.
         Images with NaN or infinite values have an infinite score.
 
         Raises:
             ValueError: If the detector is not fitted, the images are of another type or shape than the reference, or
-                came with whole pictures and the reference did not, or the other way round.
+                came with whole images and the reference did not, or the other way round.
         """
-        fitted = self._fitted()
+        state = self._fitted()
         if not isinstance(images, Tensor):
             raise ValueError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
         check_scaled("images", images.dtype)
-        check_shape(images.shape[1:], None if pictures is None else pictures.shape[1:], fitted)
+        check_shape(images.shape[1:], None if whole_images is None else whole_images.shape[1:], state)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
-        run = Run(self.model, self.class_names, False, fitted.feature_layer)
-        samples = run.statistics([images], images if pictures is None else pictures)
-        check_features(samples, fitted)
-        return larger(view.scores(samples) for view in fitted.views.values())
+        reader = ImageReader(self.model, self.class_names, False, state)
+        samples = reader.statistics([images], images if whole_images is None else whole_images, self.class_names)
+        check_features(samples, state)
+        return larger(view.scores(samples) for view in state.views.values())
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Compute p-values `(n,)` of scores `(n,)`: the probability that an ordinary image has at least this score.
@@ -152,10 +138,10 @@ class OutlierDetector:
         Raises:
             ValueError: If the detector is not fitted.
         """
-        fitted = self._fitted()
+        state = self._fitted()
         if not isinstance(scores, Tensor):
             raise ValueError(f"Parameter `scores` should be a tensor (n,). Found {type(scores).__name__}.")
-        return conformal_p_values(scores, fitted.calibration["larger"])
+        return conformal_p_values(scores, state.calibration["larger"])
 
     def search(
         self,
@@ -179,26 +165,15 @@ class OutlierDetector:
 
         Raises:
             ValueError: If the detector is not fitted, the images cannot be read or differ in shape from the reference,
-                only one of the two came with whole pictures, or an argument is not allowed.
+                only one of the two came with whole images, or an argument is not allowed.
         """
-        report = self._report(images, batch_size, false_discovery_rate, progress)
+        state = self._fitted()
+        rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
+        source = open_scaled(images, "images", batch_size)
+        reader = ImageReader(self.model, self.class_names, progress, state)
+        report = search(reader, source, state, rate, self.notes, self._reference)
         warn_of(report.notes)
         return report
-
-    def _report(
-        self,
-        images: Any,
-        batch_size: int | None,
-        rate: float,
-        progress: bool | None,
-        read: Sequence[Batch] = (),
-    ) -> OutlierReport:
-        """Search without warnings; `read` are the images that `_learn` has read."""
-        fitted = self._fitted()
-        rate = check_fraction("false_discovery_rate", rate, zero=False)
-        run = Run(self.model, self.class_names, progress, fitted.feature_layer, fitted.limits)
-        report = run.search(images, batch_size, fitted, read, rate, self._reference)
-        return replace(report, notes=self.notes | dict(report.notes))
 
     def save(self, path: str | Path) -> None:
         """Save the fit, without the model, as a file of tensors and plain values.
@@ -206,20 +181,21 @@ class OutlierDetector:
         Raises:
             ValueError: If the detector is not fitted.
         """
-        fitted = self._fitted()
-        state = {
+        state = self._fitted()
+        layer = state.feature_layer
+        content = {
             "format": _FORMAT,
             "version": _VERSION,
             "class_names": self.class_names,
             "fit": {
-                **fitted._asdict(),
-                "views": {name: _view_state(view) for name, view in fitted.views.items()},
-                "feature_layer": fitted.feature_layer and fitted.feature_layer._asdict(),
+                **state._asdict(),
+                "views": {name: _view_state(view) for name, view in state.views.items()},
+                "feature_layer": layer and layer._asdict(),
             },
-            "weight": fitted.feature_layer and _shape(self.model, fitted.feature_layer),
+            "weight": layer and _shape(self.model, layer),
             "state_hash": state_hash(self.model),
         }
-        torch.save(state, path)
+        torch.save(content, path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> OutlierDetector:
@@ -229,14 +205,15 @@ class OutlierDetector:
             ValueError: If the file is not one of `save`, or the layer that gives features is missing or has another
                 shape.
         """
-        class_names, fitted, weight, weights_hash = _read(Path(path))
-        if fitted.feature_layer is not None and (shape := _shape(model, fitted.feature_layer)) != weight:
+        class_names, state, weight, weights_hash = _read(Path(path))
+        layer = state.feature_layer
+        if layer is not None and (shape := _shape(model, layer)) != weight:
             raise ValueError(
                 "Parameter `model` should be like the one that the detector was fitted with. Layer "
-                f"'{fitted.feature_layer.layer}' should have a weight of shape {weight}. Found {shape or 'no such layer'}."
+                f"'{layer.name}' should have a weight of shape {weight}. Found {shape or 'no such layer'}."
             )
         detector = cls(model, class_names)
-        detector._fit = fitted
+        detector._state = state
         if state_hash(model) != weights_hash:
             warnings.warn(
                 "The model's weights are not those that the detector was fitted with, so its scores mean little: load "
@@ -246,22 +223,27 @@ class OutlierDetector:
         return detector
 
     def _fitted(self) -> DetectorState:
-        if self._fit is None:
+        if self._state is None:
             raise ValueError("The detector should be fitted first: call `fit`.")
-        return self._fit
+        return self._state
+
+
+def _check_draw(max_reference: int, seed: int) -> tuple[int, int]:
+    return check_integer("max_reference", max_reference, MIN_REFERENCE), check_integer("seed", seed, 0, 2**64 - 1)
 
 
 def _read(path: Path) -> tuple[Any, DetectorState, Any, Any]:
     """Read class names, the fit, the shape of the layer's weight and the hash of the weights, or raise ValueError."""
-    content, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
+    file, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
     try:
-        state = torch.load(content, map_location="cpu", weights_only=True)
-        found = f"{state['format']}, version {state['version']}"
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        found = f"{content['format']}, version {content['version']}"
         if found == expected:
-            views = {name: _view_from_state(name, view) for name, view in state["fit"]["views"].items()}
-            feature_layer = state["fit"]["feature_layer"] and FeatureLayer(**state["fit"]["feature_layer"])
-            fitted = DetectorState(**{**state["fit"], "views": views, "feature_layer": feature_layer})
-            return state["class_names"], fitted, state["weight"], state["state_hash"]
+            fit = content["fit"]
+            views = {name: _view_from_state(name, view) for name, view in fit["views"].items()}
+            layer = fit["feature_layer"] and FeatureLayer(**fit["feature_layer"])
+            state = DetectorState(**{**fit, "views": views, "feature_layer": layer})
+            return content["class_names"], state, content["weight"], content["state_hash"]
     except Exception as error:  # torch raises many types
         found = f"{type(error).__name__}: an incomplete file, or another one"
     raise ValueError(
@@ -290,15 +272,15 @@ def _view_from_state(name: str, state: Mapping[str, Any]) -> FittedView:
     return FittedView(view, Scale(tuple(Tail(**tail) for tail in scale["tails"]), Tail(**scale["largest"])))
 
 
-def _shape(model: nn.Module, feature_layer: FeatureLayer) -> list[int] | None:
+def _shape(model: nn.Module, layer: FeatureLayer) -> list[int] | None:
     """Return the shape of a layer's weight; None without such a layer."""
-    weight = getattr(modules_by_name(model).get(feature_layer.layer), "weight", None)
+    weight = getattr(modules_by_name(model).get(layer.name), "weight", None)
     return None if weight is None else list(weight.shape)
 
 
 def find_outliers(
+    images: Any,
     model: nn.Module | None = None,
-    images: Any = None,
     reference: Any = None,
     *,
     class_names: Sequence[str] | None = None,
@@ -313,16 +295,16 @@ def find_outliers(
     A shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
 
     Args:
-        model: See `OutlierDetector`. None takes a network that is pretrained on ImageNet, see `load_pretrained`, for
-            images like those of `FolderImages(folder)`: `find_outliers(images=FolderImages("photos"))`.
         images: See `OutlierDetector.search`.
+        model: See `OutlierDetector`. None takes a network that is pretrained on ImageNet, see `load_pretrained`, for
+            images like those of `FolderImages(folder)`: `find_outliers(FolderImages("photos"))`.
         reference: Ordinary images in the same form; a few thousand suffice. None fits to the images themselves, of
             which up to a tenth may be odd; fewer than 100 get no scores, only a list of duplicates. Then there are no
             p-values.
         class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
-        max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB for its
-            picture.
+        max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB to be
+            drawn.
         false_discovery_rate: See `OutlierDetector.search`.
         seed: See `OutlierDetector.fit`.
         progress: See `analyze`.
@@ -336,15 +318,23 @@ def find_outliers(
     Examples:
         >>> images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> images[7] *= 30
-        >>> find_outliers(nn.Conv2d(1, 4, 3), images).top(1)
+        >>> find_outliers(images, nn.Conv2d(1, 4, 3)).top(1)
         [7]
     """
     if model is None:
-        _, model, known = load_pretrained()
-        class_names = class_names or known or None
+        _, model, names = load_pretrained()
+        class_names = class_names or names or None
+    limit, seed = _check_draw(max_reference, seed)
+    rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     detector = OutlierDetector(model, class_names)
-    source, is_own = ImageSource(images, "images", batch_size), reference is None
-    read = detector._learn(source if is_own else reference, batch_size, max_reference, seed, progress, is_own=is_own)
-    report = detector._report(source, batch_size, false_discovery_rate, progress, read)
+    reader = ImageReader(model, detector.class_names, progress)
+    source = open_scaled(images, "images", batch_size)
+    if reference is None:
+        state, notes, read = fit_to_images(reader, source, limit, seed)
+        report = search(reader, source, state, rate, notes, read=read)
+    else:
+        trusted = open_scaled(reference, "reference", batch_size)
+        state, notes, known = fit_to_reference(reader, trusted, limit, seed)
+        report = search(reader, source, state, rate, notes, known)
     warn_of(report.notes)
     return report

@@ -16,7 +16,6 @@ from torch import Tensor
 from lightning_anomaly._internal.checks import check_integer, check_one_of
 from lightning_anomaly._internal.tables import Tabular, listed
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, members
-from lightning_anomaly.pages.thumbnails import KEPT
 from lightning_anomaly.scores.scorer import SampleView, ordered_reasons, scores_by
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from lightning_anomaly.pages.page import BrowserFile
 
+SHOWN = 256  # images on the page with the largest scores, at most
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
 
 
@@ -237,7 +237,7 @@ class OutlierReport(Tabular):
         """
         from lightning_anomaly.outliers.page import write_outlier_page
 
-        ranked = self.top(KEPT)
+        ranked = self.top(SHOWN)
         apart = self._apart(ranked)
         rows = self._rows_of([*ranked, *apart])
         parts = [part for part in (self.images, self.duplicate_images) if part is not None]

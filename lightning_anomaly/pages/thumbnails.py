@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 SIDE = 64  # longest side of a small image (pixels)
-KEPT = 256  # images of an `OutlierReport`, at most
 
 
 def shrink(samples: Tensor, side: int) -> Tensor:

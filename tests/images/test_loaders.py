@@ -102,4 +102,4 @@ def test_images_of_a_sampler_with_replacement_are_all_scored() -> None:
     images = torch.rand(110, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(TensorDataset(images), 50, sampler=RandomSampler(images, replacement=True))
     layer = torch.nn.Conv2d(1, 2, 3)
-    torch.testing.assert_close(find_outliers(layer, loader).scores, find_outliers(layer, images).scores)
+    torch.testing.assert_close(find_outliers(loader, layer).scores, find_outliers(images, layer).scores)

@@ -30,7 +30,7 @@ def net() -> nn.Module:
 FUNCTIONS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "analyze": lambda net, images: facts(analyze(net, images)),
     "two_sample_test": lambda net, images: two_sample_test(net, images, OTHERS),
-    "find_outliers": lambda net, images: find_outliers(net, images),
+    "find_outliers": lambda net, images: find_outliers(images, net),
 }
 VALUES: dict[str, Callable[[Any], Any]] = {
     "analyze": lambda found: found,

@@ -156,7 +156,7 @@ def test_a_frame_that_the_network_does_not_see_is_found(tmp_path: Path) -> None:
         picture.save(tmp_path / f"{number:03}.png")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 46 * 46, 3))
-    report = find_outliers(model, FolderImages(tmp_path, 48))
+    report = find_outliers(FolderImages(tmp_path, 48), model)
     assert report.top(1, by="look") == [7]
 
 
@@ -168,7 +168,7 @@ def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(
         photograph(number % 8).save(photos / f"{number}.png")
     (photos / "broken.jpg").write_bytes(b"no image")
     (photos / "notes.txt").write_text("no image")
-    report = find_outliers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), FolderImages(photos, 32))
+    report = find_outliers(FolderImages(photos, 32), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     assert report.top(5) == []
     assert report.unusable == [9]
     assert report.duplicates == [([0, 8], True, [])]
@@ -203,9 +203,9 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
             return super().__getitem__(index)[0], torch.tensor(float(index % 2))
 
     plain = torch.stack([image for image, _ in folder])
-    expected = find_outliers(net, plain)
+    expected = find_outliers(plain, net)
     for images in (Wrapped(), Extended(tmp_path / "photos", 16)):
-        report = find_outliers(net, images)
+        report = find_outliers(images, net)
         torch.testing.assert_close(report.look_scores, expected.look_scores)
         assert report.duplicates == expected.duplicates
         report.save_csv(tmp_path / "all.csv")
@@ -226,6 +226,6 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
 
 def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None:
     images = torch.rand(220, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    report = find_outliers(nn.Conv2d(3, 4, 3), torch.cat([images[120:], images[:1]]), images[:120])
+    report = find_outliers(torch.cat([images[120:], images[:1]]), nn.Conv2d(3, 4, 3), images[:120])
     assert report.duplicates == [([100], True, [0])]
     assert "1 image is in the reference too: image 100 = image 0 of the reference." in str(report)

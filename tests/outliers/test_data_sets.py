@@ -40,7 +40,7 @@ BOXES: Any = [(torch.zeros(3, 6, 6), {"boxes": torch.zeros(index % 3, 4)}) for i
 def test_batches_that_are_not_one_image_for_each_item_are_refused(net, loader, found):
     """Otherwise scores would belong to other images."""
     with pytest.raises(ValueError, match=f"Found .*{found}"):
-        find_outliers(net, loader)
+        find_outliers(loader, net)
 
 
 def files(*classes: int) -> TensorDataset:
@@ -54,23 +54,23 @@ def files(*classes: int) -> TensorDataset:
 
 def test_the_report_has_the_names_of_files_even_of_a_subset(net):
     for data, first in ((files(0, 1), 0), (Subset(files(0, 1), range(3, 120)), 3)):
-        report = find_outliers(net, DataLoader(data, 32))
+        report = find_outliers(DataLoader(data, 32), net)
         names = [f"{index % 2}/{index}.png" for index in range(first, 120)]
         assert report.names == names
         frame = report.to_frame()
         assert frame["name"].tolist() == [names[position] for position in report.top(200)]
         assert f"  {names[report.top(1)[0]]}  " in str(report)
-    assert find_outliers(net, IMAGES).names is None
+    assert find_outliers(IMAGES, net).names is None
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_unreadable_images_do_not_change_the_scores_of_others(net, workers):
     loader = DataLoader(Broken(IMAGES, 0, 5), 32, num_workers=workers)
     with pytest.warns(UserWarning, match="^2 of .*`images`.* position 0"):
-        report = find_outliers(net, loader, DATA.tensors[0])
+        report = find_outliers(loader, net, DATA.tensors[0])
     assert report.unusable == [row["position"] for row in report.rows()[-2:]] == [0, 5]
     rest = [index for index in range(200) if index not in (0, 5)]
-    expected = find_outliers(net, IMAGES[rest], DATA.tensors[0])
+    expected = find_outliers(IMAGES[rest], net, DATA.tensors[0])
     torch.testing.assert_close(report.scores[rest], expected.scores)
     assert torch.equal(report.p_values[rest], expected.p_values)
     assert torch.equal(report.images, expected.images)
@@ -78,11 +78,11 @@ def test_unreadable_images_do_not_change_the_scores_of_others(net, workers):
 
 def test_unreadable_reference_images_are_left_out(net):
     with pytest.warns(UserWarning, match="^1 of .*`reference`.* position 5"):
-        report = find_outliers(net, IMAGES, DataLoader(Broken(DATA.tensors[0], 5), 32))
+        report = find_outliers(IMAGES, net, DataLoader(Broken(DATA.tensors[0], 5), 32))
     assert report.n_reference == 119
     assert report.scores.isfinite().all()
     with pytest.warns(UserWarning, match="^1 of .*`images`.* position 5"):
-        report = find_outliers(net, DataLoader(Broken(IMAGES, 5), 32))
+        report = find_outliers(DataLoader(Broken(IMAGES, 5), 32), net)
     assert (report.n_reference, report.unusable) == (199, [5])
     with pytest.raises(ValueError, match=r"`images`.*image 0"):
-        find_outliers(net, DataLoader(Broken(IMAGES, *range(200)), 32))
+        find_outliers(DataLoader(Broken(IMAGES, *range(200)), 32), net)

@@ -55,7 +55,7 @@ def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
 
 def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):
     images = DIGITS[800:870]
-    report = find_outliers(classifier(), images, DIGITS[:800])
+    report = find_outliers(images, classifier(), DIGITS[:800])
     torch.testing.assert_close(fitted.score(images), report.scores, rtol=1e-6, atol=1e-6)
     alone = torch.cat([fitted.score(image[None]) for image in images])
     assert_same_scores(alone, report.scores)
@@ -211,5 +211,5 @@ def test_unknown_classes_are_found_by_the_content():
             optimizer.step()
     images = torch.cat([DIGITS[trained][1000:], DIGITS[~trained][:20]])
     odd = torch.arange(len(images)) >= len(images) - 20
-    for report in (analyze(model, images), find_outliers(model, images, train)):
+    for report in (analyze(model, images), find_outliers(images, model, train)):
         assert roc_auc_score(odd, report.content_scores) >= 0.9

@@ -35,16 +35,16 @@ def net() -> nn.Sequential:
 def test_planted_images_are_found_with_and_without_a_reference(net):
     planted = (5, 71, 100, 101)
     inputs = images(120, 1, planted)
-    report = find_outliers(net, inputs, images(1000))
+    report = find_outliers(inputs, net, images(1000))
     assert set(report.top(4)) == set(planted) <= set(report.significant)
     assert report.p_values.min().item() == report.p_values[5].item() == 1 / (1 + 500)  # more than half of the reference
-    assert set(find_outliers(net, images(400, 1, planted)).top(4)) == set(planted)
+    assert set(find_outliers(images(400, 1, planted), net).top(4)) == set(planted)
 
 
 @pytest.mark.slow
 def test_on_clean_images_the_false_discovery_rate_holds(net):
     """The share of clean data sets in which something is significant is at most the rate."""
-    reports = [find_outliers(net, images(100, 100 + seed), images(500, seed)) for seed in range(40)]
+    reports = [find_outliers(images(100, 100 + seed), net, images(500, seed)) for seed in range(40)]
     p_values = torch.cat([report.p_values for report in reports])
     for level in (0.02, 0.1, 0.3, 0.6):  # four standard errors of images that are scored by the same reference
         assert (p_values <= level).double().mean().item() == pytest.approx(level, abs=0.3 * math.sqrt(level / 10))
@@ -54,32 +54,32 @@ def test_on_clean_images_the_false_discovery_rate_holds(net):
 
 
 def test_without_a_reference_there_are_no_p_values_and_no_image_is_significant(net):
-    report = find_outliers(net, images(300))
+    report = find_outliers(images(300), net)
     assert (report.n_reference, report.n_calibration) == (300, 0)
     assert report.p_values.isnan().all()
     assert "p-value  " not in str(report)
     assert replace(report, false_discovery_rate=1.0).significant == []
     assert "as `reference`" in str(report)
-    other = find_outliers(net, images(300), reference=images(300, seed=5), max_reference=200)
+    other = find_outliers(images(300), net, reference=images(300, seed=5), max_reference=200)
     assert (other.n_reference, other.n_calibration) == (200, 100)
 
 
 def test_a_part_of_many_inputs_is_the_reference_and_all_are_scored(net):
     inputs = images(300)
-    report = find_outliers(net, inputs, max_reference=100)
+    report = find_outliers(inputs, net, max_reference=100)
     assert report.n_reference == 100
     assert len(report.scores) == len(report.p_values) == len(report.look_scores) == len(report.content_scores) == 300
     inputs[[7, 70, 170, 270]] *= 30  # some of them in the reference, some not
-    assert set(find_outliers(net, inputs, max_reference=100).top(4)) == {7, 70, 170, 270}
+    assert set(find_outliers(inputs, net, max_reference=100).top(4)) == {7, 70, 170, 270}
 
 
 def test_an_image_with_large_negative_values_alone_is_found():
     identity = nn.Conv2d(6, 6, 1, bias=False)
     nn.init.dirac_(identity.weight)
     inputs = images(1200).view(200, 6, 12, 12)
-    ordinary = find_outliers(identity, inputs)
+    ordinary = find_outliers(inputs, identity)
     inputs[7] = torch.where(inputs[7] < 0, 9 * inputs[7], inputs[7])
-    report = find_outliers(identity, inputs)
+    report = find_outliers(inputs, identity)
     assert report.top(1) == [7] != ordinary.top(1)
 
 
@@ -178,7 +178,7 @@ def test_what_is_written_of_many_copies_grows_with_their_number(tmp_path):
 def test_if_nearly_all_images_are_one_the_others_do_not_tie(net):
     inputs = images(200, 1)
     inputs[:185] = inputs[0].clone()
-    report = find_outliers(net, inputs)
+    report = find_outliers(inputs, net)
     assert len(report.content_scores[185:].unique()) == 15
     assert report.scores[:185].max() < report.scores[185:].min()
 
@@ -188,7 +188,7 @@ def test_nothing_is_changed(net):
     net[1].eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     state, inputs = torch.get_rng_state(), images(200)
-    find_outliers(net, DataLoader(TensorDataset(inputs), 32))
+    find_outliers(DataLoader(TensorDataset(inputs), 32), net)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert [module.training for module in net] == [True, False, True, True, True, True]
@@ -205,12 +205,12 @@ def test_reference_images_with_nan_are_left_out(net):
         pytest.warns(UserWarning, match="^40 of .*`reference`"),
         pytest.warns(UserWarning, match="^2 of .*`images`.* position 30"),
     ):
-        report = find_outliers(net, inputs, spoilt)
+        report = find_outliers(inputs, net, spoilt)
     assert {*report.significant} >= {*range(12)}
     assert report.unusable == [30, 90]
     assert report.n_reference == 1000
     with pytest.warns(UserWarning, match="^1 of .*`images`"):
-        report = find_outliers(net, torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]))
+        report = find_outliers(torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]), net)
     assert report.unusable == [1000]
 
 
@@ -220,26 +220,26 @@ def test_images_that_take_another_path_through_the_model_are_refused(net):
         return found if x.abs().max() > 100 else model.net[1:](found)
 
     with pytest.raises(ValueError, match=r"`images`.*same layer"):
-        find_outliers(Net(forward, net=net), 1000 * images(5), images(150))
+        find_outliers(1000 * images(5), Net(forward, net=net), images(150))
 
 
 def test_the_same_image_has_the_same_score(net):
     """Two identical files once had 5.8 and 9.9: each half was scored by a fit to the other half."""
     inputs = images(240, 1, (7,))
     inputs = torch.cat([inputs, inputs[:40]])[torch.randperm(280, generator=torch.Generator().manual_seed(0))]
-    scores = find_outliers(net, inputs).scores
+    scores = find_outliers(inputs, net).scores
     same = (inputs[:, None] == inputs[None]).flatten(2).all(2)
     assert ((scores[:, None] - scores[None]).abs()[same] < 1e-4).all()
-    assert torch.equal(find_outliers(net, inputs, seed=5).scores, scores)
+    assert torch.equal(find_outliers(inputs, net, seed=5).scores, scores)
 
 
 def test_images_are_converted_to_the_precision_of_the_model(net):
     inputs, reference = images(250, 1, (7,)), images(200)
-    assert find_outliers(net.bfloat16(), inputs, reference).scores.argsort()[-5:].eq(7).any()
+    assert find_outliers(inputs, net.bfloat16(), reference).scores.argsort()[-5:].eq(7).any()
 
 
 def test_a_report_has_rows_by_descending_score_and_shows_images(net):
-    report = find_outliers(net, images(200, 1, (7,)), images(300))
+    report = find_outliers(images(200, 1, (7,)), net, images(300))
     frame = report.to_frame(3)
     assert list(frame["position"]) == report.top(3)
     assert frame["position"][0] == 7
@@ -262,7 +262,7 @@ def test_signals_are_scored_by_their_content():
     inputs[11] = inputs[11].abs() * 9
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="no look scores"):
-        report = find_outliers(nn.Conv1d(2, 40, 3), inputs)
+        report = find_outliers(inputs, nn.Conv1d(2, 40, 3))
     assert report.top(1) == [11]
     assert report.images is None
 
@@ -272,7 +272,7 @@ def test_a_report_has_256_small_pictures_scaled_to_ordinary_images():
     torch.manual_seed(0)  # the weights decide which images score highest
     inputs = images(400)[..., None].expand(-1, -1, -1, -1, 30).flatten(3).repeat_interleave(20, 2)  # 240x360
     inputs[:300] *= 100
-    report = find_outliers(nn.Conv2d(1, 2, 3), inputs, inputs[300:])
+    report = find_outliers(inputs, nn.Conv2d(1, 2, 3), inputs[300:])
     assert report.images.shape == (256, 80, 120, 1)
     assert ((report.images == 0) | (report.images == 255)).float().mean() > 0.9
 

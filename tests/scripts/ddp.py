@@ -94,7 +94,7 @@ def values(report: OutlierReport) -> Outcome:
 def searches(rank: int, world: int) -> Outcome:
     """Search in process 0 alone, while the other waits for something else."""
     net = connect(rank, world)
-    found = values(find_outliers(net, images(217).tensors[0])) if rank == 0 else {}
+    found = values(find_outliers(images(217).tensors[0], net)) if rank == 0 else {}
     if world > 1:
         torch.distributed.barrier()
     return found
