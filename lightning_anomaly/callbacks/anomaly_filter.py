@@ -19,7 +19,7 @@ from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.rise import rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.images.loaders import shuffles
-from lightning_anomaly.images.source import drawn_columns
+from lightning_anomaly.images.source import labels_and_names
 from lightning_anomaly.network.layers import select_layers, unseen_layers
 
 _NEUTRAL = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
@@ -262,7 +262,7 @@ class AnomalyFilterCallback(AnyCallback):
         if report is None or not trainer.is_global_zero:
             return
         loaders = trainer.val_dataloaders
-        columns = {} if shuffles(loaders) else drawn_columns(loaders)
+        columns = {} if shuffles(loaders) else labels_and_names(loaders)
         self._guard.warn_of(class_notes(columns.get("labels", []), report.n_samples))
         if trainer.world_size > 1:  # a user's sampler may give processes other samples
             columns = {}

@@ -306,7 +306,7 @@ class TwoSampleCallback(AnyCallback):
         return {
             name: ImageSource(precision.convert_input(source), name, self.batch_size)
             if isinstance(source, Tensor)
-            else ImageSource(source, name, self.batch_size, sample=self.sample_size, convert=convert)
+            else ImageSource(source, name, self.batch_size, max_images=self.sample_size, convert=convert)
             for name, source in chosen.items()
         }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.network.maps import LayerMaps, pool_maps
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, drawn, shrink
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
 
 if TYPE_CHECKING:
     from lightning_anomaly.filters.layer_report import LayerReport
@@ -89,7 +89,7 @@ def probe_images(images: Tensor) -> Tensor:
     """
     side = max(1, min(SIDE, math.isqrt(_PIXELS // len(images))))
     small = torch.cat([shrink(part, side) for part in torch.split(images, 64)])
-    return drawn(small, black_and_white(small))
+    return to_bytes(small, black_and_white(small))
 
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_anomaly._internal.tables import listed
-from lightning_anomaly.images.source import WithPicture, scaled
+from lightning_anomaly.images.source import WithWholeImage, scaled
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 _HEIF = ": install the package pillow-heif, and call its `register_heif_opener()` first"
@@ -22,12 +22,12 @@ _HEIF = ": install the package pillow-heif, and call its `register_heif_opener()
 class FolderImages(Dataset[Any]):
     """The images in a folder and its subfolders, in the order of their names; each direct subfolder is a class.
 
-    An image is a file with the name of a picture, such as `.jpg`, or with any other name and a picture's first bytes,
+    An image is a file with the name of one, such as `.jpg`, or with any other name and the first bytes of an image,
     in any format that Pillow reads. Nothing is decoded yet: an image may prove to be broken when it is read.
 
     It has the attributes `root`, `samples` and `targets` of torchvision's `ImageFolder`, and `labels`, the name of each
     image's class. `skipped` gives the reason for each file and folder that is not read, by its path in the folder, but
-    for the hidden files of systems. An item is an image for a network and the whole picture, squeezed into a square of
+    for the hidden files of systems. An item is an image for a network and the whole one, squeezed into a square of
     bytes, in which a search for outliers sees frames and captions that the network's image may lack.
 
     Args:
@@ -71,17 +71,17 @@ class FolderImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> WithPicture:
+    def __getitem__(self, index: int) -> WithWholeImage:
         from PIL import Image, ImageOps
 
         channels, side, _ = self.shape
         size, scaling = (side, side), Image.Resampling.BILINEAR
-        picture = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
-        whole = _channels_first(np.array(picture.resize(size, scaling)))
+        opened = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
+        whole = _channels_first(np.array(opened.resize(size, scaling)))
         if self.transform is not None:
-            return WithPicture(self.transform(picture), whole)
-        image = scaled(_channels_first(np.array(ImageOps.fit(picture, size, scaling))))
-        return WithPicture(image if self._moments is None else (image - self._moments[0]) / self._moments[1], whole)
+            return WithWholeImage(self.transform(opened), whole)
+        image = scaled(_channels_first(np.array(ImageOps.fit(opened, size, scaling))))
+        return WithWholeImage(image if self._moments is None else (image - self._moments[0]) / self._moments[1], whole)
 
 
 def probe_positions(images: FolderImages, count: int) -> range:
@@ -125,10 +125,12 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
                 try:
                     Image.open(path, formats=recognized).close()
                 except UnidentifiedImageError:
-                    skipped[name] = "not a picture that Pillow reads" + _HEIF * (suffix in (".heic", ".heif"))
+                    skipped[name] = "not an image that Pillow reads"
+                    if suffix in (".heic", ".heif"):
+                        skipped[name] += _HEIF
                     continue
                 except (OSError, Image.DecompressionBombError) as error:
-                    if isinstance(error, OSError) and error.errno is not None:  # else it is a broken picture
+                    if isinstance(error, OSError) and error.errno is not None:  # else it is a broken image
                         skip(error)
                         continue
             names.append(name)

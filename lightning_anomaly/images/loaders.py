@@ -16,7 +16,7 @@ from lightning_anomaly._internal.random_state import isolated_random_state
 BATCH = 64  # images, the default batch size
 
 
-def reread(loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int) -> DataLoader[Any]:
+def load_at(loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int) -> DataLoader[Any]:
     """Load the items at `batches` of positions as the loader does, without drawing a global random number."""
     return DataLoader(
         loader.dataset,  # no copy, as `worker_init_fn` may refer to it
@@ -41,7 +41,7 @@ def sampler_of(loader: Any) -> Any:
     return getattr(loader if batches is None else batches, "sampler", None)
 
 
-def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
+def epoch_positions(loader: DataLoader[Any]) -> list[int] | None:
     """Draw the positions of one epoch over all processes with a copy of the sampler and a seed; None if that fails."""
     dataset: Any = loader.dataset
     sampler = sampler_of(loader)
@@ -81,7 +81,7 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def random_sample(positions: Iterable[int], size: int) -> list[int]:
+def random_positions(positions: Iterable[int], size: int) -> list[int]:
     """Draw up to `size` different positions at random, in ascending order."""
     candidates = sorted({*positions})
     order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(0))

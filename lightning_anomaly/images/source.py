@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, first_loader, random_sample, reread
+from lightning_anomaly.images.loaders import (
+    BATCH,
+    batch_size_of,
+    epoch_positions,
+    first_loader,
+    load_at,
+    random_positions,
+)
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -50,19 +57,19 @@ def first_tensor(batch: Any) -> Tensor | None:
     return inputs[0] if inputs else None
 
 
-class WithPicture(NamedTuple):
-    """An image for a network, or a batch of them, and the whole picture: an item of `FolderImages`."""
+class WithWholeImage(NamedTuple):
+    """An image for a network, or a batch of them, and the whole image: an item of `FolderImages`."""
 
     image: Tensor
-    picture: Tensor
+    whole: Tensor
 
 
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
     One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
-    of torch, NumPy and Python are restored. `sample` chooses so many of the images that a loader draws, at random; None
-    takes all images of the data set, in its order.
+    of torch, NumPy and Python are restored. `max_images` chooses so many of the images that a loader draws, at
+    random; None takes all images of the data set, in its order.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class ImageSource:
         argument: str,
         batch_size: int | None = None,
         *,
-        sample: int | None = None,
+        max_images: int | None = None,
         convert: Callable[[Any], Tensor | None] = first_tensor,
     ) -> None:
         self.argument, self._convert = argument, convert
@@ -80,13 +87,13 @@ class ImageSource:
         default_size, drawn = BATCH, None
         if self._loader is not None:
             self._data = self._loader.dataset
-            default_size, drawn = batch_size_of(self._loader) or BATCH, drawn_positions(self._loader)
+            default_size, drawn = batch_size_of(self._loader) or BATCH, epoch_positions(self._loader)
         self.batch_size = check_integer("batch_size", default_size if batch_size is None else batch_size, 1)
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.positions: Sequence[int] = range(len(self))
-        if sample is not None:
-            self.positions = random_sample(drawn or self.positions, sample)
+        if max_images is not None:
+            self.positions = random_positions(drawn or self.positions, max_images)
         elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # not drawn with replacement
             raise ValueError(
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
@@ -94,8 +101,8 @@ class ImageSource:
             )
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
-        self.picture_shape: tuple[int, ...] | None = None  # of whole pictures; None if the data set hands none
-        self._blank = torch.zeros(1, device="cpu")  # the picture of an unreadable image `(1, ...)`
+        self.whole_shape: tuple[int, ...] | None = None  # of whole images; None if the data set hands none
+        self._blank = torch.zeros(1, device="cpu")  # the whole image of an unreadable one `(1, ...)`
         for position in self.positions[:_ATTEMPTS]:
             _, image = next(self.batches([position]))
             if position not in self.unreadable:
@@ -122,11 +129,11 @@ class ImageSource:
     @property
     def skipped(self) -> dict[str, str]:
         """The reason for each file that the data set skipped, see `FolderImages`."""
-        return getattr(holder(self._data, "skipped"), "skipped", {})
+        return getattr(dataset_with(self._data, "skipped"), "skipped", {})
 
     @property
-    def values(self) -> int:
-        """Numbers in an image, or in its whole picture if these are more; at least 1."""
+    def numel(self) -> int:
+        """Numbers in an image, or in the whole one if these are more; at least 1."""
         return max(1, math.prod(self.shape), self._blank.numel())
 
     @property
@@ -161,10 +168,10 @@ class ImageSource:
 
         Batches have nearly equal sizes, as a last batch of one image would break models that squeeze.
         """
-        return ((chunk, images) for chunk, images, _ in self.pictures(positions))
+        return ((chunk, images) for chunk, images, _ in self.with_whole(positions))
 
-    def pictures(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Read like `batches`, and yield whole pictures too, which are the images unless the data set hands both."""
+    def with_whole(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Read like `batches`, and yield whole images too, which are the images unless the data set hands both."""
         if not len(positions):
             return
         count = -(-len(positions) // self.batch_size)
@@ -173,7 +180,7 @@ class ImageSource:
             yield from ((chunk, images, images) for chunk in chunks for images in [self._data[chunk]])
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
-        batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers))
+        batches = iter(load_at(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers))
         apart = workers and self._convert is first_tensor  # no data set and no module draws in this process
         for number, chunk in enumerate(chunks):
             with nullcontext() if apart else isolated_random_state(number):
@@ -182,17 +189,17 @@ class ImageSource:
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
                     alone = [self._read_alone(position) for position in chunk.tolist()]
-                    images, pictures = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
+                    images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
                 else:
-                    images, pictures = self._images_of(batch, chunk.tolist())
-            yield chunk, images, pictures
+                    images, whole = self._images_of(batch, chunk.tolist())
+            yield chunk, images, whole
 
     def _read_alone(self, position: int) -> list[Tensor]:
-        """Read one image `(1, ...)` and its picture, of a batch that could not be read."""
+        """Read one image `(1, ...)` and the whole image, of a batch that could not be read."""
         assert self._loader is not None
         try:
             with isolated_random_state(0):
-                batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
+                batch = next(iter(load_at(self._loader, [[position]], num_workers=0)))
         except Exception as error:
             kind = type(error).__name__
             # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
@@ -201,7 +208,7 @@ class ImageSource:
         return [tensors.cpu() for tensors in self._images_of(batch, [position])]
 
     def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the images and the whole pictures in a batch of the items at `positions`, or raise ValueError."""
+        """Return the images and the whole ones in a batch of the items at `positions`, or raise ValueError."""
         images = self._convert(batch)
         if images is None:
             found = getattr(batch, "dtype", type(batch).__name__)
@@ -215,10 +222,10 @@ class ImageSource:
         if self.shape and (shape := tuple(images.shape[1:])) != self.shape:
             found = f"{self.shape} and {shape}, the latter at {self.place(positions[0])}"
             raise ValueError(f"Parameter `{self.argument}` should hold images of one size. Found {found}.")
-        pictures = batch.picture if isinstance(batch, WithPicture) else images
-        self.picture_shape = None if pictures is images else tuple(pictures.shape[1:])
-        self._blank = torch.zeros_like(pictures[:1], device="cpu")
-        return images, pictures
+        whole = batch.whole if isinstance(batch, WithWholeImage) else images
+        self.whole_shape = None if whole is images else tuple(whole.shape[1:])
+        self._blank = torch.zeros_like(whole[:1], device="cpu")
+        return images, whole
 
 
 def image_hashes(images: Tensor) -> list[int]:
@@ -227,12 +234,12 @@ def image_hashes(images: Tensor) -> list[int]:
     return [int.from_bytes(hashlib.sha256(row.data).digest()[:8], "little", signed=True) for row in rows.numpy()]
 
 
-def scaled(pictures: Tensor) -> Tensor:
-    """Return pictures in floating point, bytes scaled to 0..1."""
-    return pictures if pictures.is_floating_point() else pictures.float().div_(255)
+def scaled(images: Tensor) -> Tensor:
+    """Return images in floating point, bytes scaled to 0..1."""
+    return images if images.is_floating_point() else images.float().div_(255)
 
 
-def holder(dataset: Any, attribute: str) -> Any:
+def dataset_with(dataset: Any, attribute: str) -> Any:
     """Return the data set with an attribute: this one or the one that it is a subset of; None if neither has it."""
     while dataset is not None and not hasattr(dataset, attribute):
         dataset = getattr(dataset, "dataset", None)
@@ -244,13 +251,13 @@ def file_names(dataset: Any) -> list[str] | None:
     samples = _column(dataset, "samples")
     if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
         return None
-    root = os.path.join(getattr(holder(dataset, "root"), "root", ""), "")
+    root = os.path.join(getattr(dataset_with(dataset, "root"), "root", ""), "")
     return [path.removeprefix(root) for path, *_ in samples]
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
     """Return the names in a data set's `classes`; none if it has no such attribute."""
-    return tuple(map(str, getattr(holder(dataset, "classes"), "classes", None) or ()))
+    return tuple(map(str, getattr(dataset_with(dataset, "classes"), "classes", None) or ()))
 
 
 def class_labels(dataset: Any) -> list[str] | None:
@@ -262,12 +269,12 @@ def class_labels(dataset: Any) -> list[str] | None:
     return [str(names.get(target, target)) for target in targets]
 
 
-def drawn_columns(loaders: Any) -> dict[str, list[str]]:
+def labels_and_names(loaders: Any) -> dict[str, list[str]]:
     """Return `labels` and file `names`, if known, in the order in which the first of a Trainer's loaders draws them."""
     loader = first_loader(loaders)
     dataset = getattr(loader, "dataset", None)
     columns = {"labels": class_labels(dataset), "names": file_names(dataset)}
-    positions = drawn_positions(loader) if any(columns.values()) else None
+    positions = epoch_positions(loader) if any(columns.values()) else None
     return {name: [column[place] for place in positions] for name, column in columns.items() if column and positions}
 
 

@@ -45,7 +45,7 @@ class Fingerprints(NamedTuple):
 
     Attributes:
         hashes: Hashes of all their values, integers of 64 bits `(N,)`.
-        looks: Their pictures in grey, reduced to 8x8 pixels `(N, 8, 8)`; None for signals and volumes.
+        looks: The images in gray, reduced to 8x8 pixels `(N, 8, 8)`; None for signals and volumes.
         features: A network's features of them, scaled to norm 1, in half precision `(N, D)`; None if there are none.
     """
 
@@ -54,12 +54,12 @@ class Fingerprints(NamedTuple):
     features: Tensor | None
 
     @classmethod
-    def of(cls, pictures: Tensor, features: Tensor | None) -> Fingerprints:
-        """Take the fingerprints of pictures `(N, ...)` and of a network's features of them."""
-        hashes = torch.tensor(image_hashes(pictures), dtype=torch.int64, device="cpu")
+    def of(cls, images: Tensor, features: Tensor | None) -> Fingerprints:
+        """Take the fingerprints of images `(N, ...)` and of a network's features of them."""
+        hashes = torch.tensor(image_hashes(images), dtype=torch.int64, device="cpu")
         looks = None
-        if pictures.ndim == 4:
-            looks = functional.adaptive_avg_pool2d(scaled(pictures).float().mean(1), _SIDE).cpu()
+        if images.ndim == 4:
+            looks = functional.adaptive_avg_pool2d(scaled(images).float().mean(1), _SIDE).cpu()
         if features is not None:
             features = functional.normalize(features.float()).half().nan_to_num_().cpu()
         return cls(hashes, looks, features)

@@ -37,7 +37,7 @@ def write_outlier_page(
         row["views"] = {view: finite(values[position].item()) for view, values in view_scores.items()}
     index = {
         **facts,
-        "columns": facts["columns"] + ["label"] * (named is not None),
+        "columns": facts["columns"] if named is None else [*facts["columns"], "label"],
         "total": len(scores),
         "ordinary": usual_score(scores),
         "views": {view: usual_score(values) for view, values in view_scores.items()},

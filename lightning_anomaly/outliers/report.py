@@ -40,12 +40,12 @@ class OutlierReport(Tabular):
         n_reference: Number of reference images that can be read and give finite values.
         n_calibration: Number of reference images that calibrate p-values; 0 without a reference.
         false_discovery_rate: Accepted share of ordinary images among the significant ones.
-        images: Small pictures of the first images of `top`, uint8 `(n, H, W, C)`; None if they cannot be drawn.
+        images: Small copies of the first images of `top`, uint8 `(n, H, W, C)`; None if they cannot be drawn.
         notes: Sentences about what was not used, and why.
         names: The file of each image, if the data set names its files, as torchvision's `ImageFolder` does.
         unreadable: Error messages of the images that cannot be read, by position.
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
-        duplicate_images: Small pictures of the first images in `duplicates`; None if they cannot be drawn.
+        duplicate_images: Small copies of the first images in `duplicates`; None if they cannot be drawn.
         duplicates_left_out: Why near duplicates are not listed; empty if they are.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
         feature_layer: What the content scores compare, in words; empty without them.
@@ -70,12 +70,12 @@ class OutlierReport(Tabular):
 
     @property
     def look_scores(self) -> Tensor:
-        """How unlike the others each picture looks, by its pixels, in nats `(N,)`; NaN without such a view."""
+        """How unlike the others each image looks, by its pixels, in nats `(N,)`; NaN without such a view."""
         return scores_by("look", self.views, len(self.scores))
 
     @property
     def content_scores(self) -> Tensor:
-        """How unlike the others is what the network sees in each picture, in nats `(N,)`; NaN without such a view."""
+        """How unlike the others is what the network sees in each image, in nats `(N,)`; NaN without such a view."""
         return scores_by("content", self.views, len(self.scores))
 
     def outlier_reasons(self, position: int) -> dict[str, str]:
@@ -149,7 +149,8 @@ class OutlierReport(Tabular):
         return self._rows_of([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
 
     def _columns(self) -> list[str]:
-        return [*dict.fromkeys([*self._rows_of([0])[0], *["name"] * bool(self.skipped)])]
+        columns = [*self._rows_of([0])[0]]
+        return [*columns, "name"] if self.skipped and self.names is None else columns
 
     def _rows_of(self, positions: Iterable[int]) -> list[dict[str, Any]]:
         significant, scores = {*self.significant}, {name: view.scores for name, view in self.views.items()}
@@ -275,12 +276,16 @@ class OutlierReport(Tabular):
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        named, known = self.names is not None, self.n_calibration > 0
-        rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", *["p-value"] * known, "reason")]
+        columns = ["position", "name", "score", "p-value", "reason"]
+        if self.names is None:
+            columns.remove("name")
+        if not self.n_calibration:
+            columns.remove("p-value")
+        rows = [tuple(columns)]
         for row in self.rows(10):
-            name, reason = [row["name"]] if named else [], row["reasons"].partition("; ")[0]
-            p_value = [f"{row['p_value']:.4f}"] * known
-            rows.append((str(row["position"]), *name, f"{row['score']:.1f}", *p_value, reason))
+            p_value, reason = f"{row['p_value']:.4f}", row["reasons"].partition("; ")[0]
+            cells = {**row, "score": f"{row['score']:.1f}", "p-value": p_value, "reason": reason}
+            rows.append(tuple(str(cells[column]) for column in columns))
         return rows
 
     def _sentences(self) -> list[str]:
@@ -298,7 +303,8 @@ class OutlierReport(Tabular):
             if groups:
                 count, names = len(members(groups)), listed([self._names(group) for group in groups])
                 sentences.append(f"{_images(count)} {'is' if count == 1 else 'are'} {kind}: {names}.")
-        sentences += [self.duplicates_left_out] if self.duplicates_left_out else []
+        if self.duplicates_left_out:
+            sentences.append(self.duplicates_left_out)
         if self.skipped:
             count, files = len(self.skipped), [f"{name} ({reason})" for name, reason in self.skipped.items()]
             sentences.append(f"{count} file{'s were' if count > 1 else ' was'} skipped: {listed(files)}.")
@@ -331,4 +337,4 @@ def _no_formula(name: str) -> str:
 
 
 def _images(count: int) -> str:
-    return f"{count:,} image{'s' * (count != 1)}"
+    return "1 image" if count == 1 else f"{count:,} images"

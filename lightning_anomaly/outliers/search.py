@@ -16,7 +16,7 @@ from lightning_anomaly.network.forward import placed, probing
 from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates, members
 from lightning_anomaly.outliers.report import SHOWN, OutlierReport
-from lightning_anomaly.pages.thumbnails import black_and_white, drawn, shrink
+from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
@@ -113,8 +113,8 @@ class ImageReader:
         """Describe images, several batches at once if they are small; without `draw` there are no small images."""
         class_names = source.class_names if self._class_names is None else self._class_names
         steps = -(-len(positions) // source.batch_size)
-        batches = iter(track(source.pictures(positions), steps, description, self._progress))
-        count = max(1, _AT_ONCE // (source.batch_size * source.values))
+        batches = iter(track(source.with_whole(positions), steps, description, self._progress))
+        count = max(1, _AT_ONCE // (source.batch_size * source.numel))
         while group := list(islice(batches, count)):
             chosen, images, all_whole = zip(*group, strict=True)
             places = torch.cat(chosen)
@@ -135,7 +135,7 @@ class ImageReader:
         small = shrink(whole, _SIDE)
         if self.limits is None:
             self.limits = black_and_white(small)
-        return drawn(small, self.limits)
+        return to_bytes(small, self.limits)
 
     def statistics(
         self, batches: Sequence[Tensor], whole: Tensor, class_names: Sequence[str] | None
@@ -182,7 +182,7 @@ def fit_to_reference(
     calibration = {name: values.sort().values for name, values in scores.items()}
     places = batch.positions[usable].tolist()
     names = places if source.names is None else [source.names[place] for place in places]
-    shapes = source.shape, source.picture_shape
+    shapes = source.shape, source.whole_shape
     state = DetectorState(views, calibration, count, *shapes, reader.limits, reader.feature_layer)
     return state, notes, ReferenceImages(batch.fingerprints, usable, names)
 
@@ -211,7 +211,7 @@ def fit_to_images(
         order = batch.positions.argsort()  # so that sums do not depend on the batches
         views = fit_views(batch.samples.select(order[finite[order]]))
         notes = _view_notes(source, views)
-    shapes = source.shape, source.picture_shape
+    shapes = source.shape, source.whole_shape
     state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer)
     return state, notes, batches
 
@@ -262,7 +262,7 @@ def search(
     read: Sequence[Batch] = (),
 ) -> OutlierReport:
     """Score all images and report on them; some are `read` already, to fit to them, which gave the `notes`."""
-    check_shape(source.shape, source.picture_shape, state)
+    check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
     positions, parts, fingerprints, gallery = [], [], [], list[Gallery]()
@@ -282,7 +282,7 @@ def search(
     duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), reference)
     p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
     p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
-    copies = source.pictures(members(duplicates)[:SHOWN])
+    copies = source.with_whole(members(duplicates)[:SHOWN])
     return OutlierReport(
         scores=scores["larger"],
         p_values=p_values.pop("larger"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_anomaly.pages.style import new_figure
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, check_images, drawn, shrink
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, check_images, shrink, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
     columns = min(8, len(chosen), max(4, math.ceil(math.sqrt(len(chosen)))))
     rows = math.ceil(len(chosen) / columns)
     with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:
-        shown = drawn(pictures[chosen], black_and_white(pictures))
+        shown = to_bytes(pictures[chosen], black_and_white(pictures))
         for place, (image, caption) in enumerate(zip(shown, captions, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)

@@ -38,7 +38,7 @@ def black_and_white(images: Tensor) -> Tensor:
     return torch.stack([low, high])[..., None, None].cpu()
 
 
-def drawn(images: Tensor, limits: Tensor) -> Tensor:
+def to_bytes(images: Tensor, limits: Tensor) -> Tensor:
     """Convert images `(n, C, H, W)` to uint8 `(n, H, W, C)` with one or three channels.
 
     Values between the `limits`, see `black_and_white`, become black to white; bytes stay as they are.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_anomaly.images.loaders import batch_size_of, drawn_positions, sampler_of, shuffles
-from lightning_anomaly.images.source import ImageSource, first_tensor, holder, image_hashes
+from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, sampler_of, shuffles
+from lightning_anomaly.images.source import ImageSource, dataset_with, first_tensor, image_hashes
 from lightning_anomaly.network.hooks import compiled_models_eager
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
@@ -46,7 +46,7 @@ def trained_on(loader: DataLoader[Any], val_loader: Any, batches: float) -> Data
     """
     dataset = _with_transform_of(loader.dataset, getattr(val_loader, "dataset", None))
     # What a sampler leaves out may be the validation images.
-    drawn, size = drawn_positions(loader), batch_size_of(loader)
+    drawn, size = epoch_positions(loader), batch_size_of(loader)
     if drawn is not None and size is not None and not shuffles(loader) and batches < math.inf:
         drawn = drawn[: int(batches) * size * getattr(sampler_of(loader), "num_replicas", 1)]
     return DataLoader(
@@ -62,7 +62,7 @@ def trained_on(loader: DataLoader[Any], val_loader: Any, batches: float) -> Data
 
 def _with_transform_of(dataset: Any, val_dataset: Any) -> Any:
     """Copy a data set shallowly with another's transform; None if it has none or the classes differ."""
-    source = holder(val_dataset, "transform")
+    source = dataset_with(val_dataset, "transform")
     copied = copy.copy(dataset)
     if hasattr(dataset, "transform"):
         if type(source) is not type(dataset):

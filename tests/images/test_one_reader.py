@@ -128,11 +128,11 @@ def test_reading_changes_no_random_state_is_reproducible_and_opens_a_file_once(w
 def test_a_sample_is_the_same_each_time_and_has_positions_of_the_loader() -> None:
     loader = DataLoader(DATA, 4, sampler=range(1, 12))
     state = torch.get_rng_state()
-    sources = [ImageSource(loader, "images", sample=5) for _ in range(2)]
+    sources = [ImageSource(loader, "images", max_images=5) for _ in range(2)]
     first, again = ([*source.positions] for source in sources)
     assert first == again
     assert len({*first}) == 5
     assert {*first} <= {*range(1, 12)}
     assert torch.equal(torch.cat([*sources[0].readable()]), IMAGES[first])
     assert torch.equal(torch.get_rng_state(), state)
-    assert sorted(ImageSource(loader, "images", sample=50).positions) == [*range(1, 12)]
+    assert sorted(ImageSource(loader, "images", max_images=50).positions) == [*range(1, 12)]

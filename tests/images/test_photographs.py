@@ -143,8 +143,8 @@ def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_p
     with (tmp_path / "all.csv").open() as file:
         listed = {row["name"]: row["reasons"] for row in csv.DictReader(file)}
     assert {"broken.jpg", "plain.png", "turned.png", "notes.txt"} <= set(listed)
-    assert listed["notes.txt"] == "file: skipped: not a picture that Pillow reads"
-    assert "notes.txt (not a picture that Pillow reads)" in str(report)
+    assert listed["notes.txt"] == "file: skipped: not an image that Pillow reads"
+    assert "notes.txt (not an image that Pillow reads)" in str(report)
 
 
 def test_a_frame_that_the_network_does_not_see_is_found(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
     torch.testing.assert_close(detector.score(images, pictures), found)
     detector.save(tmp_path / "detector.pt")
     for fitted in (detector, OutlierDetector.load(tmp_path / "detector.pt", net)):
-        with pytest.raises(ValueError, match=r"`images`.*whole pictures"):
+        with pytest.raises(ValueError, match=r"`images`.*whole images"):
             fitted.score(images)
-    with pytest.raises(ValueError, match=r"`images`.*whole pictures"):
+    with pytest.raises(ValueError, match=r"`images`.*whole images"):
         OutlierDetector(net).fit(plain).score(images, pictures)
 
 

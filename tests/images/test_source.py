@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_anomaly.images.source import ImageSource, WithPicture, drawn_columns, first_tensor, image_hashes
+from lightning_anomaly.images.source import ImageSource, WithWholeImage, first_tensor, image_hashes, labels_and_names
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -59,7 +59,7 @@ def test_hashes_are_the_same_in_another_process() -> None:
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Hands an image and a larger picture, but for the first item, which cannot be read."""
+    """Hands an image and a larger whole one, but for the first item, which cannot be read."""
 
     def __len__(self) -> int:
         return 9
@@ -67,20 +67,20 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if index == 0:
             raise OSError("broken")
-        picture = torch.full((1, 4, 4), 255 - index, dtype=torch.uint8)
-        return WithPicture(torch.full((1, 2, 2), float(index)), picture)
+        whole = torch.full((1, 4, 4), 255 - index, dtype=torch.uint8)
+        return WithWholeImage(torch.full((1, 2, 2), float(index)), whole)
 
 
-def test_whole_pictures_are_read_beside_the_images() -> None:
+def test_whole_images_are_read_beside_the_images() -> None:
     source = ImageSource(Subset(Pictures(), [3, 0, 5]), "images", 2)
-    read = [*source.pictures([0, 1, 2])]
+    read = [*source.with_whole([0, 1, 2])]
     assert torch.cat([images for _, images, _ in read]).mean((1, 2, 3)).tolist() == [3, 0, 5]
-    pictures = torch.cat([pictures for _, _, pictures in read])
-    assert pictures.shape == (3, 1, 4, 4)
-    assert pictures.dtype == torch.uint8
-    assert pictures.amax((1, 2, 3)).tolist() == [252, 0, 250]
-    assert source.values == 16  # of a picture, the larger of both
-    for _, images, same in ImageSource(IMAGES, "images").pictures([0, 2]):
+    whole = torch.cat([whole for _, _, whole in read])
+    assert whole.shape == (3, 1, 4, 4)
+    assert whole.dtype == torch.uint8
+    assert whole.amax((1, 2, 3)).tolist() == [252, 0, 250]
+    assert source.numel == 16  # of a whole image, the larger of both
+    for _, images, same in ImageSource(IMAGES, "images").with_whole([0, 2]):
         assert same is images
 
 
@@ -106,9 +106,9 @@ def test_files_and_classes_are_those_of_the_data_set_or_of_its_subset() -> None:
 def test_classes_and_files_come_in_the_order_that_a_loader_draws() -> None:
     dataset: Any = TensorDataset(torch.rand(4, 1, 2, 2))
     drawn = DataLoader(dataset, 2, sampler=[3, 1, 0])
-    assert drawn_columns(drawn) == drawn_columns(None) == {}
+    assert labels_and_names(drawn) == labels_and_names(None) == {}
     dataset.targets, dataset.classes = torch.tensor([0, 1, 0, 2]), ["ape", "bee"]
-    assert drawn_columns({"first": drawn}) == {"labels": ["2", "bee", "ape"]}
+    assert labels_and_names({"first": drawn}) == {"labels": ["2", "bee", "ape"]}
     dataset.targets, dataset.root = [0.5] * 4, "data"  # as in a regression
     dataset.samples = [(f"data/{place}.png", 0) for place in range(4)]
-    assert drawn_columns([drawn]) == {"names": ["3.png", "1.png", "0.png"]}
+    assert labels_and_names([drawn]) == {"names": ["3.png", "1.png", "0.png"]}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.pages.thumbnails import black_and_white, check_images, drawn, shrink
+from lightning_anomaly.pages.thumbnails import black_and_white, check_images, shrink, to_bytes
 
 
 def random(*shape: int) -> Tensor:
@@ -24,19 +24,19 @@ def scaled(values: Tensor, ordinary: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
     images = random(60, channels, 9, 7)
-    pictures = drawn(shrink(images[:5], 64), black_and_white(shrink(images, 64)))
+    pictures = to_bytes(shrink(images[:5], 64), black_and_white(shrink(images, 64)))
     shown = range(channels if channels == 3 else 1)
     expected = np.stack([scaled(images[:5, channel], images[:, channel]) for channel in shown], -1)
     np.testing.assert_allclose(pictures.numpy() / 255, expected, atol=0.51 / 255)
     raw = images.mul(50).clamp(0, 255).to(torch.uint8)
-    assert torch.equal(drawn(raw[:5], black_and_white(raw)), raw[:5, list(shown)].permute(0, 2, 3, 1))
+    assert torch.equal(to_bytes(raw[:5], black_and_white(raw)), raw[:5, list(shown)].permute(0, 2, 3, 1))
 
 
 def test_nan_is_black_infinity_is_white_and_equal_images_are_black() -> None:
     images = random(60, 3, 5, 4)
     images[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])[:, None, None, None]
-    assert drawn(images[:3], black_and_white(images)).amax((1, 2, 3)).tolist() == [0, 255, 0]
-    assert drawn(torch.zeros(1, 1, 2, 2), black_and_white(torch.zeros(60, 1, 2, 2))).max() == 0
+    assert to_bytes(images[:3], black_and_white(images)).amax((1, 2, 3)).tolist() == [0, 255, 0]
+    assert to_bytes(torch.zeros(1, 1, 2, 2), black_and_white(torch.zeros(60, 1, 2, 2))).max() == 0
 
 
 def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
