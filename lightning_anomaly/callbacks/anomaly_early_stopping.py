@@ -68,6 +68,6 @@ class AnomalyEarlyStopping(StoppingCallback):
 
     def _state(self) -> str:
         if not self._rises:
-            return "no validation analyzed a live filter"
+            return "no validation clustered a filter"
         needed = f"needs more than {self.threshold:g} for {validations(self.patience)}"
         return f"'{self.monitor}' is {self._rises[-1]:.3f} and has been up for {self._lasted()} ({needed})"

@@ -246,7 +246,7 @@ class AnomalyFilterCallback(AnyCallback):
         """Add this validation to the history with its `rise`, and hand its figures and page to the schedule."""
         report, images = (None, None) if analysis is None else analysis
         values = self._values.measured
-        clustered = report is not None and report.measured and report.n_live > 0
+        clustered = report is not None and report.measured and report.n_clustered > 0
         if clustered:  # otherwise 0 would be a level from which the fraction rises, and repeated values a lasting rise
             past = [entry["metrics"]["fraction"] for entry in self.history if entry["clustered"]]
             values["rise"] = rise([*past, values["fraction"]])

@@ -44,7 +44,7 @@ class AnomalyPruneCallback(AnyCallback):
         at_epoch: Number of epochs after which to mask, before the epoch with this `trainer.current_epoch` begins. If
             there are fewer than `min_votes` reports by then, masking waits for them.
         min_votes: Number of votes that a filter needs, at most `last_reports`.
-        last_reports: Number of most recent reports that vote; a report without a live filter is ignored.
+        last_reports: Number of most recent reports that vote; a report that clustered no filter is ignored.
         max_fraction: Largest fraction of a layer's filters to mask, including those masked before.
         reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to act on; None takes the first one.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
@@ -242,8 +242,8 @@ class AnomalyPruneCallback(AnyCallback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         report, history = self._watcher.report, self._watcher.history
-        # Ignore a repeated report, and one without a live filter.
-        if report is not None and history and history[-1]["analyzed"] and report.n_live:
+        # Ignore a repeated report, and one that clustered no filter.
+        if report is not None and history and history[-1]["analyzed"] and report.n_clustered:
             self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded

@@ -94,7 +94,7 @@ class TwoSampleCallback(AnyCallback):
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
-            `compares_output` (whether the output could be compared) and `share_p_values` (of each layer with live
+            `compares_output` (whether the output could be compared) and `share_p_values` (of each layer with tested
             filters, see `LayerComparison`). A resumed fit continues it.
 
     Raises:
@@ -346,7 +346,7 @@ class TwoSampleCallback(AnyCallback):
                 "step": trainer.global_step,
                 "metrics": dict(self._values.measured),
                 "compares_output": report is not None and report.compares_output,
-                "share_p_values": {name: layer.share_p_value for name, layer in layers.items() if layer.live.any()},
+                "share_p_values": {name: layer.share_p_value for name, layer in layers.items() if layer.tested.any()},
             }
         )
         if self._schedule.due:

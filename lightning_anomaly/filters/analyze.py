@@ -204,19 +204,19 @@ def analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings
 
     maps, extremes = layer.maps.cpu(), join_batches(layer.extremes).cpu().transpose(0, 1)
     reduction = reduce_maps(maps, settings.engine)
-    live = reduction.live.nonzero()[:, 0]
-    points = reduction.points[live]
+    varying = reduction.varying.nonzero()[:, 0]
+    points = reduction.points[varying]
     clustering = cluster_filters(points, settings)
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
-    isolated = isolated_samples(points, settings.rare_fraction, extremes[live])
+    isolated = isolated_samples(points, settings.rare_fraction, extremes[varying])
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
-    rows = torch.arange(len(live), device=live.device)
+    rows = torch.arange(len(varying), device=varying.device)
     labels = clustering.labels[rows, shown]
 
     def per_filter(values: Tensor) -> Tensor:
-        """Fill in zeros for the filters that are not live."""
+        """Fill in zeros for the filters that were not clustered."""
         full = values.new_zeros(len(reduction.points), *values.shape[1:])
-        full[live] = values
+        full[varying] = values
         return full
 
     return LayerReport(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, NONFINITE, NORMAL, LayerReport
+from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, NORMAL, LayerReport
 from lightning_anomaly.pages.style import COMPONENT_COLORS, layer_text, new_figure
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Fig
     from matplotlib.patches import Patch
 
     verdicts = Counter(verdict for layer in layers.values() for verdict in layer.verdicts)
-    share = verdicts[ANOMALY] / max(1, sum(verdicts[verdict] for verdict in LIVE))
+    share = verdicts[ANOMALY] / max(1, sum(verdicts[verdict] for verdict in CLUSTERED))
     total = max(_LINE, sum(_block_height(len(layer.verdicts)) + _SPACE for layer in layers.values()))
     shrink = min(1.0, _TALLEST / total)
     with new_figure(9.6, total * shrink + 1.8) as figure, rc_context({"font.size": 14, "axes.titlesize": 14}):

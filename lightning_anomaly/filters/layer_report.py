@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
-LIVE = (NORMAL, ANOMALY)  # verdicts on filters that were clustered
+CLUSTERED = (NORMAL, ANOMALY)  # verdicts on filters that were clustered
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ class MixtureFit(NamedTuple):
 
 
 def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
-    """Fit mixtures with 2 to `settings.max_components` components to the points of live filters `(F, N, 2)`.
+    """Fit mixtures with 2 to `settings.max_components` components to the points of filters `(F, N, 2)`.
 
     Points are float64, in units of their spread. There are at most N - 1 components. Fewer than 3 samples give one
     clustering with 0 components and one cluster.

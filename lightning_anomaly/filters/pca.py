@@ -17,15 +17,15 @@ class Reduction:
     """Two-dimensional points of F filters."""
 
     # Centered scores on the first two principal components, float64 `(F, N, 2)`, in units of the first component's
-    # standard deviation over the samples; zero for filters that are not live.
+    # standard deviation over the samples; zero for filters whose maps do not vary.
     points: Tensor
     explained: Tensor  # fraction of the maps' variance that the two components explain `(F,)`
     constant: Tensor  # whether a filter's maps are the same for all samples, up to rounding `(F,)`
     finite: Tensor  # whether a filter's maps are free of NaN and infinities `(F,)`
 
     @property
-    def live(self) -> Tensor:
-        """Whether a filter can be clustered `(F,)`."""
+    def varying(self) -> Tensor:
+        """Whether a filter's maps are finite and not constant, so that it can be clustered `(F,)`."""
         return self.finite & ~self.constant
 
 
@@ -47,18 +47,18 @@ def reduce_maps(maps: Tensor, engine: str = "numba") -> Reduction:
     constant = finite & (total <= rounding**2 * rows.shape[1] * rows.shape[2])
     points, explained = rows.new_zeros(*rows.shape[:2], 2), rows.new_zeros(len(rows))
     reduction = Reduction(points, explained, constant, finite)
-    live = reduction.live
-    if live.any():
+    varying = reduction.varying
+    if varying.any():
         components = principal_components
         if engine == "sklearn":
             from lightning_anomaly.filters.sklearn_estimators import sklearn_pca as components
-        scores, axes = components(rows if live.all() else rows[live])
+        scores, axes = components(rows if varying.all() else rows[varying])
         loadings = axes.gather(1, axes.abs().argmax(1, keepdim=True))  # become positive, as in scikit-learn
         scores = scores * torch.where(loadings < 0, -1.0, 1.0).to(scores)
         squares = scores.square().sum(1)
         scores /= (squares[:, :1] / rows.shape[1]).sqrt()[:, None]
-        points[live] = (scores * _GRID).round_() / _GRID
-        explained[live] = (squares.sum(1) / total[live]).clamp(max=1)
+        points[varying] = (scores * _GRID).round_() / _GRID
+        explained[varying] = (squares.sum(1) / total[varying]).clamp(max=1)
     return reduction
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tables import Tabular, listed
-from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, NONFINITE, LayerReport
+from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
 from lightning_anomaly.filters.pictures import Pictures
 from lightning_anomaly.filters.reactions import Reaction, find_reactions, standing_out
 from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
@@ -83,19 +83,19 @@ class AnomalyReport(Tabular):
     @property
     def fraction(self) -> float:
         """Share of anomaly filters among the filters that could be clustered; 0 without any."""
-        return self.count / max(1, self.n_live)
+        return self.count / max(1, self.n_clustered)
 
     @property
-    def n_live(self) -> int:
+    def n_clustered(self) -> int:
         """Number of filters that could be clustered."""
-        return sum(verdict in LIVE for layer in self.layers.values() for verdict in layer.verdicts)
+        return sum(verdict in CLUSTERED for layer in self.layers.values() for verdict in layer.verdicts)
 
     @property
     def measured(self) -> bool:
         """Whether the filters could be analyzed; if not, a note gives the reason."""
         # Masked filters stay dead beside filters that are not finite.
         nonfinite = any(layer.filters(NONFINITE) for layer in self.layers.values())
-        return bool(self.layers) and "few samples" not in self.notes and (self.n_live > 0 or not nonfinite)
+        return bool(self.layers) and "few samples" not in self.notes and (self.n_clustered > 0 or not nonfinite)
 
     @property
     def sparsity(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, LIVE, NONFINITE, LayerReport
+from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
 
 _MOST_ROWS = 12  # layers in a printed table
 _SPARSE = 0.7  # from this share of zeros on, many filters are flagged without any odd image, see `docs/method.md`
@@ -52,17 +52,17 @@ def _numbers(layers: Sequence[LayerReport], measured: bool) -> list[str]:
 def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
     """Say how many filters isolate a sample, and how many are flagged, of sparse filters and of others."""
     verdicts = [verdict for layer in layers.values() for verdict in layer.verdicts]
-    live, flagged = (
-        torch.tensor([verdict in kind for verdict in verdicts], device="cpu") for kind in (LIVE, [ANOMALY])
+    clustered, flagged = (
+        torch.tensor([verdict in kind for verdict in verdicts], device="cpu") for kind in (CLUSTERED, [ANOMALY])
     )
     sparse = torch.cat([layer.sparsity for layer in layers.values()]) >= _SPARSE
     isolating = sum(len(layer.isolated_filters) for layer in layers.values())
     share, among_sparse, among_others = (
-        f"{100 * int((flagged & part).sum()) / max(1, int((live & part).sum())):.1f}%"
-        for part in (live, sparse, ~sparse)
+        f"{100 * int((flagged & part).sum()) / max(1, int((clustered & part).sum())):.1f}%"
+        for part in (clustered, sparse, ~sparse)
     )
     return [
-        f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * int(live.sum()))}",
+        f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * int(clustered.sum()))}",
         f"{int(flagged.sum())} anomaly filters, {share} of those with varying maps: {among_sparse} where at least "
         f"{100 * _SPARSE:.0f}% of the values are zero, as sparsity alone makes rare clusters, {among_others} elsewhere",
     ]

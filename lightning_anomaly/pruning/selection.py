@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lightning_anomaly.filters.layer_report import LIVE
+from lightning_anomaly.filters.layer_report import CLUSTERED
 from lightning_anomaly.filters.report import AnomalyReport
 
 # A report in plain values, `{layer: [outlier samples of filter 0, of filter 1, ...]}`: 0 for a normal filter, -1 for a
@@ -17,8 +17,8 @@ def summarize(report: AnomalyReport) -> Summary:
     summary: Summary = {}
     for name, layer in report.layers.items():
         outliers: list[int] = layer.outliers.sum(1).tolist()
-        live = [verdict in LIVE for verdict in layer.verdicts]
-        summary[name] = [count if alive else -1 for count, alive in zip(outliers, live, strict=True)]
+        clustered = [verdict in CLUSTERED for verdict in layer.verdicts]
+        summary[name] = [count if kept else -1 for count, kept in zip(outliers, clustered, strict=True)]
     return summary
 
 

@@ -21,9 +21,9 @@ from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     MIN_SAMPLES,
     layer_p_values,
-    live_filters,
     random_divisions,
     rank_test,
+    testable_filters,
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
@@ -139,13 +139,13 @@ def compare_groups(
         if finite < len(values):
             notes |= nonfinite(name, len(values) - finite, len(values), "and are not compared")
     compared = _add_share_p_values(tests)
-    n_live = sum(int(layer.live.sum()) for layer in compared.values())
-    if n_finite and not n_live:
-        notes["none live"] = (
+    n_tested = sum(int(layer.tested.sum()) for layer in compared.values())
+    if n_finite and not n_tested:
+        notes["none tested"] = (
             f"None of the {n_finite} filters responds to enough of the {n_train} training and {n_val} validation "
             "images to be compared: give more images, or other `layers`."
         )
-    chance_shares = chance.double() / max(1, n_live)
+    chance_shares = chance.double() / max(1, n_tested)
     report = TwoSampleReport(compared, n_train, n_val, significance, chance_shares, notes, carried_over=carried_over)
     if errors is None:
         return report
@@ -186,16 +186,16 @@ class LayerTest(NamedTuple):
 
 def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> LayerTest:
     """Test the filters of a layer by their values on all images `(F, n + m)`."""
-    live = live_filters(values, int(divisions[:, 0].sum()))
+    tested = testable_filters(values, int(divisions[:, 0].sum()))
     counts = torch.zeros(divisions.shape[1], dtype=torch.int64, device=values.device)
     smallest = torch.ones(divisions.shape[1], dtype=torch.float64, device=values.device)
-    area, p_value = (values.new_full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
-    for batch in torch.split(live.nonzero()[:, 0], max(1, _VALUES // max(divisions.shape))):
+    area, p_value = (values.new_full(tested.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
+    for batch in torch.split(tested.nonzero()[:, 0], max(1, _VALUES // max(divisions.shape))):
         areas, p_values = rank_test(values[batch], divisions)
         area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
         counts += (p_values <= significance).sum(0)
         smallest = torch.cat([smallest[None], p_values]).amin(0)
-    return LayerTest(LayerComparison(live, area, p_value), counts, smallest)
+    return LayerTest(LayerComparison(tested, area, p_value), counts, smallest)
 
 
 def _add_share_p_values(tests: Mapping[str, LayerTest]) -> dict[str, LayerComparison]:

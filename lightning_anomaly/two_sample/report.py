@@ -18,22 +18,22 @@ class LayerComparison:
     """The test results of one layer's filters; tensors are on the CPU.
 
     Attributes:
-        live: Whether a filter is tested `(F,)`: its values are finite, and at least five values other than the most
+        tested: Whether a filter is tested `(F,)`: its values are finite, and at least five values other than the most
             common one (mostly 0) are expected in the smaller group.
         auc: Probability that a training image has a larger value than a validation image `(F,)`, ties counted half.
-        p_value: P-value of the rank test `(F,)`; 1 for a filter that is not live.
+        p_value: P-value of the rank test `(F,)`; 1 for a filter that is not tested.
         share_p_value: How often random divisions of the same images find, in any of the layers compared, a share of
-            the live filters that is as rare for that layer.
+            the tested filters that is as rare for that layer.
     """
 
-    live: Tensor
+    tested: Tensor
     auc: Tensor
     p_value: Tensor
     share_p_value: float = 1.0
 
     def significant(self, significance: float) -> Tensor:
-        """Return whether each filter is live and has a p-value of at most `significance` `(F,)`."""
-        return self.live & (self.p_value <= significance)
+        """Return whether each filter is tested and has a p-value of at most `significance` `(F,)`."""
+        return self.tested & (self.p_value <= significance)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,7 +41,7 @@ class TwoSampleReport(Tabular):
     """How differently a network treats training and validation images. `print(report)` gives a table.
 
     The confidence is the largest softmax probability, and the expected error 1 less that. A filter distinguishes
-    the images if it is live and its p-value is at most `significance`.
+    the images if it is tested and its p-value is at most `significance`.
 
     Attributes:
         layers: `{layer: LayerComparison}` in the network's order.
@@ -82,15 +82,15 @@ class TwoSampleReport(Tabular):
 
     @property
     def compares_filters(self) -> bool:
-        """Whether any filter is live; if not, a note gives the reason."""
-        return any(layer.live.any() for layer in self.layers.values())
+        """Whether any filter is tested; if not, a note gives the reason."""
+        return any(layer.tested.any() for layer in self.layers.values())
 
     @property
     def shares(self) -> dict[str, float]:
-        """`{layer: share of its live filters that distinguish the images}`; NaN if a layer has no live ones."""
+        """`{layer: share of its tested filters that distinguish the images}`; NaN if a layer has no tested ones."""
         return {
-            name: int(layer.significant(self.significance).sum()) / int(layer.live.sum())
-            if layer.live.any()
+            name: int(layer.significant(self.significance).sum()) / int(layer.tested.sum())
+            if layer.tested.any()
             else math.nan
             for name, layer in self.layers.items()
         }
@@ -127,9 +127,9 @@ class TwoSampleReport(Tabular):
 
     @property
     def fraction(self) -> float:
-        """`count` as a fraction of the live filters; NaN if there are none."""
-        n_live = sum(int(layer.live.sum()) for layer in self.layers.values())
-        return self.count / n_live if n_live else math.nan
+        """`count` as a fraction of the tested filters; NaN if there are none."""
+        n_tested = sum(int(layer.tested.sum()) for layer in self.layers.values())
+        return self.count / n_tested if n_tested else math.nan
 
     @property
     def p_value(self) -> float:
@@ -142,17 +142,17 @@ class TwoSampleReport(Tabular):
         return permutation_p_value(self.fraction, self.chance) if self.compares_filters else math.nan
 
     def _rows(self) -> Sequence[Sequence[str]]:
-        rows, shares = [("layer", "filters", "live", "significant", "fraction", "mean area")], self.shares
+        rows, shares = [("layer", "filters", "tested", "significant", "fraction", "mean area")], self.shares
         for name, layer in self.layers.items():
-            live, count = int(layer.live.sum()), int(layer.significant(self.significance).sum())
-            area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
-            found = (str(count), f"{shares[name]:.3f}") if live else ("-", "-")
-            rows.append((name or "(the model)", str(len(layer.live)), str(live), *found, area))
+            tested, count = int(layer.tested.sum()), int(layer.significant(self.significance).sum())
+            area = f"{layer.auc[layer.tested].mean().item():.3f}" if tested else "-"
+            found = (str(count), f"{shares[name]:.3f}") if tested else ("-", "-")
+            rows.append((name or "(the model)", str(len(layer.tested)), str(tested), *found, area))
         return rows
 
     def _sentences(self) -> list[str]:
         filters = (
-            f"{self.count} filters ({100 * self.fraction:.1f}% of the live ones) differ significantly between the "
+            f"{self.count} filters ({100 * self.fraction:.1f}% of the tested ones) differ significantly between the "
             f"{self.n_train} training and the {self.n_val} validation images; {100 * self.p_value:.1f}% of random "
             "divisions of these images give as many"
         )

@@ -97,7 +97,7 @@ def test_a_history_has_the_logged_values_in_plain_types(fitted: Fitted) -> None:
     for entry, values, report in zip(history, fitted.seen.values, fitted.seen.reports, strict=True):
         assert {key: np.float32(value) for key, value in keys(entry["metrics"]).items()} == values
         assert entry["compares_output"]
-        p_values = {name: layer.share_p_value for name, layer in report.layers.items() if layer.live.any()}
+        p_values = {name: layer.share_p_value for name, layer in report.layers.items() if layer.tested.any()}
         assert entry["share_p_values"] == p_values
     states = torch.load(fitted.folder / "epoch=4.ckpt", weights_only=True)["callbacks"]
     assert states[fitted.compared.state_key]["history"] == history

@@ -42,7 +42,7 @@ def test_filters_are_listed_by_verdict_without_empty_layers():
 
 
 def test_the_fraction_counts_only_filters_that_could_be_clustered():
-    assert (REPORT.fraction, REPORT.n_live) == (3 / 5, 5)
+    assert (REPORT.fraction, REPORT.n_clustered) == (3 / 5, 5)
     assert AnomalyReport({"conv": layer("dead", "nonfinite")}, 60).fraction == EMPTY.fraction == 0
 
 

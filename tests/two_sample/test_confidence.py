@@ -211,8 +211,8 @@ def test_p_values_of_output_and_filters_are_exact_on_images_outside_training(tra
 
     layers = [model[:1], model[:3], model[:7]]
     values = torch.cat([functional.relu(part(unseen)).amax((2, 3)).T for part in layers])
-    live = torch.cat([layer.live for layer in reports[0].layers.values()])
-    fractions = (rank_test(values[live], divisions)[1] <= 0.01).double().mean(0)
+    tested = torch.cat([layer.tested for layer in reports[0].layers.values()])
+    fractions = (rank_test(values[tested], divisions)[1] <= 0.01).double().mean(0)
     assert [report.fraction for report in reports] == pytest.approx(fractions[:3].tolist())
     chance = reports[0].chance  # of 999 other divisions; the p-values of ours and of these by these
     ours, others = (

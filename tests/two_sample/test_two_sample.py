@@ -33,8 +33,8 @@ def test_silent_filters_give_no_false_alarms(n_train: int, n_val: int, active: i
     found = _test_layer(values, torch.arange(n_train + n_val)[:, None] < n_train, 0.01).comparison
     rate = (found.p_value <= 0.01).double().mean().item()
     assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
-    assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
-    assert found.live.any() == found.live.all()
+    assert found.tested.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
+    assert found.tested.any() == found.tested.all()
 
 
 def test_only_the_filter_that_responds_differently_is_found() -> None:
@@ -42,7 +42,7 @@ def test_only_the_filter_that_responds_differently_is_found() -> None:
     with pytest.warns(UserWarning, match="'idle' is left out"):
         report = two_sample_test(pair(), train + 1, val)
     assert report.filters == {"conv": [1]}
-    assert (report.count, report.fraction, report.n_train, report.n_val) == (1, 1.0, 70, 80)  # filter 0 is not live
+    assert (report.count, report.fraction, report.n_train, report.n_val) == (1, 1.0, 70, 80)  # filter 0 is not tested
     expected = roc_auc_score([True] * 70 + [False] * 80, torch.cat([train + 1, val]).relu().amax((1, 2, 3)))
     assert report.layers["conv"].auc.tolist() == pytest.approx([0.5, expected])
     alike = two_sample_test(pair(), train, val, layers=["conv"])
@@ -100,11 +100,11 @@ def test_a_report_has_a_table_and_totals() -> None:
     report = two_sample_test(network, IMAGES[:70] * 3, IMAGES[70:])
     counts = {name: len(filters) for name, filters in report.filters.items()}
     assert report.count == sum(counts.values()) > 0
-    live = {name: int(layer.live.sum()) for name, layer in report.layers.items()}
-    assert report.fraction == report.count / sum(live.values())
-    assert report.shares == {name: counts.get(name, 0) / live[name] for name in ("0", "2")}
+    tested = {name: int(layer.tested.sum()) for name, layer in report.layers.items()}
+    assert report.fraction == report.count / sum(tested.values())
+    assert report.shares == {name: counts.get(name, 0) / tested[name] for name in ("0", "2")}
     for text in (str(report), repr(report)):
-        row = rf"^0 +4 +{live['0']} +{counts['0']} +{counts['0'] / live['0']:.3f} "
+        row = rf"^0 +4 +{tested['0']} +{counts['0']} +{counts['0'] / tested['0']:.3f} "
         assert re.search(row, text, flags=re.MULTILINE)
         assert f"{report.count} filters" in text
         assert f"and the 80 validation images; {100 * report.p_value:.1f}% of random divisions" in text
@@ -132,9 +132,9 @@ def test_filters_that_are_silent_on_nearly_all_images_give_a_note() -> None:
     images = torch.where(torch.arange(300)[:, None, None, None] % 25 == 0, BRIGHT.repeat(2, 1, 1, 1), -1.0)
     with pytest.warns(UserWarning, match="None of the 2"):
         report = two_sample_test(pair(), images[:50], images[50:100], layers=["conv"])
-    assert not report.layers["conv"].live.any()
+    assert not report.layers["conv"].tested.any()
     report = two_sample_test(pair(), images[:125], images[125:250], layers=["conv"])
-    assert report.layers["conv"].live.tolist() == [False, True]
+    assert report.layers["conv"].tested.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("lost", [[0], [0, 1]])
@@ -146,7 +146,7 @@ def test_filters_with_nan_are_left_out_with_a_note(lost: list[int]) -> None:
         pytest.warns(UserWarning, match="NaN for 150"),
     ):
         report = two_sample_test(model, IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
-    assert report.layers["conv"].live.tolist() == [False, 1 not in lost]
+    assert report.layers["conv"].tested.tolist() == [False, 1 not in lost]
     assert report.filters == ({} if 1 in lost else {"conv": [1]})
     assert set(report.notes) == {"output", "conv nonfinite"}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.rank_test import live_filters, permutation_p_value, random_divisions, rank_test
+from lightning_anomaly.two_sample.rank_test import permutation_p_value, random_divisions, rank_test, testable_filters
 from recipes.experiments.fitting import every_epoch, prepare, watched_layers
 from recipes.experiments.spec import Training
 
@@ -52,9 +52,9 @@ def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str,
     """Compare the values of the first `n_train` images, the training images, with those of the others.
 
     Returns:
-        By rule and layer the number of `live` filters, the `count` of significant ones, and the mean area `auc`, 0.5 if
-        no filter is live. And by `p RULE STATISTIC` the share of random divisions of the same images with as large a
-        fraction of significant filters or mean area; with ` last`, of the last layer alone.
+        By rule and layer the number of tested filters (`live`), the `count` of significant ones, and the mean area
+        `auc`, 0.5 if no filter is tested. And by `p RULE STATISTIC` the share of random divisions of the same images
+        with as large a fraction of significant filters or mean area; with ` last`, of the last layer alone.
     """
     some = next(tensor for layers in values.values() for tensor in layers.values())
     true = torch.arange(some.shape[1])[:, None] < n_train
@@ -63,11 +63,11 @@ def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str,
     for rule, layers in values.items():
         counts, areas, lives = [], [], []
         for of_layer in layers.values():
-            live = of_layer[live_filters(of_layer, n_train)]
-            area, p_value = rank_test(live, divisions)
+            tested = of_layer[testable_filters(of_layer, n_train)]
+            area, p_value = rank_test(tested, divisions)
             counts.append((p_value <= _CHANCE).sum(0).double())
             areas.append(area.sum(0))
-            lives.append(len(live))
+            lives.append(len(tested))
         found[rule] = {
             name: {"count": int(count[0]), "live": live, "auc": area[0].item() / live if live else 0.5}
             for name, count, area, live in zip(layers, counts, areas, lives, strict=True)
