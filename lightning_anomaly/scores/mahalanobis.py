@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.special import boxcox1p
 from torch import Tensor
 
 _CLIP = 6.0  # robust standard deviations at which a single number is clipped in the first selection
 _ORDINARY = 0.8  # share of the samples, the least outlying ones, to which the power transformation is fitted
 _CUTOFF = 4.0  # robust standard deviations above the median of the squared distances, beyond which are outliers
 _MIN_SAMPLES = 8
-_FARTHEST = 32.0  # largest difference of a power from 1
-_HALVINGS = 33  # of the range of powers, to a precision of 1e-8
-_SERIES = 1e-6  # exponent below which a series of two terms is used
+_POWERS = -31.0, 33.0  # smallest and largest; more would overflow for samples far out
 
 
 def robust_scale(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,8 @@ class RobustGaussian:
             limits = low, high
             powers = torch.ones_like(mean)
             if normal:
-                powers = torch.where(scale > floors, _most_normal_powers(standard), powers)
+                varying = scale > floors
+                powers[varying] = _most_normal_powers(standard[:, varying])
         else:
             mean, scale, powers, limits = like.mean, like.scale, like.powers, like.limits
         transformed = _yeo_johnson((values - mean) / scale, powers, *limits)
@@ -116,26 +117,25 @@ def shrunk_covariance(centered: Tensor) -> Tensor:
 
 
 def _most_normal_powers(values: Tensor) -> Tensor:
-    """Find the powers `(v,)` that maximize the normal likelihood of standardized numbers `(n, v)`.
+    """Find the powers `(v,)` that maximize the normal likelihood of standardized numbers `(n, v)`, none constant.
 
     The likelihood has one maximum (Marchand, Muzellec, Beguier, Ogier du Terrail and Andreux, "SecureFedYJ: a safe
-    feature Gaussianization protocol for federated learning", 2022); the sign of its slope is bisected.
+    feature Gaussianization protocol for federated learning", 2022). SciPy's `yeojohnson_normmax` takes twelve times as
+    long for 512 samples.
     """
-    signs, logs, positive = values.sign(), values.abs().log1p(), values >= 0
-    drift = (signs * logs).mean(0)
-    low, high = torch.full_like(drift, 1 - _FARTHEST), torch.full_like(drift, 1 + _FARTHEST)
-    for _ in range(_HALVINGS):
-        powers = (low + high) / 2
-        exponents = torch.where(positive, powers, 2 - powers) * logs
-        growth = exponents.expm1()
-        flat = exponents.abs() < _SERIES
-        safe = torch.where(flat, 1.0, exponents)
-        transformed = signs * logs * torch.where(flat, 1 + exponents / 2, growth / safe)
-        change = torch.where(flat, 0.5 + exponents / 3, (exponents * (growth + 1) - growth) / safe.square())
-        centered = transformed - transformed.mean(0)
-        rises = drift * centered.square().mean(0) > (centered * change * logs.square()).mean(0)
-        low, high = torch.where(rises, powers, low), torch.where(rises, high, powers)
-    return (low + high) / 2
+    from scipy.optimize import minimize_scalar  # slow to import
+
+    def most_normal(column: np.ndarray) -> float:
+        sizes, signs, positive = np.abs(column), np.sign(column), column >= 0
+        drift = (signs * np.log1p(sizes)).mean()
+
+        def cost(power: float) -> float:
+            transformed = signs * boxcox1p(sizes, np.where(positive, power, 2 - power))
+            return float(np.log(transformed.var()) / 2 - power * drift)
+
+        return float(minimize_scalar(cost, bounds=_POWERS, method="bounded", options={"xatol": 1e-8}).x)
+
+    return torch.tensor([most_normal(column) for column in values.T.numpy()], dtype=values.dtype, device="cpu")
 
 
 def _yeo_johnson(values: Tensor, powers: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -146,8 +146,6 @@ def _yeo_johnson(values: Tensor, powers: Tensor, low: Tensor, high: Tensor) -> T
     exponents = torch.where(values >= 0, powers, 2 - powers)
     ranges = torch.minimum(torch.maximum(values, low), high)
     inside = torch.where(exponents > 1, ranges, values)
-    bases = inside.abs().log1p()
-    flat = exponents.abs() < 1e-9
-    safe = torch.where(flat, 1.0, exponents)
-    transformed = inside.sign() * torch.where(flat, bases, (safe * bases).expm1() / safe)
-    return transformed + ((exponents - 1) * bases).exp() * (values - inside)
+    sizes = inside.abs()
+    transformed = inside.sign() * torch.from_numpy(boxcox1p(sizes.numpy(), exponents.numpy()))
+    return transformed + ((exponents - 1) * sizes.log1p()).exp() * (values - inside)

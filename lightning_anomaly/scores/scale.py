@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,11 +60,10 @@ class Tail(NamedTuple):
 
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
-        scores = scores.double().contiguous()
-        place = torch.searchsorted(self.knots, scores).clamp(1, len(_NATS) - 1)
-        below, above = self.knots[place - 1], self.knots[place]
-        share = ((scores - below) / (above - below)).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
-        surprises = _NATS[place - 1] + share * (_NATS[place] - _NATS[place - 1])
+        scores = scores.double()
+        # Falls from the last knot to the first, so that of equal knots the first, the least surprise, counts.
+        knots, nats = (ends.flip(0).numpy() for ends in (-self.knots, _NATS))
+        surprises = torch.from_numpy(np.interp(-scores.numpy(), knots, nats))
         beyond = self.least + (scores - self.start).clamp(min=0) / self.scale
         surprises = torch.where(scores > self.knots[-1], beyond, surprises)
         return torch.where(scores == torch.inf, scores, surprises)
