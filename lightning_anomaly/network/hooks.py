@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,7 +44,6 @@ def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
                     module.training = training
 
 
-_eager_lock = threading.Lock()
 _eager_users = 0  # counted, as nested stances that exit out of order would restore the wrong one
 _eager_stance = ExitStack()
 
@@ -57,17 +55,15 @@ def compiled_models_eager() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # no model is compiled
         yield
         return
-    with _eager_lock:
-        if _eager_users == 0:
-            _eager_stance.enter_context(torch.compiler.set_stance("force_eager"))
-        _eager_users += 1
+    if _eager_users == 0:
+        _eager_stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _eager_users += 1
     try:
         yield
     finally:
-        with _eager_lock:
-            _eager_users -= 1
-            if _eager_users == 0:
-                _eager_stance.close()
+        _eager_users -= 1
+        if _eager_users == 0:
+            _eager_stance.close()
 
 
 @contextmanager
