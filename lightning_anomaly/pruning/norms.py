@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from lightning_anomaly.network.forward import probing
 from lightning_anomaly.network.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS
+
+_NORMS = (*CHANNEL_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     for noisy in (first, second):
         with ExitStack() as hooks, torch.no_grad(), evaluating(model), compiled_models_eager():
             for name, module in modules_by_name(model).items():
-                if isinstance(module, (*CONVOLUTIONS, nn.Linear)) or _is_norm(module):
+                if isinstance(module, (*CONVOLUTIONS, nn.Linear, *_NORMS)):
                     hook = partial(noisy.replace, name)
                     hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
             run()
@@ -87,7 +88,7 @@ class _Pass:
             zero &= self._before.get(name, zero)
             self.zeros[name] = zero & self.zeros.get(name, zero)
         else:
-            if _is_norm(module) and any(zero_channels(inputs, axis).any() for axis in (1, -1)):
+            if isinstance(module, _NORMS) and any(zero_channels(inputs, axis).any() for axis in (1, -1)):
                 self.mixing.add(name)
             return noise
         return noise.masked_fill(zero.view(-1, *[1] * (output.dim() - 2)), 0.0)
@@ -95,15 +96,7 @@ class _Pass:
 
 def has_norms(model: nn.Module) -> bool:
     """Whether a model has any normalization layer."""
-    return any(map(_is_norm, modules_by_name(model).values()))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Whether a module is one of torch's norms, or has no children and a name like `RMSNorm`."""
-    if isinstance(module, (*CHANNEL_NORMS, nn.GroupNorm, nn.LayerNorm)):
-        return True
-    named = re.search(r"Norm(\dd)?$", type(module).__name__) is not None
-    return named and type(module) is not nn.LocalResponseNorm and next(module.children(), None) is None
+    return any(isinstance(module, _NORMS) for module in modules_by_name(model).values())
 
 
 def zero_channels(tensor: Tensor, axis: int = 1) -> Tensor:
