@@ -27,8 +27,10 @@ class Tabular(ABC):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "-" * max(map(len, lines)))
-        introduction = self._introduction()
-        return "\n".join([*introduction, *[""] * bool(introduction), *lines, *self._sentences()])
+        lines += self._sentences()
+        if introduction := self._introduction():
+            lines = [*introduction, "", *lines]
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return str(self)  # a notebook would store the fields, hundreds of kilobytes

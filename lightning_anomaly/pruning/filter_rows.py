@@ -72,7 +72,10 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
         inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
         group, column = channels // outputs, channels % outputs
         index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
-    return [Rows(conv, "weight", index), *[Rows(conv, "bias", (channels,))] * (conv.bias is not None)]
+    rows = [Rows(conv, "weight", index)]
+    if conv.bias is not None:
+        rows.append(Rows(conv, "bias", (channels,)))
+    return rows
 
 
 def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:

@@ -161,10 +161,12 @@ class TwoSampleReport(Tabular):
             f"{100 * self.confidence_auc:.1f}% of pairs (p = {self.confidence_p_value:.2g}), and expects "
             f"{self.confidence_error_ratio:.2f} times as many errors on validation images"
         )
-        carried = f"{self.carried_over} filters have the same values as in the last comparison, and its tests"
-        return [
+        sentences = [
             output if self.compares_output else "the output: not measured",
             filters if self.compares_filters else "the filters: not measured",
-            *[carried] * (self.carried_over > 0),
-            *(f"note: {note}" for note in self.notes.values()),
         ]
+        if self.carried_over:
+            sentences.append(
+                f"{self.carried_over} filters have the same values as in the last comparison, and its tests"
+            )
+        return sentences + [f"note: {note}" for note in self.notes.values()]
