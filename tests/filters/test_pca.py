@@ -112,20 +112,3 @@ def test_a_filter_with_nan_or_infinity_is_not_finite_and_its_points_are_zero():
     assert reduction.varying.tolist() == [True, False, False, False, False]
     assert (reduction.points[1:] == 0).all()
     assert (reduction.explained[1:] == 0).all()
-
-
-@pytest.mark.parametrize("kind", zoo.KINDS)
-def test_points_do_not_depend_on_other_filters(kind, two_threads):
-    for size, samples in [((1, 1), 37), ((3, 3), 20), ((6, 6), 513), ((7, 7), 40)]:
-        maps = zoo.maps(kind, 7, samples, size).float()
-        properties.assert_batched_equals_one_at_a_time(parts, maps.transpose(0, 1))
-        channels_last = maps.transpose(0, 1).contiguous()
-        assert all(map(torch.equal, parts(channels_last), parts(maps.transpose(0, 1))))
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e-10, 1e10, 1e300])
-def test_no_scale_overflows_or_underflows(scale):
-    maps = zoo.maps("skewed", 3, 40, (4, 4))
-    reduction, scaled = reduce_maps(maps), reduce_maps(maps * scale)
-    assert torch.equal(scaled.varying, reduction.varying)
-    torch.testing.assert_close(scaled.points, reduction.points, rtol=0, atol=1e-9)
