@@ -81,7 +81,7 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def random_positions(positions: Iterable[int], size: int) -> list[int]:
+def draw_positions(positions: Iterable[int], size: int) -> list[int]:
     """Draw up to `size` different positions at random, in ascending order."""
     candidates = sorted({*positions})
     order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(0))

@@ -20,10 +20,10 @@ from lightning_anomaly._internal.random_state import isolated_random_state
 from lightning_anomaly.images.loaders import (
     BATCH,
     batch_size_of,
+    draw_positions,
     epoch_positions,
     first_loader,
     load_at,
-    random_positions,
 )
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -93,7 +93,7 @@ class ImageSource:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.positions: Sequence[int] = range(len(self))
         if max_images is not None:
-            self.positions = random_positions(drawn or self.positions, max_images)
+            self.positions = draw_positions(drawn or self.positions, max_images)
         elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # not drawn with replacement
             raise ValueError(
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "

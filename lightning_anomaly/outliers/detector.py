@@ -102,7 +102,7 @@ class OutlierDetector:
         """
         limit, seed = _check_draw(max_reference, seed)
         source = open_scaled(reference, "reference", batch_size)
-        reader = ImageReader(self.model, self.class_names, progress)
+        reader = ImageReader(self.model, self.class_names, progress, None)
         self._state, self.notes, self._reference = fit_to_reference(reader, source, limit, seed)
         warn_of(self.notes)
         return self
@@ -327,7 +327,7 @@ def find_outliers(
     limit, seed = _check_draw(max_reference, seed)
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     detector = OutlierDetector(model, class_names)
-    reader = ImageReader(model, detector.class_names, progress)
+    reader = ImageReader(model, detector.class_names, progress, None)
     source = open_scaled(images, "images", batch_size)
     if reference is None:
         state, notes, read = fit_to_images(reader, source, limit, seed)

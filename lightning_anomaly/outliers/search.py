@@ -97,11 +97,7 @@ class ImageReader:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        class_names: Sequence[str] | None,
-        progress: bool | None,
-        state: DetectorState | None = None,
+        self, model: nn.Module, class_names: Sequence[str] | None, progress: bool | None, state: DetectorState | None
     ) -> None:
         self._model, self._class_names, self._progress = model, class_names, progress
         self.feature_layer = None if state is None else state.feature_layer
