@@ -15,7 +15,7 @@ _NARROWEST = 0.02  # smallest scale of a tail, relative to the range between the
 _CLEAR = 3.0  # nats from which a single property is the reason
 _CERTAIN = 5.0  # nats at which surprises are capped; of capped properties the first is the reason
 
-_NO_SINGLE = "an unusual combination of brightness, patterns and colour"
+_NO_SINGLE = "an unusual combination of brightness, patterns and color"
 
 
 class _Property(NamedTuple):
@@ -41,12 +41,12 @@ _PROPERTIES = (
     _Property({"edges": 1}, "", "unusually sharp edges"),
     _Property({"middle": 1}, "dark in the middle", "bright in the middle"),
     _Property({"plain border": 1}, "", "a plain border"),
-    _Property({"plainest line": 1, "contrast": -1}, "a line of one colour across it", ""),
+    _Property({"plainest line": 1, "contrast": -1}, "a line of one color across it", ""),
 )
-_COLOUR = (
-    _Property({"colour": 1}, "little colour", "much colour"),
-    _Property({"fine colour patterns": 1, "colour": -1}, "", "colours that change from pixel to pixel"),
-    _Property({"alike channels": 1}, "an unusual mix of colours", ""),
+_COLOR = (
+    _Property({"color": 1}, "little color", "much color"),
+    _Property({"fine color patterns": 1, "color": -1}, "", "colors that change from pixel to pixel"),
+    _Property({"alike channels": 1}, "an unusual mix of colors", ""),
 )
 
 
@@ -90,7 +90,7 @@ class PixelWords(NamedTuple):
 
 def _properties(channels: int) -> list[_Property]:
     """List the properties of images."""
-    properties = [*_PROPERTIES, *(_COLOUR if channels == 3 else ()), *_PLACES]
+    properties = [*_PROPERTIES, *(_COLOR if channels == 3 else ()), *_PLACES]
     names = ("red", "green", "blue") if channels == 3 else [f"of channel {channel}" for channel in range(channels)]
     if channels > 1:
         properties += [_Property({f"channel {i}": 1}, f"little {name}", f"much {name}") for i, name in enumerate(names)]

@@ -20,14 +20,14 @@ _WAVES /= np.linalg.norm(_WAVES, axis=0)  # of the discrete cosine transform
 _KINDS = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in itertools.product(range(_WINDOW), repeat=2)]
 _VARYING = [*enumerate(_KINDS)][1:]  # patterns but the constant one
 _NEAR = 0.02  # distance of the brightest pixels from the maximum, and of the darkest from the minimum (of the range)
-_FLAT = 0.01  # largest difference of neighbours in flat areas (of the range)
-_PLAIN = 1e-3  # variance of a line of one colour (of the image's variance)
+_FLAT = 0.01  # largest difference of neighbors in flat areas (of the range)
+_PLAIN = 1e-3  # variance of a line of one color (of the image's variance)
 _RELATIVE = 1e-4  # energy of a pattern that is rounding or JPEG (of the image's variance)
-_FAINT = 1e-8  # energy of colour that is rounding (of the image's variance)
+_FAINT = 1e-8  # energy of color that is rounding (of the image's variance)
 _FINEST = 1e-3  # second difference that is rounding (of the image's standard deviation)
 _FLOOR = 1e-3  # change of a number that is rounding: of a share or a logarithm, or of the images' standard deviation
 _LINE = 0.5  # change of the logarithm of a border's width that is a plain line more or less
-_IN_PIXELS = ("mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest colour")  # beginnings
+_IN_PIXELS = ("mean", "lowest", "highest", "edges", "ends", "middle", "channel", "brightest color")  # beginnings
 _TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
 _VALUES = 2**19  # described at a time by one thread, so that threads are worth starting
 
@@ -41,10 +41,10 @@ def describe_pixels(inputs: Tensor) -> Tensor | None:
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
-    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, border, grain, patterns, places, colour.
+    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, border, grain, patterns, places, color.
 
-    Normalization of the images `(N, C, H, W)` changes each number by a factor or a constant only. Colour is the
-    difference of the channels from their mean, grey.
+    Normalization of the images `(N, C, H, W)` changes each number by a factor or a constant only. Color is the
+    difference of the channels from their mean, gray.
     """
     images = images.detach().cpu()
     images = images if images.dtype == torch.float64 else images.float()
@@ -80,7 +80,7 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
     announce_compilation(loops.measure)
     channels = images.shape[1]
     measured = loops.measure(images, _NEAR, _FLAT, _PLAIN, _WAVES.astype(images.dtype))
-    brightness, axes, seconds, energies, colours = measured
+    brightness, axes, seconds, energies, colors = measured
     mean, variance, skewness, lowest, highest, darkest, brightest = brightness.T
     names = "mean", "lowest", "highest", "contrast", "skew", "brightest share", "darkest share"
     values = mean, lowest, highest, np.log(variance + _TINY), skewness, brightest, darkest
@@ -94,11 +94,11 @@ def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
     patterns = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
     numbers += [(f"{kind} patterns", patterns[:, 0, place]) for place, kind in _VARYING]
     if channels > 1:
-        numbers += [(f"{kind} colour patterns", patterns[:, 1, place]) for place, kind in _VARYING]
-        numbers += [(f"channel {channel}", colours[:, channel]) for channel in range(channels)]
-        numbers += [("alike channels", alike) for alike in colours[:, channels:-2].T]
-        numbers += [("colour", np.log(colours[:, -2] + _FAINT * variance + _TINY))]
-        numbers += [("brightest colour", np.sqrt(colours[:, -1]))]
+        numbers += [(f"{kind} color patterns", patterns[:, 1, place]) for place, kind in _VARYING]
+        numbers += [(f"channel {channel}", colors[:, channel]) for channel in range(channels)]
+        numbers += [("alike channels", alike) for alike in colors[:, channels:-2].T]
+        numbers += [("color", np.log(colors[:, -2] + _FAINT * variance + _TINY))]
+        numbers += [("brightest color", np.sqrt(colors[:, -1]))]
     return numbers
 
 

@@ -39,14 +39,14 @@ PLAIN: dict[str, Damage] = {
 }
 
 _BRIGHT = {"brighter than the rest", "large areas as bright as its brightest pixel"}
-_NOISE = {"noisy", "colours that change from pixel to pixel"}
+_NOISE = {"noisy", "colors that change from pixel to pixel"}
 _SOFT = {"little fine detail"}
-_HAZE = {"low contrast", "little colour", "no areas as dark as its darkest pixel"}
+_HAZE = {"low contrast", "little color", "no areas as dark as its darkest pixel"}
 _DARK = {"darker than the rest", "large areas as dark as its darkest pixel"}
 _SIDES = {f"brighter at the {side}" for side in ("top", "bottom", "left", "right")}
 _PLACES = {*_SIDES, "dark in the middle", "bright in the middle"}
-_COLOURS = {f"{amount} {colour}" for amount in ("much", "little") for colour in ("colour", "red", "green", "blue")}
-_COLOURS |= {"an unusual mix of colours"}
+_COLORS = {f"{amount} {color}" for amount in ("much", "little") for color in ("color", "red", "green", "blue")}
+_COLORS |= {"an unusual mix of colors"}
 ACCEPTED: dict[str, set[str]] = {
     **dict.fromkeys((*GROUPS["noise"], "noise", "salt_and_pepper"), _NOISE),
     **dict.fromkeys((*GROUPS["blur"], "blurred", "cropped"), _SOFT),
@@ -59,13 +59,13 @@ ACCEPTED: dict[str, set[str]] = {
     "elastic_transform": _NOISE | {"unusually sharp edges"},
     "pixelate": _SOFT | {"large flat areas"},
     "jpeg_compression": _SOFT | {"large flat areas"},
-    "saturate": _COLOURS,
+    "saturate": _COLORS,
     **dict.fromkeys(("other_data", "digits"), _BRIGHT | _DARK | _HAZE | _SOFT | {"large flat areas"}),
     **dict.fromkeys(("quarter_turn", "half_turn", "upside_down", "transposed", "shifted"), _PLACES),
     "blended": {"low contrast", "no areas as dark as its darkest pixel"},
     "black": {"the same everywhere"},
     "over_exposed": _BRIGHT | {"high contrast", "large flat areas"},
-    "inverted": _BRIGHT | _DARK | _COLOURS | _PLACES,
+    "inverted": _BRIGHT | _DARK | _COLORS | _PLACES,
     "white_square": _BRIGHT | _PLACES | {"high contrast", "unusually sharp edges"},
     "faded": {"low contrast"},
 }

@@ -146,7 +146,7 @@ def test_scores_within_rounding_are_ties():
 
 
 def pictures() -> Tensor:
-    """Smooth coloured images with a little noise."""
+    """Smooth colored images with a little noise."""
     coarse = torch.rand(200, 3, 4, 4, generator=rng())
     return nn.functional.interpolate(coarse, size=16, mode="bilinear") + 0.05 * torch.rand(
         200, 3, 16, 16, generator=rng(1)
@@ -274,19 +274,19 @@ def scores_of(images: Tensor, view: str = "look") -> Tensor:
 
 
 def test_look_scores_do_not_depend_on_the_unit_and_a_constant_that_changes_is_odd():
-    """Only 6 of 16 numbers were once used for EEG in volts, and a red image among grey ones was not odd."""
+    """Only 6 of 16 numbers were once used for EEG in volts, and a red image among gray ones was not odd."""
     x = pictures().mean(1, keepdim=True)
     for unit in (1e-6, 255.0):
         torch.testing.assert_close(scores_of(x * unit), scores_of(x), rtol=1e-2, atol=1e-2)
-    grey = x.expand(-1, 3, -1, -1).clone()
-    grey[5, 1:] *= 0.9
-    assert scores_of(grey).argmax() == 5
+    gray = x.expand(-1, 3, -1, -1).clone()
+    gray[5, 1:] *= 0.9
+    assert scores_of(gray).argmax() == 5
     expected = pixel_statistics(255 * x)
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(pixel_statistics(255 * x), expected)
 
 
-@pytest.mark.parametrize("case", ["one channel of grey images", "a minimum that is always 0"])
+@pytest.mark.parametrize("case", ["one channel of gray images", "a minimum that is always 0"])
 def test_rounding_is_no_evidence(case):
     """The first raised the median score from 2 to 46, the second from 2.5 to 17."""
     x = pictures().mean(1, keepdim=True)

@@ -19,8 +19,8 @@ def digits() -> Tensor:
     return images.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-def coloured(count: int) -> Tensor:
-    """Patches of several sizes, colours, contrasts and brightnesses, uint8, 32 pixels a side."""
+def colored(count: int) -> Tensor:
+    """Patches of several sizes, colors, contrasts and brightnesses, uint8, 32 pixels a side."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -52,13 +52,13 @@ def test_the_first_reason_is_one_that_a_person_accepts() -> None:
         (torch.linspace(90, -60, 32), {"brighter at the left"}),
     ],
 )
-def test_colours_and_sides_are_named(change: Tensor, reasons: set[str]) -> None:
-    images = coloured(600)
+def test_colors_and_sides_are_named(change: Tensor, reasons: set[str]) -> None:
+    images = colored(600)
     changed = (images[500:] + change).clamp(0, 255).to(torch.uint8)
     assert Counter(reasons_of(images[:500], changed)).most_common(1)[0][0] in reasons
 
 
-def test_channels_that_are_no_colours_are_numbered_and_nan_is_a_reason() -> None:
+def test_channels_that_are_no_colors_are_numbered_and_nan_is_a_reason() -> None:
     images = torch.rand(300, 2, 12, 12, generator=torch.Generator().manual_seed(0))
     words = PixelWords.fit(pixel_statistics(images), 2)
     odd = images[:3].clone()
