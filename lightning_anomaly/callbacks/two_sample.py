@@ -24,7 +24,7 @@ from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.layers import find_call, select_layers
 from lightning_anomaly.pages.comparison_figure import comparison_figure
 from lightning_anomaly.two_sample.comparable_images import (
-    WatchedCalls,
+    ModelCalls,
     describe_doubts,
     is_augmented,
     read_once,
@@ -146,7 +146,7 @@ class TwoSampleCallback(AnyCallback):
         self._schedule = Schedule(self.every_n_validations)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="fraction")
         self.log_key_prefix = self._values.prefix
-        self._calls = WatchedCalls()  # of the first validation step
+        self._calls = ModelCalls()  # of the first validation step
         self._compared: TwoSampleReport | None = None  # of the current validation
         self._reset()
 
@@ -229,13 +229,13 @@ class TwoSampleCallback(AnyCallback):
         if self._schedule.due and self._images is None and batch_idx == dataloader_idx == 0:
             called = find_call(pl_module, self.logits)
             scripted = isinstance(called, torch.jit.ScriptModule)  # accepts no hooks
-            self._calls.watch(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
+            self._calls.attach(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Compare after the first step: averaged weights are in place then, and the buffers of process 0."""
-        self._calls.close()
+        self._calls.remove()
         self._compare_once(trainer, pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -375,8 +375,8 @@ class TwoSampleCallback(AnyCallback):
         self._undrawn = None
 
     def _remove_hooks(self) -> None:
-        self._calls.close()
-        self._calls, self._compared = WatchedCalls(), None
+        self._calls.remove()
+        self._calls, self._compared = ModelCalls(), None
 
     def _has_measured(self, trainer: Any) -> bool:
         past = self.history if trainer.state.fn == "fit" else []

@@ -107,8 +107,8 @@ class SampleCapture:
         self.problem: str | None = None  # why nothing could be taken
 
     @property
-    def watched(self) -> list[tuple[nn.Module, Callable[..., None]]]:
-        """The modules to hook in the next pass, and the forward hook of each."""
+    def hooks(self) -> list[tuple[nn.Module, SampleCapture, Callable[..., None]]]:
+        """The modules to hook in the next pass, this capture, and the forward hook of each, for `hooked`."""
         if self._model is None:
             return []
         self._names = {module: name for name, module in modules_by_name(self._model).items()}
@@ -124,7 +124,7 @@ class SampleCapture:
         if self.feature_layer is None or self.feature_layer.logits:
             outer = *self._model.children(), self._model
             hooks += [(module, self._compare) for module in outer if not isinstance(module, torch.jit.ScriptModule)]
-        return hooks
+        return [(module, self, take) for module, take in hooks]
 
     def end_pass(self, count: int) -> None:
         """Keep the statistics of one pass of `count` samples."""

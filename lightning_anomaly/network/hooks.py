@@ -20,7 +20,7 @@ from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.layers import CONVOLUTIONS
 from lightning_anomaly.network.maps import LayerMaps, append_copy, summarize_maps
 
-_Watched = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
+_Hook = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
@@ -67,11 +67,11 @@ def compiled_models_eager() -> Iterator[None]:
 
 
 @contextmanager
-def hooked(watched: Iterable[_Watched]) -> Iterator[None]:
+def hooked(hooks: Iterable[_Hook]) -> Iterator[None]:
     """Call functions as forward hooks of modules inside; an exception of one becomes its owner's `problem`."""
-    with compiled_models_eager(), ExitStack() as hooks:
-        for module, owner, take in watched:
-            hooks.callback(module.register_forward_hook(_guarded(owner, take)).remove)
+    with compiled_models_eager(), ExitStack() as stack:
+        for module, owner, take in hooks:
+            stack.callback(module.register_forward_hook(_guarded(owner, take)).remove)
         yield
 
 
@@ -109,11 +109,8 @@ class MapCapture:
     def attach(self) -> None:
         """Put the hooks on the model. `remove` must follow, also after an exception."""
         self.remove()
-        watched: list[_Watched] = [
-            (layer, self.maps[name], partial(self._take, name)) for name, layer in self.layers.items()
-        ]
-        watched += [(module, self.samples, take) for module, take in self.samples.watched]
-        self._hooks.enter_context(hooked(watched))
+        layers = [(layer, self.maps[name], partial(self._take, name)) for name, layer in self.layers.items()]
+        self._hooks.enter_context(hooked([*layers, *self.samples.hooks]))
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""

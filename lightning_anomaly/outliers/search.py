@@ -149,7 +149,7 @@ class ImageReader:
     def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
         """Run the model on batches of images, and return their features and logits."""
         capture = SampleCapture(self._model, feature_layer=self.feature_layer)
-        with probing(self._model) as call, hooked([(module, capture, take) for module, take in capture.watched]):
+        with probing(self._model) as call, hooked(capture.hooks):
             for images in batches:
                 call(placed(images, self._model))
                 capture.end_pass(len(images))

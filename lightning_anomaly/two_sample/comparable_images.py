@@ -86,7 +86,7 @@ def is_augmented(source: ImageSource) -> bool:
     return not torch.equal(forward, backward.flip(0))
 
 
-class WatchedCalls:
+class ModelCalls:
     """Sees whether a step prepares images before it calls a model with them."""
 
     def __init__(self) -> None:
@@ -94,8 +94,8 @@ class WatchedCalls:
         self._given: Tensor | None = None  # the first images of the batch
         self._calls: list[Tensor] = []  # the first images of each call
 
-    def watch(self, model: nn.Module, batch: Any) -> None:
-        """Hook the model for a step with a batch; `close` must follow, also after an exception."""
+    def attach(self, model: nn.Module, batch: Any) -> None:
+        """Hook the model for a step with a batch; `remove` must follow, also after an exception."""
         images = first_tensor(batch)
         self._given, self._calls = None if images is None else images[:_FEW].clone(), []
         self._hooks.enter_context(compiled_models_eager())
@@ -107,7 +107,7 @@ class WatchedCalls:
             if isinstance(images, Tensor):
                 self._calls.append(images[:_FEW].clone())
 
-    def close(self) -> None:
+    def remove(self) -> None:
         """Take the hook off; a second call does nothing."""
         self._hooks.close()
 

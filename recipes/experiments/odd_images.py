@@ -273,7 +273,7 @@ def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[Sa
     capture, pixels, simple = SampleCapture(network), [], []
     with probing(network) as call:
         for batch in torch.split(images, 64):
-            with hooked([(module, capture, take) for module, take in capture.watched]):
+            with hooked(capture.hooks):
                 call(batch)
             capture.end_pass(len(batch))
             pixels.append(look_statistics(batch.float() / 255))

@@ -137,7 +137,7 @@ def test_the_head_is_the_layer_whose_output_the_model_returns(name):
     capture = SampleCapture(model.eval())
     call = getattr(model, "validation_step", None) or model
     for batch in (x[:3], x[3:]):
-        with hooked([(module, capture, take) for module, take in capture.watched]):
+        with hooked(capture.hooks):
             output = call(batch)
         capture.end_pass(len(batch))
     assert capture.problem is None
