@@ -78,6 +78,8 @@ def _center_distances(points: _Array) -> _Array:
 
 def _scaled(values: _Array) -> _Array:
     """Center values `(F, N, 2)` at their medians and divide by the median absolute deviations; 0 where that is 0."""
+    exponents = np.frexp(np.abs(values).max((1, 2), keepdims=True))[1]
+    values = np.ldexp(values, -exponents)  # exact, and nothing overflows
     centered = values - _lower_median(values)
     spread = _lower_median(np.abs(centered))
     return np.divide(centered, spread, out=np.zeros_like(centered), where=spread > 0)

@@ -23,7 +23,7 @@ from lightning_anomaly.two_sample.rank_test import (
     layer_p_values,
     random_divisions,
     rank_test,
-    testable_filters,
+    responding_filters,
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
@@ -186,7 +186,7 @@ class LayerTest(NamedTuple):
 
 def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> LayerTest:
     """Test the filters of a layer by their values on all images `(F, n + m)`."""
-    tested = testable_filters(values, int(divisions[:, 0].sum()))
+    tested = responding_filters(values, int(divisions[:, 0].sum()))
     counts = torch.zeros(divisions.shape[1], dtype=torch.int64, device=values.device)
     smallest = torch.ones(divisions.shape[1], dtype=torch.float64, device=values.device)
     area, p_value = (values.new_full(tested.shape, value, dtype=torch.float64) for value in (0.5, 1.0))

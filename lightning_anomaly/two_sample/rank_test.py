@@ -70,7 +70,7 @@ def layer_p_values(counts: Tensor, smallest: Tensor) -> list[float]:
     return [permutation_p_value(value, rarest) for value in rarity[:, 0].tolist()]
 
 
-def testable_filters(values: Tensor, n_first: int) -> Tensor:
+def responding_filters(values: Tensor, n_first: int) -> Tensor:
     """Find the filters that can be tested by their values `(F, N)`; bool `(F,)`.
 
     Their values are finite, and at least five values other than the most common one are expected in the smaller group,

@@ -71,7 +71,7 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
 
 def test_a_folder_without_images_says_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"film")
-    for folder, found in (("nowhere", "nothing at"), ("film.mp4", "a file at"), (".", r"film.mp4 \(not a picture")):
+    for folder, found in (("nowhere", "nothing at"), ("film.mp4", "a file at"), (".", r"film.mp4 \(not an image")):
         with pytest.raises(ValueError, match=f"Found {found}"):
             FolderImages(tmp_path / folder)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.rank_test import permutation_p_value, random_divisions, rank_test, testable_filters
+from lightning_anomaly.two_sample.rank_test import permutation_p_value, random_divisions, rank_test, responding_filters
 from recipes.experiments.fitting import every_epoch, prepare, watched_layers
 from recipes.experiments.spec import Training
 
@@ -63,7 +63,7 @@ def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str,
     for rule, layers in values.items():
         counts, areas, lives = [], [], []
         for of_layer in layers.values():
-            tested = of_layer[testable_filters(of_layer, n_train)]
+            tested = of_layer[responding_filters(of_layer, n_train)]
             area, p_value = rank_test(tested, divisions)
             counts.append((p_value <= _CHANCE).sum(0).double())
             areas.append(area.sum(0))
