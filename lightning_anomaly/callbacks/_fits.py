@@ -67,7 +67,7 @@ class Schedule:
     def say_cost(self, guard: Guard, *, measured: bool) -> None:
         """Begin an analysis, and say once if the last one took long; the first compiles loops and reads images."""
         now = perf_counter()
-        if len(self._began) > 1 and measured and not guard.has_warned("cost"):
+        if len(self._began) > 1 and measured:
             line = cost_line(guard.name, self._spent, now - self._began[-1])
             if line is not None and guard.first("cost"):
                 rank_zero_info(line)

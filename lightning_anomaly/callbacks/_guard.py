@@ -57,10 +57,6 @@ class Guard:
         self._warned.add(key)
         return new
 
-    def has_warned(self, key: str) -> bool:
-        """Return whether something was said under this key."""
-        return key in self._warned
-
     def forget(self) -> None:
         """Warn of everything again."""
         self._warned.clear()

@@ -25,8 +25,6 @@ from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.pages.thumbnails import SIDE, shrink
 from lightning_anomaly.scores.pixels import describe_pixels
 
-_PIXELS = 16  # compared of each sample
-
 
 @dataclass(eq=False)
 class Probe:
@@ -48,7 +46,6 @@ class Probe:
         self._limit = -(-self.size // rank_and_world()[1])
         self.seconds = 0.0  # of the analysis, without the compilation of loops
         self._seen = 0  # samples in the batches so far
-        self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if self.keep_images else None
         self.capture = MapCapture(
             self.layers,
@@ -60,7 +57,7 @@ class Probe:
         )
 
     def before_batch(self, batch: Any) -> None:
-        """Hook the layers for the validation step to come, and keep pixels and small images of its samples."""
+        """Hook the layers for the validation step to come, and keep small images of its samples."""
         taken = most_samples(self.capture.maps)
         # If no layer gives usable maps, count the samples of the batches instead.
         if self.capture.full or not (taken or self._seen < self._limit):
@@ -68,21 +65,11 @@ class Probe:
         self.capture.attach()
         images = first_tensor(batch)
         self._seen += 0 if images is None else len(images)
-        if images is None or images.ndim < 2 or not images.numel():
-            self._images = None
-            return
-        images = images.detach()[: self._limit - taken]
-        # Copies, as the model may change its input in place.
-        self._pixels.append(images.flatten(1)[:, :: images[0].numel() // _PIXELS | 1].float().clone().flatten())
-        if images.ndim not in (4, 5):
+        if images is None or images.ndim not in (4, 5) or not images.numel():
             self._images = None  # cannot be drawn
         elif self._images is not None:
-            self._images.append(shrink(images, SIDE).clone())
-
-    @property
-    def pixels(self) -> Tensor:
-        """Some pixels of each sample, to recognize it in the next probe."""
-        return torch.cat([pixels.cpu() for pixels in self._pixels]) if self._pixels else torch.zeros(0, device="cpu")
+            # Copies, as the model may change its input in place.
+            self._images.append(shrink(images[: self._limit - taken], SIDE).clone())
 
     @property
     def images(self) -> Tensor | None:
@@ -129,12 +116,6 @@ class Probe:
             known = {name: kept for name, kept in self.last_maps.items() if name in same}
             report = replace(report, pictures=take_pictures(report.layers, maps, images, known=known))
         return report, images
-
-
-def same_pixels(before: Tensor, now: Tensor) -> bool:
-    """Whether pixels are equal within 1%, as rounding may differ on a GPU."""
-    tolerance = 1e-3 * before.nan_to_num(0, 0, 0).abs().sum().item() / max(1, len(before))
-    return before.shape == now.shape and torch.allclose(before, now, rtol=1e-2, atol=tolerance, equal_nan=True)
 
 
 def class_notes(labels: Sequence[str], samples: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ from lightning_anomaly._internal.checks import check_bool, check_integer, check_
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._fits import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
-from lightning_anomaly.callbacks._probe import Probe, class_notes, same_pixels
+from lightning_anomaly.callbacks._probe import Probe, class_notes
 from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
 from lightning_anomaly.filters.layer_report import LayerReport
@@ -102,7 +102,6 @@ class AnomalyFilterCallback(AnyCallback):
 
     def _begin_fit(self) -> None:
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
-        self._last_pixels: Tensor | None = None  # of the last probe of this fit
         self._last_layers: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
 
     @property
@@ -229,14 +228,6 @@ class AnomalyFilterCallback(AnyCallback):
         self.report = report
         if fitting:
             self._last_layers = probe.last_layers
-            before, self._last_pixels = self._last_pixels, probe.pixels
-            changed = before is not None and not same_pixels(before, self._last_pixels)
-            if changed and not self._guard.has_warned("shuffled"):
-                self._guard.warn(
-                    "changed",
-                    "The images of the probe changed from one validation to the next, so the anomaly counts are not "
-                    "comparable: give the same images each time, without random augmentation.",
-                )
         if report.measured:
             self._values.measured |= {**report.metrics(), "seconds": probe.seconds}
         return report, images
