@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os.path import basename
 from typing import Any, ClassVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -111,15 +110,8 @@ class StoppingCallback(AnyEarlyStopping):
             self._set_reason("DIVERGENCE_THRESHOLD")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log why the run was stopped or not, and which checkpoint is the best."""
-        with self._guard("log why it stopped or not"):
-            if self.stopping_reason_message is None:
-                self._inform(f"{type(self).__name__} did not stop the run: {self._state()}.")
-                return
-            for checkpoint in trainer.checkpoint_callbacks:
-                if checkpoint.monitor and checkpoint.best_model_path:
-                    name = basename(checkpoint.best_model_path)
-                    self.stopping_reason_message += f" The best checkpoint by '{checkpoint.monitor}' is {name}."
+        """Log why the run was stopped."""
+        if self.stopping_reason_message is not None:
             self._inform(self.stopping_reason_message)
 
     def _inform(self, sentence: str) -> None:
@@ -135,10 +127,6 @@ class StoppingCallback(AnyEarlyStopping):
 
     def _judge(self, measured: bool) -> str | None:
         """Return the reason to stop after the last validation, or None; `measured` as in `_measured_key`."""
-        raise NotImplementedError
-
-    def _state(self) -> str:
-        """Describe the situation after the last validation."""
         raise NotImplementedError
 
 

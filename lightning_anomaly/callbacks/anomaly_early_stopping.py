@@ -16,7 +16,7 @@ class AnomalyEarlyStopping(StoppingCallback):
     did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
 
     A high fraction that fluctuates, as with few filters, needs a higher `threshold`. It logs its rule after the first
-    validation, and at the end of the fit why it stopped the run or did not.
+    validation, and at the end of the fit why it stopped the run.
 
     Args:
         threshold: The rise to exceed, as a fraction of the filters.
@@ -65,9 +65,3 @@ class AnomalyEarlyStopping(StoppingCallback):
             f"The fraction of anomaly filters has been more than {self.threshold:g} above an earlier level for "
             f"{validations(self._lasted())}; now {self.monitor} = {self._rises[-1]:.3f}."
         )
-
-    def _state(self) -> str:
-        if not self._rises:
-            return "no validation clustered a filter"
-        needed = f"needs more than {self.threshold:g} for {validations(self.patience)}"
-        return f"'{self.monitor}' is {self._rises[-1]:.3f} and has been up for {self._lasted()} ({needed})"

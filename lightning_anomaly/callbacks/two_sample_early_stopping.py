@@ -27,7 +27,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
     either.
 
     It needs to see a run from its beginning, and about 1,000 images of each kind: `docs/results/stopping_output.md`. It
-    logs its rule after the first validation, and at the end of the fit why it stopped the run or did not. The weights
+    logs its rule after the first validation, and at the end of the fit why it stopped the run. The weights
     stay those of the last epoch: use a `ModelCheckpoint` too. If a module's `configure_callbacks` returns an
     `EarlyStopping`, return both there, as they replace the Trainer's.
 
@@ -138,18 +138,6 @@ class TwoSampleEarlyStopping(StoppingCallback):
             "The network knows its training images: the ratio of errors that it expects on validation and on training "
             f"images is {100 * now:.0f}% above its lowest level. {self.monitor} = {now:.3f} {details}.{where}"
         )
-
-    def _state(self) -> str:
-        if not self._rises:
-            return f"'{self.monitor}' was never measured"
-        gap, trend = f"the gap is {self._rises[-1]:.3f} (needs more than {self.threshold:g})", loss_trend(self._losses)
-        if self.confirm is None:
-            return gap
-        if trend is None:
-            return f"{gap}, and there was no loss to confirm it"
-        best = f"was lowest {validations(trend.waited)} ago" if trend.waited else "has just improved"
-        spike = f", and its last value, {self._losses[-1]:.4g}, is a spike" if trend.spike else ""
-        return f"{gap}, and the smoothed '{self._loss}' {best} (needs {self.patience}){spike}"
 
     def _warn_of_images(self) -> None:
         """Warn if the output is not compared, or on few images."""

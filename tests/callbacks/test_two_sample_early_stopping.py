@@ -116,7 +116,6 @@ def test_no_loss_or_several_losses_give_a_warning_and_no_stop(
         stopping, ended = run(tmp_path, OPEN, losses=LATER, **options)
     assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 1)
     assert "above 0.05 and a validation loss has not improved for 3 validations" in caplog.text
-    assert "the gap is 0.500 (needs more than 0.05), and there was no loss to confirm it." in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("options", [{"losses": [1.0] * 12, "patience": 5}, {"patience": 2}], ids=str)
@@ -130,18 +129,13 @@ def test_the_earliest_stop_is_at_the_announced_validation(tmp_path: Path, option
     assert "at the earliest" not in caplog.text
 
 
-def test_the_end_of_a_fit_logs_the_reason_the_gap_and_the_best_checkpoint(tmp_path: Path, caplog: Any) -> None:
+def test_the_end_of_a_fit_logs_the_reason(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
-    stopping, _ = run(tmp_path, OPEN, ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss"), losses=LATER)
-    run(tmp_path, [1.0] * 8, losses=LATER)
-    run(tmp_path, [1.0] * 4, losses=LATER)
+    stopping, _ = run(tmp_path, OPEN, losses=LATER)
     reason = str(stopping.stopping_reason_message)
-    for part in ("50% above", "two_sample/confidence_rise = 0.500 is above 0.05", "'val_loss', now 0.7843", "=4.ckpt"):
+    for part in ("50% above", "two_sample/confidence_rise = 0.500 is above 0.05", "'val_loss', now 0.7843"):
         assert part in reason
     assert reason in caplog.messages
-    lowest, improved = (text for text in caplog.messages if "did not stop" in text)
-    assert "lowest 2 validations ago (needs 3)" in lowest
-    assert "just improved (needs 3)" in improved
 
 
 @pytest.mark.parametrize(
