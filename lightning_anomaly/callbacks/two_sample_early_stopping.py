@@ -14,8 +14,6 @@ from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.two_sample.rise import WINDOW
 from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, loss_trend
 
-_MIN_IMAGES = 300  # of each kind; with fewer the rule was not tested
-
 
 class TwoSampleEarlyStopping(StoppingCallback):
     """Stop a run when the network knows its training images and the validation loss no longer improves.
@@ -115,7 +113,6 @@ class TwoSampleEarlyStopping(StoppingCallback):
         )
 
     def _judge(self, measured: bool) -> str | None:
-        self._warn_of_images()
         if not self._rises or (self.confirm is None and not measured):
             return None
         now, gap, trend = self._rises[-1], f"{self.threshold:g}", loss_trend(self._losses)
@@ -138,17 +135,3 @@ class TwoSampleEarlyStopping(StoppingCallback):
             "The network knows its training images: the ratio of errors that it expects on validation and on training "
             f"images is {100 * now:.0f}% above its lowest level. {self.monitor} = {now:.3f} {details}.{where}"
         )
-
-    def _warn_of_images(self) -> None:
-        """Warn if the output is not compared, or on few images."""
-        report = self._watched.report
-        if report is None:
-            return
-        if not report.compares_output and not self._rises:
-            self._guard.warn("no output", "The run cannot be stopped as long as the output is not compared.")
-        elif min(report.n_train, report.n_val) < _MIN_IMAGES:
-            self._guard.warn(
-                "few images",
-                f"The run is judged by {report.n_train} training and {report.n_val} validation images. The rule was "
-                f"tested with {_MIN_IMAGES} of each or more: give the TwoSampleCallback more.",
-            )

@@ -225,8 +225,7 @@ def test_validation_without_labels_suffices_and_the_reason_names_the_layer(tmp_p
     stopping = TwoSampleEarlyStopping(confirm=None)
     without_labels = DataLoader(TensorDataset(unseen), batch_size=250)
     trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=40)
-    with pytest.warns(UserWarning, match="judged by 100"):
-        trainer.fit(ByHeart(), loader(100, shuffle=True), without_labels)
+    trainer.fit(ByHeart(), loader(100, shuffle=True), without_labels)
     assert trainer.current_epoch < 40
     logged, report = trainer.callback_metrics, compared.report
     assert report is not None

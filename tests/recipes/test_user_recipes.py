@@ -96,7 +96,6 @@ def test_flagged_filters_are_masked_and_stay_masked_and_go_without_a_change_of_t
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*The probe has 120 samples, fewer than",
-    "ignore:.*The run is judged by 40",
     "ignore:.*the network expects fewer than 10 errors",
 )
 def test_photographs_fine_tune_a_head_and_leave_a_detector_and_the_backbone_is_analyzed_once(

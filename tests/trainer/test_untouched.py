@@ -134,7 +134,6 @@ class DrawingHooks(SmallNet):
         return [batch[0] * (1 + torch.rand(()) / 10 + np.random.rand() / 10), batch[1]]
 
 
-@pytest.mark.filterwarnings("ignore:.* is judged by 40 training and 40 validation images")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_transforms_draw_the_same_numbers(tmp_path: Any, workers: int) -> None:
     def drawing(seed: int) -> DataLoader[Any]:
