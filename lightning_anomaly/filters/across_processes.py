@@ -83,14 +83,7 @@ def analyze_shared(
     if gathered is not None:
         parts, all_images, all_pictures = zip(*gathered, strict=True)
         probe_images = _join_images(all_images, seen, limit)
-    notes = {**notes, **left_out}
-    if _same_samples(headers):
-        notes["same samples"] = (
-            "Every process seems to have seen the same samples: each is in the probe as often as there are processes, "
-            "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them "
-            "out (`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
-        )
-    report = join_slices(parts, list(usable), n_samples, settings, notes)
+    report = join_slices(parts, list(usable), n_samples, settings, {**notes, **left_out})
     if gathered is not None and pictured:
         report = replace(report, pictures=join_pictures(all_pictures, probe_images, n_samples))
     return report, probe_images, part.layers
@@ -123,12 +116,6 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     # Sparsity is that of all samples seen, which may be a few more than those analyzed.
     zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
     return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
-
-
-def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
-    """Whether all processes count the same zeros in each filter, and these counts differ between filters."""
-    zeros = [[[] if layer.zeros is None else layer.zeros.tolist() for layer in header.values()] for header in headers]
-    return any(len({*layer}) > 2 for layer in zeros[0]) and all(process == zeros[0] for process in zeros)
 
 
 def _exchange(local: LayerMaps, layer: LayerMaps, counts: Sequence[int]) -> list[Tensor]:

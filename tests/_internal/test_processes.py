@@ -30,7 +30,7 @@ def test_a_single_process_gets_its_own_results_and_errors() -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    scenarios = "even", "uneven", "problem", "copies", "fails"
+    scenarios = "even", "uneven", "problem", "fails"
     return run_processes("sharing.py", tmp_path_factory.mktemp("sharing"), *scenarios)
 
 
@@ -58,11 +58,6 @@ def test_layers_with_a_problem_in_one_process_are_left_out(outcomes: Path) -> No
     assert "it is out of order" in first["notes"]["wide left out"]
     assert "differ between processes" in first["notes"]["late left out"]
     assert first["images"]
-
-
-def test_the_same_samples_in_all_processes_are_noted(outcomes: Path) -> None:
-    for outcome in outcomes_of(outcomes, "copies"):
-        assert "same samples" in outcome["notes"]
 
 
 def test_all_processes_raise_if_one_fails(outcomes: Path) -> None:

@@ -136,13 +136,6 @@ def problem(rank: int, world: int) -> Outcome:
     return {"notes": report.notes, "layers": list(report.layers), "images": images is None}
 
 
-def copies(rank: int, world: int) -> Outcome:
-    """Both processes have the same samples."""
-    begin(rank, world)
-    report, *_ = analyze_shared(captured(outputs(30)), None, SETTINGS, {}, limit=60, pictures=False)
-    return {"notes": list(report.notes)}
-
-
 def fails(rank: int, world: int) -> Outcome:
     """Process 1 fails before it sends its maps, while it sends them, and while it analyzes its filters."""
     begin(rank, world)
