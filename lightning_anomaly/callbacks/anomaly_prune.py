@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import nn
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer, check_text
 from lightning_anomaly._internal.processes import broadcast_result, gather_results
@@ -150,7 +149,9 @@ class AnomalyPruneCallback(AnyCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse layers that cannot be masked."""
-        check_maskable(select_layers(pl_module, self._watcher.layers), trainer.callbacks)
+        for name, layer in select_layers(pl_module, self._watcher.layers).items():
+            if isinstance(layer, CONVOLUTIONS):
+                conv_rows(name, layer, [0])
         if self.mask is None:
             self.mask = FilterMask(pl_module)
 
@@ -287,17 +288,3 @@ def find_norms_on(
     few = batch if images is None else images[:_SAMPLES]
     with trainer.precision_plugin.forward_context(), unlogged(pl_module):
         return find_norms(pl_module, filters, partial(call_model, pl_module, (few,)))
-
-
-def check_maskable(layers: Mapping[str, nn.Module], callbacks: list[Any]) -> None:
-    """Raise ValueError if a layer cannot be masked, or if Lightning's ModelPruning will replace its weights."""
-    for name, layer in layers.items():
-        if isinstance(layer, CONVOLUTIONS):
-            conv_rows(name, layer, [0])
-    prunings = [prune for prune in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(prune).__mro__)]
-    pruned = [layer for prune in prunings for layer, parameter in prune._parameters_to_prune if parameter == "weight"]
-    if names := sorted(name for name, layer in layers.items() if layer in pruned):
-        raise ValueError(
-            "AnomalyPruneCallback should be used without a ModelPruning of the same layers, which replaces their "
-            f"weights. Found {names}: list other layers in its `parameters_to_prune`."
-        )

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from acting import GeluNet, fit, probe_loader, pruner, training_loader
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
+from acting import GeluNet, fit, probe_loader, pruner
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer
 
 from lightning_anomaly import TwoSampleCallback
 
@@ -39,19 +39,6 @@ def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Path, copied: 
     trainer = quiet_trainer(tmp_path, compared, max_epochs=1, limit_train_batches=1)
     trainer.fit(SmallNet(), loader(), loader(seed=1))
     assert copied(compared).state_key == compared.state_key == "TwoSampleCallback[two_sample]"
-
-
-def test_model_pruning_of_the_same_layers_is_refused_and_of_others_works(tmp_path: Path) -> None:
-    def run(*names: str) -> None:
-        model, prune = GeluNet(), pruner()
-        theirs = ModelPruning("l1_unstructured", [(getattr(model, name), "weight") for name in names], amount=0.5)
-        trainer = quiet_trainer(tmp_path, watcher(), prune, theirs, num_sanity_val_steps=0)
-        trainer.fit(model, training_loader(), probe_loader())
-        assert prune.events
-
-    with pytest.raises(ValueError, match=r"ModelPruning.*\['conv2'\]"):
-        run("conv2", "head")
-    run("head")
 
 
 def test_validating_an_earlier_checkpoint_keeps_the_mask_of_the_fit(tmp_path: Path) -> None:
