@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ class Probe:
         settings = self.settings
         self._total_limit = min(self.size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
         self._limit = -(-self.size // rank_and_world()[1])
-        self.seconds = 0.0  # of the analysis, without the compilation of loops
         self._seen = 0  # samples in the batches so far
         self._images: list[Tensor] | None = [] if self.keep_images else None
         self.capture = MapCapture(
@@ -84,15 +82,6 @@ class Probe:
     @torch.no_grad()
     def analyze(self, *, with_maps: bool) -> tuple[AnomalyReport, Tensor | None]:
         """Analyze the maps of all processes, and keep some for the page; return the images too, if they were kept."""
-        from numba.core import event  # late: importing the package does not import numba
-
-        started, compiled = perf_counter(), [0.0]
-        with event.install_timer("numba:compile", compiled.append):
-            found = self._analyze(with_maps)
-        self.seconds = perf_counter() - started - sum(compiled)
-        return found
-
-    def _analyze(self, with_maps: bool) -> tuple[AnomalyReport, Tensor | None]:
         maps, images, captured = self.capture.maps, self.images, self.capture.samples
         captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
         if rank_and_world()[1] > 1:
