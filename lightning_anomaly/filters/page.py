@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_anomaly.filters.figures import clearest_filters
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.pictures import KeptMaps, Pictures, even_order
-from lightning_anomaly.filters.reactions import find_reactions, standing_out
+from lightning_anomaly.filters.reactions import standing_out
 from lightning_anomaly.pages.page import assemble, finite, plain_labels, short, usual_score
 
 _CODE = (
@@ -30,20 +30,12 @@ _STANDING_OUT = 6  # filters at the top of the page
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
-def page_text(
-    facts: Mapping[str, Any],
-    layers: Mapping[str, LayerReport],
-    pictures: Pictures,
-    labels: Sequence[Any] | None = None,
-    names: Sequence[str] | None = None,
-) -> str:
-    """Return the text of the page of a report, from the facts of `AnomalyReport.page_text`.
-
-    The page finds samples by `names` too.
-    """
+def page_text(report: Any, title: str, labels: Sequence[Any] | None = None, names: Sequence[str] | None = None) -> str:
+    """Return the text of the page of an `AnomalyReport`, which finds samples by `names` too."""
+    layers, n_samples, scores = report.layers, report.n_samples, report.outlier_scores
+    pictures = report.pictures or Pictures(None, {})
     if not layers:  # the page has only the notes, which say why
         labels = names = None
-    scores, n_samples = facts["scores"], len(facts["scores"])
     filters = sum(len(layer.verdicts) for layer in layers.values())
     count = min(n_samples, max(1, _POINTS // max(1, filters)))
     shown = torch.zeros(n_samples, dtype=torch.bool, device="cpu")
@@ -54,18 +46,28 @@ def page_text(
         blocks[f"points-{number}"] = _points(layer, shown)
         if name in pictures.maps:
             blocks[f"maps-{number}"] = _maps(pictures.maps[name])
-    reactions, sizes = find_reactions(layers, n_samples), [len(layer.verdicts) for layer in layers.values()]
+    reactions, sizes = report.reactions, [len(layer.verdicts) for layer in layers.values()]
     first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
     most = islice(standing_out(reactions).items(), _STANDING_OUT)
     index = {
-        **facts,
+        "title": title,
+        "count": report.count,
+        "fraction": report.fraction,
+        "sparsity": short(report.sparsity),
+        "measured": report.measured,
+        "votes": report.votes,
+        "reasons": [report.outlier_reasons(sample) for sample in range(n_samples)],
+        "settings": {key: str(value) for key, value in report.settings.items()},
         "samples": n_samples,
-        "sparsity": short(facts["sparsity"]),
         "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
         "views": [
-            {"view": view, "ordinary": usual_score(values), "scores": [finite(score) for score in values.tolist()]}
-            for view, values in facts["views"].items()
+            {
+                "view": name,
+                "ordinary": usual_score(view.scores),
+                "scores": [finite(score) for score in view.scores.tolist()],
+            }
+            for name, view in report.views.items()
         ],
         "reactions": [
             # the filters are numbered through all layers
@@ -76,7 +78,7 @@ def page_text(
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
         "names": names,
-        "notes": [*facts["notes"], *_omissions(n_samples, count, [*pictures.maps.values()])],
+        "notes": [*report.notes.values(), *_omissions(n_samples, count, [*pictures.maps.values()])],
     }
     return assemble(_CODE, index, pictures.images, blocks)
 

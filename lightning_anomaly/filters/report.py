@@ -204,27 +204,10 @@ class AnomalyReport(Tabular):
         write(path, self.page_text(title, labels=labels))
 
     def page_text(self, title: str, **options: Any) -> str:
-        """Return the text of the page that `save_html` writes.
-
-        `options` are `labels` as there, and a list of file `names`.
-        """
+        """Return the text of the page that `save_html` writes; `options` are `labels` as there, and file `names`."""
         from lightning_anomaly.filters.page import page_text
 
-        facts = {
-            "title": title,
-            "count": self.count,
-            "fraction": self.fraction,
-            "sparsity": self.sparsity,
-            "measured": self.measured,
-            "votes": self.votes,
-            "scores": self.outlier_scores,
-            "views": {name: view.scores for name, view in self.views.items()},
-            "reasons": [self.outlier_reasons(sample) for sample in range(self.n_samples)],
-            "settings": {key: str(value) for key, value in self.settings.items()},
-            "notes": self.notes.values(),
-        }
-        options = {"names": self.names, **options}
-        return page_text(facts, self.layers, self.pictures or Pictures(None, {}), **options)
+        return page_text(self, title, **{"names": self.names, **options})
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> BrowserFile:
         """Write the filter browser to a file that is removed when Python exits.
