@@ -58,8 +58,8 @@ class AnomalyPruneCallback(AnyCallback):
             strategy shards parameters, or a layer cannot be masked.
 
     Examples:
-        >>> AnomalyPruneCallback(at_epoch=5).masked
-        {}
+        >>> AnomalyPruneCallback(at_epoch=5).describe()
+        'AnomalyPruneCallback masked no filter (2 votes in 3 reports).'
     """
 
     on_error = "warn"
@@ -249,10 +249,23 @@ class AnomalyPruneCallback(AnyCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log how many filters are masked, and warn if they are not at zero."""
+        """Log what was masked, and warn if it is not at zero."""
         self._verify()
-        count, epochs = sum(map(len, self.masked.values())), [event["epoch"] for event in self.events]
-        rank_zero_info(f"AnomalyPruneCallback: {count} filters are masked; it acted before the epochs {epochs}.")
+        if not self.events and trainer.current_epoch <= self.at_epoch:
+            rank_zero_info(f"AnomalyPruneCallback masked no filter: the run ended before `at_epoch = {self.at_epoch}`.")
+        else:
+            rank_zero_info(self.describe())
+
+    def describe(self) -> str:
+        """Describe what was masked, one line for each time."""
+        count = sum(map(len, self.masked.values()))
+        share = f" with {100 * self.mask.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
+        head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
+        lines = [f"{head} ({self.min_votes} votes in {self.last_reports} reports)."]
+        for event in self.events:
+            parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
+            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter'}")
+        return "\n".join(lines)
 
     def _choose(self, pl_module: Any) -> dict[str, list[int]]:
         """Choose the filters to mask, `{layer: [filter, ...]}`, worst first."""

@@ -126,12 +126,14 @@ def test_masks_hold_in_layers_of_all_kinds(run: Run) -> None:
     assert run.model.up.weight.count_nonzero() == run.model.up.weight.numel() * (4 - len(off)) // 4
 
 
-def test_filters_are_masked_within_the_limit(run: Run) -> None:
+def test_filters_are_masked_within_the_limit_and_described(run: Run) -> None:
     sizes = {"conv1": 6, "conv2": 8, "up": 4}
     assert all(len(filters) <= 0.34 * sizes[layer] for layer, filters in run.prune.masked.items())
-    (event,) = run.prune.events
-    assert event["epoch"] == 1
-    assert {layer: sorted(filters) for layer, filters in event["filters"].items()} == run.prune.masked
+    head, *lines = run.prune.describe().splitlines()
+    count, share = sum(map(len, run.prune.masked.values())), 100 * run.prune.mask.parameter_fraction
+    assert head.startswith(f"AnomalyPruneCallback masked {count} filters with {share:.1f}% of the parameters ")
+    assert [line.split(":")[0] for line in lines] == ["  before epoch 1"]
+    assert str(sorted(run.prune.masked["conv1"])) in lines[0]
 
 
 def test_checkpoints_are_ordinary_and_have_the_validated_weights(run: Run) -> None:
