@@ -25,10 +25,10 @@ class FolderImages(Dataset[Any]):
     An image is a file with the name of one, such as `.jpg`, or with any other name and the first bytes of an image,
     in any format that Pillow reads. Nothing is decoded yet: an image may prove to be broken when it is read.
 
-    It has the attributes `root`, `samples` and `targets` of torchvision's `ImageFolder`, and `labels`, the name of each
-    image's class. `skipped` gives the reason for each file and folder that is not read, by its path in the folder, but
-    for the hidden files of systems. An item is an image for a network and the whole one, squeezed into a square of
-    bytes, in which a search for outliers sees frames and captions that the network's image may lack.
+    It has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`, and `labels`, the
+    name of each image's class. `skipped` gives the reason for each file and folder that is not read, by its path in the
+    folder, but for the hidden files of systems. An item is an image for a network and the whole one, squeezed into a
+    square of bytes, in which a search for outliers sees frames and captions that the network's image may lack.
 
     Args:
         folder: The folder.
@@ -56,7 +56,8 @@ class FolderImages(Dataset[Any]):
         classes = sorted({*labels})
         targets = {label: target for target, label in enumerate(classes)}
         self.samples = [(os.path.join(folder, n), targets[label]) for n, label in zip(names, labels, strict=True)]
-        self.labels = labels if classes != [""] else None
+        self.classes = classes if classes != [""] else []
+        self.labels = labels if self.classes else None
         self.targets = [target for _, target in self.samples] if self.labels else []
         self.shape = (1 if gray else 3, size, size)
         self.scaling = f"scaled to {size}x{size} pixels and to 0..1"  # a description for the user

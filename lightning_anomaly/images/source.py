@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ from lightning_anomaly.images.loaders import (
     first_loader,
     load_at,
 )
+from lightning_anomaly.pages.page import plain_labels
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -55,6 +56,17 @@ def first_tensor(batch: Any) -> Tensor | None:
     if inputs and inputs[0].ndim == 1:
         inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
     return inputs[0] if inputs else None
+
+
+def labels_in(batch: Any, count: int) -> list[int]:
+    """Return the second item of a batch, or its "label" or "labels", if it has an integer for each of `count` items."""
+    if isinstance(batch, Mapping):
+        labels = batch.get("label", batch.get("labels"))
+    else:
+        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if not isinstance(labels, Tensor) or labels.shape != (count,) or labels.is_floating_point():
+        return []
+    return [int(label) for label in labels.tolist()]
 
 
 class WithWholeImage(NamedTuple):
@@ -99,6 +111,7 @@ class ImageSource:
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
                 "leaves some out: give a loader over `Subset(data_set, indices)` instead."
             )
+        self._labels: dict[int, Any] = {}  # of the batches read so far, by position
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
         self.whole_shape: tuple[int, ...] | None = None  # of whole images; None if the data set hands none
@@ -125,6 +138,24 @@ class ImageSource:
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, see `class_names`."""
         return class_names(self._data)
+
+    @cached_property
+    def _targets(self) -> list[Any] | None:
+        return class_labels(self._data)
+
+    def set_labels(self, labels: Sequence[Any] | None) -> None:
+        """Replace the labels that come with the data, if others are given."""
+        if labels is not None:
+            self._targets = plain_labels(labels, len(self))
+
+    def labels(self, positions: Iterable[int]) -> list[str | None]:
+        """Return the classes of images that were read, by name if they have one; None if unknown.
+
+        They are those given, or else the data set's `targets`, or else the labels in its batches.
+        """
+        names, targets = dict(enumerate(self.class_names)), self._targets
+        found = [self._labels.get(place) if targets is None else targets[place] for place in positions]
+        return [None if label is None else str(names.get(label, label)) or None for label in found]
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -225,6 +256,7 @@ class ImageSource:
         whole = batch.whole if isinstance(batch, WithWholeImage) else images
         self.whole_shape = None if whole is images else tuple(whole.shape[1:])
         self._blank = torch.zeros_like(whole[:1], device="cpu")
+        self._labels.update(zip(positions, labels_in(batch, len(positions)), strict=False))
         return images, whole
 
 

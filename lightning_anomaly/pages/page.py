@@ -54,8 +54,9 @@ def write(path: str | Path, text: str) -> None:
 
 def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
     """Convert labels in a list, tensor, array or column of a table to plain values, by position."""
-    if len(labels) != count:
-        raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {len(labels)}.")
+    found = len(labels) if hasattr(labels, "__len__") else type(labels).__name__
+    if found != count:
+        raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {found}.")
     return [value.tolist() if hasattr(value, "tolist") else value for value in labels]
 
 

@@ -39,6 +39,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The folders or labels")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_tensor_a_data_set_and_a_loader_give_the_same_results(net: nn.Module, name: str) -> None:
     loader = DataLoader(DATA, 64, shuffle=True)

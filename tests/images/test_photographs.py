@@ -180,6 +180,7 @@ def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(
     assert "largest scores" not in str(report)
 
 
+@pytest.mark.filterwarnings("ignore:The folders or labels")
 def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Path) -> None:
     """Scores had no look, and all images of a class were identical."""
     (tmp_path / "photos").mkdir()
