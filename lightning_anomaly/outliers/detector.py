@@ -31,6 +31,7 @@ from lightning_anomaly.outliers.search import (
     search,
 )
 from lightning_anomaly.scores.content import Content, Distance
+from lightning_anomaly.scores.label import Label
 from lightning_anomaly.scores.look import Look
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
 from lightning_anomaly.scores.pixel_words import PixelWords
@@ -38,7 +39,8 @@ from lightning_anomaly.scores.scale import Scale, Tail, conformal_p_values
 from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 8
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 9
+_SCALES = "content", "label"  # of a `Label`
 
 
 class OutlierDetector:
@@ -149,6 +151,7 @@ class OutlierDetector:
         *,
         batch_size: int | None = None,
         false_discovery_rate: float = 0.1,
+        labels: Sequence[Any] | None = None,
         progress: bool | None = None,
     ) -> OutlierReport:
         """Score every image of a data set and report the most unusual ones.
@@ -158,6 +161,8 @@ class OutlierDetector:
                 names if the data set lists them in `samples`, as torchvision's `ImageFolder` does.
             batch_size: See `fit`.
             false_discovery_rate: Accepted share of ordinary images among the significant ones.
+            labels: The class of each image, a name or number; None for those unknown. By default they are the data
+                set's `targets`, or the second item of a batch. They count if the reference has such classes too.
             progress: See `analyze`.
 
         Returns:
@@ -170,6 +175,7 @@ class OutlierDetector:
         state = self._fitted()
         rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
         source = open_scaled(images, "images", batch_size)
+        source.set_labels(labels)
         reader = ImageReader(self.model, self.class_names, progress, state)
         report = search(reader, source, state, rate, self.notes, self._reference)
         warn_of(report.notes)
@@ -191,6 +197,7 @@ class OutlierDetector:
                 **state._asdict(),
                 "views": {name: _view_state(view) for name, view in state.views.items()},
                 "feature_layer": layer and layer._asdict(),
+                "label": state.label and _label_state(state.label),
             },
             "weight": layer and _shape(self.model, layer),
             "state_hash": state_hash(self.model),
@@ -242,7 +249,8 @@ def _read(path: Path) -> tuple[Any, DetectorState, Any, Any]:
             fit = content["fit"]
             views = {name: _view_from_state(name, view) for name, view in fit["views"].items()}
             layer = fit["feature_layer"] and FeatureLayer(**fit["feature_layer"])
-            state = DetectorState(**{**fit, "views": views, "feature_layer": layer})
+            label = fit["label"] and Label(**{**fit["label"], **{k: _scale_of(fit["label"][k]) for k in _SCALES}})
+            state = DetectorState(**{**fit, "views": views, "feature_layer": layer, "label": label})
             return content["class_names"], state, content["weight"], content["state_hash"]
     except Exception as error:  # torch raises many types
         found = f"{type(error).__name__}: an incomplete file, or another one"
@@ -258,18 +266,29 @@ def _view_state(view: FittedView) -> dict[str, Any]:
     else:
         distances = [distance._asdict() for distance in view.model.distances]
         model = {"distances": distances, "uses_energy": view.model.uses_energy}
-    scale = {"tails": [tail._asdict() for tail in view.scale.tails], "largest": view.scale.largest._asdict()}
-    return {"model": model, "scale": scale}
+    return {"model": model, "scale": _scale_state(view.scale)}
+
+
+def _label_state(label: Label) -> dict[str, Any]:
+    return label._asdict() | {name: _scale_state(getattr(label, name)) for name in _SCALES}
+
+
+def _scale_state(scale: Scale) -> dict[str, Any]:
+    return {"tails": [tail._asdict() for tail in scale.tails], "largest": scale.largest._asdict()}
+
+
+def _scale_of(state: Mapping[str, Any]) -> Scale:
+    return Scale(tuple(Tail(**tail) for tail in state["tails"]), Tail(**state["largest"]))
 
 
 def _view_from_state(name: str, state: Mapping[str, Any]) -> FittedView:
-    model, scale = state["model"], state["scale"]
+    model = state["model"]
     view: Look | Content
     if name == "look":
         view = Look(RobustGaussian(**model["gaussian"]), PixelWords(model["words"]))
     else:
         view = Content(tuple(Distance(**distance) for distance in model["distances"]), model["uses_energy"])
-    return FittedView(view, Scale(tuple(Tail(**tail) for tail in scale["tails"]), Tail(**scale["largest"])))
+    return FittedView(view, _scale_of(state["scale"]))
 
 
 def _shape(model: nn.Module, layer: FeatureLayer) -> list[int] | None:
@@ -288,9 +307,13 @@ def find_outliers(
     max_reference: int = _MAX_REFERENCE,
     false_discovery_rate: float = 0.1,
     seed: int = 0,
+    labels: Sequence[Any] | None = None,
     progress: bool | None = None,
 ) -> OutlierReport:
-    """Score every image of a data set by how unusual it is among the images of a reference, without labels.
+    """Score every image of a data set by how unusual it is among the images of a reference.
+
+    Labels are not needed. If images have classes that tell something about what they show, each is compared with the
+    others of its class, and those that look like another class have large label scores.
 
     A shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
 
@@ -307,6 +330,7 @@ def find_outliers(
             drawn.
         false_discovery_rate: See `OutlierDetector.search`.
         seed: See `OutlierDetector.fit`.
+        labels: See `OutlierDetector.search`.
         progress: See `analyze`.
 
     Returns:
@@ -329,6 +353,7 @@ def find_outliers(
     detector = OutlierDetector(model, class_names)
     reader = ImageReader(model, detector.class_names, progress, None)
     source = open_scaled(images, "images", batch_size)
+    source.set_labels(labels)
     if reference is None:
         state, notes, read = fit_to_images(reader, source, limit, seed)
         report = search(reader, source, state, rate, notes, read=read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ def write_outlier_page(
         row.update({name: finite(value) for name, value in row.items() if isinstance(value, float)})
         if named is not None:
             row["label"] = str(named[position])
-        row["views"] = {view: finite(values[position].item()) for view, values in view_scores.items()}
+        known = {view: values[position].item() for view, values in view_scores.items()}
+        row["views"] = {view: finite(value) for view, value in known.items() if not math.isnan(value)}
     index = {
         **facts,
-        "columns": facts["columns"] if named is None else [*facts["columns"], "label"],
+        "columns": [*dict.fromkeys([*facts["columns"], *([] if named is None else ["label"])])],
         "total": len(scores),
         "ordinary": usual_score(scores),
         "views": {view: usual_score(values) for view, values in view_scores.items()},

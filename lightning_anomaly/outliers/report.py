@@ -35,7 +35,7 @@ class OutlierReport(Tabular):
         scores: Outlier scores by position in the data set, the larger of an image's look and content scores, in nats
             `(N,)`; infinite for images that cannot be read or give NaN or infinite values.
         p_values: See `OutlierDetector.p_values` `(N,)`; NaN where the score is infinite, and without a reference.
-        views: Scores and reasons of the views that there are, "look" and "content".
+        views: Scores and reasons of the views that there are, "look", "content" and "label".
         view_p_values: P-values of their scores.
         n_reference: Number of reference images that can be read and give finite values.
         n_calibration: Number of reference images that calibrate p-values; 0 without a reference.
@@ -46,9 +46,12 @@ class OutlierReport(Tabular):
         unreadable: Error messages of the images that cannot be read, by position.
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
         duplicate_images: Small copies of the first images in `duplicates`; None if they cannot be drawn.
+        label_images: Small copies of the first images that look like another class; None if they cannot be drawn.
         duplicates_left_out: Why near duplicates are not listed; empty if they are.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
         feature_layer: What the content scores compare, in words; empty without them.
+        labels: The class of each image, None if that is unknown; None without any.
+        looks_like: The class that each image looks like most; None without label scores.
     """
 
     scores: Tensor
@@ -64,9 +67,12 @@ class OutlierReport(Tabular):
     unreadable: Mapping[int, str] = field(default_factory=dict)
     duplicates: Sequence[DuplicateGroup] = ()
     duplicate_images: Tensor | None = None
+    label_images: Tensor | None = None
     duplicates_left_out: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
     feature_layer: str = ""
+    labels: Sequence[str | None] | None = None
+    looks_like: Sequence[str] | None = None
 
     @property
     def look_scores(self) -> Tensor:
@@ -78,8 +84,16 @@ class OutlierReport(Tabular):
         """How unlike the others is what the network sees in each image, in nats `(N,)`; NaN without such a view."""
         return scores_by("content", self.views, len(self.scores))
 
+    @property
+    def label_scores(self) -> Tensor:
+        """How much each image looks like another class than its own, in nats `(N,)`; 1000 if it is also filed there.
+
+        NaN for images whose class is unknown or has only one or two images, and for all if labels tell nothing.
+        """
+        return scores_by("label", self.views, len(self.scores))
+
     def outlier_reasons(self, position: int) -> dict[str, str]:
-        """Describe what is unusual about an image's look and content, the larger score first.
+        """Describe what is unusual about an image's look, content and label, the larger score first.
 
         A score has a reason if it is among the highest twentieth of ordinary images.
 
@@ -114,7 +128,7 @@ class OutlierReport(Tabular):
 
         Args:
             k: Number of images.
-            by: "look", "content", or "all" for the larger of the two.
+            by: "look", "content", or "all" for the larger of the two; or "label".
 
         Raises:
             ValueError: If `k` is not a positive integer, or `by` is not allowed.
@@ -122,6 +136,12 @@ class OutlierReport(Tabular):
         k = check_integer("k", k, 1)
         scores = self.scores if check_one_of("by", by, ("all", *self.views)) == "all" else self.views[by].scores
         return self._by_score(scores.isfinite(), scores)[:k]
+
+    @property
+    def filed_elsewhere(self) -> list[int]:
+        """Positions of the images that look like another class, or are in it too, by descending label score."""
+        reasons = self.views["label"].reasons if "label" in self.views else ()
+        return [place for place in self.top(len(self.scores), by="label") if reasons[place]] if reasons else []
 
     def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:
         positions, scores = chosen.nonzero()[:, 0], self.scores if scores is None else scores
@@ -131,8 +151,9 @@ class OutlierReport(Tabular):
     def to_frame(self, k: int | None = None) -> DataFrame:
         """Convert the report to a pandas DataFrame with a row for each image, by descending score.
 
-        Columns are position, name if there are `names`, score, p_value, significant, look_score, look_p_value,
-        content_score, content_p_value and reasons, see `outlier_reasons`. Unusable images come last.
+        Columns are position, name if there are `names`, label if there are `labels`, looks_like if there are label
+        scores, score, p_value, significant, look_score, look_p_value, content_score, content_p_value, label_score,
+        label_p_value and reasons, see `outlier_reasons`. Unusable images come last.
 
         Args:
             k: Number of images; None takes all.
@@ -163,6 +184,8 @@ class OutlierReport(Tabular):
             {
                 "position": position,
                 **({} if self.names is None else {"name": _no_formula(self.names[position])}),
+                **({} if self.labels is None else {"label": _no_formula(self.labels[position] or "")}),
+                **({} if self.looks_like is None else {"looks_like": _no_formula(self.looks_like[position])}),
                 "score": self.scores[position].item(),
                 "p_value": self.p_values[position].item(),
                 "significant": position in significant,
@@ -189,16 +212,17 @@ class OutlierReport(Tabular):
     def _known(name: str | int) -> str:
         return name if isinstance(name, str) else f"image {name}"
 
-    def _apart(self, ranked: Iterable[int]) -> list[int]:
-        """List the images of duplicates that are not ranked, and the unusable images."""
+    def _apart(self, ranked: Iterable[int], k: int | None) -> list[int]:
+        """List the images that are not ranked: up to k that look like another class, duplicates and unusable ones."""
         known = {*ranked}
-        apart = dict.fromkeys([*members(self.duplicates), *self.unusable])
+        apart = dict.fromkeys([*self.filed_elsewhere[:k], *members(self.duplicates), *self.unusable])
         return [position for position in apart if position not in known]
 
     def save_csv(self, path: str | Path, k: int | None = None) -> None:
         """Write `rows` as a CSV file with the same columns as the CSV files of the HTML page.
 
-        All duplicates, unreadable images and skipped files are in it. What is infinite or NaN is empty. Names that a
+        All duplicates, unreadable images and skipped files are in it, and up to `k` images that look like another
+        class. What is infinite or NaN is empty. Names that a
         spreadsheet would take for formulas begin with `./`.
 
         Args:
@@ -206,7 +230,7 @@ class OutlierReport(Tabular):
             k: Number of ranked images; None takes all.
         """
         ranked = self.top(len(self.scores) if k is None else k)
-        rows = self._rows_of([*ranked, *self._apart(ranked)])
+        rows = self._rows_of([*ranked, *self._apart(ranked, k)])
         for row in rows:
             row |= {name: "" for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
         skipped = [
@@ -224,8 +248,9 @@ class OutlierReport(Tabular):
     ) -> None:
         """Write a ranked gallery, a single HTML file that needs no server and no network.
 
-        It shows the 256 images with the largest scores, ordered by these, by look or by content. A reader ticks images
-        and saves them as a CSV file, in the format of `save_csv`. The browser remembers ticks.
+        It shows the 256 images with the largest scores, ordered by these, by look or by content, and those that look
+        like another class. A reader ticks images and saves them as a CSV file, in the format of `save_csv`. The browser
+        remembers ticks.
 
         Args:
             path: Path of the file; missing folders are created.
@@ -239,13 +264,18 @@ class OutlierReport(Tabular):
         from lightning_anomaly.outliers.page import write_outlier_page
 
         ranked = self.top(SHOWN)
-        apart = self._apart(ranked)
+        apart = self._apart(ranked, SHOWN)
         rows = self._rows_of([*ranked, *apart])
-        parts = [part for part in (self.images, self.duplicate_images) if part is not None]
-        own, copied = (0 if part is None else len(part) for part in (self.images, self.duplicate_images))
-        pictured = {position: place for place, position in enumerate(ranked[:own])}
-        for place, position in enumerate(members(self.duplicates)[:copied], own):
-            pictured.setdefault(position, place)
+        parts, pictured = list[Tensor](), dict[int, int]()
+        for images, positions in (
+            (self.images, ranked),
+            (self.duplicate_images, members(self.duplicates)),
+            (self.label_images, self.filed_elsewhere),
+        ):
+            if images is not None:
+                for place, position in enumerate(positions[: len(images)], sum(len(part) for part in parts)):
+                    pictured.setdefault(position, place)
+                parts.append(images)
         facts = {
             "title": title,
             "sentences": self._sentences(),
@@ -290,7 +320,20 @@ class OutlierReport(Tabular):
 
     def _sentences(self) -> list[str]:
         content = [f"Content scores: {self.feature_layer}."] if self.feature_layer else []
-        return [self._headline(), *content, *self._lists(), *(f"note: {note}" for note in self.notes.values())]
+        return [
+            self._headline(),
+            *content,
+            *self._filed_sentence(),
+            *self._lists(),
+            *(f"note: {note}" for note in self.notes.values()),
+        ]
+
+    def _filed_sentence(self) -> list[str]:
+        """Name the images that look like another class."""
+        found = self.filed_elsewhere
+        names = [f"{self._name(place)} ({self.views['label'].reasons[place]})" for place in found]
+        verb = "looks" if len(found) == 1 else "look"
+        return [f"{_images(len(found))} {verb} like another class: {listed(names)}."] if found else []
 
     def _lists(self) -> list[str]:
         """Say how many duplicates and skipped files there are."""

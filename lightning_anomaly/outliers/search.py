@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly._internal.progress import track
+from lightning_anomaly._internal.tables import listed
 from lightning_anomaly.images.source import ImageSource, scaled
 from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.network.forward import placed, probing
@@ -17,9 +19,10 @@ from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates, members
 from lightning_anomaly.outliers.report import SHOWN, OutlierReport
 from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
+from lightning_anomaly.scores.label import CERTAIN, Label
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import FittedView, SampleView, fit_views, join_views, judge, larger
+from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, join_views, judge, larger
 
 MIN_REFERENCE = 100
 _SIDE = 128  # largest side of an image in the report (pixels)
@@ -38,6 +41,8 @@ class DetectorState(NamedTuple):
         limits: The values that are drawn black and white, see `black_and_white`; None if images of this shape cannot
             be drawn.
         feature_layer: Where features and logits come from, None if there are none.
+        label: The classes of the reference, None if they are unknown or tell nothing.
+        label_calibration: Like `calibration`, for images of these classes: "larger", "content" and "label".
     """
 
     views: dict[str, FittedView]
@@ -47,21 +52,25 @@ class DetectorState(NamedTuple):
     whole_shape: tuple[int, ...] | None
     limits: Tensor | None
     feature_layer: FeatureLayer | None
+    label: Label | None
+    label_calibration: dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """What is known of n images, on the CPU: positions `(n,)`, statistics, fingerprints, small images if drawn."""
+    """What is known of n images, on the CPU: positions `(n,)`, statistics, fingerprints, labels, small images."""
 
     positions: Tensor
     samples: SampleStatistics
     fingerprints: Fingerprints
+    labels: list[str | None]
     images: Tensor | None
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
         """Join parts, without their small images."""
-        positions, samples, fingerprints, _ = zip(*parts, strict=True)
-        return Batch(torch.cat(positions), SampleStatistics.join(samples), Fingerprints.join(fingerprints), None)
+        positions, samples, fingerprints, labels, _ = zip(*parts, strict=True)
+        joined = SampleStatistics.join(samples), Fingerprints.join(fingerprints), [*chain.from_iterable(labels)]
+        return Batch(torch.cat(positions), *joined, None)
 
 
 class Gallery(NamedTuple):
@@ -122,7 +131,8 @@ class ImageReader:
                 if part is not None:
                     part[unreadable] = torch.nan
             small = self.thumbnails(whole) if draw or self.limits is None else None
-            yield Batch(places, statistics, fingerprints, small if draw else None)
+            labels = source.labels(places.tolist())
+            yield Batch(places, statistics, fingerprints, labels, small if draw else None)
 
     def thumbnails(self, whole: Tensor) -> Tensor | None:
         """Draw whole images small; None if they are neither images nor volumes."""
@@ -174,12 +184,20 @@ def fit_to_reference(
     first, scale, rest = (samples.select(part) for part in parts)
     views = fit_views(first, scale)
     notes = _unusable_notes(source, batch.positions[~finite].tolist()) | _view_notes(source, views)
-    scores = _scores_of(judge(views, rest), count - count // 2)
-    calibration = {name: values.sort().values for name, values in scores.items()}
+    found = judge(views, rest)
+    calibration = _sorted_scores(found)
+    labels = [batch.labels[place] for place in usable.tolist()]
+    label = Label.fit(first, labels[parts[0]], (scale, labels[parts[1]])) if "content" in views else None
+    notes |= _label_notes(source, labels, views, label)
+    label_calibration = {}
+    if label is not None:
+        found, _ = label.judge(rest, labels[parts[2]], found)
+        label_calibration = _sorted_scores(found, ~found["label"].scores.isnan())
     places = batch.positions[usable].tolist()
     names = places if source.names is None else [source.names[place] for place in places]
     shapes = source.shape, source.whole_shape
-    state = DetectorState(views, calibration, count, *shapes, reader.limits, reader.feature_layer)
+    layer = reader.feature_layer
+    state = DetectorState(views, calibration, count, *shapes, reader.limits, layer, label, label_calibration)
     return state, notes, ReferenceImages(batch.fingerprints, usable, names)
 
 
@@ -196,6 +214,7 @@ def fit_to_images(
     batches = [*reader.batches(source, chosen, "reference")]
     batch = Batch.join(batches)
     views: dict[str, FittedView] = {}
+    label = None
     if count < MIN_REFERENCE:
         finite = batch.samples.finite_rows(count)
         notes = {
@@ -205,10 +224,13 @@ def fit_to_images(
     else:
         finite = _finite_rows(source, batch)
         order = batch.positions.argsort()  # so that sums do not depend on the batches
-        views = fit_views(batch.samples.select(order[finite[order]]))
-        notes = _view_notes(source, views)
+        order = order[finite[order]]
+        samples, labels = batch.samples.select(order), [batch.labels[place] for place in order.tolist()]
+        views = fit_views(samples)
+        label = Label.fit(samples, labels) if "content" in views else None
+        notes = _view_notes(source, views) | _label_notes(source, labels, views, label)
     shapes = source.shape, source.whole_shape
-    state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer)
+    state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label, {})
     return state, notes, batches
 
 
@@ -248,6 +270,20 @@ def _view_notes(source: ImageSource, views: Mapping[str, FittedView]) -> dict[st
     return notes
 
 
+def _label_notes(
+    source: ImageSource, labels: Iterable[str | None], views: Mapping[str, FittedView], label: Label | None
+) -> dict[str, str]:
+    """Note that there are labels which tell nothing."""
+    classes = {name for name in labels if name is not None}
+    if not classes or label is not None or "content" not in views:
+        return {}
+    found = f"{len(classes)} {'classes' if len(classes) > 1 else 'class'}"
+    return {
+        "labels": f"The folders or labels of `{source.argument}` ({found}) tell nothing about what the model sees: "
+        "there are no label scores, and each image is compared with all others."
+    }
+
+
 def search(
     reader: ImageReader,
     source: ImageSource,
@@ -261,25 +297,42 @@ def search(
     check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
-    positions, parts, fingerprints, gallery = [], [], [], list[Gallery]()
-    for batch in chain(read, reader.batches(source, remaining, "outlier scores")):
+    positions, parts, fingerprints, gallery, looks_like = [], [], [], list[Gallery](), list[str]()
+    new = reader.batches(source, remaining, "outlier scores")
+    for number, batch in enumerate(chain(read, new)):
         check_features(batch.samples, state)
-        parts.append(judge(state.views, batch.samples))
+        views = judge(state.views, batch.samples)
+        if state.label is not None:
+            views, seen = state.label.judge(batch.samples, batch.labels, views, left_out=number < len(read))
+            looks_like += seen
+        parts.append(views)
         scored = _scores_of(parts[-1], len(batch.positions))
         gallery = [Gallery.join([*gallery, Gallery(batch.positions, scored["larger"], batch.images)])]
         positions.append(batch.positions)
         fingerprints.append(batch.fingerprints)
     order = torch.cat(positions).argsort()
-    views = join_views(parts, order)
+    views, labels = join_views(parts, order), source.labels(range(len(source)))
+    if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
+        del views["label"]
     scores = _scores_of(views, len(source))
     scores["larger"][list(source.unreadable)] = torch.inf
     unusable = scores["larger"].isinf()
     usable = (~unusable).nonzero()[:, 0]
     duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), reference)
+    if "label" in views:
+        views["label"] = _with_certain(views["label"], labels, duplicates)
+        scores["label"] = views["label"].scores
     p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
     p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
-    copies = source.with_whole(members(duplicates)[:SHOWN])
-    return OutlierReport(
+    if "label" in views:
+        filed = ~scores["label"].isnan()
+        for name, of_class in state.label_calibration.items():
+            p_values[name] = torch.where(filed, conformal_p_values(scores[name], of_class), p_values[name])
+
+    def drawn(places: Sequence[int]) -> Tensor | None:
+        return join_known([reader.thumbnails(whole) for _, _, whole in source.with_whole(places[:SHOWN])])
+
+    report = OutlierReport(
         scores=scores["larger"],
         p_values=p_values.pop("larger"),
         views=views,
@@ -292,11 +345,26 @@ def search(
         names=source.names,
         unreadable=source.unreadable,
         duplicates=duplicates,
-        duplicate_images=join_known([reader.thumbnails(whole) for _, _, whole in copies]),
+        duplicate_images=drawn(members(duplicates)),
         duplicates_left_out=problem,
         skipped=source.skipped,
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
+        labels=labels if any(label is not None for label in labels) else None,
+        looks_like=[looks_like[place] for place in order.tolist()] if "label" in views else None,
     )
+    return replace(report, label_images=drawn(report.filed_elsewhere))
+
+
+def _with_certain(view: SampleView, labels: Sequence[str | None], duplicates: Iterable[DuplicateGroup]) -> SampleView:
+    """Put the images first that are filed under several classes."""
+    scores, reasons = view.scores.clone(), [*view.reasons]
+    for group in duplicates:
+        classes = sorted({label for place in group.positions if (label := labels[place]) is not None})
+        for place in group.positions:
+            if group.identical and len(classes) > 1 and (label := labels[place]) is not None:
+                scores[place] = CERTAIN
+                reasons[place] = f"filed under {label}, also under {listed([c for c in classes if c != label])}"
+    return SampleView(scores, tuple(reasons))
 
 
 def _duplicates(
@@ -318,10 +386,16 @@ def _duplicates(
 
 
 def _scores_of(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
-    """Return the scores of `count` images in each view, and the larger ones; NaN without views."""
+    """Return the scores of `count` images in each view, and the larger of look and content; NaN without these."""
     scores = {name: view.scores for name, view in views.items()}
+    odd = [values for name, values in scores.items() if name in VIEWS]
     unscored = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
-    return scores | {"larger": larger(scores.values()) if scores else unscored}
+    return scores | {"larger": larger(odd) if odd else unscored}
+
+
+def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = slice(None)) -> dict[str, Tensor]:
+    scores = _scores_of(views, 0)
+    return {name: values[chosen].sort().values for name, values in scores.items()}
 
 
 def check_features(samples: SampleStatistics, state: DetectorState) -> None:

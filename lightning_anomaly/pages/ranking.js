@@ -52,7 +52,8 @@ export class Ranking {
     const isShown =
       { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
     const named = (row) => !find || [row.label, row.name].some((name) => isMeant(row.position, name, find));
-    const rows = (show === "ticked" ? this.all : this.rows).filter((row) => isShown(row) && named(row));
+    const listed = by === "label" ? this.all.filter((row) => row.view_reasons.label) : this.rows;
+    const rows = (show === "ticked" ? this.all : listed).filter((row) => isShown(row) && named(row));
     return by in this.views ? rows.sort((a, b) => (b.views[by] ?? -1) - (a.views[by] ?? -1)) : rows;
   }
 

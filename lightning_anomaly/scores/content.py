@@ -120,12 +120,16 @@ class Content(NamedTuple):
         """Say what the network sees in each image instead; `strongest` is the index of its largest measure `(n,)`."""
         by_energy = (strongest == len(self.distances)).tolist()
         reasons = ["nothing that the network knows well" if small else "unlike the others" for small in by_energy]
-        if samples.logits is None:
-            return tuple(reasons)
-        classes = two_sided(samples.logits).argmax(1).tolist()
-        names = samples.class_names if len(samples.class_names) > max(classes, default=0) else None
-        seen = [f"class {index}" if names is None else names[index] for index in classes]
-        return tuple(f"{reason} (the network sees {name})" for reason, name in zip(reasons, seen, strict=True))
+        return tuple(f"{reason}{seen}" for reason, seen in zip(reasons, network_sees(samples), strict=True))
+
+
+def network_sees(samples: SampleStatistics) -> list[str]:
+    """Say which class the network sees in each sample, in parentheses; nothing without logits."""
+    if samples.logits is None:
+        return [""] * (0 if samples.features is None else len(samples.features))
+    classes = two_sided(samples.logits).argmax(1).tolist()
+    names = samples.class_names if len(samples.class_names) > max(classes, default=0) else None
+    return [f" (the network sees {f'class {index}' if names is None else names[index]})" for index in classes]
 
 
 def two_sided(logits: Tensor) -> Tensor:

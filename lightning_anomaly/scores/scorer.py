@@ -83,5 +83,5 @@ def scores_by(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
 
 def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
     """Return the reasons for a sample by view, the larger score first; ordinary views give none."""
-    names = sorted(views, key=lambda name: -views[name].scores[sample].item())
-    return {name: reason for name in names if (reason := views[name].reasons[sample])}
+    reasons = {name: reason for name, view in views.items() if (reason := view.reasons[sample])}
+    return dict(sorted(reasons.items(), key=lambda item: -views[item[0]].scores[sample].item()))

@@ -52,6 +52,7 @@ def files(*classes: int) -> TensorDataset:
     return data
 
 
+@pytest.mark.filterwarnings("ignore:The folders or labels")
 def test_the_report_has_the_names_of_files_even_of_a_subset(net):
     for data, first in ((files(0, 1), 0), (Subset(files(0, 1), range(3, 120)), 3)):
         report = find_outliers(DataLoader(data, 32), net)

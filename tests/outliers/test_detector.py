@@ -41,7 +41,7 @@ def fitted() -> OutlierDetector:
 def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     fitted.save(tmp_path / "detector.pt")
     content = torch.load(tmp_path / "detector.pt", weights_only=True)
-    assert content["version"] == 8
+    assert content["version"] == 9
     loaded = OutlierDetector.load(tmp_path / "detector.pt", classifier())
     images = torch.cat([0.5 * DIGITS[800:900], torch.rand(5, 1, 8, 8)])  # drawn as dark beside the reference
     scores = fitted.score(images)
@@ -116,7 +116,7 @@ def test_a_file_that_is_none_and_a_model_that_does_not_fit_are_refused(fitted, t
     state = torch.load(tmp_path / "detector.pt", weights_only=True)
     torch.save({name: part for name, part in state.items() if name != "fit"}, tmp_path / "lacking.pt")
     for name in ("text", "old", "list", "cut", "empty", "lacking"):
-        with pytest.raises(ValueError, match=rf"version 8. Found '{name}.pt'"):
+        with pytest.raises(ValueError, match=rf"version 9. Found '{name}.pt'"):
             OutlierDetector.load(tmp_path / f"{name}.pt", classifier())
     with pytest.raises(FileNotFoundError):
         OutlierDetector.load(tmp_path / "nothing.pt", classifier())
