@@ -26,14 +26,16 @@ class FittedModule:
     def __getstate__(self) -> dict[str, Any]:
         return {"fitting": self.fitting, "_fitted": None, "_current": None}  # a weak reference cannot be copied
 
-    def enter(self, pl_module: Any, stage: str) -> bool:
-        """Return whether another module is fitted than before."""
+    def enter(self, callback: Any, pl_module: Any, stage: str) -> None:
+        """Reset a callback if another module is fitted than before; it warns again if some module is validated."""
         self.fitting = stage == "fit"
         self._current = weakref.ref(pl_module)
-        changes = self.fitting and (self._fitted is None or self._fitted() is not pl_module)
+        if not self.fitting:
+            callback._guard.forget()
+        elif self._fitted is None or self._fitted() is not pl_module:
+            callback._reset()
         if self.fitting:
             self._fitted = self._current
-        return changes
 
     def resume(self) -> Any:
         """Return the current module, whose state a checkpoint restores; None without one."""

@@ -76,8 +76,7 @@ class StoppingCallback(AnyEarlyStopping):
         if stage == "fit":
             self._watched = find_callback(trainer, self._reader_of, self.reports_from, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
-        if self._module.enter(pl_module, stage):
-            self._reset()
+        self._module.enter(self, pl_module, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

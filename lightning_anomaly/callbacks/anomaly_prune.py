@@ -133,10 +133,7 @@ class AnomalyPruneCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the `AnomalyFilterCallback`, and refuse strategies that shard parameters."""
         check_logging(self, trainer, pl_module, stage)
-        if self._module.enter(pl_module, stage):
-            self._reset()
-        elif stage != "fit":
-            self._guard.forget()  # another module may be validated
+        self._module.enter(self, pl_module, stage)
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(
                 trainer, AnomalyFilterCallback, self.reports_from, "AnomalyPruneCallback"

@@ -182,10 +182,7 @@ class TwoSampleCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, and drop the state if another module is fitted than before."""
         check_logging(self, trainer, pl_module, stage)
-        if self._module.enter(pl_module, stage):
-            self._reset()
-        elif stage != "fit":
-            self._guard.forget()  # another module may be validated
+        self._module.enter(self, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers and `logits`, which `setup` may have built, and drop images of an earlier fit."""
