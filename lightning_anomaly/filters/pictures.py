@@ -61,7 +61,7 @@ def take_pictures(
     room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * n_filters)) // max(1, n_filters)
     kept = {name: known.get(name) or _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
-    return Pictures(_images_of(images, samples), kept)
+    return Pictures(draw_images(images, samples), kept)
 
 
 def join_pictures(parts: Sequence[Pictures], images: Tensor | None, n_samples: int) -> Pictures:
@@ -71,22 +71,17 @@ def join_pictures(parts: Sequence[Pictures], images: Tensor | None, n_samples: i
         for name, kept in part.maps.items():
             layers.setdefault(name, []).append(kept)
     maps = {name: KeptMaps(*map(torch.cat, zip(*kept, strict=True))) for name, kept in layers.items()}
-    return Pictures(_images_of(images, n_samples), maps)
+    return Pictures(draw_images(images, n_samples), maps)
 
 
-def _images_of(images: Tensor | None, samples: int) -> Tensor | None:
-    """Draw the images if there is one for each sample."""
-    if images is None or images.ndim not in (4, 5) or len(images) != samples or not images.numel():
-        return None
-    return probe_images(images)
-
-
-def probe_images(images: Tensor) -> Tensor:
-    """Draw small images of samples: uint8 `(N, height, width, channels)`, on the CPU.
+def draw_images(images: Tensor | None, samples: int) -> Tensor | None:
+    """Draw small images, uint8 `(N, height, width, channels)`, on the CPU, if there is one for each sample.
 
     Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice. Sides are at most 64 pixels, and
     less for more than about a thousand images.
     """
+    if images is None or images.ndim not in (4, 5) or len(images) != samples or not images.numel():
+        return None
     side = max(1, min(SIDE, math.isqrt(_PIXELS // len(images))))
     small = torch.cat([shrink(part, side) for part in torch.split(images, 64)])
     return to_bytes(small, black_and_white(small))

@@ -10,7 +10,7 @@ from reports import contents, layer
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.pictures import Pictures, probe_images, take_pictures
+from lightning_anomaly.filters.pictures import Pictures, draw_images, take_pictures
 from lightning_anomaly.network.maps import LayerMaps
 from lightning_anomaly.scores.scorer import SampleView
 
@@ -131,9 +131,9 @@ class TestMaps:
 class TestImages:
     def test_only_large_or_many_images_are_pooled(self):
         images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        assert torch.equal(probe_images(images), images.permute(0, 2, 3, 1))
-        assert probe_images(torch.zeros(2, 3, 224, 100)).shape == (2, 56, 25, 3)
-        assert probe_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
+        assert torch.equal(draw_images(images, len(images)), images.permute(0, 2, 3, 1))
+        assert draw_images(torch.zeros(2, 3, 224, 100), 2).shape == (2, 56, 25, 3)
+        assert draw_images(torch.zeros(10_000, 1, 32, 32), 10_000).shape == (10_000, 16, 16, 1)
 
 
 @pytest.mark.parametrize(
