@@ -57,9 +57,9 @@ class LoggedValues:
         prefixes = f"{self.prefix}/", f"{self.prefix}_layers/"
         return {key for key in monitors if isinstance(key, str) and key.startswith(prefixes)}
 
-    def without_measurement(self, trainer: Any, repeated: bool, advice: str = "") -> str:
+    def without_measurement(self, trainer: Any, advice: str = "") -> str:
         """Say what is logged if a validation measures nothing; the text begins with a space."""
-        if repeated:
+        if self.measured:
             return " The last values are logged again."
         dead = [f"'{key}'" for key in sorted(self.monitored(trainer))]
         constant = f" Whatever monitors {', '.join(dead)} will only see a constant." if dead else ""
@@ -68,10 +68,11 @@ class LoggedValues:
     def check_validations(self, trainer: Any, guard: Guard) -> None:
         """Warn if a fit has no validations."""
         if not trainer.enable_validation:
+            self.measured = {}
             guard.warn(
                 "no validation",
                 "This Trainer has no validations (no validation loader, no `validation_step`, or `limit_val_batches = "
-                f"0`).{self.without_measurement(trainer, repeated=False)}",
+                f"0`).{self.without_measurement(trainer)}",
             )
 
     def _key(self, name: str) -> str:

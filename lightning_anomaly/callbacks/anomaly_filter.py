@@ -157,7 +157,7 @@ class AnomalyFilterCallback(AnyCallback):
         if not self._schedule.due:
             return
         if fitting:
-            self._schedule.say_cost(self._guard, measured=self._has_measured(trainer))
+            self._schedule.say_cost(self._guard, measured=bool(self._values.measured))
             if shuffles(trainer.val_dataloaders):
                 self._guard.warn(
                     "shuffled",
@@ -199,7 +199,7 @@ class AnomalyFilterCallback(AnyCallback):
             return
         analysis = None
         with self._schedule.timed():
-            with self._guard("analyze the filters", self._without_measurement(trainer)):
+            with self._guard("analyze the filters", self._values.without_measurement(trainer)):
                 self._guard.meet()
                 if self._probe is not None:
                     analysis = self._analyze(trainer, self._probe)
@@ -222,8 +222,8 @@ class AnomalyFilterCallback(AnyCallback):
         elif report.n_samples < self.probe_size and report.layers:
             small = f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`."
             notes = {"small probe": small, **notes}
-        self._guard.warn_of(notes, "" if report.measured else self._without_measurement(trainer))
-        if not report.measured and self._has_measured(trainer):
+        self._guard.warn_of(notes, "" if report.measured else self._values.without_measurement(trainer))
+        if not report.measured and self._values.measured:
             return None
         self.report = report
         if fitting:
@@ -288,10 +288,3 @@ class AnomalyFilterCallback(AnyCallback):
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.capture.remove()
-
-    def _has_measured(self, trainer: Any) -> bool:
-        return trainer.state.fn == "fit" and any(entry["clustered"] for entry in self.history)
-
-    def _without_measurement(self, trainer: Any) -> str:
-        """Say what is logged if this validation measures nothing."""
-        return self._values.without_measurement(trainer, self._has_measured(trainer))

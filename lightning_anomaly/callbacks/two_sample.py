@@ -216,7 +216,7 @@ class TwoSampleCallback(AnyCallback):
                 "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
             )
         elif self._schedule.due and trainer.state.fn == "fit":
-            self._schedule.say_cost(self._guard, measured=self._has_measured(trainer))
+            self._schedule.say_cost(self._guard, measured=bool(self._values.measured))
 
     @guarded_until_validation_ends
     def on_validation_batch_start(
@@ -242,7 +242,7 @@ class TwoSampleCallback(AnyCallback):
         self._compare_once(trainer, pl_module)
         report = None
         with self._schedule.timed():
-            with self._guard("compare", self._without_measurement(trainer, _ADVICE)):
+            with self._guard("compare", self._values.without_measurement(trainer, _ADVICE)):
                 self._guard.meet()
                 if self._compared is not None:
                     report = self._take(trainer, self._compared)
@@ -311,8 +311,8 @@ class TwoSampleCallback(AnyCallback):
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
         output, filters = report.compares_output, report.compares_filters
         measured = output or filters
-        self._guard.warn_of(report.notes, "" if measured else self._without_measurement(trainer))
-        if not measured and self._has_measured(trainer):
+        self._guard.warn_of(report.notes, "" if measured else self._values.without_measurement(trainer))
+        if not measured and self._values.measured:
             return None
         self.report = report
         values = self._values.measured
@@ -374,11 +374,3 @@ class TwoSampleCallback(AnyCallback):
     def _remove_hooks(self) -> None:
         self._calls.remove()
         self._calls, self._compared = ModelCalls(), None
-
-    def _has_measured(self, trainer: Any) -> bool:
-        past = self.history if trainer.state.fn == "fit" else []
-        return any(entry["compares_output"] or entry["share_p_values"] for entry in past)
-
-    def _without_measurement(self, trainer: Any, advice: str = "") -> str:
-        """Say what is logged if this validation measures nothing."""
-        return self._values.without_measurement(trainer, self._has_measured(trainer), advice)
