@@ -35,9 +35,10 @@ Analyze the filters of a model with up to 512 images. Prints a table, and
 writes a page of every filter with its images to the folder --output.
 {_MODEL}""",
     "outliers": f"""\
-Score the images of a folder by look and by content. Writes a page and a table
-of the oddest ones, of duplicates and of files that cannot be read to the
-folder --output. Without a checkpoint and --model, the network is one that is
+Score the images of a folder by look and by content, and by whether they look
+like another class than that of their subfolder. Writes a page and a table of
+the oddest ones, of duplicates and of files that cannot be read to the folder
+--output. Without a checkpoint and --model, the network is one that is
 pretrained on ImageNet.
 {_MODEL}""",
 }

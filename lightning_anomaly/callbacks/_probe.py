@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.pictures import KeptMaps, take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.images.loaders import first_loader, unpadded_length
-from lightning_anomaly.images.source import class_names, first_tensor
+from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
+from lightning_anomaly.images.source import class_names, first_tensor, labels_and_names
 from lightning_anomaly.network.forward import most_samples
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.pages.thumbnails import SIDE, shrink
+from lightning_anomaly.scores.label import predicted_view
 from lightning_anomaly.scores.pixels import describe_pixels
 
 
@@ -69,6 +71,12 @@ class Probe:
             # Copies, as the model may change its input in place.
             self._images.append(shrink(images[: self._limit - taken], SIDE).clone())
 
+    @cached_property
+    def columns(self) -> dict[str, list[str]]:
+        """Labels and names of files of the validation samples, if known, see `labels_and_names`."""
+        loaders = self.trainer.val_dataloaders
+        return {} if shuffles(loaders) else labels_and_names(loaders)
+
     @property
     def images(self) -> Tensor | None:
         """Small images of the samples; None if they cannot be drawn, or have several sizes.
@@ -99,6 +107,10 @@ class Probe:
         before = self.last_layers or {}
         report = analyze_maps(maps, self.settings, self.notes, samples=captured, previous=before)
         self.last_layers = report.layers
+        labels, logits = self.columns.get("labels", [])[: report.n_samples], captured.collected(report.n_samples).logits
+        if logits is not None and len(labels) == len(logits):
+            view = predicted_view(logits, labels, captured.class_names)
+            report = report if view is None else replace(report, views={**report.views, "label": view})
         if with_maps:
             hashes = {name: layer.fingerprints for name, layer in report.layers.items()}
             same = {name for name in hashes if name in before and torch.equal(hashes[name], before[name].fingerprints)}

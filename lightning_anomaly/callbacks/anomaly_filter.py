@@ -20,7 +20,6 @@ from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.rise import rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.images.loaders import shuffles
-from lightning_anomaly.images.source import labels_and_names
 from lightning_anomaly.network.layers import select_layers, unseen_layers
 
 _NEUTRAL = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
@@ -250,10 +249,9 @@ class AnomalyFilterCallback(AnyCallback):
                 "clustered": clustered,
             }
         )
-        if report is None or not trainer.is_global_zero:
+        if report is None or self._probe is None or not trainer.is_global_zero:
             return
-        loaders = trainer.val_dataloaders
-        columns = {} if shuffles(loaders) else labels_and_names(loaders)
+        columns = self._probe.columns
         self._guard.warn_of(class_notes(columns.get("labels", []), report.n_samples))
         if trainer.world_size > 1:  # a user's sampler may give processes other samples
             columns = {}

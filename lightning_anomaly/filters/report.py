@@ -18,7 +18,7 @@ from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NON
 from lightning_anomaly.filters.pictures import Pictures
 from lightning_anomaly.filters.reactions import Reaction, find_reactions, standing_out
 from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
-from lightning_anomaly.scores.scorer import SampleView, larger, ordered_reasons, scores_by
+from lightning_anomaly.scores.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,8 @@ class AnomalyReport(Tabular):
         n_samples: Number of probe samples, N.
         settings: The analysis settings as plain values.
         notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
-        views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`.
+        views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`, and
+            by "label" in a fit of one process whose data set has `targets`: how much the network prefers another class.
         pictures: Images of the samples and some of the maps, if they were kept.
         carried_over: Number of filters with the same maps as in the callback's last analysis, bit for bit, whose
             results are those of that analysis.
@@ -119,7 +120,8 @@ class AnomalyReport(Tabular):
         with NaN or infinite maps.
         """
         zeros = torch.zeros(self.n_samples, device="cpu")
-        scores = larger(view.scores for view in self.views.values()) if self.views else zeros
+        odd = [view.scores for name, view in self.views.items() if name in VIEWS]
+        scores = larger(odd) if odd else zeros
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 
@@ -236,6 +238,12 @@ class AnomalyReport(Tabular):
             reasons = "; ".join(self.outlier_reasons(sample).values())
             score = f"  {self._name(sample)}, score {scores[sample]:.1f}"
             lines.append(f"{score}: {reasons}" if reasons else score)
+        if "label" in self.views:
+            told, doubts = self.views["label"].reasons, self.views["label"].scores.nan_to_num(-1).tolist()
+            doubted = sorted((sample for sample in range(self.n_samples) if told[sample]), key=lambda s: -doubts[s])
+            if doubted:
+                lines.append("labels that the network doubts most:")
+            lines += [f"  {self._name(sample)}: {told[sample]}" for sample in doubted[:_FIRST]]
         if filters := standing_out(self.reactions):
             lines.append("filters that stand out most:")
         for (layer, index), (distance, samples) in islice(filters.items(), _FIRST):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.content import network_sees, principal_components
+from lightning_anomaly.scores.content import network_sees, principal_components, two_sided
 from lightning_anomaly.scores.scale import SURPRISING, Scale
 from lightning_anomaly.scores.scorer import SampleView
 
@@ -18,7 +18,7 @@ CERTAIN = 1000.0  # nats, the label score of an image that is also filed under a
 _RIDGE = 0.03  # variance that is added in each direction, relative to the total variance within classes
 _ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
 _PRIOR = 2  # weight of the logarithm of the size of a class
-_FEW = 2  # others in a class, from which on an image is compared with them alone
+_FEW = 2  # images in a class, up to which they are compared with all
 _KAPPA, _DEVIATIONS = 0.1, 4  # from which on classes tell something
 _WIDE = 2048  # features, beyond which only those along principal components count
 
@@ -109,14 +109,10 @@ class Label(NamedTuple):
         rows = torch.arange(len(targets), device="cpu")
         looks_like, own = unlike.argmin(1), unlike[rows, targets]
         unlike[rows, targets] = torch.inf
-        known = (targets >= 0) & (others[rows, targets] >= _FEW)
+        known = (targets >= 0) & (self.counts[targets] > _FEW)
         finite = samples.finite_rows(len(targets)) & distances.isfinite().all(1)
-        content = torch.where(finite, expected[rows, targets].log(), torch.inf)
-        return LabelMeasures(
-            torch.where(known, content, torch.nan),
-            torch.where(known & finite, own - unlike.amin(1), torch.nan),
-            looks_like,
-        )
+        content = torch.where(finite, expected[rows, targets].log(), torch.inf).where(known, torch.nan)
+        return LabelMeasures(content, (own - unlike.amin(1)).where(known & finite, torch.nan), looks_like)
 
     def distances(self, samples: SampleStatistics, targets: Tensor, *, left_out: bool) -> tuple[Tensor, Tensor]:
         """Compute squared distances of n samples from the means, and how many others are in each class, `(n, C)`.
@@ -143,17 +139,9 @@ class Label(NamedTuple):
 
     def _told_by(self, samples: SampleStatistics, targets: Tensor) -> bool:
         """Return whether the nearest means of samples that were fitted to are clearly those of their classes."""
-        distances, others = self.distances(samples, targets, left_out=True)
-        known = (targets >= 0) & (others.gather(1, targets.clamp(min=0)[:, None])[:, 0] >= _FEW)
-        nearest, own, count = distances[known].argmin(1), targets[known], int(known.sum())
-        if not count:
-            return False
-        sizes = [found.bincount(minlength=len(self.names)) for found in (nearest, own)]
-        share, chance = float((nearest == own).double().mean()), float((sizes[0] * sizes[1]).sum()) / count**2
-        if chance == 1:
-            return False
-        deviations = (share - chance) / (max(chance, 1 / count) * (1 - chance) / count) ** 0.5
-        return (share - chance) / (1 - chance) >= _KAPPA and deviations >= _DEVIATIONS
+        distances, _ = self.distances(samples, targets, left_out=True)
+        known = (targets >= 0) & (self.counts[targets] > _FEW)
+        return _agree(distances[known].argmin(1), targets[known])
 
     def judge(
         self,
@@ -186,6 +174,39 @@ class Label(NamedTuple):
         ]
         found = {"content": SampleView(content, tuple(reasons)), "label": SampleView(scores, tuple(filed))}
         return {**views, **found}, looks_like
+
+
+def predicted_view(logits: Tensor, labels: Sequence[str], classes: Sequence[str]) -> SampleView | None:
+    """Score how much a network prefers another class to the label of each of N samples; None if they never agree.
+
+    `logits` are `(N, C)`; `classes` name the C classes, which otherwise have the numbers 0 to C - 1.
+    """
+    logits = two_sided(logits)
+    names = classes or [*map(str, range(logits.shape[1]))]
+    targets = _indices(names, labels)
+    if len(names) != logits.shape[1] or (targets < 0).any() or not _agree(logits.argmax(1), targets):
+        return None
+    others = logits.scatter(1, targets[:, None], -torch.inf)
+    margins = torch.where(
+        logits.isfinite().all(1), others.amax(1) - logits.gather(1, targets[:, None])[:, 0], torch.nan
+    )
+    scores = torch.where(margins.isnan(), torch.nan, _scale(margins).scores(margins[:, None])[0])
+    wrong = ((scores >= SURPRISING) & (margins > 0)).tolist()
+    predicted = [names[index] for index in others.argmax(1).tolist()]
+    rows = zip(labels, predicted, wrong, strict=True)
+    return SampleView(scores, tuple(f"labelled {own}, predicted {other}" * is_wrong for own, other, is_wrong in rows))
+
+
+def _agree(found: Tensor, targets: Tensor) -> bool:
+    """Return whether found classes are the targets `(n,)` clearly more often than by chance, by Cohen's kappa."""
+    if not (count := len(targets)):
+        return False
+    found_sizes, sizes = (one_hot(part, int(torch.cat([found, targets]).max()) + 1).sum(0) for part in (found, targets))
+    share, chance = float((found == targets).double().mean()), float((found_sizes * sizes).sum()) / count**2
+    if chance == 1:
+        return False
+    deviations = (share - chance) / (max(chance, 1 / count) * (1 - chance) / count) ** 0.5
+    return (share - chance) / (1 - chance) >= _KAPPA and deviations >= _DEVIATIONS
 
 
 def _indices(names: Sequence[str], labels: Sequence[str | None]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, fit, hook_count, images, loader, said, watcher
 
@@ -70,3 +70,39 @@ def test_a_probe_sorted_by_class_gives_one_warning(tmp_path: Path, targets: Tens
     val.dataset.targets = targets
     fit(tmp_path, watcher(), val=val)
     assert [re.search(message or "", text) is not None for text in said(recwarn)] == ([True] if message else [])
+
+
+class Bands(SmallNet):
+    """Knows the class of an image by which third of it is the brightest, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv2(self.conv1(x))
+        return self.head(torch.stack([band.mean((1, 2, 3)) for band in x.tensor_split(3, 2)], 1))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_report_of_a_fit_names_labels_that_the_network_doubts(tmp_path: Path, told: bool) -> None:
+    data, classes = images(60), torch.arange(60) % 3
+    for image, target in zip(data, classes.tolist(), strict=True):
+        image.tensor_split(3, 1)[target].add_(1)
+    val = DataLoader(TensorDataset(data, classes), 20)
+    targets = [(place % 3 if told else place * place // 7 % 3) for place in range(60)]
+    targets[7] = 2
+    val.dataset.targets, val.dataset.classes = targets, ["ape", "bee", "cat"]
+    ours = watcher()
+    fit(tmp_path, ours, module=Bands(), val=val, max_epochs=1)
+    assert ours.report is not None
+    assert ("  7: labelled cat, predicted bee" in str(ours.report).splitlines()) == told
+    if told:
+        assert ours.report.outlier_reasons(7)["label"] == "labelled cat, predicted bee"
+        assert torch.equal(
+            ours.report.outlier_scores, torch.maximum(ours.report.look_scores, ours.report.content_scores)
+        )

@@ -1,0 +1,137 @@
+"""Classes come with the data, wrong ones stand first, and those that tell nothing change nothing."""
+
+import csv
+from typing import Any
+
+import pytest
+import torch
+from reports import contents
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
+
+pytestmark = pytest.mark.filterwarnings("ignore:Near duplicates are not listed")
+COUNT = 600
+ORDER = torch.randperm(1797, generator=torch.Generator().manual_seed(0))  # several writers
+IMAGES = torch.from_numpy(load_digits().images)[ORDER].float()[:, None] / 16
+TRUTH = torch.from_numpy(load_digits().target)[ORDER].long()
+WRONG = [3, 77, 150, 301, 402]
+FILED = TRUTH.clone()
+FILED[WRONG] = (FILED[WRONG] + 1) % 10
+
+
+class Digits(Dataset[Any]):
+    """Images with targets, as those of torchvision."""
+
+    classes = [f"digit {number}" for number in range(10)]
+
+    def __init__(self, count: int) -> None:
+        self.targets = FILED[:count].tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        return IMAGES[index], "no number"
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """Its features are the pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.fixture(scope="module")
+def report(net: nn.Module) -> OutlierReport:
+    return find_outliers(Digits(COUNT), net)
+
+
+def test_wrong_labels_stand_first_with_the_class_that_they_look_like(report):
+    assert average_precision_score(FILED[:COUNT] != TRUTH[:COUNT], report.label_scores) > 0.5
+    assert [report.labels[place] for place in WRONG] == [f"digit {FILED[place]}" for place in WRONG]
+    assert [report.looks_like[place] for place in WRONG] == [f"digit {TRUTH[place]}" for place in WRONG]
+    reason = f"filed under digit {FILED[3]}, looks like digit {TRUTH[3]}"
+    assert report.outlier_reasons(3)["label"] == reason
+    assert reason in str(report)
+    assert torch.equal(report.scores, torch.maximum(report.look_scores, report.content_scores))
+
+
+@pytest.mark.parametrize("source", ["subset", "batches", "mapping", "labels"])
+def test_labels_are_the_same_wherever_they_come_from(report, net, source):
+    images: Any = TensorDataset(IMAGES[:COUNT], FILED[:COUNT])
+    given = {"labels": FILED[:COUNT]} if source == "labels" else {}
+    if source == "subset":
+        images = Subset(Digits(len(IMAGES)), range(COUNT))
+    elif source == "mapping":
+        images = DataLoader([{"image": image, "label": label} for image, label in images], 50)
+    elif source == "labels":
+        images = IMAGES[:COUNT]
+    found = find_outliers(images, net, **given)
+    torch.testing.assert_close(found.label_scores, report.label_scores)
+    torch.testing.assert_close(found.scores, report.scores)
+
+
+def test_labels_that_tell_nothing_are_noted_and_change_nothing(net):
+    plain = find_outliers(IMAGES[:COUNT], net)
+    assert plain.label_scores.isnan().all()
+    assert plain.labels is None
+    halves = ["train" if place % 5 else "val" for place in range(COUNT)]
+    for labels in (halves, ["all"] * COUNT):
+        with pytest.warns(UserWarning, match="tell nothing"):
+            found = find_outliers(IMAGES[:COUNT], net, labels=labels)
+        assert torch.equal(found.scores, plain.scores)
+        assert found.label_scores.isnan().all()
+    assert torch.equal(find_outliers(IMAGES[:COUNT], net, labels=[None] * COUNT).scores, plain.scores)
+    for labels in (["a"], 3):
+        with pytest.raises(ValueError, match="`labels`"):
+            find_outliers(IMAGES[:COUNT], net, labels=labels)
+
+
+def test_an_image_in_two_classes_stands_first_and_is_in_the_tables_and_on_the_page(net, tmp_path):
+    images, labels = IMAGES[:COUNT].clone(), [f"={label}" for label in TRUTH[:COUNT].tolist()]
+    images[20], labels[20] = images[10], f"={(TRUTH[10] + 1) % 10}"
+    labels[40] = None
+    report = find_outliers(images, net, labels=labels)
+    assert report.top(2, by="label") == [10, 20]
+    assert report.outlier_reasons(10)["label"] == f"filed under {labels[10]}, also under {labels[20]}"
+    assert report.label_scores[40].isnan()
+    report.save_csv(tmp_path / "rows.csv", 5)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = {int(row["position"]): row for row in csv.DictReader(file)}
+    assert rows[10]["label"] == f"./{labels[10]}"
+    assert rows[10]["looks_like"] == f"./{labels[10]}"
+    assert {*report.filed_elsewhere[:5]} <= {*rows}
+    report.save_html(tmp_path / "page.html")
+    index, _ = contents((tmp_path / "page.html").read_text())
+    shown = {row["position"]: row for row in index["rows"]}
+    assert all(shown[place]["picture"] is not None for place in report.filed_elsewhere)
+    assert "label" in shown[10]["views"]
+    assert index["columns"].count("label") == 1
+    report.save_html(tmp_path / "page.html", labels=["other"] * COUNT)
+
+
+def test_a_labelled_reference_gives_honest_p_values_and_is_saved(net, tmp_path):
+    reference, new = TensorDataset(IMAGES[:1000], TRUTH[:1000]), TensorDataset(IMAGES[1000:1600], TRUTH[1000:1600])
+    detector = OutlierDetector(net).fit(reference)
+    detector.save(tmp_path / "detector.pt")
+    loaded = OutlierDetector.load(tmp_path / "detector.pt", net)
+    report, again = detector.search(new), loaded.search(new)
+    assert torch.equal(again.label_scores, report.label_scores)
+    assert again.looks_like == report.looks_like
+    for name in ("label", "content"):
+        p_values = report.view_p_values[name]
+        for level in (0.05, 0.2):
+            assert (p_values <= level).double().mean().item() <= level + 3.5 * (level / 270) ** 0.5
+    wrong = loaded.search(new, labels=[*((TRUTH[1000:1010] + 1) % 10).tolist(), *TRUTH[1010:1600].tolist()])
+    assert {*wrong.top(14, by="label")} >= {*range(10)}
+    assert wrong.view_p_values["label"][:10].max() < 0.02
+    # Without classes, or with others, the search is that of a reference without classes.
+    plain = OutlierDetector(net).fit(IMAGES[:1000]).search(IMAGES[1000:1600])
+    for labels in ([None] * 600, ["unknown"] * 600):
+        found = loaded.search(new, labels=labels)
+        torch.testing.assert_close(found.p_values, plain.p_values)
+        assert found.label_scores.isnan().all()
+    torch.testing.assert_close(detector.score(IMAGES[1000:1010]), plain.scores[:10])
