@@ -198,6 +198,27 @@ def test_a_folder_is_enough_and_the_network_and_its_classes_are_named(tmp_path, 
     assert any(name in (tmp_path / "outliers.csv").read_text() for name in ("Katze", "Hund"))
 
 
+def test_class_folders_need_no_option(tmp_path, monkeypatch, capsys):
+    generator = torch.Generator().manual_seed(0)
+    for place in range(120):
+        shades = torch.linspace(60, 180, 8) if place % 2 else torch.linspace(180, 60, 8)
+        pixels = (shades + 20 * torch.randn(8, 8, generator=generator)).clamp(0, 255).byte().numpy()
+        folder = tmp_path / "photos" / ("right" if place % 2 or place == 4 else "left")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).convert("RGB").save(folder / f"{place}.png")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 2))
+    monkeypatch.setattr(
+        "lightning_anomaly.network.pretrained.load_pretrained", lambda: Pretrained("small", network, ())
+    )
+    command("outliers", "--data", tmp_path / "photos", "--output", tmp_path, "--size", 8)
+    assert "right/4.png (filed under right, looks like left)" in capsys.readouterr().out
+    with (tmp_path / "outliers.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert (rows["right/4.png"]["label"], rows["right/4.png"]["looks_like"]) == ("right", "left")
+    assert float(rows["right/4.png"]["label_score"]) > 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -269,3 +269,19 @@ def test_hostile_names_are_shown_as_text_within_the_window(opened):
     page.press("x")
     (row,) = page.saved("Save the")
     assert row["name"] == row["label"] == HOSTILE
+
+    def test_images_that_look_like_another_class_have_a_list_of_their_own(self, opened):
+        report = made_up()
+        lowest = report.scores.argsort()[:3].tolist()  # none of these is among the 256 largest scores
+        scores = torch.full((300,), torch.nan).index_put((torch.tensor(lowest),), torch.tensor([5.0, 1000.0, 1.0]))
+        reasons = tuple("filed under a, looks like b" if place in lowest[:2] else "" for place in range(300))
+        views = {**report.views, "label": SampleView(scores, reasons)}
+        p_values = {**report.view_p_values, "label": report.p_values}
+        labels = ["a"] * 300
+        page = opened(replace(report, views=views, view_p_values=p_values, labels=labels, looks_like=labels))
+        assert not {*cards(page)} & {*lowest}
+        page.go("#/gallery?by=label")
+        assert cards(page) == [lowest[1], lowest[0]]
+        assert "filed under a, looks like b" in page.text()
+        page.go(f"#/image/{lowest[0]}")
+        assert "filed under a" in page.text()
