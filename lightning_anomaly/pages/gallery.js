@@ -180,7 +180,10 @@ function gallery(ranking, query) {
       ),
       choice(
         "Order by",
-        [["all", "score"], ...Object.keys(ranking.views).map((view) => [view, view === "label" ? "filed elsewhere" : view])],
+        [
+          ["all", "score"],
+          ...Object.keys(ranking.views).map((view) => [view, view === "label" ? "filed elsewhere" : view]),
+        ],
         query.by ?? "all",
         change("by"),
       ),

@@ -19,7 +19,7 @@ _RIDGE = 0.03  # variance that is added in each direction, relative to the total
 _ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
 _PRIOR = 2  # weight of the logarithm of the size of a class
 _FEW = 2  # images in a class, up to which they are compared with all
-_KAPPA, _DEVIATIONS = 0.1, 4  # from which on classes tell something
+_KAPPA, _DEVIATIONS = 0.25, 4  # from which on classes tell something; parts of one class by time have up to 0.2
 _WIDE = 2048  # features, beyond which only those along principal components count
 
 
