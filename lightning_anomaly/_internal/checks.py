@@ -6,6 +6,7 @@ Each check returns the value as a plain Python type: NumPy's numbers are allowed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -60,3 +61,11 @@ def check_text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"Parameter `{name}` should be a string of at least one character. Found {value!r}.")
     return value
+
+
+def check_labels(labels: Sequence[Any], count: int) -> list[Any]:
+    """Raise ValueError unless a list, tensor, array or column of a table has a label for each of `count` images."""
+    found = len(labels) if hasattr(labels, "__len__") else type(labels).__name__
+    if found != count:
+        raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {found}.")
+    return [value.tolist() if hasattr(value, "tolist") else value for value in labels]

@@ -32,10 +32,10 @@ class FittedModule:
         self._current = weakref.ref(pl_module)
         if not self.fitting:
             callback._guard.forget()
-        elif self._fitted is None or self._fitted() is not pl_module:
+            return
+        if self._fitted is None or self._fitted() is not pl_module:
             callback._reset()
-        if self.fitting:
-            self._fitted = self._current
+        self._fitted = self._current
 
     def resume(self) -> Any:
         """Return the current module, whose state a checkpoint restores; None without one."""

@@ -37,10 +37,10 @@ def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str
         for kind, name in losses.items():
             values = [entry.get("losses", {}).get(name, math.nan) for entry in history]
             left.plot(values, _LOSS_STYLES[kind], color="black", marker="o", markersize=4, label=name)
-        for key, (words, colour, style) in _COUNTS.items():
+        for key, (words, color, style) in _COUNTS.items():
             values = [entry["metrics"].get(key, math.nan) for entry in history]
             label = f"{words}: not measured" if all(map(math.isnan, values)) else words
-            right.plot(values, style, color=colour, marker="o", markersize=4, label=label, clip_on=False)
+            right.plot(values, style, color=color, marker="o", markersize=4, label=label, clip_on=False)
         right.set_ylabel("filters")
         right.set_ylim(0, max(1, right.get_ylim()[1]))  # so that counts of 0 have whole ticks
         right.yaxis.set_major_locator(MaxNLocator(5, integer=True))

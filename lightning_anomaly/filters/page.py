@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_anomaly._internal.checks import check_labels
 from lightning_anomaly.filters.figures import clearest_filters
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.filters.reactions import standing_out
-from lightning_anomaly.pages.page import assemble, finite, plain_labels, short, usual_score
+from lightning_anomaly.pages.page import assemble, finite, short, usual_score
 
 _CODE = (
     "dom unpack wording data csv colours canvas scatter components overview filter_list filter_page samples shell main"
@@ -76,7 +77,7 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None = None, name
         ],
         "standing_out": [{"filter": first[name] + index, "samples": samples} for (name, index), (_, samples) in most],
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
-        "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
+        "labels": None if labels is None else _labels(check_labels(labels, n_samples)),
         "names": names,
         "notes": [*report.notes.values(), *_omissions(n_samples, count, [*pictures.maps.values()])],
     }

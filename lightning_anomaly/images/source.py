@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_anomaly._internal.checks import check_integer
+from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
 from lightning_anomaly.images.loaders import (
     BATCH,
@@ -25,7 +25,6 @@ from lightning_anomaly.images.loaders import (
     first_loader,
     load_at,
 )
-from lightning_anomaly.pages.page import plain_labels
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -146,7 +145,7 @@ class ImageSource:
     def set_labels(self, labels: Sequence[Any] | None) -> None:
         """Replace the labels that come with the data, if others are given."""
         if labels is not None:
-            self._targets = plain_labels(labels, len(self))
+            self._targets = check_labels(labels, len(self))
 
     def labels(self, positions: Iterable[int]) -> list[str | None]:
         """Return the classes of images that were read, by name if they have one; None if unknown.

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_anomaly.pages.page import assemble, finite, plain_labels, usual_score, write
+from lightning_anomaly._internal.checks import check_labels
+from lightning_anomaly.pages.page import assemble, finite, usual_score, write
 
 _CODE = "dom unpack wording csv colours canvas components ranking shell gallery"
 
@@ -26,7 +27,7 @@ def write_outlier_page(
     labels: Sequence[Any] | None,
 ) -> None:
     """Write the images in `rows` as an HTML file, with the facts of `OutlierReport.save_html`."""
-    named = None if labels is None else plain_labels(labels, len(scores))
+    named = None if labels is None else check_labels(labels, len(scores))
     # A browser stores ticks under this key, which depends on the ranking but not on names.
     ranking = [[row["position"], finite(row["score"])] for row in rows]
     key = hashlib.sha256(json.dumps(ranking).encode()).hexdigest()[:16]

@@ -222,8 +222,7 @@ class OutlierReport(Tabular):
         """Write `rows` as a CSV file with the same columns as the CSV files of the HTML page.
 
         All duplicates, unreadable images and skipped files are in it, and up to `k` images that look like another
-        class. What is infinite or NaN is empty. Names that a
-        spreadsheet would take for formulas begin with `./`.
+        class. What is infinite or NaN is empty. Names that a spreadsheet would take for formulas begin with `./`.
 
         Args:
             path: Where to write it; missing folders are created.

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -50,14 +50,6 @@ def write(path: str | Path, text: str) -> None:
     """Write a page, creating missing folders."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8
-
-
-def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
-    """Convert labels in a list, tensor, array or column of a table to plain values, by position."""
-    found = len(labels) if hasattr(labels, "__len__") else type(labels).__name__
-    if found != count:
-        raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {found}.")
-    return [value.tolist() if hasattr(value, "tolist") else value for value in labels]
 
 
 def finite(value: float) -> float | None:

@@ -194,7 +194,8 @@ def predicted_view(logits: Tensor, labels: Sequence[str], classes: Sequence[str]
     wrong = ((scores >= SURPRISING) & (margins > 0)).tolist()
     predicted = [names[index] for index in others.argmax(1).tolist()]
     rows = zip(labels, predicted, wrong, strict=True)
-    return SampleView(scores, tuple(f"labelled {own}, predicted {other}" * is_wrong for own, other, is_wrong in rows))
+    reasons = [f"labeled {own}, predicted {other}" if is_wrong else "" for own, other, is_wrong in rows]
+    return SampleView(scores, tuple(reasons))
 
 
 def _agree(found: Tensor, targets: Tensor) -> bool:

@@ -100,9 +100,9 @@ def test_the_report_of_a_fit_names_labels_that_the_network_doubts(tmp_path: Path
     ours = watcher()
     fit(tmp_path, ours, module=Bands(), val=val, max_epochs=1)
     assert ours.report is not None
-    assert ("  7: labelled cat, predicted bee" in str(ours.report).splitlines()) == told
+    assert ("  7: labeled cat, predicted bee" in str(ours.report).splitlines()) == told
     if told:
-        assert ours.report.outlier_reasons(7)["label"] == "labelled cat, predicted bee"
+        assert ours.report.outlier_reasons(7)["label"] == "labeled cat, predicted bee"
         assert torch.equal(
             ours.report.outlier_scores, torch.maximum(ours.report.look_scores, ours.report.content_scores)
         )
