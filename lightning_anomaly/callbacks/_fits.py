@@ -83,11 +83,7 @@ class Schedule:
         try:
             yield
         finally:
-            self.add(perf_counter() - started)
-
-    def add(self, seconds: float) -> None:
-        """Count time that was measured elsewhere."""
-        self._spent += seconds
+            self._spent += perf_counter() - started
 
 
 def cost_line(name: str, seconds: float, period: float) -> str | None:

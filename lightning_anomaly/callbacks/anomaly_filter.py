@@ -211,7 +211,6 @@ class AnomalyFilterCallback(AnyCallback):
     def _analyze(self, trainer: Any, probe: Probe) -> tuple[AnomalyReport, Tensor | None] | None:
         """Analyze the probe and return report and images; None if an earlier measurement stands. A collective call."""
         fitting = trainer.state.fn == "fit"
-        self._schedule.add(probe.capture.seconds)
         started = perf_counter()
         report, images = probe.analyze(with_maps=fitting and bool(trainer.loggers) and self.browser)
         seconds = perf_counter() - started

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Switch a model to evaluation mode and yield its modules; restore their flags and torch's random state at the end.
 
-    Every run of a model by this package happens inside, and one thread at a time: two runs would mix their hooks.
+    Every run of a model by this package happens inside.
     """
     with isolated_torch_state():
         flags = [(module, module.training) for module in model.modules()]
@@ -98,7 +97,6 @@ class MapCapture:
         self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
         self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit
         self._samples = 0  # in all passes
-        self.seconds = 0.0  # for the maps of all passes
         self.maps = {name: LayerMaps() for name in self.layers}
 
     @property
@@ -137,13 +135,6 @@ class MapCapture:
         self.remove()
 
     def _take(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        started = perf_counter()
-        try:
-            self._add(name, module, output)
-        finally:
-            self.seconds += perf_counter() - started
-
-    def _add(self, name: str, module: nn.Module, output: Any) -> None:
         if name in self._called:
             return
         self._called[name] = 0
