@@ -1,31 +1,27 @@
-"""The global random states of torch, NumPy and Python, which threads share."""
+"""The global random states of torch, NumPy and Python."""
 
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-_turns = threading.RLock()  # of the process, as the states are
-
 
 @contextmanager
 def isolated_torch_state() -> Iterator[None]:
-    """Restore the random states of torch at the end. Threads take turns, so as not to restore each other's states."""
-    with _turns:
-        mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-        # Reading the state of an unused GPU would initialize CUDA, and processes could no longer fork.
-        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-        try:
-            with torch.random.fork_rng(devices=gpus):
-                yield
-        finally:
-            if mps_state is not None:
-                torch.mps.set_rng_state(mps_state)
+    """Restore the random states of torch at the end."""
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    # Reading the state of an unused GPU would initialize CUDA, and processes could no longer fork.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
 
 
 @contextmanager
