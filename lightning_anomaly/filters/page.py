@@ -7,7 +7,6 @@ each layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from lightning_anomaly._internal.checks import check_labels
 from lightning_anomaly.filters.figures import clearest_filters
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.pictures import KeptMaps, Pictures, even_order
-from lightning_anomaly.filters.reactions import standing_out
 from lightning_anomaly.pages.page import assemble, finite, short, usual_score
 
 _CODE = (
@@ -27,7 +25,6 @@ _CODE = (
 _POINTS = 4_000_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
 _REACTIONS = 24  # filters listed for each sample
-_STANDING_OUT = 6  # filters at the top of the page
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
@@ -49,7 +46,6 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None = None, name
             blocks[f"maps-{number}"] = _maps(pictures.maps[name])
     reactions, sizes = report.reactions, [len(layer.verdicts) for layer in layers.values()]
     first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
-    most = islice(standing_out(reactions).items(), _STANDING_OUT)
     index = {
         "title": title,
         "count": report.count,
@@ -75,7 +71,6 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None = None, name
             [(first[reaction.layer] + reaction.filter, short(reaction.distance)) for reaction in sample[:_REACTIONS]]
             for sample in reactions
         ],
-        "standing_out": [{"filter": first[name] + index, "samples": samples} for (name, index), (_, samples) in most],
         "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(check_labels(labels, n_samples)),
         "names": names,

@@ -1,8 +1,8 @@
-"""Which filters react to a sample, and which filters stand out most."""
+"""Which filters react to a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,17 +17,6 @@ class Reaction(NamedTuple):
     filter: int
     isolates: bool  # or else has it in a rare cluster
     distance: float  # of the sample's point from the filter's mean (standard deviations); 0 without points
-
-
-def standing_out(reactions: Sequence[Sequence[Reaction]]) -> dict[tuple[str, int], tuple[float, list[int]]]:
-    """Find the filters that isolate samples: `{(layer, filter): (largest distance, samples)}`, the farthest first."""
-    found: dict[tuple[str, int], tuple[float, list[int]]] = {}
-    for sample, reacting in enumerate(reactions):
-        for layer, index, isolates, distance in reacting:
-            if isolates:
-                before, samples = found.get((layer, index), (0.0, []))
-                found[layer, index] = max(before, distance), [*samples, sample]
-    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
 def find_reactions(layers: Mapping[str, LayerReport], samples: int) -> list[list[Reaction]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer
-from lightning_anomaly._internal.tables import Tabular, listed
+from lightning_anomaly._internal.tables import Tabular
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
 from lightning_anomaly.filters.pictures import Pictures
-from lightning_anomaly.filters.reactions import Reaction, find_reactions, standing_out
+from lightning_anomaly.filters.reactions import Reaction, find_reactions
 from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
 from lightning_anomaly.scores.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from lightning_anomaly.pages.page import BrowserFile
 
-_FIRST = 5  # samples and filters that a printed report begins with
+_FIRST = 5  # samples that a printed report begins with
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -229,7 +228,7 @@ class AnomalyReport(Tabular):
         return layer_rows(self.layers, self.measured)
 
     def _introduction(self) -> list[str]:
-        """Begin with the strangest samples, the filters that stand out most, and the count of anomaly filters."""
+        """Begin with the strangest samples, and count the anomaly filters."""
         scores = self.outlier_scores.tolist()
         lines = []
         if strangest := [sample for sample in self.by_outlier_score[:_FIRST] if scores[sample] > 0]:
@@ -244,12 +243,6 @@ class AnomalyReport(Tabular):
             if doubted:
                 lines.append("labels that the network doubts most:")
             lines += [f"  {self._name(sample)}: {told[sample]}" for sample in doubted[:_FIRST]]
-        if filters := standing_out(self.reactions):
-            lines.append("filters that stand out most:")
-        for (layer, index), (distance, samples) in islice(filters.items(), _FIRST):
-            words = "samples" if len(samples) > 1 else "sample"
-            found = f"{words} {listed([*map(self._name, samples)])}, {distance:.1f} standard deviations away"
-            lines.append(f"  {layer or '(the model)'} filter {index}: {found}")
         return [*lines, *(count_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:

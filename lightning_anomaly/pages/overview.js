@@ -1,7 +1,7 @@
 // The network: its numbers, and every layer as a row of cells.
 
 import { verdictColour } from "./colours.js";
-import { address, byScore, filterAddress, filterCard, sampleCaption, sampleTile, swatch, visit } from "./components.js";
+import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch, visit } from "./components.js";
 import { div, emptyState, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
@@ -15,9 +15,6 @@ export function overview(report) {
     make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
   return [
     report.samples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
-    report.standing_out.length
-      ? make("section", {}, make("h2", {}, "Filters that stand out most"), standingOut(report))
-      : null,
     make(
       "section",
       { class: "stats" },
@@ -180,14 +177,4 @@ function samples(report) {
     div("tiles", top.map(tile)),
     make("p", {}, make("a", { href: address(["samples"]) }, `All ${number(report.samples)} samples by score`)),
   ];
-}
-
-/** The filters that isolate samples farthest away, each with one of them. */
-function standingOut(report) {
-  return div(
-    "cards",
-    report.standing_out.map(({ filter, samples: [first] }) =>
-      filterCard(report, report.filters[filter], { query: { pin: first }, ringed: first }),
-    ),
-  );
 }

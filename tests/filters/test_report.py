@@ -94,26 +94,17 @@ def test_samples_with_equal_scores_are_ranked_by_votes():
 
 
 class TestTable:
-    def test_a_report_begins_with_the_strangest_samples_then_the_filters_that_stand_out_then_the_count(self):
+    def test_a_report_begins_with_the_strangest_samples_then_the_count(self):
         text, table = str(REPORT).split("\n\n")
-        strangest, _, rest = text.partition("\nfilters that stand out most:\n")
-        assert strangest.splitlines()[1:3] == ["  2, score inf: flat", "  3, score 9.0: noisy"]
-        assert len(strangest.splitlines()) == 6
-        *filters, isolating, count = rest.splitlines()
-        points = REPORT.layers["conv1"].points
-        farthest = {0: points[0, 4].norm().item(), 1: points[1, :2].norm(dim=1).max().item()}
-        samples = {0: "sample 4, ", 1: "samples 0, 1, "}
-        order = sorted(farthest, key=lambda index: -farthest[index])
-        expected = [f"  conv1 filter {index}: {samples[index]}" for index in order]
-        assert [line[: len(start)] for line, start in zip(filters, expected, strict=True)] == expected
+        *strangest, isolating, count = text.splitlines()
+        assert strangest[1:3] == ["  2, score inf: flat", "  3, score 9.0: noisy"]
+        assert len(strangest) == 6
         assert isolating == "2 filters isolate a sample; chance gives up to 1"
         assert count.startswith("3 anomaly filters, 60.0% of those with varying maps: 0.0% where at least 70%")
         assert count.endswith("75.0% elsewhere")
         assert table.splitlines()[-1] == f"note: {LEFT_OUT}"
         assert "7 filters have the same maps" in str(replace(REPORT, carried_over=7))
-        named = str(replace(REPORT, names=[*"abcdef"]))
-        assert "  c, score inf: flat" in named
-        assert "samples a, b, " in named
+        assert "  c, score inf: flat" in str(replace(REPORT, names=[*"abcdef"]))
 
     def test_a_table_has_a_row_for_each_layer_and_twelve_at_most(self):
         words = [" ".join(line.split()) for line in str(REPORT).split("\n\n")[1].splitlines()]
