@@ -38,7 +38,7 @@ class Probe:
     settings: AnalysisSettings
     notes: Mapping[str, str]
     keep_images: bool
-    last_layers: Mapping[str, LayerReport] | None = None  # results of this process in the last analysis
+    last_layers: Mapping[str, LayerReport] | None = None  # results of the last analysis
     last_maps: Mapping[str, KeptMaps] = field(default_factory=dict)  # of the last analysis, for the page
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Probe:
         maps, images, captured = self.capture.maps, self.images, self.capture.samples
         captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
         if rank_and_world()[1] > 1:
-            report, images, self.last_layers = analyze_shared(
+            return analyze_shared(
                 maps,
                 images,
                 self.settings,
@@ -103,10 +103,8 @@ class Probe:
                 samples=captured,
                 previous=self.last_layers,
             )
-            return report, images
         before = self.last_layers or {}
         report = analyze_maps(maps, self.settings, self.notes, samples=captured, previous=before)
-        self.last_layers = report.layers
         labels, logits = self.columns.get("labels", [])[: report.n_samples], captured.collected(report.n_samples).logits
         if logits is not None and len(labels) == len(logits):
             view = predicted_view(logits, labels, captured.class_names)

@@ -51,8 +51,8 @@ class AnomalyFilterCallback(AnyCallback):
             process it also names classes and files, if the data set has `targets` and `samples`.
 
     Attributes:
-        report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
-            It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
+        report: The last `AnomalyReport`, None before the first validation. It is lost with strategies that end the
+            processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
             `analyzed` (False if the metrics are repeated), `clustered` (whether a filter could be clustered), and
             `losses` if any were logged. A resumed fit continues it.
@@ -225,7 +225,7 @@ class AnomalyFilterCallback(AnyCallback):
             return None
         self.report = report
         if fitting:
-            self._last_layers = probe.last_layers
+            self._last_layers = report.layers
         if report.measured:
             self._values.measured |= {**report.metrics(), "seconds": seconds}
         return report, images

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lightning_anomaly._internal.processes import (
@@ -15,17 +13,17 @@ from lightning_anomaly._internal.processes import (
     exchange_filters,
     gather_results,
     rank_and_world,
-    run_together,
     sample_order,
 )
-from lightning_anomaly.filters.analyze import FilterSlice, analyze_slice, join_slices
-from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.pictures import Pictures, join_pictures, take_pictures
+from lightning_anomaly.filters.analyze import analyze_layers, report_on
+from lightning_anomaly.filters.layer_report import LayerReport, join_layers, select_filters
+from lightning_anomaly.filters.pictures import KeptMaps, join_pictures, take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics, join_known
 from lightning_anomaly.network.forward import most_samples, usable_layers
 from lightning_anomaly.network.maps import LayerMaps
+from lightning_anomaly.scores.scorer import SampleView
 
 
 def analyze_shared(
@@ -38,55 +36,51 @@ def analyze_shared(
     pictures: bool,
     samples: SampleCapture | None = None,
     previous: Mapping[str, LayerReport] | None = None,
-) -> tuple[AnomalyReport, Tensor | None, Mapping[str, LayerReport]]:
+) -> tuple[AnomalyReport, Tensor | None]:
     """Analyze the maps of all processes; a collective call, also for a process without maps.
 
     Each process passes the maps, images `(n, C, H, W)` and other statistics of its samples. Maps are removed as they
-    are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0 decides whether
-    there are pictures. `previous` is what the last call returned, see `analyze_maps`.
+    are sent. At most `limit` samples of all are analyzed. Notes and `pictures` are the same everywhere, and so is
+    `previous`, see `analyze_maps`.
 
-    Return the report, the images of the probe `(N, C, H, W)`, None if unknown, and the results of this process. Only
-    process 0 has images, pictures, and `points` and `labels` in the report.
+    Return the report and the images of the probe `(N, C, H, W)`, None if unknown, in every process.
     """
     rank, world = rank_and_world()
 
-    def describe() -> tuple[dict[str, LayerMaps], bool, SampleStatistics]:
+    def describe() -> tuple[dict[str, LayerMaps], SampleStatistics, Tensor | None]:
         statistics = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
-        return {name: _header(layer) for name, layer in maps.items()}, pictures, statistics
+        return {name: _header(layer) for name, layer in maps.items()}, statistics, images
 
-    headers, (pictured, *_), all_statistics = zip(*gather_results(describe), strict=True)
+    headers, all_statistics, all_images = zip(*gather_results(describe), strict=True)
     seen = [most_samples(header) for header in headers]
     layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
+    slices = {name: even_slices(_filters(layer), world) for name, layer in usable.items()}
 
     received = {}
     for name, layer in usable.items():
-        received[name] = _exchange(maps[name], layer, [header[name].count for header in headers])
+        received[name] = _exchange(maps[name], layer, slices[name], [header[name].count for header in headers])
         maps[name] = LayerMaps()
 
-    def analyze() -> tuple[FilterSlice, Pictures | None]:
-        slices = {}
+    def analyze() -> tuple[dict[str, LayerReport], dict[str, SampleView], Mapping[str, KeptMaps]]:
+        parts = {}
         for name, layer in usable.items():
             order = sample_order([header[name].count for header in headers], limit)
-            rows = torch.cat(received.pop(name), 1)[:, order]
-            slices[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
-        all_samples = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
-        part = analyze_slice(slices, settings, all_samples, previous or {})
+            parts[name] = _slice_maps(layer, torch.cat(received.pop(name), 1)[:, order], slices[name][rank])
+        known = previous or {}
+        before = {name: select_filters(known[name], slices[name][rank]) for name in usable if name in known}
+        scored = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
+        found, views = analyze_layers(parts, settings, scored, before)
         filters = sum(map(_filters, usable.values()))
-        return part, take_pictures(part.layers, slices, None, filters) if pictured else None
+        return found, views, take_pictures(found, parts, None, filters).maps if pictures else {}
 
-    part, part_pictures = run_together(analyze)
-    parts: Sequence[FilterSlice] = gather_results(lambda: _without_points(part))
-    gathered: list[Any] | None = [None] * world if rank == 0 else None
-    dist.gather_object((part, images, part_pictures), gathered)
-    probe_images = None
-    if gathered is not None:
-        parts, all_images, all_pictures = zip(*gathered, strict=True)
-        probe_images = _join_images(all_images, seen, limit)
-    report = join_slices(parts, list(usable), n_samples, settings, {**notes, **left_out})
-    if gathered is not None and pictured:
-        report = replace(report, pictures=join_pictures(all_pictures, probe_images, n_samples))
-    return report, probe_images, part.layers
+    parts, all_views, all_kept = zip(*gather_results(analyze), strict=True)
+    found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}
+    report = report_on(found, all_views[-1], n_samples, settings, {**notes, **left_out}, previous)
+    probe_images = _join_images(all_images, seen, limit)
+    if pictures:
+        report = replace(report, pictures=join_pictures(all_kept, probe_images, n_samples))
+    return report, probe_images
 
 
 def _filters(layer: LayerMaps) -> int:
@@ -118,14 +112,14 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
 
 
-def _exchange(local: LayerMaps, layer: LayerMaps, counts: Sequence[int]) -> list[Tensor]:
+def _exchange(local: LayerMaps, layer: LayerMaps, slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
     """Send each process the maps and extremes of its filters."""
 
     def rows() -> Tensor:
         maps = torch.cat(local.batches or layer.batches)[..., None].flatten(2)
         return torch.cat([maps, torch.cat(local.extremes or layer.extremes)], 2).transpose(0, 1)
 
-    return exchange_filters(rows, even_slices(_filters(layer), len(counts)), counts)
+    return exchange_filters(rows, slices, counts)
 
 
 def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
@@ -134,15 +128,6 @@ def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
     pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)
     maps = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
     return LayerMaps([maps], layer.count, layer.size, layer.zeros[filters], extremes=[extremes])
-
-
-def _without_points(part: FilterSlice) -> FilterSlice:
-    """Drop points and labels: they are large, and only process 0 shows them."""
-    layers = {
-        name: replace(layer, points=layer.points[:, :0].clone(), labels=layer.labels[:, :0].clone())
-        for name, layer in part.layers.items()
-    }
-    return replace(part, layers=layers)
 
 
 def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limit: int) -> SampleStatistics:

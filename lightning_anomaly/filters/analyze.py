@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -127,45 +127,32 @@ def analyze_maps(
     sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
     if samples is not None and samples.problem is not None:
         left_out["views"] = f"Samples are not scored: {samples.problem}."
-    part = analyze_slice(usable, settings, sample_statistics, previous or {}, progress=progress)
-    return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
+    layers, views = analyze_layers(usable, settings, sample_statistics, previous or {}, progress=progress)
+    return report_on(layers, views, n_samples, settings, {**(notes or {}), **left_out}, previous)
 
 
-@dataclass(frozen=True, eq=False)
-class FilterSlice:
-    """The results for some filters of each layer."""
-
-    layers: Mapping[str, LayerReport]  # of these filters; layers without filters are left out
-    views: Mapping[str, SampleView]  # look and content, if they were computed here
-    carried_over: int  # filters with the result of the analysis before
-
-
-def analyze_slice(
+def analyze_layers(
     maps: Mapping[str, LayerMaps],
     settings: AnalysisSettings,
     samples: SampleStatistics,
     previous: Mapping[str, LayerReport],
     *,
     progress: bool | None = False,
-) -> FilterSlice:
-    """Analyze some filters of each layer, or all; no filter's result depends on another filter.
+) -> tuple[dict[str, LayerReport], dict[str, SampleView]]:
+    """Analyze all filters of the `maps`, and score the samples; layers without filters are left out.
 
-    `maps` `(N, F, ...)` hold these filters only, possibly none. `samples` are empty if another process scores them.
-    `previous` are the results for the same filters, see `analyze_maps`.
+    No filter's result depends on another filter. `previous` are the results for the same filters, see `analyze_maps`.
     """
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings)]
     # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
     tasks += [partial(_analyze_changed, maps[name], filters, previous.get(name), settings) for name, filters in batches]
     results = iter(track(torch_in_threads(lambda task: task(), tasks), len(tasks), "filters", progress))
-    views = next(results)
+    views: dict[str, SampleView] = next(results)
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, results, strict=True):
         parts.setdefault(name, []).append(report)
-    layers = {name: join_layers(reports) for name, reports in parts.items()}
-    pairs = [(layer.fingerprints, previous[name].fingerprints) for name, layer in layers.items() if name in previous]
-    carried_over = sum(int((now == before).sum()) for now, before in pairs if len(now) == len(before))
-    return FilterSlice(layers, views, carried_over)
+    return {name: join_layers(reports) for name, reports in parts.items()}, views
 
 
 def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:
@@ -181,18 +168,12 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]
 def _analyze_changed(
     layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings
 ) -> LayerReport:
-    """Analyze some filters of one layer, of which those with the same maps as before keep their result."""
+    """Analyze some filters of one layer; if all have the same maps as before, they keep their results."""
     layer = layer.select(filters)
     hashes = layer.fingerprints()
-    known = hashes[:0] if previous is None else previous.fingerprints[filters]
-    if previous is None or len(known) != len(hashes) or not (known == hashes).any():
-        return analyze_filters(layer, hashes, settings)
-    kept, changed = (flags.nonzero()[:, 0] for flags in (known == hashes, known != hashes))
-    parts = [select_filters(previous, kept + filters.start)]
-    if len(changed):
-        parts.append(analyze_filters(layer.select(changed), hashes[changed], settings))
-    report = select_filters(join_layers(parts), torch.cat([kept, changed]).argsort())
-    return replace(report, nonfinite=layer.nonfinite)
+    if previous is not None and torch.equal(hashes, previous.fingerprints[filters]):
+        return replace(select_filters(previous, filters), nonfinite=layer.nonfinite)
+    return analyze_filters(layer, hashes, settings)
 
 
 def analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings) -> LayerReport:
@@ -237,15 +218,15 @@ def analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings
     )
 
 
-def join_slices(
-    parts: Sequence[FilterSlice],
-    names: Sequence[str],
+def report_on(
+    layers: Mapping[str, LayerReport],
+    views: Mapping[str, SampleView],
     n_samples: int,
     settings: AnalysisSettings,
     notes: Mapping[str, str],
+    previous: Mapping[str, LayerReport] | None,
 ) -> AnomalyReport:
-    """Join consecutive slices of the filters to a report with the layers in the order of `names`."""
-    layers = {name: join_layers([part.layers[name] for part in parts if name in part.layers]) for name in names}
+    """Make the report of these layers, with notes on what could not be analyzed."""
     notes = dict(notes)
     for name, layer in layers.items():
         if count := len(layer.filters(NONFINITE)):
@@ -259,6 +240,7 @@ def join_slices(
             f"least {settings.smallest_probe} are needed with `rare_fraction = {settings.rare_fraction}` and "
             f"`max_components = {settings.max_components}`."
         )
-    views = {name: view for part in parts for name, view in part.views.items()}
-    carried_over = sum(part.carried_over for part in parts)
+    last = previous or {}
+    pairs = [(layer.fingerprints, last[name].fingerprints) for name, layer in layers.items() if name in last]
+    carried_over = sum(int((now == before).sum()) for now, before in pairs if len(now) == len(before))
     return AnomalyReport(layers, n_samples, asdict(settings), notes, views, carried_over=carried_over)

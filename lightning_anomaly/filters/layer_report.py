@@ -75,10 +75,10 @@ def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
     return replace(parts[0], nonfinite=torch.stack([part.nonfinite for part in parts]).any(0), **joined)
 
 
-def select_filters(layer: LayerReport, filters: Tensor) -> LayerReport:
-    """Select some filters of a layer, in this order."""
+def select_filters(layer: LayerReport, filters: slice) -> LayerReport:
+    """Select consecutive filters of a layer."""
     selected: dict[str, Any] = {key: values[filters] for key, values in _per_filter(layer).items()}
-    return replace(layer, verdicts=tuple(layer.verdicts[index] for index in filters.tolist()), **selected)
+    return replace(layer, verdicts=layer.verdicts[filters], **selected)
 
 
 def _per_filter(layer: LayerReport) -> dict[str, Tensor]:

@@ -64,11 +64,11 @@ def take_pictures(
     return Pictures(draw_images(images, samples), kept)
 
 
-def join_pictures(parts: Sequence[Pictures], images: Tensor | None, n_samples: int) -> Pictures:
+def join_pictures(parts: Sequence[Mapping[str, KeptMaps]], images: Tensor | None, n_samples: int) -> Pictures:
     """Join the maps of consecutive filters of each layer, and draw the images."""
     layers: dict[str, list[KeptMaps]] = {}
     for part in parts:
-        for name, kept in part.maps.items():
+        for name, kept in part.items():
             layers.setdefault(name, []).append(kept)
     maps = {name: KeptMaps(*map(torch.cat, zip(*kept, strict=True))) for name, kept in layers.items()}
     return Pictures(draw_images(images, n_samples), maps)

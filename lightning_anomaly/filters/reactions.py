@@ -16,7 +16,7 @@ class Reaction(NamedTuple):
     layer: str
     filter: int
     isolates: bool  # or else has it in a rare cluster
-    distance: float  # of the sample's point from the filter's mean (standard deviations); 0 without points
+    distance: float  # of the sample's point from the filter's mean (standard deviations)
 
 
 def find_reactions(layers: Mapping[str, LayerReport], samples: int) -> list[list[Reaction]]:
@@ -24,9 +24,7 @@ def find_reactions(layers: Mapping[str, LayerReport], samples: int) -> list[list
     found: list[list[Reaction]] = [[] for _ in range(samples)]
     for name, layer in layers.items():
         filters, members = (layer.isolated | layer.outliers).nonzero(as_tuple=True)
-        distances = torch.zeros(len(filters), device="cpu")
-        if layer.points.shape[1]:  # only the first of several processes has points
-            distances = torch.linalg.vector_norm(layer.points[filters, members].nan_to_num(0.0, 0.0, 0.0), dim=1)
+        distances = torch.linalg.vector_norm(layer.points[filters, members].nan_to_num(0.0, 0.0, 0.0), dim=1)
         values = filters, members, layer.isolated[filters, members], distances
         for index, sample, isolates, distance in zip(*(value.tolist() for value in values), strict=True):
             found[sample].append(Reaction(name, index, isolates, distance))

@@ -113,7 +113,7 @@ class LayerMaps:
         broken = ~join_batches(self.extremes).isfinite().all(2)
         return broken[:, 2 * broken.sum(0) < len(broken)].any(1).cpu()
 
-    def select(self, filters: slice | Tensor) -> LayerMaps:
+    def select(self, filters: slice) -> LayerMaps:
         """Select some filters; their batches are joined."""
         maps, extremes = ([batch[:, filters] for batch in kept] for kept in (self.batches, self.extremes))
         zeros = None if self.zeros is None else self.zeros[filters]

@@ -1,4 +1,4 @@
-"""Several processes analyze slices of the filters, and process 0 gets the report of a single process."""
+"""Several processes analyze slices of the filters, and all get the report of a single process."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("scenario", "world"), [("even", 2), ("uneven", 3)])
 def test_processes_find_what_a_single_process_finds(outcomes: Path, scenario: str, world: int) -> None:
-    for rank, outcome in enumerate(outcomes_of(outcomes, scenario, world)):
+    for outcome in outcomes_of(outcomes, scenario, world):
         assert outcome["different"] == [], outcome
         assert outcome["layers"]
         assert outcome["scores"]
@@ -44,10 +44,9 @@ def test_processes_find_what_a_single_process_finds(outcomes: Path, scenario: st
             assert found == expected
         assert set(outcome["notes"][0]) == {"from", "late nonfinite"}
         assert outcome["left"] == 0
-        samples, first = outcome["n_samples"][0], rank == 0
-        assert outcome["points"] == [samples * first] * 5
-        assert outcome["images"] == outcome["pictures"] == first
-        assert len(outcome["maps"]) == 5 * first
+        assert outcome["images"]
+        assert outcome["pictures"]
+        assert len(outcome["maps"]) == 5
 
 
 def test_layers_with_a_problem_in_one_process_are_left_out(outcomes: Path) -> None:

@@ -174,7 +174,7 @@ def two_processes(rank: int, world: int) -> Outcome:
 def one_fails(rank: int, world: int) -> Outcome:
     """Process 1 fails to analyze and to compare. It misses forward passes, so hooks in these do not communicate."""
     if rank == 1:
-        across_processes.analyze_slice = two_sample.compare_groups = _break
+        across_processes.analyze_layers = two_sample.compare_groups = _break
     return {"fit": run(ours(), where=lambda name: "transfer" not in name and name != "forward")}
 
 

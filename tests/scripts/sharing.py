@@ -83,16 +83,15 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
     maps = captured({name: values[samples] for name, values in everything.items()})
     features = everything["wide"].flatten(1)
-    options: dict[str, Any] = {"limit": limit, "pictures": rank == 0, "samples": described(features[samples])}
-    report, seen, results = analyze_shared(maps, images[samples], SETTINGS, NOTES, **options)
+    options: dict[str, Any] = {"limit": limit, "pictures": True, "samples": described(features[samples])}
+    report, seen = analyze_shared(maps, images[samples], SETTINGS, NOTES, **options)
     again = captured({name: values[samples] for name, values in everything.items()})
-    carried, *_ = analyze_shared(again, images[samples], SETTINGS, NOTES, **options, previous=results)
+    carried, *_ = analyze_shared(again, images[samples], SETTINGS, NOTES, **options, previous=report.layers)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
     expected = analyze_maps(whole, SETTINGS, NOTES, samples=described(features[:kept]))
-    fields = {"points", "labels"} if rank else set()
-    fields |= {"sparsity"} if kept < sum(counts) else set()  # which counts all samples
+    fields = {"sparsity"} if kept < sum(counts) else set()  # which counts all samples
     different = [
         (name, field)
         for name, layer in expected.layers.items()
@@ -110,7 +109,6 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         "n_samples": (report.n_samples, kept),
         "scores": same(report.content_scores, expected.content_scores) and bool((report.content_scores > 0).any()),
         "left": sum(len(layer.batches) + len(layer.extremes) for layer in maps.values()),
-        "points": [layer.points.shape[1] for layer in report.layers.values()],
         "images": seen is not None and torch.equal(seen, images[:kept]),
         "pictures": report.pictures is not None and same(report.pictures.images, pictures.images),
         "maps": [name for name, kept in kept_maps.items() if all(map(same, kept, pictures.maps[name]))],
@@ -132,7 +130,7 @@ def problem(rank: int, world: int) -> Outcome:
     maps = captured(values)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    report, images, _ = analyze_shared(maps, None, SETTINGS, NOTES, limit=62, pictures=False)
+    report, images = analyze_shared(maps, None, SETTINGS, NOTES, limit=62, pictures=False)
     return {"notes": report.notes, "layers": list(report.layers), "images": images is None}
 
 
@@ -143,7 +141,7 @@ def fails(rank: int, world: int) -> Outcome:
     broken: dict[str, dict[str, Any]] = {
         "before": {"_header": _break},
         "sending": {"_header": header, "exchange_filters": lambda make, *args: exchange(_break, *args)},
-        "analyzing": {"exchange_filters": exchange, "analyze_slice": _break},
+        "analyzing": {"exchange_filters": exchange, "analyze_layers": _break},
     }
     errors = {}
     for stage, functions in broken.items():

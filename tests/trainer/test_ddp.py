@@ -37,8 +37,7 @@ def test_reports_do_not_depend_on_the_number_of_processes(outcomes: Path) -> Non
         layer = first["layers"][name]
         for key in ("verdicts", "n_components", "labels", "outliers", "nonfinite", "smallest_share", "map_size"):
             assert layer[key] == expected[key], (name, key)
-        assert second["layers"][name]["outliers"] == expected["outliers"]
-        assert not any(second["layers"][name]["points"])
+        assert second["layers"][name] == layer
         # A convolution over other batches rounds differently; a repeated sample counts in the share of zeros.
         assert layer["sparsity"] == pytest.approx(expected["sparsity"], abs=0.01)
         assert layer["explained"] == pytest.approx(expected["explained"], abs=1e-4)
