@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 
 from lightning_anomaly._internal.tables import listed
 
 
-class Note(str):
-    """A sentence or a part of one, which may hold the numbers of one layer."""
-
-    kind: str  # the text without numbers, equal for layers with the same problem
-    layer: str  # empty for a part of a sentence
-
-    def __new__(cls, text: str, *numbers: object, layer: str = "", kind: str = "") -> Note:
-        """Put numbers into the `{}` of a text."""
-        note = super().__new__(cls, text.format(*numbers) if numbers else text)
-        note.kind, note.layer = kind or text, layer
-        return note
-
-
 def left_out(name: str, problem: str) -> dict[str, str]:
     """Note that a layer is left out."""
-    kind = getattr(problem, "kind", problem)
-    return {f"{name} left out": Note(f"Layer '{name}' is left out of the analysis: {problem}.", layer=name, kind=kind)}
+    return {f"{name} left out": f"Layer '{name}' is left out of the analysis: {problem}."}
 
 
 def nonfinite(name: str, count: int, filters: int, ending: str) -> dict[str, str]:
     """Note that some filters of a layer have NaN or infinite values; `ending` ends the sentence."""
-    text = f"Layer '{name}': {count} of {filters} filters have NaN or infinite values {ending}."
-    return {f"{name} nonfinite": Note(text, layer=name, kind="nonfinite")}
+    return {f"{name} nonfinite": f"Layer '{name}': {count} of {filters} filters have NaN or infinite values {ending}."}
 
 
 def merge_notes(notes: Mapping[str, str]) -> dict[str, str]:
-    """Merge the notes on several layers with the same problem, under the key of the first."""
+    """Merge the notes on several layers that differ only in numbers, under the key of the first."""
     groups: dict[str, list[str]] = {}
     for key, note in notes.items():
-        groups.setdefault(note.kind if isinstance(note, Note) else key, []).append(key)
+        kind = re.sub(r"'.*?'|\d+", "", note) if note.startswith("Layer '") else key
+        groups.setdefault(kind, []).append(key)
     merged = {}
     for first, *others in groups.values():
-        layers = [f"'{note.layer}'" for note in map(notes.get, others) if isinstance(note, Note)]
+        layers = [repr(notes[key].split("'")[1]) for key in others]
         merged[first] = notes[first] + (f" The same holds for {listed(layers)}." if layers else "")
     return merged
 

@@ -66,18 +66,14 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
         centers = draw_centers(points, settings.n_init, numbers[-1], settings.seed)
         for place, k in enumerate(numbers):
             start = cluster_parameters(points, kmeans(points, centers[:, :, :k]), k)
-            labels[:, place] = _component_labels(points, start, settings.engine)
+            if settings.engine == "sklearn":
+                from lightning_anomaly.filters.sklearn_estimators import sklearn_mixtures
+
+                labels[:, place] = sklearn_mixtures(points, *start)
+            else:
+                labels[:, place] = fit_mixtures(points, start).labels
         index = calinski_harabasz(points, labels)
     return Clustering(torch.tensor(numbers, device=points.device), labels, index)
-
-
-def _component_labels(points: Tensor, start: Parameters, engine: str) -> Tensor:
-    """Fit mixtures to points `(F, N, 2)`, and return the most probable component of each sample `(F, N)`."""
-    if engine == "sklearn":
-        from lightning_anomaly.filters.sklearn_estimators import sklearn_mixtures
-
-        return sklearn_mixtures(points, *start)
-    return fit_mixtures(points, start).labels
 
 
 def draw_centers(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Tensor:

@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -211,9 +210,8 @@ class ImageSource:
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
         batches = iter(load_at(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers))
-        apart = workers and self._convert is first_tensor  # no data set and no module draws in this process
         for number, chunk in enumerate(chunks):
-            with nullcontext() if apart else isolated_random_state(number):
+            with isolated_random_state(number):
                 try:
                     batch = next(batches)  # goes on after an error
                 except Exception as error:  # whatever the data set raises

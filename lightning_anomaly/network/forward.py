@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.notes import Note, left_out
+from lightning_anomaly._internal.notes import left_out
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.hooks import MapCapture, evaluating
@@ -88,7 +88,7 @@ def usable_layers(
         problem = layer.problem or (None if layer.batches else "it was never called")
         if problem is None and layer.count != n_samples:
             others = "most layers gave" if expected is None else "the samples are"
-            problem = Note(f"it gave {{}} maps where {others} {{}}", layer.count, n_samples)
+            problem = f"it gave {layer.count} maps where {others} {n_samples}"
         if problem:
             notes |= left_out(name, problem)
         else:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.notes import Note
 from lightning_anomaly._internal.random_state import isolated_torch_state
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.layers import CONVOLUTIONS
@@ -125,7 +124,7 @@ class MapCapture:
             for name, layer in self.maps.items():
                 total = self._totals[name]
                 if total not in (0, self._samples) and layer.problem is None:
-                    layer.problem = Note("it gave {} maps where most layers gave {}", total, self._samples)
+                    layer.problem = f"it gave {total} maps where most layers gave {self._samples}"
 
     def __enter__(self) -> MapCapture:
         self.attach()
@@ -181,10 +180,10 @@ def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
         return f"its output is a {type(output).__name__}, not a tensor"
     axes = len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else None
     if not 2 <= output.ndim <= 5 or axes not in (None, output.ndim - 2):
-        return Note("its output has shape {}, not (samples, filters, ...)", tuple(output.shape))
+        return f"its output has shape {tuple(output.shape)}, not (samples, filters, ...)"
     if not output.is_floating_point():
         return f"its output has type {output.dtype}"
     if output.numel() == 0 or not layer.batches:
         return None
     before, now = (layer.batches[0].shape[1], *(layer.size or ())), tuple(output.shape[1:])
-    return None if now == before else Note("its shape changes, from {} to {}", before, now)
+    return None if now == before else f"its shape changes, from {before} to {now}"
