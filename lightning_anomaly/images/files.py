@@ -20,12 +20,13 @@ _HEIF = ": install the package pillow-heif, and call its `register_heif_opener()
 
 
 class FolderImages(Dataset[Any]):
-    """The images in a folder and its subfolders, in the order of their names; each direct subfolder is a class.
+    """The images in a folder and its subfolders, in the order of their names.
 
     An image is a file with the name of one, such as `.jpg`, or with any other name and the first bytes of an image,
     in any format that Pillow reads. Nothing is decoded yet: an image may prove to be broken when it is read.
 
-    It has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`, and `labels`, the
+    An image's class is the name of the folder that it lies in, so `train/cats` and `val/cats` are one class. The data
+    set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`, and `labels`, the
     name of each image's class. `skipped` gives the reason for each file and folder that is not read, by its path in the
     folder, but for the hidden files of systems. An item is an image for a network and the whole one, squeezed into a
     square of bytes, in which a search for outliers sees frames and captions that the network's image may lack.
@@ -52,7 +53,7 @@ class FolderImages(Dataset[Any]):
             skipped = [f"{name} ({reason})" for name, reason in self.skipped.items()]
             raise ValueError(f"`{folder}` should hold images. Found {listed(skipped) or 'no file'}.")
         folders = [name.split(os.sep)[:-1] for name in names]
-        labels = [parts[0] if parts else "" for parts in folders]  # "" for a file beside the subfolders
+        labels = [parts[-1] if parts else "" for parts in folders]  # "" for a file beside the subfolders
         classes = sorted({*labels})
         targets = {label: target for target, label in enumerate(classes)}
         self.samples = [(os.path.join(folder, n), targets[label]) for n, label in zip(names, labels, strict=True)]

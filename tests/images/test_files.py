@@ -45,6 +45,15 @@ def test_a_probe_has_images_of_all_classes(tmp_path):
     assert [*probe_positions(found, 4)] == [0, 3, 6]
 
 
+def test_a_class_is_the_innermost_folder(tmp_path):
+    for name in ("train/cats/a", "train/dogs/b", "val/cats/c", "d"):
+        picture(tmp_path / f"{name}.png", (80, 0, 0))
+    found = FolderImages(tmp_path, 8)
+    assert found.labels == ["", "cats", "dogs", "cats"]
+    assert found.classes == ["", "cats", "dogs"]
+    assert found.targets == [0, 1, 2, 1]
+
+
 def test_values_beyond_bytes_are_scaled_by_their_depth_and_transparency_is_white(tmp_path):
     """All of these were black, or had lost their transparency."""
     ramp = np.linspace(0, 1, 64).reshape(8, 8)
