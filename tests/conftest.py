@@ -2,7 +2,11 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 # Before NumPy is loaded: with two pytest processes, waiting threads of BLAS and OpenMP would occupy the processors.
@@ -19,6 +23,23 @@ pytest.register_assert_rewrite("properties")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+ROOT = Path(__file__).parents[1]
+EVERY_LOOP = """
+import torch
+from lightning_anomaly import analyze
+from lightning_anomaly.scores.pixels import pixel_statistics
+analyze(torch.nn.Conv2d(1, 2, 3), torch.rand(64, 1, 8, 8))
+pixel_statistics(torch.rand(2, 1, 8, 8))
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile all loops while the workers collect their tests, or each worker would compile them for itself."""
+    workers = not hasattr(config, "workerinput") and config.getoption("numprocesses", None)
+    if workers and not any((ROOT / "lightning_anomaly").rglob("*.nbi")):
+        command = [sys.executable, "-c", EVERY_LOOP]
+        Thread(target=subprocess.run, args=(command,), kwargs={"cwd": ROOT, "stderr": subprocess.DEVNULL}).start()
 
 
 @pytest.fixture(autouse=True)
