@@ -113,7 +113,7 @@ def vgg_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
 NETWORKS = {builder.__name__: builder for builder in (lenet5, alexnet, simple_cnn)}  # those of the paper
 # Experiments choose on the networks above and test on these.
 _HELD_OUT = (simple_cnn_bn, strided_cnn_bn, vgg11_bn, resnet18)
-_GOOD = (resnet20, vgg_bn)  # trained on all images, see `recipes.experiments.good_networks`
+_GOOD = (resnet20, vgg_bn)  # trained on all images, see `recipes.development.good_networks`
 
 
 def build(name: str, channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.pixels import pixel_statistics
 from recipes.common.damage import DAMAGES
-from recipes.experiments.reasons import ACCEPTED, PLAIN, reasons_of
+from recipes.development.reasons import ACCEPTED, PLAIN, reasons_of
 
 
 def digits() -> Tensor:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from recipes.experiments.tables import found, h1, h2, h3, harm, odd_images, output, stopping, two_sample
+from recipes.development import found_tables as found
+from recipes.development import tables as odd_images
+from recipes.experiments.tables import h1, h2, h3, harm, output, stopping, two_sample
 from recipes.experiments.tables.writer import Frame
 
 TABLES: dict[str, Callable[[], Frame]] = {

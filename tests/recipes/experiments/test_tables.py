@@ -10,8 +10,9 @@ import pytest
 import scipy.stats
 
 from lightning_anomaly.filters.rise import HOLD
+from recipes.development import found_tables as found
 from recipes.experiments.store import RESULTS, read_lines
-from recipes.experiments.tables import TABLES, found, h3, output, stopping
+from recipes.experiments.tables import TABLES, h3, output, stopping
 
 
 @pytest.mark.slow

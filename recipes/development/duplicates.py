@@ -1,6 +1,6 @@
 """Copies planted among photographs: which are found, beside CleanVision's. See docs/results/duplicates.md.
 
-`python -m recipes.experiments.duplicates NAME=FOLDER ... --output FILE.csv` needs the extras `photos` and `rivals`.
+`python -m recipes.development.duplicates NAME=FOLDER ... --output FILE.csv` needs the extras `photos` and `rivals`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.benchmarks.parts import PARTS
-from recipes.benchmarks.timing import machine, markdown
 from recipes.common.options import one_sentence_errors, quiet
+from recipes.development.benchmarks.parts import PARTS
+from recipes.development.benchmarks.timing import machine, markdown
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

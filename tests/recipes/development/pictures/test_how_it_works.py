@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 from trainers import SMALL_RUNS
 
-from recipes.pictures import how_it_works
+from recipes.development.pictures import how_it_works
 
 pytestmark = [*SMALL_RUNS, pytest.mark.slow]
 

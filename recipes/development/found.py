@@ -1,7 +1,7 @@
 """The 24 strangest images of all of Fashion-MNIST, and of all of CIFAR-10 (JPEG).
 
-`python -m recipes.experiments.found --data-root DIR --weights DIR` searches training and test images with the networks
-of `recipes.experiments.good_networks`, in some minutes on two cores. The reference is 4,000 of the test images. A line
+`python -m recipes.development.found --data-root DIR --weights DIR` searches training and test images with the networks
+of `recipes.development.good_networks`, in some minutes on two cores. The reference is 4,000 of the test images. A line
 for each data set goes to results/found.jsonl, the pictures to docs/pictures; then `python -m recipes.experiments
 results` makes the table. A position counts training images first, then test images.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_anomaly import OutlierDetector
 from recipes.common.data import download, load_images
 from recipes.common.options import add_data_options, one_sentence_errors
-from recipes.experiments.good_networks import NETWORKS, load_good
+from recipes.development.good_networks import NETWORKS, load_good
 from recipes.experiments.store import RESULTS, append, rounded
 
 CLASSES = {

@@ -9,7 +9,7 @@ from playwright.sync_api import Page
 from trainers import SMALL_RUNS
 
 from recipes import quickstart
-from recipes.pictures.browser import figures, find_chromium, open_page, tensorboard
+from recipes.development.pictures.browser import figures, find_chromium, open_page, tensorboard
 
 pytestmark = [
     *SMALL_RUNS,

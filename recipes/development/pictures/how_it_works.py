@@ -1,4 +1,4 @@
-"""The method in one picture, for a network trained on digits: `python -m recipes.pictures.how_it_works`.
+"""The method in one picture, for a network trained on digits: `python -m recipes.development.pictures.how_it_works`.
 
 Feature maps of one filter, their first two principal components, the clusters of a mixture, and the verdicts on all
 filters. Two validation images are over-exposed, as outliers to find.

@@ -1,6 +1,6 @@
 """For each kind of damage, the share of images whose first reason a person would accept.
 
-`python -m recipes.experiments.reasons --data-root data` needs no network: the reasons are those of the pixels.
+`python -m recipes.development.reasons --data-root data` needs no network: the reasons are those of the pixels.
 `ACCEPTED` follows from what each kind does to an image. For turned, mirrored and foreign images, which are otherwise
 normal, any true words about brightness or where it lies are accepted.
 """

@@ -1,11 +1,11 @@
-"""How well each score finds odd images; see `recipes.experiments.odd_images`."""
+"""How well each score finds odd images; see `recipes.development.odd_images`."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from recipes.experiments.measures.rivals import RIVALS
-from recipes.experiments.odd_images import FINE_TUNED
+from recipes.development.odd_images import FINE_TUNED
+from recipes.development.rivals import RIVALS
 from recipes.experiments.store import RESULTS, read_lines
 from recipes.experiments.tables.writer import Frame
 

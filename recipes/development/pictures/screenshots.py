@@ -1,6 +1,7 @@
-"""Run the quickstart and take screenshots of its pages and of TensorBoard: `python -m recipes.pictures.screenshots`.
+"""Run the quickstart and take screenshots of its pages and of TensorBoard.
 
-Needs a Chromium (Debian: `apt-get install chromium`) and Playwright (`pip install playwright`).
+`python -m recipes.development.pictures.screenshots` needs Playwright (`pip install playwright`) and a Chromium
+(Debian: `apt-get install chromium`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from playwright.sync_api import Page
 from lightning_anomaly import AnomalyReport
 from recipes import quickstart
 from recipes.common.options import one_sentence_errors
-from recipes.pictures.browser import IN_PAGE, figures, open_page, tensorboard
+from recipes.development.pictures.browser import IN_PAGE, figures, open_page, tensorboard
 
 _WIDTH, _HEIGHT = 1150, 3000  # pixels
 _PAGE, _GAP = (860, 920), 20

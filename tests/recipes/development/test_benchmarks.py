@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from trainers import SMALL_RUNS
 
-from recipes.benchmarks import __main__ as benchmark
-from recipes.benchmarks.parts import PARTS
-from recipes.benchmarks.timing import in_turns
+from recipes.development.benchmarks import __main__ as benchmark
+from recipes.development.benchmarks.parts import PARTS
+from recipes.development.benchmarks.timing import in_turns
 
 pytestmark = SMALL_RUNS
 

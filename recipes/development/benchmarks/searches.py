@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_anomaly import OutlierDetector, find_outliers
 from lightning_anomaly.images import FolderImages
 from recipes import predict
-from recipes.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
-from recipes.benchmarks.work import WORK, forward, network_of, noise, prepare
 from recipes.common.options import SILENT
+from recipes.development.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
+from recipes.development.benchmarks.work import WORK, forward, network_of, noise, prepare
 
 
 def outliers(device: str, quick: bool) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Well-trained networks, as users have them: all training images, augmentation, and a learning rate schedule.
 
-`python -m recipes.experiments.good_networks --data-root DIR --weights DIR` trains the networks that are missing in the
+`python -m recipes.development.good_networks --data-root DIR --weights DIR` trains the networks that are missing in the
 folder of the weights, and writes a line with the accuracy of each; about four hours on one core.
 """
 
@@ -146,7 +146,7 @@ def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
-    return parser_of("recipes.experiments.good_networks", __doc__).parse_args(arguments)
+    return parser_of("recipes.development.good_networks", __doc__).parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:

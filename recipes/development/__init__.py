@@ -1,0 +1,1 @@
+"""What only developers run; README.md says what is here."""
