@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import NamedTuple
 
 # Before NumPy is loaded: with two pytest processes, waiting threads of BLAS and OpenMP would occupy the processors.
@@ -34,12 +33,21 @@ pixel_statistics(torch.rand(2, 1, 8, 8))
 """
 
 
+compiling: list[subprocess.Popen[bytes]] = []
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Compile all loops while the workers collect their tests, or each worker would compile them for itself."""
     workers = not hasattr(config, "workerinput") and config.getoption("numprocesses", None)
     if workers and not any((ROOT / "lightning_anomaly").rglob("*.nbi")):
-        command = [sys.executable, "-c", EVERY_LOOP]
-        Thread(target=subprocess.run, args=(command,), kwargs={"cwd": ROOT, "stderr": subprocess.DEVNULL}).start()
+        compiling.append(subprocess.Popen([sys.executable, "-c", EVERY_LOOP], cwd=ROOT, stderr=subprocess.DEVNULL))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished() -> None:
+    """Wait for it before any test starts."""
+    for process in compiling:
+        process.wait()
 
 
 @pytest.fixture(autouse=True)
