@@ -377,11 +377,11 @@ def _duplicates(
     groups, problem = find_duplicates(Fingerprints.join(parts), images)
     names = [] if reference is None else reference.names
     found = []
-    for group, identical in groups:
+    for group, identical, correlations in groups:
         searched = [positions[place] for place in group if place < len(positions)]
         known = [names[place - len(positions)] for place in group if place >= len(positions)]
         if searched:
-            found.append(DuplicateGroup(searched, identical, known))
+            found.append(DuplicateGroup(searched, identical, known, correlations))
     return found, problem
 
 
