@@ -346,7 +346,7 @@ class TestFolders:
         assert "1 of the 120 images in `--data` cannot be read, the first at position 0, cats/000.png (Unid" in out
         assert (tmp_path / "browser.html").stat().st_size > 0
 
-    def test_the_output_says_how_images_are_normalised(self, folder, tmp_path, capsys):
+    def test_the_output_says_how_images_are_normalized(self, folder, tmp_path, capsys):
         for numbers, line in (
             ((), "0..1, not normalized (see `--mean`)"),
             (("--std", "0.25", "--mean", "0.5"), "mean 0.5"),

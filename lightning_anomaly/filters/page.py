@@ -20,7 +20,7 @@ from lightning_anomaly.filters.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.pages.page import assemble, finite, short, usual_score
 
 _CODE = (
-    "dom unpack wording data csv colours canvas scatter components overview filter_list filter_page samples shell main"
+    "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell main"
 )
 _POINTS = 4_000_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter

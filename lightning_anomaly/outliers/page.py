@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_anomaly._internal.checks import check_labels
 from lightning_anomaly.pages.page import assemble, finite, usual_score, write
 
-_CODE = "dom unpack wording csv colours canvas components ranking shell gallery"
+_CODE = "dom unpack wording csv colors canvas components ranking shell gallery"
 
 
 def write_outlier_page(

@@ -1,6 +1,6 @@
 // Small pictures of samples, maps and points, and the scales of plots.
 
-import { groupColour, ink, VIRIDIS } from "./colours.js";
+import { groupColor, ink, VIRIDIS } from "./colors.js";
 
 /** Draws a sample's image onto a canvas, pixel by pixel. */
 export function drawImage(canvas, report, sample) {
@@ -98,7 +98,7 @@ export function drawMiniature(context, width, height, points, ringed = null) {
   const radius = points.samples.length > 1000 ? 1 : 1.7;
   const groups = points.clusters.reduce((most, cluster) => Math.max(most, cluster + 1), 0);
   for (let group = 0; group < groups; group++) {
-    context.fillStyle = groupColour(group);
+    context.fillStyle = groupColor(group);
     context.beginPath();
     for (const [i, cluster] of points.clusters.entries()) {
       if (cluster === group) mark(context, "circle", across(i), down(i), radius);

@@ -1,7 +1,7 @@
 // Parts that several pages share.
 
 import { drawImage, drawMap, drawMiniature, mark } from "./canvas.js";
-import { groupColour, groupShape, verdictColour } from "./colours.js";
+import { groupColor, groupShape, verdictColor } from "./colors.js";
 import { cutLine, div, emptyState, make, quiet, sharpCanvas, symbolButton } from "./dom.js";
 import { count, layerText, number, scoreText, VERDICTS } from "./wording.js";
 
@@ -43,18 +43,18 @@ export function mapOf(map, sample) {
 }
 
 export function verdictBadge(verdict) {
-  return make("span", { class: "badge", title: VERDICTS[verdict] ?? "" }, swatch(verdictColour(verdict)), verdict);
+  return make("span", { class: "badge", title: VERDICTS[verdict] ?? "" }, swatch(verdictColor(verdict)), verdict);
 }
 
-export function swatch(colour) {
-  return make("i", { class: "swatch", style: { background: colour }, "aria-hidden": "true" });
+export function swatch(color) {
+  return make("i", { class: "swatch", style: { background: color }, "aria-hidden": "true" });
 }
 
 /** The mark of a group of points. */
 export function groupMark(group) {
   const canvas = make("canvas", { class: "mark", "aria-hidden": "true" });
   const context = sharpCanvas(canvas, 14, 14);
-  context.fillStyle = groupColour(group);
+  context.fillStyle = groupColor(group);
   mark(context, groupShape(group), 7, 7, 4.6);
   context.fill();
   return canvas;

@@ -49,7 +49,7 @@ export function cutLine(text, className = "") {
     : make("span", { class: `cut cut-left ${className}`, title: text }, make("bdi", {}, name));
 }
 
-/** A labelled select; `options` are pairs of a value and its text. */
+/** A labeled select; `options` are pairs of a value and its text. */
 export function choice(label, options, chosen, change) {
   const list = make(
     "select",

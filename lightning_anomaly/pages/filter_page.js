@@ -19,10 +19,10 @@ import { choiceText, chosenFilters } from "./filter_list.js";
 import { Scatter } from "./scatter.js";
 import { count, facts, layerText, number, scoreText, tally, VERDICTS } from "./wording.js";
 
-const LEGEND = 35; // entries, one for each combination of colour and shape
+const LEGEND = 35; // entries, one for each combination of color and shape
 const STRIP = 40; // tiles
 
-/** The page and its keys. `query.pin` is the pinned sample, `query.by` what colours the points. */
+/** The page and its keys. `query.pin` is the pinned sample, `query.by` what colors the points. */
 export async function filterPage(report, place, query) {
   const { pin: pinned = null, by = "cluster", ...chosen } = query;
   const [points, map] = await Promise.all([report.points(place), report.maps(place)]);
@@ -79,13 +79,13 @@ export async function filterPage(report, place, query) {
   const repin = (sample) =>
     scatter.setPinned(sample !== null && report.hasSample(Number(sample)) ? Number(sample) : null);
   repin(pinned);
-  const labelled = report.labels && by === "label";
-  if (labelled) scatter.colourBy(Array.from(points.samples, (sample) => report.labels.of[sample]));
+  const labeled = report.labels && by === "label";
+  if (labeled) scatter.colorBy(Array.from(points.samples, (sample) => report.labels.of[sample]));
   const toolbar = div(
     "toolbar",
     report.labels
       ? choice(
-          "Colour by",
+          "Color by",
           [
             ["cluster", "cluster"],
             ["label", "label"],
@@ -101,7 +101,7 @@ export async function filterPage(report, place, query) {
             ),
         )
       : null,
-    groupLegend(report, scatter, labelled),
+    groupLegend(report, scatter, labeled),
     scatter.buttons(),
   );
   return {
@@ -181,11 +181,11 @@ function standing(points, i) {
   return `In cluster ${points.clusters[i] + 1}${kinds.length ? `, ${kinds.join(" and ")}` : ""}.`;
 }
 
-function groupLegend(report, scatter, labelled) {
+function groupLegend(report, scatter, labeled) {
   const sizes = tally(scatter.groups);
   const groups = [...sizes.keys()].sort((a, b) => a - b);
   const entry = (group) => {
-    const text = labelled ? report.labels.names[group] : `cluster ${group + 1}`;
+    const text = labeled ? report.labels.names[group] : `cluster ${group + 1}`;
     const button = make(
       "button",
       { class: "entry", "aria-pressed": "false", title: `show ${text} alone` },
@@ -214,7 +214,7 @@ function groupLegend(report, scatter, labelled) {
           "isolated",
         )
       : null,
-    labelled
+    labeled
       ? null
       : make("span", { class: "quiet ellipse-note" }, "ellipses: two standard deviations of a cluster's points"),
   );

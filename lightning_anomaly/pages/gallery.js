@@ -1,6 +1,6 @@
 // The page of `find_outliers`: a gallery in which a reader ticks images, and one image.
 
-import { verdictColour } from "./colours.js";
+import { verdictColor } from "./colors.js";
 import { address, bars, imageOf, pages, stepKeys, stepper, swatch, titleRow, visit } from "./components.js";
 import { csvText, download, exportButton } from "./csv.js";
 import { choice, cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
@@ -31,7 +31,7 @@ const sentence = (text) => prose(`${text[0].toUpperCase()}${text.slice(1)}${/[.!
 
 /** Whether an image is significant, beside its rank. */
 function badge(row) {
-  return row.significant ? make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "significant") : null;
+  return row.significant ? make("span", { class: "badge" }, swatch(verdictColor("anomaly")), "significant") : null;
 }
 
 /** A checkbox; `changed` is called after a tick. */

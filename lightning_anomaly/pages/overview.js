@@ -1,6 +1,6 @@
 // The network: its numbers, and every layer as a row of cells.
 
-import { verdictColour } from "./colours.js";
+import { verdictColor } from "./colors.js";
 import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch, visit } from "./components.js";
 import { div, emptyState, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
@@ -80,7 +80,7 @@ function legend(report) {
         make(
           "a",
           { href: address(["filters"], { verdict: verdictOf(report, kind, amount) }) },
-          swatch(verdictColour(kind)),
+          swatch(verdictColor(kind)),
           `${kind} `,
           quiet(number(amount)),
         ),
@@ -145,7 +145,7 @@ function cells(report, place, size) {
     canvas.style.height = `${height}px`;
     const context = sharpCanvas(canvas, box.clientWidth, height);
     layer.verdicts.forEach((_, filter) => {
-      context.fillStyle = verdictColour(report.kind({ layer: place, filter }));
+      context.fillStyle = verdictColor(report.kind({ layer: place, filter }));
       context.fillRect((filter % columns) * size, Math.floor(filter / columns) * size, size - 1.5, size - 1.5);
     });
   };

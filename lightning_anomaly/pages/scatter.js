@@ -1,7 +1,7 @@
 // The scatter plot of one filter: hover, pin, zoom and pan.
 
 import { extent, mark, ticks } from "./canvas.js";
-import { groupColour, groupShape, ink } from "./colours.js";
+import { groupColor, groupShape, ink } from "./colors.js";
 import { div, make, sharpCanvas, symbolButton } from "./dom.js";
 
 const MARGIN = { left: 46, right: 12, top: 12, bottom: 40 };
@@ -45,8 +45,8 @@ export class Scatter {
     this.draw();
   }
 
-  /** Colours by groups, one for each point. */
-  colourBy(groups) {
+  /** Colors by groups, one for each point. */
+  colorBy(groups) {
     this.groups = groups;
     this.draw();
   }
@@ -187,7 +187,7 @@ export class Scatter {
       context.beginPath();
       for (const [dx, dy] of outline) context.lineTo(this.across(x + dx), this.down(y + dy));
       context.closePath();
-      context.strokeStyle = context.fillStyle = groupColour(group);
+      context.strokeStyle = context.fillStyle = groupColor(group);
       context.globalAlpha = this.only === null || this.only === group ? 0.09 : 0.02;
       context.fill();
       context.globalAlpha *= 7;
@@ -198,7 +198,7 @@ export class Scatter {
     const groups = [...new Set(this.groups)].sort((a, b) => a - b);
     for (const group of groups) {
       context.globalAlpha = this.only === null || this.only === group ? 0.75 : 0.08;
-      context.fillStyle = groupColour(group);
+      context.fillStyle = groupColor(group);
       context.beginPath();
       points.samples.forEach((_, i) => {
         if (this.groups[i] === group) {
@@ -233,7 +233,7 @@ export class Scatter {
     context.restore();
   }
 
-  /** Draws a ring in the accent colour around a sample, with its number beside it. */
+  /** Draws a ring in the accent color around a sample, with its number beside it. */
   drawChosen(context, sample, lineWidth) {
     const i = sample === null ? -1 : this.points.samples.indexOf(sample);
     if (i < 0) return;

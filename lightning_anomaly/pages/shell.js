@@ -1,6 +1,6 @@
 // Addresses, pages and keys, for all reports.
 
-import { onThemeChange } from "./colours.js";
+import { onThemeChange } from "./colors.js";
 import { address, visit } from "./components.js";
 import { emptyState, make, symbolButton, termList } from "./dom.js";
 

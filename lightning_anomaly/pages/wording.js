@@ -48,7 +48,7 @@ export const kindsOf = (report, of = (place) => report.kind(place)) => {
 /** Terms of all pages, for the help dialog. */
 export const SCORE_TERMS = [
   ["Score", "How unlike the others an image is: the larger of look and content."],
-  ["Look", "The score by statistics of the pixels such as brightness, noise and colour."],
+  ["Look", "The score by statistics of the pixels such as brightness, noise and color."],
   ["Content", "The score by what the network makes of the image: its features, and logits of classes it knows."],
   ["Label", "The score by how much nearer the features are to another class than to that of its folder."],
 ];

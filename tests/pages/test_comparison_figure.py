@@ -41,12 +41,12 @@ HISTORY = [
 ]
 
 
-def test_every_share_is_in_its_cell_with_the_colour_of_its_significance() -> None:
+def test_every_share_is_in_its_cell_with_the_color_of_its_significance() -> None:
     figure, gap = drawn(HISTORY), math.nan
     chance, significant = cells(figure)
     np.testing.assert_array_equal(chance, [[0, 0, gap, 0.125], [0.25, gap, gap, gap], [gap, 0.1, gap, gap]])
     np.testing.assert_array_equal(significant, [[gap] * 4, [gap, 0.5, gap, 0.75], [gap, gap, gap, 1]])
-    for mesh in figure.axes[1].collections:  # cells are centred on their validation and layer
+    for mesh in figure.axes[1].collections:  # cells are centered on their validation and layer
         edges = mesh.get_coordinates()
         assert edges[0, :, 0].tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
         assert edges[:, 0, 1].tolist() == [-0.5, 0.5, 1.5, 2.5]
@@ -63,7 +63,7 @@ def test_the_output_is_drawn_above_on_the_same_axis_with_its_p_values() -> None:
     assert whether.get_xlim() == where.get_xlim() == (-0.5, 3.5)
 
 
-def test_each_layer_is_labelled_with_its_name_and_its_last_share() -> None:
+def test_each_layer_is_labeled_with_its_name_and_its_last_share() -> None:
     whether, where, *bars = drawn(HISTORY).axes
     legend = [text.get_text() for text in whether.get_legend().get_texts()]
     assert [text[:8] for text in (*legend, *(bar.get_xlabel() for bar in bars))] == [

@@ -17,7 +17,7 @@ HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</scri
 
 
 def made_up(kept: int = 256, reason: str = "reason {}") -> OutlierReport:
-    """Make a report with random scores, of which the largest 10% have small p-values, and small coloured pictures.
+    """Make a report with random scores, of which the largest 10% have small p-values, and small colored pictures.
 
     Every second image has the larger score by its look, the others by their content, which has no reasons.
     """

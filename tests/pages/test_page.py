@@ -30,8 +30,8 @@ def test_hovering_a_point_shows_its_sample_image_and_map(report, opened):
     page = opened(report, address(layer, index))
     page.page.mouse.move(*page.place_of(report.layers[layer].points[index, sample]))
     assert page.text(".sample-link") == f"Sample {sample}"
-    grey = report.pictures.images[sample].expand(-1, -1, 3)
-    assert page.pixels(".pair figure:nth-child(1) canvas") == grey.tolist()
+    gray = report.pictures.images[sample].expand(-1, -1, 3)
+    assert page.pixels(".pair figure:nth-child(1) canvas") == gray.tolist()
     kept = report.pictures.maps[layer]
     place = kept.samples[index].tolist().index(sample)
     drawn = torch.tensor(page.pixels(".pair figure:nth-child(2) canvas")).float().mean(2)
@@ -198,17 +198,17 @@ class TestLists:
 
 @pytest.mark.slow
 class TestEverywhere:
-    def test_the_page_follows_the_colour_scheme_of_the_system(self, report, opened):
+    def test_the_page_follows_the_color_scheme_of_the_system(self, report, opened):
         page = opened(report)
-        colour = "getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g).map(Number)"
+        color = "getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g).map(Number)"
         light = page.pixels("canvas.cells >> nth=0")
-        assert min(page.page.evaluate(colour)) > 230
+        assert min(page.page.evaluate(color)) > 230
         page.page.eval_on_selector("main > *", "element => { element.dataset.old = true; }")
         page.page.emulate_media(color_scheme="dark")
         page.page.wait_for_selector("main > *:first-child:not([data-old])")
         page.settle()
         assert page.pixels("canvas.cells >> nth=0") != light
-        assert max(page.page.evaluate(colour)) < 60
+        assert max(page.page.evaluate(color)) < 60
 
     def test_hostile_names_are_shown_as_text_within_the_window(self, report, opened):
         layers = {HOSTILE + name: layer for name, layer in report.layers.items()}
