@@ -10,8 +10,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryFile
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly import __version__
@@ -84,9 +86,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--top",
         type=_positive,
-        default=50,
+        default=100,
         metavar="COUNT",
-        help="oddest images to list in outliers.csv, default: %(default)s",
+        help="oddest images to list by look, by content and by class, default: %(default)s",
     )
     return parser.parse_args(arguments)
 
@@ -168,7 +170,7 @@ def run_analysis(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     if labels is not None and len({*labels}) == 1:
         print(f"note: All images are of the class '{labels[0]}': give the folder with all classes as `--data`.")
-    browser = options.output / "browser.html"
+    browser = _unused(options.output / "browser.html")
     write(browser, report.page_text(f"{options.model} on {options.data.name}", labels=labels))
     print(f"every filter with its images: open {browser}")
 
@@ -176,6 +178,7 @@ def run_analysis(options: argparse.Namespace) -> None:
 def run_outliers(options: argparse.Namespace) -> None:
     """Score all images, print the table, and write the gallery and the list of the oddest ones."""
     from lightning_anomaly.outliers import find_outliers
+    from lightning_anomaly.pages.gallery import MOVE
 
     given = options.classes and options.classes.read_text("utf-8").splitlines()
     model, known = _load_model(options)
@@ -185,11 +188,18 @@ def run_outliers(options: argparse.Namespace) -> None:
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
         report = find_outliers(images, model, reference, class_names=given or known or None)
     print(report)
-    gallery = options.output / "outliers.html"
-    report.save_html(gallery, title=f"{options.model} on {options.data.name}")
-    report.save_csv(gallery.with_suffix(".csv"), options.top)
-    print(f"to look through them and tick some: open {gallery}")
-    print(f"as a table: {gallery.with_suffix('.csv')}")
+    page = _unused(options.output / "outliers.html")
+    report.save_html(page, f"{options.model} on {options.data.name}", options.top)
+    report.save_csv(page.with_suffix(".csv"), options.top)
+    print(f"the same lists as a table: {page.with_suffix('.csv')}")
+    print(f"to look through them and tick what should go: open {page}")
+    print(f"to move what you ticked, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}")
+
+
+def _unused(page: Path) -> Path:
+    """Number a page if there is one of its name, or a table, from an earlier run."""
+    names = (page.with_stem(f"{page.stem}-{number}") for number in count(2))
+    return next(path for path in chain([page], names) if not (path.exists() or path.with_suffix(".csv").exists()))
 
 
 def _load_model(options: argparse.Namespace) -> tuple[nn.Module, Sequence[str]]:

@@ -58,7 +58,7 @@ def analyze(
         settings: See `AnalysisSettings`; None takes the defaults.
         progress: Whether to show progress bars on stderr. None shows them after two seconds, if stderr is a terminal or
             a notebook's.
-        keep_images: Whether the report keeps small images of the probe and some of the maps, for `report.browse()` and
+        keep_images: Whether the report keeps small images of the probe and some of the maps, for
             `report.save_html(path)`.
         batch_size: Largest number of images per forward pass; None takes that of the DataLoader, or 64.
 

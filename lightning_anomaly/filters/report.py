@@ -186,7 +186,9 @@ class AnomalyReport(Tabular):
 
         return verdict_map(self.layers, self.measured)
 
-    def save_html(self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> None:
+    def save_html(
+        self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Anomaly filters"
+    ) -> BrowserFile:
         """Write the filter browser, a single HTML file that needs no server and no network.
 
         It shows every filter's points. Hovering over a point shows the sample's image and the filter's map of it, if
@@ -197,29 +199,21 @@ class AnomalyReport(Tabular):
             labels: A name or number for each sample, by which points can be colored.
             title: The heading.
 
+        Returns:
+            The file; a notebook shows the page.
+
         Raises:
             ValueError: If `labels` do not have one entry for each probe sample.
         """
         from lightning_anomaly.pages.page import write
 
-        write(path, self.page_text(title, labels=labels))
+        return write(path, self.page_text(title, labels=labels))
 
     def page_text(self, title: str, **options: Any) -> str:
         """Return the text of the page that `save_html` writes; `options` are `labels` as there, and file `names`."""
         from lightning_anomaly.filters.page import page_text
 
         return page_text(self, title, **{"names": self.names, **options})
-
-    def browse(self, labels: Sequence[Any] | None = None, title: str = "Anomaly filters") -> BrowserFile:
-        """Write the filter browser to a file that is removed when Python exits.
-
-        A notebook shows the page, a console its path. The arguments are those of `save_html`.
-        """
-        from lightning_anomaly.pages.page import BrowserFile, temporary_path
-
-        path = temporary_path("browser.html")
-        self.save_html(path, labels, title)
-        return BrowserFile(path)
 
     def _name(self, sample: int) -> str:
         return str(sample) if self.names is None else self.names[sample]

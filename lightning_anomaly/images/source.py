@@ -132,6 +132,11 @@ class ImageSource:
         """The file names of the images, see `file_names`."""
         return file_names(self._data)
 
+    @property
+    def folder(self) -> str:
+        """The folder that these files are in; empty if the data set has no `root`."""
+        return folder_of(self._data)
+
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, see `class_names`."""
@@ -280,8 +285,13 @@ def file_names(dataset: Any) -> list[str] | None:
     samples = _column(dataset, "samples")
     if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
         return None
-    root = os.path.join(getattr(dataset_with(dataset, "root"), "root", ""), "")
+    root = os.path.join(folder_of(dataset), "")
     return [path.removeprefix(root) for path, *_ in samples]
+
+
+def folder_of(dataset: Any) -> str:
+    """Return the data set's `root`; empty without one."""
+    return os.fspath(getattr(dataset_with(dataset, "root"), "root", ""))
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import math
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer, check_one_of
 from lightning_anomaly._internal.tables import Tabular, listed
+from lightning_anomaly.images.files import read_image
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, members
-from lightning_anomaly.scores.scorer import SampleView, ordered_reasons, scores_by
+from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
+from lightning_anomaly.pages.page import BrowserFile, usual_score, write
+from lightning_anomaly.pages.thumbnails import data_uri
+from lightning_anomaly.scores.scorer import VIEWS, SampleView, ordered_reasons, scores_by
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from lightning_anomaly.pages.page import BrowserFile
-
-SHOWN = 256  # images on the page with the largest scores, at most
+TOP = 100  # images in a list of scores or classes, by default
+_LARGE, _SMALL = 512, 256  # sides of the copies on the page: of the first images of each list, and of the others
+_LARGE_COUNT = 24
+_SCORED = {
+    "look": ("Look", "Images whose pixels are unlike those of the others"),
+    "content": ("Content", "Images in which the network sees something else than in the others, or of their class"),
+    "label": ("Filed elsewhere", "Images that look like another class, or are in it too"),
+}
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
 
 
@@ -40,13 +50,12 @@ class OutlierReport(Tabular):
         n_reference: Number of reference images that can be read and give finite values.
         n_calibration: Number of reference images that calibrate p-values; 0 without a reference.
         false_discovery_rate: Accepted share of ordinary images among the significant ones.
-        images: Small copies of the first images of `top`, uint8 `(n, H, W, C)`; None if they cannot be drawn.
+        pictures: Small copies of images in the lists that have no files, uint8 `(H, W, C)`, by position.
         notes: Sentences about what was not used, and why.
         names: The file of each image, if the data set names its files, as torchvision's `ImageFolder` does.
+        folder: What these files are in.
         unreadable: Error messages of the images that cannot be read, by position.
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
-        duplicate_images: Small copies of the first images in `duplicates`; None if they cannot be drawn.
-        label_images: Small copies of the first images that look like another class; None if they cannot be drawn.
         duplicates_left_out: Why near duplicates are not listed; empty if they are.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
         feature_layer: What the content scores compare, in words; empty without them.
@@ -61,13 +70,12 @@ class OutlierReport(Tabular):
     n_reference: int
     n_calibration: int
     false_discovery_rate: float
-    images: Tensor | None = None
+    pictures: Mapping[int, Tensor] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] | None = None
+    folder: str = ""
     unreadable: Mapping[int, str] = field(default_factory=dict)
     duplicates: Sequence[DuplicateGroup] = ()
-    duplicate_images: Tensor | None = None
-    label_images: Tensor | None = None
     duplicates_left_out: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
     feature_layer: str = ""
@@ -167,13 +175,6 @@ class OutlierReport(Tabular):
 
     def rows(self, k: int | None = None) -> list[dict[str, Any]]:
         """Return the rows of `to_frame` as plain values."""
-        return self._rows_of([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
-
-    def _columns(self) -> list[str]:
-        columns = [*self._rows_of([0])[0]]
-        return [*columns, "name"] if self.skipped and self.names is None else columns
-
-    def _rows_of(self, positions: Iterable[int]) -> list[dict[str, Any]]:
         significant, scores = {*self.significant}, {name: view.scores for name, view in self.views.items()}
         copies = defaultdict[int, list[str]](list)
         for group in self.duplicates:
@@ -183,9 +184,9 @@ class OutlierReport(Tabular):
         return [
             {
                 "position": position,
-                **({} if self.names is None else {"name": _no_formula(self.names[position])}),
-                **({} if self.labels is None else {"label": _no_formula(self.labels[position] or "")}),
-                **({} if self.looks_like is None else {"looks_like": _no_formula(self.looks_like[position])}),
+                **({} if self.names is None else {"name": self.names[position]}),
+                **({} if self.labels is None else {"label": self.labels[position] or ""}),
+                **({} if self.looks_like is None else {"looks_like": self.looks_like[position]}),
                 "score": self.scores[position].item(),
                 "p_value": self.p_values[position].item(),
                 "significant": position in significant,
@@ -197,112 +198,145 @@ class OutlierReport(Tabular):
                 "duplicates": "; ".join(copies.get(position, ())),
                 "reasons": "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items()),
             }
-            for position in positions
+            for position in ([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
         ]
 
     def _names(self, group: DuplicateGroup) -> str:
         """Name the first images of a group."""
         images = [self._name(position) for position in group.positions]
-        return listed([*images, *(f"{self._known(name)} of the reference" for name in group.reference)], " = ")
+        return listed([*images, *map(self._known, group.reference)], " = ")
 
     def _name(self, position: int) -> str:
         return f"image {position}" if self.names is None else self.names[position]
 
     @staticmethod
     def _known(name: str | int) -> str:
-        return name if isinstance(name, str) else f"image {name}"
+        return f"{name if isinstance(name, str) else f'image {name}'} of the reference"
 
-    def _apart(self, ranked: Iterable[int], k: int | None) -> list[int]:
-        """List the images that are not ranked: up to k that look like another class, duplicates and unusable ones."""
-        known = {*ranked}
-        apart = dict.fromkeys([*self.filed_elsewhere[:k], *members(self.duplicates), *self.unusable])
-        return [position for position in apart if position not in known]
+    def _path(self, position: int) -> str:
+        return "" if self.names is None else self._absolute(self.names[position])
 
-    def save_csv(self, path: str | Path, k: int | None = None) -> None:
-        """Write `rows` as a CSV file with the same columns as the CSV files of the HTML page.
+    def _absolute(self, name: str) -> str:
+        return os.path.abspath(os.path.join(self.folder, name))
 
-        All duplicates, unreadable images and skipped files are in it, and up to `k` images that look like another
-        class. What is infinite or NaN is empty. Names that a spreadsheet would take for formulas begin with `./`.
+    def tabs(self, top: int = TOP) -> list[Tab]:
+        """Return what is to be looked at as lists, those of scores and classes with up to `top` images.
+
+        They are "look", "content", "label" for images that look like another class, "identical" and "near" for
+        duplicates, "unreadable" and "skipped". `save_html` and `save_csv` write them.
+        """
+        usual = {name: usual_score(view.scores) for name, view in self.views.items()}
+        chosen = {view: self.filed_elsewhere if view == "label" else self.top(top, by=view) for view in self.views}
+        significant = {*self.significant}
+
+        def row(position: int, view: str = "", **given: Any) -> Row:
+            reasons = self.outlier_reasons(position)
+            if view:
+                given |= {"score": self.views[view].scores[position].item(), "reason": reasons.get(view, "")}
+            if view and self.n_calibration:
+                p_value = f"p-value {self.view_p_values[view][position].item():.2g}"
+                given["note"] = f"{p_value}, significant" if position in significant else p_value
+            return Row(
+                self._name(position),
+                position,
+                path=self._path(position),
+                label=("" if self.labels is None else self.labels[position]) or "",
+                looks_like=self.looks_like[position] if view == "label" and self.looks_like else "",
+                bars=[
+                    (name, value, usual[name], reasons.get(name, ""))
+                    for name, known in self.views.items()
+                    if not math.isnan(value := known.scores[position].item())
+                ],
+                **given,
+            )
+
+        def copies(identical: bool) -> list[Row]:
+            groups = [group for group in self.duplicates if group.identical is identical]
+            return [
+                row(position, group=number, note=listed([*map(self._known, group.reference)], " = "))
+                for number, group in enumerate(groups)
+                for position in group.positions
+            ]
+
+        broken = [
+            row(position, reason=self.outlier_reasons(position).get("file", "gives NaN or infinite values"))
+            for position in self.unusable
+        ]
+        files = [Row(name, path=self._absolute(name), reason=why) for name, why in self.skipped.items()]
+        return [
+            *(
+                Tab(
+                    view,
+                    title,
+                    f"{about}, the largest score first. 95% of the images have a score below {usual[view]:.1f}.",
+                    [row(position, view) for position in chosen[view][:top]],
+                )
+                for view, (title, about) in _SCORED.items()
+                if view in self.views
+            ),
+            Tab("identical", "Identical", "Images with equal pixels, side by side.", copies(True)),
+            Tab(
+                "near",
+                "Near duplicates",
+                "The same photograph scaled, cropped, mirrored or saved again.",
+                copies(False),
+            ),
+            Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
+            Tab("skipped", "Skipped", "Files that are no images.", files),
+        ]
+
+    def save_csv(self, path: str | Path, top: int = TOP) -> None:
+        """Write the lists of `tabs` as a CSV file, each image once.
+
+        Columns are path (absolute), name, class, list, verdict, position, score, looks_like and reason. The verdict is
+        empty: the page fills it for ticked images. Texts that a spreadsheet would take for formulas begin with `./`.
 
         Args:
             path: Where to write it; missing folders are created.
-            k: Number of ranked images; None takes all.
+            top: Largest number of images in a list of scores or classes.
         """
-        ranked = self.top(len(self.scores) if k is None else k)
-        rows = self._rows_of([*ranked, *self._apart(ranked, k)])
-        for row in rows:
-            row |= {name: "" for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-        skipped = [
-            {"name": _no_formula(name), "reasons": f"file: skipped: {why}"} for name, why in self.skipped.items()
-        ]
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # File names may not be UTF-8.
-        with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, self._columns())
-            writer.writeheader()
-            writer.writerows([*rows, *skipped])
+        write_csv(path, self.tabs(check_integer("top", top, 1)))
 
-    def save_html(
-        self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Images that do not belong"
-    ) -> None:
-        """Write a ranked gallery, a single HTML file that needs no server and no network.
+    def save_html(self, path: str | Path, title: str = "Images that do not belong", top: int = TOP) -> BrowserFile:
+        """Write the lists of `tabs` as a page to work with, a single HTML file that needs no server and no network.
 
-        It shows the 256 images with the largest scores, ordered by these, by look or by content, and those that look
-        like another class. A reader ticks images and saves them as a CSV file, in the format of `save_csv`. The browser
+        An opened image is read from its file while the page and the images stay where they are; else the page has
+        small copies. A reader ticks images and saves the lists as a CSV file, in the format of `save_csv`. The browser
         remembers ticks.
 
         Args:
             path: Path of the file; missing folders are created.
-            labels: A name or number for each image of the data set, such as its class. CSV files from the page have it
-                in an extra column.
             title: The heading.
+            top: Largest number of images in a list of scores or classes.
 
-        Raises:
-            ValueError: If `labels` does not have one entry for each image.
+        Returns:
+            The file; a notebook shows the page.
         """
-        from lightning_anomaly.outliers.page import write_outlier_page
+        tabs = self.tabs(check_integer("top", top, 1))
+        sides = dict[int, int]()
+        for tab in tabs:
+            for place, row in enumerate(tab.rows[:top]):
+                if row.position is not None and row.position not in self.unreadable:
+                    sides[row.position] = max(_LARGE if place < _LARGE_COUNT else _SMALL, sides.get(row.position, 0))
+        pictures = {position: self._picture(position, side) for position, side in sides.items()}
+        for tab in tabs:
+            for row in tab.rows:
+                row.picture = None if row.position is None else pictures.get(row.position)
+        counts = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in VIEWS]
+        lead = [
+            f"{_images(len(self.scores))}: {', '.join([*counts, 'the oddest come first in look and content'])}.",
+            "Tick what should go, in any list; then save the lists, and move what you ticked.",
+        ]
+        return write(path, gallery_page(title, lead, tabs, Path(path).parent, self._sentences()))
 
-        ranked = self.top(SHOWN)
-        apart = self._apart(ranked, SHOWN)
-        rows = self._rows_of([*ranked, *apart])
-        parts, pictured = list[Tensor](), dict[int, int]()
-        for images, positions in (
-            (self.images, ranked),
-            (self.duplicate_images, members(self.duplicates)),
-            (self.label_images, self.filed_elsewhere),
-        ):
-            if images is not None:
-                for place, position in enumerate(positions[: len(images)], sum(len(part) for part in parts)):
-                    pictured.setdefault(position, place)
-                parts.append(images)
-        facts = {
-            "title": title,
-            "sentences": self._sentences(),
-            "columns": self._columns(),
-            "rate": self.false_discovery_rate,
-            "ranked": not self.n_calibration,  # p-values only rank the images
-            "shown": len(ranked),
-            "groups": [
-                {**group._asdict(), "reference": [*map(self._known, group.reference)]} for group in self.duplicates
-            ],
-            "skipped": [*self.skipped.items()],
-        }
-        for row in rows:
-            row["view_reasons"] = self.outlier_reasons(row["position"])
-            row["picture"] = pictured.get(row["position"])
-        view_scores = {name: view.scores for name, view in self.views.items()}
-        write_outlier_page(path, facts, rows, self.scores, view_scores, torch.cat(parts) if parts else None, labels)
-
-    def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
-        """Write the gallery to a file that is removed when Python exits.
-
-        A notebook shows the page, a console its path. The arguments are those of `save_html`.
-        """
-        from lightning_anomaly.pages.page import BrowserFile, temporary_path
-
-        path = temporary_path("outliers.html")
-        self.save_html(path, labels, title)
-        return BrowserFile(path)
+    def _picture(self, position: int, side: int) -> str | None:
+        """Draw a small copy of an image's file, or of what was read, if there is one."""
+        try:
+            image = read_image(self._path(position), "RGB", side)
+        except Exception:
+            kept = self.pictures.get(position)
+            return None if kept is None else data_uri(kept, side)
+        return data_uri(torch.from_numpy(np.array(image)), side)
 
     def _rows(self) -> list[tuple[str, ...]]:
         columns = ["position", "name", "score", "p-value", "reason"]
@@ -372,10 +406,6 @@ class OutlierReport(Tabular):
             f"{subject} significant at {rate}. With {known:,} calibration images, half of the reference, p-values are "
             f"at least 1 / {known + 1:,}."
         )
-
-
-def _no_formula(name: str) -> str:
-    return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def _images(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly._internal.tables import listed
 from lightning_anomaly.images.source import ImageSource, scaled
-from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics, join_known
+from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import placed, probing
 from lightning_anomaly.network.hooks import hooked
-from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates, members
-from lightning_anomaly.outliers.report import SHOWN, OutlierReport
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
+from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
 from lightning_anomaly.scores.label import CERTAIN, Label
 from lightning_anomaly.scores.pixels import describe_pixels
@@ -25,7 +26,7 @@ from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, join_views, judge, larger
 
 MIN_REFERENCE = 100
-_SIDE = 128  # largest side of an image in the report (pixels)
+_SIDE = 256  # largest side of an image in the report (pixels)
 _AT_ONCE = 2**22  # values of images described and scored together: for a few, calls take longer than the work
 
 
@@ -57,38 +58,19 @@ class DetectorState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What is known of n images, on the CPU: positions `(n,)`, statistics, fingerprints, labels, small images."""
+    """What is known of n images, on the CPU: positions `(n,)`, statistics, fingerprints and labels."""
 
     positions: Tensor
     samples: SampleStatistics
     fingerprints: Fingerprints
     labels: list[str | None]
-    images: Tensor | None
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
-        """Join parts, without their small images."""
-        positions, samples, fingerprints, labels, _ = zip(*parts, strict=True)
+        """Join parts."""
+        positions, samples, fingerprints, labels = zip(*parts, strict=True)
         joined = SampleStatistics.join(samples), Fingerprints.join(fingerprints), [*chain.from_iterable(labels)]
-        return Batch(torch.cat(positions), *joined, None)
-
-
-class Gallery(NamedTuple):
-    """Small images `(n, H, W, C)` with the largest finite scores `(n,)`, in the order of the report."""
-
-    positions: Tensor
-    scores: Tensor
-    images: Tensor | None
-
-    @staticmethod
-    def join(parts: Sequence[Gallery]) -> Gallery:
-        """Join parts, and keep the images with the largest scores."""
-        all_positions, all_scores, all_images = zip(*parts, strict=True)
-        positions, scores, images = torch.cat(all_positions), torch.cat(all_scores), join_known(all_images)
-        best = positions.argsort()
-        best = best[scores[best].isfinite()]
-        best = best[scores[best].argsort(descending=True, stable=True)][:SHOWN]
-        return Gallery(positions[best], scores[best], None if images is None else images[best])
+        return Batch(torch.cat(positions), *joined)
 
 
 class ReferenceImages(NamedTuple):
@@ -112,10 +94,8 @@ class ImageReader:
         self.feature_layer = None if state is None else state.feature_layer
         self.limits = None if state is None else state.limits
 
-    def batches(
-        self, source: ImageSource, positions: Sequence[int], description: str, *, draw: bool = True
-    ) -> Iterator[Batch]:
-        """Describe images, several batches at once if they are small; without `draw` there are no small images."""
+    def batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
+        """Describe images, several batches at once if they are small."""
         class_names = source.class_names if self._class_names is None else self._class_names
         steps = -(-len(positions) // source.batch_size)
         batches = iter(track(source.with_whole(positions), steps, description, self._progress))
@@ -130,9 +110,9 @@ class ImageReader:
             for part in (statistics.pixels, statistics.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            small = self.thumbnails(whole) if draw or self.limits is None else None
-            labels = source.labels(places.tolist())
-            yield Batch(places, statistics, fingerprints, labels, small if draw else None)
+            if self.limits is None:
+                self.thumbnails(whole)
+            yield Batch(places, statistics, fingerprints, source.labels(places.tolist()))
 
     def thumbnails(self, whole: Tensor) -> Tensor | None:
         """Draw whole images small; None if they are neither images nor volumes."""
@@ -176,7 +156,7 @@ def fit_to_reference(
             f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(source)}."
         )
     source.positions = _random_positions(source, limit, seed)  # of which notes tell
-    batch = Batch.join([*reader.batches(source, source.positions, "reference", draw=False)])
+    batch = Batch.join([*reader.batches(source, source.positions, "reference")])
     finite = _finite_rows(source, batch)
     usable, count = finite.nonzero()[:, 0], int(finite.sum())
     samples = batch.samples.select(usable)
@@ -297,7 +277,7 @@ def search(
     check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
-    positions, parts, fingerprints, gallery, looks_like = [], [], [], list[Gallery](), list[str]()
+    positions, parts, fingerprints, looks_like = [], [], [], list[str]()
     new = reader.batches(source, remaining, "outlier scores")
     for number, batch in enumerate(chain(read, new)):
         check_features(batch.samples, state)
@@ -306,8 +286,6 @@ def search(
             views, seen = state.label.judge(batch.samples, batch.labels, views, left_out=number < len(read))
             looks_like += seen
         parts.append(views)
-        scored = _scores_of(parts[-1], len(batch.positions))
-        gallery = [Gallery.join([*gallery, Gallery(batch.positions, scored["larger"], batch.images)])]
         positions.append(batch.positions)
         fingerprints.append(batch.fingerprints)
     order = torch.cat(positions).argsort()
@@ -329,9 +307,6 @@ def search(
         for name, of_class in state.label_calibration.items():
             p_values[name] = torch.where(filed, conformal_p_values(scores[name], of_class), p_values[name])
 
-    def drawn(places: Sequence[int]) -> Tensor | None:
-        return join_known([reader.thumbnails(whole) for _, _, whole in source.with_whole(places[:SHOWN])])
-
     report = OutlierReport(
         scores=scores["larger"],
         p_values=p_values.pop("larger"),
@@ -340,19 +315,29 @@ def search(
         n_reference=state.n_reference,
         n_calibration=len(state.calibration.get("larger", ())),
         false_discovery_rate=rate,
-        images=gallery[0].images if len(gallery[0].positions) else None,
         notes={**notes, **_unusable_notes(source, unusable.nonzero()[:, 0].tolist())},
         names=source.names,
+        folder=source.folder,
         unreadable=source.unreadable,
         duplicates=duplicates,
-        duplicate_images=drawn(members(duplicates)),
         duplicates_left_out=problem,
         skipped=source.skipped,
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
         labels=labels if any(label is not None for label in labels) else None,
         looks_like=[looks_like[place] for place in order.tolist()] if "label" in views else None,
     )
-    return replace(report, label_images=drawn(report.filed_elsewhere))
+    return replace(report, pictures=_draw(source, reader, report))
+
+
+def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
+    """Draw the images small that are in lists, unless the page can read them from files."""
+    listed = {row.position: None for tab in report.tabs() for row in tab.rows if not os.path.isfile(row.path)}
+    places = [place for place in listed if place is not None and place not in source.unreadable]
+    pictures = dict[int, Tensor]()
+    for positions, _, whole in source.with_whole(places):
+        small = reader.thumbnails(whole)
+        pictures |= {} if small is None else dict(zip(positions.tolist(), small, strict=True))
+    return pictures
 
 
 def _with_certain(view: SampleView, labels: Sequence[str | None], duplicates: Iterable[DuplicateGroup]) -> SampleView:

@@ -1,320 +1,273 @@
-// The page of `find_outliers`: a gallery in which a reader ticks images, and one image.
+// Lists of images as tabs, in which a reader ticks what should go, and one image of a list.
 
-import { verdictColor } from "./colors.js";
-import { address, bars, imageOf, pages, stepKeys, stepper, swatch, titleRow, visit } from "./components.js";
-import { csvText, download, exportButton } from "./csv.js";
-import { choice, cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
-import { Ranking } from "./ranking.js";
+import { address, bars, pages, stepKeys, stepper, titleRow, visit } from "./components.js";
+import { csvText, download } from "./csv.js";
+import { cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
 import { run } from "./shell.js";
-import { count, number, ordinaryText, percent, SCORE_TERMS, scoreText } from "./wording.js";
+import { openIndex } from "./unpack.js";
+import { count, isMeant, number, scoreText } from "./wording.js";
 
-const AT_ONCE = 48;
-const EMPTY = {
-  significant: "No image is significant at this rate of false discoveries. Look at the largest scores.",
-  ticked: "No image is ticked.",
-  all: "No image has a score.",
-  other: "No image matches. Show others, or find another name.",
-};
+const AT_ONCE = 60;
+const PIXELATED = 64; // images with shorter sides are enlarged pixel by pixel
 
-const tickedText = (amount) => `ticked (${amount})`;
-let opened = null; // the row whose page was shown last
+/** What tells an image from the others, in all lists. */
+const keyOf = (row) => row.path || row.name;
 
-const imageAddress = (row, query) => address(["image", row.position], query);
+class Gallery {
+  static async open() {
+    return new Gallery((await openIndex())[0]);
+  }
 
-const picture = (ranking, row) =>
-  Number.isInteger(row.picture)
-    ? imageOf(ranking, row.picture, `image ${row.position}`)
-    : make("span", { class: "no-image" }, "no picture");
+  constructor(index) {
+    Object.assign(this, index);
+    this.images = new Map(); // every image once, with the names of its lists
+    for (const { name, rows } of this.tabs)
+      for (const row of rows) {
+        const key = keyOf(row);
+        if (!this.images.has(key)) this.images.set(key, { row, lists: [] });
+        this.images.get(key).lists.push(name);
+      }
+    this.store = `lightning_anomaly.ticked.${this.key}`;
+    this.ticked = new Set();
+    try {
+      const stored = JSON.parse(window.localStorage.getItem(this.store)) ?? [];
+      this.ticked = new Set(stored.filter((key) => this.images.has(key)));
+    } catch {} // a frame may have no storage
+  }
 
-const chance = (row) => (row.p_value === null ? "none" : Number(row.p_value.toPrecision(2)).toString());
-const sentence = (text) => prose(`${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`);
+  get sections() {
+    return [
+      ...this.tabs.map(({ name, title, rows }) => [name, `${title} ${number(rows.length)}`]),
+      ["ticked", "Ticked"],
+    ];
+  }
 
-/** Whether an image is significant, beside its rank. */
-function badge(row) {
-  return row.significant ? make("span", { class: "badge" }, swatch(verdictColor("anomaly")), "significant") : null;
+  get terms() {
+    return this.tabs.map(({ title, about }) => [title, about]);
+  }
+
+  /** A list by its name; that of the ticked images is made when it is shown. */
+  tab(name) {
+    const rows = [...this.ticked].map((key) => ({ ...this.images.get(key).row, group: null }));
+    const ticked = { name: "ticked", title: "Ticked", about: "What you have ticked in all lists.", rows };
+    return [...this.tabs, ticked].find((tab) => tab.name === name);
+  }
+
+  tick(rows, on) {
+    for (const row of rows)
+      if (on) this.ticked.add(keyOf(row));
+      else this.ticked.delete(keyOf(row));
+    try {
+      window.localStorage.setItem(this.store, JSON.stringify([...this.ticked]));
+    } catch {} // ticks last until the page is closed
+    this.update();
+  }
+
+  /** Shows the ticks everywhere. */
+  update() {
+    for (const box of document.querySelectorAll("[data-key]")) box.checked = this.ticked.has(box.dataset.key);
+    for (const line of document.querySelectorAll(".ticked-count"))
+      line.textContent = `${count(this.ticked.size, "image")} ticked`;
+    const link = document.querySelector("[data-page='ticked']");
+    link.textContent = `Ticked ${number(this.ticked.size)}`;
+    for (const part of [link, ...document.querySelectorAll("[data-ticked]")]) part.hidden = !this.ticked.size;
+  }
+
+  /** Saves all lists, as `OutlierReport.save_csv` does, with the verdicts. */
+  save() {
+    const special = {
+      class: ({ row }) => row.label,
+      list: ({ lists }) => lists.join("; "),
+      verdict: ({ row }) => (this.ticked.has(keyOf(row)) ? "ticked" : ""),
+    };
+    const cell = (name) => special[name] ?? (({ row }) => row[name]);
+    const plain = (value) => (typeof value === "string" ? value.replace(/^[=+@-]/, "./$&") : value); // no formulas
+    const columns = Object.fromEntries(this.columns.map((name) => [name, (image) => plain(cell(name)(image))]));
+    download("verdicts.csv", csvText(columns, [...this.images.values()]));
+  }
 }
 
-/** A checkbox; `changed` is called after a tick. */
-function tickBox(ranking, row, text, changed) {
+/** The rows of a list with a text in their name or class. */
+const found = (tab, { find = "" }) =>
+  tab.rows.filter((row) => !find || [row.name, row.label].some((name) => isMeant(row.position, name, find)));
+
+const rowAddress = (tab, row, query) => address([tab.name, tab.rows.indexOf(row)], query);
+
+/** Rows that belong together, as arrays; others alone. */
+function grouped(rows) {
+  const groups = new Map();
+  for (const row of rows) {
+    const key = row.group ?? row;
+    groups.set(key, [...(groups.get(key) ?? []), row]);
+  }
+  return [...groups.values()];
+}
+
+/** An image in its own shape: the first of the sources that can be shown. */
+function picture(row, sources) {
+  const [source, ...others] = sources.filter(Boolean);
+  if (!source) return make("span", { class: "no-image" }, "no picture");
+  const image = make("img", {
+    src: source,
+    alt: row.name,
+    loading: "lazy",
+    error: () => image.replaceWith(picture(row, others)),
+    load: () => image.classList.toggle("pixelated", Math.max(image.naturalWidth, image.naturalHeight) < PIXELATED),
+  });
+  return image;
+}
+
+function tickBox(gallery, row, text) {
   const box = make("input", {
     type: "checkbox",
-    checked: ranking.ticked.has(row.position),
-    "data-position": row.position,
-    change: () => {
-      ranking.tick([row], box.checked);
-      changed();
-    },
+    checked: gallery.ticked.has(keyOf(row)),
+    "data-key": keyOf(row),
+    change: () => gallery.tick([row], box.checked),
   });
   return make("label", { class: "tick" }, box, text);
 }
 
-/** The bar that saves and unticks images; call `update()` after a change. */
-function tickedBar(ranking) {
-  const status = make("span", { role: "status" });
-  const save = make("button", {
-    class: "main-button",
-    title: "as CSV (key s)",
-    click: () => saveTicked(ranking),
-  });
-  const none = make("button", { click: () => untick() }, "Untick all");
-  const bar = div("ticked-bar", status, none, save);
-  const update = () => {
-    const amount = ranking.ticked.size;
-    status.textContent = `${count(amount, "image")} ticked`;
-    save.textContent = `Save the ${number(amount)} ticked`;
-    bar.hidden = amount === 0;
-    for (const option of document.querySelectorAll("option[value='ticked']")) option.textContent = tickedText(amount);
-    for (const box of document.querySelectorAll("[data-position]"))
-      box.checked = ranking.ticked.has(Number(box.dataset.position));
-  };
-  const untick = () => {
-    ranking.tick(ranking.all, false);
-    update();
-  };
-  update();
-  return { bar, update };
-}
+/** The class of an image, and the one that it looks like. */
+const classes = (row) =>
+  row.label || row.looks_like
+    ? make("span", {}, row.label, row.looks_like && row.looks_like !== row.label ? ` → ${row.looks_like}?` : null)
+    : null;
 
-function card(ranking, row, query, changed) {
+function card(gallery, tab, row, query) {
+  const small = gallery.pictures[row.picture];
+  const about = row.score === null ? "" : `score ${scoreText(row.score)}`;
   return div(
-    "card outlier",
-    make(
-      "a",
-      { class: "outlier-picture", href: imageAddress(row, query), title: `image ${row.position}` },
-      picture(ranking, row),
-    ),
-    div(
-      "outlier-head",
-      tickBox(ranking, row, make("strong", {}, row.rank === undefined ? "" : `${row.rank + 1}`), changed),
-      badge(row),
-    ),
-    make("span", {}, `image ${row.position}`),
-    [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
-    row.score === null ? null : make("span", {}, `score ${scoreText(row.score)}`),
-    ranking.ranked || row.score === null ? null : make("span", {}, `p-value ${chance(row)}`),
-    quiet(Object.values(row.view_reasons)[0]),
+    "card",
+    make("a", { class: "frame", href: rowAddress(tab, row, query), title: row.name }, picture(row, [small, row.link])),
+    tickBox(gallery, row, about ? make("strong", {}, about) : cutLine(row.name)),
+    about ? cutLine(row.name) : null,
+    classes(row),
+    row.reason ? quiet(row.reason) : null,
+    row.note ? quiet(row.note) : null,
   );
 }
 
-/** Duplicates, images that cannot be used and skipped files, below the ranked images. */
-function apart(ranking, update) {
-  const cards = (rows) =>
-    div(
-      "cards",
-      rows.map((row) => card(ranking, row, {}, update)),
-    );
-  const part = (title, items, draw) =>
-    items.length
-      ? [make("h2", {}, `${title} `, quiet(number(items.length))), pages(items, AT_ONCE, draw, "parts")]
-      : [];
-  const group = ({ positions, reference }) =>
-    make(
-      "section",
-      {},
-      cards(positions.slice(0, AT_ONCE).map((position) => ranking.row(position))),
-      positions.length > AT_ONCE ? quiet(`and ${number(positions.length - AT_ONCE)} more`) : null,
-      reference.length ? quiet(`and in the reference: ${reference.join(", ")}`) : null,
-    );
-  const file = (name, text) => make("p", {}, make("strong", {}, name), ` ${text}`);
-  return [
-    part(
-      "Identical images",
-      ranking.groups.filter(({ identical }) => identical),
-      group,
-    ),
-    part(
-      "Near duplicates",
-      ranking.groups.filter(({ identical }) => !identical),
-      group,
-    ),
-    part(
-      "Images that cannot be used",
-      ranking.all.filter((row) => row.score === null && (row.view_reasons.file || ranking.shown)),
-      (row) => file(row.name ?? `image ${row.position}`, row.view_reasons.file ?? "gives NaN or infinite values"),
-    ),
-    part("Skipped files", ranking.skipped, ([name, reason]) => file(name, reason)),
-  ].flat();
-}
-
-function gallery(ranking, query) {
-  const change = (name) => (value) => {
-    const { [name]: _, ...others } = query;
-    visit(address(["gallery"], value === "all" ? others : { ...others, [name]: value }));
-  };
-  const rows = ranking.chosen(query);
-  const { bar, update } = tickedBar(ranking);
-  const amountOf = (show) => ranking.chosen({ show }).length;
-  const all = make(
-    "button",
-    {
-      click: () => {
-        ranking.tick(rows, true);
-        update();
-      },
-    },
-    `Tick ${rows.length === 1 ? "this one" : `all ${number(rows.length)}`}`,
+/** The bar that counts the ticks and saves the lists. */
+const tickedBar = (gallery) =>
+  div(
+    "ticked-bar",
+    make("span", { class: "ticked-count", role: "status" }),
+    make("button", { "data-ticked": true, click: () => gallery.tick(gallery.tab("ticked").rows, false) }, "Untick all"),
+    make("a", { "data-ticked": true, href: address(["ticked"]) }, "Move the ticked"),
+    make("button", { class: "main-button", title: "as CSV (key s)", click: () => gallery.save() }, "Save the lists"),
   );
+
+const sentences = (texts) => texts.map((text) => make("p", {}, prose(text)));
+
+function listPage(gallery, tab, query) {
+  const rows = found(tab, query);
+  const groups = grouped(rows);
+  const copies = groups.length < rows.length;
+  const offered = copies ? groups.flatMap((group) => group.slice(1)) : rows;
+  const cards = (group) => group.map((row) => card(gallery, tab, row, query));
   const content = [
-    make("h1", {}, "Images by score"),
-    ranking.sentences.map((text) => make("p", {}, sentence(text))),
-    make(
-      "p",
-      { class: "quiet" },
-      ranking.shown
-        ? `The larger its score, the less an image is like ordinary ones: ${ordinaryText(ranking, "images")}. `
-        : null,
-      ranking.ranked ? null : "A p-value is the share of calibration images with a score as large. ",
-      "Tick images to save them as a list.",
-    ),
+    div("lead", sentences(gallery.lead)),
+    make("h1", {}, `${tab.title} `, quiet(tab.about)),
+    tab.name === "ticked" ? make("pre", {}, gallery.move) : null,
     div(
       "choices",
-      choice(
-        "Show",
-        [
-          ["all", `largest ${number(ranking.rows.length)}`],
-          ranking.ranked ? null : ["significant", `significant (${amountOf("significant")})`],
-          ["ticked", tickedText(amountOf("ticked"))],
-        ].filter(Boolean),
-        query.show ?? "all",
-        change("show"),
-      ),
-      choice(
-        "Order by",
-        [
-          ["all", "score"],
-          ...Object.keys(ranking.views).map((view) => [view, view === "label" ? "filed elsewhere" : view]),
-        ],
-        query.by ?? "all",
-        change("by"),
-      ),
-      finder("number or name", query.find ?? "", (text) => change("find")(text || "all")),
-      query.show === "ticked" || !rows.length ? null : all,
-      rows.length ? exportButton("images.csv", ranking.csvColumns, rows) : null,
-      statusLine(`${count(rows.length, "image")} of ${number(ranking.total)}`),
+      finder("number, name or class", query.find ?? "", (find) => visit(address([tab.name], { find }))),
+      offered.length
+        ? make(
+            "button",
+            { click: () => gallery.tick(offered, true) },
+            copies ? "Tick all but the first of each" : `Tick all ${number(offered.length)}`,
+          )
+        : null,
+      statusLine(count(rows.length, "image")),
     ),
     pages(
-      rows,
+      groups,
       AT_ONCE,
-      (row) => card(ranking, row, query, update),
-      "cards",
-      EMPTY[query.find ? "other" : (query.show ?? "all")],
+      (group) => (copies ? div("copies", cards(group)) : cards(group)[0]),
+      copies ? "sets" : "cards",
+      "No image matches.",
     ),
-    Object.keys(query).length ? null : apart(ranking, update),
-    bar,
+    gallery.details.length
+      ? make("details", {}, make("summary", {}, "About this search"), sentences(gallery.details))
+      : null,
+    tickedBar(gallery),
   ];
-  return { content: content.flat(), section: "gallery", keys: galleryKeys(ranking, update) };
+  const focused = () => document.activeElement.closest(".card")?.querySelector("[data-key]");
+  return { content, section: tab.name, keys: { x: () => focused()?.click(), s: () => gallery.save() } };
 }
 
-/** Arrows go from picture to picture, x ticks the one with the focus, and s saves the ticked ones. */
-function galleryKeys(ranking, update) {
-  const step = (by) => {
-    const links = () => [...document.querySelectorAll(".outlier-picture")];
-    const place = (is) => links().findIndex((link) => is(link.parentElement));
-    const at = place((card) => card.contains(document.activeElement));
-    if (at >= 0 && at + by === links().length) document.querySelector(".more:not([hidden])")?.click();
-    const first = () =>
-      Math.max(
-        0,
-        place((card) => card.querySelector(`[data-position='${opened?.position}']`)),
-      );
-    (links()[at < 0 ? first() : at + by] ?? links()[at])?.focus();
-  };
-  const tick = () => {
-    const box = document.activeElement.closest(".outlier")?.querySelector("[data-position]");
-    const row = box && ranking.row(Number(box.dataset.position));
-    if (!row) return;
-    ranking.tick([row], !box.checked);
-    update();
-  };
-  return { ArrowRight: () => step(1), ArrowLeft: () => step(-1), x: tick, s: () => saveTicked(ranking) };
-}
-
-function saveTicked(ranking) {
-  const rows = ranking.chosen({ show: "ticked" });
-  if (rows.length) download("ticked.csv", csvText(ranking.csvColumns, rows));
-}
-
-const significance = (ranking, row) => [
-  ["p-value", `${chance(row)}: ${percent(Number(chance(row)))} of calibration images have a score as large`],
-  ["Significant", `${row.significant ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
-];
-
-function imagePage(ranking, row, query) {
-  opened = row;
-  const chosen = ranking.chosen(query);
-  const list = chosen.includes(row) ? chosen : ranking.rows;
-  const { bar, update } = tickedBar(ranking);
-  const { element, step } = stepper(list, row, "image", (next) => visit(imageAddress(next, query)));
+/** One image, as large as the window allows, beside the others of its group. */
+function imagePage(gallery, tab, row, query) {
+  const rows = found(tab, query);
+  const list = rows.includes(row) ? rows : tab.rows;
+  const { element, step } = stepper(list, row, "image", (next) => visit(rowAddress(tab, next, query)));
+  const group = tab.rows.filter((other) => other === row || (row.group !== null && other.group === row.group));
+  const shown = group.length > 2 ? [group[0], row === group[0] ? group[1] : row] : group;
+  const large = (other) =>
+    make(
+      "figure",
+      {},
+      make(
+        "a",
+        { class: "frame", href: other.link, target: "_blank", title: "open the file" },
+        picture(other, [other.link, gallery.pictures[other.picture]]),
+      ),
+      shown.length > 1 ? make("figcaption", {}, tickBox(gallery, other, cutLine(other.name))) : null,
+    );
   const facts = [
-    ["Rank", row.rank === undefined ? undefined : `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
-    ["Score", row.score === null ? undefined : `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
-    ["Duplicates", row.duplicates || undefined],
-    ...(ranking.ranked ? [] : significance(ranking, row)),
-    ["Label", row.label],
-    ["File", row.name],
-  ].filter(([, text]) => text !== undefined);
-  const toggle = () => {
-    ranking.tick([row], !ranking.ticked.has(row.position));
-    update();
-  };
+    ["Score", row.score === null || row.bars.length ? "" : scoreText(row.score)],
+    ["Class", row.label],
+    ["Looks like", row.looks_like],
+    ["Reason", row.bars.length ? "" : row.reason],
+    ["", row.note],
+    ["File", row.path || row.name],
+  ].filter(([, text]) => text);
   return {
     content: [
-      titleRow(make("h1", {}, `Image ${row.position}`), element),
+      titleRow(make("h1", {}, row.name.split(/[/\\]/).pop()), element),
       div(
-        "sample",
-        div("big-image", picture(ranking, row)),
-        make(
-          "div",
-          {},
-          make("p", { class: "outlier-head" }, tickBox(ranking, row, "Tick this image", update), badge(row)),
-          row.view_reasons.file
-            ? make("p", {}, sentence(`this image ${row.view_reasons.file}`))
-            : bars(
-                Object.entries(row.views).map(([view, value]) => ({
-                  name: view,
-                  value: value ?? Infinity,
-                  usual: ranking.views[view],
-                  reason: row.view_reasons[view],
-                })),
-              ),
+        "opened",
+        div("large", shown.map(large)),
+        div(
+          "about",
+          tickBox(gallery, row, "Tick this image"),
+          row.bars.length
+            ? bars(row.bars.map(([name, value, usual, reason]) => ({ name, value: value ?? Infinity, usual, reason })))
+            : null,
           termList("facts", facts),
         ),
       ),
-      bar,
+      tickedBar(gallery),
     ],
-    section: "gallery",
+    section: tab.name,
     keys: {
       ...stepKeys(step),
-      x: toggle,
-      s: () => saveTicked(ranking),
-      Escape: () => visit(address(["gallery"], query)),
+      x: () => gallery.tick([row], !gallery.ticked.has(keyOf(row))),
+      s: () => gallery.save(),
+      Escape: () => visit(address([tab.name], query)),
     },
   };
 }
 
 run({
-  open: Ranking.open,
-  sections: [["gallery", "Gallery"]],
-  terms: [
-    ...SCORE_TERMS,
-    ["Reference", "Images that define what is ordinary: a given reference, or else some of the searched images."],
-    ["p-value", "The share of calibration images with a score as large."],
-    [
-      "Significant",
-      "The expected share of ordinary images among these is at most the false discovery rate (Benjamini and Hochberg).",
-    ],
-  ],
+  open: Gallery.open,
   keys: [
     ["←  →", "previous, next image"],
     ["Enter", "open the image"],
     ["x", "tick it, or untick it"],
-    ["s", "save what is ticked as CSV"],
-    ["Esc", "back to the gallery; close this"],
-    ["?", "these terms and keys"],
+    ["s", "save the lists as CSV"],
+    ["/", "find images of a list"],
+    ["1  2 …", "first, second list"],
+    ["Esc", "back to the list; close this"],
+    ["?", "the lists and these keys"],
   ],
-  pageOf(ranking, page, rest, query) {
-    if (page === "gallery") return gallery(ranking, query);
-    const row = page === "image" && ranking.row(Number(rest[0]));
-    return row ? imagePage(ranking, row, query) : null;
+  pageOf(gallery, page, rest, query) {
+    const tab = gallery.tab(page);
+    if (!tab) return null;
+    if (!rest.length) return listPage(gallery, tab, query);
+    const row = tab.rows[rest[0]];
+    return row ? imagePage(gallery, tab, row, query) : null;
   },
+  shown: (gallery) => gallery.update(),
 });

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
 import hashlib
 import io
 import json
 import math
 import re
-import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,17 +36,11 @@ class BrowserFile:
         return f'<iframe title="Browser of a report" style="{_FRAME}" srcdoc="{page}"></iframe>'
 
 
-def temporary_path(name: str) -> Path:
-    """Return a path for a file that is removed when Python exits."""
-    folder = tempfile.mkdtemp(prefix="lightning_anomaly_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder) / name
-
-
-def write(path: str | Path, text: str) -> None:
+def write(path: str | Path, text: str) -> BrowserFile:
     """Write a page, creating missing folders."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8
+    return BrowserFile(Path(path))
 
 
 def finite(value: float) -> float | None:

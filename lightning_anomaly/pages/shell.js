@@ -54,7 +54,7 @@ const notFound = (sections) => ({
   ],
 });
 
-async function show(report, { sections, pageOf }, redraw = true) {
+async function show(report, { sections, pageOf, shown }, redraw = true) {
   const thisTurn = ++turn;
   const [path, search = ""] = window.location.hash.replace(/^#\/?/, "").split("?");
   const [page, ...rest] = path.split("/").map(decoded);
@@ -85,12 +85,14 @@ async function show(report, { sections, pageOf }, redraw = true) {
     if (link.dataset.page === next.section) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  shown?.(report);
   document.documentElement.dataset.shown = window.location.hash; // tests wait for it
 }
 
-async function start(browser) {
-  const { open, sections } = browser;
-  const report = await open();
+async function start(given) {
+  const report = await given.open();
+  const browser = { sections: report.sections, terms: report.terms, ...given };
+  const { sections } = browser;
   const dialog = helpDialog(browser);
   heading(report, sections, dialog);
   window.history.scrollRestoration = "manual";
@@ -122,10 +124,11 @@ async function start(browser) {
 /**
  * Shows the page of the current address, and follows it. A browser has
  * - `open()`, which returns the report;
- * - `sections`, pairs of a page and its name, the start page first;
- * - `terms` and `keys`, pairs of a term or key and its description;
+ * - `sections`, pairs of a page and its name, the start page first, unless the report has them;
+ * - `terms` and `keys`, pairs of a term or key and its description; the report may have the terms;
  * - `pageOf(report, page, rest, query)`, which returns a page or null: `content`, `section`, and optionally `keys` and
- *   `repin(sample)`.
+ *   `repin(sample)`;
+ * - optionally `shown(report)`, which is called when a page is shown.
  */
 export function run(browser) {
   start(browser).catch((error) => {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 SIDE = 64  # longest side of a small image (pixels)
+_LOSSLESS = 128  # longest side of a picture that is stored as it is (pixels)
 
 
 def shrink(samples: Tensor, side: int) -> Tensor:
@@ -51,6 +54,17 @@ def to_bytes(images: Tensor, limits: Tensor) -> Tensor:
         scaled = (shown.float() - low).div_((high - low).clamp_min(1e-12))
         shown = scaled.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return shown.permute(0, 2, 3, 1)
+
+
+def data_uri(image: Tensor, side: int = 256) -> str:
+    """Store an image, uint8 `(H, W, C)` with one or three channels, in an address, reduced to `side` pixels."""
+    from PIL import Image
+
+    picture, file = Image.fromarray(image.squeeze(2).numpy()), io.BytesIO()
+    picture.thumbnail((side, side))
+    kind = "png" if max(picture.size) <= _LOSSLESS else "jpeg"
+    picture.save(file, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def check_images(images: Any, n_samples: int) -> None:

@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Opened:
-    """A page as a user sees it; network requests, errors and dialogs are recorded in `faults`."""
+    """A page as a user sees it; requests of other files than images beside it, errors and dialogs are `faults`."""
 
     def __init__(self, page: Any, file: Path) -> None:
         self.page = page
@@ -48,7 +48,9 @@ class Opened:
         page.on("request", self._requested)
 
     def _requested(self, request: Any) -> None:
-        if request.url.partition("#")[0] != self.file.as_uri() and not request.url.startswith("blob:"):
+        url, beside = request.url.partition("#")[0], f"{self.file.parent.as_uri()}/"
+        image = request.resource_type == "image" and url.startswith(("data:", beside))
+        if url != self.file.as_uri() and not image and not url.startswith("blob:"):
             self.faults.append(f"asked for {request.url}")
 
     def open(self, address: str = "") -> "Opened":

@@ -1,0 +1,135 @@
+"""Lists of images in which a reader ticks what should go: a page with a tab for each list, and a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lightning_anomaly.pages.page import assemble, finite
+
+_CODE = "dom unpack wording csv colors canvas components shell gallery"
+MOVE = """\
+import csv, os
+for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
+    if row["verdict"]: os.renames(row["path"], os.path.join("set_aside", row["name"]))"""  # keeps the class folders
+COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "reason")
+
+
+@dataclass
+class Row:
+    """An image in a list; what is unknown or does not apply keeps its default.
+
+    Attributes:
+        name: What a reader calls it: its file in the data set, or `image 7`.
+        position: Its position in the data set.
+        path: Absolute path of its file.
+        label: Its class.
+        looks_like: The class that it looks like instead.
+        score: What the list is ordered by.
+        reason: Why it is in the list, in words.
+        note: A short remark, such as a p-value.
+        group: Rows with the same number follow each other, and are shown side by side.
+        bars: The name, value, usual value and reason of each of its scores, shown when it is opened.
+        picture: A small copy, see `data_uri`.
+    """
+
+    name: str
+    position: int | None = None
+    path: str = ""
+    label: str = ""
+    looks_like: str = ""
+    score: float | None = None
+    reason: str = ""
+    note: str = ""
+    group: int | None = None
+    bars: Sequence[tuple[str, float, float, str]] = ()
+    picture: str | None = None
+
+
+@dataclass
+class Tab:
+    """A list: its name in addresses and in CSV files, its title and a sentence about it on the page, and its rows."""
+
+    name: str
+    title: str
+    about: str
+    rows: Sequence[Row]
+
+
+def gallery_page(
+    title: str, lead: Sequence[str], tabs: Sequence[Tab], folder: str | Path, details: Sequence[str] = ()
+) -> str:
+    """Return the text of a page, which will lie in `folder`: opened images are read from their files if they can be.
+
+    Tabs without rows are left out. Sentences of the `lead` stand above the lists, `details` are folded.
+    """
+    tabs, pictures = [tab for tab in tabs if tab.rows], dict[str, int]()
+    listed = [
+        {
+            **vars(tab),
+            "rows": [
+                {
+                    **vars(row),
+                    "score": row.score and finite(row.score),
+                    "bars": [(name, finite(value), usual, reason) for name, value, usual, reason in row.bars],
+                    "link": _link(row.path, Path(folder)),
+                    "picture": row.picture and pictures.setdefault(row.picture, len(pictures)),
+                }
+                for row in tab.rows
+            ],
+        }
+        for tab in tabs
+    ]
+    # The browser stores ticks under this key.
+    names = json.dumps([[tab.name, [row.path or row.name for row in tab.rows]] for tab in tabs])
+    index = {
+        "title": title,
+        "lead": lead,
+        "details": details,
+        "tabs": listed,
+        "pictures": [*pictures],
+        "columns": COLUMNS,
+        "move": MOVE,
+        "key": hashlib.sha256(names.encode()).hexdigest()[:16],
+    }
+    return assemble(_CODE, index, None)
+
+
+def _link(path: str, folder: Path) -> str | None:
+    """Return the address of a file relative to a page's folder; None without a file, or if it is on another drive."""
+    there, here = Path(path), folder.resolve()
+    if not os.path.isfile(path) or there.anchor != here.anchor:
+        return None
+    return quote(os.fsencode(os.path.relpath(there, here).replace(os.sep, "/")))
+
+
+def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
+    """Write the images of all lists as the page saves them: once each, with the names of its lists and no verdict."""
+    rows = dict[str, dict[str, Any]]()
+    for tab in tabs:
+        for row in tab.rows:
+            key = row.path or row.name
+            if key in rows:
+                rows[key]["list"] += f"; {tab.name}"
+            else:
+                score = "" if row.score is None or finite(row.score) is None else row.score
+                facts = {**vars(row), "class": row.label, "list": tab.name, "verdict": "", "score": score}
+                rows[key] = {column: _no_formula(facts[column]) for column in COLUMNS}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # File names may not be UTF-8.
+    with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows.values())
+
+
+def _no_formula(value: Any) -> Any:
+    """Begin texts with `./` that a spreadsheet would take for formulas."""
+    return f"./{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

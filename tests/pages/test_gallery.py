@@ -1,0 +1,83 @@
+"""Lists of images become a page and a CSV file with the same rows."""
+
+import base64
+import csv
+import io
+from pathlib import Path
+from urllib.parse import unquote
+
+import torch
+from PIL import Image
+from reports import contents
+
+from lightning_anomaly.pages.gallery import COLUMNS, Row, Tab, gallery_page, write_csv
+from lightning_anomaly.pages.thumbnails import data_uri
+
+NAMES = ["a b#1?.png", "50%/ä:ö.png", "=1+1.png"]
+
+
+def lists(folder: Path) -> list[Tab]:
+    first, second, third = (Row(name, place, str(folder / name), score=1.5) for place, name in enumerate(NAMES))
+    third.label, third.reason, third.score = "-cat", "@dog", float("inf")
+    return [
+        Tab("look", "Look", "", [first, second]),
+        Tab("empty", "Empty", "", []),
+        Tab("content", "Content", "", [second, third]),
+    ]
+
+
+def test_each_image_is_once_in_the_csv_file_with_its_lists(tmp_path):
+    write_csv(tmp_path / "new" / "a.csv", lists(tmp_path))
+    with (tmp_path / "new" / "a.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["path"] for row in rows] == [str(tmp_path / name) for name in NAMES]
+    assert [row["list"] for row in rows] == ["look", "look; content", "content"]
+    assert [row["score"] for row in rows] == ["1.5", "1.5", ""]
+    assert {row["verdict"] for row in rows} == {""}
+    # No text is a formula for a spreadsheet.
+    assert [rows[2][name] for name in ("name", "class", "reason")] == ["./=1+1.png", "./-cat", "./@dog"]
+
+
+def test_a_page_has_the_lists_with_rows_and_links_to_the_files_that_there_are(tmp_path):
+    photos, folder = tmp_path / "photos", tmp_path / "pages" / "new"
+    tabs = lists(photos)
+    for name in NAMES[:2]:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).touch()
+    picture = data_uri(torch.zeros(2, 3, 1, dtype=torch.uint8))
+    tabs[0].rows[1].picture = tabs[2].rows[1].picture = picture  # of the second and the third
+    index, _ = contents(gallery_page("a title", ["lead"], tabs, folder))
+    assert [(tab["name"], len(tab["rows"])) for tab in index["tabs"]] == [("look", 2), ("content", 2)]
+    links = [row["link"] for tab in index["tabs"] for row in tab["rows"]]
+    assert links[1] == links[2]
+    assert links[3] is None  # there is no such file
+    for link, name in zip(links, NAMES[:2], strict=False):
+        assert not {*link} & {"#", "?", ":", " "}
+        assert (folder / unquote(link)).resolve() == photos / name
+    assert index["pictures"] == [picture]
+    assert [row["picture"] for tab in index["tabs"] for row in tab["rows"]] == [None, 0, 0, 0]
+    assert index["tabs"][1]["rows"][1]["score"] is None
+
+
+def test_ticks_are_kept_for_the_same_lists(tmp_path):
+    def key(tabs: list[Tab], title: str = "") -> str:
+        return contents(gallery_page(title, [], tabs, tmp_path))[0]["key"]
+
+    tabs = lists(tmp_path)
+    assert key(tabs) == key(tabs, "another title") != key(tabs[:1])
+
+
+def test_pictures_keep_their_shape_and_small_ones_their_pixels():
+    pixels = torch.randint(0, 256, (30, 100, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    def opened(uri: str) -> Image.Image:
+        return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+
+    for image in (pixels, pixels[..., :1]):
+        assert list(opened(data_uri(image)).tobytes()) == image.flatten().tolist()
+    large = pixels.repeat(10, 10, 1)
+    for side in (256, 512):
+        picture = opened(data_uri(large, side))
+        assert (picture.format, picture.width) == ("JPEG", side)
+        assert abs(picture.height - 0.3 * side) <= 1
