@@ -165,10 +165,13 @@ def test_outliers_are_listed_and_written(folder, tmp_path, capsys):
     assert (tmp_path / "outliers.html").read_text().startswith("<!doctype html>")
     with (tmp_path / "outliers.csv").open() as file:
         row, other = csv.DictReader(file)
-    scores = ["score", "p_value", "significant", "look_score", "look_p_value", "content_score", "content_p_value"]
-    assert list(row) == ["position", "name", *scores, "duplicates", "reasons"]
-    assert row["position"] == "1"
-    assert other["duplicates"] == "identical: 000.png = 008.png of the reference"
+    assert (row["path"], row["list"]) == (str(folder / "two" / "001.png"), "look; content; identical")
+    assert (other["name"], other["list"]) == ("000.png", "identical")  # with an image of the reference
+    # A second run overwrites nothing.
+    (tmp_path / "outliers.csv").unlink()
+    command("outliers", folder / "weights.pt", *NET, *options)
+    assert f"open {tmp_path / 'outliers-2.html'}" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"outliers.html", "outliers-2.html", "outliers-2.csv"}
 
 
 def test_a_folder_is_enough_and_the_network_and_its_classes_are_named(tmp_path, monkeypatch, capsys):
@@ -195,7 +198,7 @@ def test_a_folder_is_enough_and_the_network_and_its_classes_are_named(tmp_path, 
     assert any(name in (tmp_path / "outliers.csv").read_text() for name in names)
     (tmp_path / "names.txt").write_text("Katze\nHund\n")
     command("outliers", "--data", tmp_path / "photos", "--output", tmp_path, "--classes", tmp_path / "names.txt")
-    assert any(name in (tmp_path / "outliers.csv").read_text() for name in ("Katze", "Hund"))
+    assert any(name in (tmp_path / "outliers-2.csv").read_text() for name in ("Katze", "Hund"))
 
 
 def test_class_folders_need_no_option(tmp_path, monkeypatch, capsys):
@@ -215,8 +218,8 @@ def test_class_folders_need_no_option(tmp_path, monkeypatch, capsys):
     assert "right/4.png (filed under right, looks like left)" in capsys.readouterr().out
     with (tmp_path / "outliers.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert (rows["right/4.png"]["label"], rows["right/4.png"]["looks_like"]) == ("right", "left")
-    assert float(rows["right/4.png"]["label_score"]) > 3
+    assert (rows["right/4.png"]["class"], rows["right/4.png"]["looks_like"]) == ("right", "left")
+    assert "label" in rows["right/4.png"]["list"]
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ class OutlierReport(Tabular):
                 position,
                 path=self._path(position),
                 label=("" if self.labels is None else self.labels[position]) or "",
-                looks_like=self.looks_like[position] if view == "label" and self.looks_like else "",
+                looks_like=self.looks_like[position] if self.looks_like and "label" in reasons else "",
                 bars=[
                     (name, value, usual[name], reasons.get(name, ""))
                     for name, known in self.views.items()

@@ -20,13 +20,8 @@ class Gallery {
 
   constructor(index) {
     Object.assign(this, index);
-    this.images = new Map(); // every image once, with the names of its lists
-    for (const { name, rows } of this.tabs)
-      for (const row of rows) {
-        const key = keyOf(row);
-        if (!this.images.has(key)) this.images.set(key, { row, lists: [] });
-        this.images.get(key).lists.push(name);
-      }
+    const rows = this.tabs.flatMap((tab) => tab.rows);
+    this.images = new Map(rows.reverse().map((row) => [keyOf(row), row])); // as the first list has them
     this.store = `lightning_anomaly.ticked.${this.key}`;
     this.ticked = new Set();
     try {
@@ -48,7 +43,7 @@ class Gallery {
 
   /** A list by its name; that of the ticked images is made when it is shown. */
   tab(name) {
-    const rows = [...this.ticked].map((key) => ({ ...this.images.get(key).row, group: null }));
+    const rows = [...this.ticked].map((key) => ({ ...this.images.get(key), group: null }));
     const ticked = { name: "ticked", title: "Ticked", about: "What you have ticked in all lists.", rows };
     return [...this.tabs, ticked].find((tab) => tab.name === name);
   }
@@ -75,15 +70,12 @@ class Gallery {
 
   /** Saves all lists, as `OutlierReport.save_csv` does, with the verdicts. */
   save() {
-    const special = {
-      class: ({ row }) => row.label,
-      list: ({ lists }) => lists.join("; "),
-      verdict: ({ row }) => (this.ticked.has(keyOf(row)) ? "ticked" : ""),
-    };
-    const cell = (name) => special[name] ?? (({ row }) => row[name]);
-    const plain = (value) => (typeof value === "string" ? value.replace(/^[=+@-]/, "./$&") : value); // no formulas
-    const columns = Object.fromEntries(this.columns.map((name) => [name, (image) => plain(cell(name)(image))]));
-    download("verdicts.csv", csvText(columns, [...this.images.values()]));
+    const verdict = this.columns.indexOf("verdict");
+    const cell =
+      (place) =>
+      ([key, cells]) =>
+        place === verdict && this.ticked.has(key) ? "ticked" : cells[place];
+    download("verdicts.csv", csvText(Object.fromEntries(this.columns.map((name, i) => [name, cell(i)])), this.table));
   }
 }
 

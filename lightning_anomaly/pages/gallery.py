@@ -87,8 +87,8 @@ def gallery_page(
         }
         for tab in tabs
     ]
-    # The browser stores ticks under this key.
-    names = json.dumps([[tab.name, [row.path or row.name for row in tab.rows]] for tab in tabs])
+    table = _table(tabs)
+    lists = json.dumps([(key, cells["list"]) for key, cells in table.items()])
     index = {
         "title": title,
         "lead": lead,
@@ -97,7 +97,8 @@ def gallery_page(
         "pictures": [*pictures],
         "columns": COLUMNS,
         "move": MOVE,
-        "key": hashlib.sha256(names.encode()).hexdigest()[:16],
+        "table": [(key, [*cells.values()]) for key, cells in table.items()],
+        "key": hashlib.sha256(lists.encode()).hexdigest()[:16],  # under which a browser stores ticks
     }
     return assemble(_CODE, index, None)
 
@@ -112,22 +113,28 @@ def _link(path: str, folder: Path) -> str | None:
 
 def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
     """Write the images of all lists as the page saves them: once each, with the names of its lists and no verdict."""
-    rows = dict[str, dict[str, Any]]()
-    for tab in tabs:
-        for row in tab.rows:
-            key = row.path or row.name
-            if key in rows:
-                rows[key]["list"] += f"; {tab.name}"
-            else:
-                score = "" if row.score is None or finite(row.score) is None else row.score
-                facts = {**vars(row), "class": row.label, "list": tab.name, "verdict": "", "score": score}
-                rows[key] = {column: _no_formula(facts[column]) for column in COLUMNS}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # File names may not be UTF-8.
     with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows.values())
+        writer.writerows(_table(tabs).values())
+
+
+def _table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
+    """Return the columns of the CSV file for each image, by what tells it from the others."""
+    table = dict[str, dict[str, Any]]()
+    for tab in tabs:
+        for row in tab.rows:
+            key = row.path or row.name
+            if key in table:
+                table[key]["list"] += f"; {tab.name}"
+                table[key]["reason"] = "; ".join(filter(None, [table[key]["reason"], row.reason]))
+            else:
+                score = "" if row.score is None or finite(row.score) is None else row.score
+                cells = {**vars(row), "class": row.label, "list": tab.name, "verdict": "", "score": score}
+                table[key] = {column: _no_formula(cells[column]) for column in COLUMNS}
+    return table
 
 
 def _no_formula(value: Any) -> Any:

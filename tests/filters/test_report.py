@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from xml.etree import ElementTree
 
 import pytest
@@ -179,15 +178,6 @@ def test_wrong_labels_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`labels`.* 6 .* 2\."):
         REPORT.save_html(tmp_path / "a.html", labels=["a", "b"])
     assert not (tmp_path / "a.html").exists()
-
-
-def test_a_browsed_page_is_removed_when_python_exits(monkeypatch):
-    at_exit = []
-    monkeypatch.setattr("atexit.register", lambda *args, **options: at_exit.append(partial(*args, **options)))
-    folder = REPORT.browse().path.parent
-    for function in at_exit:
-        function()
-    assert not folder.exists()
 
 
 def test_the_same_report_gives_the_same_file(tmp_path):

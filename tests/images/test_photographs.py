@@ -141,9 +141,9 @@ def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_p
     assert {"plain.png", "turned.png"} in [names & {"plain.png", "turned.png"} for names in same]
     report.save_csv(tmp_path / "all.csv", 3)
     with (tmp_path / "all.csv").open() as file:
-        listed = {row["name"]: row["reasons"] for row in csv.DictReader(file)}
+        listed = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     assert {"broken.jpg", "plain.png", "turned.png", "notes.txt"} <= set(listed)
-    assert listed["notes.txt"] == "file: skipped: not an image that Pillow reads"
+    assert listed["notes.txt"] == "not an image that Pillow reads"
     assert "notes.txt (not an image that Pillow reads)" in str(report)
 
 
@@ -176,7 +176,7 @@ def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(
     report.save_html(tmp_path / "page.html")
     report.save_csv(tmp_path / "all.csv")
     lines = (tmp_path / "all.csv").read_text()
-    assert all(text in lines for text in ("identical: 0.png = 8.png", "cannot be read", "notes.txt"))
+    assert all(text in lines for text in ("0.png,,identical", "8.png,,identical", "cannot be read", "notes.txt"))
     assert "largest scores" not in str(report)
 
 

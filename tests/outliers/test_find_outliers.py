@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from functional import Net
-from reports import contents
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -114,12 +113,10 @@ def test_the_headline_says_how_many_images_are_significant_and_how_small_p_value
     assert "as `reference`" in str(replace(enough, n_calibration=0))
 
 
-def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_behind_the_ranked_rows(tmp_path):
+def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_in_lists(tmp_path):
     scores = torch.tensor([9.0, 1, 2, 8, 7, 6, math.inf, 3])
     report = replace(
         report_of(torch.where(scores > 7, 1 / 51, 0.5).where(scores < 99, math.nan), 100, 0.1, scores),
-        images=torch.zeros(3, 4, 4, 1, dtype=torch.uint8),
-        duplicate_images=torch.zeros(5, 4, 4, 1, dtype=torch.uint8),
         names=[*"abcdefgh"],
         duplicates=[
             DuplicateGroup([1, 2], True, []),
@@ -149,17 +146,14 @@ def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_behi
     assert "identical: image 1 = image 2." in str(replace(report, names=None))
     report.save_csv(tmp_path / "new" / "rows.csv", 2)
     with (tmp_path / "new" / "rows.csv").open(newline="") as file:
-        saved = [(row["name"], row["reasons"]) for row in csv.DictReader(file)]
-    assert saved[:6] == [(name, "") for name in "adbcef"]
-    assert saved[6:] == [("g", "file: cannot be read: OSError: cut"), ("notes.txt", "file: skipped: no picture")]
-    report.save_html(tmp_path / "page.html")
-    index, _ = contents((tmp_path / "page.html").read_text())
-    shown = {row["name"]: row["picture"] for row in index["rows"]}
-    places = {"a": 0, "d": 1, "e": 2, "f": 7, "h": None, "c": 4, "b": 3, "g": None}
-    assert shown == places
-    assert index["images"] == {"height": 4, "width": 4, "columns": 3}
-    assert index["groups"][1] == {"positions": [4], "identical": True, "reference": ["image 0"]}
-    assert (index["shown"], index["ranked"], index["skipped"]) == (7, False, [["notes.txt", "no picture"]])
+        saved = [(row["name"], row["list"], row["reason"]) for row in csv.DictReader(file)]
+    assert saved[:5] == [*((name, "identical", "") for name in "bce"), *((name, "near", "") for name in "df")]
+    assert saved[5:] == [
+        ("g", "unreadable", "cannot be read: OSError: cut"),
+        ("notes.txt", "skipped", "no picture"),
+    ]
+    lists = {tab.name: [(row.name, row.group, row.note) for row in tab.rows] for tab in report.tabs()}
+    assert lists["identical"] == [("b", 0, ""), ("c", 0, ""), ("e", 1, "image 0 of the reference")]
 
 
 def test_what_is_written_of_many_copies_grows_with_their_number(tmp_path):
@@ -264,17 +258,19 @@ def test_signals_are_scored_by_their_content():
     with pytest.warns(UserWarning, match="no look scores"):
         report = find_outliers(inputs, nn.Conv1d(2, 40, 3))
     assert report.top(1) == [11]
-    assert report.images is None
+    assert report.pictures == {}
 
 
 @pytest.mark.filterwarnings("ignore:Near duplicates are not listed")  # the images are smooth
-def test_a_report_has_256_small_pictures_scaled_to_ordinary_images():
+def test_a_report_has_small_pictures_of_its_lists_scaled_to_ordinary_images():
     torch.manual_seed(0)  # the weights decide which images score highest
     inputs = images(400)[..., None].expand(-1, -1, -1, -1, 30).flatten(3).repeat_interleave(20, 2)  # 240x360
     inputs[:300] *= 100
     report = find_outliers(inputs, nn.Conv2d(1, 2, 3), inputs[300:])
-    assert report.images.shape == (256, 80, 120, 1)
-    assert ((report.images == 0) | (report.images == 255)).float().mean() > 0.9
+    assert {*report.pictures} >= {*report.top(100, "look"), *report.top(100, "content")}
+    pictures = torch.stack([report.pictures[place] for place in report.top(100, "look")])
+    assert pictures.shape == (100, 120, 180, 1)
+    assert ((pictures == 0) | (pictures == 255)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ class TestEverywhere:
         page.close()
 
     def test_a_notebook_shows_the_page_and_a_console_its_path(self, report, chromium, tmp_path):
-        shown, file = report.browse(title="In a notebook"), tmp_path / "notebook.html"
+        shown, file = report.save_html(tmp_path / "page.html"), tmp_path / "notebook.html"
         assert str(shown) == str(shown.path)
         file.write_text(f"<!doctype html><meta charset=utf-8>{shown._repr_html_()}", encoding="utf-8")
         page = chromium.new_page()
