@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -141,13 +141,3 @@ def unlogged(pl_module: Any) -> Iterator[None]:
     finally:
         del vars(pl_module)["log"]
         vars(pl_module).update(before)
-
-
-def transferred_images(trainer: Any, pl_module: Any) -> Callable[[Any], Tensor | None]:
-    """Return a `convert` for an `ImageSource`, which converts and moves batches as a validation does."""
-
-    def convert(batch: Any) -> Tensor | None:
-        batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
-        return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
-
-    return convert

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -13,24 +14,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_names, check_text
+from lightning_anomaly.callbacks._compared_images import ComparedImages, read_images
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._fits import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
-from lightning_anomaly.callbacks._probe import transferred_images, unlogged
+from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
-from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.layers import find_call, select_layers
 from lightning_anomaly.pages.comparison_figure import comparison_figure
-from lightning_anomaly.two_sample.comparable_images import (
-    ModelCalls,
-    describe_doubts,
-    is_augmented,
-    read_once,
-    trained_on,
-)
+from lightning_anomaly.two_sample.comparable_images import ModelCalls
 from lightning_anomaly.two_sample.comparison import LayerTest, check_groups, compare_groups
+from lightning_anomaly.two_sample.label_doubts import MeanMargins
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
@@ -46,6 +42,7 @@ _NEUTRAL = {
     "confidence_error_ratio": 1.0,
     "confidence_p_value": 1.0,
     "confidence_rise": 0.0,
+    "labels_in_doubt": 0.0,
     "seconds": 0.0,
 }  # of a network that treats both kinds alike
 _ADVICE = (
@@ -123,14 +120,14 @@ class TwoSampleCallback(AnyCallback):
     ) -> None:
         super().__init__()
         self.train_inputs, self.val_inputs = train_inputs, val_inputs
-        self._inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
-        for name, source in self._inputs.items():
+        inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
+        for name, source in inputs.items():
             if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
                 raise ValueError(
                     f"Parameter `{name}` should be a tensor (N, ...), a Dataset, a DataLoader or None. Found "
                     f"{type(source).__name__}."
                 )
-        tensors = [ImageSource(source, name) for name, source in self._inputs.items() if isinstance(source, Tensor)]
+        tensors = [ImageSource(source, name) for name, source in inputs.items() if isinstance(source, Tensor)]
         if len(tensors) == 2:
             check_groups(*tensors)
         self.layers = check_names("layers", layers, "layer names")
@@ -154,12 +151,12 @@ class TwoSampleCallback(AnyCallback):
         """Drop everything that an earlier module left."""
         self.report: TwoSampleReport | None = None
         self.history: list[dict[str, Any]] = []
-        self._rise = ErrorRise()
+        self._rise, self._margins = ErrorRise(), MeanMargins()
         self._guard.forget()
         self._begin_fit()
 
     def _begin_fit(self) -> None:
-        self._images: dict[str, ImageSource] | None = None
+        self._images: ComparedImages | None = None
         self._tests: dict[bytes, LayerTest] = {}  # of the last comparison
         self._undrawn: int | None = None  # step of the last comparison, until a figure shows it
 
@@ -169,8 +166,9 @@ class TwoSampleCallback(AnyCallback):
         return self._module.state_key(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history and the levels of the error ratio."""
-        return {"history": list(self.history), "rise": self._rise.state_dict()}
+        """Return the history, the levels of the error ratio and the mean margins of labels."""
+        states = {"rise": self._rise.state_dict(), "margins": self._margins.state_dict()}
+        return {"history": list(self.history), **states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
@@ -178,6 +176,7 @@ class TwoSampleCallback(AnyCallback):
             self._reset()
             self.history = list(state_dict["history"])
             self._rise.load_state_dict(state_dict["rise"])
+            self._margins.load_state_dict(state_dict["margins"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, and drop the state if another module is fitted than before."""
@@ -260,62 +259,38 @@ class TwoSampleCallback(AnyCallback):
         start = perf_counter()
         with self._schedule.timed(), torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images or self._read_images(trainer, pl_module, batch)
-            known = None
+            known = labels = None
             if trainer.state.fn == "fit":
-                self._images, known = images, self._tests
-            call = find_call(pl_module, self.logits)
+                self._images, known, labels = images, self._tests, images.labels
+            options = self.layers, self.significance, known, find_call(pl_module, self.logits), labels
             with trainer.strategy.precision_plugin.forward_context():
-                train, val = images.values()
-                self._compared = compare_groups(pl_module, train, val, self.layers, self.significance, known, call)
+                self._compared = compare_groups(pl_module, images.train, images.val, *options)
         self._seconds = perf_counter() - start
 
-    def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
-        """Read the images once, warn of what may be wrong with them, and keep them if they fit into memory."""
-        sources = self._open_sources(trainer, pl_module)
-        images, seen = read_once(sources, self.max_memory_mb * 2**20)
-        from_user = [name for name, source in self._inputs.items() if source is not None]
-        prepared = self._calls.prepared
-        doubts = describe_doubts(from_user, seen, batch if prepared is None else prepared)
-        if prepared is not None and len(from_user) < len(self._inputs):
-            doubts["prepared"] = (
-                "A validation step prepares images before it calls the module, and here they are compared as they come "
-                "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
-                "`forward` or in the transform of the data set."
-            )
-        if self.train_inputs is None and is_augmented(sources["train_inputs"]):
-            doubts["augmented"] = (
-                "The training images are augmented anew each time, which hides the gap: give images without "
-                "augmentation as `train_inputs`."
-            )
-        for key, doubt in {**sources["train_inputs"].notes(), **sources["val_inputs"].notes(), **doubts}.items():
+    def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
+        given = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
+        limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
+        images = read_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
+        for key, doubt in images.doubts.items():
             self._guard.warn(key, doubt)
         return images
-
-    def _open_sources(self, trainer: Any, pl_module: Any) -> dict[str, ImageSource]:
-        """Open both kinds of images: those of the user, or those that the run sees, without augmentation."""
-        loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
-        chosen = {name: source for name, source in self._inputs.items() if source is not None}
-        chosen = {name: first_loader(loader) for name, loader in loaders.items()} | chosen
-        if self.train_inputs is None and isinstance(chosen["train_inputs"], DataLoader):
-            batches = trainer.num_training_batches
-            chosen["train_inputs"] = trained_on(chosen["train_inputs"], chosen["val_inputs"], batches)
-        precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
-        return {
-            name: ImageSource(precision.convert_input(source), name, self.batch_size)
-            if isinstance(source, Tensor)
-            else ImageSource(source, name, self.batch_size, max_images=self.sample_size, convert=convert)
-            for name, source in chosen.items()
-        }
 
     def _take(self, trainer: Any, report: TwoSampleReport) -> TwoSampleReport | None:
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
         output, filters = report.compares_output, report.compares_filters
         measured = output or filters
-        self._guard.warn_of(report.notes, "" if measured else self._values.without_measurement(trainer))
+        notes = {key: note for key, note in report.notes.items() if key != "labels"}  # which nobody has to have
+        self._guard.warn_of(notes, "" if measured else self._values.without_measurement(trainer))
         if not measured and self._values.measured:
             return None
-        self.report = report
         values = self._values.measured
+        if report.label_margins is not None and self._images is not None:
+            self._margins.add(report.label_margins, trainer.current_epoch)
+            doubts = self._margins.ranked(self._images.labels)
+            report = replace(report, doubts=doubts)
+            if doubts.compares_features:
+                values["labels_in_doubt"] = len(doubts.in_doubt) / len(doubts.positions)
+        self.report = report
         if output and trainer.state.fn == "fit":
             values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
             if self._rise.too_few_expected_errors:
@@ -325,7 +300,7 @@ class TwoSampleCallback(AnyCallback):
                     f"than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` stays 0: give more "
                     "images.",
                 )
-        names = [name for name in _NEUTRAL if name not in ("confidence_rise", "seconds")]
+        names = [name for name in _NEUTRAL if name not in ("confidence_rise", "labels_in_doubt", "seconds")]
         names = [name for name in names if (output if name.startswith("confidence") else filters)]
         values |= {name: float(getattr(report, name)) for name in names}
         values |= {f"layer/{name}": share for name, share in report.shares.items() if not math.isnan(share)}

@@ -17,6 +17,7 @@ from lightning_anomaly.network.forward import run, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import find_call, select_layers, unseen_layers
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
+from lightning_anomaly.two_sample.label_doubts import KnownLabels
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     MIN_SAMPLES,
@@ -95,14 +96,17 @@ def compare_groups(
     significance: float,
     known: dict[bytes, LayerTest] | None = None,
     call: Callable[[Tensor], Any] | None = None,
+    labels: KnownLabels | None = None,
 ) -> TwoSampleReport:
     """Compute the report of `two_sample_test` without issuing warnings, of a model or of what `call` returns of it.
 
     A layer with the same values as in an earlier comparison keeps its test in `known`, which this comparison replaces.
+    With `labels`, the report has their margins.
     """
     significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
-    capture, output = MapCapture(select_layers(model, layers), summary=_largest), ExpectedErrors()
+    judged = model if labels is not None and None not in labels.train else None
+    capture, output = MapCapture(select_layers(model, layers), summary=_largest, model=judged), ExpectedErrors()
     with output:
         for inputs in (train_inputs, val_inputs):
             run(model, inputs, capture, call=call, take_output=output.update)
@@ -112,6 +116,13 @@ def compare_groups(
     errors = output.result(n_train + n_val)
     if errors is None:
         notes["output"] = f"The output is not compared: {output.problem}."
+    margins = None
+    if labels is not None and errors is not None:
+        margins = labels.judge(output.logits, capture.samples.collected(n_train + n_val).features)
+    if labels is not None and margins is None:
+        notes["labels"] = (
+            "The training labels are not judged: this needs a logit for each class, and the class of each image."
+        )
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
     if min(n_train, n_val) < MIN_SAMPLES:
         notes["few images"] = (
@@ -159,6 +170,7 @@ def compare_groups(
         confidence_p_value=p_value,
         train_errors=train,
         val_errors=val,
+        label_margins=margins,
     )
 
 

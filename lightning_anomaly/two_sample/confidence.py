@@ -24,6 +24,7 @@ class ExpectedErrors(TorchFunctionMode):
         self.probabilities: bool | None = None  # whether outputs need no softmax, which the first batch decides
         self.problem: str | None = None  # why the output cannot be used
         self._errors: list[Tensor] = []  # of each batch `(n,)`, on the CPU
+        self._logits: list[Tensor] = []  # of each batch `(n, C)`, on the CPU; none of outputs `(n, C, ...)`
         self._sigmoid: Tensor | None = None  # what the last sigmoid returned
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -56,9 +57,12 @@ class ExpectedErrors(TorchFunctionMode):
                 # Tolerates rounding, as sums in bfloat16 are 1 to two digits; false for NaN.
                 self.probabilities = bool(scores.min() >= -0.02 and (scores.sum(1) - 1).abs().max() <= 0.02)
             if single:
-                scores = torch.cat([scores, 1 - scores if self.probabilities else torch.zeros_like(scores)], 1)
-            errors = expected_error(scores.clamp(min=0) if self.probabilities else scores.softmax(1))
-            self._errors.append(errors[..., None].flatten(1).mean(1).cpu())
+                scores = torch.cat([1 - scores if self.probabilities else torch.zeros_like(scores), scores], 1)
+            probabilities = scores.clamp(min=0) if self.probabilities else scores.softmax(1)
+            self._errors.append(expected_error(probabilities)[..., None].flatten(1).mean(1).cpu())
+            if scores.ndim == 2:
+                tiny = torch.finfo(scores.dtype).tiny
+                self._logits.append((probabilities.clamp(min=tiny).log() if self.probabilities else scores).cpu())
 
     def result(self, n_samples: int) -> Tensor | None:
         """Return the errors of all samples `(n_samples,)`; None, with a `problem`, if any is missing or not finite."""
@@ -68,6 +72,11 @@ class ExpectedErrors(TorchFunctionMode):
         if self.problem is None and not errors.isfinite().all():
             self.problem = f"it is NaN for {int((~errors.isfinite()).sum())} of {n_samples} samples"
         return errors if self.problem is None else None
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The logits of all samples `(N, C)`, column 1 being a single output; None for outputs `(N, C, ...)`."""
+        return torch.cat(self._logits) if self._logits else None
 
 
 def expected_error(probabilities: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.tables import Tabular
+from lightning_anomaly.two_sample.label_doubts import LabelDoubts, LabelMargins
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, permutation_p_value
 
 
@@ -59,6 +60,9 @@ class TwoSampleReport(Tabular):
         val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
         carried_over: Number of filters in layers with the same values as in the callback's last comparison, bit for
             bit, whose tests are those of that comparison.
+        label_margins: How much the network prefers other classes to the labels of the training images; None without
+            labels.
+        doubts: The training images of a fit by how doubtful their labels are; None without labels.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -74,6 +78,25 @@ class TwoSampleReport(Tabular):
     train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     carried_over: int = 0
+    label_margins: LabelMargins | None = None
+    doubts: LabelDoubts | None = None
+
+    @property
+    def label_doubts(self) -> dict[int, float]:
+        """`{position in the training set: score}` of the training images, the most doubtful label first.
+
+        The score tells how much the network prefers another class, on average over the validations up to the one with
+        the lowest loss; see `LabelDoubts`. Empty without labels, and outside of a fit.
+        """
+        return {} if self.doubts is None else dict(zip(self.doubts.positions, self.doubts.scores, strict=True))
+
+    @property
+    def labels_in_doubt(self) -> list[int]:
+        """Positions of the training images whose labels are in doubt: most of these are wrong.
+
+        Features of the other images then predict another class clearly better than the label.
+        """
+        return [] if self.doubts is None else self.doubts.in_doubt
 
     @property
     def compares_output(self) -> bool:
@@ -169,4 +192,6 @@ class TwoSampleReport(Tabular):
             sentences.append(
                 f"{self.carried_over} filters have the same values as in the last comparison, and its tests"
             )
+        if self.doubts is not None:
+            sentences.append(self.doubts.sentence())
         return sentences + [f"note: {note}" for note in self.notes.values()]

@@ -1,0 +1,87 @@
+"""The images that a `TwoSampleCallback` compares: those of the user, or those that the run sees, with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_anomaly.images.loaders import first_loader
+from lightning_anomaly.images.source import ImageSource, first_tensor
+from lightning_anomaly.two_sample.comparable_images import describe_doubts, is_augmented, read_once, trained_on
+from lightning_anomaly.two_sample.label_doubts import KnownLabels
+
+
+class ComparedImages(NamedTuple):
+    """Training and validation images, in memory if they fit, their labels, and doubts as `{key: sentence}`."""
+
+    train: ImageSource
+    val: ImageSource
+    labels: KnownLabels
+    doubts: Mapping[str, str]
+
+
+def read_images(
+    trainer: Any,
+    pl_module: Any,
+    given: Mapping[str, Any],
+    batch_size: int,
+    sample_size: int,
+    max_bytes: int,
+    batch: Any,
+    prepared: Tensor | None,
+) -> ComparedImages:
+    """Read the images once, those of the run without augmentation, and find what may be wrong with them.
+
+    `given` are `train_inputs` and `val_inputs`, None for those of the Trainer. The first validation `batch` was
+    `prepared`, if it was, before the step called the module.
+    """
+    sources = _open(trainer, pl_module, given, batch_size, sample_size)
+    images, seen = read_once(sources, max_bytes)
+    from_user = [name for name, source in given.items() if source is not None]
+    doubts = describe_doubts(from_user, seen, batch if prepared is None else prepared)
+    if prepared is not None and len(from_user) < len(given):
+        doubts["prepared"] = (
+            "A validation step prepares images before it calls the module, and here they are compared as they come "
+            "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
+            "`forward` or in the transform of the data set."
+        )
+    train, val = sources.values()
+    if given["train_inputs"] is None and is_augmented(train):
+        doubts["augmented"] = (
+            "The training images are augmented anew each time, which hides the gap: give images without "
+            "augmentation as `train_inputs`."
+        )
+    places, val_places = ([p for p in source.positions if p not in source.unreadable] for source in (train, val))
+    labels = KnownLabels(train.labels(places), val.labels(val_places), train.class_names, places, train.names)
+    return ComparedImages(*images.values(), labels, {**train.notes(), **val.notes(), **doubts})
+
+
+def _open(
+    trainer: Any, pl_module: Any, given: Mapping[str, Any], batch_size: int, sample_size: int
+) -> dict[str, ImageSource]:
+    """Open both kinds of images."""
+    loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
+    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in given.items()}
+    if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
+        batches = trainer.num_training_batches
+        chosen["train_inputs"] = trained_on(chosen["train_inputs"], chosen["val_inputs"], batches)
+    precision, convert = trainer.strategy.precision_plugin, _transferred(trainer, pl_module)
+    return {
+        name: ImageSource(precision.convert_input(source), name, batch_size)
+        if isinstance(source, Tensor)
+        else ImageSource(source, name, batch_size, max_images=sample_size, convert=convert)
+        for name, source in chosen.items()
+    }
+
+
+def _transferred(trainer: Any, pl_module: Any) -> Callable[[Any], Tensor | None]:
+    """Return a `convert` for an `ImageSource`, which converts and moves batches as a validation does."""
+
+    def convert(batch: Any) -> Tensor | None:
+        batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
+        return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+
+    return convert

@@ -1,0 +1,204 @@
+"""Which training labels are wrong: how a network sees training images before it knows their labels by heart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from lightning_anomaly._internal.tables import listed
+
+IN_DOUBT = 0.5  # left-out margin, about -1 to 1; about 0.4% of clean labels are above it, and at most 1.1% in any set
+
+
+class LabelMargins(NamedTuple):
+    """How much a network prefers another class to the label of each of n training images.
+
+    Attributes:
+        margins: Margins of its logits, and of `left_out_scores` on its features `(2, n)`; the latter may be NaN.
+        looks_like: The other class with the largest logit, of each image.
+        loss: Mean cross-entropy of the validation images (nats); NaN if their labels are unknown.
+    """
+
+    margins: Tensor
+    looks_like: list[str]
+    loss: float
+
+
+class KnownLabels(NamedTuple):
+    """Labels of the compared images, in the order in which these are run; None where unknown."""
+
+    train: Sequence[str | None]
+    val: Sequence[str | None]
+    classes: Sequence[str]  # names, if the data set has some
+    positions: Sequence[int]  # of the training images in their data set
+    names: Sequence[str] | None  # files of these images, if known
+
+    def judge(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
+        """Compute the margins from logits `(n + m, C)` and features `(n + m, D)` of n training and m validation images.
+
+        None unless each training image has one of the C classes.
+        """
+        width = 0 if logits is None else logits.shape[1]
+        names = self.classes if len(self.classes) == width else [*map(str, range(width))]
+        places = {name: place for place, name in enumerate(names)}
+        if logits is None or not places.keys() >= {*self.train}:
+            return None
+        count, loss = len(self.train), math.nan
+        labels, val = (
+            torch.tensor([-1 if name is None else places.get(name, -1) for name in part], device="cpu")
+            for part in (self.train, self.val)
+        )
+        if (val >= 0).all():
+            loss = cross_entropy(logits[count:], val).item()
+        logits, left_out = logits[:count].double(), torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
+        if features is not None and features[:count].isfinite().all():
+            left_out = margins(left_out_scores(features[:count], labels, width), labels)
+        others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1).tolist()
+        return LabelMargins(torch.stack([margins(logits, labels), left_out]), [names[other] for other in others], loss)
+
+
+class LabelDoubts(NamedTuple):
+    """The training images by how doubtful their labels are, the most doubtful first.
+
+    Attributes:
+        positions: Positions in the training set.
+        names: Their files, if the data set names them.
+        labels: Their labels.
+        looks_like: The class that the network prefers to the label, or comes next.
+        since: The epoch since which it has preferred another class at each validation; None if it does not.
+        scores: Mean margins of the logits and left-out margins, each divided by its standard deviation, added.
+        left_out: Mean left-out margins, about -1 to 1, see `left_out_scores`; NaN without features.
+    """
+
+    positions: list[int]
+    names: list[str] | None
+    labels: list[str]
+    looks_like: list[str]
+    since: list[int | None]
+    scores: list[float]
+    left_out: list[float]
+
+    @property
+    def compares_features(self) -> bool:
+        """Whether there are left-out margins."""
+        return not any(map(math.isnan, self.left_out))
+
+    @property
+    def in_doubt(self) -> list[int]:
+        """Positions of the images whose mean left-out margin is above 0.5."""
+        return [position for position, margin in zip(self.positions, self.left_out, strict=True) if margin > IN_DOUBT]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each image, with the columns of an `OutlierReport` that apply, and the left-out margin."""
+        seen = ["" if epoch is None else f" (since epoch {epoch})" for epoch in self.since]
+        columns = {
+            "position": self.positions,
+            **({} if self.names is None else {"name": self.names}),
+            "label": self.labels,
+            "looks_like": self.looks_like,
+            "score": self.scores,
+            "significant": [margin > IN_DOUBT for margin in self.left_out],
+            "left_out_margin": self.left_out,
+            "reasons": [
+                f"labeled {a}, looks like {b}{c}" for a, b, c in zip(self.labels, self.looks_like, seen, strict=True)
+            ],
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def sentence(self) -> str:
+        """Say how many labels are in doubt, and name the first of these."""
+        found = [row for row in self.rows() if row["significant"]]
+        named = [f"{row.get('name', 'image ' + str(row['position']))} {row['reasons']}" for row in found]
+        verb, count = "is" if len(found) == 1 else "are", len(self.positions)
+        return f"{len(found)} of {count} training labels {verb} in doubt" + (
+            f": {listed(named, '; ')}" if found else ""
+        )
+
+
+class MeanMargins:
+    """The mean margins of training labels over the validations up to the one with the lowest loss.
+
+    A network learns wrong labels last, so that they have a large margin for long: Pleiss, Zhang, Elenberg and
+    Weinberger, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (2020). When the loss rises, it
+    has begun to learn them.
+    """
+
+    def __init__(self) -> None:
+        self._validations = 0
+        self._sums = torch.zeros(2, 0, device="cpu")  # of the margins of all validations
+        self._since = torch.zeros(0, device="cpu")  # first of the last epochs with a margin above 0, -1 without one
+        self._lowest = math.inf  # loss
+        self._best: dict[str, Any] = {}  # mean margins, other classes and epochs at the lowest loss
+
+    def add(self, now: LabelMargins, epoch: int) -> None:
+        """Add the margins at a validation; another number of images begins anew."""
+        if self._sums.shape != now.margins.shape:
+            self.load_state_dict(MeanMargins().state_dict())
+            self._sums, self._since = torch.zeros_like(now.margins), torch.full_like(now.margins[0], -1)
+        self._validations += 1
+        self._sums = self._sums + now.margins
+        self._since = torch.where(now.margins[0] > 0, torch.where(self._since < 0, epoch, self._since), -1)
+        if not now.loss > self._lowest:  # if it is unknown, every validation counts
+            means = self._sums / self._validations
+            self._lowest, self._best = now.loss, {"means": means, "looks_like": now.looks_like, "since": self._since}
+
+    def ranked(self, labels: KnownLabels) -> LabelDoubts:
+        """Rank the images by their labels, after a first validation."""
+        means, since = self._best["means"], self._best["since"].tolist()
+        spread = means.std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
+        scores = (means / spread).nan_to_num().sum(0)
+        order = scores.argsort(descending=True, stable=True).tolist()
+        positions = [labels.positions[place] for place in order]
+        return LabelDoubts(
+            positions,
+            None if labels.names is None else [labels.names[position] for position in positions],
+            [labels.train[place] or "" for place in order],
+            [self._best["looks_like"][place] for place in order],
+            [None if since[place] < 0 else int(since[place]) for place in order],
+            scores[order].tolist(),
+            means[1, order].tolist(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and the means in plain types."""
+        return {name.removeprefix("_"): value for name, value in vars(self).items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        vars(self).update({f"_{name}": value for name, value in state_dict.items()})
+
+
+def margins(scores: Tensor, labels: Tensor) -> Tensor:
+    """Compute the largest score `(n, C)` of another class less that of the label `(n,)`.
+
+    Examples:
+        >>> margins(torch.tensor([[2.0, 5.0, 1.0]] * 2), torch.tensor([1, 2])).tolist()
+        [-3.0, 4.0]
+    """
+    others = scores.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return others - scores.gather(1, labels[:, None])[:, 0]
+
+
+def left_out_scores(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Predict the class of each of n images from the n - 1 others, by ridge regression on features `(n, D)`: `(n, C)`.
+
+    Targets are 1 for the label and 0 for other classes, less the share of the class. So no image votes for its own
+    label. The penalty is the mean squared singular value of the centered features. A prediction without the image
+    itself is `(p - h y) / (1 - h)`, where p is that with it, y its target and h its leverage.
+    """
+    centered = features.double() - features.double().mean(0)
+    targets = one_hot(labels, classes).double()
+    targets -= targets.mean(0)
+    wide = centered.shape[1] > len(centered)
+    values, vectors = torch.linalg.eigh(centered @ centered.T if wide else centered.T @ centered)
+    values = values.clamp(min=0)
+    penalty = values.mean().clamp(min=torch.finfo(values.dtype).tiny)
+    # The matrix that turns targets into predictions is the product of this and its transpose.
+    root = vectors * (values / (values + penalty)).sqrt() if wide else centered @ (vectors / (values + penalty).sqrt())
+    leverage = root.square().sum(1, keepdim=True) + 1 / len(centered)
+    return (root @ (root.T @ targets) - leverage * targets) / (1 - leverage)
