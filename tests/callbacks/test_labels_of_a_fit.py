@@ -1,0 +1,123 @@
+"""A TwoSampleCallback finds wrong labels among the training images of a fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from trainers import QUIET, SmallNet, fit, images, loader
+
+from lightning_anomaly import TwoSampleCallback, two_sample_test
+
+# The networks soon know these few images.
+pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")]
+WRONG = [3, 40, 77, 101]
+
+
+def lit(count: int, seed: int, wrong: Any = ()) -> TensorDataset:
+    """Images whose class is the row that is lit; some have the label of the next class."""
+    labels = torch.arange(count) % 3
+    pictures = 0.1 * images(count, seed=seed)
+    pictures[torch.arange(count), :, 2 * labels] += 1
+    labels[[*wrong]] = (labels[[*wrong]] + 1) % 3
+    return TensorDataset(pictures, labels)
+
+
+class Sees(SmallNet):
+    """Sees where an image is lit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6 * 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv2(self.norm(self.conv1(x)).relu()).mean(3).flatten(1))
+
+
+def fit_lit(folder: Path, *callbacks: Any, module: Any = None, **options: Any) -> Any:
+    loaders = {"train": DataLoader(lit(120, 0, WRONG), 20), "val": DataLoader(lit(60, 1), 20)}
+    return fit(folder, *callbacks, module=Sees() if module is None else module, **loaders, **options)
+
+
+def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path) -> None:
+    whole, keep = TwoSampleCallback(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer = fit_lit(tmp_path, whole, keep, max_epochs=4)
+    report = whole.report
+    assert report is not None
+    assert sorted([*report.label_doubts][:4]) == sorted(report.labels_in_doubt) == WRONG
+    assert sorted(report.label_doubts) == list(range(120))
+    assert trainer.callback_metrics["two_sample/labels_in_doubt"] == pytest.approx(4 / 120)
+    assert whole.history[-1]["metrics"]["labels_in_doubt"] == pytest.approx(4 / 120)
+    assert "4 of 120 training labels are in doubt" in str(report)
+    assert any(f"image 40 labeled 2, looks like 1 (since epoch {epoch})" in str(report) for epoch in range(4))
+    resumed = TwoSampleCallback()
+    fit_lit(tmp_path, resumed, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=4)
+    assert resumed.report is not None
+    assert resumed.report.label_doubts == report.label_doubts
+    assert "labels" not in str(two_sample_test(trainer.lightning_module, images(60), images(60, seed=1)))
+
+
+class Flat(SmallNet):
+    """Has no convolution, so that its features are not taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.flatten(1))
+
+
+class Regression(SmallNet):
+    """Returns one number for each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :1]
+
+    def loss(self, batch: Any) -> Tensor:
+        return (self(batch[0])[:, 0] - batch[1]).square().mean()
+
+
+@pytest.mark.filterwarnings("ignore:.*(no convolution|never called)")
+def test_without_features_the_logits_rank_the_labels(tmp_path: Path) -> None:
+    compared = TwoSampleCallback()
+    trainer = fit_lit(tmp_path, compared, module=Flat(), max_epochs=5)
+    assert compared.report is not None
+    assert sorted([*compared.report.label_doubts][:4]) == WRONG
+    assert "two_sample/labels_in_doubt" not in trainer.callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("inputs", "module"),
+    [
+        ([images(60), images(60, seed=1)], SmallNet),
+        ([], Regression),
+        ([TensorDataset(images(60), torch.rand(60)), images(60, seed=1)], SmallNet),
+        ([TensorDataset(images(60), torch.ones(60, 3, dtype=torch.int64)), images(60, seed=1)], SmallNet),
+    ],
+    ids=["no labels", "regression", "numbers", "several labels"],
+)
+def test_labels_that_are_no_classes_give_one_note_and_no_warning(tmp_path: Path, inputs: Any, module: Any) -> None:
+    compared = TwoSampleCallback(*inputs)
+    monitor = EarlyStopping("two_sample/labels_in_doubt", patience=9)
+    trainer = fit(tmp_path, compared, monitor, module=module(), max_epochs=2)
+    assert compared.report is not None
+    assert list(compared.report.notes) == ["labels"]
+    assert compared.report.label_doubts == {}
+    assert compared.report.labels_in_doubt == []
+    assert trainer.callback_metrics["two_sample/labels_in_doubt"] == 0  # as it is monitored
+    assert "labels_in_doubt" not in compared.history[-1]["metrics"]
+
+
+def test_labels_of_a_subset_are_those_of_its_positions(tmp_path: Path) -> None:
+    data = torch.utils.data.Subset(lit(120, 0, WRONG), range(30, 120))
+    compared = TwoSampleCallback(sample_size=80)
+    fit(tmp_path, compared, module=Sees(), train=DataLoader(data, 30), val=DataLoader(lit(60, 1), 20), max_epochs=4)
+    assert compared.report is not None
+    found = [*compared.report.label_doubts]
+    assert len(found) == 80
+    expected = {10, 47, 71} & {*found}
+    assert {*found[: len(expected)]} == expected

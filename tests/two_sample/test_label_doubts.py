@@ -1,0 +1,129 @@
+"""Margins of labels: of logits, of ridge regressions without the image itself, and their means over validations."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, left_out_scores, margins
+
+RNG = torch.Generator().manual_seed(0)
+LABELS = torch.arange(30) % 3
+
+
+def known(labels: Tensor = LABELS, **options: object) -> KnownLabels:
+    texts = [str(label) for label in labels.tolist()]
+    positions = [10 * place for place in range(len(texts))]
+    return KnownLabels(**{"train": texts, "val": texts, "classes": (), "positions": positions, "names": None} | options)
+
+
+@pytest.mark.parametrize("width", [4, 29, 30, 50])
+def test_left_out_scores_are_those_of_ridge_regressions_on_the_others(width: int) -> None:
+    features = torch.randn(30, width, generator=RNG).relu().double() + 1
+    targets = torch.eye(3, dtype=torch.float64)[LABELS]
+    total = (features - features.mean(0)).square().sum()
+    expected = []
+    for left_out in range(30):
+        rest = torch.arange(30) != left_out
+        ridge = Ridge(float(total) / min(30, width)).fit(features[rest], targets[rest])
+        expected.append(torch.from_numpy(ridge.predict(features[left_out, None])[0]) - targets.mean(0))
+    torch.testing.assert_close(left_out_scores(features, LABELS, 3), torch.stack(expected))
+
+
+@pytest.mark.parametrize("width", [2, 40])
+def test_features_that_are_all_alike_know_nothing(width: int) -> None:
+    found = margins(left_out_scores(torch.ones(30, width), LABELS, 3), LABELS)
+    assert found.isfinite().all()
+    assert (found - found[0]).abs().max() < 1e-9
+
+
+@given(st.integers(0, 10**6), st.floats(-100, 100))
+def test_a_margin_is_above_0_where_another_class_is_preferred(seed: int, shift: float) -> None:
+    scores = torch.randn(30, 3, generator=torch.Generator().manual_seed(seed)).double()
+    found = margins(scores, LABELS)
+    assert torch.equal(found > 0, scores.argmax(1) != LABELS)
+    torch.testing.assert_close(margins(scores + shift, LABELS), found)
+
+
+def at(loss: float, *first: float) -> LabelMargins:
+    """Margins of two kinds, of which the second knows nothing."""
+    return LabelMargins(torch.tensor([first, [torch.nan] * len(first)]).double(), ["b"] * len(first), loss)
+
+
+def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
+    labels, means = known(LABELS[:3]), MeanMargins()
+    orders = []
+    for epoch, now in enumerate((at(2, 1, 2, -9), at(1, 9, 1, -9), at(3, 0, 900, -9), at(0.5, 0, 0, 2000))):
+        means.add(now, epoch)
+        orders.append(means.ranked(labels).positions)
+    assert orders == [[10, 0, 20], [0, 10, 20], [0, 10, 20], [20, 10, 0]]
+    found = means.ranked(labels)
+    assert found.scores == sorted(found.scores, reverse=True)
+    assert (found.labels, found.looks_like, found.since) == (["2", "1", "0"], ["b"] * 3, [3, None, None])
+    assert not found.compares_features
+    assert found.in_doubt == []
+    again = MeanMargins()
+    again.load_state_dict(means.state_dict())
+    again.add(at(0.4, 0, 5000, 1), 4)
+    assert again.ranked(labels).positions == [10, 20, 0]
+    assert again.ranked(labels).since == [4, 3, None]
+    assert means.ranked(labels).scores == found.scores
+
+
+def test_without_a_loss_every_validation_counts_and_other_images_begin_anew() -> None:
+    labels, means = known(LABELS[:3]), MeanMargins()
+    for now in (at(math.nan, 1, 2, 3), at(math.nan, 9, 1, 1)):
+        means.add(now, 0)
+    assert means.ranked(labels).positions == [0, 20, 10]
+    means.add(at(5.0, 1, 2), 7)
+    found = means.ranked(known(LABELS[:2]))
+    assert (found.positions, found.since) == ([10, 0], [7, 7])
+
+
+def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
+    features = torch.eye(3)[LABELS] + 0.01 * torch.randn(30, 3, generator=RNG)
+    logits = torch.cat([features, features])
+    wrong = LABELS.clone()
+    wrong[4] = 2
+    names = [f"{place}.png" for place in range(300)]
+    labels = known(train=["abc"[label] for label in wrong.tolist()], classes=("a", "b", "c"), names=names, val=["a"] * 30)
+    seen, means = labels.judge(logits, logits), MeanMargins()
+    assert seen is not None
+    means.add(seen, 2)
+    found = means.ranked(labels)
+    assert found.in_doubt == [40]
+    assert (
+        found.sentence() == "1 of 30 training labels is in doubt: 40.png labeled c, looks like b (since epoch 2)"
+    )
+    row = found.rows()[0]
+    assert (row["name"], row["label"], row["looks_like"], row["significant"]) == ("40.png", "c", "b", True)
+    assert [row["significant"] for row in found.rows()] == [True] + [False] * 29
+    assert seen.loss == pytest.approx(torch.nn.functional.cross_entropy(features, LABELS * 0).item())
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits"),
+    [
+        (known(), None),
+        (known(), torch.zeros(60, 2)),
+        (known(train=["0"] * 29 + [None]), torch.zeros(60, 3)),
+        (known(train=["cat"] * 30), torch.zeros(60, 3)),
+        (known(), torch.zeros(60, 1)),
+    ],
+)
+def test_labels_that_no_logit_belongs_to_are_not_judged(labels: KnownLabels, logits: Tensor | None) -> None:
+    assert labels.judge(logits, torch.rand(60, 4, generator=RNG)) is None
+
+
+def test_without_features_or_labels_of_validation_images_the_logits_still_count() -> None:
+    logits = torch.randn(60, 3, generator=RNG)
+    for features in (None, torch.full((60, 2), torch.inf)):
+        seen = known(val=[None] * 30).judge(logits, features)
+        assert seen is not None
+        torch.testing.assert_close(seen.margins[0], margins(logits[:30].double(), LABELS))
+        assert seen.margins[1].isnan().all()
+        assert math.isnan(seen.loss)
