@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.source import ImageSource, first_tensor
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
 from lightning_anomaly.two_sample.comparable_images import describe_doubts, is_augmented, read_once, trained_on
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
 
@@ -21,6 +23,16 @@ class ComparedImages(NamedTuple):
     val: ImageSource
     labels: KnownLabels
     doubts: Mapping[str, str]
+
+    def pictures(self, positions: Sequence[int]) -> Tensor | None:
+        """Return small copies of training images, uint8 `(n, H, W, C)`; None if they cannot be drawn."""
+        if len(self.train.shape) not in (3, 4) or not positions:
+            return None
+        readable = [place for place in self.train.positions if place not in self.train.unreadable]
+        places = dict(zip(self.labels.positions, readable, strict=True))  # other ones if they are in memory
+        batches = self.train.batches([places[position] for position in positions])
+        images = torch.cat([shrink(images, SIDE) for _, images in batches])
+        return to_bytes(images, black_and_white(images)).contiguous()
 
 
 def read_images(

@@ -28,7 +28,7 @@ from lightning_anomaly.two_sample.comparable_images import ModelCalls
 from lightning_anomaly.two_sample.comparison import LayerTest, check_groups, compare_groups
 from lightning_anomaly.two_sample.label_doubts import MeanMargins
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
-from lightning_anomaly.two_sample.report import TwoSampleReport
+from lightning_anomaly.two_sample.report import SHOWN, TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
@@ -286,10 +286,9 @@ class TwoSampleCallback(AnyCallback):
         values = self._values.measured
         if report.label_margins is not None and self._images is not None:
             self._margins.add(report.label_margins, trainer.current_epoch)
-            doubts = self._margins.ranked(self._images.labels)
-            report = replace(report, doubts=doubts)
-            if doubts.compares_features:
-                values["labels_in_doubt"] = len(doubts.in_doubt) / len(doubts.positions)
+            report = replace(report, doubts=self._margins.ranked(self._images.labels))
+            if not math.isnan(report.doubts[0].left_out):
+                values["labels_in_doubt"] = len(report.labels_in_doubt) / len(report.doubts)
         self.report = report
         if output and trainer.state.fn == "fit":
             values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
@@ -328,8 +327,11 @@ class TwoSampleCallback(AnyCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Free the images, and log the figure of the last comparison."""
+        """Free the images but for some small copies, and log the figure of the last comparison."""
         self._draw(trainer)
+        if self.report is not None and self._images is not None:
+            shown = [doubt.position for doubt in self.report.doubts[:SHOWN]]
+            self.report = replace(self.report, pictures=self._images.pictures(shown))
         self._begin_fit()
 
     @guarded

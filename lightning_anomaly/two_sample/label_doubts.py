@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from lightning_anomaly._internal.tables import listed
-
 IN_DOUBT = 0.5  # left-out margin, about -1 to 1; about 0.4% of clean labels are above it, and at most 1.1% in any set
 
 
@@ -62,62 +60,37 @@ class KnownLabels(NamedTuple):
         return LabelMargins(torch.stack([margins(logits, labels), left_out]), [names[other] for other in others], loss)
 
 
-class LabelDoubts(NamedTuple):
-    """The training images by how doubtful their labels are, the most doubtful first.
+class LabelDoubt(NamedTuple):
+    """How doubtful the label of a training image is.
 
     Attributes:
-        positions: Positions in the training set.
-        names: Their files, if the data set names them.
-        labels: Their labels.
+        position: Its position in the training set.
+        name: Its file, or `image POSITION` if the data set names none.
+        label: Its label.
         looks_like: The class that the network prefers to the label, or comes next.
-        since: The epoch since which it has preferred another class at each validation; None if it does not.
-        scores: Mean margins of the logits and left-out margins, each divided by its standard deviation, added.
-        left_out: Mean left-out margins, about -1 to 1, see `left_out_scores`; NaN without features.
+        since: The epoch since which the network has preferred another class at each validation; None if it does not.
+        score: Mean margins of the logits and left-out margins, each divided by its standard deviation, added.
+        left_out: Mean left-out margin, about -1 to 1, see `left_out_scores`; NaN without features.
     """
 
-    positions: list[int]
-    names: list[str] | None
-    labels: list[str]
-    looks_like: list[str]
-    since: list[int | None]
-    scores: list[float]
-    left_out: list[float]
+    position: int
+    name: str
+    label: str
+    looks_like: str
+    since: int | None
+    score: float
+    left_out: float
 
     @property
-    def compares_features(self) -> bool:
-        """Whether there are left-out margins."""
-        return not any(map(math.isnan, self.left_out))
+    def in_doubt(self) -> bool:
+        """Whether features of the other images predict another class clearly better than the label."""
+        return self.left_out > IN_DOUBT
 
     @property
-    def in_doubt(self) -> list[int]:
-        """Positions of the images whose mean left-out margin is above 0.5."""
-        return [position for position, margin in zip(self.positions, self.left_out, strict=True) if margin > IN_DOUBT]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each image, with the columns of an `OutlierReport` that apply, and the left-out margin."""
-        seen = ["" if epoch is None else f" (since epoch {epoch})" for epoch in self.since]
-        columns = {
-            "position": self.positions,
-            **({} if self.names is None else {"name": self.names}),
-            "label": self.labels,
-            "looks_like": self.looks_like,
-            "score": self.scores,
-            "significant": [margin > IN_DOUBT for margin in self.left_out],
-            "left_out_margin": self.left_out,
-            "reasons": [
-                f"labeled {a}, looks like {b}{c}" for a, b, c in zip(self.labels, self.looks_like, seen, strict=True)
-            ],
-        }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def sentence(self) -> str:
-        """Say how many labels are in doubt, and name the first of these."""
-        found = [row for row in self.rows() if row["significant"]]
-        named = [f"{row.get('name', 'image ' + str(row['position']))} {row['reasons']}" for row in found]
-        verb, count = "is" if len(found) == 1 else "are", len(self.positions)
-        return f"{len(found)} of {count} training labels {verb} in doubt" + (
-            f": {listed(named, '; ')}" if found else ""
-        )
+    def reason(self) -> str:
+        """What the network says, in words."""
+        since = "" if self.since is None else f" (since epoch {self.since})"
+        return f"labeled {self.label}, looks like {self.looks_like}{since}"
 
 
 class MeanMargins:
@@ -147,22 +120,23 @@ class MeanMargins:
             means = self._sums / self._validations
             self._lowest, self._best = now.loss, {"means": means, "looks_like": now.looks_like, "since": self._since}
 
-    def ranked(self, labels: KnownLabels) -> LabelDoubts:
-        """Rank the images by their labels, after a first validation."""
+    def ranked(self, labels: KnownLabels) -> list[LabelDoubt]:
+        """Rank the images by their labels after a first validation, the most doubtful first."""
         means, since = self._best["means"], self._best["since"].tolist()
         spread = means.std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
         scores = (means / spread).nan_to_num().sum(0)
-        order = scores.argsort(descending=True, stable=True).tolist()
-        positions = [labels.positions[place] for place in order]
-        return LabelDoubts(
-            positions,
-            None if labels.names is None else [labels.names[position] for position in positions],
-            [labels.train[place] or "" for place in order],
-            [self._best["looks_like"][place] for place in order],
-            [None if since[place] < 0 else int(since[place]) for place in order],
-            scores[order].tolist(),
-            means[1, order].tolist(),
-        )
+        return [
+            LabelDoubt(
+                position := labels.positions[place],
+                f"image {position}" if labels.names is None else labels.names[position],
+                labels.train[place] or "",
+                self._best["looks_like"][place],
+                None if since[place] < 0 else int(since[place]),
+                scores[place].item(),
+                means[1, place].item(),
+            )
+            for place in scores.argsort(descending=True, stable=True).tolist()
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums and the means in plain types."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly._internal.tables import Tabular
-from lightning_anomaly.two_sample.label_doubts import LabelDoubts, LabelMargins
+from lightning_anomaly._internal.tables import Tabular, listed
+from lightning_anomaly.two_sample.label_doubts import LabelDoubt, LabelMargins
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, permutation_p_value
+
+if TYPE_CHECKING:
+    from lightning_anomaly.pages.gallery import Tab
+
+SHOWN = 64  # images on the page
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +70,9 @@ class TwoSampleReport(Tabular):
             bit, whose tests are those of that comparison.
         label_margins: How much the network prefers other classes to the labels of the training images; None without
             labels.
-        doubts: The training images of a fit by how doubtful their labels are; None without labels.
+        doubts: The training images of a fit by how doubtful their labels are, the most doubtful first; empty without
+            labels.
+        pictures: Small copies of the first images in `doubts`, uint8 `(n, H, W, C)`, after a fit; None without any.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -79,24 +89,22 @@ class TwoSampleReport(Tabular):
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     carried_over: int = 0
     label_margins: LabelMargins | None = None
-    doubts: LabelDoubts | None = None
+    doubts: Sequence[LabelDoubt] = ()
+    pictures: Tensor | None = None
 
     @property
     def label_doubts(self) -> dict[int, float]:
         """`{position in the training set: score}` of the training images, the most doubtful label first.
 
         The score tells how much the network prefers another class, on average over the validations up to the one with
-        the lowest loss; see `LabelDoubts`. Empty without labels, and outside of a fit.
+        the lowest loss: see `LabelDoubt`. Empty without labels, and outside of a fit.
         """
-        return {} if self.doubts is None else dict(zip(self.doubts.positions, self.doubts.scores, strict=True))
+        return {doubt.position: doubt.score for doubt in self.doubts}
 
     @property
     def labels_in_doubt(self) -> list[int]:
-        """Positions of the training images whose labels are in doubt: most of these are wrong.
-
-        Features of the other images then predict another class clearly better than the label.
-        """
-        return [] if self.doubts is None else self.doubts.in_doubt
+        """Positions of the training images whose label is in doubt, see `LabelDoubt`; most of these are wrong."""
+        return [doubt.position for doubt in self.doubts if doubt.in_doubt]
 
     @property
     def compares_output(self) -> bool:
@@ -164,6 +172,58 @@ class TwoSampleReport(Tabular):
         """
         return permutation_p_value(self.fraction, self.chance) if self.compares_filters else math.nan
 
+    def save_html(self, path: str | Path) -> None:
+        """Write a page with the training images whose labels are most doubtful, one file that needs no network.
+
+        A reader ticks wrong labels and saves them as a CSV file.
+
+        Args:
+            path: Path of the file; missing folders are created.
+        """
+        from lightning_anomaly.pages.gallery import gallery_page
+        from lightning_anomaly.pages.page import write
+
+        lead = ["Tick what is labeled wrongly, and save the list.", self._labels_sentence()]
+        write(path, gallery_page("Training labels in doubt", lead, [self._tab(SHOWN)], Path(path).parent))
+
+    def save_csv(self, path: str | Path) -> None:
+        """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's.
+
+        Args:
+            path: Path of the file; missing folders are created.
+        """
+        from lightning_anomaly.pages.gallery import write_csv
+
+        write_csv(path, [self._tab(len(self.doubts))])
+
+    def _tab(self, count: int) -> Tab:
+        """Return a list of the first images in `doubts`."""
+        from lightning_anomaly.pages.gallery import Row, Tab
+        from lightning_anomaly.pages.thumbnails import data_uri
+
+        pictures = [] if self.pictures is None else [data_uri(picture) for picture in self.pictures]
+        rows = [
+            Row(
+                doubt.name,
+                doubt.position,
+                label=doubt.label,
+                looks_like=doubt.looks_like,
+                score=doubt.score,
+                reason=doubt.reason,
+                note="in doubt" if doubt.in_doubt else "",
+                picture=picture,
+            )
+            for doubt, picture in zip_longest(self.doubts[:count], pictures[:count])
+        ]
+        about = "By how much the network prefers another class, before it knows the labels by heart."
+        return Tab("training labels", "Training labels in doubt", about, rows)
+
+    def _labels_sentence(self) -> str:
+        named = [f"{doubt.name} {doubt.reason}" for doubt in self.doubts if doubt.in_doubt]
+        verb = "is" if len(named) == 1 else "are"
+        found = f"{len(named)} of {len(self.doubts)} training labels {verb} in doubt"
+        return found + (f": {listed(named, '; ')}" if named else "")
+
     def _rows(self) -> Sequence[Sequence[str]]:
         rows, shares = [("layer", "filters", "tested", "significant", "fraction", "mean area")], self.shares
         for name, layer in self.layers.items():
@@ -192,6 +252,6 @@ class TwoSampleReport(Tabular):
             sentences.append(
                 f"{self.carried_over} filters have the same values as in the last comparison, and its tests"
             )
-        if self.doubts is not None:
-            sentences.append(self.doubts.sentence())
+        if self.doubts:
+            sentences.append(self._labels_sentence())
         return sentences + [f"note: {note}" for note in self.notes.values()]

@@ -1,5 +1,6 @@
 """A TwoSampleCallback finds wrong labels among the training images of a fit."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, fit, images, loader
+from trainers import QUIET, SmallNet, fit, images
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
 
@@ -57,6 +58,15 @@ def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path
     fit_lit(tmp_path, resumed, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=4)
     assert resumed.report is not None
     assert resumed.report.label_doubts == report.label_doubts
+    assert report.pictures is not None
+    assert report.pictures.shape == (64, 8, 8, 1)
+    report.save_csv(tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [int(row["position"]) for row in rows] == [*report.label_doubts]
+    by_name = {row["name"]: row for row in rows}
+    assert (by_name["image 40"]["class"], by_name["image 40"]["looks_like"]) == ("2", "1")
+    report.save_html(tmp_path / "labels.html")
     assert "labels" not in str(two_sample_test(trainer.lightning_module, images(60), images(60, seed=1)))
 
 

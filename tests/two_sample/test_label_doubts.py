@@ -54,34 +54,35 @@ def at(loss: float, *first: float) -> LabelMargins:
     return LabelMargins(torch.tensor([first, [torch.nan] * len(first)]).double(), ["b"] * len(first), loss)
 
 
+def order(means: MeanMargins, labels: KnownLabels) -> list[int]:
+    return [doubt.position for doubt in means.ranked(labels)]
+
+
 def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
     labels, means = known(LABELS[:3]), MeanMargins()
     orders = []
     for epoch, now in enumerate((at(2, 1, 2, -9), at(1, 9, 1, -9), at(3, 0, 900, -9), at(0.5, 0, 0, 2000))):
         means.add(now, epoch)
-        orders.append(means.ranked(labels).positions)
+        orders.append(order(means, labels))
     assert orders == [[10, 0, 20], [0, 10, 20], [0, 10, 20], [20, 10, 0]]
     found = means.ranked(labels)
-    assert found.scores == sorted(found.scores, reverse=True)
-    assert (found.labels, found.looks_like, found.since) == (["2", "1", "0"], ["b"] * 3, [3, None, None])
-    assert not found.compares_features
-    assert found.in_doubt == []
+    assert [(doubt.label, doubt.since) for doubt in found] == [("2", 3), ("1", None), ("0", None)]
+    assert [doubt.score for doubt in found] == sorted((doubt.score for doubt in found), reverse=True)
+    assert not any(doubt.in_doubt for doubt in found)
     again = MeanMargins()
     again.load_state_dict(means.state_dict())
     again.add(at(0.4, 0, 5000, 1), 4)
-    assert again.ranked(labels).positions == [10, 20, 0]
-    assert again.ranked(labels).since == [4, 3, None]
-    assert means.ranked(labels).scores == found.scores
+    assert [(doubt.position, doubt.since) for doubt in again.ranked(labels)] == [(10, 4), (20, 3), (0, None)]
+    assert order(means, labels) == orders[-1]
 
 
 def test_without_a_loss_every_validation_counts_and_other_images_begin_anew() -> None:
     labels, means = known(LABELS[:3]), MeanMargins()
     for now in (at(math.nan, 1, 2, 3), at(math.nan, 9, 1, 1)):
         means.add(now, 0)
-    assert means.ranked(labels).positions == [0, 20, 10]
+    assert order(means, labels) == [0, 20, 10]
     means.add(at(5.0, 1, 2), 7)
-    found = means.ranked(known(LABELS[:2]))
-    assert (found.positions, found.since) == ([10, 0], [7, 7])
+    assert [(doubt.position, doubt.since) for doubt in means.ranked(known(LABELS[:2]))] == [(10, 7), (0, 7)]
 
 
 def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
@@ -90,18 +91,17 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     wrong = LABELS.clone()
     wrong[4] = 2
     names = [f"{place}.png" for place in range(300)]
-    labels = known(train=["abc"[label] for label in wrong.tolist()], classes=("a", "b", "c"), names=names, val=["a"] * 30)
+    labels = known(
+        train=["abc"[label] for label in wrong.tolist()], classes=("a", "b", "c"), names=names, val=["a"] * 30
+    )
     seen, means = labels.judge(logits, logits), MeanMargins()
     assert seen is not None
     means.add(seen, 2)
-    found = means.ranked(labels)
-    assert found.in_doubt == [40]
-    assert (
-        found.sentence() == "1 of 30 training labels is in doubt: 40.png labeled c, looks like b (since epoch 2)"
-    )
-    row = found.rows()[0]
-    assert (row["name"], row["label"], row["looks_like"], row["significant"]) == ("40.png", "c", "b", True)
-    assert [row["significant"] for row in found.rows()] == [True] + [False] * 29
+    first, *others = means.ranked(labels)
+    assert (first.position, first.name, first.label, first.looks_like) == (40, "40.png", "c", "b")
+    assert first.reason == "labeled c, looks like b (since epoch 2)"
+    assert first.in_doubt
+    assert not any(doubt.in_doubt for doubt in others)
     assert seen.loss == pytest.approx(torch.nn.functional.cross_entropy(features, LABELS * 0).item())
 
 
