@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -55,7 +53,6 @@ class Schedule:
     def __init__(self, every_n_validations: int) -> None:
         self._every_n = every_n_validations
         self.due = False  # whether the current validation is analyzed
-        self._spent = 0.0  # seconds since the last analysis of this fit began
         self._began: list[float] = []  # when each analysis of this fit began (seconds)
 
     def begin_fit(self) -> None:
@@ -66,24 +63,14 @@ class Schedule:
         """Decide whether to analyze, after so many validations."""
         self.due = validations % self._every_n == 0
 
-    def say_cost(self, guard: Guard, *, measured: bool) -> None:
+    def say_cost(self, guard: Guard, seconds: float) -> None:
         """Begin an analysis, and say once if the last one took long; the first compiles loops and reads images."""
         now = perf_counter()
-        if len(self._began) > 1 and measured:
-            line = cost_line(guard.name, self._spent, now - self._began[-1])
+        if len(self._began) > 1:
+            line = cost_line(guard.name, seconds, now - self._began[-1])
             if line is not None and guard.first("cost"):
                 rank_zero_info(line)
-        self._spent = 0.0
         self._began.append(now)
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the time inside."""
-        started = perf_counter()
-        try:
-            yield
-        finally:
-            self._spent += perf_counter() - started
 
 
 def cost_line(name: str, seconds: float, period: float) -> str | None:

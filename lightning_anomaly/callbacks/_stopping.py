@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -132,13 +132,3 @@ class StoppingCallback(AnyEarlyStopping):
 def validations(count: int) -> str:
     """Write a number of validations in words."""
     return f"{count} validation{'s' * (count != 1)}"
-
-
-def last_above(values: Sequence[float], threshold: float) -> int:
-    """Count how many values at the end are all above a threshold.
-
-    Examples:
-        >>> last_above([0.2, 0.0, 0.2, 0.3], 0.1)
-        2
-    """
-    return next((count for count, value in enumerate(reversed(values)) if not value > threshold), len(values))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from lightning_anomaly._internal.checks import check_integer
-from lightning_anomaly.callbacks._stopping import StoppingCallback, last_above, validations
+from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.filters.rise import HOLD, RISE, RISE_PATIENCE
 
@@ -53,15 +55,13 @@ class AnomalyEarlyStopping(StoppingCallback):
             f"{validations(self.patience)}, after {self.patience + HOLD} validations at the earliest"
         )
 
-    def _lasted(self) -> int:
-        """Count the validations that a rise has lasted, which are `HOLD` when it first shows."""
-        self.wait_count = last_above(self._rises, self.threshold)
-        return self.wait_count + HOLD - 1 if self.wait_count else 0
-
     def _judge(self, measured: bool) -> str | None:
-        if not measured or self._lasted() < self.patience:
+        above = takewhile(lambda value: value > self.threshold, reversed(self._rises))
+        self.wait_count = len([*above])
+        lasted = self.wait_count + HOLD - 1  # it has lasted `HOLD` validations when it first shows
+        if not measured or not self.wait_count or lasted < self.patience:
             return None
         return (
             f"The fraction of anomaly filters has been more than {self.threshold:g} above an earlier level for "
-            f"{validations(self._lasted())}; now {self.monitor} = {self._rises[-1]:.3f}."
+            f"{validations(lasted)}; now {self.monitor} = {self._rises[-1]:.3f}."
         )

@@ -156,7 +156,7 @@ class AnomalyFilterCallback(AnyCallback):
         if not self._schedule.due:
             return
         if fitting:
-            self._schedule.say_cost(self._guard, measured=bool(self._values.measured))
+            self._schedule.say_cost(self._guard, self._values.measured.get("seconds", 0.0))
             if shuffles(trainer.val_dataloaders):
                 self._guard.warn(
                     "shuffled",
@@ -197,13 +197,12 @@ class AnomalyFilterCallback(AnyCallback):
         if trainer.sanity_checking:
             return
         analysis = None
-        with self._schedule.timed():
-            with self._guard("analyze the filters", self._values.without_measurement(trainer)):
-                self._guard.meet()
-                if self._probe is not None:
-                    analysis = self._analyze(trainer, self._probe)
-            if trainer.state.fn == "fit":
-                self._record(trainer, analysis)
+        with self._guard("analyze the filters", self._values.without_measurement(trainer)):
+            self._guard.meet()
+            if self._probe is not None:
+                analysis = self._analyze(trainer, self._probe)
+        if trainer.state.fn == "fit":
+            self._record(trainer, analysis)
         with self._guard("log"):
             self._values.log(trainer, pl_module)
         self._remove_hooks()
@@ -262,8 +261,7 @@ class AnomalyFilterCallback(AnyCallback):
         """Log figures and page if they are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             remember_losses(self.history, trainer)
-            with self._schedule.timed():
-                self._figures.show(trainer, self.history)
+            self._figures.show(trainer, self.history)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:

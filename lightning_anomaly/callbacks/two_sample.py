@@ -215,7 +215,7 @@ class TwoSampleCallback(AnyCallback):
                 "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
             )
         elif self._schedule.due and trainer.state.fn == "fit":
-            self._schedule.say_cost(self._guard, measured=bool(self._values.measured))
+            self._schedule.say_cost(self._guard, self._values.measured.get("seconds", 0.0))
 
     @guarded_until_validation_ends
     def on_validation_batch_start(
@@ -240,13 +240,12 @@ class TwoSampleCallback(AnyCallback):
             return
         self._compare_once(trainer, pl_module)
         report = None
-        with self._schedule.timed():
-            with self._guard("compare", self._values.without_measurement(trainer, _ADVICE)):
-                self._guard.meet()
-                if self._compared is not None:
-                    report = self._take(trainer, self._compared)
-            if trainer.state.fn == "fit":
-                self._record(trainer, report)
+        with self._guard("compare", self._values.without_measurement(trainer, _ADVICE)):
+            self._guard.meet()
+            if self._compared is not None:
+                report = self._take(trainer, self._compared)
+        if trainer.state.fn == "fit":
+            self._record(trainer, report)
         with self._guard("log"):
             self._values.log(trainer, pl_module)
         self._remove_hooks()
@@ -257,7 +256,7 @@ class TwoSampleCallback(AnyCallback):
         if not self._schedule.due or self._compared is not None:
             return
         start = perf_counter()
-        with self._schedule.timed(), torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
+        with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images or self._read_images(trainer, pl_module, batch)
             known = labels = None
             if trainer.state.fn == "fit":

@@ -9,10 +9,10 @@ from typing import Any
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._loss_names import validation_losses
-from lightning_anomaly.callbacks._stopping import StoppingCallback, last_above, validations
+from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.two_sample.rise import WINDOW
-from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, loss_trend
+from lightning_anomaly.two_sample.stopping import GAP, LOSS_PATIENCE, confirms, loss_trend
 
 
 class TwoSampleEarlyStopping(StoppingCallback):
@@ -30,14 +30,12 @@ class TwoSampleEarlyStopping(StoppingCallback):
     `EarlyStopping`, return both there, as they replace the Trainer's.
 
     Args:
-        threshold: The gap to exceed, as a fraction of its lowest level; None takes 0.05, and 0.1 with `confirm=None`.
-        patience: Number of validations without a lower average of the loss; None takes 3. With `confirm=None`, number
-            of validations in a row with a gap; None takes 1.
+        threshold: The gap to exceed, as a fraction of its lowest level.
+        patience: Number of validations without a lower average of the loss.
         reports_from: The `log_key_prefix` of the `TwoSampleCallback` to watch; None takes the first one.
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
         confirm: Name of the logged metric that has to confirm the gap; lower is better. "auto" finds the validation
-            loss by its name; if there is none, or several fit, it warns and does not stop. None stops by the gap alone,
-            which is too early on small data.
+            loss by its name; if there is none, or several fit, it warns and does not stop.
 
     Raises:
         ValueError: If an argument is not allowed, or the Trainer has no such `TwoSampleCallback`.
@@ -54,16 +52,14 @@ class TwoSampleEarlyStopping(StoppingCallback):
 
     def __init__(
         self,
-        threshold: float | None = None,
-        patience: int | None = None,
+        threshold: float = GAP,
+        patience: int = LOSS_PATIENCE,
         reports_from: str | None = None,
         verbose: bool = True,
-        confirm: str | None = "auto",
+        confirm: str = "auto",
     ) -> None:
-        self.confirm = None if confirm is None else check_text("confirm", confirm)
-        gap, wait = (GAP_ALONE, 1) if confirm is None else (GAP, LOSS_PATIENCE)
-        wait = wait if patience is None else check_integer("patience", patience, 1)
-        super().__init__(gap if threshold is None else threshold, wait, reports_from, verbose)
+        self.confirm = check_text("confirm", confirm)
+        super().__init__(threshold, check_integer("patience", patience, 1), reports_from, verbose)
 
     def _reset(self) -> None:
         super()._reset()
@@ -81,8 +77,6 @@ class TwoSampleEarlyStopping(StoppingCallback):
             self._losses = list(state_dict["losses"])
 
     def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
-        if self.confirm is None:
-            return
         auto = self.confirm == "auto"
         names = validation_losses(metrics) if auto else [name for name in metrics if name == self.confirm]
         if self._loss is None and len(names) == 1:
@@ -97,41 +91,27 @@ class TwoSampleEarlyStopping(StoppingCallback):
             problem = f"several validation losses, {names}," if names else missing
             self._guard.warn(
                 "no loss",
-                f"Found {problem} among the logged metrics, so the run is not stopped: name one as `confirm`, or "
-                "give `confirm=None` to stop by the gap alone.",
+                f"Found {problem} among the logged metrics, so the run is not stopped: name one as `confirm`.",
             )
 
     def _rule(self) -> str:
-        earliest, wait = WINDOW + self.patience, validations(self.patience)
-        condition = f"it has been above {self.threshold:g} for {wait}"
-        if self.confirm is not None:
-            earliest = max(WINDOW, self.patience) + 1
-            loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
-            condition = f"it is above {self.threshold:g} and {loss} has not improved for {wait}"
+        loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
         return (
-            f"watches '{self.monitor}' and stops the run when {condition}, after {earliest} validations at the earliest"
+            f"watches '{self.monitor}' and stops the run when it is above {self.threshold:g} and {loss} has not "
+            f"improved for {validations(self.patience)}, after {max(WINDOW, self.patience) + 1} validations at the "
+            "earliest"
         )
 
     def _judge(self, measured: bool) -> str | None:
-        if not self._rises or (self.confirm is None and not measured):
+        trend = loss_trend(self._losses)
+        self.wait_count = 0 if trend is None else trend.waited
+        if not self._rises or trend is None or not confirms(trend, self.patience) or self._rises[-1] <= self.threshold:
             return None
-        now, gap, trend = self._rises[-1], f"{self.threshold:g}", loss_trend(self._losses)
-        if self.confirm is None:
-            self.wait_count = last_above(self._rises, self.threshold)
-            if self.wait_count < self.patience:
-                return None
-            details = f"has been above {gap} for {validations(self.wait_count)}"
-        else:
-            self.wait_count = 0 if trend is None else trend.waited
-            if trend is None or not (now > self.threshold and confirms(trend, self.patience)):
-                return None
-            details = (
-                f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, has not improved for "
-                f"{validations(trend.waited)}"
-            )
         report = self._watched.report
         where = "" if report is None or report.where == "nowhere" else f" The difference shows {report.where}."
         return (
             "The network knows its training images: the ratio of errors that it expects on validation and on training "
-            f"images is {100 * now:.0f}% above its lowest level. {self.monitor} = {now:.3f} {details}.{where}"
+            f"images is {100 * self._rises[-1]:.0f}% above its lowest level. {self.monitor} = {self._rises[-1]:.3f} is "
+            f"above {self.threshold:g}, and the smoothed '{self._loss}', now {trend.average:.4g}, has not improved for "
+            f"{validations(trend.waited)}.{where}"
         )

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 # The rule for the gap between training and validation images. It was chosen on the runs of `TUNED_ON` in
 # recipes/experiments; docs/results/stopping_output.md has its cost on other runs.
-GAP = 0.05  # rise of the ratio of expected errors, as a fraction of its lowest level, if a loss confirms it
-GAP_ALONE = 0.1  # the same without a loss
+GAP = 0.05  # rise of the ratio of expected errors, as a fraction of its lowest level
 LOSS_PATIENCE = 3  # validations without a lower average of the loss
 SMOOTHING = 0.7  # weight of the average so far: the loss of a few hundred images fluctuates
 # A loss that is further above its average than the standard deviation of this many last losses is a spike, and no run

@@ -1,0 +1,75 @@
+"""Find wrong labels while a network trains, and train again without them: `python clean_labels.py`.
+
+The data are scikit-learn's digits, of which every fifth training image gets a wrong label.
+"""
+
+import logging
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from lightning_anomaly import TwoSampleCallback
+
+
+class Classifier(pl.LightningModule):
+    """One convolution and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+            *(nn.Linear(16 * 16, 64), nn.ReLU(), nn.Linear(64, 10)),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits `(N, 10)` of images `(N, 1, 8, 8)`."""
+        return torch.as_tensor(self.network(images))
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean cross-entropy (nats)."""
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Log the accuracy."""
+        self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the Adam optimizer."""
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def train(data: Dataset[Any], val: Dataset[Any], epochs: int) -> tuple[TwoSampleCallback, float]:
+    """Train on a data set, and return the callback and the validation accuracy."""
+    pl.seed_everything(0, verbose=False)
+    watcher = TwoSampleCallback(sample_size=len(data))  # type: ignore[arg-type]
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=[watcher], logger=False, enable_checkpointing=False)
+    trainer.fit(Classifier(), DataLoader(data, batch_size=32, shuffle=True), DataLoader(val, batch_size=512))
+    return watcher, float(trainer.callback_metrics["val_acc"])
+
+
+def main(epochs: int = 12) -> tuple[list[int], list[float]]:
+    """Return the positions of the labels in doubt, and the validation accuracies with and without them."""
+    digits = load_digits()
+    images, labels = torch.tensor(digits.images[:, None] / 8 - 0.6).float(), torch.tensor(digits.target)
+    labels[:800:5] = (labels[:800:5] + 3) % 10
+    data, val = TensorDataset(images[:800], labels[:800]), TensorDataset(images[-400:], labels[-400:])
+    watcher, before = train(data, val, epochs)
+    assert watcher.report is not None
+    watcher.report.save_html("labels.html")  # to look at them before you believe it
+    doubted = watcher.report.labels_in_doubt
+    _, after = train(Subset(data, sorted({*range(800)} - {*doubted})), val, epochs)
+    wrong = sum(position % 5 == 0 for position in doubted)
+    print(f"{len(doubted)} of 800 labels are in doubt, and {wrong} of these are wrong.")
+    print(f"Validation accuracy: {before:.3f} with them, {after:.3f} without.")
+    return doubted, [before, after]
+
+
+if __name__ == "__main__":
+    logging.disable(logging.INFO)  # hides Lightning's messages on hardware and loaders
+    warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
+    main()
