@@ -81,7 +81,13 @@ class TestFilterFigure:
         found = layer([ANOMALY] * 2, {0: [5], 1: [6]}, calinski_harabasz=torch.tensor([1e6, 99.96]).double())
         titles = {axes.get_title().split(": ")[1] for axes in filter_figure(network(conv=found)).axes}
         assert titles == {"K = 2, CH = 1e+06, 1 outlier", "K = 2, CH = 100, 1 outlier"}
-        many, *_ = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
+        line = torch.stack([torch.arange(N) / N, torch.zeros(N)], 1)[
+            None
+        ]  # of which the second component does not vary
+        many = filter_figure(
+            network(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12, points=line))
+        ).axes[0]
+        assert many.get_ylim() == pytest.approx((-0.5, 0.5))
         parts = many.collections[:-1]
         assert len({(*part.get_facecolor()[0], part.get_paths()[0].vertices.tobytes()) for part in parts}) == 12
         assert filter_figure(network(conv=layer([NORMAL, DEAD, NONFINITE]))) is None

@@ -43,6 +43,7 @@ def test_values_at_the_limits_are_valid():
 def test_paper_settings_have_one_start_8_components_and_the_best_index():
     expected = AnalysisSettings(max_components=8, n_init=1, rule="best", rare_fraction=0.01, rectify=True)
     assert AnalysisSettings.paper() == expected
+    assert AnalysisSettings().smallest_probe == 50  # a cluster is rare at 2%
 
 
 @pytest.mark.parametrize(
