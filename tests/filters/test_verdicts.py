@@ -18,10 +18,9 @@ def sizes(*counts: int) -> torch.Tensor:
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
 
 
-def clustering(*filters: list[torch.Tensor], index: list[list[float]] | None = None) -> Clustering:
+def clustering(*filters: list[torch.Tensor], index: list[list[float]]) -> Clustering:
     labels = torch.stack([torch.stack(clusterings) for clusterings in filters])
-    values = torch.zeros(labels.shape[:2]) if index is None else torch.tensor(index)
-    return Clustering(torch.arange(2, 2 + labels.shape[1]), labels, values.double())
+    return Clustering(torch.arange(2, 2 + labels.shape[1]), labels, torch.tensor(index, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("percent", [1, 7, 29, 49])
