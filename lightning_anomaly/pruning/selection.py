@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lightning_anomaly.filters.layer_report import CLUSTERED
 from lightning_anomaly.filters.report import AnomalyReport
 
-# A report in plain values, `{layer: [outlier samples of filter 0, of filter 1, ...]}`: 0 for a normal filter, -1 for a
-# dead or nonfinite one.
-Summary = dict[str, list[int]]
+Summary = dict[str, list[int]]  # a report in plain values: `{layer: [outlier samples of filter 0, of filter 1, ...]}`
 
 
 def summarize(report: AnomalyReport) -> Summary:
-    """Count the outlier samples of each filter, see `Summary`."""
-    summary: Summary = {}
-    for name, layer in report.layers.items():
-        outliers: list[int] = layer.outliers.sum(1).tolist()
-        clustered = [verdict in CLUSTERED for verdict in layer.verdicts]
-        summary[name] = [count if kept else -1 for count, kept in zip(outliers, clustered, strict=True)]
-    return summary
+    """Count the outlier samples of each filter; only anomaly filters have any."""
+    return {name: layer.outliers.sum(1).tolist() for name, layer in report.layers.items()}
 
 
 def choose_filters(
@@ -43,7 +35,7 @@ def choose_filters(
         size, masked_before = len(last), set(masked.get(layer, ()))
         columns = [summary[layer] for summary in summaries if layer in summary]
         votes = [sum(column[i] > 0 for column in columns) for i in range(size)]
-        outliers = [sum(max(0, column[i]) for column in columns) for i in range(size)]
+        outliers = [sum(column[i] for column in columns) for i in range(size)]
         flagged = [i for i in range(size) if votes[i] >= min_votes and i not in masked_before]
         flagged.sort(key=lambda i: (-votes[i], -outliers[i], i))
         room = max(0, min(int(max_fraction * size), size - 1) - len(masked_before))

@@ -11,15 +11,15 @@ def choose(*summaries: Summary, masked: dict | None = None, votes: int = 1, frac
     return choose_filters(summaries, masked or {}, min_votes=votes, max_fraction=fraction)
 
 
-def test_a_summary_counts_outlier_samples_and_marks_unclustered_filters() -> None:
+def test_a_summary_counts_outlier_samples() -> None:
     verdicts = ("normal", "anomaly", "dead", "anomaly", "nonfinite")
     report = AnomalyReport({"conv": made_up(*verdicts, outliers={1: [3, 5], 3: [2]})}, 60)
-    assert summarize(report) == {"conv": [0, 2, -1, 1, -1]}
+    assert summarize(report) == {"conv": [0, 2, 0, 1, 0]}
 
 
 def test_filters_are_ordered_by_votes_then_outlier_samples_then_index() -> None:
-    first = {"conv": [1, 5, 2, 0, 2, -1]}
-    second = {"conv": [1, 0, 3, 9, 3, -1]}
+    first = {"conv": [1, 5, 2, 0, 2, 0]}
+    second = {"conv": [1, 0, 3, 9, 3, 0]}
     assert choose(first, second) == {"conv": [2, 4, 0, 3, 1]}
     assert choose(first, second, votes=2) == {"conv": [2, 4, 0]}
     assert choose(first, second, votes=3) == {}
