@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainers import SMALL_RUNS
 
 from lightning_anomaly import OutlierDetector
-from recipes import early_stopping, prune, quickstart
+from recipes import prune, quickstart
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = ["quickstart", "early_stopping", "fine_tune", "prune", "compact", "cli", "predict", "ray_data"]
+NAMES = ["quickstart", "fine_tune", "prune", "compact", "cli", "predict", "ray_data"]
 
 pytestmark = SMALL_RUNS
 
@@ -63,17 +63,6 @@ def test_the_quickstart_finds_the_damaged_digits_and_stops(tmp_path: Path, capsy
     epoch = losses.index(lowest)
     assert summary == f"Lowest validation loss: {lowest:.3f}, in epoch {epoch}; the last: {losses[-1]:.3f}."
     assert f"two_sample/confidence_rise = {gap[-1]:.3f} is above 0.05" in reason
-
-
-@pytest.mark.slow
-def test_an_overfitting_run_is_stopped_near_its_best_loss_and_a_healthy_one_is_not() -> None:
-    stopping, losses = early_stopping.main(300, healthy=False)
-    assert 5 < len(losses) < 40
-    assert losses[-1] < 1.3 * min(losses)
-    assert "training images" in str(stopping.stopping_reason_message)
-    stopping, losses = early_stopping.main(900, healthy=True, epochs=20)
-    assert len(losses) == 20
-    assert losses[-1] < 1.5 * min(losses)
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Does the output tell overfitting, and when? The measurements after every epoch.
 
 A network that overfits is more confident on its training images than on validation images. By how much is measured on
-1,024 images of each kind: as the ratio of expected errors and the rise of that ratio, also on fewer and more images, as
-a probability, in log-odds, and as areas under the ROC curve by the largest probability and by the loss, which needs
-labels; beside losses, accuracies and the signals of other stopping rules.
+1,024 images of each kind: as the ratio of expected errors and the rise of that ratio, as a probability, in log-odds,
+and as areas under the ROC curve by the largest probability and by the loss, which needs labels; beside losses,
+accuracies and the signals of other stopping rules.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from torch.nn import functional
 
 from lightning_anomaly.two_sample.confidence import compare_confidences, expected_error, mean_error
 from lightning_anomaly.two_sample.rise import ErrorRise
-from recipes.common.module import evaluate_parts, logits_of
+from recipes.common.module import evaluate_parts
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.measures.gradients import batch_disparity
 from recipes.experiments.spec import Training
 
 _SIZE = 1024  # images of each kind
-_SIZES = (128, 256, 512, 2048)  # fewer, and more: training images, and validation images with test images
 
 
 def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels: Tensor) -> dict[str, float]:
@@ -48,32 +47,16 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     return found
 
 
-class Rises:
-    """The rise of the ratio of expected errors, by 1,024 images of each kind and by fewer and more."""
-
-    def __init__(self) -> None:
-        self.rises = {size: ErrorRise() for size in (_SIZE, *_SIZES)}
-
-    def add(self, train: Tensor, unseen: Tensor) -> dict[str, float]:
-        """Add the logits `(n, C)`, `(m, C)` of an epoch; return `confidence_rise` and `confidence_rise SIZE`."""
-        errors = [expected_error(logits.softmax(1)) for logits in (train, unseen)]
-        return {
-            "confidence_rise" + ("" if size == _SIZE else f" {size}"): rise.add(*(error[:size] for error in errors))
-            for size, rise in self.rises.items()
-        }
-
-
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """Measure after every epoch: losses, accuracies, `compare_outputs`, `Rises`, and signals of other stopping rules.
+    """Measure after every epoch: losses, accuracies, `compare_outputs`, the rise, and signals of other stopping rules.
 
     The latter are the share of training images whose prediction `changed`, the `disparity` of the gradients of five
     batches, and the mean variance of the layers' weights.
     """
     images = prepare(training, root)
     parts = {"train": images.part("train", _SIZE), "val": images.part("val"), "test": images.part("test")}
-    more = images.part("train", max(_SIZES))[0][_SIZE:]
     labels = {part: classes for part, (_, classes) in parts.items()}
-    epochs, rises, before = [], Rises(), torch.full_like(labels["train"], -1)
+    epochs, rise, before = [], ErrorRise(), torch.full_like(labels["train"], -1)
     for _, network in every_epoch(training, images, weights):
         row, logits = evaluate_parts(network, parts)
         now = logits["train"].argmax(1)
@@ -83,6 +66,6 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         variances = [weight.var() for weight in network.parameters() if weight.ndim > 1]
         row["weight_variance"] = torch.stack(variances).mean().item()
         row |= compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"])
-        train = torch.cat([logits["train"], logits_of(network, more).double()])
-        epochs.append(row | rises.add(train, torch.cat([logits["val"], logits["test"]])))
+        row["confidence_rise"] = rise.add(*(expected_error(logits[part].softmax(1)) for part in ("train", "val")))
+        epochs.append(row)
     return {"epochs": epochs}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from recipes.development import found_tables as found
 from recipes.development import tables as odd_images
 from recipes.experiments.tables import h1, h2, h3, harm, output, stopping, two_sample
 from recipes.experiments.tables.writer import Frame
@@ -13,15 +12,12 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "two_sample_alarms": two_sample.alarms,
     "stopping": stopping.by_network,
     "output_summary": output.summary,
-    "output_scores": output.scores,
     "harm": harm.new_runs,
     "harm_recorded": harm.recorded_runs,
     "harm_augmented": harm.augmented,
     "h2_gradients": h2.gradients,
     "h3_flagged": h3.what_is_flagged,
     "h3_contest": h3.contest,
-    "found": found.images,
-    "found_counts": found.counts,
     "outliers": odd_images.summary,
     "outliers_by_set": odd_images.by_set,
     "outliers_p_values": odd_images.p_values,

@@ -1,4 +1,4 @@
-"""Stopping by the output: the runs that each rule stops, and how well each number tells overfitting runs."""
+"""Stopping by the output: the runs that each rule stops."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pandas as pd
 
 from lightning_anomaly.two_sample.rise import WINDOW
 from lightning_anomaly.two_sample.stopping import GAP, LOSS_PATIENCE, confirms, loss_trend
-from recipes.experiments.spec import DATA
-from recipes.experiments.tables.curves import Line, auroc, signal
+from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
@@ -32,21 +31,21 @@ def first_above(values: Sequence[float], threshold: float) -> int | None:
     return next((place for place, value in enumerate(values) if value > threshold), None)
 
 
-def _rises(line: Line, name: str = "confidence_rise", window: int = WINDOW) -> list[float]:
-    """Return a measured rise, or, for other numbers, how far the mean of `window` values is above its minimum so far.
+def _rises(line: Line, name: str) -> list[float]:
+    """Return a measured rise, or, for other numbers, how far the mean of three values is above its minimum so far.
 
     The rise of `confidence_error_ratio` is a fraction like `confidence_rise`, but ignores the standard error.
     """
     values = signal(line, name)
-    if name.startswith("confidence_rise"):
+    if name == "confidence_rise":
         return values
     if name == "confidence_error_ratio":
-        return [math.expm1(rise) for rise in _above_lowest([math.log(ratio) for ratio in values], window)]
-    return _above_lowest(values, window)
+        return [math.expm1(rise) for rise in _above_lowest([math.log(ratio) for ratio in values])]
+    return _above_lowest(values)
 
 
-def _above_lowest(values: Sequence[float], window: int) -> list[float]:
-    means = [fmean(values[end - window : end]) for end in range(window, len(values) + 1)]
+def _above_lowest(values: Sequence[float]) -> list[float]:
+    means = [fmean(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
     return [0.0] * (len(values) - len(means)) + [now - min(means[: end + 1]) for end, now in enumerate(means)]
 
 
@@ -141,45 +140,3 @@ def summary() -> Frame:
             rows[-1] += [stopped(bad), stopped(good), f"{median(paid.val_loss for paid in bad):.2f}"]
     columns = [f"{name}: {column}" for name, _ in groups for column in ("overfitting", "healthy", "loss")]
     return pd.DataFrame(rows, columns=["rule", *columns])
-
-
-_RAW = "the same without standard errors"
-# A number and the window of its means, by label.
-_NUMBERS = {
-    "ratio of expected errors": ("confidence_rise", WINDOW),
-    **{f"the same, {size} images": (f"confidence_rise {size}", WINDOW) for size in (128, 256, 512, 2048)},
-    f"{_RAW}, of single validations": ("confidence_error_ratio", 1),
-    _RAW: ("confidence_error_ratio", WINDOW),
-    f"{_RAW}, means of five": ("confidence_error_ratio", 5),
-    "log-odds gap": ("log_odds_gap", WINDOW),
-    "gap of the largest softmax probability": ("confidence_gap", WINDOW),
-    "area by the same": ("confidence_auc", WINDOW),
-    "area by the entropy": ("entropy_auc", WINDOW),
-    "area by the margin": ("margin_auc", WINDOW),
-    "area by the energy": ("energy_auc", WINDOW),
-    "area by the loss, with labels": ("loss_auc", WINDOW),
-    "errors made over those expected, with labels, as a logarithm": ("log_overconfidence", WINDOW),
-}
-
-
-def scores() -> Frame:
-    """How well the largest rise of each number tells the held-out runs.
-
-    The AUROC, the smallest rise of an overfitting run and the largest of a healthy one, for short runs by data and for
-    all runs, with the number of runs in brackets if some lack the number.
-    """
-    some = runs("output")
-    held_out = some[[not chosen for chosen in chosen_on(some)]]
-    table = pd.DataFrame({"by": list(_NUMBERS)})
-    for part, group in {**{data: held_out[(held_out.data == data) & ~held_out.long] for data in DATA},
-                      "all": held_out}.items():  # fmt: skip
-        cells = []
-        for name, window in _NUMBERS.values():
-            have = group[[name in line["epochs"][0] for line in group.line]]
-            bad, good = ([max(_rises(line, name, window)) for line in kind.line] for kind in kinds(have))
-            area = auroc([*bad, *good], [True] * len(bad) + [False] * len(good))
-            few = f" ({len(have)})" if len(have) < len(group) else ""
-            cells.append([f"{area:.2f}{few}", f"{min(bad):.3f}", f"{max(good):.3f}"])
-        n_bad, n_good = map(len, kinds(group))
-        table[[f"{part}: AUROC", f"least of {n_bad} overfitting", f"most of {n_good} healthy"]] = cells
-    return table

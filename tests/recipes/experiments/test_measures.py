@@ -105,16 +105,6 @@ def test_areas_of_the_output_are_scikit_learns() -> None:
     assert math.exp(found["log_overconfidence"]) == pytest.approx(made / errors[1])
 
 
-def test_the_rise_of_fewer_images_depends_only_on_them() -> None:
-    everything, few = output.Rises(), output.Rises()
-    for scale in (1, 1, 1, 3):
-        train = scale * torch.randn(300, 5, generator=RNG).double()
-        val = torch.randn(200, 5, generator=RNG).double()
-        found, of_few = everything.add(train, val), few.add(train[:128], val[:128])
-    assert found["confidence_rise"] > 0.1
-    assert found["confidence_rise 128"] == of_few["confidence_rise"] != found["confidence_rise"]
-
-
 def test_other_masks_have_as_many_filters_and_no_dead_ones() -> None:
     order = {"a": [3.0, 1.0, 2.0, 0.0], "b": [1.0, 2.0]}
     assert h3.choose({"a": [0, 3], "b": [1]}, {"a": [0, 1, 2], "b": [0, 1]}, order) == {"a": [1, 2], "b": [0]}

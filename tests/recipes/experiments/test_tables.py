@@ -10,8 +10,7 @@ import pytest
 import scipy.stats
 
 from lightning_anomaly.filters.rise import HOLD
-from recipes.development import found_tables as found
-from recipes.experiments.store import RESULTS, read_lines
+from recipes.experiments.store import RESULTS
 from recipes.experiments.tables import TABLES, h3, output, stopping
 
 
@@ -27,14 +26,6 @@ def test_a_csv_file_without_a_table_is_named_on_the_page_that_tells_how_to_repro
     page = (Path(__file__).parents[3] / "docs" / "results" / "reproduce.md").read_text()
     files = {path.stem for path in RESULTS.glob("*.csv")}
     assert files - set(TABLES) == set(re.findall(r"`(\w+)\.csv`", page))
-
-
-def test_every_verdict_is_about_one_of_the_strangest_images() -> None:
-    for line in read_lines(RESULTS / "found.jsonl"):
-        judged = [position for positions in found.JUDGED[line["key"]].values() for position in positions]
-        assert len({*judged}) == len(judged)
-        assert {*judged} <= {row["position"] for row in line["top"]}
-        assert found.JUDGED[line["key"]].keys() <= {*found.KINDS}
 
 
 def test_rules_stop_and_keep_at_the_documented_epochs() -> None:
