@@ -117,8 +117,9 @@ def test_images_of_all_formats_are_read_as_a_person_sees_them(folder: Path) -> N
         assert [tensor.shape for tensor in images[positions[name]]] == [(3, 48, 48)] * 2
 
 
-def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+def test_the_readme_s_search_of_a_folder_searches_a_flat_one(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = (code for code in blocks if 'FolderImages("photos")' in code)
     torch.manual_seed(0)
     small = nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
     monkeypatch.setattr(detector, "load_pretrained", lambda: Pretrained("Net", small, ()))
