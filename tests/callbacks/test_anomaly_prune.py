@@ -157,7 +157,7 @@ def test_masking_a_layer_without_effect_does_not_change_training(tmp_path: Path)
 def test_masking_waits_for_enough_reports_with_a_warning(tmp_path: Path) -> None:
     """Validations 0 and 3 have reports; the others repeat them."""
     prune = pruner(1, min_votes=2, last_reports=2)
-    with pytest.warns(UserWarning, match="number of reports is 1"):
+    with pytest.warns(UserWarning, match="reports is 1"):
         fit(tmp_path, GeluNet(), prune, watcher(every_n_validations=3), max_epochs=5, num_sanity_val_steps=2)
     assert epochs(prune) == [4]
     assert prune.masked

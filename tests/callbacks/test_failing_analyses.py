@@ -141,7 +141,7 @@ def test_a_failed_analysis_repeats_values_and_counts_neither_for_a_rise_nor_as_a
     probe.dataset.tensors[0][[3, 20, 41]] *= 20  # outliers of all filters
     with (
         pytest.warns(UserWarning, match="Nothing is measured"),
-        pytest.warns(UserWarning, match="number of reports is 0"),
+        pytest.warns(UserWarning, match="reports is 0"),
         pytest.warns(UserWarning, match="NaN.*last values"),
     ):
         trainer = fit(tmp_path, ours, AnomalyEarlyStopping(), prune, module=Late(), val=probe, max_epochs=16)

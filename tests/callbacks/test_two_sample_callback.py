@@ -131,7 +131,7 @@ class Fails(SmallNet):
 
 def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL, layers=LAYERS)
-    with pytest.warns(UserWarning, match="Could not compare.*last values") as caught:
+    with pytest.warns(UserWarning, match="Could not compare") as caught:
         model, seen = fit(tmp_path, compared, module=Fails(1, 2), max_epochs=3)
     assert len(said(caught)) == 1
     assert seen.values[0] == seen.values[1] == seen.values[2]
