@@ -201,7 +201,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor, similar: Tensor)
         return found
 
     parts = zip(pairs.split(_PAIRS, 1), similar.split(_PAIRS), strict=True)
-    return torch.cat([*torch_in_threads(of, parts)])
+    return torch.cat([*torch_in_threads(of, parts)]).clamp(max=1)  # rounding
 
 
 def _details(looks: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(
     report = find_outliers(FolderImages(photos, 32), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     assert report.top(5) == []
     assert report.unusable == [9]
-    assert report.duplicates == [([0, 8], True, [])]
+    assert report.duplicates == [([0, 8], True, [], [1, 1])]
     assert "too few to learn from" in str(report)
     report.save_html(tmp_path / "page.html")
     report.save_csv(tmp_path / "all.csv")
@@ -229,5 +229,5 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
 def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None:
     images = torch.rand(220, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     report = find_outliers(torch.cat([images[120:], images[:1]]), nn.Conv2d(3, 4, 3), images[:120])
-    assert report.duplicates == [([100], True, [0])]
+    assert report.duplicates == [([100], True, [0], [1, 1])]
     assert "1 image is in the reference too: image 100 = image 0 of the reference." in str(report)
