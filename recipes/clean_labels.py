@@ -11,20 +11,18 @@ import lightning.pytorch as pl
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_anomaly import TwoSampleCallback
 
 
 class Classifier(pl.LightningModule):
-    """One convolution and two linear layers."""
+    """A convolution and two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = nn.Sequential(
-            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-            *(nn.Linear(16 * 16, 64), nn.ReLU(), nn.Linear(64, 10)),
-        )
+        maps = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+        self.network = nn.Sequential(*maps, nn.Linear(16 * 16, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `(N, 10)` of images `(N, 1, 8, 8)`."""
@@ -43,30 +41,29 @@ class Classifier(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-def train(data: Dataset[Any], val: Dataset[Any], epochs: int) -> tuple[TwoSampleCallback, float]:
-    """Train on a data set, and return the callback and the validation accuracy."""
+def train(data: Subset[Any], val: Subset[Any], epochs: int) -> tuple[TwoSampleCallback, float]:
+    """Return the callback and the validation accuracy."""
     pl.seed_everything(0, verbose=False)
-    watcher = TwoSampleCallback(sample_size=len(data))  # type: ignore[arg-type]
+    watcher = TwoSampleCallback(sample_size=len(data))
     trainer = pl.Trainer(max_epochs=epochs, callbacks=[watcher], logger=False, enable_checkpointing=False)
     trainer.fit(Classifier(), DataLoader(data, batch_size=32, shuffle=True), DataLoader(val, batch_size=512))
     return watcher, float(trainer.callback_metrics["val_acc"])
 
 
-def main(epochs: int = 12) -> tuple[list[int], list[float]]:
+def main(epochs: int = 12) -> tuple[list[int], float, float]:
     """Return the positions of the labels in doubt, and the validation accuracies with and without them."""
     digits = load_digits()
     images, labels = torch.tensor(digits.images[:, None] / 8 - 0.6).float(), torch.tensor(digits.target)
     labels[:800:5] = (labels[:800:5] + 3) % 10
-    data, val = TensorDataset(images[:800], labels[:800]), TensorDataset(images[-400:], labels[-400:])
-    watcher, before = train(data, val, epochs)
+    data = TensorDataset(images, labels)
+    watcher, before = train(Subset(data, range(800)), val := Subset(data, range(1400, 1797)), epochs)
     assert watcher.report is not None
-    watcher.report.save_html("labels.html")  # to look at them before you believe it
+    watcher.report.save_html("labels.html")  # look at them before you believe it
     doubted = watcher.report.labels_in_doubt
     _, after = train(Subset(data, sorted({*range(800)} - {*doubted})), val, epochs)
-    wrong = sum(position % 5 == 0 for position in doubted)
-    print(f"{len(doubted)} of 800 labels are in doubt, and {wrong} of these are wrong.")
+    print(f"Of 800 labels {len(doubted)} are in doubt, {sum(place % 5 == 0 for place in doubted)} of which are wrong.")
     print(f"Validation accuracy: {before:.3f} with them, {after:.3f} without.")
-    return doubted, [before, after]
+    return doubted, before, after
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path
     by_name = {row["name"]: row for row in rows}
     assert (by_name["image 40"]["class"], by_name["image 40"]["looks_like"]) == ("2", "1")
     report.save_html(tmp_path / "labels.html")
+    assert "<title>Training labels in doubt</title>" in (tmp_path / "labels.html").read_text()
     assert "labels" not in str(two_sample_test(trainer.lightning_module, images(60), images(60, seed=1)))
 
 

@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainers import SMALL_RUNS
 
 from lightning_anomaly import OutlierDetector
-from recipes import prune, quickstart
+from recipes import clean_labels, prune, quickstart
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = ["quickstart", "fine_tune", "prune", "compact", "cli", "predict", "ray_data"]
+NAMES = ["quickstart", "clean_labels", "fine_tune", "prune", "compact", "cli", "predict", "ray_data"]
 
 pytestmark = SMALL_RUNS
 
@@ -36,6 +36,18 @@ def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) ->
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             assert node.module in public or not str(node.module).startswith(("lightning_anomaly", "recipes"))
+
+
+@pytest.mark.slow
+def test_labels_in_doubt_are_wrong_and_training_goes_on_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    doubted, before, after = clean_labels.main(epochs=8)
+    assert len(doubted) > 20
+    assert sum(position % 5 == 0 for position in doubted) > 0.8 * len(doubted)
+    assert (tmp_path / "labels.html").is_file()
+    assert min(before, after) > 0.5
 
 
 @pytest.mark.slow
