@@ -1,7 +1,4 @@
-"""Find wrong labels while a network trains, and train again without them: `python clean_labels.py`.
-
-The data are scikit-learn's digits, of which every fifth training image gets a wrong label.
-"""
+"""Find wrong labels, of every fifth digit, while a network trains, and train without them: `python clean_labels.py`."""
 
 import logging
 import warnings

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_anomaly._internal.checks import check_bool, check_fraction, check_text
+from lightning_anomaly._internal.checks import check_bool, check_fraction
 from lightning_anomaly.callbacks._fits import FittedModule
 from lightning_anomaly.callbacks._guard import Guard
 from lightning_anomaly.callbacks._trees import AnyEarlyStopping
@@ -23,13 +23,11 @@ class StoppingCallback(AnyEarlyStopping):
     _signal: ClassVar[str]  # name of the logged value, without the prefix
     _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
 
-    def __init__(self, threshold: float, patience: int, reports_from: str | None, verbose: bool) -> None:
+    def __init__(self, threshold: float, patience: int, verbose: bool) -> None:
         self.threshold = check_fraction("threshold", threshold, zero=True)
-        self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
-        monitor = f"{reports_from}/{self._signal}"  # replaced in `setup` if the prefix is None
         verbose = check_bool("verbose", verbose)
         # Not None: Lightning would then read `Trainer.val_check_interval`, which a time-based one does not have.
-        super().__init__(monitor, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
+        super().__init__(self._signal, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
         self.divergence_threshold = self.threshold
         self._guard = Guard(self)
         self._module = FittedModule()
@@ -57,7 +55,7 @@ class StoppingCallback(AnyEarlyStopping):
     @property
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint, by its arguments."""
-        names = ("reports_from", "threshold", "patience", "confirm")
+        names = ("threshold", "patience", "confirm")
         return self._generate_state_key(**{name: getattr(self, name) for name in names if hasattr(self, name)})
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,7 +72,7 @@ class StoppingCallback(AnyEarlyStopping):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the callback whose reports are judged, and drop the state if another module is fitted than before."""
         if stage == "fit":
-            self._watched = find_callback(trainer, self._reader_of, self.reports_from, type(self).__name__)
+            self._watched = find_callback(trainer, self._reader_of, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
         self._module.enter(self, pl_module, stage)
         super().setup(trainer, pl_module, stage)

@@ -97,17 +97,12 @@ def check_logging(callback: Any, trainer: Any, pl_module: Any, stage: str) -> No
         raise ValueError(f"{name} needs validation batches in every process. Found `{flag} = True`.")
 
 
-def find_callback(trainer: Any, kind: type[Any], prefix: str | None, needed_by: str) -> Any:
-    """Return the Trainer's callback of a kind with this `log_key_prefix`, or the first of the kind."""
-    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
-    for callback in callbacks:
-        if prefix in (None, callback.log_key_prefix):
+def find_callback(trainer: Any, kind: type[Any], needed_by: str) -> Any:
+    """Return the Trainer's first callback of a kind."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, kind):
             return callback
-    condition = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
-    raise ValueError(
-        f"{needed_by} should be used with {kind.__name__}{condition} among the Trainer's callbacks. "
-        f"Found {[callback.log_key_prefix for callback in callbacks] or 'none'}."
-    )
+    raise ValueError(f"{needed_by} should be used with {kind.__name__} among the Trainer's callbacks. Found none.")
 
 
 def logged_step(trainer: Any) -> int:

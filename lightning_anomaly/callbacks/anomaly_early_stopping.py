@@ -13,9 +13,9 @@ from lightning_anomaly.filters.rise import HOLD, RISE, RISE_PATIENCE
 class AnomalyEarlyStopping(StoppingCallback):
     """Stop a run when the fraction of anomaly filters has risen and stays up.
 
-    It watches `anomaly_filters/rise` of an `AnomalyFilterCallback`. While the fraction is flat or falls, `rise` is 0
-    and it never stops the run. That a rise means overfitting is the source paper's hypothesis; in our experiments it
-    did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
+    It watches `anomaly_filters/rise` of the Trainer's first `AnomalyFilterCallback`. While the fraction is flat or
+    falls, `rise` is 0 and it never stops the run. That a rise means overfitting is the source paper's hypothesis; in
+    our experiments it did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
 
     A high fraction that fluctuates, as with few filters, needs a higher `threshold`. It logs its rule after the first
     validation, and at the end of the fit why it stopped the run.
@@ -24,7 +24,6 @@ class AnomalyEarlyStopping(StoppingCallback):
         threshold: The rise to exceed, as a fraction of the filters.
         patience: Number of validations for which the rise has to last, without those that find nothing; at least 5,
             because `rise` is 0 until a rise has lasted five validations.
-        reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to watch; None takes the first one.
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
 
     Raises:
@@ -44,10 +43,9 @@ class AnomalyEarlyStopping(StoppingCallback):
         self,
         threshold: float = RISE,
         patience: int = RISE_PATIENCE,
-        reports_from: str | None = None,
         verbose: bool = True,
     ) -> None:
-        super().__init__(threshold, check_integer("patience", patience, HOLD), reports_from, verbose)
+        super().__init__(threshold, check_integer("patience", patience, HOLD), verbose)
 
     def _rule(self) -> str:
         return (

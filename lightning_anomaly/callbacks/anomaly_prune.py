@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_anomaly._internal.checks import check_fraction, check_integer, check_text
+from lightning_anomaly._internal.checks import check_fraction, check_integer
 from lightning_anomaly._internal.processes import broadcast_result, gather_results
 from lightning_anomaly.callbacks._fits import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, guarded
@@ -30,9 +30,9 @@ _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 class AnomalyPruneCallback(AnyCallback):
     """Mask anomaly filters during a fit: their output is exactly 0 from then on.
 
-    It acts on the reports of the Trainer's `AnomalyFilterCallback`, whatever the order of the callbacks. It masks when
-    an epoch begins, so that the validated weights are the saved ones; see `mask_filters`. Checkpoints stay ordinary,
-    and a resumed fit continues with the mask.
+    It acts on the reports of the Trainer's first `AnomalyFilterCallback`, which may come later in the list. It masks
+    when an epoch begins, so that the validated weights are the saved ones; see `mask_filters`. Checkpoints stay
+    ordinary, and a resumed fit continues with the mask.
 
     Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; among equals
     those with most outlier samples in these reports. One filter of each layer is always left.
@@ -45,7 +45,6 @@ class AnomalyPruneCallback(AnyCallback):
         min_votes: Number of votes that a filter needs, at most `last_reports`.
         last_reports: Number of most recent reports that vote; a report that clustered no filter is ignored.
         max_fraction: Largest fraction of a layer's filters to mask, including those masked before.
-        reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to act on; None takes the first one.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
 
     Attributes:
@@ -70,7 +69,6 @@ class AnomalyPruneCallback(AnyCallback):
         min_votes: int = 2,
         last_reports: int = 3,
         max_fraction: float = 0.5,
-        reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
         super().__init__()
@@ -83,7 +81,6 @@ class AnomalyPruneCallback(AnyCallback):
                 f"Found `min_votes = {min_votes}`."
             )
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
-        self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._values = LoggedValues(log_key_prefix, {})
         self.log_key_prefix = self._values.prefix
         self._guard = Guard(self)
@@ -135,9 +132,7 @@ class AnomalyPruneCallback(AnyCallback):
         check_logging(self, trainer, pl_module, stage)
         self._module.enter(self, pl_module, stage)
         if stage == "fit":
-            self._watcher: AnomalyFilterCallback = find_callback(
-                trainer, AnomalyFilterCallback, self.reports_from, "AnomalyPruneCallback"
-            )
+            self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
                 raise ValueError(
                     "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, "

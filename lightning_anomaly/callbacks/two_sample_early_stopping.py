@@ -19,7 +19,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
     """Stop a run when the network knows its training images and the validation loss no longer improves.
 
     It waits for two things. First a gap: the errors that the network expects on validation images, divided by those on
-    training images, are 5% above their lowest level (`two_sample/confidence_rise` of a `TwoSampleCallback`), and
+    training images, are 5% above their lowest level (`confidence_rise` of the first `TwoSampleCallback`), and
     chance does not explain it. A gap alone is not yet harm: with few images a network improves on validation images
     long after it opens. So the exponential average of the validation loss must not have improved for three validations
     either.
@@ -32,7 +32,6 @@ class TwoSampleEarlyStopping(StoppingCallback):
     Args:
         threshold: The gap to exceed, as a fraction of its lowest level.
         patience: Number of validations without a lower average of the loss.
-        reports_from: The `log_key_prefix` of the `TwoSampleCallback` to watch; None takes the first one.
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
         confirm: Name of the logged metric that has to confirm the gap; lower is better. "auto" finds the validation
             loss by its name; if there is none, or several fit, it warns and does not stop.
@@ -54,12 +53,11 @@ class TwoSampleEarlyStopping(StoppingCallback):
         self,
         threshold: float = GAP,
         patience: int = LOSS_PATIENCE,
-        reports_from: str | None = None,
         verbose: bool = True,
         confirm: str = "auto",
     ) -> None:
         self.confirm = check_text("confirm", confirm)
-        super().__init__(threshold, check_integer("patience", patience, 1), reports_from, verbose)
+        super().__init__(threshold, check_integer("patience", patience, 1), verbose)
 
     def _reset(self) -> None:
         super()._reset()

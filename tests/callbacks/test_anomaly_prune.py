@@ -77,14 +77,12 @@ def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:
         assert len(prune.masked.get(layer, [])) == min(len(voted), size - 1)
 
 
-def test_reports_come_from_the_named_watcher(tmp_path: Path) -> None:
+def test_reports_come_from_the_first_watcher(tmp_path: Path) -> None:
     one, two = watcher(log_key_prefix="one", layers=["conv1"]), watcher(log_key_prefix="two", layers=["conv2"])
-    for named, layer in ((None, "conv1"), ("two", "conv2")):
-        prune = pruner(1, reports_from=named)
-        fit(tmp_path, GeluNet(), prune, one, two)
+    for first, second, layer in ((one, two, "conv1"), (two, one, "conv2")):
+        prune = pruner(1)
+        fit(tmp_path, GeluNet(), prune, first, second)
         assert list(prune.masked) == [layer]
-    with pytest.raises(ValueError, match=r"'three'.* Found \['one', 'two'\]"):
-        fit(tmp_path, GeluNet(), pruner(1, reports_from="three"), one, two)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,6 @@ def test_reports_come_from_the_named_watcher(tmp_path: Path) -> None:
         ({"last_reports": 1}, "`last_reports = 1`.* Found `min_votes = 2`"),
         ({"last_reports": 0}, "`last_reports = 0`"),
         ({"max_fraction": 0}, "`max_fraction = 0`"),
-        ({"reports_from": 3}, "`reports_from`.* Found 3"),
     ],
     ids=str,
 )
