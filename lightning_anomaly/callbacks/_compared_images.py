@@ -68,7 +68,9 @@ def read_images(
         )
     places, val_places = ([p for p in source.positions if p not in source.unreadable] for source in (train, val))
     labels = KnownLabels(train.labels(places), val.labels(val_places), train.class_names, places, train.names)
-    return ComparedImages(*images.values(), labels, {**train.notes(), **val.notes(), **doubts})
+    return ComparedImages(
+        images["train_inputs"], images["val_inputs"], labels, {**train.notes(), **val.notes(), **doubts}
+    )
 
 
 def _open(

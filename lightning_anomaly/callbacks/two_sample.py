@@ -55,13 +55,15 @@ class TwoSampleCallback(AnyCallback):
     """Compare training with validation images at every validation, by the output and by the filters.
 
     `two_sample_test` explains the comparison. It needs no labels. Add a `TwoSampleEarlyStopping` to stop the run by
-    `confidence_rise`.
+    `confidence_rise`. If each training image has one class, the report also has `label_doubts`: the network learns
+    wrong labels last, so it tells which of the compared training images are labeled wrongly.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
     `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
-    `fraction` and `p_value` of the filters; and `seconds`. The fraction in each layer is logged as
-    `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions. A value that was never
-    measured is logged only if a callback or a scheduler monitors it, as of a network that treats both kinds alike.
+    `fraction` and `p_value` of the filters; `labels_in_doubt`, a share of the compared training images; and `seconds`.
+    The fraction in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most
+    twelve convolutions. A value that was never measured is logged only if a callback or a scheduler monitors it, as of
+    a network that treats both kinds alike.
 
     By default it takes a fixed random sample of the Trainer's images. If both data sets are of one class with a
     `transform`, such as torchvision's, training images are read with that of the validation set; otherwise as the

@@ -175,4 +175,5 @@ def left_out_scores(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     # The matrix that turns targets into predictions is the product of this and its transpose.
     root = vectors * (values / (values + penalty)).sqrt() if wide else centered @ (vectors / (values + penalty).sqrt())
     leverage = root.square().sum(1, keepdim=True) + 1 / len(centered)
-    return (root @ (root.T @ targets) - leverage * targets) / (1 - leverage)
+    left_out: Tensor = (root @ (root.T @ targets) - leverage * targets) / (1 - leverage)
+    return left_out

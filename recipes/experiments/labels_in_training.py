@@ -60,7 +60,7 @@ class SmallCNN(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Keep the loss of all validation images, which are one batch, and the logits of the watched ones."""
         self.losses.append(cross_entropy(self(batch[0]), batch[1]).item())
-        self.seen.append(torch.cat([self(images) for images in self.watched.split(500)]))
+        self.seen.append(torch.cat([self(images) for images in torch.split(self.watched, 500)]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the Adam optimizer."""
