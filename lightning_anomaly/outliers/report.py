@@ -94,7 +94,7 @@ class OutlierReport(Tabular):
 
     @property
     def label_scores(self) -> Tensor:
-        """How much each image looks like another class than its own, in nats `(N,)`; 1000 if it is also filed there.
+        """How much each image looks like another class than its own, in nats `(N,)`.
 
         NaN for images whose class is unknown or has only one or two images, and for all if labels tell nothing.
         """
@@ -147,9 +147,11 @@ class OutlierReport(Tabular):
 
     @property
     def filed_elsewhere(self) -> list[int]:
-        """Positions of the images that look like another class, or are in it too, by descending label score."""
+        """Positions of the images that look like another class by descending label score, first those with copies."""
         reasons = self.views["label"].reasons if "label" in self.views else ()
-        return [place for place in self.top(len(self.scores), by="label") if reasons[place]] if reasons else []
+        found = [place for place in self.top(len(self.scores), by="label") if reasons[place]] if reasons else []
+        copies = {*members(group for group in self.duplicates if group.identical)}
+        return sorted(found, key=lambda place: place not in copies)
 
     def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:
         positions, scores = chosen.nonzero()[:, 0], self.scores if scores is None else scores

@@ -20,7 +20,7 @@ from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
-from lightning_anomaly.scores.label import CERTAIN, Label
+from lightning_anomaly.scores.label import Label
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, join_views, judge, larger
@@ -160,18 +160,19 @@ def fit_to_reference(
     finite = _finite_rows(source, batch)
     usable, count = finite.nonzero()[:, 0], int(finite.sum())
     samples = batch.samples.select(usable)
-    parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, None)
+    half = count // 2
+    parts = slice(3 * count // 8), slice(3 * count // 8, half), slice(half, None)
     first, scale, rest = (samples.select(part) for part in parts)
     views = fit_views(first, scale)
     notes = _unusable_notes(source, batch.positions[~finite].tolist()) | _view_notes(source, views)
     found = judge(views, rest)
     calibration = _sorted_scores(found)
     labels = [batch.labels[place] for place in usable.tolist()]
-    label = Label.fit(first, labels[parts[0]], (scale, labels[parts[1]])) if "content" in views else None
+    label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
     notes |= _label_notes(source, labels, views, label)
     label_calibration = {}
     if label is not None:
-        found, _ = label.judge(rest, labels[parts[2]], found)
+        found, _ = label.judge(rest, labels[half:], found)
         label_calibration = _sorted_scores(found, ~found["label"].scores.isnan())
     places = batch.positions[usable].tolist()
     names = places if source.names is None else [source.names[place] for place in places]
@@ -298,8 +299,7 @@ def search(
     usable = (~unusable).nonzero()[:, 0]
     duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), reference)
     if "label" in views:
-        views["label"] = _with_certain(views["label"], labels, duplicates)
-        scores["label"] = views["label"].scores
+        views["label"] = _filed_twice(views["label"], labels, duplicates)
     p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
     p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
     if "label" in views:
@@ -340,16 +340,15 @@ def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> di
     return pictures
 
 
-def _with_certain(view: SampleView, labels: Sequence[str | None], duplicates: Iterable[DuplicateGroup]) -> SampleView:
-    """Put the images first that are filed under several classes."""
-    scores, reasons = view.scores.clone(), [*view.reasons]
-    for group in duplicates:
-        classes = sorted({label for place in group.positions if (label := labels[place]) is not None})
-        for place in group.positions:
-            if group.identical and len(classes) > 1 and (label := labels[place]) is not None:
-                scores[place] = CERTAIN
-                reasons[place] = f"filed under {label}, also under {listed([c for c in classes if c != label])}"
-    return SampleView(scores, tuple(reasons))
+def _filed_twice(view: SampleView, labels: Sequence[str | None], duplicates: Iterable[DuplicateGroup]) -> SampleView:
+    """Name the other classes under which an identical image is filed."""
+    reasons = [*view.reasons]
+    for group in (group for group in duplicates if group.identical):
+        filed = {place: label for place in group.positions if (label := labels[place]) is not None}
+        for place, label in filed.items():
+            if others := sorted({*filed.values()} - {label}):
+                reasons[place] = f"filed under {label}, also under {listed(others)}"
+    return view._replace(reasons=tuple(reasons))
 
 
 def _duplicates(

@@ -1,4 +1,4 @@
-"""Does an image belong where it is filed? Judge it by its distances from the mean features of all classes."""
+"""Does an image belong where it is filed? Compare it with the others of its class, and predict its class from all."""
 
 from __future__ import annotations
 
@@ -14,134 +14,102 @@ from lightning_anomaly.scores.content import network_sees, principal_components,
 from lightning_anomaly.scores.scale import SURPRISING, Scale
 from lightning_anomaly.scores.scorer import SampleView
 
-CERTAIN = 1000.0  # nats, the label score of an image that is also filed under another class
-_RIDGE = 0.03  # variance that is added in each direction, relative to the total variance within classes
+_AXES = 512  # at most, along which predictions are made
+_RIDGE, _DAMPING = 0.006, 0.05  # variance added in each direction, for labels and content, relative to the total one
 _ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
-_PRIOR = 2  # weight of the logarithm of the size of a class
 _FEW = 2  # images in a class, up to which they are compared with all
 _KAPPA, _DEVIATIONS = 0.25, 4  # from which on classes tell something; parts of one class by time have up to 0.2
-_WIDE = 2048  # features, beyond which only those along principal components count
 
 
 class LabelMeasures(NamedTuple):
-    """How n images fit to their classes; NaN if their class is unknown or small, infinite for NaN.
+    """How n images fit to their classes: NaN if their class is unknown or small."""
 
-    Attributes:
-        content: Logarithm of the squared distance from the mean of the others of its class `(n,)`.
-        label: How much nearer the mean of another class is `(n,)`, above 0 if it is the nearest.
-        looks_like: Index of the nearest class `(n,)`.
-    """
-
-    content: Tensor
-    label: Tensor
-    looks_like: Tensor
+    content: Tensor  # log of the squared distance from the mean of the others of its class, infinite for NaN `(n,)`
+    label: Tensor  # by how much another class is predicted more than its own, between about -1 and 1 `(n,)`
+    looks_like: Tensor  # index of the class that is predicted most `(n,)`
 
 
 class Label(NamedTuple):
-    """A model of the classes of ordinary images.
+    """A model of C classes of ordinary images.
 
-    Features are scaled to norm 1. Distances are Mahalanobis distances by the covariance within classes, to which a
-    multiple of the identity is added. Images that were fitted to are left out of both, exactly, by the formula for a
-    matrix with a change of rank one.
-
-    Attributes:
-        names: Names of the C classes.
-        counts: Number of images in each `(C,)`.
-        means: Their whitened means `(C, k)`.
-        whitening: Matrix that whitens features `(D, k)`.
-        freedom: Degrees of freedom of the covariance.
-        content: Scale of `LabelMeasures.content`.
-        label: Scale of `LabelMeasures.label`.
+    Features are scaled to norm 1. Classes are predicted by a ridge regression in which an image of a class of n images
+    has a weight proportional to n ** -0.5. For an image that was fitted to, the prediction is, in closed form, that of
+    the other images. Distances from the mean of a class are Mahalanobis distances by the covariance of all images, to
+    which a multiple of the identity is added.
     """
 
     names: tuple[str, ...]
-    counts: Tensor
-    means: Tensor
-    whitening: Tensor
-    freedom: int
-    content: Scale
-    label: Scale
+    counts: Tensor  # of images in each class `(C,)`
+    means: Tensor  # mean features of each `(C, D)`
+    weights: Tensor  # of an image of each `(C,)`; those of all images sum to 1
+    center: Tensor  # weighted mean of all features `(D,)`
+    axes: Tensor  # principal components `(D, k)`
+    variances: Tensor  # along these `(k,)`
+    coefficients: Tensor  # of the regression `(k, C)`
+    content: Scale  # of `LabelMeasures.content`
+    label: Scale  # of `LabelMeasures.label`
 
     @classmethod
-    def fit(
-        cls,
-        samples: SampleStatistics,
-        labels: Sequence[str | None],
-        held_out: tuple[SampleStatistics, Sequence[str | None]] | None = None,
-    ) -> Label | None:
-        """Fit to finite samples, and scale on held-out ones, by default on the same; None if labels tell nothing.
+    def fit(cls, samples: SampleStatistics, labels: Sequence[str | None]) -> Label | None:
+        """Fit to finite samples; None if labels tell nothing.
 
-        They tell something if the nearest class mean, without the image itself, is that of its class clearly more often
-        than by chance: by Cohen's kappa.
+        They tell something if the class predicted for an image without itself is its own clearly more often than by
+        chance: by Cohen's kappa.
         """
         names = tuple(sorted({name for name in labels if name is not None}))
         targets = _indices(names, labels)
+        if samples.features is None or len(names) < 2:
+            return None
         used = targets >= 0
-        freedom = int(used.sum()) - len(names)
-        if samples.features is None or len(names) < 2 or freedom < 2:
-            return None
         vectors, members = normalize(samples.features[used].double()), one_hot(targets[used]).double()
-        axes = principal_components(vectors, _WIDE) if vectors.shape[1] > _WIDE else None
-        vectors = vectors if axes is None else vectors @ axes
-        means, counts = members.T @ vectors / members.sum(0)[:, None], members.sum(0)
-        centered = vectors - members @ means
-        covariance = centered.T @ centered / freedom
-        covariance.diagonal().add_(_RIDGE * covariance.trace() + _ROUNDING)
-        factor = torch.linalg.cholesky(covariance)
-        identity = torch.eye(len(factor), dtype=torch.float64, device="cpu")
-        whitening = torch.linalg.solve_triangular(factor, identity, upper=False).T
+        counts = members.sum(0)
+        class_weights = counts**-0.5 / counts.sqrt().sum()
+        weights = members @ class_weights[:, None]
+        center = (weights * vectors).sum(0)
+        centered = vectors - center
+        # Components come from every so many of the vectors, which must not be those of one class.
+        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0), device="cpu")
+        axes = principal_components(centered[order], _AXES)
+        along = centered @ axes
+        variances, rotation = torch.linalg.eigh((weights * along).T @ along)
+        variances = variances.clamp(min=0) + _ROUNDING
+        axes, along = axes @ rotation, along @ rotation
+        ridge = _RIDGE * variances.sum()
+        coefficients = (weights * along).T @ (members - counts * class_weights) / (variances + ridge)[:, None]
         nothing = Scale.fit(torch.zeros(0, 1, device="cpu"))
-        whole = whitening if axes is None else axes @ whitening
-        fitted = cls(names, counts, means @ whitening, whole, freedom, nothing, nothing)
-        if not fitted._told_by(samples, targets):
+        means = members.T @ vectors / counts[:, None]
+        linear = class_weights, center, axes, variances, coefficients
+        fitted = cls(names, counts, means, *linear, nothing, nothing)
+        measures = fitted.measure(samples, labels, left_out=True)
+        known = ~measures.label.isnan()
+        if not _agree(measures.looks_like[known], targets[known]):
             return None
-        measures = fitted.measure(samples, labels, left_out=True) if held_out is None else fitted.measure(*held_out)
-        return fitted._replace(content=_scale(measures.content), label=_scale(measures.label))
+        return fitted._replace(content=_scale(measures.content[known]), label=_scale(measures.label[known]))
 
     def measure(
         self, samples: SampleStatistics, labels: Sequence[str | None], *, left_out: bool = False
     ) -> LabelMeasures:
         """Measure samples; with `left_out` they are those of the fit, and each is left out of it."""
-        targets = _indices(self.names, labels)
-        distances, others = self.distances(samples, targets, left_out=left_out)
-        expected = distances * others / (others + 1)  # a mean of few images is uncertain
-        unlike = (expected - _PRIOR * others.clamp(min=1).log()).masked_fill(others == 0, torch.inf)
-        rows = torch.arange(len(targets), device="cpu")
-        looks_like, own = unlike.argmin(1), unlike[rows, targets]
-        unlike[rows, targets] = torch.inf
-        known = (targets >= 0) & (self.counts[targets] > _FEW)
-        finite = samples.finite_rows(len(targets)) & distances.isfinite().all(1)
-        content = torch.where(finite, expected[rows, targets].log(), torch.inf).where(known, torch.nan)
-        return LabelMeasures(content, (own - unlike.amin(1)).where(known & finite, torch.nan), looks_like)
-
-    def distances(self, samples: SampleStatistics, targets: Tensor, *, left_out: bool) -> tuple[Tensor, Tensor]:
-        """Compute squared distances of n samples from the means, and how many others are in each class, `(n, C)`.
-
-        `targets` are indices of classes `(n,)`, -1 if unknown.
-        """
         assert samples.features is not None
-        white = normalize(samples.features.double()) @ self.whitening
-        distances = torch.cdist(white, self.means).square()
-        others = self.counts.repeat(len(white), 1)
-        rows = (targets >= 0).nonzero()[:, 0]
-        if not left_out or not len(rows):
-            return distances, others
-        white, targets = white[rows], targets[rows]
-        own = white - self.means[targets]
-        leverage, count = own.square().sum(1), self.counts[targets]
-        growth = count / (count - 1).clamp(min=1)  # of the distance from a mean without the image
-        change = growth / self.freedom / (1 - growth / self.freedom * leverage).clamp(min=1e-6)
-        along = (own * white).sum(1)[:, None] - own @ self.means.T
-        distances[rows] += change[:, None] * along.square()
-        distances[rows, targets] = growth.square() * (leverage + change * leverage.square())
-        others[rows, targets] -= 1
-        return distances, others
-
-    def _told_by(self, samples: SampleStatistics, targets: Tensor) -> bool:
-        """Return whether the nearest means of samples that were fitted to are clearly those of their classes."""
-        distances, _ = self.distances(samples, targets, left_out=True)
-        known = (targets >= 0) & (self.counts[targets] > _FEW)
-        return _agree(distances[known].argmin(1), targets[known])
+        targets, vectors = _indices(self.names, labels), normalize(samples.features.double())
+        own = targets.clamp(min=0)
+        ridge, damping = (share * self.variances.sum() for share in (_RIDGE, _DAMPING))
+        along = (vectors - self.center) @ self.axes
+        predicted = along @ self.coefficients + self.counts * self.weights
+        away = vectors - self.means[own]
+        parts = (away @ self.axes).square()
+        beside = (away.square().sum(1) - parts.sum(1)).clamp(min=0)
+        squared = (parts / (self.variances + damping)).sum(1) + beside / damping
+        if left_out:
+            weights = self.weights[own].where(targets >= 0, 0)
+            leverage = (weights * (1 + (along.square() / (self.variances + ridge)).sum(1)))[:, None]
+            predicted = (predicted - leverage * one_hot(own, len(self.names))) / (1 - leverage)
+            growth = self.counts[own] / (self.counts[own] - 1)  # of the distance from a mean without the image
+            squared = growth.square() * squared / (1 - weights * growth * squared).clamp(min=1e-6)
+        known = (targets >= 0) & (self.counts[own] > _FEW)
+        finite = samples.finite_rows(len(own)) & predicted.isfinite().all(1)
+        content = torch.where(finite, squared.log(), torch.inf).where(known, torch.nan)
+        return LabelMeasures(content, _margins(predicted, own).where(known & finite, torch.nan), predicted.argmax(1))
 
     def judge(
         self,
@@ -157,23 +125,15 @@ class Label(NamedTuple):
         with one named "label", and the class that each image looks like.
         """
         measures = self.measure(samples, labels, left_out=left_out)
-        known = ~measures.content.isnan()
-        before = views["content"]
+        known, before = ~measures.content.isnan(), views["content"]
         content = torch.where(known, self.content.scores(measures.content[:, None])[0], before.scores)
-        scores = torch.where(measures.label.isnan(), torch.nan, self.label.scores(measures.label[:, None])[0])
-        looks_like = [self.names[index] for index in measures.looks_like.tolist()]
         odd = (content.isfinite() & (content >= SURPRISING) & known).nonzero()[:, 0].tolist()
-        sees = network_sees(samples.select(odd))
         reasons = ["" if alone else reason for alone, reason in zip(known.tolist(), before.reasons, strict=True)]
-        for row, seen in zip(odd, sees, strict=True):
+        for row, seen in zip(odd, network_sees(samples.select(odd)), strict=True):
             reasons[row] = f"unlike the others filed under {labels[row]}{seen}"
-        moved = ((scores >= SURPRISING) & (measures.label > 0)).tolist()
-        filed = [
-            f"filed under {label}, looks like {other}" if is_moved else ""
-            for label, other, is_moved in zip(labels, looks_like, moved, strict=True)
-        ]
-        found = {"content": SampleView(content, tuple(reasons)), "label": SampleView(scores, tuple(filed))}
-        return {**views, **found}, looks_like
+        looks_like = [self.names[index] for index in measures.looks_like.tolist()]
+        label = _label_view(measures.label, self.label, labels, looks_like, "filed under {}, looks like {}")
+        return {**views, "content": SampleView(content, tuple(reasons)), "label": label}, looks_like
 
 
 def predicted_view(logits: Tensor, labels: Sequence[str], classes: Sequence[str]) -> SampleView | None:
@@ -186,16 +146,25 @@ def predicted_view(logits: Tensor, labels: Sequence[str], classes: Sequence[str]
     targets = _indices(names, labels)
     if len(names) != logits.shape[1] or (targets < 0).any() or not _agree(logits.argmax(1), targets):
         return None
-    others = logits.scatter(1, targets[:, None], -torch.inf)
-    margins = torch.where(
-        logits.isfinite().all(1), others.amax(1) - logits.gather(1, targets[:, None])[:, 0], torch.nan
-    )
-    scores = torch.where(margins.isnan(), torch.nan, _scale(margins).scores(margins[:, None])[0])
+    margins = _margins(logits, targets).where(logits.isfinite().all(1), torch.nan)
+    predicted = [names[index] for index in logits.argmax(1).tolist()]
+    return _label_view(margins, _scale(margins[~margins.isnan()]), labels, predicted, "labeled {}, predicted {}")
+
+
+def _label_view(
+    margins: Tensor, scale: Scale, labels: Sequence[str | None], others: Sequence[str], words: str
+) -> SampleView:
+    """Score how much another class is preferred to each label, and say so in words where it is much."""
+    scores, _ = scale.scores(margins[:, None])
     wrong = ((scores >= SURPRISING) & (margins > 0)).tolist()
-    predicted = [names[index] for index in others.argmax(1).tolist()]
-    rows = zip(labels, predicted, wrong, strict=True)
-    reasons = [f"labeled {own}, predicted {other}" if is_wrong else "" for own, other, is_wrong in rows]
-    return SampleView(scores, tuple(reasons))
+    rows = zip(labels, others, wrong, strict=True)
+    return SampleView(scores, tuple(words.format(own, other) if is_wrong else "" for own, other, is_wrong in rows))
+
+
+def _margins(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Return by how much the largest of the others of C numbers exceeds that of the target `(n,)`."""
+    own = targets[:, None]
+    return predicted.scatter(1, own, -torch.inf).amax(1) - predicted.gather(1, own)[:, 0]
 
 
 def _agree(found: Tensor, targets: Tensor) -> bool:
@@ -217,4 +186,4 @@ def _indices(names: Sequence[str], labels: Sequence[str | None]) -> Tensor:
 
 
 def _scale(measures: Tensor) -> Scale:
-    return Scale.fit(measures[~measures.isnan(), None])
+    return Scale.fit(measures[:, None])

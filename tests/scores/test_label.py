@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
-from torch.nn.functional import normalize
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.label import Label
@@ -25,24 +27,47 @@ def fitted(samples: SampleStatistics, labels: list[str | None]) -> Label:
     return label
 
 
+def scaled(samples: SampleStatistics, labels: list[str | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features of norm 1, classes, weights of the images, and the weighted mean of the features."""
+    vectors, targets = normalize(samples.features.double()), torch.tensor([int(name[-1]) for name in labels])
+    weights = targets.bincount().double()[targets] ** -0.5
+    weights /= weights.sum()
+    return vectors, targets, weights, weights @ vectors
+
+
 @pytest.mark.parametrize("count", [20, 60])
-def test_each_image_is_left_out_of_its_mean_and_of_the_covariance_exactly(count):
+def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count):
     samples, labels = drawn(count)
-    label = fitted(samples, labels)
-    targets = torch.tensor([label.names.index(name) for name in labels])
-    distances, others = label.distances(samples, targets, left_out=True)
-    vectors, freedom = normalize(samples.features.double()), count - 3
-    centered = vectors - torch.stack([vectors[targets == target].mean(0) for target in range(3)])[targets]
-    ridge = 0.03 * centered.square().sum() / freedom * torch.eye(12, dtype=torch.float64)
+    measures = fitted(samples, labels).measure(samples, labels, left_out=True)
+    vectors, targets, weights, center = scaled(samples, labels)
+    alpha = 0.006 * float(weights @ (vectors - center).square().sum(1))
     for row in range(0, count, 7):
         rest = torch.arange(count) != row
-        means = torch.stack([vectors[rest & (targets == target)].mean(0) for target in range(3)])
-        within = (vectors - means[targets])[rest]
-        covariance = within.T @ within / freedom + ridge
-        away = vectors[row] - means
-        expected = (away @ torch.linalg.inv(covariance) * away).sum(1)
-        torch.testing.assert_close(distances[row], expected, rtol=1e-8, atol=1e-8)
-        assert others[row].tolist() == [int((rest & (targets == target)).sum()) for target in range(3)]
+        ridge = Ridge(alpha).fit(vectors[rest], one_hot(targets)[rest], sample_weight=weights[rest])
+        (predicted,) = ridge.predict(vectors[row : row + 1])
+        others = [value for place, value in enumerate(predicted) if place != targets[row]]
+        assert measures.label[row].item() == pytest.approx(max(others) - predicted[targets[row]], abs=1e-8)
+        assert measures.looks_like[row] == predicted.argmax()
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_images_are_compared_with_the_others_of_their_class(count):
+    samples, labels = drawn(count)
+    measures = fitted(samples, labels).measure(samples, labels, left_out=True)
+    vectors, targets, weights, center = scaled(samples, labels)
+
+    def means(chosen: Tensor) -> Tensor:
+        return torch.stack([vectors[chosen & (targets == target)].mean(0) for target in range(3)])[targets]
+
+    between = means(targets >= 0) - center
+    damping = 0.05 * (weights @ (vectors - center).square().sum(1)) * torch.eye(12, dtype=torch.float64)
+    for row in range(0, count, 7):
+        rest = torch.arange(count) != row
+        away = vectors - means(rest)
+        within = (weights[:, None] * away)[rest].T @ away[rest]
+        covariance = within + (weights[:, None] * between).T @ between + damping
+        expected = (away[row] @ torch.linalg.inv(covariance) @ away[row]).log()
+        torch.testing.assert_close(measures.content[row], expected)
 
 
 def test_wrong_labels_and_other_things_stand_first():
@@ -77,24 +102,28 @@ def test_two_classes_suffice_and_an_image_of_a_small_or_unknown_class_has_no_lab
     assert new.label[4:].isfinite().all()
 
 
-def test_many_features_are_reduced_and_nan_is_infinitely_far():
-    samples, labels = drawn(200, width=2500)
+def test_few_of_many_features_are_kept_and_nan_is_infinitely_far():
+    samples, labels = drawn(600, width=2500)
+    labels = [f"class {place % 2}" for place in range(600)]  # of every second image all are of one class
+    samples.features[1::2] += torch.randn(2500, generator=torch.Generator().manual_seed(7)) / 4
     label = fitted(samples, labels)
-    assert label.whitening.shape[1] <= 512
+    assert label.axes.shape[1] <= 512
+    measures = label.measure(samples, labels, left_out=True)
+    assert (measures.looks_like == torch.arange(600) % 2).double().mean() > 0.95
     samples.features[3, 7] = torch.nan
     measures = label.measure(samples, labels)
     assert measures.content[3] == torch.inf
     assert measures.content.isinf().sum() == 1
+    assert measures.label[3].isnan()
 
 
 def test_p_values_of_the_label_are_honest():
     shares = []
     for seed in range(40):
         samples, labels = drawn(400, seed)
-        parts = slice(75), slice(75, 100), slice(100, 200), slice(200, 400)
-        fit, scale, calibration, new = ((samples.select(part), labels[part]) for part in parts)
-        label = Label.fit(*fit, scale)
-        assert label is not None
+        parts = slice(100), slice(100, 200), slice(200, 400)
+        fit, calibration, new = ((samples.select(part), labels[part]) for part in parts)
+        label = fitted(*fit)
         known, found = (label.label.scores(label.measure(*part).label[:, None])[0] for part in (calibration, new))
         shares.append((conformal_p_values(found, known.sort().values) <= 0.1).double().mean())
     assert torch.stack(shares).mean() == pytest.approx(0.1, abs=0.02)
