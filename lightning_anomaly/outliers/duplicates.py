@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from itertools import combinations_with_replacement, islice
 from typing import NamedTuple
@@ -80,11 +80,6 @@ class Fingerprints(NamedTuple):
         """Join parts; what a part lacks becomes None."""
         hashes, looks, features = zip(*parts, strict=True)
         return Fingerprints(torch.cat(hashes), join_known(looks), join_known(features))
-
-
-def members(groups: Iterable[DuplicateGroup]) -> list[int]:
-    """List the positions of the images in all groups, each once."""
-    return [*dict.fromkeys(position for group in groups for position in group.positions)]
 
 
 def find_duplicates(

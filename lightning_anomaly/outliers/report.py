@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from lightning_anomaly._internal.checks import check_integer, check_one_of
 from lightning_anomaly._internal.tables import Tabular, listed
 from lightning_anomaly.images.files import read_image
-from lightning_anomaly.outliers.duplicates import DuplicateGroup, members
+from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.page import BrowserFile, usual_score, write
 from lightning_anomaly.pages.thumbnails import data_uri
@@ -173,47 +172,24 @@ class OutlierReport(Tabular):
         """
         from pandas import DataFrame
 
-        return DataFrame(self.rows(k))
+        order = [*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k)
+        texts = {"name": self.names, "label": self.labels, "looks_like": self.looks_like}
+        numbers = {"score": self.scores, "p_value": self.p_values}
+        for view, known in self.views.items():
+            numbers |= {f"{view}_score": known.scores, f"{view}_p_value": self.view_p_values[view]}
+        columns: dict[str, Sequence[Any]] = {"position": order}
+        columns |= {name: [known[position] for position in order] for name, known in texts.items() if known is not None}
+        columns |= {name: values[order].tolist() for name, values in numbers.items()}
+        significant = {*self.significant}
+        columns["significant"] = [position in significant for position in order]
+        columns["reasons"] = [self._reasons(position) for position in order]
+        return DataFrame(columns)
 
-    def rows(self, k: int | None = None) -> list[dict[str, Any]]:
-        """Return the rows of `to_frame` as plain values."""
-        significant, scores = {*self.significant}, {name: view.scores for name, view in self.views.items()}
-        copies = defaultdict[int, list[str]](list)
-        for group in self.duplicates:
-            text = f"{'identical' if group.identical else 'near'}: {self._names(group)}"
-            for position in group.positions:
-                copies[position].append(text)
-        return [
-            {
-                "position": position,
-                **({} if self.names is None else {"name": self.names[position]}),
-                **({} if self.labels is None else {"label": self.labels[position] or ""}),
-                **({} if self.looks_like is None else {"looks_like": self.looks_like[position]}),
-                "score": self.scores[position].item(),
-                "p_value": self.p_values[position].item(),
-                "significant": position in significant,
-                **{
-                    f"{name}_{key}": values[name][position].item()
-                    for name in self.views
-                    for key, values in (("score", scores), ("p_value", self.view_p_values))
-                },
-                "duplicates": "; ".join(copies.get(position, ())),
-                "reasons": "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items()),
-            }
-            for position in ([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
-        ]
-
-    def _names(self, group: DuplicateGroup) -> str:
-        """Name the first images of a group."""
-        images = [self._name(position) for position in group.positions]
-        return listed([*images, *map(self._known, group.reference)], " = ")
+    def _reasons(self, position: int) -> str:
+        return "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items())
 
     def _name(self, position: int) -> str:
         return f"image {position}" if self.names is None else self.names[position]
-
-    @staticmethod
-    def _known(name: str | int) -> str:
-        return f"{name if isinstance(name, str) else f'image {name}'} of the reference"
 
     def _path(self, position: int) -> str:
         return "" if self.names is None else self._absolute(self.names[position])
@@ -252,13 +228,17 @@ class OutlierReport(Tabular):
                 **given,
             )
 
-        def copies(identical: bool) -> list[Row]:
-            groups = [group for group in self.duplicates if group.identical is identical]
-            return [
-                row(position, group=number, note=listed([*map(self._known, group.reference)], " = "))
-                for number, group in enumerate(groups)
-                for position in group.positions
-            ]
+        def copies(identical: bool) -> Iterator[Row]:
+            groups = (group for group in self.duplicates if group.identical is identical)
+            for number, group in enumerate(groups):
+                known = [name if isinstance(name, str) else f"image {name}" for name in group.reference]
+                other = f"{listed(known)} of the reference" if known else ""
+                for place, position in enumerate(group.positions):
+                    reason = other and f"{'as' if identical else 'like'} {other}"
+                    if place and not identical:
+                        reason += f", details correlate {group.correlations[place]:.2f}"
+                    yield row(position, group=number, reason=reason)
+                    other = self._name(group.positions[0])
 
         broken = [
             row(position, reason=self.outlier_reasons(position).get("file", "gives NaN or infinite values"))
@@ -276,12 +256,12 @@ class OutlierReport(Tabular):
                 for view, (title, about) in _SCORED.items()
                 if view in self.views
             ),
-            Tab("identical", "Identical", "Images with equal pixels, side by side.", copies(True)),
+            Tab("identical", "Identical", "Images with equal pixels, side by side.", [*copies(True)]),
             Tab(
                 "near",
                 "Near duplicates",
                 "The same photograph scaled, cropped, mirrored or saved again.",
-                copies(False),
+                [*copies(False)],
             ),
             Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", files),
@@ -324,9 +304,10 @@ class OutlierReport(Tabular):
         for tab in tabs:
             for row in tab.rows:
                 row.picture = None if row.position is None else pictures.get(row.position)
-        counts = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in VIEWS]
+        found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in VIEWS]
+        odd = ["the oddest come first in look and content"] if self.views else []
         lead = [
-            f"{_images(len(self.scores))}: {', '.join([*counts, 'the oddest come first in look and content'])}.",
+            f"{_images(len(self.scores))}: {', '.join([*found, *odd]) or 'nothing to look at'}.",
             "Tick what should go, in any list; then save the lists, and move what you ticked.",
         ]
         return write(path, gallery_page(title, lead, tabs, Path(path).parent, self._sentences()))
@@ -347,46 +328,29 @@ class OutlierReport(Tabular):
         if not self.n_calibration:
             columns.remove("p-value")
         rows = [tuple(columns)]
-        for row in self.rows(10):
-            p_value, reason = f"{row['p_value']:.4f}", row["reasons"].partition("; ")[0]
-            cells = {**row, "score": f"{row['score']:.1f}", "p-value": p_value, "reason": reason}
-            rows.append(tuple(str(cells[column]) for column in columns))
+        for position in self.top(10):
+            cells = {
+                "position": str(position),
+                "name": self._name(position),
+                "score": f"{self.scores[position]:.1f}",
+                "p-value": f"{self.p_values[position]:.4f}",
+                "reason": self._reasons(position).partition("; ")[0],
+            }
+            rows.append(tuple(cells[column] for column in columns))
         return rows
 
     def _sentences(self) -> list[str]:
-        content = [f"Content scores: {self.feature_layer}."] if self.feature_layer else []
-        return [
-            self._headline(),
-            *content,
-            *self._filed_sentence(),
-            *self._lists(),
-            *(f"note: {note}" for note in self.notes.values()),
-        ]
-
-    def _filed_sentence(self) -> list[str]:
-        """Name the images that look like another class."""
-        found = self.filed_elsewhere
-        names = [f"{self._name(place)} ({self.views['label'].reasons[place]})" for place in found]
-        verb = "looks" if len(found) == 1 else "look"
-        return [f"{_images(len(found))} {verb} like another class: {listed(names)}."] if found else []
-
-    def _lists(self) -> list[str]:
-        """Say how many duplicates and skipped files there are."""
-        sentences, own = [], [group for group in self.duplicates if len(group.positions) > 1]
-        for kind, groups in (
-            ("identical", [group for group in own if group.identical]),
-            ("nearly the same", [group for group in own if not group.identical]),
-            ("in the reference too", [group for group in self.duplicates if group.reference]),
-        ):
-            if groups:
-                count, names = len(members(groups)), listed([self._names(group) for group in groups])
-                sentences.append(f"{_images(count)} {'is' if count == 1 else 'are'} {kind}: {names}.")
+        """Say what is significant, and what is in the other lists; notes tell of unreadable images."""
+        sentences = [self._headline()]
+        if self.feature_layer:
+            sentences.append(f"Content scores: {self.feature_layer}.")
+        for tab in self.tabs(len(self.scores)):
+            if tab.rows and tab.name not in (*VIEWS, "unreadable"):
+                named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
+                sentences.append(f"{tab.title}: {len(tab.rows):,}. {listed(named)}.")
         if self.duplicates_left_out:
             sentences.append(self.duplicates_left_out)
-        if self.skipped:
-            count, files = len(self.skipped), [f"{name} ({reason})" for name, reason in self.skipped.items()]
-            sentences.append(f"{count} file{'s were' if count > 1 else ' was'} skipped: {listed(files)}.")
-        return sentences
+        return [*sentences, *(f"note: {note}" for note in self.notes.values())]
 
     def _headline(self) -> str:
         """Say what is significant."""
@@ -398,15 +362,11 @@ class OutlierReport(Tabular):
                 "Without a reference there are no p-values, and no image is significant: look at the largest scores, "
                 "or pass trusted images as `reference`."
             )
-        subject = (
-            f"{_images(found)} of {count:,} {'is' if found == 1 else 'are'}"
-            if found
-            else f"None of {count:,} images is"
-        )
-        rate = f"a false discovery rate of {100 * self.false_discovery_rate:g}%"
+        subject = f"{_images(found)} of {count:,}" if found else f"None of {count:,} images"
         return (
-            f"{subject} significant at {rate}. With {known:,} calibration images, half of the reference, p-values are "
-            f"at least 1 / {known + 1:,}."
+            f"{subject} {'are' if found > 1 else 'is'} significant at a false discovery rate of "
+            f"{100 * self.false_discovery_rate:g}%. With {known:,} calibration images, half of the reference, p-values "
+            f"are at least 1 / {known + 1:,}."
         )
 
 

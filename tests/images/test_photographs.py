@@ -131,11 +131,12 @@ def test_the_readme_s_search_of_a_folder_searches_a_flat_one(folder: Path, tmp_p
     report = names["outliers"]
     assert isinstance(report, OutlierReport)
     assert (tmp_path / "outliers.html").stat().st_size < 10_000_000
-    rows = {row["name"]: row for row in report.rows()}
+    table = report.to_frame().to_dict("records")
+    rows = {row["name"]: row for row in table}
     assert rows["broken.jpg"]["reasons"].startswith("file: cannot be read: UnidentifiedImageError")
-    assert report.rows()[-1]["name"] == "broken.jpg"
+    assert table[-1]["name"] == "broken.jpg"
     assert "the same everywhere" in rows["grey.png"]["reasons"]
-    assert "grey.png" in [row["name"] for row in report.rows(6)]
+    assert "grey.png" in [row["name"] for row in table[:6]]
     assert "broken.jpg" in report.notes["unreadable images"]
     assert "<" not in report.notes["unreadable images"]
     same = [{report.names[position] for position in group.positions} for group in report.duplicates]
@@ -230,4 +231,4 @@ def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None
     images = torch.rand(220, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     report = find_outliers(torch.cat([images[120:], images[:1]]), nn.Conv2d(3, 4, 3), images[:120])
     assert report.duplicates == [([100], True, [0], [1, 1])]
-    assert "1 image is in the reference too: image 100 = image 0 of the reference." in str(report)
+    assert "Identical: 1. image 100 (as image 0 of the reference)." in str(report)

@@ -69,12 +69,13 @@ def test_unreadable_images_do_not_change_the_scores_of_others(net, workers):
     loader = DataLoader(Broken(IMAGES, 0, 5), 32, num_workers=workers)
     with pytest.warns(UserWarning, match="^2 of .*`images`.* position 0"):
         report = find_outliers(loader, net, DATA.tensors[0])
-    assert report.unusable == [row["position"] for row in report.rows()[-2:]] == [0, 5]
+    assert report.unusable == report.to_frame()["position"].tolist()[-2:] == [0, 5]
     rest = [index for index in range(200) if index not in (0, 5)]
     expected = find_outliers(IMAGES[rest], net, DATA.tensors[0])
     torch.testing.assert_close(report.scores[rest], expected.scores)
     assert torch.equal(report.p_values[rest], expected.p_values)
-    assert torch.equal(report.images, expected.images)
+    for place, picture in expected.pictures.items():
+        assert torch.equal(report.pictures[rest[place]], picture)
 
 
 def test_unreadable_reference_images_are_left_out(net):

@@ -56,7 +56,10 @@ def planted() -> OutlierReport:
         duplicates=[
             *(DuplicateGroup([i, i + 1], True, []) for i in range(200, 218, 2)),
             DuplicateGroup([218, 300], True, []),
-            *(DuplicateGroup([i, i + 1, i + 2], False, ["old.png"]) for i in range(400, 412, 3)),
+            *(
+                DuplicateGroup([i, i + 1, i + 2], False, ["old.png"], [1.0, 0.97, 0.96, 0.9])
+                for i in range(400, 412, 3)
+            ),
         ],
         unreadable=dict.fromkeys(range(4000, 4005), "OSError: broken"),
         skipped={f"{name}.txt": "not an image" for name in "abc"},
@@ -155,7 +158,8 @@ class TestPage:
         page = planted_page
         page.go("#/near")
         assert page.page.locator(".copies").count() == 4
-        assert "old.png of the reference" in page.text(".copies >> nth=0")
+        for text in ("like old.png of the reference", "like 4/400.png, details correlate 0.97"):
+            assert text in page.text(".copies >> nth=0")
         page.page.get_by_role("button", name="Tick all but the first").click()
         assert "8 images ticked" in page.text(".ticked-bar")
         page.page.locator(".frame").nth(2).click()
