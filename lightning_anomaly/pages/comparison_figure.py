@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 History = Sequence[Mapping[str, Any]]
 
 _LAYER = "layer/"  # prefix of the layers' metrics
-# For shares from 0 to the largest: hue shows whether chance explains a share, lightness shows its size.
-_CHANCE_SHADES, _SIGNIFICANT_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00", "#7A2E00")
+_SHADES = ("#F2F2F2", "#FDD9B5", "#D55E00", "#7A2E00")  # of shares from 0, or what chance explains, to the largest
 _CHANCE, _SIGNIFICANT = "#8C8C8C", "#D55E00"
 _FULL = 0.2  # least share for the darkest shade, so that chance looks pale
 _AREAS = (0.48, 0.6)  # always on the axis, so that chance looks flat
@@ -31,9 +30,9 @@ def comparison_figure(history: History, significance: float) -> Figure:
     """Draw whether and where a network distinguishes training from validation images, at every validation so far.
 
     The upper curve is how often the output is more confident on a training image than on a validation image. Below is a
-    row for each layer of the last validation: the share of its filters that distinguish the two, hatched where
-    nothing could be compared. P-values above `significance` are gray, others orange; those of layers are corrected for
-    the number of layers. The figure is at most 7 x 16 inches, so of many layers only some are named.
+    row for each layer of the last validation: the share of its filters that distinguish the two, gray where chance
+    explains it (p-values, corrected for the number of layers, above `significance`), hatched where nothing could be
+    compared. The figure is at most 7 x 16 inches, so of many layers only some are named.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -43,19 +42,18 @@ def comparison_figure(history: History, significance: float) -> Figure:
     height = min(_TALLEST, max(_LEAST, _ROW * len(layers)))
     legible = rc_context({"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 12})  # on a card of TensorBoard
     with new_figure(7.0, height + 4.4) as figure, legible:
-        grid = figure.add_gridspec(3, 2, height_ratios=[1.6, height, 0.12])
-        output_axes = figure.add_subplot(grid[0, :])
+        grid = figure.add_gridspec(3, 1, height_ratios=[1.6, height, 0.12])
+        output_axes = figure.add_subplot(grid[0])
         _draw_output(output_axes, history, significance)
-        layer_axes = figure.add_subplot(grid[1, :], sharex=output_axes)
+        layer_axes = figure.add_subplot(grid[1], sharex=output_axes)
         shares, significant = _shares(history, layers, significance)
-        meshes = _draw_layers(layer_axes, shares, significant)
+        mesh = _draw_layers(layer_axes, shares, significant)
         _name_layers(layer_axes, layers, shares[:, -1], significant[:, -1], height)
         number_validations(layer_axes, history)
         output_axes.tick_params(labelbottom=False)
-        for place, (mesh, words) in enumerate(zip(meshes, _legend(significance), strict=True)):
-            bar = figure.add_subplot(grid[2, place])
-            ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
-            figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format=percent, label=words)
+        ticks, words = MaxNLocator(5, steps=[1, 2, 5, 10]), f"{_legend(significance)[1]}; gray: it does"
+        bar = figure.add_subplot(grid[2])
+        figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format=percent, label=words)
         figure.suptitle("Does the network distinguish training from validation images?")
     return figure
 
@@ -99,8 +97,8 @@ def _shares(history: History, layers: Sequence[str], significance: float) -> tup
     return shares, significant & (shares > 0)
 
 
-def _draw_layers(axes: Axes, shares: np.ndarray, significant: np.ndarray) -> list[QuadMesh]:
-    """Draw the shares that chance explains, then the others."""
+def _draw_layers(axes: Axes, shares: np.ndarray, significant: np.ndarray) -> QuadMesh:
+    """Draw the shares that chance does not explain, and 0 for the others."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -112,12 +110,9 @@ def _draw_layers(axes: Axes, shares: np.ndarray, significant: np.ndarray) -> lis
     rows, columns = shares.shape
     axes.set_ylim(max(rows, 1) - 0.5, -0.5)
     x, y, highest = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, max(_FULL, np.nanmax(shares, initial=0))
-    meshes = []
-    for above_chance, shades in ((False, _CHANCE_SHADES), (True, _SIGNIFICANT_SHADES)):
-        cells = np.ma.masked_where(missing | (significant != above_chance), shares)
-        cmap = LinearSegmentedColormap.from_list("", shades)
-        meshes.append(axes.pcolormesh(x, y, cells, cmap=cmap, vmin=0, vmax=highest))
-    return meshes
+    cells = np.ma.masked_where(missing, np.where(significant, shares, 0))
+    cmap = LinearSegmentedColormap.from_list("", _SHADES)
+    return axes.pcolormesh(x, y, cells, cmap=cmap, vmin=0, vmax=highest)
 
 
 def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, significant: np.ndarray, height: float) -> None:

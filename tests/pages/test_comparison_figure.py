@@ -27,10 +27,10 @@ def drawn(history: list[dict[str, Any]]) -> Figure:
     return comparison_figure(history, 0.005)
 
 
-def cells(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
-    """The shares that chance explains and the significant ones `(layers, validations)`, NaN for none."""
-    chance, significant = (mesh.get_array() for mesh in figure.axes[1].collections)
-    return chance.filled(np.nan), significant.filled(np.nan)
+def cells(figure: Figure) -> np.ndarray:
+    """The drawn shares `(layers, validations)`, NaN for none."""
+    (mesh,) = figure.axes[1].collections
+    return mesh.get_array().filled(np.nan)
 
 
 HISTORY = [
@@ -41,15 +41,12 @@ HISTORY = [
 ]
 
 
-def test_every_share_is_in_its_cell_with_the_color_of_its_significance() -> None:
+def test_shares_above_chance_are_in_their_cells_and_others_are_0() -> None:
     figure, gap = drawn(HISTORY), math.nan
-    chance, significant = cells(figure)
-    np.testing.assert_array_equal(chance, [[0, 0, gap, 0.125], [0.25, gap, gap, gap], [gap, 0.1, gap, gap]])
-    np.testing.assert_array_equal(significant, [[gap] * 4, [gap, 0.5, gap, 0.75], [gap, gap, gap, 1]])
-    for mesh in figure.axes[1].collections:  # cells are centered on their validation and layer
-        edges = mesh.get_coordinates()
-        assert edges[0, :, 0].tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
-        assert edges[:, 0, 1].tolist() == [-0.5, 0.5, 1.5, 2.5]
+    np.testing.assert_array_equal(cells(figure), [[0, 0, gap, 0], [0, 0.5, gap, 0.75], [gap, 0, gap, 1]])
+    edges = figure.axes[1].collections[0].get_coordinates()  # cells are centered on their validation and layer
+    assert edges[0, :, 0].tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
+    assert edges[:, 0, 1].tolist() == [-0.5, 0.5, 1.5, 2.5]
 
 
 def test_the_output_is_drawn_above_on_the_same_axis_with_its_p_values() -> None:
@@ -66,10 +63,7 @@ def test_the_output_is_drawn_above_on_the_same_axis_with_its_p_values() -> None:
 def test_each_layer_is_labeled_with_its_name_and_its_last_share() -> None:
     whether, where, *bars = drawn(HISTORY).axes
     legend = [text.get_text() for text in whether.get_legend().get_texts()]
-    assert [text[:8] for text in (*legend, *(bar.get_xlabel() for bar in bars))] == [
-        *("p > 0.00", "p ≤ 0.00"),
-        *("p > 0.00", "p ≤ 0.00"),
-    ]
+    assert [text[:8] for text in (*legend, *(bar.get_xlabel() for bar in bars))] == ["p > 0.00", *["p ≤ 0.00"] * 2]
     assert [label.get_text() for label in where.get_yticklabels()] == ["a", "b", "c"]
     assert where.get_ylabel() == ""  # as every layer is named
     last = [(text.get_text(), text.get_weight()) for text in where.texts]
