@@ -171,7 +171,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor, similar: Tensor)
     """Correlate the details of pairs `(2, P)`, the second laid as its coarse look is most alike; return `(P,)`."""
     details, ways = dict[int, Tensor](), dict[int, Tensor]()
     for side in _STEPS:
-        small = (functional.adaptive_avg_pool2d(part.float(), side) for part in looks.split(_BLOCK))
+        small = (functional.adaptive_avg_pool2d(part.float(), side) for part in torch.split(looks, _BLOCK))
         details[side] = torch.cat([_details(part) for part in small])
         ways[side] = _in_eight_ways(torch.arange(side**2, device="cpu").view(1, side, side)).flatten(2)[0]
 
@@ -195,7 +195,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor, similar: Tensor)
         found[doubtful] = found[doubtful].maximum(aligned)
         return found
 
-    parts = zip(pairs.split(_PAIRS, 1), similar.split(_PAIRS), strict=True)
+    parts = zip(torch.split(pairs, _PAIRS, 1), torch.split(similar, _PAIRS), strict=True)
     return torch.cat([*torch_in_threads(of, parts)]).clamp(max=1)  # rounding
 
 

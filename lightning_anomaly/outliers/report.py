@@ -149,7 +149,7 @@ class OutlierReport(Tabular):
         """Positions of the images that look like another class by descending label score, first those with copies."""
         reasons = self.views["label"].reasons if "label" in self.views else ()
         found = [place for place in self.top(len(self.scores), by="label") if reasons[place]] if reasons else []
-        copies = {*members(group for group in self.duplicates if group.identical)}
+        copies = {place for group in self.duplicates if group.identical for place in group.positions}
         return sorted(found, key=lambda place: place not in copies)
 
     def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:

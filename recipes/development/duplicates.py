@@ -106,7 +106,12 @@ def judged(groups: Sequence[Sequence[str]]) -> dict[str, Any]:
     }
     others = sorted({tuple(sorted({int(number) for number, _ in group})) for group in split})
     others = [numbers for numbers in others if len(numbers) > 1]
-    return {**row, "groups": len(groups), "others": len(others), "which": " ".join("+".join(map(str, n)) for n in others)}
+    return {
+        **row,
+        "groups": len(groups),
+        "others": len(others),
+        "which": " ".join("+".join(map(str, n)) for n in others),
+    }
 
 
 def main() -> None:
