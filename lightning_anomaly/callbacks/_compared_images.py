@@ -32,7 +32,7 @@ class ComparedImages(NamedTuple):
         places = dict(zip(self.labels.positions, readable, strict=True))  # other ones if they are in memory
         batches = self.train.batches([places[position] for position in positions])
         images = torch.cat([shrink(images, SIDE) for _, images in batches])
-        return to_bytes(images, black_and_white(images)).contiguous()
+        return to_bytes(images, black_and_white(images)).clone()  # no view, which would keep its base
 
 
 def read_images(

@@ -91,7 +91,9 @@ class Observing(SmallNet):
 MAKE: dict[str, Any] = {
     "val": watcher,
     "figures": lambda: watcher(log_figures=True),
-    "compared": lambda: TwoSampleCallback(images(60) + 0.1, images(80, seed=1)),
+    "compared": lambda: TwoSampleCallback(
+        TensorDataset(images(60) + 0.1, torch.arange(60) % 3), images(80, seed=1)
+    ),  # with labels, which are judged too
 }
 
 
