@@ -70,7 +70,8 @@ class Fingerprints(NamedTuple):
         hashes = torch.tensor(image_hashes(images), dtype=torch.int64, device="cpu")
         looks = None
         if images.ndim == 4:
-            looks = functional.adaptive_avg_pool2d(scaled(images).float().mean(1), _SIDE).half().cpu()
+            looks = functional.adaptive_avg_pool2d(scaled(images).float().mean(1), _SIDE).cpu()
+            looks = looks.clamp(-6e4, 6e4).half()
         if features is not None:
             features = functional.normalize(features.float()).half().nan_to_num_().cpu()
         return cls(hashes, looks, features)
@@ -179,13 +180,11 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor, similar: Tensor)
         (left, right), similar = part
         way = (_in_eight_ways(coarse[right]) * coarse[left][:, None]).sum((2, 3)).argmax(1)
 
-        def laid(side: int, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
-            return details[side][left[chosen]].float(), details[side][right[chosen]].gather(
-                1, ways[side][way[chosen]]
-            ).float()
+        def laid(side: int, chosen: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+            second = details[side][right[chosen]].gather(1, ways[side][way[chosen]])
+            return details[side][left[chosen]].float(), second.float()
 
-        first, second = laid(_SIDE, slice(None))
-        found = (first * second).sum(1)
+        found = torch.linalg.vecdot(*laid(_SIDE))
         doubtful = ((similar >= _COPY) & (found < _CERTAIN) & (found * similar < _COPY)).nonzero()[:, 0]
         warp = found.new_zeros(len(doubtful), 4)
         for side, steps in _STEPS.items():
