@@ -63,7 +63,7 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
         with open_page(*_PAGE) as page:
             page.goto(f"{(folder / file).resolve().as_uri()}{address}")
             page.wait_for_selector("html[data-shown]")
-            page.locator("main canvas").first.wait_for()
+            page.locator("main :is(canvas, img)").first.wait_for()
             sides.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     whole = Image.new("RGB", (2 * _PAGE[0] + _GAP, _PAGE[1]), "white")
     for place, side in enumerate(sides):
@@ -72,7 +72,7 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
 
 
 def _photograph(page: Page, path: Path) -> None:
-    """Write a picture of TensorBoard's cards, without its sidebar, in 128 colours, which makes a small file."""
+    """Write a picture of TensorBoard's cards, without its sidebar, in 128 colors, which makes a small file."""
     page.wait_for_timeout(2000)  # until the cards have moved to their places
     left, top, bottom = page.evaluate(
         f"""() => {{ {IN_PAGE}
