@@ -184,7 +184,8 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor, similar: Tensor)
             second = details[side][right[chosen]].gather(1, ways[side][way[chosen]])
             return details[side][left[chosen]].float(), second.float()
 
-        found = torch.linalg.vecdot(*laid(_SIDE))
+        first, second = laid(_SIDE)
+        found = (first * second).sum(1)
         doubtful = ((similar >= _COPY) & (found < _CERTAIN) & (found * similar < _COPY)).nonzero()[:, 0]
         warp = found.new_zeros(len(doubtful), 4)
         for side, steps in _STEPS.items():
