@@ -86,13 +86,12 @@ class Fingerprints(NamedTuple):
 def find_duplicates(
     fingerprints: Fingerprints, images: Tensor | None = None
 ) -> tuple[list[tuple[list[int], bool, list[float]]], str]:
-    """Group images of equal hashes, and images with their near duplicates.
+    """Group images of equal hashes, and images with their near duplicates, which need features and looks.
 
     The `images` to compare are an index into the fingerprints `(n,)`, by default all. Candidates are alike in features
-    and in coarse looks, one of them turned or mirrored. They are copies if also their details agree, once one is zoomed
-    and shifted. All in a group are copies of its first image. Where most groups have as many copies or almost copies
-    outside as inside, images are too alike to tell, and near duplicates are not listed. They need features and looks.
-    Images that are identical and have near duplicates are in two groups.
+    and in coarse looks, turned or mirrored. Copies agree in details too, once one is zoomed and shifted. All in a group
+    are copies of its first image. Where most groups have as many (almost) copies outside as inside, near duplicates are
+    not listed. Images that are identical and have near duplicates are in two groups.
 
     Returns:
         Groups of places in the index, whether all in them are identical, and the correlation of each with the first:
@@ -109,24 +108,14 @@ def find_duplicates(
         return identical, f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
     if len(first) < 2 or fingerprints.features is None or fingerprints.looks is None:
         return identical, ""
-    groups = _near_groups(fingerprints.features, fingerprints.looks[images[first]], images[first])
+    looks = fingerprints.looks[images[first]]
+    coarse = _coarse(looks)
+    pairs = _candidates(fingerprints.features, coarse, images[first])
+    groups = None if pairs is None else _groups(len(first), *pairs, _correlations(looks, coarse, *pairs))
     if groups is None:
         return identical, "Near duplicates are not listed, as too many images are too alike to tell."
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
     return [*identical, *(([place for place, _ in group], False, [value for _, value in group]) for group in near)], ""
-
-
-def _near_groups(features: Tensor, looks: Tensor, images: Tensor) -> list[list[tuple[int, float]]] | None:
-    """Group different images with their copies; None if they are too alike to tell.
-
-    Features are those of all images `(N, D)`, looks those of the n that `images` selects.
-    """
-    coarse = _coarse(looks)
-    candidates = _candidates(features, coarse, images)
-    if candidates is None:
-        return None
-    pairs, similar = candidates
-    return _groups(len(looks), pairs, similar, _correlations(looks, coarse, pairs, similar))
 
 
 def _in_eight_ways(looks: Tensor) -> Tensor:
