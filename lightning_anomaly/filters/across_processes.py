@@ -40,18 +40,18 @@ def analyze_shared(
     """Analyze the maps of all processes; a collective call, also for a process without maps.
 
     Each process passes the maps, images `(n, C, H, W)` and other statistics of its samples. Maps are removed as they
-    are sent. At most `limit` samples of all are analyzed. Notes and `pictures` are the same everywhere, and so is
-    `previous`, see `analyze_maps`.
+    are sent. At most `limit` samples of all are analyzed. The notes and `previous`, see `analyze_maps`, are the same
+    everywhere; process 0 decides whether there are `pictures`, as only its loggers may want them.
 
     Return the report and the images of the probe `(N, C, H, W)`, None if unknown, in every process.
     """
     rank, world = rank_and_world()
 
-    def describe() -> tuple[dict[str, LayerMaps], SampleStatistics, Tensor | None]:
+    def describe() -> tuple[dict[str, LayerMaps], SampleStatistics, Tensor | None, bool]:
         statistics = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
-        return {name: _header(layer) for name, layer in maps.items()}, statistics, images
+        return {name: _header(layer) for name, layer in maps.items()}, statistics, images, pictures
 
-    headers, all_statistics, all_images = zip(*gather_results(describe), strict=True)
+    headers, all_statistics, all_images, (pictured, *_) = zip(*gather_results(describe), strict=True)
     seen = [most_samples(header) for header in headers]
     layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
@@ -72,13 +72,13 @@ def analyze_shared(
         scored = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
         found, views = analyze_layers(parts, settings, scored, before)
         filters = sum(map(_filters, usable.values()))
-        return found, views, take_pictures(found, parts, None, filters).maps if pictures else {}
+        return found, views, take_pictures(found, parts, None, filters).maps if pictured else {}
 
     parts, all_views, all_kept = zip(*gather_results(analyze), strict=True)
     found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}
     report = report_on(found, all_views[-1], n_samples, settings, {**notes, **left_out}, previous)
     probe_images = _join_images(all_images, seen, limit)
-    if pictures:
+    if pictured:
         report = replace(report, pictures=join_pictures(all_kept, probe_images, n_samples))
     return report, probe_images
 
@@ -114,16 +114,11 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
 
 def _exchange(local: LayerMaps, layer: LayerMaps, slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
     """Send each process the maps and extremes of its filters."""
-
-    def rows() -> Tensor:
-        maps = torch.cat(local.batches or layer.batches)[..., None].flatten(2)
-        return torch.cat([maps, torch.cat(local.extremes or layer.extremes)], 2).transpose(0, 1)
-
-    return exchange_filters(rows, slices, counts)
+    return exchange_filters(lambda: (local if local.batches else layer).rows, slices, counts)
 
 
 def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
-    """Split rows `(f, N, V)` of some filters into maps and, at the end of each row, extremes."""
+    """Split the `rows` of some filters, see `LayerMaps.rows`."""
     assert layer.zeros is not None
     pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)
     maps = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])

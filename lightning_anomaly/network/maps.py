@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from lightning_anomaly.images.source import image_hashes
 
 _ROOM = 2**25  # bytes, from which on the C library maps pages that take no memory before they are written
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -119,18 +120,15 @@ class LayerMaps:
         zeros = None if self.zeros is None else self.zeros[filters]
         return LayerMaps([join_batches(maps)], self.count, self.size, zeros, extremes=[join_batches(extremes)])
 
+    @property
+    def rows(self) -> Tensor:
+        """The V values of each map, and its extremes, filter by filter `(F, N, V + 2)`."""
+        pixels, extremes = self.maps[..., None].flatten(2), join_batches(self.extremes)
+        return torch.cat([pixels.transpose(0, 1), extremes.transpose(0, 1)], 2)
+
     def fingerprints(self) -> Tensor:
         """Hash the bits of each filter's maps and extremes, int64 `(F,)` on the CPU.
 
         Filters with other maps have the same of 2**64 values by chance alone.
         """
-        kept = self.maps, join_batches(self.extremes)
-        values = [tensor[..., None].flatten(2).transpose(0, 1).cpu() for tensor in kept]
-        shape = repr(self.maps.shape[2:]).encode()
-        digests = []
-        for rows in zip(*(part.contiguous().numpy() for part in values), strict=True):
-            digest = hashlib.sha256(shape)  # releases the interpreter's lock
-            for row in rows:
-                digest.update(row)
-            digests.append(digest.digest()[:8])
-        return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)
+        return torch.tensor(image_hashes(self.rows), dtype=torch.int64, device="cpu")

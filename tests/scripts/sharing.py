@@ -83,7 +83,7 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
     maps = captured({name: values[samples] for name, values in everything.items()})
     features = everything["wide"].flatten(1)
-    options: dict[str, Any] = {"limit": limit, "pictures": True, "samples": described(features[samples])}
+    options: dict[str, Any] = {"limit": limit, "pictures": rank == 0, "samples": described(features[samples])}
     report, seen = analyze_shared(maps, images[samples], SETTINGS, NOTES, **options)
     again = captured({name: values[samples] for name, values in everything.items()})
     carried, *_ = analyze_shared(again, images[samples], SETTINGS, NOTES, **options, previous=report.layers)
