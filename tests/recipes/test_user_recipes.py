@@ -1,6 +1,7 @@
 """The recipes that a user copies: each is one short file that needs only the package."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def scalars(log_dir: Path) -> dict[str, list[float]]:
 def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) -> None:
     text = (RECIPES / f"{name}.py").read_text()
     # The quickstart shows three things, each other recipe one.
-    assert len(text.splitlines()) <= {"quickstart": 82, "predict": 50, "ray_data": 50}.get(name, 70)
+    assert len(text.splitlines()) <= {"quickstart": 84, "predict": 50, "ray_data": 50}.get(name, 70)
     public = {"lightning_anomaly", "lightning_anomaly.pruning"}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
@@ -66,14 +67,15 @@ def test_the_quickstart_finds_the_damaged_digits_and_stops(tmp_path: Path, capsy
     logged = scalars(tmp_path / "quickstart/version_0")
     losses, gap = logged["val_loss"], logged["two_sample/confidence_rise"]
     assert len(losses) == len(gap) == len(logged["train_loss"]) < 30
-    assert len({*logged["anomaly_filters/isolated"]}) > 3
+    assert all(len({*logged[f"anomaly_filters/{name}"]}) > 2 for name in ("count", "isolated"))
+    assert re.search(r"^[4-9] images of 200 are significant", printed, re.MULTILINE)
     assert gap[0] == 0 < 0.05 < gap[-1]
     lowest = min(losses)
     assert losses.index(lowest) < len(losses) - 3
     assert 1.1 * lowest < losses[-1]
-    *_, summary, reason = printed.strip().splitlines()
-    epoch = losses.index(lowest)
-    assert summary == f"Lowest validation loss: {lowest:.3f}, in epoch {epoch}; the last: {losses[-1]:.3f}."
+    *_, loss, count, reason = printed.strip().splitlines()
+    assert loss.endswith(f" {lowest:.2f}, in epoch {losses.index(lowest)}; the last is {losses[-1]:.2f}.")
+    assert ", ".join(f"{value:.0f}" for value in logged["anomaly_filters/count"]) in count
     assert f"two_sample/confidence_rise = {gap[-1]:.3f} is above 0.05" in reason
 
 
