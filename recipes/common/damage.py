@@ -106,8 +106,8 @@ def photographs(count: int, shape: torch.Size, seed: int) -> Tensor:
 def damage_all(images: Tensor, foreign: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Damage images uint8 `(N, C, H, W)` in every way, or replace them by `foreign` ones; return `N` of each kind."""
     names = [name for group in _CORRUPTIONS.values() for name in group]
-    recognisable = min(images.shape[2:]) >= 28  # so that there is something to corrupt
-    damaged = {name: corrupt(images, name, seed) for name in names if recognisable}
+    recognizable = min(images.shape[2:]) >= 28  # so that there is something to corrupt
+    damaged = {name: corrupt(images, name, seed) for name in names if recognizable}
     generator = torch.Generator().manual_seed(seed)
     damaged |= {name: _foreign(source, images, generator) for name, source in foreign.items()}
     damaged["photographs"] = photographs(len(images), images.shape[1:], seed)

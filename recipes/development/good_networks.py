@@ -83,7 +83,7 @@ def known_images(good: GoodNetwork, root: str | None) -> ImageData:
     return replace(data, **images, train_labels=data.train_labels[train], test_labels=data.test_labels[test])
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """A network that normalizes its images first, so that it takes uint8 `(n, C, H, W)`."""
 
     def __init__(self, network: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -119,17 +119,17 @@ def _train(good: GoodNetwork, root: str | None, weights: Path) -> dict[str, Any]
     minutes = (time.perf_counter() - start) / 60
     scale = mean_and_std(data.train_images)
     loss, accuracy = evaluate(network, normalize(data.test_images, *scale), data.test_labels)
-    save_weights(Normalised(network, *scale), weights / f"{good.key}.pt")
+    save_weights(Normalized(network, *scale), weights / f"{good.key}.pt")
     return {"key": good.key, "epochs": good.epochs, "test_loss": loss, "test_acc": accuracy, "minutes": minutes}
 
 
-def load_good(good: GoodNetwork, weights: Path, channels: int, classes: int = 10) -> Normalised:
+def load_good(good: GoodNetwork, weights: Path, channels: int, classes: int = 10) -> Normalized:
     """Load a trained network in evaluation mode; it takes images uint8.
 
     Raises:
         FileNotFoundError: If it has not been trained.
     """
-    network = Normalised(build(good.network, channels, classes), torch.zeros(channels), torch.ones(channels))
+    network = Normalized(build(good.network, channels, classes), torch.zeros(channels), torch.ones(channels))
     network.load_state_dict(torch.load(weights / f"{good.key}.pt", weights_only=True))
     return network.eval()
 

@@ -47,10 +47,10 @@ class Seen(NamedTuple):
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
-    """Summarise images uint8 `(N, C, H, W)` by 13 numbers each, or 17 with colours: float64 `(N, 17)`.
+    """Summarize images uint8 `(N, C, H, W)` by 13 numbers each, or 17 with colors: float64 `(N, 17)`.
 
     Mean, standard deviation, median, minimum and maximum of the grey values; mean and largest absolute difference of
-    neighbours along rows and along columns; shares above 250 and below 5; logarithms of the energies of low and of high
+    neighbors along rows and along columns; shares above 250 and below 5; logarithms of the energies of low and of high
     frequencies; of each channel the mean beside that of the grey values, and the mean spread of a pixel's channels.
     """
     images = images.double()

@@ -15,7 +15,7 @@ from recipes.experiments.tables import h2, h3, harm, output, stopping
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
-_COLOURS = {"overfitting": "#0072B2", "noise10": "#E69F00", "noise30": "#009E73", "noise20": "#D55E00",
+_COLORS = {"overfitting": "#0072B2", "noise10": "#E69F00", "noise30": "#009E73", "noise20": "#D55E00",
             "augmented": "#CC79A7", "regularised": "black", "more_data": "#56B4E9"}  # fmt: skip
 Panel = tuple[str, str, str, bool]  # title, signal and reading as in `curves.signal`, and whether of the last layer
 _LOSS = ("validation loss (nats)", "val_loss", "val", False)
@@ -36,7 +36,7 @@ def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
                 curves = [signal(line, name, reading, layers_of(line, reading)[-1] if last else None)
                           for line in seeds.line]  # fmt: skip
                 average = np.mean(curves, axis=0)
-                style = {"linestyle": "-" if condition in OVERFITTING else "--", "color": _COLOURS[condition]}
+                style = {"linestyle": "-" if condition in OVERFITTING else "--", "color": _COLORS[condition]}
                 axis.plot(range(1, len(average) + 1), average, label=condition, linewidth=1.3, **style)
         row[0].set_ylabel("\n".join(key))
         for axis in row:
@@ -47,7 +47,7 @@ def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     shown = {str(line.get_label()): line for axis in axes[:, 0] for line in axis.get_lines()}
-    names = [name for name in _COLOURS if name in shown]
+    names = [name for name in _COLORS if name in shown]
     figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=6, fontsize=8)
     return figure
 

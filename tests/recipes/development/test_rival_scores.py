@@ -26,7 +26,7 @@ def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:
     assert found[0, 9:11].tolist() == [0.5, 0.5]  # bright and dark
     energy = found[5, 11:13].expm1().sum()  # Parseval's, without the mean
     assert energy.item() == pytest.approx(64 * ((grey - grey.mean()) ** 2).sum())
-    assert found[0, 13:].tolist() == [0, 0, 0, 0]  # no colour
+    assert found[0, 13:].tolist() == [0, 0, 0, 0]  # no color
     scaled = StandardScaler().fit_transform(rivals.pixel_statistics(IMAGES).numpy())
     distances = rivals._mahalanobis(*[rivals.pixel_statistics(IMAGES)] * 2)
     assert np.corrcoef(distances, LedoitWolf().fit(scaled).mahalanobis(scaled))[0, 1] > 0.9999
