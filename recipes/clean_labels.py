@@ -35,7 +35,7 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the Adam optimizer."""
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+        return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
 def train(data: Subset[Any], val: Subset[Any], epochs: int) -> tuple[TwoSampleCallback, float]:
@@ -47,18 +47,18 @@ def train(data: Subset[Any], val: Subset[Any], epochs: int) -> tuple[TwoSampleCa
     return watcher, float(trainer.callback_metrics["val_acc"])
 
 
-def main(epochs: int = 12) -> tuple[list[int], float, float]:
-    """Return the positions of the labels in doubt, and the validation accuracies with and without them."""
+def main(epochs: int = 15) -> tuple[list[int], float, float]:
+    """Return the positions of the most doubtful labels, and the validation accuracies with and without them."""
     digits = load_digits()
     images, labels = torch.tensor(digits.images[:, None] / 8 - 0.6).float(), torch.tensor(digits.target)
-    labels[:800:5] = (labels[:800:5] + 3) % 10
+    labels[:800:5] = (labels[:800:5] + torch.arange(160) % 9 + 1) % 10
     data = TensorDataset(images, labels)
     watcher, before = train(Subset(data, range(800)), val := Subset(data, range(1400, 1797)), epochs)
     assert watcher.report is not None
-    watcher.report.save_html("labels.html")  # look at them before you believe it
-    doubted = watcher.report.labels_in_doubt
+    watcher.report.save_html("labels.html")  # look at it, to see how far down the list labels are wrong
+    doubted = [*watcher.report.label_doubts][:160]
     _, after = train(Subset(data, sorted({*range(800)} - {*doubted})), val, epochs)
-    print(f"Of 800 labels {len(doubted)} are in doubt, {sum(place % 5 == 0 for place in doubted)} of which are wrong.")
+    print(f"Of the 160 most doubtful labels {sum(place % 5 == 0 for place in doubted)} are wrong.")
     print(f"Validation accuracy: {before:.3f} with them, {after:.3f} without.")
     return doubted, before, after
 

@@ -109,7 +109,7 @@ class TwoSampleReport(Tabular):
     @property
     def compares_output(self) -> bool:
         """Whether the output could be compared; if not, a note gives the reason."""
-        return len(self.train_errors) > 0
+        return bool(len(self.train_errors))
 
     @property
     def compares_filters(self) -> bool:

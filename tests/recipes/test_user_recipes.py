@@ -40,13 +40,12 @@ def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) ->
 
 
 @pytest.mark.slow
-def test_labels_in_doubt_are_wrong_and_training_goes_on_without_them(
+def test_the_most_doubtful_labels_are_wrong_and_training_goes_on_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     doubted, before, after = clean_labels.main(epochs=8)
-    assert len(doubted) > 20
-    assert sum(position % 5 == 0 for position in doubted) > 0.8 * len(doubted)
+    assert sum(place % 5 == 0 for place in doubted) > 0.8 * len(doubted) == 128
     assert (tmp_path / "labels.html").is_file()
     assert min(before, after) > 0.5
 

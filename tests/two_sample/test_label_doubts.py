@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.two_sample.comparison import compare_groups
 from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, left_out_scores, margins
 
 RNG = torch.Generator().manual_seed(0)
@@ -127,3 +129,23 @@ def test_without_features_or_labels_of_validation_images_the_logits_still_count(
         torch.testing.assert_close(seen.margins[0], margins(logits[:30].double(), LABELS))
         assert seen.margins[1].isnan().all()
         assert math.isnan(seen.loss)
+
+
+def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
+    model, head = nn.Sequential(body, nn.Linear(144, 3)), 1
+    pictures = torch.rand(60, 1, 8, 8, generator=RNG)
+    sources = [ImageSource(part, "inputs", 16) for part in pictures.split(30)]
+    seen = compare_groups(model, *sources, None, 0.01, labels=known()).label_margins
+    assert seen is not None
+    with torch.no_grad():
+        features = body(pictures)
+        expected = known().judge(model[head](features), features)
+    assert expected is not None
+    torch.testing.assert_close(seen.margins, expected.margins)
+    assert seen.loss == pytest.approx(expected.loss)
+    assert compare_groups(model, *sources, None, 0.01).label_margins is None
+    unknown = compare_groups(model, *sources, None, 0.01, labels=known(train=[None] * 30))
+    assert unknown.label_margins is None
+    assert list(unknown.notes) == ["labels"]
