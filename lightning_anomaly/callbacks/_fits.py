@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from time import perf_counter
 from typing import Any
@@ -64,25 +65,13 @@ class Schedule:
         self.due = validations % self._every_n == 0
 
     def say_cost(self, guard: Guard, seconds: float) -> None:
-        """Begin an analysis, and say once if the last one took long; the first compiles loops and reads images."""
+        """Begin an analysis, and say once if the last one took `seconds`, more than a tenth of the time since it began.
+
+        The first does not count, as it compiles loops and reads images.
+        """
         now = perf_counter()
-        if len(self._began) > 1:
-            line = cost_line(guard.name, seconds, now - self._began[-1])
-            if line is not None and guard.first("cost"):
-                rank_zero_info(line)
+        period = now - self._began[-1] if len(self._began) > 1 else math.inf
+        if seconds > max(_SECONDS, _SHARE * period) and guard.first("cost"):
+            share = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
+            rank_zero_info(f"{guard.name} took {share}: see docs/speed.md.")
         self._began.append(now)
-
-
-def cost_line(name: str, seconds: float, period: float) -> str | None:
-    """Return what to say of a callback that took `seconds` of a period (seconds); None if it took at most a tenth.
-
-    Examples:
-        >>> cost_line("AnomalyFilterCallback", 6.2, 100) is None
-        True
-        >>> cost_line("Watcher", 24.4, 61)
-        'Watcher took 24 of the 61 seconds since its last analysis (40%): see docs/speed.md.'
-    """
-    if seconds <= max(_SECONDS, _SHARE * period):
-        return None
-    time = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
-    return f"{name} took {time}: see docs/speed.md."

@@ -136,13 +136,12 @@ def compare_groups(
     known = {} if known is None else known
     last = dict(known)
     known.clear()
-    n_finite = carried_over = 0
+    n_finite = 0
     for name, layer in maps.items():
         values = layer.maps.T.cpu()
         key = hashlib.blake2b(repr((name, n_train)).encode())
         key.update(values.contiguous().numpy().data)
         digest = key.digest()
-        carried_over += len(values) if digest in last else 0
         known[digest] = tests[name] = last.get(digest) or _test_layer(values, divisions, significance)
         chance += tests[name].counts[1:]
         finite = int(values.isfinite().all(1).sum())
@@ -157,7 +156,7 @@ def compare_groups(
             "images to be compared: give more images, or other `layers`."
         )
     chance_shares = chance.double() / max(1, n_tested)
-    report = TwoSampleReport(compared, n_train, n_val, significance, chance_shares, notes, carried_over=carried_over)
+    report = TwoSampleReport(compared, n_train, n_val, significance, chance_shares, notes)
     if errors is None:
         return report
     train, val = errors[:n_train], errors[n_train:]

@@ -66,8 +66,6 @@ class TwoSampleReport(Tabular):
         confidence_p_value: P-value of the rank test of the confidences.
         train_errors: Expected error on each training image `(n_train,)`; empty if not compared.
         val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
-        carried_over: Number of filters in layers with the same values as in the callback's last comparison, bit for
-            bit, whose tests are those of that comparison.
         label_margins: How much the network prefers other classes to the labels of the training images; None without
             labels.
         doubts: The training images of a fit by how doubtful their labels are, the most doubtful first; empty without
@@ -87,7 +85,6 @@ class TwoSampleReport(Tabular):
     confidence_p_value: float = math.nan
     train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
-    carried_over: int = 0
     label_margins: LabelMargins | None = None
     doubts: Sequence[LabelDoubt] = ()
     pictures: Tensor | None = None
@@ -248,10 +245,6 @@ class TwoSampleReport(Tabular):
             output if self.compares_output else "the output: not measured",
             filters if self.compares_filters else "the filters: not measured",
         ]
-        if self.carried_over:
-            sentences.append(
-                f"{self.carried_over} filters have the same values as in the last comparison, and its tests"
-            )
         if self.doubts:
             sentences.append(self._labels_sentence())
         return sentences + [f"note: {note}" for note in self.notes.values()]
