@@ -180,7 +180,7 @@ class TwoSampleReport(Tabular):
         from lightning_anomaly.pages.gallery import gallery_page
         from lightning_anomaly.pages.page import write
 
-        lead = ["Tick what is labeled wrongly, and save the list.", self._labels_sentence()]
+        lead = ["Tick what is labeled wrongly, and save the list.", f"{self._labels_sentence()}."]
         write(path, gallery_page("Training labels in doubt", lead, [self._tab(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
