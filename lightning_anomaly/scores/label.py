@@ -109,7 +109,9 @@ class Label(NamedTuple):
         known = (targets >= 0) & (self.counts[own] > _FEW)
         finite = samples.finite_rows(len(own)) & predicted.isfinite().all(1)
         content = torch.where(finite, squared.log(), torch.inf).where(known, torch.nan)
-        return LabelMeasures(content, _margins(predicted, own).where(known & finite, torch.nan), predicted.argmax(1))
+        return LabelMeasures(
+            content, margins_over(own, predicted).where(known & finite, torch.nan), predicted.argmax(1)
+        )
 
     def judge(
         self,
@@ -146,7 +148,7 @@ def predicted_view(logits: Tensor, labels: Sequence[str], classes: Sequence[str]
     targets = _indices(names, labels)
     if len(names) != logits.shape[1] or (targets < 0).any() or not _agree(logits.argmax(1), targets):
         return None
-    margins = _margins(logits, targets).where(logits.isfinite().all(1), torch.nan)
+    margins = margins_over(targets, logits).where(logits.isfinite().all(1), torch.nan)
     predicted = [names[index] for index in logits.argmax(1).tolist()]
     return _label_view(margins, _scale(margins[~margins.isnan()]), labels, predicted, "labeled {}, predicted {}")
 
@@ -161,8 +163,13 @@ def _label_view(
     return SampleView(scores, tuple(words.format(own, other) if is_wrong else "" for own, other, is_wrong in rows))
 
 
-def _margins(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Return by how much the largest of the others of C numbers exceeds that of the target `(n,)`."""
+def margins_over(targets: Tensor, predicted: Tensor) -> Tensor:
+    """Return by how much the largest other of C numbers `(n, C)` exceeds that of the target `(n,)`.
+
+    Examples:
+        >>> margins_over(torch.tensor([1, 2]), torch.tensor([[2.0, 5.0, 1.0]] * 2)).tolist()
+        [-3.0, 4.0]
+    """
     own = targets[:, None]
     return predicted.scatter(1, own, -torch.inf).amax(1) - predicted.gather(1, own)[:, 0]
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from lightning_anomaly.scores.label import margins_over
+
 IN_DOUBT = 0.5  # left-out margin, about -1 to 1; about 0.4% of clean labels are above it, and at most 1.1% in any set
 
 
@@ -55,9 +57,11 @@ class KnownLabels(NamedTuple):
             loss = cross_entropy(logits[count:], val).item()
         logits, left_out = logits[:count].double(), torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
         if features is not None and features[:count].isfinite().all():
-            left_out = margins(left_out_scores(features[:count], labels, width), labels)
+            left_out = margins_over(labels, left_out_scores(features[:count], labels, width))
         others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1).tolist()
-        return LabelMargins(torch.stack([margins(logits, labels), left_out]), [names[other] for other in others], loss)
+        return LabelMargins(
+            torch.stack([margins_over(labels, logits), left_out]), [names[other] for other in others], loss
+        )
 
 
 class LabelDoubt(NamedTuple):
@@ -145,17 +149,6 @@ class MeanMargins:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
         vars(self).update({f"_{name}": value for name, value in state_dict.items()})
-
-
-def margins(scores: Tensor, labels: Tensor) -> Tensor:
-    """Compute the largest score `(n, C)` of another class less that of the label `(n,)`.
-
-    Examples:
-        >>> margins(torch.tensor([[2.0, 5.0, 1.0]] * 2), torch.tensor([1, 2])).tolist()
-        [-3.0, 4.0]
-    """
-    others = scores.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return others - scores.gather(1, labels[:, None])[:, 0]
 
 
 def left_out_scores(features: Tensor, labels: Tensor, classes: int) -> Tensor:

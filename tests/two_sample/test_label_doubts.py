@@ -10,8 +10,9 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.scores.label import margins_over
 from lightning_anomaly.two_sample.comparison import compare_groups
-from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, left_out_scores, margins
+from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, left_out_scores
 
 RNG = torch.Generator().manual_seed(0)
 LABELS = torch.arange(30) % 3
@@ -38,7 +39,7 @@ def test_left_out_scores_are_those_of_ridge_regressions_on_the_others(width: int
 
 @pytest.mark.parametrize("width", [2, 40])
 def test_features_that_are_all_alike_know_nothing(width: int) -> None:
-    found = margins(left_out_scores(torch.ones(30, width), LABELS, 3), LABELS)
+    found = margins_over(LABELS, left_out_scores(torch.ones(30, width), LABELS, 3))
     assert found.isfinite().all()
     assert (found - found[0]).abs().max() < 1e-9
 
@@ -46,9 +47,9 @@ def test_features_that_are_all_alike_know_nothing(width: int) -> None:
 @given(st.integers(0, 10**6), st.floats(-100, 100))
 def test_a_margin_is_above_0_where_another_class_is_preferred(seed: int, shift: float) -> None:
     scores = torch.randn(30, 3, generator=torch.Generator().manual_seed(seed)).double()
-    found = margins(scores, LABELS)
+    found = margins_over(LABELS, scores)
     assert torch.equal(found > 0, scores.argmax(1) != LABELS)
-    torch.testing.assert_close(margins(scores + shift, LABELS), found)
+    torch.testing.assert_close(margins_over(LABELS, scores + shift), found)
 
 
 def at(loss: float, *first: float) -> LabelMargins:
@@ -126,7 +127,7 @@ def test_without_features_or_labels_of_validation_images_the_logits_still_count(
     for features in (None, torch.full((60, 2), torch.inf)):
         seen = known(val=[None] * 30).judge(logits, features)
         assert seen is not None
-        torch.testing.assert_close(seen.margins[0], margins(logits[:30].double(), LABELS))
+        torch.testing.assert_close(seen.margins[0], margins_over(LABELS, logits[:30].double()))
         assert seen.margins[1].isnan().all()
         assert math.isnan(seen.loss)
 
