@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly.scores.pixels import pixel_names
+from lightning_anomaly.scores.scale import TwoTails
 
-_LEVELS = (0.1, 0.25, 0.75, 0.9)  # quantiles, which few outliers in the reference do not move
-_NARROWEST = 0.02  # smallest scale of a tail, relative to the range between the outer quantiles
 _CLEAR = 3.0  # nats from which a single property is the reason
 _CERTAIN = 5.0  # nats at which surprises are capped; of capped properties the first is the reason
 
@@ -31,6 +29,7 @@ class _Property(NamedTuple):
 _PROPERTIES = (
     _Property({"noise": 1, "contrast": -0.5}, "", "noisy"),
     _Property({"fine patterns": 1, "contrast": -1}, "little fine detail", ""),
+    _Property({"highest": 1, "lowest": 1}, "darker than the rest", ""),  # a dark image also lacks contrast
     _Property({"contrast": 1}, "low contrast", "high contrast"),
     _Property({"mean": 1}, "darker than the rest", "brighter than the rest"),
     _Property({"brightest share": 1}, "", "large areas as bright as its brightest pixel"),
@@ -57,26 +56,20 @@ _PLACES = (
 
 
 class PixelWords(NamedTuple):
-    """The 0.1, 0.25, 0.75 and 0.9 quantiles of P properties of ordinary images `(4, P)`."""
+    """The distribution of P properties of ordinary images."""
 
-    quantiles: Tensor
+    tails: TwoTails
 
     @classmethod
     def fit(cls, statistics: Tensor, channels: int) -> PixelWords:
         """Fit to `pixel_statistics` `(N, S)` of images; those with NaN are ignored."""
-        ordered = _measure(statistics[statistics.isfinite().all(1)], channels).sort(0).values
-        return cls(ordered[[int(level * len(ordered)) for level in _LEVELS]])
+        return cls(TwoTails.fit(_measure(statistics[statistics.isfinite().all(1)], channels)))
 
     def reasons(self, statistics: Tensor, channels: int) -> tuple[str, ...]:
-        """Name the rarest property of each image `(n, S)`; tails are exponential, as in `Tail`."""
-        values, (lowest, low, high, highest) = _measure(statistics, channels), self.quantiles
-        narrowest = _NARROWEST * (highest - lowest)
-        sides = [
-            math.log(10) + math.log(2.5) * beyond / torch.maximum(width, narrowest)
-            for beyond, width in ((lowest - values, low - lowest), (values - highest, highest - high))
-        ]
+        """Name the rarest property of each image `(n, S)`."""
+        surprises = self.tails.surprise(_measure(statistics, channels)).clamp(max=_CERTAIN)
         words = [word for kind in _properties(channels) for word in (kind.less, kind.more)]
-        surprises = torch.stack(sides, 2).clamp(max=_CERTAIN).flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
+        surprises = surprises.flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
         surprises[:, [not word for word in words]] = 0
         alike = statistics[:, _places("flat share", channels)].eq(1).all(1)
         finite = statistics.isfinite().all(1)

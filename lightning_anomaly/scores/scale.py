@@ -17,6 +17,8 @@ _NATS = torch.tensor([-math.log(1 - level) for level in _LEVELS], dtype=torch.fl
 _FROM = 0.75  # quantile from which on the slope of the tail is measured; few outliers do not move it
 _ROUNDING = 1e-4  # relative difference of scores that are ties
 _FLAT = 1e-6  # scale of a tail that is rounding, relative to its start
+_ENDS = 0.1, 0.25, 0.75, 0.9  # quantiles from which both tails of a number are measured
+_NARROWEST = 0.02  # smallest scale of these tails, relative to the range between the outer quantiles
 
 
 class Tail(NamedTuple):
@@ -67,6 +69,35 @@ class Tail(NamedTuple):
         beyond = self.least + (scores - self.start).clamp(min=0) / self.scale
         surprises = torch.where(scores > self.knots[-1], beyond, surprises)
         return torch.where(scores == torch.inf, scores, surprises)
+
+
+class TwoTails(NamedTuple):
+    """Tail probabilities of V numbers on both sides among those of ordinary samples; both tails are exponential.
+
+    Attributes:
+        ends: The 0.1, 0.25, 0.75 and 0.9 quantiles, which few outliers do not move `(4, V)`.
+        narrowest: Smallest scales of the tails `(V,)`.
+    """
+
+    ends: Tensor
+    narrowest: Tensor
+
+    @classmethod
+    def fit(cls, values: Tensor, floors: Tensor | float = 0.0) -> TwoTails:
+        """Fit to finite values `(n, V)`, whose changes up to the floors `(V,)` are rounding."""
+        ordered = values.double().sort(0).values
+        ends = ordered[[int(level * len(ordered)) for level in _ENDS]]
+        return cls(ends, (_NARROWEST * (ends[3] - ends[0])).clamp(min=floors))
+
+    def surprise(self, values: Tensor) -> Tensor:
+        """Compute the negative logarithms of the tail probabilities below and above values, in nats `(n, V, 2)`.
+
+        They are right beyond the outer quantiles alone. A constant number has NaN.
+        """
+        lowest, low, high, highest = self.ends
+        beyond = torch.stack([lowest - values, values - highest], 2)
+        widths = torch.maximum(torch.stack([low - lowest, highest - high], 1), self.narrowest[:, None])
+        return math.log(1 / _ENDS[0]) + math.log(_ENDS[1] / _ENDS[0]) * beyond / widths
 
 
 class Scale(NamedTuple):
