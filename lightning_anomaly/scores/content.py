@@ -12,74 +12,95 @@ from torch.nn.functional import normalize
 from torch.special import entr
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.mahalanobis import shrunk_covariance
 
 _MIN_SAMPLES = 8
+_NEIGHBORS = 512  # images, evenly spaced, among which neighbors are sought
+_NEAREST = 0.06  # share of these up to the neighbor that counts, so that images odd in the same way are not their own
+_NEAR = 0.82  # its typical squared distance, relative to that of any two images, from which on it tells nothing
+_ROUNDING = 1e-5  # distance of features of norm 1 that is rounding
 _COMPONENTS, _FEW = 64, 4
 _COMPLETE = 0.95  # share of the variance along 64 components, from which on features vary along these alone
 _REAL = 1e-3  # smallest standard deviation along a component, relative to the largest
 _ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _REFITS = 2
-_KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
-_VECTORS = 256  # converted to double precision at a time, so that they stay in the cache
+_KNOWN = 0.6  # share of what predictions could tell, from which on a network knows the classes of the images
 _EXACT = 512  # vectors or numbers in each, up to which principal components come from all vectors
 
 
-class Distance(NamedTuple):
-    """A squared Mahalanobis distance of vectors from their robust mean.
+class Neighbors(NamedTuple):
+    """The distance of vectors from one of their nearest neighbors.
+
+    Attributes:
+        vectors: The vectors `(m, D)` among which neighbors are sought.
+    """
+
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Neighbors:
+        """Take up to 512 of the vectors `(n, D)`, evenly spaced."""
+        return cls(vectors[:: -(-len(vectors) // _NEIGHBORS)])
+
+    def distances(self, vectors: Tensor) -> Tensor:
+        """Compute the distances `(n,)` of vectors `(n, D)` from their neighbor."""
+        neighbor = max(2, round(_NEAREST * len(self.vectors)))  # the first is the vector itself, if it is among these
+        return torch.cdist(vectors, self.vectors).kthvalue(neighbor).values.clamp(min=_ROUNDING)
+
+    def near(self) -> bool:
+        """Return whether that neighbor is typically nearer than most vectors, so that its distance tells something."""
+        typical = self.distances(self.vectors).square().median()
+        return bool(typical < 2 * _NEAR * self.vectors.var(0, correction=0).sum())
+
+
+class Mahalanobis(NamedTuple):
+    """The Mahalanobis distance of vectors from their robust mean along principal components.
 
     Attributes:
         mean: The mean `(D,)`.
-        axes: Scaled principal components, at most 64 `(D, k)`.
-        shrunk: Whether the total variance is added to the variance in each direction, so that distances are nearly
-            Euclidean; if not, distances are along the components alone.
+        axes: The components, divided by the standard deviations along them `(D, k)`.
     """
 
     mean: Tensor
     axes: Tensor
-    shrunk: bool
 
     @classmethod
-    def fit(cls, vectors: Tensor, count: int = _COMPONENTS, *, shrunk: bool) -> Distance:
-        """Fit along `count` components to vectors `(n, D)`, of which up to a tenth may be odd."""
-        squared = torch.zeros(len(vectors), dtype=torch.float64, device="cpu")
-        for refit in range(_REFITS + 1):
-            chosen = vectors[squared <= squared.quantile(_ORDINARY)]
+    def fit(cls, vectors: Tensor, count: int) -> Mahalanobis:
+        """Fit along up to `count` components to vectors `(n, D)`, of which up to a tenth may be odd."""
+        distances = torch.zeros(len(vectors), dtype=torch.float64, device="cpu")
+        for _ in range(_REFITS + 1):
+            chosen = vectors[distances <= distances.quantile(_ORDINARY)]
             mean = chosen.mean(0)
-            axes = (_damping_axes if shrunk else _whitening_axes)(chosen.sub_(mean), count)
-            fitted = cls(mean.double(), axes.double(), shrunk)
-            if refit < _REFITS:
-                squared = fitted.squared(vectors)
+            # Along more than half as many as vectors all would be equally far.
+            components = principal_components(chosen - mean, min(count, max(1, len(chosen) // 2)))
+            spread = ((chosen - mean) @ components).square().mean(0).sqrt()
+            real = spread > _REAL * spread.max()
+            fitted = cls(mean, components[:, real] / spread[real])
+            distances = fitted.distances(vectors)
         return fitted
 
-    def squared(self, vectors: Tensor) -> Tensor:
-        """Compute the squared distances of vectors `(n, D)`, up to a factor, float64 `(n,)`."""
-
-        def of(part: Tensor) -> Tensor:
-            centered = part.double() - self.mean
-            along = (centered @ self.axes).square().sum(1)
-            return vector_norm(centered, dim=1).square() - along if self.shrunk else along
-
-        return torch.cat([of(part) for part in torch.split(vectors, _VECTORS)])
+    def distances(self, vectors: Tensor) -> Tensor:
+        """Compute the distances `(n,)` of vectors `(n, D)`."""
+        return vector_norm((vectors - self.mean) @ self.axes, dim=1)
 
 
 class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
-    The first measure is the distance of the features from their mean. If the network knows the classes of the images,
-    the last one is the energy, and between them is a Mahalanobis distance along four components, where images that are
-    odd in the same way stand out. But if features vary along 64 components alone, as those that a small network learned
-    for its classes, the only distance is a Mahalanobis distance along all of these.
+    The first measure is the distance of features from the neighbor beyond a twentieth of the images. If the network
+    knows the classes of the images, there is a second measure, the energy, and there are two exceptions. Where features
+    vary along 64 components alone, as those that a small network learned for its classes, the first measure is a
+    Mahalanobis distance along all of these. Where images are of so many kinds that few have a near neighbor, it is one
+    along four components, where images that are odd in the same way stand out.
 
     Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
     "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
 
     Attributes:
-        distances: The distances of features.
+        distance: The distance of features.
         uses_energy: Whether the network knows the classes of ordinary images, so that small logits mean something.
     """
 
-    distances: tuple[Distance, ...]
+    distance: Neighbors | Mahalanobis
     uses_energy: bool
 
     @classmethod
@@ -91,36 +112,34 @@ class Content(NamedTuple):
         assert samples.features is not None
         if len(samples.features) < _MIN_SAMPLES:
             return None
-        vectors = normalize(samples.features)
+        vectors = normalize(samples.features.double())
         if not (vectors.amax(0) - vectors.amin(0)).max() > torch.finfo(torch.float32).eps:
             return None
-        if samples.logits is None or _told_by(samples.logits) <= _KNOWN:
-            return cls((Distance.fit(vectors, shrunk=True),), uses_energy=False)
-        precise = vectors.double()  # a Mahalanobis distance divides by small deviations
-        if _share_along_components(precise) > _COMPLETE:
-            return cls((Distance.fit(precise, shrunk=False),), uses_energy=True)
-        return cls((Distance.fit(vectors, shrunk=True), Distance.fit(precise, _FEW, shrunk=False)), uses_energy=True)
+        knows = samples.logits is not None and _told_by(samples.logits) > _KNOWN
+        if knows and _share_along_components(vectors) > _COMPLETE:
+            return cls(Mahalanobis.fit(vectors, _COMPONENTS), uses_energy=True)
+        neighbors = Neighbors.of(vectors)
+        return cls(Mahalanobis.fit(vectors, _FEW) if knows and not neighbors.near() else neighbors, knows)
 
     def measure(self, samples: SampleStatistics) -> Tensor:
-        """Compute up to three measures `(n, m)`, infinite for NaN.
+        """Compute one or two measures `(n, m)`, infinite for NaN.
 
-        They are the logarithms of squared distances, and the energy, the negative log-sum-exp of the logits (Liu, Wang,
-        Owens and Li, "Energy-based out-of-distribution detection", 2020).
+        They are the logarithm of a distance, and the energy, the negative log-sum-exp of the logits (Liu, Wang, Owens
+        and Li, "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        vectors = normalize(samples.features)
-        measures = [distance.squared(vectors).log() for distance in self.distances]
+        measures = [self.distance.distances(normalize(samples.features.double())).log()]
         if self.uses_energy:
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))
         measured = torch.stack(measures, 1)
-        return torch.where(samples.finite_rows(len(vectors))[:, None] & ~measured.isnan(), measured, torch.inf)
+        return torch.where(samples.finite_rows(len(measured))[:, None] & ~measured.isnan(), measured, torch.inf)
 
     def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
         """Say what the network sees in each image instead; `strongest` is the index of its largest measure `(n,)`."""
-        by_energy = (strongest == len(self.distances)).tolist()
-        reasons = ["nothing that the network knows well" if small else "unlike the others" for small in by_energy]
-        return tuple(f"{reason}{seen}" for reason, seen in zip(reasons, network_sees(samples), strict=True))
+        reasons = "unlike the others", "nothing that the network knows well"
+        rows = zip(strongest.tolist(), network_sees(samples), strict=True)
+        return tuple(f"{reasons[measure]}{seen}" for measure, seen in rows)
 
 
 def network_sees(samples: SampleStatistics) -> list[str]:
@@ -148,33 +167,8 @@ def _told_by(logits: Tensor) -> float:
 def _share_along_components(vectors: Tensor) -> float:
     """Return the share of the variance of vectors `(n, D)` along 64 principal components."""
     centered = vectors - vectors.mean(0)
-    return float(_components(centered, _COMPONENTS)[1].square().sum() / vector_norm(centered).square())
-
-
-def _whitening_axes(centered: Tensor, count: int) -> Tensor:
-    """Compute principal components of vectors `(n, D)`, scaled to coordinates with identity covariance `(D, k)`."""
-    components, coordinates = _components(centered, count)
-    spread = coordinates.square().mean(0).sqrt()
-    real = spread > _REAL * spread.max()
-    values, rotation = torch.linalg.eigh(shrunk_covariance(coordinates[:, real]))
-    axes: Tensor = components[:, real] @ (rotation / values.sqrt())
-    return axes
-
-
-def _damping_axes(centered: Tensor, count: int) -> Tensor:
-    """Compute axes `(D, k)` along which squared lengths are subtracted if the total variance is added to all."""
-    components, coordinates = _components(centered, count)
-    variances, total = coordinates.square().mean(0), float(vector_norm(centered, dim=1).square().mean())
-    return components * (variances / (variances + total).clamp(min=torch.finfo(variances.dtype).tiny)).sqrt()
-
-
-def _components(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Compute principal components of vectors `(n, D)` and the coordinates along them, `(D, k)` and `(n, k)`.
-
-    Half as many as samples at most, as along more of them all samples would be equally far.
-    """
-    components = principal_components(centered, min(count, max(1, len(centered) // 2)))
-    return components, centered @ components
+    components = principal_components(centered, min(_COMPONENTS, max(1, len(centered) // 2)))
+    return float((vector_norm(centered @ components) / vector_norm(centered)).square())
 
 
 def principal_components(centered: Tensor, count: int) -> Tensor:
