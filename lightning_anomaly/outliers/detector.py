@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,20 @@ from lightning_anomaly.outliers.search import (
     open_scaled,
     search,
 )
-from lightning_anomaly.scores.content import Content, Distance
+from lightning_anomaly.scores.content import Content, Mahalanobis, Neighbors
 from lightning_anomaly.scores.label import Label
 from lightning_anomaly.scores.look import Look
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
 from lightning_anomaly.scores.pixel_words import PixelWords
-from lightning_anomaly.scores.scale import Scale, Tail, conformal_p_values
+from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_values
 from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 9
-_SCALES = "content", "label"  # of a `Label`
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 10
+_SAVED = [  # what a file holds beside tensors and plain values
+    Content, DetectorState, FeatureLayer, FittedView, Label, Look, Mahalanobis, Neighbors, PixelWords, RobustGaussian,
+    Scale, Tail, TwoTails,
+]  # fmt: skip
 
 
 class OutlierDetector:
@@ -166,7 +169,7 @@ class OutlierDetector:
             progress: See `analyze`.
 
         Returns:
-            The report. Its `notes`, which are also warnings, name what was not used.
+            The report. Its `notes`, which are also warnings here or in `fit`, name what was not used.
 
         Raises:
             ValueError: If the detector is not fitted, the images cannot be read or differ in shape from the reference,
@@ -178,28 +181,22 @@ class OutlierDetector:
         source.set_labels(labels)
         reader = ImageReader(self.model, self.class_names, progress, state)
         report = search(reader, source, state, rate, self.notes, self._reference)
-        warn_of(report.notes)
+        warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
 
     def save(self, path: str | Path) -> None:
-        """Save the fit, without the model, as a file of tensors and plain values.
+        """Save the fit, without the model.
 
         Raises:
             ValueError: If the detector is not fitted.
         """
         state = self._fitted()
-        layer = state.feature_layer
         content = {
             "format": _FORMAT,
             "version": _VERSION,
             "class_names": self.class_names,
-            "fit": {
-                **state._asdict(),
-                "views": {name: _view_state(view) for name, view in state.views.items()},
-                "feature_layer": layer and layer._asdict(),
-                "label": state.label and _label_state(state.label),
-            },
-            "weight": layer and _shape(self.model, layer),
+            "fit": state,
+            "weight": state.feature_layer and _shape(self.model, state.feature_layer),
             "state_hash": state_hash(self.model),
         }
         torch.save(content, path)
@@ -212,16 +209,17 @@ class OutlierDetector:
             ValueError: If the file is not one of `save`, or the layer that gives features is missing or has another
                 shape.
         """
-        class_names, state, weight, weights_hash = _read(Path(path))
+        content = _read(Path(path))
+        state, weight = content["fit"], content["weight"]
         layer = state.feature_layer
         if layer is not None and (shape := _shape(model, layer)) != weight:
             raise ValueError(
                 "Parameter `model` should be like the one that the detector was fitted with. Layer "
                 f"'{layer.name}' should have a weight of shape {weight}. Found {shape or 'no such layer'}."
             )
-        detector = cls(model, class_names)
+        detector = cls(model, content["class_names"])
         detector._state = state
-        if state_hash(model) != weights_hash:
+        if state_hash(model) != content["state_hash"]:
             warnings.warn(
                 "The model's weights are not those that the detector was fitted with, so its scores mean little: load "
                 "the same weights, or fit the detector again.",
@@ -239,56 +237,20 @@ def _check_draw(max_reference: int, seed: int) -> tuple[int, int]:
     return check_integer("max_reference", max_reference, MIN_REFERENCE), check_integer("seed", seed, 0, 2**64 - 1)
 
 
-def _read(path: Path) -> tuple[Any, DetectorState, Any, Any]:
-    """Read class names, the fit, the shape of the layer's weight and the hash of the weights, or raise ValueError."""
+def _read(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, or raise ValueError."""
     file, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_SAVED):
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         found = f"{content['format']}, version {content['version']}"
-        if found == expected:
-            fit = content["fit"]
-            views = {name: _view_from_state(name, view) for name, view in fit["views"].items()}
-            layer = fit["feature_layer"] and FeatureLayer(**fit["feature_layer"])
-            label = fit["label"] and Label(**{**fit["label"], **{k: _scale_of(fit["label"][k]) for k in _SCALES}})
-            state = DetectorState(**{**fit, "views": views, "feature_layer": layer, "label": label})
-            return content["class_names"], state, content["weight"], content["state_hash"]
+        if found == expected and isinstance(content["fit"], DetectorState):
+            return content
     except Exception as error:  # torch raises many types
         found = f"{type(error).__name__}: an incomplete file, or another one"
     raise ValueError(
         f"Parameter `path` should be a file of `OutlierDetector.save`, {expected}. Found '{path.name}': {found}."
     )
-
-
-def _view_state(view: FittedView) -> dict[str, Any]:
-    model: dict[str, Any]
-    if isinstance(view.model, Look):
-        model = {"gaussian": vars(view.model.gaussian), "words": view.model.words.quantiles}
-    else:
-        distances = [distance._asdict() for distance in view.model.distances]
-        model = {"distances": distances, "uses_energy": view.model.uses_energy}
-    return {"model": model, "scale": _scale_state(view.scale)}
-
-
-def _label_state(label: Label) -> dict[str, Any]:
-    return label._asdict() | {name: _scale_state(getattr(label, name)) for name in _SCALES}
-
-
-def _scale_state(scale: Scale) -> dict[str, Any]:
-    return {"tails": [tail._asdict() for tail in scale.tails], "largest": scale.largest._asdict()}
-
-
-def _scale_of(state: Mapping[str, Any]) -> Scale:
-    return Scale(tuple(Tail(**tail) for tail in state["tails"]), Tail(**state["largest"]))
-
-
-def _view_from_state(name: str, state: Mapping[str, Any]) -> FittedView:
-    model = state["model"]
-    view: Look | Content
-    if name == "look":
-        view = Look(RobustGaussian(**model["gaussian"]), PixelWords(model["words"]))
-    else:
-        view = Content(tuple(Distance(**distance) for distance in model["distances"]), model["uses_energy"])
-    return FittedView(view, _scale_of(state["scale"]))
 
 
 def _shape(model: nn.Module, layer: FeatureLayer) -> list[int] | None:
@@ -348,18 +310,18 @@ def find_outliers(
     if model is None:
         _, model, names = load_pretrained()
         class_names = class_names or names or None
-    limit, seed = _check_draw(max_reference, seed)
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     detector = OutlierDetector(model, class_names)
-    reader = ImageReader(model, detector.class_names, progress, None)
+    if reference is not None:
+        detector.fit(reference, batch_size=batch_size, max_reference=max_reference, seed=seed, progress=progress)
+        return detector.search(
+            images, batch_size=batch_size, false_discovery_rate=rate, labels=labels, progress=progress
+        )
+    limit, seed = _check_draw(max_reference, seed)
     source = open_scaled(images, "images", batch_size)
     source.set_labels(labels)
-    if reference is None:
-        state, notes, read = fit_to_images(reader, source, limit, seed)
-        report = search(reader, source, state, rate, notes, read=read)
-    else:
-        trusted = open_scaled(reference, "reference", batch_size)
-        state, notes, known = fit_to_reference(reader, trusted, limit, seed)
-        report = search(reader, source, state, rate, notes, known)
+    reader = ImageReader(model, detector.class_names, progress, None)
+    state, notes, read = fit_to_images(reader, source, limit, seed)
+    report = search(reader, source, state, rate, notes, read=read)
     warn_of(report.notes)
     return report
