@@ -138,15 +138,22 @@ def _candidates(features: Tensor, coarse: Tensor, images: Tensor) -> tuple[Tenso
     """
     mean = sum(features[part].float().sum(0) for part in torch.split(images, _BLOCK)) / len(images)
 
+    def centered(chosen: Tensor | slice) -> Tensor:
+        return features[images[chosen]].float().sub_(mean)
+
     def near(block: tuple[int, int]) -> tuple[Tensor, Tensor]:
         rows, columns = (slice(start, start + _BLOCK) for start in block)
         ways = _in_eight_ways(coarse[columns]).flatten(2).unbind(1)
         alike = reduce(torch.maximum, (coarse[rows].flatten(1) @ way.T for way in ways))
-        vectors = [functional.normalize(features[images[part]].float() - mean) for part in (rows, columns)]
-        similar = vectors[0] @ vectors[1].T
-        found = (alike * similar > _ALIKE) | (alike > _SAME_LOOK)
-        row, column = (found.triu(1) if block[0] == block[1] else found).nonzero().unbind(1)
-        return torch.stack([row + rows.start, column + columns.start]), similar[row, column]
+        row, column = ((alike.triu_(1) if block[0] == block[1] else alike) > _ALIKE).nonzero().unbind(1)
+        found = torch.stack([row + rows.start, column + columns.start])
+        if 50 * len(row) > alike.numel():
+            similar = (functional.normalize(centered(rows)) @ functional.normalize(centered(columns)).T)[row, column]
+        else:
+            some = torch.split(found, _PAIRS, 1)
+            similar = torch.cat([functional.cosine_similarity(centered(a), centered(b)) for a, b in some])
+        chosen = (alike[row, column] * similar > _ALIKE) | (alike[row, column] > _SAME_LOOK)
+        return found[:, chosen], similar[chosen]
 
     blocks, parts = combinations_with_replacement(range(0, len(images), _BLOCK), 2), list[tuple[Tensor, Tensor]]()
     while some_blocks := list(islice(blocks, _BLOCKS)):
