@@ -6,6 +6,7 @@ import properties
 import pytest
 import torch
 import zoo
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, analyze
@@ -96,10 +97,14 @@ def test_threads_and_the_memory_bound_do_not_change_a_report():
 
 
 @pytest.mark.parametrize("settings", [AnalysisSettings(), PAPER], ids=["default", "paper"])
-def test_a_report_of_a_trained_network_is_scikit_learn_s(trained, settings):
-    theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
-    assert theirs.count > 0
+def test_a_report_of_a_trained_network_is_scikit_learn_s(trained, settings, monkeypatch):
+    fit, fitted = GaussianMixture.fit_predict, []
+    monkeypatch.setattr(GaussianMixture, "fit_predict", lambda self, points: fitted.append(1) or fit(self, points))
     ours = analyze(trained.model, trained.probe[:120], settings=settings)
+    assert not fitted
+    theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
+    assert fitted
+    assert theirs.count > 0
     assert ours.anomaly_filters == theirs.anomaly_filters
     assert list(ours.layers) == list(theirs.layers) == ["0", "2", "6"]
     for name, layer in ours.layers.items():
