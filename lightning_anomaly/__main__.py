@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=_positive,
         default=100,
         metavar="COUNT",
-        help="oddest images to list by look, by content and by class, default: %(default)s",
+        help="oddest images to list by look and by content, default: %(default)s",
     )
     return parser.parse_args(arguments)
 

@@ -25,7 +25,7 @@ from lightning_anomaly.scores.scorer import VIEWS, SampleView, ordered_reasons, 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TOP = 100  # images in a list of scores or classes, by default
+TOP = 100  # images in the lists of look and content, by default
 _LARGE, _SMALL = 512, 256  # sides of the copies on the page: of the first images of each list, and of the others
 _LARGE_COUNT = 24
 _SCORED = {
@@ -198,10 +198,10 @@ class OutlierReport(Tabular):
         return os.path.abspath(os.path.join(self.folder, name))
 
     def tabs(self, top: int = TOP) -> list[Tab]:
-        """Return what is to be looked at as lists, those of scores and classes with up to `top` images.
+        """Return what is to be looked at as lists.
 
-        They are "look", "content", "label" for images that look like another class, "identical" and "near" for
-        duplicates, "unreadable" and "skipped". `save_html` and `save_csv` write them.
+        They are "look" and "content" with up to `top` images, "label" for images that look like another class,
+        "identical" and "near" for duplicates, "unreadable" and "skipped". `save_html` and `save_csv` write them.
         """
         usual = {name: usual_score(view.scores) for name, view in self.views.items()}
         chosen = {view: self.filed_elsewhere if view == "label" else self.top(top, by=view) for view in self.views}
@@ -251,18 +251,13 @@ class OutlierReport(Tabular):
                     view,
                     title,
                     f"{about}, the largest score first. 95% of the images have a score below {usual[view]:.1f}.",
-                    [row(position, view) for position in chosen[view][:top]],
+                    [row(position, view) for position in chosen[view]],
                 )
                 for view, (title, about) in _SCORED.items()
                 if view in self.views
             ),
             Tab("identical", "Identical", "Images with equal pixels, side by side.", [*copies(True)]),
-            Tab(
-                "near",
-                "Near duplicates",
-                "The same photograph scaled, cropped, mirrored or saved again.",
-                [*copies(False)],
-            ),
+            Tab("near", "Near duplicates", "The same image scaled, turned or saved again.", [*copies(False)]),
             Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", files),
         ]
@@ -275,7 +270,7 @@ class OutlierReport(Tabular):
 
         Args:
             path: Where to write it; missing folders are created.
-            top: Largest number of images in a list of scores or classes.
+            top: Number of images in the lists of look and content.
         """
         write_csv(path, self.tabs(check_integer("top", top, 1)))
 
@@ -289,7 +284,7 @@ class OutlierReport(Tabular):
         Args:
             path: Path of the file; missing folders are created.
             title: The heading.
-            top: Largest number of images in a list of scores or classes.
+            top: Number of images in the lists of look and content.
 
         Returns:
             The file; a notebook shows the page.
@@ -322,29 +317,22 @@ class OutlierReport(Tabular):
         return data_uri(torch.from_numpy(np.array(image)), side)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        columns = ["position", "name", "score", "p-value", "reason"]
-        if self.names is None:
-            columns.remove("name")
-        if not self.n_calibration:
-            columns.remove("p-value")
-        rows = [tuple(columns)]
-        for position in self.top(10):
-            cells = {
-                "position": str(position),
-                "name": self._name(position),
-                "score": f"{self.scores[position]:.1f}",
-                "p-value": f"{self.p_values[position]:.4f}",
-                "reason": self._reasons(position).partition("; ")[0],
-            }
-            rows.append(tuple(cells[column] for column in columns))
-        return rows
+        top = self.top(10)
+        columns = {"position": [str(position) for position in top]}
+        if self.names is not None:
+            columns["name"] = [self._name(position) for position in top]
+        columns["score"] = [f"{self.scores[position]:.1f}" for position in top]
+        if self.n_calibration:
+            columns["p-value"] = [f"{self.p_values[position]:.4f}" for position in top]
+        columns["reason"] = [self._reasons(position).partition("; ")[0] for position in top]
+        return [tuple(columns), *zip(*columns.values(), strict=True)]
 
     def _sentences(self) -> list[str]:
         """Say what is significant, and what is in the other lists; notes tell of unreadable images."""
         sentences = [self._headline()]
         if self.feature_layer:
             sentences.append(f"Content scores: {self.feature_layer}.")
-        for tab in self.tabs(len(self.scores)):
+        for tab in self.tabs(1):
             if tab.rows and tab.name not in (*VIEWS, "unreadable"):
                 named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
                 sentences.append(f"{tab.title}: {len(tab.rows):,}. {listed(named)}.")

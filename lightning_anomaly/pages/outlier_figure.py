@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_anomaly.pages.style import new_figure
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, check_images, shrink, to_bytes
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,16 +28,12 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
         votes: `AnomalyReport.votes`, N numbers.
 
     Returns:
-        The figure; None if no sample has a positive score or a vote.
-
-    Raises:
-        ValueError: If `images` does not hold one image for each probe sample.
+        The figure; None if samples are no images, or if none has a positive score or a vote.
     """
-    check_images(images, len(scores))
     values = scores.tolist()
     ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
     chosen = [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]
-    if not chosen:
+    if not chosen or images.ndim not in (4, 5):
         return None
     pictures = images if images.ndim == 4 else shrink(images, SIDE)
     captions = [f"sample {sample}\nscore {values[sample]:.1f}" for sample in chosen]

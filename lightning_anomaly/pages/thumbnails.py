@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,13 +64,3 @@ def data_uri(image: Tensor, side: int = 256) -> str:
     kind = "png" if max(picture.size) <= _LOSSLESS else "jpeg"
     picture.save(file, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def check_images(images: Any, n_samples: int) -> None:
-    """Raise ValueError unless `images` has an image or a volume for each of `n_samples`."""
-    found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-    if isinstance(found, str) or len(found) not in (4, 5) or found[0] != n_samples or 0 in found:
-        raise ValueError(
-            f"Parameter `images` should be a tensor of shape ({n_samples}, ...), an image for each probe sample, with "
-            f"4 or 5 dimensions. Found {found}."
-        )

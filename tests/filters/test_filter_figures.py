@@ -136,6 +136,7 @@ class TestOutlierFigure:
         assert self.order(self.draw(network(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
         assert len(self.draw(network(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
         assert self.draw(network(conv=layer([NORMAL])), self.images) is None
+        assert self.draw(self.found, self.images.flatten(2)) is None  # signals
 
 
 class TestVerdictMap:

@@ -101,7 +101,7 @@ def test_an_image_in_two_classes_stands_first_and_is_in_the_tables_and_on_the_pa
     with (tmp_path / "rows.csv").open(newline="") as file:
         rows = {int(row["position"]): row for row in csv.DictReader(file)}
     assert rows[10]["class"] == rows[10]["looks_like"] == f"./{labels[10]}"
-    assert {*report.filed_elsewhere[:5]} <= {*rows}
+    assert {*report.filed_elsewhere} <= {*rows}
     (filed,) = (tab for tab in report.tabs() if tab.name == "label")
     first = {row.position: row.reason for row in filed.rows[:2]}
     assert first == {position: report.outlier_reasons(position)["label"] for position in (10, 20)}

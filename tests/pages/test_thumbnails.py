@@ -1,13 +1,11 @@
 """Images and volumes become small pictures, scaled to the range of ordinary samples."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.pages.thumbnails import black_and_white, check_images, shrink, to_bytes
+from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
 
 
 def random(*shape: int) -> Tensor:
@@ -46,10 +44,3 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
     assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
     assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
-
-
-@pytest.mark.parametrize("images", [random(3, 1, 4, 4), random(4, 1, 4), random(4, 0, 4, 4), [1] * 4])
-def test_there_is_an_image_for_each_sample(images: Any) -> None:
-    check_images(random(4, 1, 4, 4), 4)
-    with pytest.raises(ValueError, match="`images`"):
-        check_images(images, 4)
