@@ -211,8 +211,8 @@ function imagePage(gallery, tab, row, query) {
     ["Score", row.score === null || row.bars.length ? "" : scoreText(row.score)],
     ["Class", row.label],
     ["Looks like", row.looks_like],
-    ["Reason", row.bars.length ? "" : row.reason],
-    ["", row.note],
+    ["Reason", row.bars.some(([, , , reason]) => reason === row.reason) ? "" : row.reason],
+    ["Note", row.note],
     ["File", row.path || row.name],
   ].filter(([, text]) => text);
   return {

@@ -165,6 +165,7 @@ class TestPage:
         page.page.locator(".frame").nth(2).click()
         page.settle()
         assert page.page.locator(".large figure").count() == 2  # beside the first
+        assert "like 4/400.png, details correlate 0.96" in page.text(".facts")
         assert [page.page.locator(f".large [data-key$='/{place}.png']").count() for place in (400, 401, 402)] == [
             1,
             0,
