@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.label import Label
+from lightning_anomaly.scores.label import Label, predicted_view
 from lightning_anomaly.scores.scale import conformal_p_values
 
 
@@ -111,10 +111,12 @@ def test_few_of_many_features_are_kept_and_nan_is_infinitely_far():
     measures = label.measure(samples, labels, left_out=True)
     assert (measures.looks_like == torch.arange(600) % 2).double().mean() > 0.95
     samples.features[3, 7] = torch.nan
+    samples.features[5] = torch.randn(2500, generator=torch.Generator().manual_seed(8))  # beside all components
     measures = label.measure(samples, labels)
     assert measures.content[3] == torch.inf
     assert measures.content.isinf().sum() == 1
     assert measures.label[3].isnan()
+    assert measures.content.where(measures.content.isfinite(), -1).argmax() == 5
 
 
 def test_p_values_of_the_label_are_honest():
@@ -127,3 +129,21 @@ def test_p_values_of_the_label_are_honest():
         known, found = (label.label.scores(label.measure(*part).label[:, None])[0] for part in (calibration, new))
         shares.append((conformal_p_values(found, known.sort().values) <= 0.1).double().mean())
     assert torch.stack(shares).mean() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("names", [(), ("ape", "bee", "cat")])
+def test_the_label_that_a_network_doubts_stands_first(names):
+    targets = torch.arange(60) % 3
+    logits = 3 * one_hot(targets) + torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    named = names or ("0", "1", "2")
+    labels = [named[target] for target in targets.tolist()]
+    labels[4] = named[0]
+    logits[9, 1] = torch.nan
+    view = predicted_view(logits, labels, names)
+    assert view is not None
+    assert view.scores.nan_to_num(-1).argmax() == 4
+    assert view.scores.isnan().nonzero()[:, 0].tolist() == [9]
+    assert [place for place, reason in enumerate(view.reasons) if reason] == [4]
+    assert view.reasons[4] == f"labeled {named[0]}, predicted {named[1]}"
+    assert predicted_view(logits, ["unknown", *labels[1:]], names) is None
+    assert predicted_view(logits, [*labels[1:], labels[0]], names) is None
