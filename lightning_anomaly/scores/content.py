@@ -15,8 +15,8 @@ from lightning_anomaly.network.features import SampleStatistics
 
 _MIN_SAMPLES = 8
 _NEIGHBORS = 512  # images, evenly spaced, among which neighbors are sought
-_NEAREST = 0.06  # share of these up to the neighbor that counts, so that images odd in the same way are not their own
-_NEAR = 0.82  # its typical squared distance, relative to that of any two images, from which on it tells nothing
+_NEAREST = 0.1  # share of these up to the neighbor that counts: images odd in the same way are not their own
+_NEAR = 0.88  # its typical squared distance, relative to that of any two images, from which on it tells nothing
 _ROUNDING = 1e-5  # distance of features of norm 1 that is rounding
 _COMPONENTS, _FEW = 64, 4
 _COMPLETE = 0.95  # share of the variance along 64 components, from which on features vary along these alone
@@ -43,7 +43,7 @@ class Neighbors(NamedTuple):
 
     def distances(self, vectors: Tensor) -> Tensor:
         """Compute the distances `(n,)` of vectors `(n, D)` from their neighbor."""
-        neighbor = max(2, round(_NEAREST * len(self.vectors)))  # the first is the vector itself, if it is among these
+        neighbor = 1 + round(_NEAREST * len(self.vectors))  # the first is the vector itself, if it is among these
         return torch.cdist(vectors, self.vectors).kthvalue(neighbor).values.clamp(min=_ROUNDING)
 
     def near(self) -> bool:
@@ -86,7 +86,7 @@ class Mahalanobis(NamedTuple):
 class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
-    The first measure is the distance of features from the neighbor beyond a twentieth of the images. If the network
+    The first measure is the distance of features from the neighbor beyond a tenth of the images. If the network
     knows the classes of the images, there is a second measure, the energy, and there are two exceptions. Where features
     vary along 64 components alone, as those that a small network learned for its classes, the first measure is a
     Mahalanobis distance along all of these. Where images are of so many kinds that few have a near neighbor, it is one
