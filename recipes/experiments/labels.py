@@ -56,7 +56,7 @@ def load(folder: Path, file: Path) -> Filed:
     if not file.exists():
         source = open_scaled(FolderImages(folder), "images", None)
         reader = ImageReader(load_pretrained().model, None, None, None)
-        batch = Batch.join([*reader.batches(source, range(len(source)), folder.name, draw=False)])
+        batch = Batch.join([*reader.batches(source, range(len(source)), folder.name)])
         features, logits = np.array(batch.samples.features), np.array(batch.samples.logits)
         np.savez(file, features=features, logits=logits, classes=np.array(batch.labels))
     saved = np.load(file)
