@@ -22,6 +22,8 @@ from recipes.development.pictures.browser import IN_PAGE, figures, open_page, te
 
 _WIDTH, _HEIGHT = 1150, 3000  # pixels
 _PAGE, _GAP = (860, 920), 20
+_CURVES = "val_loss", "filters/count", "confidence_rise"
+_CARDS = 1440, 700  # pixels, as wide as three cards of curves
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the quickstart and write `pages.png` and `tensorboard_images.png`."""
+    """Run the quickstart and write `pages.png`, `tensorboard_images.png` and `tensorboard_curves.png`."""
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,10 +42,12 @@ def run(options: argparse.Namespace) -> None:
         watcher = quickstart.main(log_dir=str(log_dir))
         assert watcher.report is not None
         photograph_pages(log_dir / "quickstart" / "version_0", _farthest(watcher.report), pictures / "pages.png")
-        with open_page(_WIDTH, _HEIGHT) as page, tensorboard(log_dir) as address:
-            figures(page, address)
-            page.get_by_role("checkbox", name="Show actual image size").uncheck()
-            _photograph(page, pictures / "tensorboard_images.png")
+        with tensorboard(log_dir) as address:
+            with open_page(_WIDTH, _HEIGHT) as page:
+                figures(page, address)
+                page.get_by_role("checkbox", name="Show actual image size").uncheck()
+                _photograph(page, pictures / "tensorboard_images.png")
+            photograph_curves(address, pictures / "tensorboard_curves.png")
 
 
 def _farthest(report: AnomalyReport) -> str:
@@ -71,17 +75,26 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
     whole.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _photograph(page: Page, path: Path) -> None:
-    """Write a picture of TensorBoard's cards, without its sidebar, in 128 colors, which makes a small file."""
+def photograph_curves(address: str, path: Path) -> None:
+    """Write a picture of the curves of the loss, of the anomaly filters and of the gap."""
+    with open_page(*_CARDS) as page:
+        page.goto(f"{address}#scalars&tagFilter={'%7C'.join(_CURVES)}&_smoothingWeight=0")
+        page.get_by_role("checkbox", name="Ignore outliers in chart scaling").uncheck()
+        _photograph(page, path, 1)  # the tags that match
+
+
+def _photograph(page: Page, path: Path, categories: int | None = None) -> None:
+    """Write a picture of TensorBoard's first or all categories of cards, in 128 colors, which makes a small file."""
     page.wait_for_timeout(2000)  # until the cards have moved to their places
     left, top, bottom = page.evaluate(
         f"""() => {{ {IN_PAGE}
-            const boxes = all("tf-category-paginated-view").filter(shown).map(box);
+            const boxes = all("tf-category-paginated-view").filter(shown).map(box)
+                .slice(0, {categories or "undefined"});
             return [boxes[0].x, boxes[0].y, Math.max(...boxes.map(each => each.y + each.height))];
         }}"""
     )
     whole = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture = whole.crop((round(left), round(top), _WIDTH, round(bottom)))
+    picture = whole.crop((round(left), round(top), whole.width, round(bottom)))
     picture.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {picture.width} x {picture.height} pixels, {path.stat().st_size / 1000:.0f} kB")
 
