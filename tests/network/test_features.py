@@ -95,7 +95,7 @@ def pooled(maps: Tensor) -> Tensor:
 LINEAR = {"hidden": nn.Linear(4, 6), "head": nn.Linear(6, 3)}
 LINEAR["hidden"].bias.data[:3] = -9  # so that a ReLU changes its output
 HEADS: dict[str, tuple[Any, FeatureLayer]] = {
-    "alone": (network(lambda n, x: n.head(n.hidden(pooled(x))), **LINEAR), FeatureLayer("head", True)),
+    "alone, rounded": (network(lambda n, x: n.head(n.hidden(pooled(x))).half(), **LINEAR), FeatureLayer("head", True)),
     "a gate alone": (network(lambda n, x: x, gated=True), FeatureLayer("body.0", False)),
     "behind a gate": (
         network(lambda n, x: n.head(pooled(x)), gated=True, head=nn.Linear(4, 1)),
