@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -67,7 +66,7 @@ class TwoSampleCallback(AnyCallback):
 
     By default it takes a fixed random sample of the Trainer's images. If both data sets are of one class with a
     `transform`, such as torchvision's, training images are read with that of the validation set; otherwise as the
-    training loader yields them, augmented or not. In `trainer.validate` nothing is compared without `train_inputs`.
+    training loader yields them, augmented or not. Outside of a fit nothing is compared: see `two_sample_test`.
 
     Training images that a run with `overfit_batches`, or with `limit_train_batches` and a loader that does not shuffle,
     never sees are left out. Every process runs the module on all images after its first validation batch, in
@@ -202,21 +201,15 @@ class TwoSampleCallback(AnyCallback):
         self._remove_hooks()
         self._guard.begin_validation()
         self._schedule.due = False
-        if not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._begin_validation(trainer, pl_module)
 
     @guarded_until_validation_ends
     def _begin_validation(self, trainer: Any, pl_module: Any) -> None:
-        past = self.history if trainer.state.fn == "fit" else []
-        layers = select_layers(pl_module, self.layers)
-        self._values.begin(past[-1]["metrics"] if past else {}, layers, chosen=self.layers is not None)
-        self._schedule.begin_validation(len(past))
-        if self.train_inputs is None and trainer.train_dataloader is None:  # outside of a fit
-            self._schedule.due = False
-            rank_zero_info(
-                "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
-            )
-        elif self._schedule.due and trainer.state.fn == "fit":
+        layers, last = select_layers(pl_module, self.layers), self.history[-1]["metrics"] if self.history else {}
+        self._values.begin(last, layers, chosen=self.layers is not None)
+        self._schedule.begin_validation(len(self.history))
+        if self._schedule.due:
             self._schedule.say_cost(self._guard, self._values.measured.get("seconds", 0.0))
 
     @guarded_until_validation_ends
@@ -238,7 +231,7 @@ class TwoSampleCallback(AnyCallback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Compare if this process had no batch, and log."""
-        if trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._compare_once(trainer, pl_module)
         report = None
@@ -246,8 +239,7 @@ class TwoSampleCallback(AnyCallback):
             self._guard.meet()
             if self._compared is not None:
                 report = self._take(trainer, self._compared)
-        if trainer.state.fn == "fit":
-            self._record(trainer, report)
+        self._record(trainer, report)
         with self._guard("log"):
             self._values.log(trainer, pl_module)
         self._remove_hooks()
@@ -259,11 +251,9 @@ class TwoSampleCallback(AnyCallback):
             return
         start = perf_counter()
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
-            images = self._images or self._read_images(trainer, pl_module, batch)
-            known = labels = None
-            if trainer.state.fn == "fit":
-                self._images, known, labels = images, self._tests, images.labels
-            options = self.layers, self.significance, known, find_call(pl_module, self.logits), labels
+            images = self._images = self._images or self._read_images(trainer, pl_module, batch)
+            call = find_call(pl_module, self.logits)
+            options = self.layers, self.significance, self._tests, call, images.labels
             with trainer.strategy.precision_plugin.forward_context():
                 self._compared = compare_groups(pl_module, images.train, images.val, *options)
         self._seconds = perf_counter() - start
@@ -291,7 +281,7 @@ class TwoSampleCallback(AnyCallback):
             if not math.isnan(report.doubts[0].left_out):
                 values["labels_in_doubt"] = len(report.labels_in_doubt) / len(report.doubts)
         self.report = report
-        if output and trainer.state.fn == "fit":
+        if output:
             values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
             if self._rise.too_few_expected_errors:
                 self._guard.warn(

@@ -155,22 +155,6 @@ def test_images_are_freed_when_the_fit_ends(tmp_path: Path) -> None:
     assert kept() == before
 
 
-def test_a_validation_after_a_fit_compares_its_images_or_logs_nothing(tmp_path: Path) -> None:
-    def validate(compared: TwoSampleCallback) -> list[dict[str, float]]:
-        trainer, shifted = fit(tmp_path, compared, max_epochs=1), loader(seed=1)
-        shifted = DataLoader(TensorDataset(shifted.dataset.tensors[0] + 0.2, shifted.dataset.tensors[1]), 20)
-        loaders = loader(seed=1), shifted
-        return [trainer.validate(trainer.lightning_module, data, verbose=False)[0] for data in loaders]
-
-    compared = TwoSampleCallback(loader(80).dataset, sample_size=60)
-    same, other = validate(compared)
-    logged = compared.history[-1]["metrics"]["confidence_error_ratio"]
-    assert same["two_sample/confidence_error_ratio"] == pytest.approx(logged)
-    assert other["two_sample/count"] > same["two_sample/count"]
-    # The Trainer has no training images in a `validate`.
-    assert [{*logged} for logged in validate(TwoSampleCallback(sample_size=60))] == [{"val_loss"}] * 2
-
-
 class Averaged(SmallNet):
     """Validates other weights than it trains, which it swaps inside the step."""
 
