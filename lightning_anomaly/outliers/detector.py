@@ -16,18 +16,16 @@ from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
+from lightning_anomaly.outliers.reading import ImageReader, check_scaled, open_scaled
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
     DetectorState,
-    ImageReader,
     ReferenceImages,
     check_features,
-    check_scaled,
     check_shape,
     fit_to_images,
     fit_to_reference,
-    open_scaled,
     search,
 )
 from lightning_anomaly.scores.content import Content, Mahalanobis, Neighbors
@@ -40,7 +38,7 @@ from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 10
-_SAVED = [  # what a file holds beside tensors and plain values
+_SAVED: list[Any] = [  # what a file holds beside tensors and plain values
     Content, DetectorState, FeatureLayer, FittedView, Label, Look, Mahalanobis, Neighbors, PixelWords, RobustGaussian,
     Scale, Tail, TwoTails,
 ]  # fmt: skip
@@ -107,7 +105,7 @@ class OutlierDetector:
         """
         limit, seed = _check_draw(max_reference, seed)
         source = open_scaled(reference, "reference", batch_size)
-        reader = ImageReader(self.model, self.class_names, progress, None)
+        reader = ImageReader(self.model, self.class_names, progress)
         self._state, self.notes, self._reference = fit_to_reference(reader, source, limit, seed)
         warn_of(self.notes)
         return self
@@ -129,7 +127,7 @@ class OutlierDetector:
         check_shape(images.shape[1:], None if whole_images is None else whole_images.shape[1:], state)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
-        reader = ImageReader(self.model, self.class_names, False, state)
+        reader = ImageReader(self.model, self.class_names, False, state.feature_layer)
         samples = reader.statistics([images], images if whole_images is None else whole_images, self.class_names)
         check_features(samples, state)
         return larger(view.scores(samples) for view in state.views.values())
@@ -179,7 +177,7 @@ class OutlierDetector:
         rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
         source = open_scaled(images, "images", batch_size)
         source.set_labels(labels)
-        reader = ImageReader(self.model, self.class_names, progress, state)
+        reader = ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits)
         report = search(reader, source, state, rate, self.notes, self._reference)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
@@ -320,7 +318,7 @@ def find_outliers(
     limit, seed = _check_draw(max_reference, seed)
     source = open_scaled(images, "images", batch_size)
     source.set_labels(labels)
-    reader = ImageReader(model, detector.class_names, progress, None)
+    reader = ImageReader(model, detector.class_names, progress)
     state, notes, read = fit_to_images(reader, source, limit, seed)
     report = search(reader, source, state, rate, notes, read=read)
     warn_of(report.notes)

@@ -1,33 +1,27 @@
-"""Search for outliers: run a model on images, fit to a reference or to the images themselves, score and report."""
+"""Search for outliers: fit to a reference or to the images themselves, score and report."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_anomaly._internal.progress import track
 from lightning_anomaly._internal.tables import listed
-from lightning_anomaly.images.source import ImageSource, scaled
-from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics
-from lightning_anomaly.network.forward import placed, probing
-from lightning_anomaly.network.hooks import hooked
+from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
+from lightning_anomaly.outliers.reading import Batch, ImageReader
 from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
 from lightning_anomaly.scores.label import Label
-from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, join_views, judge, larger
 
 MIN_REFERENCE = 100
-_SIDE = 256  # largest side of an image in the report (pixels)
-_AT_ONCE = 2**22  # values of images described and scored together: for a few, calls take longer than the work
 
 
 class DetectorState(NamedTuple):
@@ -57,94 +51,12 @@ class DetectorState(NamedTuple):
     label_calibration: dict[str, Tensor]
 
 
-class Batch(NamedTuple):
-    """What is known of n images, on the CPU: positions `(n,)`, statistics, fingerprints and labels."""
-
-    positions: Tensor
-    samples: SampleStatistics
-    fingerprints: Fingerprints
-    labels: list[str | None]
-
-    @staticmethod
-    def join(parts: Sequence[Batch]) -> Batch:
-        """Join parts."""
-        positions, samples, fingerprints, labels = zip(*parts, strict=True)
-        joined = SampleStatistics.join(samples), Fingerprints.join(fingerprints), [*chain.from_iterable(labels)]
-        return Batch(torch.cat(positions), *joined)
-
-
 class ReferenceImages(NamedTuple):
     """Fingerprints of a reference, an index of the m usable images `(m,)`, and their files, or else positions."""
 
     fingerprints: Fingerprints
     usable: Tensor
     names: list[str | int]
-
-
-class ImageReader:
-    """Runs a model on images, and describes what it sees.
-
-    The first images set which layer gives features, and which values are drawn black and white, unless a `state` does.
-    """
-
-    def __init__(
-        self, model: nn.Module, class_names: Sequence[str] | None, progress: bool | None, state: DetectorState | None
-    ) -> None:
-        self._model, self._class_names, self._progress = model, class_names, progress
-        self.feature_layer = None if state is None else state.feature_layer
-        self.limits = None if state is None else state.limits
-
-    def batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
-        """Describe images, several batches at once if they are small."""
-        class_names = source.class_names if self._class_names is None else self._class_names
-        steps = -(-len(positions) // source.batch_size)
-        batches = iter(track(source.with_whole(positions), steps, description, self._progress))
-        count = max(1, _AT_ONCE // (source.batch_size * source.numel))
-        while group := list(islice(batches, count)):
-            chosen, images, all_whole = zip(*group, strict=True)
-            places = torch.cat(chosen)
-            whole = torch.cat([part.cpu() for part in all_whole]) if len(group) > 1 else all_whole[0]
-            statistics = self.statistics(images, whole, class_names)
-            fingerprints = Fingerprints.of(whole, statistics.features)
-            unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
-            for part in (statistics.pixels, statistics.features):
-                if part is not None:
-                    part[unreadable] = torch.nan
-            if self.limits is None:
-                self.thumbnails(whole)
-            yield Batch(places, statistics, fingerprints, source.labels(places.tolist()))
-
-    def thumbnails(self, whole: Tensor) -> Tensor | None:
-        """Draw whole images small; None if they are neither images nor volumes."""
-        if whole.ndim not in (4, 5):
-            return None
-        small = shrink(whole, _SIDE)
-        if self.limits is None:
-            self.limits = black_and_white(small)
-        return to_bytes(small, self.limits)
-
-    def statistics(
-        self, batches: Sequence[Tensor], whole: Tensor, class_names: Sequence[str] | None
-    ) -> SampleStatistics:
-        """Run the model on batches of images, and return their statistics, with the pixels of all whole images."""
-        if self.feature_layer is None:
-            self._run([batches[0][:2]])  # finds the layer, for which all convolutions are hooked
-        samples = self._run(batches)
-        count = 0 if samples.logits is None else samples.logits.shape[1]
-        names = tuple(class_names or ())
-        if len(names) != count and (count, len(names)) != (1, 2):
-            names = ()
-        return samples._replace(pixels=describe_pixels(scaled(whole)), shape=tuple(whole.shape[1:]), class_names=names)
-
-    def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
-        """Run the model on batches of images, and return their features and logits."""
-        capture = SampleCapture(self._model, feature_layer=self.feature_layer)
-        with probing(self._model) as call, hooked(capture.hooks):
-            for images in batches:
-                call(placed(images, self._model))
-                capture.end_pass(len(images))
-        self.feature_layer = capture.feature_layer
-        return capture.collected(sum(map(len, batches)))
 
 
 def fit_to_reference(
@@ -389,19 +301,6 @@ def check_features(samples: SampleStatistics, state: DetectorState) -> None:
             "Parameter `images` should give features in the same layer as the reference: "
             f"{state.feature_layer}. Found {samples.feature_layer or 'none'}."
         )
-
-
-def open_scaled(images: Any, argument: str, batch_size: int | None) -> ImageSource:
-    """Open images of a floating-point type, or raise ValueError."""
-    source = ImageSource(images, argument, batch_size)
-    check_scaled(argument, source.dtype)
-    return source
-
-
-def check_scaled(argument: str, dtype: torch.dtype) -> None:
-    """Raise ValueError unless images are of a floating-point type."""
-    if not dtype.is_floating_point:
-        raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")
 
 
 def check_shape(shape: Sequence[int], whole_shape: Sequence[int] | None, state: DetectorState) -> None:

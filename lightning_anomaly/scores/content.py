@@ -80,7 +80,8 @@ class Mahalanobis(NamedTuple):
 
     def distances(self, vectors: Tensor) -> Tensor:
         """Compute the distances `(n,)` of vectors `(n, D)`."""
-        return vector_norm((vectors - self.mean) @ self.axes, dim=1)
+        distances: Tensor = vector_norm((vectors - self.mean) @ self.axes, dim=1)
+        return distances
 
 
 class Content(NamedTuple):

@@ -1,0 +1,121 @@
+"""Read images for a search: run a model on them, and describe what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly._internal.progress import track
+from lightning_anomaly.images.source import ImageSource, scaled
+from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics
+from lightning_anomaly.network.forward import placed, probing
+from lightning_anomaly.network.hooks import hooked
+from lightning_anomaly.outliers.duplicates import Fingerprints
+from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
+from lightning_anomaly.scores.pixels import describe_pixels
+
+_SIDE = 256  # largest side of an image in the report (pixels)
+_AT_ONCE = 2**22  # values of images described and scored together: for a few, calls take longer than the work
+
+
+class Batch(NamedTuple):
+    """What is known of n images, on the CPU: positions `(n,)`, statistics, fingerprints and labels."""
+
+    positions: Tensor
+    samples: SampleStatistics
+    fingerprints: Fingerprints
+    labels: list[str | None]
+
+    @staticmethod
+    def join(parts: Sequence[Batch]) -> Batch:
+        """Join parts."""
+        positions, samples, fingerprints, labels = zip(*parts, strict=True)
+        joined = SampleStatistics.join(samples), Fingerprints.join(fingerprints), [*chain.from_iterable(labels)]
+        return Batch(torch.cat(positions), *joined)
+
+
+class ImageReader:
+    """Runs a model on images, and describes what it sees.
+
+    The first images set which layer gives features, and which values are drawn black and white, unless they are given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        class_names: Sequence[str] | None,
+        progress: bool | None,
+        feature_layer: FeatureLayer | None = None,
+        limits: Tensor | None = None,
+    ) -> None:
+        self._model, self._class_names, self._progress = model, class_names, progress
+        self.feature_layer, self.limits = feature_layer, limits
+
+    def batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
+        """Describe images, several batches at once if they are small."""
+        class_names = source.class_names if self._class_names is None else self._class_names
+        steps = -(-len(positions) // source.batch_size)
+        batches = iter(track(source.with_whole(positions), steps, description, self._progress))
+        count = max(1, _AT_ONCE // (source.batch_size * source.numel))
+        while group := list(islice(batches, count)):
+            chosen, images, all_whole = zip(*group, strict=True)
+            places = torch.cat(chosen)
+            whole = torch.cat([part.cpu() for part in all_whole]) if len(group) > 1 else all_whole[0]
+            statistics = self.statistics(images, whole, class_names)
+            fingerprints = Fingerprints.of(whole, statistics.features)
+            unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
+            for part in (statistics.pixels, statistics.features):
+                if part is not None:
+                    part[unreadable] = torch.nan
+            if self.limits is None:
+                self.thumbnails(whole)
+            yield Batch(places, statistics, fingerprints, source.labels(places.tolist()))
+
+    def thumbnails(self, whole: Tensor) -> Tensor | None:
+        """Draw whole images small; None if they are neither images nor volumes."""
+        if whole.ndim not in (4, 5):
+            return None
+        small = shrink(whole, _SIDE)
+        if self.limits is None:
+            self.limits = black_and_white(small)
+        return to_bytes(small, self.limits)
+
+    def statistics(
+        self, batches: Sequence[Tensor], whole: Tensor, class_names: Sequence[str] | None
+    ) -> SampleStatistics:
+        """Run the model on batches of images, and return their statistics, with the pixels of all whole images."""
+        if self.feature_layer is None:
+            self._run([batches[0][:2]])  # finds the layer, for which all convolutions are hooked
+        samples = self._run(batches)
+        count = 0 if samples.logits is None else samples.logits.shape[1]
+        names = tuple(class_names or ())
+        if len(names) != count and (count, len(names)) != (1, 2):
+            names = ()
+        return samples._replace(pixels=describe_pixels(scaled(whole)), shape=tuple(whole.shape[1:]), class_names=names)
+
+    def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
+        """Run the model on batches of images, and return their features and logits."""
+        capture = SampleCapture(self._model, feature_layer=self.feature_layer)
+        with probing(self._model) as call, hooked(capture.hooks):
+            for images in batches:
+                call(placed(images, self._model))
+                capture.end_pass(len(images))
+        self.feature_layer = capture.feature_layer
+        return capture.collected(sum(map(len, batches)))
+
+
+def open_scaled(images: Any, argument: str, batch_size: int | None) -> ImageSource:
+    """Open images of a floating-point type, or raise ValueError."""
+    source = ImageSource(images, argument, batch_size)
+    check_scaled(argument, source.dtype)
+    return source
+
+
+def check_scaled(argument: str, dtype: torch.dtype) -> None:
+    """Raise ValueError unless images are of a floating-point type."""
+    if not dtype.is_floating_point:
+        raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")
