@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.content import network_sees, principal_components, two_sided
+from lightning_anomaly.scores.content import network_sees, two_sided
 from lightning_anomaly.scores.scale import SURPRISING, Scale
 from lightning_anomaly.scores.scorer import SampleView
 
-_AXES = 512  # at most, along which predictions are made
+_SPANNING = 2048  # images, at most, whose features span the space in which predictions are made
 _RIDGE, _DAMPING = 0.006, 0.05  # variance added in each direction, for labels and content, relative to the total one
 _ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
 _FEW = 2  # images in a class, up to which they are compared with all
@@ -67,9 +67,9 @@ class Label(NamedTuple):
         weights = members @ class_weights[:, None]
         center = (weights * vectors).sum(0)
         centered = vectors - center
-        # Components come from every so many of the vectors, which must not be those of one class.
+        # A basis of what all vectors span or, if these are very many and long, most of them.
         order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0), device="cpu")
-        axes = principal_components(centered[order], _AXES)
+        axes = torch.linalg.qr(centered[order[:_SPANNING]].T)[0]
         along = centered @ axes
         variances, rotation = torch.linalg.eigh((weights * along).T @ along)
         variances = variances.clamp(min=0) + _ROUNDING

@@ -26,7 +26,7 @@ from torch.nn.functional import normalize, one_hot
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import load_pretrained
-from lightning_anomaly.outliers.search import Batch, ImageReader, open_scaled
+from lightning_anomaly.outliers.reading import Batch, ImageReader, open_scaled
 from lightning_anomaly.scores.label import Label, LabelMeasures
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import fit_views
