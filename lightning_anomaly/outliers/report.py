@@ -300,9 +300,9 @@ class OutlierReport(Tabular):
             for row in tab.rows:
                 row.picture = None if row.position is None else pictures.get(row.position)
         found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in VIEWS]
-        odd = ["the oddest come first in look and content"] if self.views else []
+        odd = "the oddest come first in look and content" if self.views else ""
         lead = [
-            f"{_images(len(self.scores))}: {', '.join([*found, *odd]) or 'nothing to look at'}.",
+            f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
             "Tick what should go, in any list; then save the lists, and move what you ticked.",
         ]
         return write(path, gallery_page(title, lead, tabs, Path(path).parent, self._sentences()))
