@@ -1,9 +1,9 @@
-"""See what the filters of a convolutional network single out, as Lightning callbacks."""
+"""See what the filters of a CNN single out while it trains, and which labels and images are wrong, with Lightning."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "AnalysisSettings",
