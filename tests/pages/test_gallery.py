@@ -6,11 +6,12 @@ import io
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
 import torch
 from PIL import Image
 from reports import contents
 
-from lightning_anomaly.pages.gallery import COLUMNS, Row, Tab, gallery_page, write_csv
+from lightning_anomaly.pages.gallery import COLUMNS, MOVE, Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.thumbnails import data_uri
 
 NAMES = ["a b#1?.png", "50%/ä:ö.png", "=1+1.png"]
@@ -58,6 +59,21 @@ def test_a_page_has_the_lists_with_rows_and_links_to_the_files_that_there_are(tm
     assert index["pictures"] == [picture]
     assert [row["picture"] for tab in index["tabs"] for row in tab["rows"]] == [None, 0, 0, 0]
     assert index["tabs"][1]["rows"][1]["score"] is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python closes the file as it ends
+def test_the_three_lines_move_the_ticked_files_and_keep_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [Row(name, path=str(tmp_path / "photos" / name)) for name in ("a/1.png", "b/1.png", "b/2.png")]
+    for row in rows:
+        Path(row.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(row.path).touch()
+    write_csv(tmp_path / "verdicts.csv", [Tab("look", "Look", "", rows)])
+    table = (tmp_path / "verdicts.csv").read_text().replace("1.png,,look,", "1.png,,look,ticked")  # as the page does
+    (tmp_path / "verdicts.csv").write_text(table)
+    exec(MOVE, {})
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert files == {"set_aside/a/1.png", "set_aside/b/1.png", "photos/b/2.png"}
 
 
 def test_ticks_are_kept_for_the_same_lists(tmp_path):

@@ -238,7 +238,8 @@ class TestEverywhere:
                     violated.push(event.effectiveDirective);
                     if (violated.length == 2) done(violated);
                 });
-                document.body.insertAdjacentHTML("beforeend", '<img src="https://example.invalid/x" onerror="window.ran = true">');
+                const image = '<img src="https://example.invalid/x" onerror="window.ran = true">';
+                document.body.insertAdjacentHTML("beforeend", image);
             })"""
         )
         assert sorted(violated) == ["img-src", "script-src-attr"]
