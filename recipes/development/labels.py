@@ -1,6 +1,6 @@
 """Wrong folders and other things planted among photographs in class folders. See docs/results/labels.md.
 
-`python -m recipes.experiments.labels COLLECTIONS FEATURES FILE.csv NAME ...` needs the extra `photos` and cleanlab.
+`python -m recipes.development.labels COLLECTIONS FEATURES FILE.csv NAME ...` needs the extra `photos` and cleanlab.
 COLLECTIONS has a folder for each collection NAME, with a folder for each class; FEATURES keeps what the network makes
 of them. A row is written as soon as it is measured; collections in the file are not measured again.
 """

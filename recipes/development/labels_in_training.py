@@ -1,6 +1,6 @@
 """Wrong labels planted among training images: which come first? See docs/results/labels_in_training.md.
 
-`python -m recipes.experiments.labels_in_training --data-root DIR` trains a small CNN on 5,000 images for each setting,
+`python -m recipes.development.labels_in_training --data-root DIR` trains a small CNN on 5,000 images for each setting,
 with a `TwoSampleCallback` of all training images. A line for each run goes to results/labels_in_training.jsonl, and the
 average precision of all rules to results/labels_in_training.csv. Runs with a line are skipped; 30 runs take half an
 hour on one free core.
@@ -144,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """Parse the options."""
-    parser = argparse.ArgumentParser("python -m recipes.experiments.labels_in_training", description=__doc__)
+    parser = argparse.ArgumentParser("python -m recipes.development.labels_in_training", description=__doc__)
     add_data_options(parser)
     return parser.parse_args()
 
