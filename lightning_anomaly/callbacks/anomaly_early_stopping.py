@@ -14,16 +14,15 @@ class AnomalyEarlyStopping(StoppingCallback):
     """Stop a run when the fraction of anomaly filters has risen and stays up.
 
     It watches `anomaly_filters/rise` of the Trainer's first `AnomalyFilterCallback`. While the fraction is flat or
-    falls, `rise` is 0 and it never stops the run. That a rise means overfitting is the source paper's hypothesis; in
-    our experiments it did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
+    falls, `rise` is 0 and it never stops the run. The source paper expects a rise to mean overfitting; in our
+    experiments it did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
 
-    A high fraction that fluctuates, as with few filters, needs a higher `threshold`. It logs its rule after the first
-    validation, and at the end of the fit why it stopped the run.
+    With few filters the fraction fluctuates: raise `threshold`. The callback logs its rule after the first validation,
+    and at the end of the fit why it stopped the run.
 
     Args:
         threshold: The rise to exceed, as a fraction of the filters.
-        patience: Number of validations for which the rise has to last, without those that find nothing; at least 5,
-            because `rise` is 0 until a rise has lasted five validations.
+        patience: How many validations the rise must last. Validations that find nothing do not count. At least 5.
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
 
     Raises:

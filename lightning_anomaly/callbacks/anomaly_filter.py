@@ -32,10 +32,10 @@ class AnomalyFilterCallback(AnyCallback):
     uncompiled meanwhile. The probe is the first samples of the first validation loader, so a data set that is sorted by
     class should be shuffled once.
 
-    Logs finite floats under `log_key_prefix` at every validation, which `docs/watch.md` explains: `count` of anomaly
-    filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `rise` and
-    `seconds`. The count in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at
-    most twelve layers. A value that was never measured is logged, as 0, only if a callback or a scheduler monitors it.
+    At every validation it logs under `log_key_prefix`, as `docs/watch.md` explains: `count` of anomaly filters and
+    their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `rise` and `seconds`. The
+    count in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve
+    layers. Nothing is logged before the first measurement, except a key that a callback or scheduler monitors, as 0.
 
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,

@@ -34,14 +34,14 @@ class AnomalyPruneCallback(AnyCallback):
     when an epoch begins, so that the validated weights are the saved ones; see `mask_filters`. Checkpoints stay
     ordinary, and a resumed fit continues with the mask.
 
-    Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; among equals
-    those with most outlier samples in these reports. One filter of each layer is always left.
+    Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; ties go to
+    the filter with more outlier samples. One filter of each layer is always left.
 
     Logs under `log_key_prefix` at every validation: `masked` (filters) and `masked_fraction` (of the parameters).
 
     Args:
-        at_epoch: Number of epochs after which to mask, before the epoch with this `trainer.current_epoch` begins. If
-            there are fewer than `min_votes` reports by then, masking waits for them.
+        at_epoch: Mask before this epoch begins (counted from 0). If there are fewer than `min_votes` reports by then,
+            masking waits for them.
         min_votes: Number of votes that a filter needs, at most `last_reports`.
         last_reports: Number of most recent reports that vote; a report that clustered no filter is ignored.
         max_fraction: Largest fraction of a layer's filters to mask, including those masked before.

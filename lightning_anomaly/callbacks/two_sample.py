@@ -61,16 +61,14 @@ class TwoSampleCallback(AnyCallback):
     `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
     `fraction` and `p_value` of the filters; `labels_in_doubt`, a share of the compared training images; and `seconds`.
     The fraction in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most
-    twelve convolutions. A value that was never measured is logged only if a callback or a scheduler monitors it, as of
-    a network that treats both kinds alike.
+    twelve convolutions. Nothing is logged before the first measurement, except a key that a callback or scheduler
+    monitors.
 
-    By default it takes a fixed random sample of the Trainer's images. If both data sets are of one class with a
-    `transform`, such as torchvision's, training images are read with that of the validation set; otherwise as the
-    training loader yields them, augmented or not. Outside of a fit nothing is compared: see `two_sample_test`.
-
-    Training images that a run with `overfit_batches`, or with `limit_train_batches` and a loader that does not shuffle,
-    never sees are left out. Every process runs the module on all images after its first validation batch, in
-    evaluation mode and the Trainer's precision.
+    By default it takes a fixed random sample of the Trainer's images, of training images only those that the run sees
+    (`overfit_batches`, `limit_train_batches`). If both data sets have the same type and a `transform`, as torchvision's
+    have, training images are read with the validation transform; otherwise they are read as the training loader yields
+    them. Every process runs the module on all images after its first validation batch, in evaluation mode and the
+    Trainer's precision. Outside of a fit nothing is compared: see `two_sample_test`.
 
     Args:
         train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or

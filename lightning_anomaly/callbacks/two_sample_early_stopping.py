@@ -18,16 +18,16 @@ from lightning_anomaly.two_sample.stopping import GAP, LOSS_PATIENCE, confirms, 
 class TwoSampleEarlyStopping(StoppingCallback):
     """Stop a run when the network knows its training images and the validation loss no longer improves.
 
-    It waits for two things. First a gap: the errors that the network expects on validation images, divided by those on
-    training images, are 5% above their lowest level (`confidence_rise` of the first `TwoSampleCallback`), and
-    chance does not explain it. A gap alone is not yet harm: with few images a network improves on validation images
-    long after it opens. So the exponential average of the validation loss must not have improved for three validations
-    either.
+    It waits for two things:
+
+    1. A gap: `confidence_rise` of the first `TwoSampleCallback` exceeds 5%, and chance does not explain it. A gap alone
+       is not yet harm: with few images a network improves on validation images long after it opens.
+    2. The exponential average of the validation loss has not improved for three validations.
 
     It needs to see a run from its beginning, and about 1,000 images of each kind: `docs/results/stopping_output.md`. It
-    logs its rule after the first validation, and at the end of the fit why it stopped the run. The weights
-    stay those of the last epoch: use a `ModelCheckpoint` too. If a module's `configure_callbacks` returns an
-    `EarlyStopping`, return both there, as they replace the Trainer's.
+    logs its rule after the first validation, and at the end of the fit why it stopped the run. The weights stay those
+    of the last epoch: use a `ModelCheckpoint` too. An `EarlyStopping` from a module's `configure_callbacks` replaces
+    this one: return both there.
 
     Args:
         threshold: The gap to exceed, as a fraction of its lowest level.

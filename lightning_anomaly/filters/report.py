@@ -42,7 +42,7 @@ class AnomalyReport(Tabular):
         pictures: Images of the samples and some of the maps, if they were kept.
         carried_over: Number of filters with the same maps as in the callback's last analysis, bit for bit, whose
             results are those of that analysis.
-        names: File of each sample, if known, by which the table and the page name it; not in `to_dict`.
+        names: File of each sample, if known, by which the table and the page name it.
     """
 
     layers: Mapping[str, LayerReport]
@@ -142,7 +142,7 @@ class AnomalyReport(Tabular):
     def outlier_reasons(self, sample: int) -> dict[str, str]:
         """Return why a probe sample looks odd or shows something else, the larger score first.
 
-        A score has a reason if it is among the highest twentieth.
+        Only the top 5% of the scores get a reason.
 
         Raises:
             ValueError: If `sample` is not an index into the probe.

@@ -22,10 +22,10 @@ class AnalysisSettings:
             fewer.
         rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, a cluster of
             ten odd images in 512 is still found.
-        rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. With `"votes"` each
-            mixture has its Calinski-Harabasz index as votes, and more than two thirds of all votes are needed. With
-            `"best"`, the paper's reading, the mixture with the largest index decides alone; its verdict can flip with
-            any small change if two indices are nearly equal.
+        rule: How mixtures decide whether a sample in a rare cluster is an outlier. `"votes"`: all mixtures vote,
+            weighted by their Calinski-Harabasz index, and more than two thirds decide. `"best"`, the paper's reading:
+            the mixture with the largest index decides alone; if two indices are nearly equal, its verdict can flip with
+            any small change.
         n_init: Each mixture starts from the best of `n_init` k-means clusterings.
         rectify: Whether negative values of the maps are set to zero first, as by a ReLU.
         max_map_side: Larger maps are average-pooled until no side is larger (pixels). Maps with one or three axes are

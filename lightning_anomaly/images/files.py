@@ -22,13 +22,13 @@ _HEIF = ": install the package pillow-heif, and call its `register_heif_opener()
 class FolderImages(Dataset[Any]):
     """The images in a folder and its subfolders, in the order of their names.
 
-    An image is a file with the name of one, such as `.jpg`, or with any other name and the first bytes of an image,
-    in any format that Pillow reads. Nothing is decoded yet: an image may prove to be broken when it is read.
+    A file counts as an image by its extension or its first bytes, in any format that Pillow reads. Nothing is decoded
+    yet: an image may prove to be broken when it is read.
 
     An image's class is the name of the folder that it lies in, so `train/cats` and `val/cats` are one class. The data
     set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`, and `labels`, the
     name of each image's class. `skipped` gives the reason for each file and folder that is not read, by its path in the
-    folder, but for the hidden files of systems. An item is an image for a network and the whole one, squeezed into a
+    folder; system files are not listed. An item is an image for a network and the whole one, squeezed into a
     square of bytes, in which a search for outliers sees frames and captions that the network's image may lack.
 
     Args:

@@ -45,7 +45,7 @@ _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
 
 
 class OutlierDetector:
-    """Score images by how unusual they are among the images of a reference, without labels.
+    """Score images by how unusual they are among the images of a reference.
 
     An image has two scores, each the negative logarithm of a tail probability (nats). The look score compares
     statistics of its pixels. The content score compares what the model makes of it: the features that enter its last
@@ -54,8 +54,7 @@ class OutlierDetector:
     Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
 
     The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
-    restored, also after an exception. Threads may share a detector or its model: runs by this package take turns.
-    Nobody else may call the model meanwhile, or what they give and take may be mixed up.
+    restored, also after an exception. Nobody else may call the model meanwhile, or results may be mixed up.
 
     Args:
         model: Any model, on any device and in any floating-point precision.
@@ -286,8 +285,7 @@ def find_outliers(
             p-values.
         class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
-        max_reference: See `OutlierDetector.fit`; without a reference, each image also takes up to 50 kB to be
-            drawn.
+        max_reference: See `OutlierDetector.fit`.
         false_discovery_rate: See `OutlierDetector.search`.
         seed: See `OutlierDetector.fit`.
         labels: See `OutlierDetector.search`.

@@ -102,7 +102,7 @@ class OutlierReport(Tabular):
     def outlier_reasons(self, position: int) -> dict[str, str]:
         """Describe what is unusual about an image's look, content and label, the larger score first.
 
-        A score has a reason if it is among the highest twentieth of ordinary images.
+        Only scores above 95% of those of ordinary images get a reason.
 
         Raises:
             ValueError: If `position` is not in the data set.

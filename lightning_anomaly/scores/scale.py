@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SURPRISING = math.log(20)  # nats from which a score is among the highest twentieth, so that it has a reason
+SURPRISING = math.log(20)  # nats, above 95% of ordinary scores, from which on a score gets a reason
 
 _MOST = 100.0  # nats; beyond them scores grow only logarithmically, which keeps the order of the samples
 _LEVELS = [level / 20 for level in range(19)]

@@ -46,9 +46,9 @@ def two_sample_test(
     The output says *whether* it does: an overfitted network is more confident on training images, by its largest
     softmax probability. `confidence_auc` is 0.5 if it treats both kinds alike, whatever the number of images.
 
-    The filters say *where*, by their largest rectified value on each image. If a network treats both kinds alike,
-    chance finds a share of `significance` of its filters on average; most draws of images give none, a few give 10%,
-    for which the report's `p_value` allows. A larger share says that convolutions have memorized training images, and
+    The filters say *where*, by their largest rectified value on each image. By chance, a fraction
+    `significance` of the filters count on average. Most samples of images give none, a few 10%; the report's `p_value`
+    allows for that. A larger share says that convolutions have memorized training images, and
     in which layers. Only strong overfitting shows there, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
