@@ -58,14 +58,18 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     train, val, searched = (TensorDataset(*data[part]) for part in (slice(600, 1100), slice(600), slice(200)))
     reference = TensorDataset(*data[[*range(200, 600), *range(1100, len(data))]])  # all others but those of training
     logger, watcher = TensorBoardLogger(log_dir, "quickstart"), AnomalyFilterCallback(browser=True)
-    stopping, checkpoint = TwoSampleEarlyStopping(), ModelCheckpoint(monitor="val_loss")
-    callbacks: list[pl.Callback] = [watcher, TwoSampleCallback(), stopping, checkpoint]
+    comparison, stopping = TwoSampleCallback(), TwoSampleEarlyStopping()
+    checkpoint = ModelCheckpoint(monitor="val_loss")
+    callbacks: list[pl.Callback] = [watcher, comparison, stopping, checkpoint]
     trainer = pl.Trainer(max_epochs=epochs, logger=logger, callbacks=callbacks, enable_model_summary=False)
     trainer.fit(Classifier(), DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, 64))
     outliers = find_outliers(searched, Classifier.load_from_checkpoint(checkpoint.best_model_path), reference)
     outliers.save_html(f"{logger.log_dir}/outliers.html")
-    print(f"{watcher.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
+    assert comparison.report is not None
+    comparison.report.save_html(f"{logger.log_dir}/labels.html")
+    print(f"{watcher.report}\n\n{comparison.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
     print(f"The strangest images: open {logger.log_dir}/outliers.html")
+    print(f"Training labels in doubt: open {logger.log_dir}/labels.html")
     print(f"Every filter with its images: open {logger.log_dir}/anomaly_filters/browser.html")
     print(f"Losses, numbers of filters and the gap: tensorboard --logdir {log_dir}\n")
     losses = [entry["losses"]["val_loss"] for entry in watcher.history]

@@ -63,7 +63,7 @@ def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
     )
     return [
         f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * int(clustered.sum()))}",
-        f"{int(flagged.sum())} anomaly filters, {share} of those with varying maps: {among_sparse} where at least "
+        f"anomaly filters: {int(flagged.sum())}, {share} of those with varying maps: {among_sparse} where at least "
         f"{100 * _SPARSE:.0f}% of the values are zero, as sparsity alone makes rare clusters, {among_others} elsewhere",
     ]
 
