@@ -29,7 +29,8 @@ class _Property(NamedTuple):
 _PROPERTIES = (
     _Property({"noise": 1, "contrast": -0.5}, "", "noisy"),
     _Property({"fine patterns": 1, "contrast": -1}, "little fine detail", ""),
-    _Property({"highest": 1, "lowest": 1}, "darker than the rest", ""),  # a dark image also lacks contrast
+    # A dark image also lacks contrast; one that only lacks contrast keeps its mean.
+    _Property({"mean": 5, "highest": 1, "lowest": 1}, "darker than the rest", ""),
     _Property({"contrast": 1}, "low contrast", "high contrast"),
     _Property({"mean": 1}, "darker than the rest", "brighter than the rest"),
     _Property({"brightest share": 1}, "", "large areas as bright as its brightest pixel"),

@@ -86,7 +86,8 @@ def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
     damaged = damage_all(chosen, foreign, seed=0)
     damaged |= {name: damage(chosen, torch.Generator()) for name, damage in PLAIN.items()}
     cells = {}
-    for kind, odd in damaged.items():
+    for kind in ACCEPTED:
+        odd = damaged[kind]
         counts = Counter(reasons_of(images.train_images[:_REFERENCE], odd))
         share = sum(count for reason, count in counts.items() if reason in ACCEPTED[kind]) / len(odd)
         cells[kind] = f"{share:.2f}", counts.most_common(1)[0][0]
