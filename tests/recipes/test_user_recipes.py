@@ -60,7 +60,7 @@ def test_the_quickstart_finds_the_damaged_digits_and_stops(tmp_path: Path, capsy
     rows = printed.partition("\nposition ")[2].splitlines()[2:12]
     assert planted <= {int(row.split()[0]) for row in rows}
     pages = [Path(line.partition("open ")[2]) for line in printed.splitlines() if "open " in line]
-    assert [page.name for page in pages if page.is_file()] == ["outliers.html", "browser.html"]
+    assert [page.name for page in pages if page.is_file()] == ["outliers.html", "labels.html", "browser.html"]
     assert f"tensorboard --logdir {tmp_path}" in printed
 
     logged = scalars(tmp_path / "quickstart/version_0")

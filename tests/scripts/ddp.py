@@ -84,7 +84,7 @@ def values(report: OutlierReport) -> Outcome:
     parts = {key: getattr(report, key) for key in ("scores", "look_scores", "content_scores", "p_values")}
     return {
         "numbers": {key: [str(value) for value in part.tolist()] for key, part in parts.items()},
-        "images": None if report.images is None else report.images.tolist(),
+        "pictures": {place: picture.tolist() for place, picture in report.pictures.items()},
         "reasons": [report.outlier_reasons(position) for position in range(len(report.scores))],
         "top": report.top(4),
         "notes": dict(report.notes),
