@@ -23,7 +23,7 @@ _COMPLETE = 0.95  # share of the variance along 64 components, from which on fea
 _REAL = 1e-3  # smallest standard deviation along a component, relative to the largest
 _ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _REFITS = 2
-_KNOWN = 0.6  # share of what predictions could tell, from which on a network knows the classes of the images
+_KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
 _EXACT = 512  # vectors or numbers in each, up to which principal components come from all vectors
 
 
