@@ -146,11 +146,13 @@ class OutlierReport(Tabular):
 
     @property
     def filed_elsewhere(self) -> list[int]:
-        """Positions of the images that look like another class by descending label score, first those with copies."""
+        """Positions of the images that look like another class, first those that are in it too, by label score."""
         reasons = self.views["label"].reasons if "label" in self.views else ()
         found = [place for place in self.top(len(self.scores), by="label") if reasons[place]] if reasons else []
-        copies = {place for group in self.duplicates if group.identical for place in group.positions}
-        return sorted(found, key=lambda place: place not in copies)
+        labels = self.labels or [None] * len(self.scores)
+        groups = [group.positions for group in self.duplicates if group.identical]
+        in_two = {place for group in groups if len({labels[place] for place in group} - {None}) > 1 for place in group}
+        return sorted(found, key=lambda place: place not in in_two)
 
     def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:
         positions, scores = chosen.nonzero()[:, 0], self.scores if scores is None else scores

@@ -92,9 +92,11 @@ def test_labels_that_tell_nothing_are_noted_and_change_nothing(net):
 def test_an_image_in_two_classes_stands_first_and_is_in_the_tables_and_on_the_page(net, tmp_path):
     images, labels = IMAGES[:COUNT].clone(), [f"={label}" for label in TRUTH[:COUNT].tolist()]
     images[20], labels[20] = images[10], f"={(TRUTH[10] + 1) % 10}"
-    labels[40] = None
+    images[60], labels[40] = images[50], None
+    labels[50] = labels[60] = f"={(TRUTH[50] + 1) % 10}"  # copies in one class, filed wrongly
     report = find_outliers(images, net, labels=labels)
     assert {*report.filed_elsewhere[:2]} == {10, 20}
+    assert {50, 60} <= {*report.filed_elsewhere}
     assert report.outlier_reasons(10)["label"] == f"filed under {labels[10]}, also under {labels[20]}"
     assert report.label_scores[40].isnan()
     report.save_csv(tmp_path / "rows.csv", 5)
