@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.tables import Tabular, listed
+from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
+from lightning_anomaly.pages.page import write
+from lightning_anomaly.pages.thumbnails import data_uri
 from lightning_anomaly.two_sample.label_doubts import LabelDoubt, LabelMargins
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, permutation_p_value
-
-if TYPE_CHECKING:
-    from lightning_anomaly.pages.gallery import Tab
 
 SHOWN = 64  # images on the page
 
@@ -177,9 +176,6 @@ class TwoSampleReport(Tabular):
         Args:
             path: Path of the file; missing folders are created.
         """
-        from lightning_anomaly.pages.gallery import gallery_page
-        from lightning_anomaly.pages.page import write
-
         lead = ["Tick what is labeled wrongly, and save the list.", f"{self._labels_sentence()}."]
         write(path, gallery_page("Training labels in doubt", lead, [self._tab(SHOWN)], Path(path).parent))
 
@@ -189,15 +185,10 @@ class TwoSampleReport(Tabular):
         Args:
             path: Path of the file; missing folders are created.
         """
-        from lightning_anomaly.pages.gallery import write_csv
-
         write_csv(path, [self._tab(len(self.doubts))])
 
     def _tab(self, count: int) -> Tab:
         """Return a list of the first images in `doubts`."""
-        from lightning_anomaly.pages.gallery import Row, Tab
-        from lightning_anomaly.pages.thumbnails import data_uri
-
         pictures = [] if self.pictures is None else [data_uri(picture) for picture in self.pictures]
         rows = [
             Row(
