@@ -5,24 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze
 from lightning_anomaly.filters.settings import EngineName
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
-from recipes.development.benchmarks.searches import outliers, photographs, single, workers
+from recipes.development.benchmarks.searches import outliers, photographs, single
 from recipes.development.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
 from recipes.development.benchmarks.work import WORK, network_of, noise, prepare
-from recipes.development.pictures.browser import find_chromium, open_page
 
 _ENGINES: tuple[EngineName, ...] = ("numba", "sklearn")
 
@@ -38,25 +35,6 @@ def speed(device: str, quick: bool) -> Iterator[Row]:
         for engine, row in times.iterrows():
             faster = times.seconds["sklearn"] / row.seconds
             yield {"network": name, "engine": engine, **row, "times as fast as scikit-learn": faster}
-
-
-def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Fit the slope of the logarithms: 1 if the cost grows in proportion to the size."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
-
-
-def growth(device: str, quick: bool) -> Iterator[Row]:
-    """An analysis of more and more filters with 512 samples, and of more and more samples with 512 filters."""
-    few, times = (64, (1, 2)) if quick else (512, (1, 2, 4, 8))
-
-    def work(filters: int, samples: int) -> Callable[[], Any]:
-        torch.manual_seed(0)
-        return partial(analyze, nn.Conv2d(3, filters, 3).to(device), noise(samples, 12).to(device))
-
-    for what, sizes in {"filters": [(n * few, few) for n in times], "samples": [(few, n * few) for n in times]}.items():
-        seconds = in_turns({str(size): work(*size) for size in sizes}, 1 if quick else 3).seconds.tolist()
-        columns = {f"{few} x {n}": second for n, second in zip(times, seconds, strict=True)}
-        yield {"growth in": what, **columns, "exponent": exponent(list(times), seconds)}
 
 
 def overhead(device: str, quick: bool) -> Iterator[Row]:
@@ -171,27 +149,4 @@ def processes(device: str, quick: bool) -> Iterator[Row]:
         yield {"network": name, "images": images, "processes": count, "seconds": seconds}
 
 
-def browser(device: str, quick: bool) -> Iterator[Row]:
-    """The filter browser of a report: its size, how long it takes to write, and to open in Chromium if there is one."""
-    for name, side in (("lenet5", 32),) if quick else (("alexnet", 32), ("resnet50", 224)):
-        images = noise(64 if quick else 512, side)
-        report = analyze(network_of(name), images, batch_size=8, keep_images=True)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "report.html"
-            written = timed(partial(report.save_html, file))
-            opened = timed(partial(_open, file)) if find_chromium() else {}
-            size = {"file (MB)": file.stat().st_size / 1e6}
-            yield {"network": name, **size, **written, **{f"to open, {key}": value for key, value in opened.items()}}
-
-
-def _open(file: Path) -> None:
-    """Start the browser and wait until the page is drawn."""
-    with open_page(1280, 900) as page:
-        page.goto(file.as_uri())
-        page.wait_for_selector("html[data-shown]")
-
-
-PARTS = {
-    part.__name__: part
-    for part in (speed, growth, overhead, large, memory, outliers, single, workers, photographs, processes, browser)
-}
+PARTS = {part.__name__: part for part in (speed, overhead, large, memory, outliers, single, photographs, processes)}

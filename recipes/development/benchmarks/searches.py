@@ -1,26 +1,18 @@
-"""What a search for outlier images costs: in a data set, of a single image, in several processes, in a folder."""
+"""What a search for outlier images costs: in a data set, of a single image, in a folder."""
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_anomaly import OutlierDetector, find_outliers
 from lightning_anomaly.images import FolderImages
-from recipes import predict
-from recipes.common.options import SILENT
 from recipes.development.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
 from recipes.development.benchmarks.work import WORK, forward, network_of, noise, prepare
 
@@ -46,64 +38,6 @@ def single(device: str, quick: bool) -> Iterator[Row]:
         for what, row in found.iterrows():
             ratio = row.seconds / found.seconds["forward"]
             yield {"network": name, "side": side, "work": what, **row, "times a forward pass": ratio}
-
-
-class _Clocked(nn.Module):
-    """A network that records the time and the size of each batch, in a file for each process."""
-
-    def __init__(self, network: nn.Module, folder: Path) -> None:
-        super().__init__()
-        self.network, self.folder = network, folder
-
-    def forward(self, images: Tensor) -> Any:
-        output = self.network(images)
-        with (self.folder / f"{os.getpid()}.txt").open("a") as file:
-            file.write(f"{time.time()} {len(images)}\n")
-        return output
-
-    def rate(self) -> float:
-        """Return images per second of all processes together since the end of the first batch, and clear the record."""
-        files = [*self.folder.glob("*.txt")]
-        lines = [line.split() for file in files for line in file.read_text().splitlines()]
-        (begun, _), *rest = sorted((float(end), int(count)) for end, count in lines)
-        for file in files:
-            file.unlink()
-        return sum(count for _, count in rest) / (rest[-1][0] - begun)
-
-
-def workers(device: str, quick: bool) -> Iterator[Row]:
-    """Images per second that a saved detector scores in one process, in two, and, if installed, in two workers of Ray.
-
-    On the CPU, with one thread in each process, from the end of the first batch to the end of the last.
-    """
-    name, side, images = ("lenet5", 32, 512) if quick else ("resnet18", 64, 2048)
-    with tempfile.TemporaryDirectory() as folder:
-        network, file = _Clocked(network_of(name), Path(folder)), Path(folder) / "detector.pt"
-        OutlierDetector(network).fit(noise(200, side), progress=False).save(file)
-        network.rate()
-
-        def by_lightning(processes: int) -> None:
-            strategy = "ddp_spawn" if processes > 1 else "auto"
-            options: dict[str, Any] = {**SILENT, "callbacks": [predict.Writer("epoch")], "strategy": strategy}
-            trainer = pl.Trainer(**options, accelerator="cpu", devices=processes)
-            loader = DataLoader(TensorDataset(noise(images, side)), 64)
-            trainer.predict(predict.Scorer(network, file), loader, return_predictions=False)
-
-        def by_ray() -> None:
-            from recipes import ray_data  # late: it is an extra
-
-            ray_data.score(network, file, noise(images, side), workers=2)
-
-        ways: dict[str, Callable[[], None]] = {"one process": partial(by_lightning, 1)}
-        ways["two processes, `Trainer.predict`"] = partial(by_lightning, 2)
-        if find_spec("ray"):
-            ways["two workers of Ray"] = by_ray
-        threads = torch.get_num_threads()
-        for way, score in ways.items():
-            torch.set_num_threads(1)
-            score()
-            torch.set_num_threads(threads)
-            yield {"network": name, "side": side, "way": way, "images a second": network.rate()}
 
 
 def photographs(device: str, quick: bool) -> Iterator[Row]:
