@@ -24,7 +24,7 @@ from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.layers import find_call, select_layers
 from lightning_anomaly.pages.comparison_figure import comparison_figure
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
-from lightning_anomaly.two_sample.comparison import LayerTest, check_groups, compare_groups
+from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.label_doubts import MeanMargins
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import SHOWN, TwoSampleReport
@@ -156,7 +156,6 @@ class TwoSampleCallback(AnyCallback):
 
     def _begin_fit(self) -> None:
         self._images: ComparedImages | None = None
-        self._tests: dict[bytes, LayerTest] = {}  # of the last comparison
         self._undrawn: int | None = None  # step of the last comparison, until a figure shows it
 
     @property
@@ -251,7 +250,7 @@ class TwoSampleCallback(AnyCallback):
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images = self._images or self._read_images(trainer, pl_module, batch)
             call = find_call(pl_module, self.logits)
-            options = self.layers, self.significance, self._tests, call, images.labels
+            options = self.layers, self.significance, call, images.labels
             with trainer.strategy.precision_plugin.forward_context():
                 self._compared = compare_groups(pl_module, images.train, images.val, *options)
         self._seconds = perf_counter() - start

@@ -10,8 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.two_sample.comparison import _test_layer, compare_groups
+from lightning_anomaly.two_sample.comparison import _test_layer
 from lightning_anomaly.two_sample.rank_test import random_divisions
 
 RNG = torch.Generator().manual_seed(0)
@@ -67,25 +66,6 @@ def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None
     assert len(set(report.chance[:12].tolist())) > 3
     assert report.p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
     assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
-
-
-def test_a_layer_with_the_same_values_keeps_its_test() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 30, 3), nn.Flatten(), nn.LazyLinear(5))
-    network(IMAGES)
-    sources, known = [ImageSource(part, "inputs") for part in IMAGES.split(75)], {}
-    last = compare_groups(network, *sources, None, 0.3, known)
-    for layer, kept in ((network[4], {"0", "2"}), (network[2], {"0"}), (network[0], set())):
-        layer.weight.data[3] *= -1.5
-        again = compare_groups(network, *sources, None, 0.3, known)
-        assert {name for name, now in again.layers.items() if now.p_value is last.layers[name].p_value} == kept
-        last = again
-        fresh = compare_groups(network, *sources, None, 0.3)
-        assert again.confidence_auc == fresh.confidence_auc
-        assert torch.equal(again.chance, fresh.chance)
-        for name, expected in fresh.layers.items():
-            assert torch.equal(again.layers[name].p_value, expected.p_value)
-            assert again.layers[name].share_p_value == expected.share_p_value
 
 
 def test_images_get_the_type_of_the_parameters() -> None:
