@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -12,21 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly._internal.checks import check_bool, check_fraction, check_integer, check_names, check_text
+from lightning_anomaly._internal.checks import check_fraction, check_integer, check_names, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_images
-from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._fits import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._trees import AnyCallback
-from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
+from lightning_anomaly.callbacks._values import LoggedValues, check_logging
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.layers import find_call, select_layers
-from lightning_anomaly.pages.comparison_figure import comparison_figure
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.label_doubts import MeanMargins
-from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import SHOWN, TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
@@ -77,8 +73,6 @@ class TwoSampleCallback(AnyCallback):
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
         significance: Largest p-value with which a filter counts.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
-        log_figures: Whether a figure of `confidence_auc` and the fraction in every layer goes to the loggers, at the
-            1st, 2nd, 4th, 8th, ... validation and after the last.
         batch_size: Largest number of images to run at a time.
         sample_size: Number of images of each kind to sample; a tensor is taken whole.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
@@ -89,9 +83,8 @@ class TwoSampleCallback(AnyCallback):
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
-            `compares_output` (whether the output could be compared) and `share_p_values` (of each layer with tested
-            filters, see `LayerComparison`). A resumed fit continues it.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured) and
+            `compares_output` (whether the output could be compared). A resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers and `logits` are checked when the fit begins.
@@ -110,7 +103,6 @@ class TwoSampleCallback(AnyCallback):
         layers: list[str] | None = None,
         significance: float = 0.01,
         log_key_prefix: str = "two_sample",
-        log_figures: bool = True,
         batch_size: int = 64,
         sample_size: int = 1024,
         every_n_validations: int = 1,
@@ -131,7 +123,6 @@ class TwoSampleCallback(AnyCallback):
             check_groups(*tensors)
         self.layers = check_names("layers", layers, "layer names")
         self.significance = check_fraction("significance", significance, zero=False)
-        self.log_figures = check_bool("log_figures", log_figures)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
@@ -156,7 +147,6 @@ class TwoSampleCallback(AnyCallback):
 
     def _begin_fit(self) -> None:
         self._images: ComparedImages | None = None
-        self._undrawn: int | None = None  # step of the last comparison, until a figure shows it
 
     @property
     def state_key(self) -> str:
@@ -297,26 +287,19 @@ class TwoSampleCallback(AnyCallback):
 
     @guarded
     def _record(self, trainer: Any, report: TwoSampleReport | None) -> None:
-        """Add this validation to the history, and draw it if it is due."""
-        layers = {} if report is None else report.layers
+        """Add this validation to the history."""
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "metrics": dict(self._values.measured),
                 "compares_output": report is not None and report.compares_output,
-                "share_p_values": {name: layer.share_p_value for name, layer in layers.items() if layer.tested.any()},
             }
         )
-        if self._schedule.due:
-            self._undrawn = logged_step(trainer)
-            if is_due(-(-len(self.history) // self.every_n_validations)):
-                self._draw(trainer)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Free the images but for some small copies, and log the figure of the last comparison."""
-        self._draw(trainer)
+        """Free the images but for some small copies."""
         if self.report is not None and self._images is not None:
             shown = [doubt.position for doubt in self.report.doubts[:SHOWN]]
             self.report = replace(self.report, pictures=self._images.pictures(shown))
@@ -324,17 +307,9 @@ class TwoSampleCallback(AnyCallback):
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remove all hooks and free the images; if the user interrupts the fit, log the last figure too."""
+        """Remove all hooks and free the images."""
         self._remove_hooks()
-        if isinstance(exception, KeyboardInterrupt):
-            self._draw(trainer)  # waits for no other process
         self._begin_fit()
-
-    def _draw(self, trainer: Any) -> None:
-        if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
-            draw = partial(comparison_figure, self.history, max(self.significance, MIN_P_VALUE))
-            log_drawn(trainer.loggers, f"{self.log_key_prefix}/layers", draw, self._undrawn, self._guard)
-        self._undrawn = None
 
     def _remove_hooks(self) -> None:
         self._calls.remove()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.filters.figures import ISOLATED, VERDICT_COLORS
 from lightning_anomaly.filters.layer_report import ANOMALY
-from lightning_anomaly.pages.comparison_figure import number_validations
 from lightning_anomaly.pages.style import new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LOSS_STYLES = {"training": "-", "validation": "--"}
@@ -46,8 +46,21 @@ def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str
         right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         left.yaxis.set_major_locator(MaxNLocator(5))
         left.grid(axis="y", color="#E5E5E5")
-        number_validations(left, history)
+        _number_validations(left, history)
         for axes in (left, right):
             axes.spines["top"].set_visible(False)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def _number_validations(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    """Label validations with epochs, or with steps if an epoch has several."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [entry["epoch"] for entry in history]
+    by_epoch = len(set(epochs)) == len(epochs)
+    numbers = epochs if by_epoch else [entry["step"] for entry in history]
+    ticks = MaxNLocator(10, integer=True).tick_values(0, max(1, len(history) - 1))
+    places = [int(tick) for tick in ticks if 0 <= tick < len(history)]
+    axes.set_xticks(places, [str(numbers[place]) for place in places])
+    axes.set(xlim=(-0.5, len(history) - 0.5), xlabel="epoch" if by_epoch else "step")

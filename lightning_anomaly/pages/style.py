@@ -27,10 +27,6 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def layer_text(name: str, length: int) -> str:
-    """Return `layer NAME`, or `the model` for a model that is one layer."""
-    return f"layer {short_name(name, length)}" if name else "the model"
-
-
-def short_name(name: str, length: int) -> str:
-    """Cut a layer's name at the left, where names resemble each other."""
-    return (name if len(name) <= length else "…" + name[1 - length :]) or "(the model)"
+    """Return `layer NAME`, or `the model` for a model that is one layer; cut at the left, where names are alike."""
+    short = name if len(name) <= length else "…" + name[1 - length :]
+    return f"layer {short}" if name else "the model"

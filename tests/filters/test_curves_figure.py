@@ -24,8 +24,22 @@ def test_losses_and_counts_are_those_of_each_validation_and_a_missing_value_is_a
     np.testing.assert_array_equal(list(found.values()), expected)
     assert (left.get_ylabel(), right.get_ylabel(), right.get_ylim()[0]) == ("loss", "filters", 0)
     assert [line.get_linestyle() for line in left.get_lines()] == ["-", "--"]
-    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "1", "2", "3"]
     assert curves_figure([{**history[0], "losses": {}}], {}).axes[0].get_ylabel() == ""
+
+
+@pytest.mark.parametrize(
+    ("epochs", "label", "numbers"),
+    [
+        ([4, 9, 14], "epoch", ["4", "9", "14"]),
+        ([*range(10)], "epoch", [*"0123456789"]),
+        ([0, 0, 1], "step", ["7", "14", "21"]),
+    ],
+)
+def test_validations_are_numbered_by_epoch_or_by_step(epochs: list[int], label: str, numbers: list[str]) -> None:
+    history = [{"epoch": epoch, "step": 7 * place + 7, "metrics": {}} for place, epoch in enumerate(epochs)]
+    axes = curves_figure(history, {}).axes[0]
+    assert axes.get_xlabel() == label
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == numbers
 
 
 @pytest.mark.parametrize(("metrics", "said"), [({"count": 0.0, "isolated": 0.0}, ""), ({}, ": not measured")])

@@ -48,7 +48,7 @@ def overhead(device: str, quick: bool) -> Iterator[Row]:
     loader = DataLoader(TensorDataset(images, labels), 128)
     callbacks: dict[str, Callable[[], pl.Callback]] = {
         "AnomalyFilterCallback": lambda: AnomalyFilterCallback(probe_size=size, log_figures=False),
-        "TwoSampleCallback": lambda: TwoSampleCallback(images[:size], images[-size:], log_figures=False),
+        "TwoSampleCallback": lambda: TwoSampleCallback(images[:size], images[-size:]),
     }
     options: dict[str, Any] = {**SILENT, "accelerator": device, "devices": 1}
     for name in ("lenet5",) if quick else ("alexnet", "simple_cnn", "lenet5"):
@@ -109,8 +109,8 @@ class _Noise(Dataset[tuple[Tensor, int]]):
 _WATCHERS: dict[str, Callable[[], list[pl.Callback]]] = {
     "none": lambda: [],
     "AnomalyFilterCallback": lambda: [AnomalyFilterCallback(log_figures=False)],
-    "TwoSampleCallback": lambda: [TwoSampleCallback(log_figures=False)],
-    "TwoSampleCallback, all images kept": lambda: [TwoSampleCallback(log_figures=False, max_memory_mb=10_000)],
+    "TwoSampleCallback": lambda: [TwoSampleCallback()],
+    "TwoSampleCallback, all images kept": lambda: [TwoSampleCallback(max_memory_mb=10_000)],
 }
 
 

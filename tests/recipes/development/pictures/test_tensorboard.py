@@ -30,7 +30,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]
 def test_figures_are_shown_in_their_size(page: tuple[str, Page]) -> None:
     address, opened = page
     found = figures(opened, address)
-    always = [*(f"anomaly_filters/{name}" for name in ("curves", "outliers", "verdicts")), "two_sample/layers"]
+    always = [f"anomaly_filters/{name}" for name in ("curves", "outliers", "verdicts")]
     assert len({found[name]["step"] for name in always}) == 1  # the figure of anomaly filters may be of an earlier step
     for figure in found.values():
         assert figure["width"] >= 500
