@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ def two_sample_test(
     """
     train = ImageSource(train_inputs, "train_inputs", batch_size)
     val = ImageSource(val_inputs, "val_inputs", batch_size)
+    significance = check_fraction("significance", significance, zero=False)
     report = compare_groups(model, train, val, layers, significance, call=find_call(model, logits))
     warn_of(report.notes)
     return report
@@ -100,7 +101,6 @@ def compare_groups(
 
     With `labels`, the report has their margins.
     """
-    significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     judged = model if labels is not None and None not in labels.train else None
     capture, output = MapCapture(select_layers(model, layers), summary=_largest, model=judged), ExpectedErrors()
@@ -114,40 +114,30 @@ def compare_groups(
     if errors is None:
         notes["output"] = f"The output is not compared: {output.problem}."
     margins = None
-    if labels is not None and errors is not None:
+    if labels is not None:
         margins = labels.judge(output.logits, capture.samples.collected(n_train + n_val).features)
-    if labels is not None and margins is None:
-        notes["labels"] = (
-            "The training labels are not judged: this needs a logit for each class, and the class of each image."
-        )
-    chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
+        if margins is None:
+            notes["labels"] = (
+                "The training labels are not judged: this needs a logit for each class, and the class of each image."
+            )
     if min(n_train, n_val) < MIN_SAMPLES:
         notes["few images"] = (
             f"The {n_train} training and {n_val} validation images in `train_inputs` and `val_inputs` are too few for "
             f"a rank test: give at least {MIN_SAMPLES} of each, better 1,000."
         )
-        return TwoSampleReport({}, n_train, n_val, significance, chance.double(), notes)
-    actual = torch.arange(n_train + n_val, device="cpu")[:, None] < n_train
-    divisions = torch.cat([actual, random_divisions(n_train, n_train + n_val)], 1)
-    tests: dict[str, LayerTest] = {}
-    n_finite = 0
-    for name, layer in maps.items():
-        values = layer.maps.T.cpu()
-        tests[name] = _test_layer(values, divisions, significance)
-        chance += tests[name].counts[1:]
-        finite = int(values.isfinite().all(1).sum())
-        n_finite += finite
-        if finite < len(values):
-            notes |= nonfinite(name, len(values) - finite, len(values), "and are not compared")
-    compared = _add_share_p_values(tests)
-    n_tested = sum(int(layer.tested.sum()) for layer in compared.values())
-    if n_finite and not n_tested:
+        maps, errors, margins = {}, None, None
+    values = {name: layer.maps.T.cpu() for name, layer in maps.items()}
+    compared, chance = _compare_filters(values, n_train, n_train + n_val, significance)
+    finite = {name: int(filters.isfinite().all(1).sum()) for name, filters in values.items()}
+    for name, filters in values.items():
+        if finite[name] < len(filters):
+            notes |= nonfinite(name, len(filters) - finite[name], len(filters), "and are not compared")
+    report = TwoSampleReport(compared, n_train, n_val, significance, chance, notes)
+    if any(finite.values()) and not report.compares_filters:
         notes["none tested"] = (
-            f"None of the {n_finite} filters responds to enough of the {n_train} training and {n_val} validation "
-            "images to be compared: give more images, or other `layers`."
+            f"None of the {sum(finite.values())} filters responds to enough of the {n_train} training and {n_val} "
+            "validation images to be compared: give more images, or other `layers`."
         )
-    chance_shares = chance.double() / max(1, n_tested)
-    report = TwoSampleReport(compared, n_train, n_val, significance, chance_shares, notes)
     if errors is None:
         return report
     train, val = errors[:n_train], errors[n_train:]
@@ -178,33 +168,27 @@ def _largest(maps: Tensor) -> Tensor:
     return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
 
 
-class LayerTest(NamedTuple):
-    """The rank tests of one layer's filters, for the actual division of the images and 999 random ones."""
+def _compare_filters(
+    values: Mapping[str, Tensor], n_train: int, n_samples: int, significance: float
+) -> tuple[dict[str, LayerComparison], Tensor]:
+    """Test the filters of each layer by their values on all images `(F, n_samples)`, training images first.
 
-    comparison: LayerComparison
-    counts: Tensor  # significant filters by division, the actual one first `(1 + 999,)`
-    smallest: Tensor  # smallest p-value of a filter by division
-
-
-def _test_layer(values: Tensor, divisions: Tensor, significance: float) -> LayerTest:
-    """Test the filters of a layer by their values on all images `(F, n + m)`."""
-    tested = responding_filters(values, int(divisions[:, 0].sum()))
-    counts = torch.zeros(divisions.shape[1], dtype=torch.int64, device=values.device)
-    smallest = torch.ones(divisions.shape[1], dtype=torch.float64, device=values.device)
-    area, p_value = (values.new_full(tested.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
-    for batch in torch.split(tested.nonzero()[:, 0], max(1, _VALUES // max(divisions.shape))):
-        areas, p_values = rank_test(values[batch], divisions)
-        area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
-        counts += (p_values <= significance).sum(0)
-        smallest = torch.cat([smallest[None], p_values]).amin(0)
-    return LayerTest(LayerComparison(tested, area, p_value), counts, smallest)
-
-
-def _add_share_p_values(tests: Mapping[str, LayerTest]) -> dict[str, LayerComparison]:
-    """Add to each layer its `share_p_value`, which is corrected for the number of layers."""
-    if not tests:
-        return {}
-    comparisons, counts, smallest = zip(*tests.values(), strict=True)
-    p_values = layer_p_values(torch.stack(counts), torch.stack(smallest))
-    layers = zip(tests, comparisons, p_values, strict=True)
-    return {name: replace(layer, share_p_value=p_value) for name, layer, p_value in layers}
+    Also return the fraction of the tested filters that is significant in each of 999 random divisions.
+    """
+    actual = torch.arange(n_samples, device="cpu")[:, None] < n_train
+    divisions = torch.cat([actual, random_divisions(n_train, n_samples)], 1)
+    tests: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    counts = torch.zeros(1 + DIVISIONS, dtype=torch.float64, device="cpu")
+    deviations = counts.repeat(len(values), 1)
+    for (name, filters), deviation in zip(values.items(), deviations, strict=True):
+        tested = responding_filters(filters, n_train)
+        area, p_value = (filters.new_full(tested.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
+        for batch in torch.split(tested.nonzero()[:, 0], max(1, _VALUES // max(divisions.shape))):
+            areas, p_values = rank_test(filters[batch], divisions)
+            area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
+            counts += (p_values <= significance).sum(0)
+            deviation += (areas - 0.5).square().sum(0)
+        tests[name] = tested, area, p_value
+    rows = zip(tests.items(), layer_p_values(deviations), strict=True)
+    layers = {name: LayerComparison(*test, share_p_value=p_value) for (name, test), p_value in rows}
+    return layers, counts[1:] / max(1, sum(int(layer.tested.sum()) for layer in layers.values()))

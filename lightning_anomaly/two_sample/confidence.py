@@ -75,8 +75,8 @@ class ExpectedErrors(TorchFunctionMode):
 
     @property
     def logits(self) -> Tensor | None:
-        """The logits of all samples `(N, C)`, column 1 being a single output; None for outputs `(N, C, ...)`."""
-        return torch.cat(self._logits) if self._logits else None
+        """The logits of all samples `(N, C)`, column 1 being a single output; None for others, or with a `problem`."""
+        return torch.cat(self._logits) if self._logits and self.problem is None else None
 
 
 def expected_error(probabilities: Tensor) -> Tensor:

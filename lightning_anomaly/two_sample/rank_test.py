@@ -12,6 +12,7 @@ MIN_SAMPLES = 2 * _MIN_EXPECTED  # in each group: enough to test a filter that r
 DIVISIONS = 999
 MIN_P_VALUE = 1 / (1 + DIVISIONS)  # smallest one that so many divisions can give
 _DIVISIONS_AT_ONCE = 64
+_ROUNDING = 1e-9  # of standardized statistics: a smaller difference is a tie
 
 
 def random_divisions(n_first: int, n_samples: int) -> Tensor:
@@ -55,19 +56,19 @@ def permutation_p_value(statistic: float, chance: Tensor) -> float:
     return (1 + int((chance >= statistic).sum())) / (1 + len(chance))
 
 
-def layer_p_values(counts: Tensor, smallest: Tensor) -> list[float]:
+def layer_p_values(deviations: Tensor) -> list[float]:
     """Compute the permutation p-value of each layer: chance gives any of the layers p or less with probability p.
 
-    `counts` are the significant filters of each layer in each division, the actual one first `(layers, 1 + D)`, and
-    `smallest` the smallest p-values of a filter there. A layer's p-value is how often a random division finds, in any
-    of the layers, a count that is as rare for that layer (Westfall and Young, "Resampling-Based Multiple Testing",
-    1993). Ties are broken by the smallest p-value of a filter.
+    `deviations` are statistics of each layer in each division, the actual one first `(layers, 1 + D)`. Each layer's are
+    standardized, and its p-value is how often a random division has one as large in any of the layers: "maxT" of
+    Westfall and Young, "Resampling-Based Multiple Testing" (1993).
     """
-    evidence = counts - smallest  # breaks ties between counts, which are frequent in layers of one or two filters
-    as_many = evidence.shape[1] - torch.searchsorted(evidence.sort(1).values, evidence)  # divisions with as much
-    rarity = -(as_many + smallest)
-    rarest = rarity[:, 1:].amax(0)
-    return [permutation_p_value(value, rarest) for value in rarity[:, 0].tolist()]
+    if not len(deviations):
+        return []
+    spread = deviations.std(1, keepdim=True).clamp(min=torch.finfo(deviations.dtype).tiny)
+    scores = (deviations - deviations.mean(1, keepdim=True)) / spread
+    largest = scores[:, 1:].amax(0)
+    return [permutation_p_value(score - _ROUNDING, largest) for score in scores[:, 0].tolist()]
 
 
 def responding_filters(values: Tensor, n_first: int) -> Tensor:

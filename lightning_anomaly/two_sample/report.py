@@ -30,8 +30,8 @@ class LayerComparison:
             common one (mostly 0) are expected in the smaller group.
         auc: Probability that a training image has a larger value than a validation image `(F,)`, ties counted half.
         p_value: P-value of the rank test `(F,)`; 1 for a filter that is not tested.
-        share_p_value: How often random divisions of the same images find, in any of the layers compared, a share of
-            the tested filters that is as rare for that layer.
+        share_p_value: How often random divisions of the same images give, in any of the layers compared, areas that
+            are as far from 0.5, by what is usual for that layer.
     """
 
     tested: Tensor
@@ -124,7 +124,7 @@ class TwoSampleReport(Tabular):
 
     @property
     def significant_layers(self) -> dict[str, float]:
-        """The `shares` of the layers that chance does not explain, the largest first.
+        """The `shares` of the layers whose areas chance does not explain, the largest share first.
 
         Their `share_p_value` is at most `significance`, or 0.001 if that is larger. Chance alone gives any such layer
         with at most that probability.

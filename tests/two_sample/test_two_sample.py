@@ -10,8 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.comparison import _test_layer
-from lightning_anomaly.two_sample.rank_test import random_divisions
+from lightning_anomaly.two_sample.rank_test import random_divisions, rank_test, responding_filters
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
@@ -29,11 +28,11 @@ def test_silent_filters_give_no_false_alarms(n_train: int, n_val: int, active: i
     values = torch.zeros(3000, n_train + n_val)
     for row in values:
         row[torch.randperm(len(row), generator=RNG)[:active]] = torch.rand(active, generator=RNG)
-    found = _test_layer(values, torch.arange(n_train + n_val)[:, None] < n_train, 0.01).comparison
-    rate = (found.p_value <= 0.01).double().mean().item()
-    assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
-    assert found.tested.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
-    assert found.tested.any() == found.tested.all()
+    tested = responding_filters(values, n_train)
+    _, p_value = rank_test(values[tested], torch.arange(n_train + n_val)[:, None] < n_train)
+    assert int((p_value <= 0.01).sum()) <= 3000 * (0.01 + 4 * math.sqrt(0.01 / 3000))
+    assert tested.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
+    assert tested.any() == tested.all()
 
 
 def test_only_the_filter_that_responds_differently_is_found() -> None:
@@ -66,6 +65,18 @@ def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None
     assert len(set(report.chance[:12].tolist())) > 3
     assert report.p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
     assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
+
+
+@pytest.mark.parametrize("significance", [0.01, 1e-4])  # no p-value of divisions can be below 0.001
+def test_only_the_layer_that_differs_is_named_even_if_it_has_one_filter(significance: float) -> None:
+    layers = {"edges": nn.Conv2d(1, 1, (1, 2), bias=False), "brightness": nn.Conv2d(1, 1, 1, bias=False)}
+    layers["edges"].weight.data = torch.tensor([[[[1.0, -1.0]]]])
+    layers["brightness"].weight.data.fill_(1)
+    model = Net(lambda net, images: (net.edges(images), net.brightness(images))[1].flatten(1), **layers)
+    report = two_sample_test(model, IMAGES[:70] + 3, IMAGES[70:], significance=significance)
+    assert report.layers["brightness"].share_p_value == 0.001
+    assert report.significant_layers == {"brightness": 1.0}
+    assert report.where == "in filters of 'brightness' (100%)"
 
 
 def test_images_get_the_type_of_the_parameters() -> None:
