@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly._internal.checks import check_fraction, check_integer, check_names, check_text
+from lightning_anomaly._internal.checks import check_integer, check_names, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_images
 from lightning_anomaly.callbacks._fits import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
@@ -71,7 +71,6 @@ class TwoSampleCallback(AnyCallback):
             DataLoader to sample from; None takes the Trainer's.
         val_inputs: Validation images, in the same forms.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
-        significance: Largest p-value with which a filter counts.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
         batch_size: Largest number of images to run at a time.
         sample_size: Number of images of each kind to sample; a tensor is taken whole.
@@ -101,7 +100,6 @@ class TwoSampleCallback(AnyCallback):
         train_inputs: Source = None,
         val_inputs: Source = None,
         layers: list[str] | None = None,
-        significance: float = 0.01,
         log_key_prefix: str = "two_sample",
         batch_size: int = 64,
         sample_size: int = 1024,
@@ -122,7 +120,6 @@ class TwoSampleCallback(AnyCallback):
         if len(tensors) == 2:
             check_groups(*tensors)
         self.layers = check_names("layers", layers, "layer names")
-        self.significance = check_fraction("significance", significance, zero=False)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
@@ -240,7 +237,7 @@ class TwoSampleCallback(AnyCallback):
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images = self._images or self._read_images(trainer, pl_module, batch)
             call = find_call(pl_module, self.logits)
-            options = self.layers, self.significance, call, images.labels
+            options = self.layers, call, images.labels
             with trainer.strategy.precision_plugin.forward_context():
                 self._compared = compare_groups(pl_module, images.train, images.val, *options)
         self._seconds = perf_counter() - start

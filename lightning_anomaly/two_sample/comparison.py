@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.checks import check_fraction
 from lightning_anomaly._internal.notes import nonfinite, warn_of
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.forward import run, usable_layers
@@ -20,6 +19,7 @@ from lightning_anomaly.two_sample.label_doubts import KnownLabels
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     MIN_SAMPLES,
+    SIGNIFICANCE,
     layer_p_values,
     random_divisions,
     rank_test,
@@ -36,7 +36,6 @@ def two_sample_test(
     val_inputs: Any,
     *,
     layers: Iterable[str] | None = None,
-    significance: float = 0.01,
     batch_size: int | None = None,
     logits: str | None = None,
 ) -> TwoSampleReport:
@@ -45,9 +44,9 @@ def two_sample_test(
     The output says *whether* it does: an overfitted network is more confident on training images, by its largest
     softmax probability. `confidence_auc` is 0.5 if it treats both kinds alike, whatever the number of images.
 
-    The filters say *where*, by their largest rectified value on each image. By chance, a fraction
-    `significance` of the filters count on average. Most samples of images give none, a few 10%; the report's `p_value`
-    allows for that. A larger share says that convolutions have memorized training images, and
+    The filters say *where*, by their largest rectified value on each image: a filter counts if a rank test of it has a
+    p-value of at most 1%. By chance 1% of the filters count on average: most samples of images give none, a few 10%;
+    the report's `p_value` allows for that. A larger share says that convolutions have memorized training images, and
     in which layers. Only strong overfitting shows there, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
@@ -62,7 +61,6 @@ def two_sample_test(
         val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
             name the BatchNorm.
-        significance: The p-value up to which a filter counts.
         batch_size: See `analyze`.
         logits: Name of a method or submodule that is called with the images, and returns logits; None calls the model.
 
@@ -70,8 +68,8 @@ def two_sample_test(
         The report. Its `notes` say what could not be compared and are also issued as warnings.
 
     Raises:
-        ValueError: If a layer or what `logits` names does not exist, inputs hold no images or are of another type, the
-            two kinds differ in shape, or `significance` is not a number in (0, 1].
+        ValueError: If a layer or what `logits` names does not exist, inputs hold no images or are of another type, or
+            the two kinds differ in shape.
 
     Examples:
         >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -82,8 +80,7 @@ def two_sample_test(
     """
     train = ImageSource(train_inputs, "train_inputs", batch_size)
     val = ImageSource(val_inputs, "val_inputs", batch_size)
-    significance = check_fraction("significance", significance, zero=False)
-    report = compare_groups(model, train, val, layers, significance, call=find_call(model, logits))
+    report = compare_groups(model, train, val, layers, call=find_call(model, logits))
     warn_of(report.notes)
     return report
 
@@ -93,7 +90,6 @@ def compare_groups(
     train_inputs: ImageSource,
     val_inputs: ImageSource,
     layers: Iterable[str] | None,
-    significance: float,
     call: Callable[[Tensor], Any] | None = None,
     labels: KnownLabels | None = None,
 ) -> TwoSampleReport:
@@ -127,12 +123,12 @@ def compare_groups(
         )
         maps, errors, margins = {}, None, None
     values = {name: layer.maps.T.cpu() for name, layer in maps.items()}
-    compared, chance = _compare_filters(values, n_train, n_train + n_val, significance)
+    compared, chance = _compare_filters(values, n_train, n_train + n_val)
     finite = {name: int(filters.isfinite().all(1).sum()) for name, filters in values.items()}
     for name, filters in values.items():
         if finite[name] < len(filters):
             notes |= nonfinite(name, len(filters) - finite[name], len(filters), "and are not compared")
-    report = TwoSampleReport(compared, n_train, n_val, significance, chance, notes)
+    report = TwoSampleReport(compared, n_train, n_val, chance, notes)
     if any(finite.values()) and not report.compares_filters:
         notes["none tested"] = (
             f"None of the {sum(finite.values())} filters responds to enough of the {n_train} training and {n_val} "
@@ -169,7 +165,7 @@ def _largest(maps: Tensor) -> Tensor:
 
 
 def _compare_filters(
-    values: Mapping[str, Tensor], n_train: int, n_samples: int, significance: float
+    values: Mapping[str, Tensor], n_train: int, n_samples: int
 ) -> tuple[dict[str, LayerComparison], Tensor]:
     """Test the filters of each layer by their values on all images `(F, n_samples)`, training images first.
 
@@ -186,7 +182,7 @@ def _compare_filters(
         for batch in torch.split(tested.nonzero()[:, 0], max(1, _VALUES // max(divisions.shape))):
             areas, p_values = rank_test(filters[batch], divisions)
             area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
-            counts += (p_values <= significance).sum(0)
+            counts += (p_values <= SIGNIFICANCE).sum(0)
             deviation += (areas - 0.5).square().sum(0)
         tests[name] = tested, area, p_value
     rows = zip(tests.items(), layer_p_values(deviations), strict=True)

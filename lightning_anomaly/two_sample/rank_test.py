@@ -9,8 +9,8 @@ from torch import Tensor
 
 _MIN_EXPECTED = 5  # expected number of uncommon values in the smaller group, as for a chi-squared test
 MIN_SAMPLES = 2 * _MIN_EXPECTED  # in each group: enough to test a filter that responds to half of them
+SIGNIFICANCE = 0.01  # p-value up to which a filter, a layer or the output counts
 DIVISIONS = 999
-MIN_P_VALUE = 1 / (1 + DIVISIONS)  # smallest one that so many divisions can give
 _DIVISIONS_AT_ONCE = 64
 _ROUNDING = 1e-9  # of standardized statistics: a smaller difference is a tie
 

@@ -16,7 +16,7 @@ from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.page import write
 from lightning_anomaly.pages.thumbnails import data_uri
 from lightning_anomaly.two_sample.label_doubts import LabelDoubt, LabelMargins
-from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, permutation_p_value
+from lightning_anomaly.two_sample.rank_test import SIGNIFICANCE, permutation_p_value
 
 SHOWN = 64  # images on the page
 
@@ -39,9 +39,10 @@ class LayerComparison:
     p_value: Tensor
     share_p_value: float = 1.0
 
-    def significant(self, significance: float) -> Tensor:
-        """Return whether each filter is tested and has a p-value of at most `significance` `(F,)`."""
-        return self.tested & (self.p_value <= significance)
+    @property
+    def significant(self) -> Tensor:
+        """Whether each filter distinguishes the images `(F,)`: its p-value is at most 1%."""
+        return self.p_value <= SIGNIFICANCE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,13 +50,12 @@ class TwoSampleReport(Tabular):
     """How differently a network treats training and validation images. `print(report)` gives a table.
 
     The confidence is the largest softmax probability, and the expected error 1 less that. A filter distinguishes
-    the images if it is tested and its p-value is at most `significance`.
+    the images if its p-value is at most 1%.
 
     Attributes:
         layers: `{layer: LayerComparison}` in the network's order.
         n_train: Number of training images.
         n_val: Number of validation images.
-        significance: The p-value up to which a filter counts.
         chance: The `fraction` for each of 999 random divisions of the same images into two groups `(999,)`.
         notes: Sentences on what could not be compared and why.
         confidence_auc: Probability that the confidence is larger on a training image than on a validation image, ties
@@ -75,7 +75,6 @@ class TwoSampleReport(Tabular):
     layers: Mapping[str, LayerComparison]
     n_train: int
     n_val: int
-    significance: float
     chance: Tensor
     notes: Mapping[str, str] = field(default_factory=dict)
     confidence_auc: float = math.nan
@@ -116,22 +115,18 @@ class TwoSampleReport(Tabular):
     def shares(self) -> dict[str, float]:
         """`{layer: share of its tested filters that distinguish the images}`; NaN if a layer has no tested ones."""
         return {
-            name: int(layer.significant(self.significance).sum()) / int(layer.tested.sum())
-            if layer.tested.any()
-            else math.nan
+            name: int(layer.significant.sum()) / int(layer.tested.sum()) if layer.tested.any() else math.nan
             for name, layer in self.layers.items()
         }
 
     @property
     def significant_layers(self) -> dict[str, float]:
-        """The `shares` of the layers whose areas chance does not explain, the largest share first.
+        """The `shares` of the layers with a `share_p_value` of at most 1%, the largest share first.
 
-        Their `share_p_value` is at most `significance`, or 0.001 if that is larger. Chance alone gives any such layer
-        with at most that probability.
+        Chance alone gives any such layer with a probability of at most 1%.
         """
-        limit = max(self.significance, MIN_P_VALUE)
         shares = sorted(self.shares.items(), key=lambda pair: -pair[1])
-        return {name: share for name, share in shares if share > 0 and self.layers[name].share_p_value <= limit}
+        return {name: share for name, share in shares if share > 0 and self.layers[name].share_p_value <= SIGNIFICANCE}
 
     @property
     def where(self) -> str:
@@ -139,12 +134,12 @@ class TwoSampleReport(Tabular):
         if shares := self.significant_layers:
             names = [f"{repr(name) if name else 'the model'} ({100 * share:.0f}%)" for name, share in shares.items()]
             return f"in filters of {', '.join(names)}"
-        return "in the output, and in no layer" if self.confidence_p_value <= self.significance else "nowhere"
+        return "in the output, and in no layer" if self.confidence_p_value <= SIGNIFICANCE else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of the filters that distinguish the images, without layers that have none."""
-        significant = {name: layer.significant(self.significance) for name, layer in self.layers.items()}
+        significant = {name: layer.significant for name, layer in self.layers.items()}
         return {name: filters.nonzero()[:, 0].tolist() for name, filters in significant.items() if filters.any()}
 
     @property
@@ -164,7 +159,7 @@ class TwoSampleReport(Tabular):
 
         This permutation p-value is valid however much the filters depend on each other. But images must be independent:
         for frames of one film or slices of one patient it is too small. With few filters, or with filters that all
-        respond alike, it is never much smaller than `significance`, as chance finds all of them that often.
+        respond alike, it is never much smaller than 1%, as chance finds all of them that often.
         """
         return permutation_p_value(self.fraction, self.chance) if self.compares_filters else math.nan
 
@@ -215,7 +210,7 @@ class TwoSampleReport(Tabular):
     def _rows(self) -> Sequence[Sequence[str]]:
         rows, shares = [("layer", "filters", "tested", "significant", "fraction", "mean area")], self.shares
         for name, layer in self.layers.items():
-            tested, count = int(layer.tested.sum()), int(layer.significant(self.significance).sum())
+            tested, count = int(layer.tested.sum()), int(layer.significant.sum())
             area = f"{layer.auc[layer.tested].mean().item():.3f}" if tested else "-"
             found = (str(count), f"{shares[name]:.3f}") if tested else ("-", "-")
             rows.append((name or "(the model)", str(len(layer.tested)), str(tested), *found, area))

@@ -138,7 +138,7 @@ def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass(
     model, head = nn.Sequential(body, nn.Linear(144, 3)), 1
     pictures = torch.rand(60, 1, 8, 8, generator=RNG)
     sources = [ImageSource(part, "inputs", 16) for part in pictures.split(30)]
-    seen = compare_groups(model, *sources, None, 0.01, labels=known()).label_margins
+    seen = compare_groups(model, *sources, None, labels=known()).label_margins
     assert seen is not None
     with torch.no_grad():
         features = body(pictures)
@@ -146,7 +146,7 @@ def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass(
     assert expected is not None
     torch.testing.assert_close(seen.margins, expected.margins)
     assert seen.loss == pytest.approx(expected.loss)
-    assert compare_groups(model, *sources, None, 0.01).label_margins is None
-    unknown = compare_groups(model, *sources, None, 0.01, labels=known(train=[None] * 30))
+    assert compare_groups(model, *sources, None).label_margins is None
+    unknown = compare_groups(model, *sources, None, labels=known(train=[None] * 30))
     assert unknown.label_margins is None
     assert list(unknown.notes) == ["labels"]

@@ -47,7 +47,6 @@ def test_only_the_filter_that_responds_differently_is_found() -> None:
     assert alike.filters == {}
     assert alike.fraction == 0
     assert alike.layers["conv"].p_value[1] > 0.01
-    assert two_sample_test(pair(), train, val, layers=["conv"], significance=1.0).count == 1
 
 
 def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None:
@@ -55,25 +54,24 @@ def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 30, 3))
     images = IMAGES.clone()
     images[:70] *= torch.linspace(1, 1.6, 70)[:, None, None, None]
-    report = two_sample_test(network, images[:70], images[70:], significance=0.3)
-    divisions = random_divisions(70, 150)
-    for column in range(12):
-        first = divisions[:, column]
-        other = two_sample_test(network, images[first], images[~first], significance=0.3)
+    report = two_sample_test(network, images[:70], images[70:])
+    largest = report.chance.topk(5).indices.tolist()
+    for column in (*range(5), *largest):
+        first = random_divisions(70, 150)[:, column]
+        other = two_sample_test(network, images[first], images[~first])
         assert report.chance[column].item() == other.fraction
     assert len(report.chance) == 999
-    assert len(set(report.chance[:12].tolist())) > 3
+    assert report.chance[largest].min() > 0
     assert report.p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
     assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
 
 
-@pytest.mark.parametrize("significance", [0.01, 1e-4])  # no p-value of divisions can be below 0.001
-def test_only_the_layer_that_differs_is_named_even_if_it_has_one_filter(significance: float) -> None:
+def test_only_the_layer_that_differs_is_named_even_if_it_has_one_filter() -> None:
     layers = {"edges": nn.Conv2d(1, 1, (1, 2), bias=False), "brightness": nn.Conv2d(1, 1, 1, bias=False)}
     layers["edges"].weight.data = torch.tensor([[[[1.0, -1.0]]]])
     layers["brightness"].weight.data.fill_(1)
     model = Net(lambda net, images: (net.edges(images), net.brightness(images))[1].flatten(1), **layers)
-    report = two_sample_test(model, IMAGES[:70] + 3, IMAGES[70:], significance=significance)
+    report = two_sample_test(model, IMAGES[:70] + 3, IMAGES[70:])
     assert report.layers["brightness"].share_p_value == 0.001
     assert report.significant_layers == {"brightness": 1.0}
     assert report.where == "in filters of 'brightness' (100%)"
@@ -144,13 +142,14 @@ def test_filters_with_nan_are_left_out_with_a_note(lost: list[int]) -> None:
 
 
 def test_chance_does_not_depend_on_the_default_dtype() -> None:
-    conv = nn.Conv2d(1, 600, 1)
-    expected = two_sample_test(conv, IMAGES[:70], IMAGES[70:], significance=0.5).chance
-    assert expected.max() > 0.9  # many of the 600 filters, which all see the same pixels
+    conv = nn.Conv2d(1, 600, 1, bias=False)
+    nn.init.ones_(conv.weight)
+    expected = two_sample_test(conv, IMAGES[:70], IMAGES[70:]).chance
+    assert expected.max() == 1  # more filters than a number in bfloat16 can count
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)  # as Lightning does for "bf16-true"
     try:
-        found = two_sample_test(conv, IMAGES[:70], IMAGES[70:], significance=0.5).chance
+        found = two_sample_test(conv, IMAGES[:70], IMAGES[70:]).chance
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(found, expected)
@@ -165,13 +164,6 @@ def test_volumes_in_bfloat16_are_accepted() -> None:
     assert report.where == "in filters of the model (100%)"
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"train_inputs": IMAGES[:, :, :8]}, r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"),
-        ({"significance": 0}, "Found `significance = 0`"),
-    ],
-)
-def test_bad_arguments_are_named(changed: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        two_sample_test(**{"model": pair(), "train_inputs": IMAGES, "val_inputs": IMAGES, **changed})
+def test_images_of_different_shapes_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"):
+        two_sample_test(pair(), IMAGES[:, :, :8], IMAGES)
