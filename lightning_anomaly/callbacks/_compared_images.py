@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -82,20 +83,16 @@ def _open(
     if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
         batches = trainer.num_training_batches
         chosen["train_inputs"] = trained_on(chosen["train_inputs"], chosen["val_inputs"], batches)
-    precision, convert = trainer.strategy.precision_plugin, _transferred(trainer, pl_module)
+    convert = partial(_transferred, trainer, pl_module)
     return {
-        name: ImageSource(precision.convert_input(source), name, batch_size)
+        name: ImageSource(trainer.strategy.precision_plugin.convert_input(source), name, batch_size)
         if isinstance(source, Tensor)
         else ImageSource(source, name, batch_size, max_images=sample_size, convert=convert)
         for name, source in chosen.items()
     }
 
 
-def _transferred(trainer: Any, pl_module: Any) -> Callable[[Any], Tensor | None]:
-    """Return a `convert` for an `ImageSource`, which converts and moves batches as a validation does."""
-
-    def convert(batch: Any) -> Tensor | None:
-        batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
-        return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
-
-    return convert
+def _transferred(trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+    """Convert and move a batch as a validation does, and return its images."""
+    batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
+    return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -130,8 +129,9 @@ class TwoSampleCallback(AnyCallback):
         self._schedule = Schedule(self.every_n_validations)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="fraction")
         self.log_key_prefix = self._values.prefix
+        self._images: ComparedImages | None = None  # of the current fit
         self._calls = ModelCalls()  # of the first validation step
-        self._compared: TwoSampleReport | None = None  # of the current validation
+        self._compared: tuple[TwoSampleReport, float] | None = None  # of the current validation, and how long it took
         self._reset()
 
     def _reset(self) -> None:
@@ -140,10 +140,6 @@ class TwoSampleCallback(AnyCallback):
         self.history: list[dict[str, Any]] = []
         self._rise, self._margins = ErrorRise(), MeanMargins()
         self._guard.forget()
-        self._begin_fit()
-
-    def _begin_fit(self) -> None:
-        self._images: ComparedImages | None = None
 
     @property
     def state_key(self) -> str:
@@ -152,8 +148,11 @@ class TwoSampleCallback(AnyCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, the levels of the error ratio and the mean margins of labels."""
-        states = {"rise": self._rise.state_dict(), "margins": self._margins.state_dict()}
-        return {"history": list(self.history), **states}
+        return {
+            "history": list(self.history),
+            "rise": self._rise.state_dict(),
+            "margins": self._margins.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
@@ -172,7 +171,7 @@ class TwoSampleCallback(AnyCallback):
         """Check the names of layers and `logits`, which `setup` may have built, and drop images of an earlier fit."""
         select_layers(pl_module, self.layers)
         find_call(pl_module, self.logits)
-        self._begin_fit()
+        self._images = None
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -203,88 +202,40 @@ class TwoSampleCallback(AnyCallback):
         """Watch what the first step calls the module with."""
         if self._schedule.due and self._images is None and batch_idx == dataloader_idx == 0:
             called = find_call(pl_module, self.logits)
-            scripted = isinstance(called, torch.jit.ScriptModule)  # accepts no hooks
-            self._calls.attach(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
+            self._calls.attach(called if isinstance(called, nn.Module) else pl_module, batch)
 
+    @guarded_until_validation_ends
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Compare after the first step: averaged weights are in place then, and the buffers of process 0."""
         self._calls.remove()
-        self._compare_once(trainer, pl_module, batch)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Compare if this process had no batch, and log."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        self._compare_once(trainer, pl_module)
-        report = None
-        with self._guard("compare", self._values.without_measurement(trainer, _ADVICE)):
-            self._guard.meet()
-            if self._compared is not None:
-                report = self._take(trainer, self._compared)
-        self._record(trainer, report)
-        with self._guard("log"):
-            self._values.log(trainer, pl_module)
-        self._remove_hooks()
-
-    @guarded_until_validation_ends
-    def _compare_once(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
-        """Run both kinds of images, unless this validation has compared them already or is not compared."""
         if not self._schedule.due or self._compared is not None:
             return
         start = perf_counter()
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             images = self._images = self._images or self._read_images(trainer, pl_module, batch)
             call = find_call(pl_module, self.logits)
-            options = self.layers, call, images.labels
             with trainer.strategy.precision_plugin.forward_context():
-                self._compared = compare_groups(pl_module, images.train, images.val, *options)
-        self._seconds = perf_counter() - start
+                report = compare_groups(pl_module, images.train, images.val, self.layers, call, images.labels)
+        self._compared = report, perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
         given = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
         images = read_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
-        for key, doubt in images.doubts.items():
-            self._guard.warn(key, doubt)
+        self._guard.warn_of(images.doubts)
         return images
 
-    def _take(self, trainer: Any, report: TwoSampleReport) -> TwoSampleReport | None:
-        """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
-        output, filters = report.compares_output, report.compares_filters
-        measured = output or filters
-        notes = {key: note for key, note in report.notes.items() if key != "labels"}  # which nobody has to have
-        self._guard.warn_of(notes, "" if measured else self._values.without_measurement(trainer))
-        if not measured and self._values.measured:
-            return None
-        values = self._values.measured
-        if report.label_margins is not None and self._images is not None:
-            self._margins.add(report.label_margins, trainer.current_epoch)
-            report = replace(report, doubts=self._margins.ranked(self._images.labels))
-            if not math.isnan(report.doubts[0].left_out):
-                values["labels_in_doubt"] = len(report.labels_in_doubt) / len(report.doubts)
-        self.report = report
-        if output:
-            values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
-            if self._rise.too_few_expected_errors:
-                self._guard.warn(
-                    "few errors",
-                    f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "
-                    f"than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` stays 0: give more "
-                    "images.",
-                )
-        names = [name for name in _NEUTRAL if name not in ("confidence_rise", "labels_in_doubt", "seconds")]
-        names = [name for name in names if (output if name.startswith("confidence") else filters)]
-        values |= {name: float(getattr(report, name)) for name in names}
-        values |= {f"layer/{name}": share for name, share in report.shares.items() if not math.isnan(share)}
-        if measured:
-            values["seconds"] = self._seconds
-        return report
-
-    @guarded
-    def _record(self, trainer: Any, report: TwoSampleReport | None) -> None:
-        """Add this validation to the history."""
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Add the comparison to the history, and log."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        report = None
+        with self._guard("compare", self._values.without_measurement(trainer, _ADVICE)):
+            self._guard.meet()
+            if self._compared is not None:
+                report = self._take(trainer, *self._compared)
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
@@ -293,6 +244,33 @@ class TwoSampleCallback(AnyCallback):
                 "compares_output": report is not None and report.compares_output,
             }
         )
+        with self._guard("log"):
+            self._values.log(trainer, pl_module)
+        self._remove_hooks()
+
+    def _take(self, trainer: Any, report: TwoSampleReport, seconds: float) -> TwoSampleReport | None:
+        """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
+        measured, values = report.compares_output or report.compares_filters, self._values.measured
+        notes = {key: note for key, note in report.notes.items() if key != "labels"}  # which nobody has to have
+        self._guard.warn_of(notes, "" if measured else self._values.without_measurement(trainer))
+        if not measured and values:
+            return None
+        if report.label_margins is not None and self._images is not None:
+            self._margins.add(report.label_margins, trainer.current_epoch)
+            report = replace(report, doubts=self._margins.ranked(self._images.labels))
+        self.report = report
+        if measured:
+            values |= {**report.metrics(), "seconds": seconds}
+        if report.compares_output:
+            values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
+            if self._rise.too_few_expected_errors:
+                self._guard.warn(
+                    "few errors",
+                    f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "
+                    f"than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` stays 0: give more "
+                    "images.",
+                )
+        return report
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -300,13 +278,13 @@ class TwoSampleCallback(AnyCallback):
         if self.report is not None and self._images is not None:
             shown = [doubt.position for doubt in self.report.doubts[:SHOWN]]
             self.report = replace(self.report, pictures=self._images.pictures(shown))
-        self._begin_fit()
+        self._images = None
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove all hooks and free the images."""
         self._remove_hooks()
-        self._begin_fit()
+        self._images = None
 
     def _remove_hooks(self) -> None:
         self._calls.remove()

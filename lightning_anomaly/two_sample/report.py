@@ -163,6 +163,16 @@ class TwoSampleReport(Tabular):
         """
         return permutation_p_value(self.fraction, self.chance) if self.compares_filters else math.nan
 
+    def metrics(self) -> dict[str, float]:
+        """Compute the logged values of what was compared; the share of a layer is named `layer/NAME`."""
+        output = "confidence_auc", "confidence_gap", "confidence_error_ratio", "confidence_p_value"
+        names = output * self.compares_output + ("count", "fraction", "p_value") * self.compares_filters
+        values = {name: float(getattr(self, name)) for name in names}
+        values |= {f"layer/{name}": share for name, share in self.shares.items() if not math.isnan(share)}
+        if self.doubts and not math.isnan(self.doubts[0].left_out):
+            values["labels_in_doubt"] = len(self.labels_in_doubt) / len(self.doubts)
+        return values
+
     def save_html(self, path: str | Path) -> None:
         """Write a page with the training images whose labels are most doubtful, one file that needs no network.
 
