@@ -17,7 +17,7 @@ from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_val
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.callbacks._values import LoggedValues, check_logging
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.source import ImageSource, loader_of
 from lightning_anomaly.network.layers import find_call, select_layers
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
@@ -108,14 +108,12 @@ class TwoSampleCallback(AnyCallback):
     ) -> None:
         super().__init__()
         self.train_inputs, self.val_inputs = train_inputs, val_inputs
-        inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
-        for name, source in inputs.items():
-            if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
-                raise ValueError(
-                    f"Parameter `{name}` should be a tensor (N, ...), a Dataset, a DataLoader or None. Found "
-                    f"{type(source).__name__}."
-                )
-        tensors = [ImageSource(source, name) for name, source in inputs.items() if isinstance(source, Tensor)]
+        tensors = []
+        for name, source in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
+            if isinstance(source, Tensor):
+                tensors.append(ImageSource(source, name))
+            elif source is not None:
+                loader_of(source, name)
         if len(tensors) == 2:
             check_groups(*tensors)
         self.layers = check_names("layers", layers, "layer names")

@@ -92,7 +92,7 @@ class ImageSource:
         convert: Callable[[Any], Tensor | None] = first_tensor,
     ) -> None:
         self.argument, self._convert = argument, convert
-        self._loader = None if isinstance(images, Tensor) and images.ndim else _loader_of(images, argument)
+        self._loader = None if isinstance(images, Tensor) and images.ndim else loader_of(images, argument)
         self._data: Any = images
         default_size, drawn = BATCH, None
         if self._loader is not None:
@@ -328,7 +328,7 @@ def _column(dataset: Any, name: str) -> list[Any] | None:
     return values if isinstance(values, list) else values.tolist()
 
 
-def _loader_of(images: Any, argument: str) -> DataLoader[Any]:
+def loader_of(images: Any, argument: str) -> DataLoader[Any]:
     """Return a loader over a data set with a length, or raise ValueError."""
     loader = DataLoader(images, BATCH) if isinstance(images, Dataset) else images
     data = loader.dataset if isinstance(loader, DataLoader) else loader

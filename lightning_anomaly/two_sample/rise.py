@@ -68,15 +68,14 @@ class ErrorRise:
         """Whether a recent validation has too few expected errors for a level."""
         return any(level.errors < MIN_ERRORS for level in self.recent)
 
-    def state_dict(self) -> dict[str, list[Any]]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the recent and the lowest level as tuples."""
-        lowest = [] if self.lowest is None else [self.lowest]
-        return {"recent": [tuple(level) for level in self.recent], "lowest": [tuple(level) for level in lowest]}
+        return {"recent": [tuple(level) for level in self.recent], "lowest": self.lowest and tuple(self.lowest)}
 
-    def load_state_dict(self, state_dict: dict[str, list[Any]]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        self.recent = [Level(*level) for level in state_dict["recent"]]
-        self.lowest = next((Level(*level) for level in state_dict["lowest"]), None)
+        self.recent, lowest = [Level(*level) for level in state_dict["recent"]], state_dict["lowest"]
+        self.lowest = lowest and Level(*lowest)
 
 
 def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
