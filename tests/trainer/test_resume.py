@@ -12,7 +12,7 @@ from small import loader, module, quiet
 from torch.utils.data import ConcatDataset, DataLoader
 from trainers import SMALL_RUNS, plain
 
-from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback, TwoSampleCallback
 
 pytestmark = SMALL_RUNS
 
@@ -131,3 +131,12 @@ def test_early_stopping_continues_to_count(tmp_path: Path) -> None:
     fit([*callbacks(), keep], max_epochs=3)
     resumed = fit(callbacks(), Path(keep.best_model_path), max_epochs=20)
     assert resumed.current_epoch == unbroken.current_epoch == 4
+
+
+@pytest.mark.filterwarnings("ignore:TwoSampleCallback")
+def test_a_checkpoint_of_all_callbacks_has_only_tensors_and_plain_values(tmp_path: Path) -> None:
+    callbacks = [watcher(), AnomalyEarlyStopping(), AnomalyPruneCallback(1, min_votes=1), TwoSampleCallback()]
+    trainer = fit(callbacks, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert {callback.state_key for callback in callbacks} <= {*states}
