@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,23 @@ class FolderImages(Dataset[Any]):
     yet: an image may prove to be broken when it is read.
 
     An image's class is the name of the folder that it lies in, so `train/cats` and `val/cats` are one class. The data
-    set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`, and `labels`, the
-    name of each image's class. `skipped` gives the reason for each file and folder that is not read, by its path in the
-    folder; system files are not listed. An item is an image for a network and the whole one, squeezed into a
-    square of bytes, in which a search for outliers sees frames and captions that the network's image may lack.
+    set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`. `skipped` has the
+    reason for each file and folder that is not read, by its path in the folder, without system files. An item is an
+    image for a network and the whole one, squeezed into a square of bytes, in which a search for outliers sees frames
+    and captions that the network's image may lack.
 
     Args:
         folder: The folder.
         size: Images are scaled until they cover a square of this side, and cropped to its middle (pixels).
-        gray: Whether images have one channel instead of three.
-        transform: Function that turns a Pillow image into a tensor for the network, instead of scaling and cropping.
+        transform: Function that turns a Pillow image into a tensor for the network, for example to normalize it,
+            instead of scaling it to 0..1 and cropping it.
 
     Raises:
         ValueError: If there is no such folder, or no image in it.
     """
 
-    def __init__(
-        self, folder: str | Path, size: int = 224, gray: bool = False, transform: Callable[[Any], Tensor] | None = None
-    ) -> None:
-        self.root, self.transform = folder, transform
+    def __init__(self, folder: str | Path, size: int = 224, transform: Callable[[Any], Tensor] | None = None) -> None:
+        self.root, self.size, self.transform = folder, size, transform
         if not os.path.isdir(folder):
             found = "a file" if os.path.exists(folder) else "nothing"
             raise ValueError(f"Parameter `folder` should be a folder of images. Found {found} at `{folder}`.")
@@ -52,23 +50,11 @@ class FolderImages(Dataset[Any]):
         if not names:
             skipped = [f"{name} ({reason})" for name, reason in self.skipped.items()]
             raise ValueError(f"`{folder}` should hold images. Found {listed(skipped) or 'no file'}.")
-        folders = [name.split(os.sep)[:-1] for name in names]
-        labels = [parts[-1] if parts else "" for parts in folders]  # "" for a file beside the subfolders
-        classes = sorted({*labels})
-        targets = {label: target for target, label in enumerate(classes)}
-        self.samples = [(os.path.join(folder, n), targets[label]) for n, label in zip(names, labels, strict=True)]
-        self.classes = classes if classes != [""] else []
-        self.labels = labels if self.classes else None
-        self.targets = [target for _, target in self.samples] if self.labels else []
-        self.shape = (1 if gray else 3, size, size)
-        self.scaling = f"scaled to {size}x{size} pixels and to 0..1"  # a description for the user
-        self._moments: tuple[Tensor, Tensor] | None = None
-
-    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Subtract the mean of each channel from now on, and divide by its standard deviation."""
-        if any(mean) or any(deviation != 1 for deviation in std):
-            self._moments = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-            self.scaling += f", then normalized by the mean {listed(mean)} and the standard deviation {listed(std)}"
+        labels = [os.path.basename(os.path.dirname(name)) for name in names]  # "" for a file beside the subfolders
+        numbers = {label: number for number, label in enumerate(sorted({*labels}))}
+        self.samples = [(os.path.join(folder, n), numbers[label]) for n, label in zip(names, labels, strict=True)]
+        self.classes = [*numbers] if any(labels) else []
+        self.targets = [number for _, number in self.samples] if self.classes else []
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,19 +62,11 @@ class FolderImages(Dataset[Any]):
     def __getitem__(self, index: int) -> WithWholeImage:
         from PIL import Image, ImageOps
 
-        channels, side, _ = self.shape
-        size, scaling = (side, side), Image.Resampling.BILINEAR
-        opened = read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
-        whole = _channels_first(np.array(opened.resize(size, scaling)))
+        opened, size, scaling = read_image(self.samples[index][0]), (self.size, self.size), Image.Resampling.BILINEAR
+        whole = _channels_first(opened.resize(size, scaling))
         if self.transform is not None:
             return WithWholeImage(self.transform(opened), whole)
-        image = scaled(_channels_first(np.array(ImageOps.fit(opened, size, scaling))))
-        return WithWholeImage(image if self._moments is None else (image - self._moments[0]) / self._moments[1], whole)
-
-
-def probe_positions(images: FolderImages, count: int) -> range:
-    """Choose evenly spaced images of a folder, as the first ones are of few classes."""
-    return range(0, len(images), -(-len(images) // count))[:count]
+        return WithWholeImage(scaled(_channels_first(ImageOps.fit(opened, size, scaling))), whole)
 
 
 def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
@@ -139,7 +117,7 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
     return sorted(names, key=lambda name: name.split(os.sep)), dict(sorted(skipped.items()))
 
 
-def read_image(file: str, mode: str, side: int | None = None) -> Any:
+def read_image(file: str, side: int | None = None) -> Any:
     """Read an image as viewers show it: turned as its EXIF data says, on white, and the first frame of an animation.
 
     White is the smallest depth that holds all values: 8, 12, 16 or 32 bits, or for floating point a power of two. A
@@ -149,7 +127,7 @@ def read_image(file: str, mode: str, side: int | None = None) -> Any:
 
     with Image.open(file) as opened:
         if side is not None:
-            opened.draft(mode, (side, side))
+            opened.draft("RGB", (side, side))
         image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # more than bytes, which Pillow would clip at 255
             values = np.asarray(image, np.float32)
@@ -162,9 +140,9 @@ def read_image(file: str, mode: str, side: int | None = None) -> Any:
         if image.mode.endswith("A") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert(mode)
+        return image.convert("RGB")
 
 
-def _channels_first(array: Any) -> Tensor:
-    """Return an image `(C, H, W)` of an array `(H, W)` or `(H, W, C)`."""
-    return torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1).contiguous()
+def _channels_first(image: Any) -> Tensor:
+    """Return an image as a tensor of bytes `(3, H, W)`."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -22,8 +22,8 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     if not isinstance(model, nn.Module):
         found = repr(model) if isinstance(model, (str, type)) else f"a {type(model).__name__}"
         raise ValueError(
-            f"Parameter `model` should be a torch.nn.Module. Found {found}: build the model and load the weights of a "
-            "checkpoint with `model.load_state_dict`; `python -m lightning_anomaly CHECKPOINT` does both."
+            f"Parameter `model` should be a torch.nn.Module. Found {found}: load a checkpoint with "
+            "`Net.load_from_checkpoint` of its LightningModule, or with `model.load_state_dict`."
         )
     named = {name: module for name, module in model.named_modules() if "parametrizations" not in name.split(".")}
     return {_clean_name(name): module for name, module in named.items()}

@@ -312,7 +312,7 @@ class OutlierReport(Tabular):
     def _picture(self, position: int, side: int) -> str | None:
         """Draw a small copy of an image's file, or of what was read, if there is one."""
         try:
-            image = read_image(self._path(position), "RGB", side)
+            image = read_image(self._path(position), side)
         except Exception:
             kept = self.pictures.get(position)
             return None if kept is None else data_uri(kept, side)

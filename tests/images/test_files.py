@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_anomaly.images.files import FolderImages, probe_positions
+from lightning_anomaly.images import FolderImages
 
 
 def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
@@ -15,41 +15,27 @@ def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8
     Image.new("RGB", size, colour).save(path)
 
 
-def test_images_are_normalised_by_channel(tmp_path):
-    picture(tmp_path / "a.png", (51, 102, 255))
-    found = FolderImages(tmp_path, 8)
-    found.normalize([0.5, 0.0, 0.5], [0.25])
-    torch.testing.assert_close(found[0][0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
-
-
-def test_images_are_resized_and_cropped_to_a_square(tmp_path):
+def test_images_are_resized_and_cropped_to_a_square_or_transformed(tmp_path):
     picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
     picture(tmp_path / "a.png", (255, 0, 0))
-    for channels in (3, 1):
-        (first, _), (second, _) = FolderImages(tmp_path, 10, gray=channels == 1)
-        assert first.shape == second.shape == (channels, 10, 10)
-        assert torch.allclose(first, torch.tensor(0.2), atol=0.01)
+    (first, _), (second, _) = FolderImages(tmp_path, 10)
+    assert first.shape == second.shape == (3, 10, 10)
+    assert torch.allclose(first, torch.tensor(0.2), atol=0.01)
     wide = Image.new("RGB", (30, 10))
     wide.paste((255, 255, 255), (10, 0, 20, 10))
     wide.save(tmp_path / "B.JPG", "png")
-    middle, whole = FolderImages(tmp_path, 10, gray=False)[0]
+    middle, whole = FolderImages(tmp_path, 10)[0]
     assert middle[:, :, 1:-1].eq(1).all()
     assert whole.float().mean() == 85
-
-
-def test_a_probe_has_images_of_all_classes(tmp_path):
-    for index in range(9):
-        picture(tmp_path / f"{index // 3}" / f"{index}.png", (80 * (index // 3), 0, 0))
-    found = FolderImages(tmp_path, 8, gray=False)
-    assert found.labels == [*"000111222"]
-    assert [*probe_positions(found, 4)] == [0, 3, 6]
+    transformed, whole = FolderImages(tmp_path, 10, transform=lambda image: torch.tensor(image.size))[0]
+    assert transformed.tolist() == [30, 10]
+    assert whole.shape == (3, 10, 10)
 
 
 def test_a_class_is_the_innermost_folder(tmp_path):
     for name in ("train/cats/a", "train/dogs/b", "val/cats/c", "d"):
         picture(tmp_path / f"{name}.png", (80, 0, 0))
     found = FolderImages(tmp_path, 8)
-    assert found.labels == ["", "cats", "dogs", "cats"]
     assert found.classes == ["", "cats", "dogs"]
     assert found.targets == [0, 1, 2, 1]
 
@@ -74,15 +60,15 @@ def test_values_beyond_bytes_are_scaled_by_their_depth_and_transparency_is_white
         "negative.tif": Image.fromarray(np.full((8, 8), -1, np.int32)),
     }.items():
         pixels.save(tmp_path / name)
-    found = FolderImages(tmp_path, 8, gray=True)
+    found = FolderImages(tmp_path, 8)
     images = {Path(file).name: place for place, (file, _) in enumerate(found.samples)}
     for name, white in {
         "bytes.png": 1, "float.tif": 1, "wide.tif": 0.75, "int32.tif": 0.5, "twelve_bits.png": 1, "sixteen_bits.tif": 1,
         "ink.png": 1,
     }.items():  # fmt: skip
         image, whole = found[images[name]]
-        assert torch.allclose(image[0], torch.tensor(white * ramp).float(), atol=0.01), name
-        assert torch.allclose(whole[0] / 255, torch.tensor(white * ramp).float(), atol=0.01), name
+        assert torch.allclose(image, torch.tensor(white * ramp).float(), atol=0.01), name
+        assert torch.allclose(whole / 255, torch.tensor(white * ramp).float(), atol=0.01), name
     assert found[images["soft.png"]][0].amin() == pytest.approx(0.5, abs=0.01)
     for name in ("nan.tif", "negative.tif"):
         with pytest.raises(ValueError, match="finite"):
