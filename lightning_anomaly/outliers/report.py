@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.page import BrowserFile, usual_score, write
 from lightning_anomaly.pages.thumbnails import data_uri
 from lightning_anomaly.scores.scorer import VIEWS, SampleView, ordered_reasons, scores_by
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 TOP = 100  # images in the lists of look and content, by default
 _LARGE, _SMALL = 512, 256  # sides of the copies on the page: of the first images of each list, and of the others
@@ -158,34 +155,6 @@ class OutlierReport(Tabular):
         positions, scores = chosen.nonzero()[:, 0], self.scores if scores is None else scores
         ordered: list[int] = positions[scores[positions].argsort(descending=True, stable=True)].tolist()
         return ordered
-
-    def to_frame(self, k: int | None = None) -> DataFrame:
-        """Convert the report to a pandas DataFrame with a row for each image, by descending score.
-
-        Columns are position, name if there are `names`, label if there are `labels`, looks_like if there are label
-        scores, score, p_value, significant, look_score, look_p_value, content_score, content_p_value, label_score,
-        label_p_value and reasons, see `outlier_reasons`. Unusable images come last.
-
-        Args:
-            k: Number of images; None takes all.
-
-        Raises:
-            ImportError: If pandas is not installed.
-        """
-        from pandas import DataFrame
-
-        order = [*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k)
-        texts = {"name": self.names, "label": self.labels, "looks_like": self.looks_like}
-        numbers = {"score": self.scores, "p_value": self.p_values}
-        for view, known in self.views.items():
-            numbers |= {f"{view}_score": known.scores, f"{view}_p_value": self.view_p_values[view]}
-        columns: dict[str, Sequence[Any]] = {"position": order}
-        columns |= {name: [known[position] for position in order] for name, known in texts.items() if known is not None}
-        columns |= {name: values[order].tolist() for name, values in numbers.items()}
-        significant = {*self.significant}
-        columns["significant"] = [position in significant for position in order]
-        columns["reasons"] = [self._reasons(position) for position in order]
-        return DataFrame(columns)
 
     def _reasons(self, position: int) -> str:
         return "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items())

@@ -131,12 +131,10 @@ def test_the_readme_s_search_of_a_folder_searches_a_flat_one(folder: Path, tmp_p
     report = names["outliers"]
     assert isinstance(report, OutlierReport)
     assert (tmp_path / "outliers.html").stat().st_size < 10_000_000
-    table = report.to_frame().to_dict("records")
-    rows = {row["name"]: row for row in table}
-    assert rows["broken.jpg"]["reasons"].startswith("file: cannot be read: UnidentifiedImageError")
-    assert table[-1]["name"] == "broken.jpg"
-    assert "the same everywhere" in rows["grey.png"]["reasons"]
-    assert "grey.png" in [row["name"] for row in table[:6]]
+    assert report.names is not None
+    assert report.outlier_reasons(report.names.index("broken.jpg"))["file"].startswith("cannot be read: Unidentified")
+    assert "grey.png" in [report.names[position] for position in report.top(6)]
+    assert "the same everywhere" in "; ".join(report.outlier_reasons(report.names.index("grey.png")).values())
     assert "broken.jpg" in report.notes["unreadable images"]
     assert "<" not in report.notes["unreadable images"]
     same = [{report.names[position] for position in group.positions} for group in report.duplicates]
