@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class OutlierReport(Tabular):
         position = check_integer("position", position, 0, len(self.scores) - 1)
         if position in self.unreadable:
             return {"file": f"cannot be read: {self.unreadable[position]}"}
-        return ordered_reasons(self.views, position)
+        return ordered_reasons(self.views, position) | self._filed_twice.get(position, {})
 
     @property
     def significant(self) -> list[int]:
@@ -144,12 +145,20 @@ class OutlierReport(Tabular):
     @property
     def filed_elsewhere(self) -> list[int]:
         """Positions of the images that look like another class, first those that are in it too, by label score."""
-        reasons = self.views["label"].reasons if "label" in self.views else ()
-        found = [place for place in self.top(len(self.scores), by="label") if reasons[place]] if reasons else []
-        labels = self.labels or [None] * len(self.scores)
-        groups = [group.positions for group in self.duplicates if group.identical]
-        in_two = {place for group in groups if len({labels[place] for place in group} - {None}) > 1 for place in group}
-        return sorted(found, key=lambda place: place not in in_two)
+        ranked = self.top(len(self.scores), by="label") if "label" in self.views else []
+        found = [place for place in ranked if "label" in self.outlier_reasons(place)]
+        return sorted(found, key=lambda place: place not in self._filed_twice)
+
+    @cached_property
+    def _filed_twice(self) -> dict[int, dict[str, str]]:
+        """The reason for each image that is identical to one of another class, by position."""
+        reasons = dict[int, dict[str, str]]()
+        for group in (group for group in self.duplicates if group.identical and "label" in self.views):
+            filed = {place: label for place in group.positions if self.labels and (label := self.labels[place])}
+            for place, label in filed.items():
+                if others := sorted({*filed.values()} - {label}):
+                    reasons[place] = {"label": f"filed under {label}, also under {listed(others)}"}
+        return reasons
 
     def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:
         positions, scores = chosen.nonzero()[:, 0], self.scores if scores is None else scores

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly._internal.tables import listed
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
@@ -210,8 +209,6 @@ def search(
     unusable = scores["larger"].isinf()
     usable = (~unusable).nonzero()[:, 0]
     duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), reference)
-    if "label" in views:
-        views["label"] = _filed_twice(views["label"], labels, duplicates)
     p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
     p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
     if "label" in views:
@@ -250,17 +247,6 @@ def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> di
         small = reader.thumbnails(whole)
         pictures |= {} if small is None else dict(zip(positions.tolist(), small, strict=True))
     return pictures
-
-
-def _filed_twice(view: SampleView, labels: Sequence[str | None], duplicates: Iterable[DuplicateGroup]) -> SampleView:
-    """Name the other classes under which an identical image is filed."""
-    reasons = [*view.reasons]
-    for group in (group for group in duplicates if group.identical):
-        filed = {place: label for place in group.positions if (label := labels[place]) is not None}
-        for place, label in filed.items():
-            if others := sorted({*filed.values()} - {label}):
-                reasons[place] = f"filed under {label}, also under {listed(others)}"
-    return view._replace(reasons=tuple(reasons))
 
 
 def _duplicates(
