@@ -92,7 +92,7 @@ def _search(options: argparse.Namespace) -> None:
     print(f"network: {name}, pretrained on ImageNet")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
-        report = find_outliers(images, model.to(options.device), reference, class_names=class_names or None)
+        report = find_outliers(images, model.to(options.device), reference, class_names=class_names)
     print(report)
     page = _unused(options.output / "outliers.html")
     report.save_html(page, f"{name} on {options.data.name}", options.top)

@@ -71,16 +71,10 @@ class FolderImages(Dataset[Any]):
 
 def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
     """List the images in a folder, sorted, and the other files with the reason why they are none."""
-    from PIL import Image, ImageFile, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
-    Image.init()
-    formats = {  # without those of which Pillow knows only the header
-        name: accept
-        for name, (reader, accept) in Image.OPEN.items()
-        if name != "MPEG" and not (isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile))
-    }
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-    recognized = [name for name, accept in formats.items() if accept]  # by the first bytes
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    recognized = [name for name, (_, accept) in Image.OPEN.items() if accept]  # by the first bytes
     names, skipped, seen = [], {}, set()
 
     def skip(error: OSError) -> None:

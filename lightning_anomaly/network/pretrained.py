@@ -18,7 +18,7 @@ _PATIENCE = 10.0  # seconds without an answer before a download fails
 
 
 class Pretrained(NamedTuple):
-    """A pretrained network: its name, the model and the names of its classes, none if they are unknown."""
+    """A pretrained network: its name, the model and the names of its classes."""
 
     name: str
     model: nn.Module  # of images `(N, 3, 224, 224)` scaled to 0..1, as `FolderImages` reads them
@@ -93,9 +93,7 @@ def _from_package() -> Pretrained:
 
 
 def _names() -> tuple[str, ...]:
-    """Return the names of ImageNet's classes; none without torchvision."""
-    try:
-        from torchvision.models import MobileNet_V3_Large_Weights
-    except ImportError:
-        return ()
+    """Return the names of ImageNet's classes."""
+    from torchvision.models import MobileNet_V3_Large_Weights
+
     return tuple(MobileNet_V3_Large_Weights.DEFAULT.meta["categories"])

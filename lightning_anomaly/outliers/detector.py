@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.checks import check_fraction, check_integer, check_names
+from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
@@ -150,7 +150,6 @@ class OutlierDetector:
         images: Any,
         *,
         batch_size: int | None = None,
-        false_discovery_rate: float = 0.1,
         labels: Sequence[Any] | None = None,
         progress: bool | None = None,
     ) -> OutlierReport:
@@ -160,7 +159,6 @@ class OutlierDetector:
             images: A tensor `(N, ...)`, a Dataset or a DataLoader, whose data set is read in order. The report has file
                 names if the data set lists them in `samples`, as torchvision's `ImageFolder` does.
             batch_size: See `fit`.
-            false_discovery_rate: Accepted share of ordinary images among the significant ones.
             labels: The class of each image, a name or number; None for those unknown. By default they are the data
                 set's `targets`, or the second item of a batch. They count if the reference has such classes too.
             progress: See `analyze`.
@@ -173,11 +171,10 @@ class OutlierDetector:
                 only one of the two came with whole images, or an argument is not allowed.
         """
         state = self._fitted()
-        rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
         source = open_scaled(images, "images", batch_size)
         source.set_labels(labels)
         reader = ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits)
-        report = search(reader, source, state, rate, self.notes, self._reference)
+        report = search(reader, source, state, self.notes, self._reference)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
 
@@ -193,7 +190,6 @@ class OutlierDetector:
             "version": _VERSION,
             "class_names": self.class_names,
             "fit": state,
-            "weight": state.feature_layer and _shape(self.model, state.feature_layer),
             "state_hash": state_hash(self.model),
         }
         torch.save(content, path)
@@ -203,19 +199,11 @@ class OutlierDetector:
         """Load a saved detector for the model that it was fitted with; warn if the model has other weights.
 
         Raises:
-            ValueError: If the file is not one of `save`, or the layer that gives features is missing or has another
-                shape.
+            ValueError: If the file is not one of `save`.
         """
         content = _read(Path(path))
-        state, weight = content["fit"], content["weight"]
-        layer = state.feature_layer
-        if layer is not None and (shape := _shape(model, layer)) != weight:
-            raise ValueError(
-                "Parameter `model` should be like the one that the detector was fitted with. Layer "
-                f"'{layer.name}' should have a weight of shape {weight}. Found {shape or 'no such layer'}."
-            )
         detector = cls(model, content["class_names"])
-        detector._state = state
+        detector._state = content["fit"]
         if state_hash(model) != content["state_hash"]:
             warnings.warn(
                 "The model's weights are not those that the detector was fitted with, so its scores mean little: load "
@@ -250,12 +238,6 @@ def _read(path: Path) -> dict[str, Any]:
     )
 
 
-def _shape(model: nn.Module, layer: FeatureLayer) -> list[int] | None:
-    """Return the shape of a layer's weight; None without such a layer."""
-    weight = getattr(modules_by_name(model).get(layer.name), "weight", None)
-    return None if weight is None else list(weight.shape)
-
-
 def find_outliers(
     images: Any,
     model: nn.Module | None = None,
@@ -264,7 +246,6 @@ def find_outliers(
     class_names: Sequence[str] | None = None,
     batch_size: int | None = None,
     max_reference: int = _MAX_REFERENCE,
-    false_discovery_rate: float = 0.1,
     seed: int = 0,
     labels: Sequence[Any] | None = None,
     progress: bool | None = None,
@@ -286,7 +267,6 @@ def find_outliers(
         class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
         max_reference: See `OutlierDetector.fit`.
-        false_discovery_rate: See `OutlierDetector.search`.
         seed: See `OutlierDetector.fit`.
         labels: See `OutlierDetector.search`.
         progress: See `analyze`.
@@ -305,19 +285,16 @@ def find_outliers(
     """
     if model is None:
         _, model, names = load_pretrained()
-        class_names = class_names or names or None
-    rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
+        class_names = class_names or names
     detector = OutlierDetector(model, class_names)
     if reference is not None:
         detector.fit(reference, batch_size=batch_size, max_reference=max_reference, seed=seed, progress=progress)
-        return detector.search(
-            images, batch_size=batch_size, false_discovery_rate=rate, labels=labels, progress=progress
-        )
+        return detector.search(images, batch_size=batch_size, labels=labels, progress=progress)
     limit, seed = _check_draw(max_reference, seed)
     source = open_scaled(images, "images", batch_size)
     source.set_labels(labels)
     reader = ImageReader(model, detector.class_names, progress)
     state, notes, read = fit_to_images(reader, source, limit, seed)
-    report = search(reader, source, state, rate, notes, read=read)
+    report = search(reader, source, state, notes, read=read)
     warn_of(report.notes)
     return report

@@ -46,7 +46,8 @@ class OutlierReport(Tabular):
         view_p_values: P-values of their scores.
         n_reference: Number of reference images that can be read and give finite values.
         n_calibration: Number of reference images that calibrate p-values; 0 without a reference.
-        false_discovery_rate: Accepted share of ordinary images among the significant ones.
+        false_discovery_rate: Accepted share of ordinary images among the significant ones; for another one, use
+            `dataclasses.replace(report, false_discovery_rate=0.05)`.
         pictures: Small copies of images in the lists that have no files, uint8 `(H, W, C)`, by position.
         notes: Sentences about what was not used, and why.
         names: The file of each image, if the data set names its files, as torchvision's `ImageFolder` does.
@@ -66,7 +67,7 @@ class OutlierReport(Tabular):
     view_p_values: Mapping[str, Tensor]
     n_reference: int
     n_calibration: int
-    false_discovery_rate: float
+    false_discovery_rate: float = 0.1
     pictures: Mapping[int, Tensor] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] | None = None
