@@ -109,6 +109,8 @@ class ImageSource:
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
                 "leaves some out: give a loader over `Subset(data_set, indices)` instead."
             )
+        self.folder, self.class_names = folder_of(self._data), class_names(self._data)
+        self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self._labels: dict[int, Any] = {}  # of the batches read so far, by position
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
@@ -132,16 +134,6 @@ class ImageSource:
         """The file names of the images, see `file_names`."""
         return file_names(self._data)
 
-    @property
-    def folder(self) -> str:
-        """The folder that these files are in; empty if the data set has no `root`."""
-        return folder_of(self._data)
-
-    @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, see `class_names`."""
-        return class_names(self._data)
-
     @cached_property
     def _targets(self) -> list[Any] | None:
         return class_labels(self._data)
@@ -159,11 +151,6 @@ class ImageSource:
         names, targets = dict(enumerate(self.class_names)), self._targets
         found = [self._labels.get(place) if targets is None else targets[place] for place in positions]
         return [None if label is None else str(names.get(label, label)) or None for label in found]
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """The reason for each file that the data set skipped, see `FolderImages`."""
-        return getattr(dataset_with(self._data, "skipped"), "skipped", {})
 
     @property
     def numel(self) -> int:

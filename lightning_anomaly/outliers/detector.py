@@ -83,7 +83,6 @@ class OutlierDetector:
         *,
         batch_size: int | None = None,
         max_reference: int = _MAX_REFERENCE,
-        seed: int = 0,
         progress: bool | None = None,
     ) -> OutlierDetector:
         """Fit to a reference of ordinary images, and return the detector.
@@ -94,18 +93,18 @@ class OutlierDetector:
             reference: Ordinary images, preferably ones that the model was not trained on: a tensor `(N, ...)`, a
                 Dataset or a DataLoader.
             batch_size: Largest number of images in a forward pass; None takes that of the loader, or 64.
-            max_reference: Largest number of images to draw from the reference; their features are held in memory.
-            seed: Seed of the random draw and split.
+            max_reference: Largest number of images to draw from the reference, always the same ones; their features are
+                held in memory.
             progress: See `analyze`.
 
         Raises:
             ValueError: If there are fewer than 100 images, they cannot be read, differ in size or mostly give NaN, or
                 an argument is not allowed.
         """
-        limit, seed = _check_draw(max_reference, seed)
+        limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
         source = open_scaled(reference, "reference", batch_size)
         reader = ImageReader(self.model, self.class_names, progress)
-        self._state, self.notes, self._reference = fit_to_reference(reader, source, limit, seed)
+        self._state, self.notes, self._reference = fit_to_reference(reader, source, limit)
         warn_of(self.notes)
         return self
 
@@ -218,10 +217,6 @@ class OutlierDetector:
         return self._state
 
 
-def _check_draw(max_reference: int, seed: int) -> tuple[int, int]:
-    return check_integer("max_reference", max_reference, MIN_REFERENCE), check_integer("seed", seed, 0, 2**64 - 1)
-
-
 def _read(path: Path) -> dict[str, Any]:
     """Read what `save` wrote, or raise ValueError."""
     file, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
@@ -246,7 +241,6 @@ def find_outliers(
     class_names: Sequence[str] | None = None,
     batch_size: int | None = None,
     max_reference: int = _MAX_REFERENCE,
-    seed: int = 0,
     labels: Sequence[Any] | None = None,
     progress: bool | None = None,
 ) -> OutlierReport:
@@ -267,7 +261,6 @@ def find_outliers(
         class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
         max_reference: See `OutlierDetector.fit`.
-        seed: See `OutlierDetector.fit`.
         labels: See `OutlierDetector.search`.
         progress: See `analyze`.
 
@@ -288,13 +281,13 @@ def find_outliers(
         class_names = class_names or names
     detector = OutlierDetector(model, class_names)
     if reference is not None:
-        detector.fit(reference, batch_size=batch_size, max_reference=max_reference, seed=seed, progress=progress)
+        detector.fit(reference, batch_size=batch_size, max_reference=max_reference, progress=progress)
         return detector.search(images, batch_size=batch_size, labels=labels, progress=progress)
-    limit, seed = _check_draw(max_reference, seed)
+    limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
     source = open_scaled(images, "images", batch_size)
     source.set_labels(labels)
     reader = ImageReader(model, detector.class_names, progress)
-    state, notes, read = fit_to_images(reader, source, limit, seed)
+    state, notes, read = fit_to_images(reader, source, limit)
     report = search(reader, source, state, notes, read=read)
     warn_of(report.notes)
     return report

@@ -111,7 +111,7 @@ class OutlierReport(Tabular):
             return {"file": f"cannot be read: {self.unreadable[position]}"}
         return ordered_reasons(self.views, position) | self._filed_twice.get(position, {})
 
-    @property
+    @cached_property
     def significant(self) -> list[int]:
         """Positions of the significant images by descending score.
 
@@ -184,64 +184,68 @@ class OutlierReport(Tabular):
         They are "look" and "content" with up to `top` images, "label" for images that look like another class,
         "identical" and "near" for duplicates, "unreadable" and "skipped". `save_html` and `save_csv` write them.
         """
-        usual = {name: usual_score(view.scores) for name, view in self.views.items()}
-        chosen = {view: self.filed_elsewhere if view == "label" else self.top(top, by=view) for view in self.views}
-        significant = {*self.significant}
-
-        def row(position: int, view: str = "", **given: Any) -> Row:
-            reasons = self.outlier_reasons(position)
-            if view:
-                given |= {"score": self.views[view].scores[position].item(), "reason": reasons.get(view, "")}
-            if view and self.n_calibration:
-                p_value = f"p-value {self.view_p_values[view][position].item():.2g}"
-                given["note"] = f"{p_value}, significant" if position in significant else p_value
-            return Row(
-                self._name(position),
-                position,
-                path=self._path(position),
-                label=("" if self.labels is None else self.labels[position]) or "",
-                looks_like=self.looks_like[position] if self.looks_like and "label" in reasons else "",
-                bars=[
-                    (name, value, usual[name], reasons.get(name, ""))
-                    for name, known in self.views.items()
-                    if not math.isnan(value := known.scores[position].item())
-                ],
-                **given,
-            )
-
-        def copies(identical: bool) -> Iterator[Row]:
-            groups = (group for group in self.duplicates if group.identical is identical)
-            for number, group in enumerate(groups):
-                known = [name if isinstance(name, str) else f"image {name}" for name in group.reference]
-                other = f"{listed(known)} of the reference" if known else ""
-                for place, position in enumerate(group.positions):
-                    reason = other and f"{'as' if identical else 'like'} {other}"
-                    if place and not identical:
-                        reason += f", details correlate {group.correlations[place]:.2f}"
-                    yield row(position, group=number, reason=reason)
-                    other = self._name(group.positions[0])
-
+        usual, lists = self._usual, list[Tab]()
+        for view, (title, about) in _SCORED.items():
+            if view in self.views:
+                chosen = self.filed_elsewhere if view == "label" else self.top(top, by=view)
+                about += f", the largest score first. 95% of the images have a score below {usual[view]:.1f}."
+                lists.append(Tab(view, title, about, [self._scored_row(position, view) for position in chosen]))
+        identical, near = ([*self._copies(kind)] for kind in (True, False))
         broken = [
-            row(position, reason=self.outlier_reasons(position).get("file", "gives NaN or infinite values"))
+            self._row(position, reason=self.outlier_reasons(position).get("file", "gives NaN or infinite values"))
             for position in self.unusable
         ]
         files = [Row(name, path=self._absolute(name), reason=why) for name, why in self.skipped.items()]
         return [
-            *(
-                Tab(
-                    view,
-                    title,
-                    f"{about}, the largest score first. 95% of the images have a score below {usual[view]:.1f}.",
-                    [row(position, view) for position in chosen[view]],
-                )
-                for view, (title, about) in _SCORED.items()
-                if view in self.views
-            ),
-            Tab("identical", "Identical", "Images with equal pixels, side by side.", [*copies(True)]),
-            Tab("near", "Near duplicates", "The same image scaled, turned or saved again.", [*copies(False)]),
+            *lists,
+            Tab("identical", "Identical", "Images with equal pixels, side by side.", identical),
+            Tab("near", "Near duplicates", "The same image scaled, turned or saved again.", near),
             Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", files),
         ]
+
+    @cached_property
+    def _usual(self) -> dict[str, float]:
+        return {view: usual_score(known.scores) for view, known in self.views.items()}
+
+    def _row(self, position: int, **given: Any) -> Row:
+        reasons = self.outlier_reasons(position)
+        scores = {view: known.scores[position].item() for view, known in self.views.items()}
+        return Row(
+            self._name(position),
+            position,
+            path=self._path(position),
+            label=("" if self.labels is None else self.labels[position]) or "",
+            looks_like=self.looks_like[position] if self.looks_like and "label" in reasons else "",
+            bars=[
+                (view, score, self._usual[view], reasons.get(view, ""))
+                for view, score in scores.items()
+                if not math.isnan(score)
+            ],
+            **given,
+        )
+
+    def _scored_row(self, position: int, view: str) -> Row:
+        """Return a row of a list that a view orders, with its p-value if there is one."""
+        note = ""
+        if self.n_calibration:
+            note = f"p-value {self.view_p_values[view][position].item():.2g}"
+            note += ", significant" if position in self.significant else ""
+        score, reason = self.views[view].scores[position].item(), self.outlier_reasons(position).get(view, "")
+        return self._row(position, score=score, reason=reason, note=note)
+
+    def _copies(self, identical: bool) -> Iterator[Row]:
+        """Return the rows of groups of duplicates; each but the first says what it is a copy of."""
+        groups = (group for group in self.duplicates if group.identical is identical)
+        for number, group in enumerate(groups):
+            known = [name if isinstance(name, str) else f"image {name}" for name in group.reference]
+            other = f"{listed(known)} of the reference" if known else ""
+            for place, position in enumerate(group.positions):
+                reason = other and f"{'as' if identical else 'like'} {other}"
+                if place and not identical:
+                    reason += f", details correlate {group.correlations[place]:.2f}"
+                yield self._row(position, group=number, reason=reason)
+                other = self._name(group.positions[0])
 
     def save_csv(self, path: str | Path, top: int = TOP) -> None:
         """Write the lists of `tabs` as a CSV file, each image once.

@@ -59,14 +59,14 @@ class ReferenceImages(NamedTuple):
 
 
 def fit_to_reference(
-    reader: ImageReader, source: ImageSource, limit: int, seed: int
+    reader: ImageReader, source: ImageSource, limit: int
 ) -> tuple[DetectorState, dict[str, str], ReferenceImages]:
     """Fit to up to `limit` images of a reference; return also notes, and what finds duplicates of these images."""
     if len(source) < MIN_REFERENCE:
         raise ValueError(
             f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(source)}."
         )
-    source.positions = _random_positions(source, limit, seed)  # of which notes tell
+    source.positions = _random_positions(source, limit)  # of which notes tell
     batch = Batch.join([*reader.batches(source, source.positions, "reference")])
     finite = _finite_rows(source, batch)
     usable, count = finite.nonzero()[:, 0], int(finite.sum())
@@ -94,13 +94,13 @@ def fit_to_reference(
 
 
 def fit_to_images(
-    reader: ImageReader, source: ImageSource, limit: int, seed: int
+    reader: ImageReader, source: ImageSource, limit: int
 ) -> tuple[DetectorState, dict[str, str], list[Batch]]:
     """Fit to up to `limit` of the images that are searched; return also notes, and what is known of these images."""
     count = len(source)
     if count > limit:
-        chosen = _random_positions(source, limit, seed)
-    else:  # no seed matters; the first batch is spread over all images
+        chosen = _random_positions(source, limit)
+    else:  # the first batch is spread over all images
         stride = -(-count // source.batch_size)
         chosen = [position for start in range(stride) for position in range(start, count, stride)]
     batches = [*reader.batches(source, chosen, "reference")]
@@ -126,8 +126,8 @@ def fit_to_images(
     return state, notes, batches
 
 
-def _random_positions(source: ImageSource, limit: int, seed: int) -> list[int]:
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed), device="cpu")
+def _random_positions(source: ImageSource, limit: int) -> list[int]:
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0), device="cpu")
     positions: list[int] = order[:limit].tolist()
     return positions
 

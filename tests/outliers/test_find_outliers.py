@@ -220,7 +220,6 @@ def test_the_same_image_has_the_same_score(net):
     scores = find_outliers(inputs, net).scores
     same = (inputs[:, None] == inputs[None]).flatten(2).all(2)
     assert ((scores[:, None] - scores[None]).abs()[same] < 1e-4).all()
-    assert torch.equal(find_outliers(inputs, net, seed=5).scores, scores)
 
 
 def test_images_are_converted_to_the_precision_of_the_model(net):
