@@ -253,7 +253,6 @@ def test_signals_are_scored_by_their_content():
     assert report.pictures == {}
 
 
-@pytest.mark.filterwarnings("ignore:Near duplicates are not listed")  # the images are smooth
 def test_a_report_has_small_pictures_of_its_lists_scaled_to_ordinary_images():
     torch.manual_seed(0)  # the weights decide which images score highest
     inputs = images(400)[..., None].expand(-1, -1, -1, -1, 30).flatten(3).repeat_interleave(20, 2)  # 240x360

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 
-pytestmark = pytest.mark.filterwarnings("ignore:Near duplicates are not listed")
 COUNT = 600
 ORDER = torch.randperm(1797, generator=torch.Generator().manual_seed(0))  # several writers
 IMAGES = torch.from_numpy(load_digits().images)[ORDER].float()[:, None] / 16
