@@ -103,10 +103,8 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
                     if suffix in (".heic", ".heif"):
                         skipped[name] += _HEIF
                     continue
-                except (OSError, Image.DecompressionBombError) as error:
-                    if isinstance(error, OSError) and error.errno is not None:  # else it is a broken image
-                        skip(error)
-                        continue
+                except (OSError, Image.DecompressionBombError):
+                    pass  # one that cannot be read
             names.append(name)
     return sorted(names, key=lambda name: name.split(os.sep)), dict(sorted(skipped.items()))
 

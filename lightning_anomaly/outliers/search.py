@@ -75,12 +75,12 @@ def fit_to_reference(
     parts = slice(3 * count // 8), slice(3 * count // 8, half), slice(half, None)
     first, scale, rest = (samples.select(part) for part in parts)
     views = fit_views(first, scale)
-    notes = _unusable_notes(source, batch.positions[~finite].tolist()) | _view_notes(source, views)
     found = judge(views, rest)
     calibration = _sorted_scores(found)
     labels = [batch.labels[place] for place in usable.tolist()]
     label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
-    notes |= _label_notes(source, labels, views, label)
+    notes = _unusable_notes(source, batch.positions[~finite].tolist())
+    notes |= _missing_notes(source, views, label, labels)
     label_calibration = {}
     if label is not None:
         found, _ = label.judge(rest, labels[half:], found)
@@ -120,7 +120,7 @@ def fit_to_images(
         samples, labels = batch.samples.select(order), [batch.labels[place] for place in order.tolist()]
         views = fit_views(samples)
         label = Label.fit(samples, labels) if "content" in views else None
-        notes = _view_notes(source, views) | _label_notes(source, labels, views, label)
+        notes = _missing_notes(source, views, label, labels)
     shapes = source.shape, source.whole_shape
     state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label, {})
     return state, notes, batches
@@ -144,8 +144,10 @@ def _finite_rows(source: ImageSource, batch: Batch) -> Tensor:
     return finite
 
 
-def _view_notes(source: ImageSource, views: Mapping[str, FittedView]) -> dict[str, str]:
-    """Note the view that is missing, or raise ValueError if both are."""
+def _missing_notes(
+    source: ImageSource, views: Mapping[str, FittedView], label: Label | None, labels: Iterable[str | None]
+) -> dict[str, str]:
+    """Note the view that is missing, and labels that tell nothing; raise ValueError if both views are missing."""
     notes = {}
     if not views:
         raise ValueError(
@@ -159,21 +161,14 @@ def _view_notes(source: ImageSource, views: Mapping[str, FittedView]) -> dict[st
             f"There are no look scores: samples of shape {tuple(source.shape)} are no images of at least 4 pixels "
             "along each axis, or all alike."
         )
+    classes = {*labels} - {None}
+    if classes and label is None and "content" in views:
+        found = f"{len(classes)} {'classes' if len(classes) > 1 else 'class'}"
+        notes["labels"] = (
+            f"The folders or labels of `{source.argument}` ({found}) tell nothing about what the model sees: there are "
+            "no label scores, and each image is compared with all others."
+        )
     return notes
-
-
-def _label_notes(
-    source: ImageSource, labels: Iterable[str | None], views: Mapping[str, FittedView], label: Label | None
-) -> dict[str, str]:
-    """Note that there are labels which tell nothing."""
-    classes = {name for name in labels if name is not None}
-    if not classes or label is not None or "content" not in views:
-        return {}
-    found = f"{len(classes)} {'classes' if len(classes) > 1 else 'class'}"
-    return {
-        "labels": f"The folders or labels of `{source.argument}` ({found}) tell nothing about what the model sees: "
-        "there are no label scores, and each image is compared with all others."
-    }
 
 
 def search(
@@ -208,13 +203,7 @@ def search(
     unusable = scores["larger"].isinf()
     usable = (~unusable).nonzero()[:, 0]
     duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), reference)
-    p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
-    p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
-    if "label" in views:
-        filed = ~scores["label"].isnan()
-        for name, of_class in state.label_calibration.items():
-            p_values[name] = torch.where(filed, conformal_p_values(scores[name], of_class), p_values[name])
-
+    p_values = _p_values(scores, state)
     report = OutlierReport(
         scores=scores["larger"],
         p_values=p_values.pop("larger"),
@@ -234,6 +223,17 @@ def search(
         looks_like=[looks_like[place] for place in order.tolist()] if "label" in views else None,
     )
     return replace(report, pictures=_draw(source, reader, report))
+
+
+def _p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
+    """Return the p-values of all scores; images with a label score are compared with those of the classes."""
+    p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
+    p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
+    if "label" in scores:
+        filed = ~scores["label"].isnan()
+        for name, of_class in state.label_calibration.items():
+            p_values[name] = torch.where(filed, conformal_p_values(scores[name], of_class), p_values[name])
+    return p_values
 
 
 def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
