@@ -172,9 +172,6 @@ class OutlierReport(Tabular):
     def _name(self, position: int) -> str:
         return f"image {position}" if self.names is None else self.names[position]
 
-    def _path(self, position: int) -> str:
-        return "" if self.names is None else self._absolute(self.names[position])
-
     def _absolute(self, name: str) -> str:
         return os.path.abspath(os.path.join(self.folder, name))
 
@@ -214,7 +211,7 @@ class OutlierReport(Tabular):
         return Row(
             self._name(position),
             position,
-            path=self._path(position),
+            path="" if self.names is None else self._absolute(self.names[position]),
             label=("" if self.labels is None else self.labels[position]) or "",
             looks_like=self.looks_like[position] if self.looks_like and "label" in reasons else "",
             bars=[
@@ -275,15 +272,11 @@ class OutlierReport(Tabular):
             The file; a notebook shows the page.
         """
         tabs = self.tabs(check_integer("top", top, 1))
-        sides = dict[int, int]()
         for tab in tabs:
             for place, row in enumerate(tab.rows[:top]):
-                if row.position is not None and row.position not in self.unreadable:
-                    sides[row.position] = max(_LARGE if place < _LARGE_COUNT else _SMALL, sides.get(row.position, 0))
-        pictures = {position: self._picture(position, side) for position, side in sides.items()}
-        for tab in tabs:
-            for row in tab.rows:
-                row.picture = None if row.position is None else pictures.get(row.position)
+                if row.position is not None:
+                    side = _LARGE if place < _LARGE_COUNT else _SMALL
+                    row.picture = self._picture(row.path, row.position, side)
         found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in VIEWS]
         odd = "the oddest come first in look and content" if self.views else ""
         lead = [
@@ -292,10 +285,10 @@ class OutlierReport(Tabular):
         ]
         return write(path, gallery_page(title, lead, tabs, Path(path).parent, self._sentences()))
 
-    def _picture(self, position: int, side: int) -> str | None:
+    def _picture(self, file: str, position: int, side: int) -> str | None:
         """Draw a small copy of an image's file, or of what was read, if there is one."""
         try:
-            image = read_image(self._path(position), side)
+            image = read_image(file, side)
         except Exception:
             kept = self.pictures.get(position)
             return None if kept is None else data_uri(kept, side)
