@@ -169,16 +169,22 @@ class ImageSource:
             if any(readable):
                 yield images if all(readable) else images[readable]
 
-    def notes(self) -> dict[str, str]:
-        """Note which images could not be read."""
-        if not self.unreadable:
-            return {}
-        first = min(self.unreadable)
-        where = f"{self.place(first)} ({self.unreadable[first]})"
-        return {
-            f"unreadable {self.argument}": f"{len(self.unreadable)} of the {len(self.positions)} images in "
-            f"`{self.argument}` cannot be read, the first at {where}: they are left out."
-        }
+    def notes(self, unusable: Iterable[int] = ()) -> dict[str, str]:
+        """Note which images could not be read, and which others are `unusable`, as they give NaN."""
+        nonfinite = {*unusable}.difference(self.unreadable)
+        notes = {}
+        for kind, places, problem in (
+            ("unreadable", self.unreadable, "cannot be read"),
+            ("nonfinite", nonfinite, "give NaN or infinite values"),
+        ):
+            if places:
+                first = min(places)
+                error = f" ({self.unreadable[first]})" if kind == "unreadable" else ""
+                notes[f"{kind} {self.argument}"] = (
+                    f"{len(places)} of the {len(self.positions)} images in `{self.argument}` {problem}, the first at "
+                    f"{self.place(first)}{error}: they are left out."
+                )
+        return notes
 
     def place(self, position: int) -> str:
         """Name an image by its position, and its file if that is known."""

@@ -79,7 +79,7 @@ def fit_to_reference(
     calibration = _sorted_scores(found)
     labels = [batch.labels[place] for place in usable.tolist()]
     label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
-    notes = _unusable_notes(source, batch.positions[~finite].tolist())
+    notes = source.notes(batch.positions[~finite].tolist())
     notes |= _missing_notes(source, views, label, labels)
     label_calibration = {}
     if label is not None:
@@ -211,7 +211,7 @@ def search(
         view_p_values=p_values,
         n_reference=state.n_reference,
         n_calibration=len(state.calibration.get("larger", ())),
-        notes={**notes, **_unusable_notes(source, unusable.nonzero()[:, 0].tolist())},
+        notes={**notes, **source.notes(unusable.nonzero()[:, 0].tolist())},
         names=source.names,
         folder=source.folder,
         unreadable=source.unreadable,
@@ -297,14 +297,3 @@ def check_shape(shape: Sequence[int], whole_shape: Sequence[int] | None, state: 
         raise ValueError(
             f"Parameter `images` should hold images of the shape of the reference, {expected}. Found {found}."
         )
-
-
-def _unusable_notes(source: ImageSource, unusable: Iterable[int]) -> dict[str, str]:
-    """Note the unreadable images, and those of the `unusable` positions that give NaN."""
-    notes, nonfinite = source.notes(), {*unusable}.difference(source.unreadable)
-    if nonfinite:
-        notes[f"nonfinite {source.argument}"] = (
-            f"{len(nonfinite)} of the {len(source.positions)} images in `{source.argument}` give NaN or infinite "
-            f"values, the first at {source.place(min(nonfinite))}: they are left out."
-        )
-    return notes
