@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.processes import rank_and_world
 from lightning_anomaly.filters.across_processes import analyze_shared
 from lightning_anomaly.filters.analyze import analyze_maps
-from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.pictures import KeptMaps, take_pictures
+from lightning_anomaly.filters.pictures import take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
@@ -38,8 +37,6 @@ class Probe:
     settings: AnalysisSettings
     notes: Mapping[str, str]
     keep_images: bool
-    last_layers: Mapping[str, LayerReport] | None = None  # results of the last analysis
-    last_maps: Mapping[str, KeptMaps] = field(default_factory=dict)  # of the last analysis, for the page
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -101,19 +98,14 @@ class Probe:
                 limit=self._total_limit,
                 pictures=with_maps,
                 samples=captured,
-                previous=self.last_layers,
             )
-        before = self.last_layers or {}
-        report = analyze_maps(maps, self.settings, self.notes, samples=captured, previous=before)
+        report = analyze_maps(maps, self.settings, self.notes, samples=captured)
         labels, logits = self.columns.get("labels", [])[: report.n_samples], captured.collected(report.n_samples).logits
         if logits is not None and len(labels) == len(logits):
             view = predicted_view(logits, labels, captured.class_names)
             report = report if view is None else replace(report, views={**report.views, "label": view})
         if with_maps:
-            hashes = {name: layer.fingerprints for name, layer in report.layers.items()}
-            same = {name for name in hashes if name in before and torch.equal(hashes[name], before[name].fingerprints)}
-            known = {name: kept for name, kept in self.last_maps.items() if name in same}
-            report = replace(report, pictures=take_pictures(report.layers, maps, images, known=known))
+            report = replace(report, pictures=take_pictures(report.layers, maps, images))
         return report, images
 
 

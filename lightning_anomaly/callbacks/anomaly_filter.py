@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +14,6 @@ from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_val
 from lightning_anomaly.callbacks._probe import Probe, class_notes
 from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
-from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.rise import rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
@@ -102,7 +100,6 @@ class AnomalyFilterCallback(AnyCallback):
 
     def _begin_fit(self) -> None:
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
-        self._last_layers: Mapping[str, LayerReport] | None = None  # results of the last analysis of this fit
 
     @property
     def state_key(self) -> str:
@@ -163,7 +160,6 @@ class AnomalyFilterCallback(AnyCallback):
                     "The validation loader shuffles, so each validation has another probe and the anomaly counts are "
                     "not comparable: do not shuffle it.",
                 )
-        pictures = self.report.pictures if fitting and self.report is not None else None
         self._probe = Probe(
             trainer,
             pl_module,
@@ -172,8 +168,6 @@ class AnomalyFilterCallback(AnyCallback):
             settings=self.settings,
             notes=unseen_layers(pl_module, self.layers),
             keep_images=fitting and (self.log_figures or self.browser),
-            last_layers=self._last_layers if fitting else None,
-            last_maps=pictures.maps if pictures is not None else {},
         )
 
     @guarded_until_validation_ends
@@ -223,8 +217,6 @@ class AnomalyFilterCallback(AnyCallback):
         if not report.measured and self._values.measured:
             return None
         self.report = report
-        if fitting:
-            self._last_layers = report.layers
         if report.measured:
             self._values.measured |= {**report.metrics(), "seconds": seconds}
         return report, images
@@ -266,7 +258,6 @@ class AnomalyFilterCallback(AnyCallback):
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures and the page of the last analysis, with its losses."""
-        self._last_layers = None
         if self.report is not None:
             remember_losses(self.history, trainer, epoch_ended=True)
             self._figures.show(trainer, self.history, last=True)
@@ -275,7 +266,6 @@ class AnomalyFilterCallback(AnyCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove all hooks; if the user interrupts the fit, log the last figures too."""
         self._remove_hooks()
-        self._last_layers = None
         if isinstance(exception, KeyboardInterrupt):
             self._figures.show(trainer, self.history, last=True)  # waits for no other process
 

@@ -16,7 +16,7 @@ from lightning_anomaly._internal.processes import (
     sample_order,
 )
 from lightning_anomaly.filters.analyze import analyze_layers, report_on
-from lightning_anomaly.filters.layer_report import LayerReport, join_layers, select_filters
+from lightning_anomaly.filters.layer_report import LayerReport, join_layers
 from lightning_anomaly.filters.pictures import KeptMaps, join_pictures, take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
@@ -35,13 +35,12 @@ def analyze_shared(
     limit: int,
     pictures: bool,
     samples: SampleCapture | None = None,
-    previous: Mapping[str, LayerReport] | None = None,
 ) -> tuple[AnomalyReport, Tensor | None]:
     """Analyze the maps of all processes; a collective call, also for a process without maps.
 
     Each process passes the maps, images `(n, C, H, W)` and other statistics of its samples. Maps are removed as they
-    are sent. At most `limit` samples of all are analyzed. The notes and `previous`, see `analyze_maps`, are the same
-    everywhere; process 0 decides whether there are `pictures`, as only its loggers may want them.
+    are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0 decides
+    whether there are `pictures`, as only its loggers may want them.
 
     Return the report and the images of the probe `(N, C, H, W)`, None if unknown, in every process.
     """
@@ -67,16 +66,14 @@ def analyze_shared(
         for name, layer in usable.items():
             order = sample_order([header[name].count for header in headers], limit)
             parts[name] = _slice_maps(layer, torch.cat(received.pop(name), 1)[:, order], slices[name][rank])
-        known = previous or {}
-        before = {name: select_filters(known[name], slices[name][rank]) for name in usable if name in known}
         scored = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
-        found, views = analyze_layers(parts, settings, scored, before)
+        found, views = analyze_layers(parts, settings, scored)
         filters = sum(map(_filters, usable.values()))
         return found, views, take_pictures(found, parts, None, filters).maps if pictured else {}
 
     parts, all_views, all_kept = zip(*gather_results(analyze), strict=True)
     found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}
-    report = report_on(found, all_views[-1], n_samples, settings, {**notes, **left_out}, previous)
+    report = report_on(found, all_views[-1], n_samples, settings, {**notes, **left_out})
     probe_images = _join_images(all_images, seen, limit)
     if pictured:
         report = replace(report, pictures=join_pictures(all_kept, probe_images, n_samples))

@@ -15,7 +15,7 @@ from lightning_anomaly._internal.progress import track
 from lightning_anomaly._internal.tables import listed
 from lightning_anomaly._internal.threads import torch_in_threads
 from lightning_anomaly.filters.isolation import isolated_samples
-from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layers, select_filters
+from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layers
 from lightning_anomaly.filters.pca import reduce_maps
 from lightning_anomaly.filters.pictures import take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
@@ -117,36 +117,31 @@ def analyze_maps(
     *,
     samples: SampleCapture | None = None,
     progress: bool | None = False,
-    previous: Mapping[str, LayerReport] | None = None,
 ) -> AnomalyReport:
-    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note.
-
-    `previous` are the layers of an earlier analysis with the same settings: filters with the same maps keep its result.
-    """
+    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note."""
     usable, n_samples, left_out = usable_layers(maps)
     sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
     if samples is not None and samples.problem is not None:
         left_out["views"] = f"Samples are not scored: {samples.problem}."
-    layers, views = analyze_layers(usable, settings, sample_statistics, previous or {}, progress=progress)
-    return report_on(layers, views, n_samples, settings, {**(notes or {}), **left_out}, previous)
+    layers, views = analyze_layers(usable, settings, sample_statistics, progress=progress)
+    return report_on(layers, views, n_samples, settings, {**(notes or {}), **left_out})
 
 
 def analyze_layers(
     maps: Mapping[str, LayerMaps],
     settings: AnalysisSettings,
     samples: SampleStatistics,
-    previous: Mapping[str, LayerReport],
     *,
     progress: bool | None = False,
 ) -> tuple[dict[str, LayerReport], dict[str, SampleView]]:
     """Analyze all filters of the `maps`, and score the samples; layers without filters are left out.
 
-    No filter's result depends on another filter. `previous` are the results for the same filters, see `analyze_maps`.
+    No filter's result depends on another filter.
     """
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings)]
     # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
-    tasks += [partial(_analyze_changed, maps[name], filters, previous.get(name), settings) for name, filters in batches]
+    tasks += [partial(analyze_filters, maps[name], filters, settings) for name, filters in batches]
     results = iter(track(torch_in_threads(lambda task: task(), tasks), len(tasks), "filters", progress))
     views: dict[str, SampleView] = next(results)
     parts: dict[str, list[LayerReport]] = {}
@@ -165,24 +160,11 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]
     return [slice(first, first + size) for first in range(0, filters, size)]
 
 
-def _analyze_changed(
-    layer: LayerMaps, filters: slice, previous: LayerReport | None, settings: AnalysisSettings
-) -> LayerReport:
-    """Analyze some filters of one layer; if all have the same maps as before, they keep their results."""
-    layer = layer.select(filters)
-    hashes = layer.fingerprints()
-    if previous is not None and torch.equal(hashes, previous.fingerprints[filters]):
-        return replace(select_filters(previous, filters), nonfinite=layer.nonfinite)
-    return analyze_filters(layer, hashes, settings)
-
-
-def analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings) -> LayerReport:
-    """Analyze the filters of a layer: principal components, mixtures, verdicts, isolated samples.
-
-    `hashes` are the layer's `fingerprints`.
-    """
+def analyze_filters(layer: LayerMaps, filters: slice, settings: AnalysisSettings) -> LayerReport:
+    """Analyze some filters of a layer: principal components, mixtures, verdicts, isolated samples."""
     from lightning_anomaly.filters.mixtures import cluster_filters  # late, as numba takes long to import
 
+    layer = layer.select(filters)
     maps, extremes = layer.maps.cpu(), join_batches(layer.extremes).cpu().transpose(0, 1)
     reduction = reduce_maps(maps, settings.engine)
     varying = reduction.varying.nonzero()[:, 0]
@@ -214,7 +196,6 @@ def analyze_filters(layer: LayerMaps, hashes: Tensor, settings: AnalysisSettings
         map_size=layer.size or (),
         analyzed_size=tuple(maps.shape[2:]),
         nonfinite=layer.nonfinite,
-        fingerprints=hashes,
     )
 
 
@@ -224,7 +205,6 @@ def report_on(
     n_samples: int,
     settings: AnalysisSettings,
     notes: Mapping[str, str],
-    previous: Mapping[str, LayerReport] | None,
 ) -> AnomalyReport:
     """Make the report of these layers, with notes on what could not be analyzed."""
     notes = dict(notes)
@@ -240,7 +220,4 @@ def report_on(
             f"least {settings.smallest_probe} are needed with `rare_fraction = {settings.rare_fraction}` and "
             f"`max_components = {settings.max_components}`."
         )
-    last = previous or {}
-    pairs = [(layer.fingerprints, last[name].fingerprints) for name, layer in layers.items() if name in last]
-    carried_over = sum(int((now == before).sum()) for now, before in pairs if len(now) == len(before))
-    return AnomalyReport(layers, n_samples, asdict(settings), notes, views, carried_over=carried_over)
+    return AnomalyReport(layers, n_samples, asdict(settings), notes, views)

@@ -34,7 +34,6 @@ class LayerReport:
         map_size: Sides of a map in the network (pixels).
         analyzed_size: Sides of the analyzed map, smaller if maps were pooled (pixels).
         nonfinite: Whether each probe sample's maps are NaN or infinite in a filter that is mostly finite `(N,)`.
-        fingerprints: A hash of each filter's maps `(F,)`: a later analysis of the same maps keeps the filter's result.
     """
 
     verdicts: tuple[str, ...]
@@ -50,7 +49,6 @@ class LayerReport:
     map_size: tuple[int, ...]
     analyzed_size: tuple[int, ...]
     nonfinite: Tensor
-    fingerprints: Tensor
 
     def filters(self, verdict: str) -> list[int]:
         """Return the filters with a verdict."""
@@ -70,17 +68,7 @@ class LayerReport:
 
 def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
     """Join reports of consecutive filters of one layer."""
-    joined: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in _per_filter(parts[0])}
+    rows = [key for key, value in vars(parts[0]).items() if isinstance(value, Tensor) and key != "nonfinite"]
+    joined: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in rows}
     joined["verdicts"] = tuple(verdict for part in parts for verdict in part.verdicts)
     return replace(parts[0], nonfinite=torch.stack([part.nonfinite for part in parts]).any(0), **joined)
-
-
-def select_filters(layer: LayerReport, filters: slice) -> LayerReport:
-    """Select consecutive filters of a layer."""
-    selected: dict[str, Any] = {key: values[filters] for key, values in _per_filter(layer).items()}
-    return replace(layer, verdicts=layer.verdicts[filters], **selected)
-
-
-def _per_filter(layer: LayerReport) -> dict[str, Tensor]:
-    """Return the tensors of a layer that have a row for each filter."""
-    return {key: value for key, value in vars(layer).items() if isinstance(value, Tensor) and key != "nonfinite"}

@@ -48,18 +48,15 @@ def take_pictures(
     maps: Mapping[str, LayerMaps],
     images: Tensor | None,
     n_filters: int | None = None,
-    known: Mapping[str, KeptMaps] | None = None,
 ) -> Pictures:
     """Keep small images of a probe, and some of its maps.
 
-    If the layers hold only some of the network's filters, `n_filters` is the number of all. `known` are maps kept
-    before, of layers that have not changed.
+    If the layers hold only some of the network's filters, `n_filters` is the number of all.
     """
-    known = known or {}
     if n_filters is None:
         n_filters = sum(len(layer.outliers) for layer in layers.values())
     room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * n_filters)) // max(1, n_filters)
-    kept = {name: known.get(name) or _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
+    kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
     return Pictures(draw_images(images, samples), kept)
 

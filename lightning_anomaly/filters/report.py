@@ -40,8 +40,6 @@ class AnomalyReport(Tabular):
         views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`, and
             by "label" in a fit of one process whose data set has `targets`: how much the network prefers another class.
         pictures: Images of the samples and some of the maps, if they were kept.
-        carried_over: Number of filters with the same maps as in the callback's last analysis, bit for bit, whose
-            results are those of that analysis.
         names: File of each sample, if known, by which the table and the page name it.
     """
 
@@ -51,7 +49,6 @@ class AnomalyReport(Tabular):
     notes: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, SampleView] = field(default_factory=dict)
     pictures: Pictures | None = None
-    carried_over: int = 0
     names: Sequence[str] | None = None
 
     @property
@@ -240,7 +237,4 @@ class AnomalyReport(Tabular):
         return [*lines, *(count_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:
-        notes = [f"note: {note}" for note in self.notes.values()]
-        if self.carried_over:
-            return [f"{self.carried_over} filters have the same maps as in the last analysis, and its results", *notes]
-        return notes
+        return [f"note: {note}" for note in self.notes.values()]

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.images.source import image_hashes
-
 _ROOM = 2**25  # bytes, from which on the C library maps pages that take no memory before they are written
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
@@ -125,10 +123,3 @@ class LayerMaps:
         """The V values of each map, and its extremes, filter by filter `(F, N, V + 2)`."""
         pixels, extremes = self.maps[..., None].flatten(2), join_batches(self.extremes)
         return torch.cat([pixels.transpose(0, 1), extremes.transpose(0, 1)], 2)
-
-    def fingerprints(self) -> Tensor:
-        """Hash the bits of each filter's maps and extremes, int64 `(F,)` on the CPU.
-
-        Filters with other maps have the same of 2**64 values by chance alone.
-        """
-        return torch.tensor(image_hashes(self.rows), dtype=torch.int64, device="cpu")

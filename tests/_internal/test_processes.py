@@ -40,7 +40,7 @@ def test_processes_find_what_a_single_process_finds(outcomes: Path, scenario: st
         assert outcome["different"] == [], outcome
         assert outcome["layers"]
         assert outcome["scores"]
-        for found, expected in (outcome["notes"], outcome["n_samples"], outcome["carried"]):
+        for found, expected in (outcome["notes"], outcome["n_samples"]):
             assert found == expected
         assert set(outcome["notes"][0]) == {"from", "late nonfinite"}
         assert outcome["left"] == 0

@@ -1,19 +1,17 @@
 """The arguments, logs and history of AnomalyFilterCallback, with real Trainers."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
-from properties import assert_same
 from reports import facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, equal, nn
-from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, images, loader, plain, quiet_trainer, watcher
+from torch import Tensor, nn
+from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, loader, plain, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback, analyze
+from lightning_anomaly import AnomalyFilterCallback, AnomalyReport
 
 pytestmark = QUIET
 
@@ -83,21 +81,6 @@ def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers
     for name in ("verdicts", "filters", "outliers", "curves"):
         drawn = [event.step for event in fitted.events.Images(f"anomaly_filters/{name}")]
         assert drawn == [validations[i] for i in (0, 1, 3, 5)], name
-
-
-def test_filters_of_a_frozen_backbone_keep_their_results(tmp_path: Path) -> None:
-    module, probe, ours, compared = SmallNet(), images(seed=1), watcher(browser=True), TwoSampleCallback()
-    module.norm = nn.Identity()
-    for frozen in (module.conv1, module.conv2):
-        frozen.requires_grad_(False)
-    fit(tmp_path, ours, compared, module=module, max_epochs=3, logger=TensorBoardLogger(tmp_path))
-    assert ours.report.carried_over == 10
-    fresh = analyze(module, probe, settings=ours.settings, batch_size=20, keep_images=True)
-    for name, layer in fresh.layers.items():
-        assert_same(ours.report.layers[name], layer)
-        assert all(map(equal, ours.report.pictures.maps[name], fresh.pictures.maps[name]))
-    fit(tmp_path, ours)
-    assert ours.report.carried_over == 0
 
 
 # Arguments.

@@ -189,23 +189,6 @@ def test_a_sample_with_one_extreme_value_is_isolated(sign):
     assert report.layers[""].isolated.nonzero().tolist() == [[0, 7]]
 
 
-def test_filters_with_the_same_maps_keep_their_result_and_others_are_analyzed_anew():
-    maps = {"a": zoo.maps("sparse", 70, 60, (5, 5)), "b": zoo.maps("clustered", 5, 60, (3,)), "c": torch.rand(60, 2)}
-    before = analyze_maps({name: zoo.captured(values) for name, values in maps.items()}, DEFAULT)
-    assert before.carried_over == 0
-    later = {name: values.clone() for name, values in maps.items()}
-    later["a"][:, 3], later["a"][9, 66, 2, 2], later["c"][5] = 0, 1e-6, torch.nan
-    later["b"] = later["b"][:50]
-    again, fresh = (
-        analyze_maps({name: zoo.captured(values) for name, values in later.items()}, DEFAULT, previous=previous)
-        for previous in (before.layers, None)
-    )
-    assert again.carried_over == 68
-    for name, layer in again.layers.items():
-        properties.assert_same(layer, fresh.layers[name])
-    assert fresh.layers["a"].verdicts[3] == "dead"
-
-
 # small and degenerate inputs
 
 

@@ -102,7 +102,6 @@ class TestTable:
         assert count.startswith("anomaly filters: 3, 60.0% of those with varying maps: 0.0% where at least 70%")
         assert count.endswith("75.0% elsewhere")
         assert table.splitlines()[-1] == f"note: {LEFT_OUT}"
-        assert "7 filters have the same maps" in str(replace(REPORT, carried_over=7))
         assert "  c, score inf: flat" in str(replace(REPORT, names=[*"abcdef"]))
 
     def test_a_table_has_a_row_for_each_layer_and_twelve_at_most(self):

@@ -35,7 +35,6 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
         "map_size": (8, 8),
         "analyzed_size": (8, 8),
         "nonfinite": torch.zeros(samples, dtype=torch.bool),
-        "fingerprints": torch.arange(filters),
     }
     return LayerReport(verdicts=verdicts, **(fields | values))
 

@@ -102,9 +102,7 @@ def test_flagged_filters_are_masked_and_stay_masked_and_go_without_a_change_of_t
     "ignore:.*The probe has 120 samples, fewer than",
     "ignore:.*the network expects fewer than 10 errors",
 )
-def test_photographs_fine_tune_a_head_and_leave_a_detector_and_the_backbone_is_analyzed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photographs_fine_tune_a_head_and_leave_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     from recipes import fine_tune
 
@@ -121,7 +119,6 @@ def test_photographs_fine_tune_a_head_and_leave_a_detector_and_the_backbone_is_a
     watcher, path = fine_tune.main(str(tmp_path / "train"), str(tmp_path / "val"), 2, str(tmp_path / "logs"))
     assert watcher.report is not None
     assert watcher.report.n_samples == 120
-    assert watcher.report.carried_over == sum(len(layer.verdicts) for layer in watcher.report.layers.values())
     assert path.is_file()
     (checkpoint,) = path.parent.glob("*.ckpt")
     model = fine_tune.FineTuned.load_from_checkpoint(checkpoint, classes=2)

@@ -85,8 +85,6 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     features = everything["wide"].flatten(1)
     options: dict[str, Any] = {"limit": limit, "pictures": rank == 0, "samples": described(features[samples])}
     report, seen = analyze_shared(maps, images[samples], SETTINGS, NOTES, **options)
-    again = captured({name: values[samples] for name, values in everything.items()})
-    carried, *_ = analyze_shared(again, images[samples], SETTINGS, NOTES, **options, previous=report.layers)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
@@ -96,14 +94,12 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         (name, field)
         for name, layer in expected.layers.items()
         for field, value in vars(layer).items()
-        for layers in (report.layers, carried.layers)
-        if field not in fields and not same(getattr(layers[name], field), value)
+        if field not in fields and not same(getattr(report.layers[name], field), value)
     ]
     kept_maps = {} if report.pictures is None else report.pictures.maps
     pictures = take_pictures(expected.layers, whole, images[:kept])
     return {
         "different": different,
-        "carried": (carried.carried_over, sum(len(layer.verdicts) for layer in expected.layers.values())),
         "layers": list(report.layers) == list(expected.layers),
         "notes": (report.notes, expected.notes),
         "n_samples": (report.n_samples, kept),
