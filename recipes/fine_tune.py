@@ -51,14 +51,16 @@ def main(train: str, val: str, epochs: int = 4, log_dir: str = "logs") -> tuple[
     train_set, val_set = datasets.ImageFolder(train, AUGMENT), datasets.ImageFolder(val, PLAIN)
     order = torch.randperm(len(val_set)).tolist()  # a folder is sorted by class
     loaders = DataLoader(train_set, 32, shuffle=True), DataLoader(Subset(val_set, order), 32)
-    watcher, checkpoint = AnomalyFilterCallback(browser=True), ModelCheckpoint(monitor="val_loss")
+    watcher, checkpoint = AnomalyFilterCallback(), ModelCheckpoint(monitor="val_loss")
     callbacks: list[pl.Callback] = [watcher, TwoSampleCallback(), TwoSampleEarlyStopping(), checkpoint]
     trainer = pl.Trainer(max_epochs=epochs, default_root_dir=log_dir, callbacks=callbacks)
     trainer.fit(FineTuned(len(train_set.classes)), *loaders)
     best = FineTuned.load_from_checkpoint(checkpoint.best_model_path, classes=len(train_set.classes))
     path = Path(checkpoint.best_model_path).with_suffix(".detector.pt")
     OutlierDetector(best).fit(loaders[1]).save(path)  # OutlierDetector.load(path, best).search(images)
-    print(f"{watcher.report}\n\nThe detector is beside the checkpoint: {path}")
+    assert watcher.report is not None
+    watcher.report.save_html(path.with_suffix(".html"))  # every filter with the validation images
+    print(f"{watcher.report}\n\nThe detector and the page of filters are beside the checkpoint: {path}")
     return watcher, path
 
 

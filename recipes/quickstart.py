@@ -57,7 +57,7 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     data = TensorDataset((images - images.mean()) / images.std(), labels)
     train, val, searched = (TensorDataset(*data[part]) for part in (slice(600, 1100), slice(600), slice(200)))
     reference = TensorDataset(*data[[*range(200, 600), *range(1100, len(data))]])  # all others but those of training
-    logger, watcher = TensorBoardLogger(log_dir, "quickstart"), AnomalyFilterCallback(browser=True)
+    logger, watcher = TensorBoardLogger(log_dir, "quickstart"), AnomalyFilterCallback()
     comparison, stopping = TwoSampleCallback(), TwoSampleEarlyStopping()
     checkpoint = ModelCheckpoint(monitor="val_loss")
     callbacks: list[pl.Callback] = [watcher, comparison, stopping, checkpoint]
@@ -67,10 +67,12 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     outliers.save_html(f"{logger.log_dir}/outliers.html")
     assert comparison.report is not None
     comparison.report.save_html(f"{logger.log_dir}/labels.html")
+    assert watcher.report is not None
+    watcher.report.save_html(f"{logger.log_dir}/filters.html")
     print(f"{watcher.report}\n\n{comparison.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
     print(f"The strangest images: open {logger.log_dir}/outliers.html")
     print(f"Training labels in doubt: open {logger.log_dir}/labels.html")
-    print(f"Every filter with its images: open {logger.log_dir}/anomaly_filters/browser.html")
+    print(f"Every filter with its images: open {logger.log_dir}/filters.html")
     print(f"Losses, numbers of filters and the gap: tensorboard --logdir {log_dir}\n")
     losses = [entry["losses"]["val_loss"] for entry in watcher.history]
     counts = ", ".join(f"{entry['metrics']['count']:.0f}" for entry in watcher.history)

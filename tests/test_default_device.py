@@ -24,7 +24,7 @@ NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 
 
 def analyzed() -> list[Any]:
     report = analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2), keep_images=True)
-    figure = outlier_figure(IMAGES, report.outlier_scores, report.votes)
+    figure = outlier_figure(report.images, report.outlier_scores, report.votes)
     return [facts(report), report.metrics(), str(report), figure is None]
 
 

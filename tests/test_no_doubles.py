@@ -9,7 +9,7 @@ from reports import layer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_anomaly.filters.pictures import take_pictures
+from lightning_anomaly.filters.kept_maps import keep_maps
 from lightning_anomaly.network.maps import LayerMaps, summarize_maps
 
 
@@ -36,13 +36,12 @@ def sparsity(values: Tensor) -> Tensor:
     return LayerMaps(zeros=(values > 0).sum((1, 2, 3)), count=9, size=(3,)).sparsity
 
 
-def pictured(values: Tensor) -> list[Tensor]:
+def kept(values: Tensor) -> list[Tensor]:
     report = layer(*["normal"] * values.shape[1], samples=len(values))
-    pictures = take_pictures({"layer": report}, {"layer": LayerMaps([values], len(values))}, drawn(6, 1, 8, 8))
-    return [getattr(pictures.maps["layer"], name) for name in ("samples", "maps", "most", "least")]
+    return list(keep_maps({"layer": report}, {"layer": LayerMaps([values], len(values))})["layer"])
 
 
-@pytest.mark.parametrize("work", [sparsity, pictured])
+@pytest.mark.parametrize("work", [sparsity, kept])
 def test_results_are_the_same_on_a_device_without_float64(work: Callable[[Tensor], Any]) -> None:
     values = drawn(6, 4, 8, 8)
     with pytest.raises(TypeError, match="float64"):

@@ -1,16 +1,13 @@
-"""Send figures and the filter browser to a Trainer's loggers, and decide when."""
+"""Draw figures for a Trainer's loggers, and remember the losses that they show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
-
 from lightning_anomaly.callbacks._guard import Guard
-from lightning_anomaly.callbacks._loggers import log_figure, log_page
+from lightning_anomaly.callbacks._loggers import log_figure
 from lightning_anomaly.callbacks._loss_names import loss_tags
 from lightning_anomaly.filters.curves_figure import curves_figure
 from lightning_anomaly.filters.figures import filter_figure, verdict_map
@@ -21,61 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class FigureSchedule:
-    """Log the figures and the filter browser of a fit after the 1st, 2nd, 4th, 8th, ... analysis and after the last.
-
-    Only the end of the fit shows which analysis was the last, so each is kept until it is logged or the next one comes.
-    """
-
-    def __init__(self, prefix: str, figures: bool, guard: Guard) -> None:
-        self._prefix = prefix
-        self._figures = figures
-        self._guard = guard
-        self._pending: tuple[AnomalyReport, Tensor | None, Mapping[str, Any], int] | None = None
-        self._pages: list[str] = []  # files of the last page
-
-    def take(self, report: AnomalyReport, images: Tensor | None, sample_texts: Mapping[str, Any], step: int) -> None:
-        """Keep an analysis for `show` until the next; `sample_texts` are its samples' `labels` and `names`."""
-        self._pending = report, images, sample_texts, step
-
-    def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
-        """Log the pending analysis if it is due or the `last`; call `remember_losses` first.
-
-        At the end, one line gives the path of each page.
-        """
-        if self._pending is not None and (last or is_due(sum(entry["analyzed"] for entry in history))):
-            pending, self._pending = self._pending, None  # a logger shows the first figure of a step, if it gets two
-            self._log(trainer, history, *pending)
-        if last:
-            for path in self._pages:
-                rank_zero_info(f"The filters and images of this run: open {path}")
-
-    def _log(
-        self,
-        trainer: Any,
-        history: list[dict[str, Any]],
-        report: AnomalyReport,
-        images: Tensor | None,
-        sample_texts: Mapping[str, Any],
-        step: int,
-    ) -> None:
-        if self._figures and report.layers:
-            losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
-            figures: dict[str, Callable[[], Figure | None]] = {
-                "curves": partial(curves_figure, history, losses),
-                "verdicts": partial(verdict_map, report.layers, report.measured),
-                "filters": partial(filter_figure, report.layers),
-            }
-            if images is not None and len(images) == report.n_samples:  # not of patches or frames
-                figures["outliers"] = partial(outlier_figure, images, report.outlier_scores, report.votes)
-            for name, figure in figures.items():
-                log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
-        if report.pictures is not None:
-            page, paths = report.page_text(f"Anomaly filters, step {step:,}", **sample_texts), []
-            for logger in trainer.loggers:
-                with self._guard(f"log a page to {type(logger).__name__}"):
-                    paths.append(log_page(logger, f"{self._prefix}/browser", page, step))
-            self._pages = list(filter(None, paths))
+def log_figures(
+    report: AnomalyReport, history: list[dict[str, Any]], loggers: list[Any], prefix: str, step: int, guard: Guard
+) -> None:
+    """Log the figures of a report that shows any layers; call `remember_losses` first."""
+    if not report.layers:
+        return
+    losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "curves": partial(curves_figure, history, losses),
+        "verdicts": partial(verdict_map, report.layers, report.measured),
+        "filters": partial(filter_figure, report.layers),
+    }
+    if report.images is not None:
+        figures["outliers"] = partial(outlier_figure, report.images, report.outlier_scores, report.votes)
+    for name, figure in figures.items():
+        log_drawn(loggers, f"{prefix}/{name}", figure, step, guard)
 
 
 def is_due(number: int) -> bool:

@@ -1,8 +1,8 @@
-"""Log figures and pages to any logger.
+"""Log figures to any logger.
 
 A logger is recognized by the methods of its type, because `lightning` and `pytorch_lightning` have two sets of classes.
-Lightning's dummy loggers answer to every name, but their types do not. Call these functions on global rank 0 only, and
-guarded: a logger may fail.
+Lightning's dummy loggers answer to every name, but their types do not. Call this on global rank 0 only, and guarded: a
+logger may fail.
 """
 
 from __future__ import annotations
@@ -33,26 +33,6 @@ def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
         _write(os.path.dirname(experiment.metrics_file_path), file, figure._repr_png_())
 
 
-def log_page(logger: Any, name: str, page: str, step: int) -> str | None:
-    """Log an HTML page; TensorBoard and CSVLogger get a file, overwritten each time, whose path is returned."""
-    experiment: Any = getattr(logger, "experiment", None)
-    kind, file = _kind(logger), f"{_file_name(name)}.html"
-    if kind == "wandb":
-        import wandb
-
-        # A string could be a path; `inject` would add a style sheet from the network.
-        logger.log_metrics({name: wandb.Html(io.StringIO(page), inject=False)}, step)
-    elif kind == "tensorboard" and isinstance(folder := getattr(experiment, "log_dir", None), str):
-        return _write(folder, file, page.encode())
-    elif kind == "mlflow":
-        experiment.log_text(logger.run_id, page, file)
-    elif kind == "comet":
-        experiment.log_asset_data(page, name=file, overwrite=True, step=step)
-    elif kind == "csv":
-        return _write(os.path.dirname(experiment.metrics_file_path), file, page.encode())
-    return None
-
-
 def _kind(logger: Any) -> str:
     """Return the kind of a logger; "" if it takes no figures."""
     experiment = getattr(logger, "experiment", None)
@@ -80,8 +60,8 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w./=-]", "_", name)
 
 
-def _write(folder: str, name: str, content: bytes) -> str:
-    """Write a file, and return its path."""
+def _write(folder: str, name: str, content: bytes) -> None:
+    """Write a file."""
     from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
 
     path = os.path.join(folder, name)
@@ -89,4 +69,3 @@ def _write(folder: str, name: str, content: bytes) -> str:
     system.makedirs(os.path.dirname(path), exist_ok=True)
     with system.open(path, "wb") as file:
         file.write(content)
-    return path

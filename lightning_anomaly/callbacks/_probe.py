@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_anomaly._internal.processes import rank_and_world
 from lightning_anomaly.filters.across_processes import analyze_shared
 from lightning_anomaly.filters.analyze import analyze_maps
-from lightning_anomaly.filters.pictures import take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.images.source import class_names, first_tensor, labels_and_names
 from lightning_anomaly.network.forward import most_samples
 from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.pages.thumbnails import SIDE, shrink
 from lightning_anomaly.scores.label import predicted_view
 from lightning_anomaly.scores.pixels import describe_pixels
 
@@ -35,78 +32,59 @@ class Probe:
     layers: dict[str, nn.Module]
     size: int
     settings: AnalysisSettings
-    notes: Mapping[str, str]
-    keep_images: bool
 
     def __post_init__(self) -> None:
-        settings = self.settings
-        self._total_limit = min(self.size, unpadded_length(self.trainer.val_dataloaders))  # over all processes
-        self._limit = -(-self.size // rank_and_world()[1])
+        self._limit = -(-self.size // rank_and_world()[1])  # samples of this process
         self._seen = 0  # samples in the batches so far
-        self._images: list[Tensor] | None = [] if self.keep_images else None
         self.capture = MapCapture(
             self.layers,
             limit=self._limit,
-            rectify=settings.rectify,
-            max_map_side=settings.max_map_side,
+            rectify=self.settings.rectify,
+            max_map_side=self.settings.max_map_side,
             model=self.module,
             describe=describe_pixels,
+            keep_images=True,
         )
 
     def before_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come, and keep small images of its samples."""
-        taken = most_samples(self.capture.maps)
         # If no layer gives usable maps, count the samples of the batches instead.
-        if self.capture.full or not (taken or self._seen < self._limit):
+        if self.capture.full or not (most_samples(self.capture.maps) or self._seen < self._limit):
             return
         self.capture.attach()
         images = first_tensor(batch)
-        self._seen += 0 if images is None else len(images)
-        if images is None or images.ndim not in (4, 5) or not images.numel():
-            self._images = None  # cannot be drawn
-        elif self._images is not None:
-            # Copies, as the model may change its input in place.
-            self._images.append(shrink(images[: self._limit - taken], SIDE).clone())
-
-    @cached_property
-    def columns(self) -> dict[str, list[str]]:
-        """Labels and names of files of the validation samples, if known, see `labels_and_names`."""
-        loaders = self.trainer.val_dataloaders
-        return {} if shuffles(loaders) else labels_and_names(loaders)
-
-    @property
-    def images(self) -> Tensor | None:
-        """Small images of the samples; None if they cannot be drawn, or have several sizes.
-
-        Their number may differ from that of the maps: a layer may get parts of a batch.
-        """
-        one_size = len({images.shape[1:] for images in self._images or ()}) == 1
-        return torch.cat(self._images) if self._images and one_size else None
+        if images is not None:
+            self._seen += len(images)
+            self.capture.samples.take_images(images)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def analyze(self, *, with_maps: bool) -> tuple[AnomalyReport, Tensor | None]:
-        """Analyze the maps of all processes, and keep some for the page; return the images too, if they were kept."""
-        maps, images, captured = self.capture.maps, self.images, self.capture.samples
-        captured.class_names = class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None))
+    def analyze(self, notes: Mapping[str, str]) -> AnomalyReport:
+        """Analyze the maps of all processes; a collective call."""
+        loaders, maps, samples = self.trainer.val_dataloaders, self.capture.maps, self.capture.samples
+        samples.class_names = class_names(getattr(first_loader(loaders), "dataset", None))
         if rank_and_world()[1] > 1:
-            return analyze_shared(
-                maps,
-                images,
-                self.settings,
-                self.notes,
-                limit=self._total_limit,
-                pictures=with_maps,
-                samples=captured,
-            )
-        report = analyze_maps(maps, self.settings, self.notes, samples=captured)
-        labels, logits = self.columns.get("labels", [])[: report.n_samples], captured.collected(report.n_samples).logits
-        if logits is not None and len(labels) == len(logits):
-            view = predicted_view(logits, labels, captured.class_names)
-            report = report if view is None else replace(report, views={**report.views, "label": view})
-        if with_maps:
-            report = replace(report, pictures=take_pictures(report.layers, maps, images))
-        return report, images
+            limit = min(self.size, unpadded_length(loaders))
+            report = analyze_shared(maps, self.settings, notes, samples=samples, limit=limit)
+        else:
+            report = analyze_maps(maps, self.settings, notes, samples=samples)
+        columns = {} if shuffles(loaders) else labels_and_names(loaders)
+        report = replace(report, notes={**report.notes, **class_notes(columns.get("labels", []), report.n_samples)})
+        # A user's sampler may give processes other samples, and a layer may get several parts of each image.
+        if rank_and_world()[1] > 1 or report.n_samples > self._seen:
+            return report
+        count = report.n_samples
+        known: dict[str, Any] = {name: column[:count] for name, column in columns.items() if len(column) >= count}
+        return self._with_label_scores(replace(report, **known))
+
+    def _with_label_scores(self, report: AnomalyReport) -> AnomalyReport:
+        """Add how much the network prefers another class to the label of each sample, if it knows these classes."""
+        samples = self.capture.samples
+        logits = samples.collected(report.n_samples).logits
+        if report.labels is None or logits is None:
+            return report
+        view = predicted_view(logits, report.labels, samples.class_names)
+        return report if view is None else replace(report, views={**report.views, "label": view})
 
 
 def class_notes(labels: Sequence[str], samples: int) -> dict[str, str]:

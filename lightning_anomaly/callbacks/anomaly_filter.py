@@ -5,13 +5,11 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
-from torch import Tensor
-
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
+from lightning_anomaly.callbacks._figures import is_due, log_figures, remember_losses
 from lightning_anomaly.callbacks._fits import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
-from lightning_anomaly.callbacks._probe import Probe, class_notes
+from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
 from lightning_anomaly.filters.report import AnomalyReport
@@ -44,13 +42,11 @@ class AnomalyFilterCallback(AnyCallback):
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
-        browser: Whether the filter browser goes to the loggers together with the figures: one HTML file in which a
-            point shows its image and its map, see `AnomalyReport.save_html` and `docs/loggers.md`. In a run of one
-            process it also names classes and files, if the data set has `targets` and `samples`.
 
     Attributes:
-        report: The last `AnomalyReport`, None before the first validation. It is lost with strategies that end the
-            processes, such as `ddp_spawn` and `ddp_notebook`.
+        report: The last `AnomalyReport`, None before the first validation. Its `save_html` shows every filter with the
+            images of the probe; in a run of one process also classes and files, if the data set has `targets` and
+            `samples`. It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
             `analyzed` (False if the metrics are repeated), `clustered` (whether a filter could be clustered), and
             `losses` if any were logged. A resumed fit continues it.
@@ -74,7 +70,6 @@ class AnomalyFilterCallback(AnyCallback):
         log_key_prefix: str = "anomaly_filters",
         log_figures: bool = True,
         settings: AnalysisSettings | None = None,
-        browser: bool = False,
     ) -> None:
         super().__init__()
         self.settings = checked_settings(settings)
@@ -82,7 +77,6 @@ class AnomalyFilterCallback(AnyCallback):
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
-        self.browser = check_bool("browser", browser)
         self._guard = Guard(self)
         self._module = FittedModule()
         self._schedule = Schedule(self.every_n_validations)
@@ -95,11 +89,8 @@ class AnomalyFilterCallback(AnyCallback):
         """Drop everything that an earlier module left."""
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
+        self._undrawn: int | None = None  # step of the last analysis, until its figures are logged
         self._guard.forget()
-        self._begin_fit()
-
-    def _begin_fit(self) -> None:
-        self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
 
     @property
     def state_key(self) -> str:
@@ -124,7 +115,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
         select_layers(pl_module, self.layers)
-        self._begin_fit()
+        self._undrawn = None
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -160,15 +151,7 @@ class AnomalyFilterCallback(AnyCallback):
                     "The validation loader shuffles, so each validation has another probe and the anomaly counts are "
                     "not comparable: do not shuffle it.",
                 )
-        self._probe = Probe(
-            trainer,
-            pl_module,
-            layers=layers,
-            size=self.probe_size,
-            settings=self.settings,
-            notes=unseen_layers(pl_module, self.layers),
-            keep_images=fitting and (self.log_figures or self.browser),
-        )
+        self._probe = Probe(trainer, pl_module, layers, self.probe_size, self.settings)
 
     @guarded_until_validation_ends
     def on_validation_batch_start(
@@ -190,22 +173,21 @@ class AnomalyFilterCallback(AnyCallback):
         """Analyze the probe, and log."""
         if trainer.sanity_checking:
             return
-        analysis = None
+        report = None
         with self._guard("analyze the filters", self._values.without_measurement(trainer)):
             self._guard.meet()
             if self._probe is not None:
-                analysis = self._analyze(trainer, self._probe)
+                report = self._analyze(trainer, self._probe)
         if trainer.state.fn == "fit":
-            self._record(trainer, analysis)
+            self._record(trainer, report)
         with self._guard("log"):
             self._values.log(trainer, pl_module)
         self._remove_hooks()
 
-    def _analyze(self, trainer: Any, probe: Probe) -> tuple[AnomalyReport, Tensor | None] | None:
-        """Analyze the probe and return report and images; None if an earlier measurement stands. A collective call."""
-        fitting = trainer.state.fn == "fit"
+    def _analyze(self, trainer: Any, probe: Probe) -> AnomalyReport | None:
+        """Analyze the probe and return the report; None if an earlier measurement stands. A collective call."""
         started = perf_counter()
-        report, images = probe.analyze(with_maps=fitting and bool(trainer.loggers) and self.browser)
+        report = probe.analyze(unseen_layers(probe.module, self.layers))
         seconds = perf_counter() - started
         notes = dict(report.notes)
         if trainer.fast_dev_run:
@@ -219,12 +201,11 @@ class AnomalyFilterCallback(AnyCallback):
         self.report = report
         if report.measured:
             self._values.measured |= {**report.metrics(), "seconds": seconds}
-        return report, images
+        return report
 
     @guarded
-    def _record(self, trainer: Any, analysis: tuple[AnomalyReport, Tensor | None] | None) -> None:
-        """Add this validation to the history with its `rise`, and hand its figures and page to the schedule."""
-        report, images = (None, None) if analysis is None else analysis
+    def _record(self, trainer: Any, report: AnomalyReport | None) -> None:
+        """Add this validation to the history with its `rise`."""
         values = self._values.measured
         clustered = report is not None and report.measured and report.n_clustered > 0
         if clustered:  # otherwise 0 would be a level from which the fraction rises, and repeated values a lasting rise
@@ -239,35 +220,36 @@ class AnomalyFilterCallback(AnyCallback):
                 "clustered": clustered,
             }
         )
-        if report is None or self._probe is None or not trainer.is_global_zero:
-            return
-        columns = self._probe.columns
-        self._guard.warn_of(class_notes(columns.get("labels", []), report.n_samples))
-        if trainer.world_size > 1:  # a user's sampler may give processes other samples
-            columns = {}
-        texts = {name: column[: report.n_samples] for name, column in columns.items()}
-        self._figures.take(report, images, texts, logged_step(trainer))
+        if report is not None:
+            self._undrawn = logged_step(trainer)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log figures and page if they are due."""
+        """Log the figures of the 1st, 2nd, 4th, 8th, ... analysis."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             remember_losses(self.history, trainer)
-            self._figures.show(trainer, self.history)
+            if is_due(sum(entry["analyzed"] for entry in self.history)):
+                self._draw(trainer)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the figures and the page of the last analysis, with its losses."""
+        """Log the figures of the last analysis, with its losses."""
         if self.report is not None:
             remember_losses(self.history, trainer, epoch_ended=True)
-            self._figures.show(trainer, self.history, last=True)
+            self._draw(trainer)
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove all hooks; if the user interrupts the fit, log the last figures too."""
         self._remove_hooks()
         if isinstance(exception, KeyboardInterrupt):
-            self._figures.show(trainer, self.history, last=True)  # waits for no other process
+            self._draw(trainer)  # waits for no other process
+
+    def _draw(self, trainer: Any) -> None:
+        """Log the figures of the last analysis once: TensorBoard shows only the first figure of a step."""
+        step, self._undrawn = self._undrawn, None
+        if self.log_figures and trainer.is_global_zero and step is not None and self.report is not None:
+            log_figures(self.report, self.history, trainer.loggers, self.log_key_prefix, step, self._guard)
 
     def _remove_hooks(self) -> None:
         probe, self._probe = self._probe, None

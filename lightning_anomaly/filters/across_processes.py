@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,14 +12,14 @@ from lightning_anomaly._internal.processes import (
     exchange_filters,
     gather_results,
     rank_and_world,
+    run_together,
     sample_order,
 )
 from lightning_anomaly.filters.analyze import analyze_layers, report_on
 from lightning_anomaly.filters.layer_report import LayerReport, join_layers
-from lightning_anomaly.filters.pictures import KeptMaps, join_pictures, take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.network.features import SampleCapture, SampleStatistics, join_known
+from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import most_samples, usable_layers
 from lightning_anomaly.network.maps import LayerMaps
 from lightning_anomaly.scores.scorer import SampleView
@@ -28,56 +27,44 @@ from lightning_anomaly.scores.scorer import SampleView
 
 def analyze_shared(
     maps: dict[str, LayerMaps],
-    images: Tensor | None,
     settings: AnalysisSettings,
     notes: Mapping[str, str],
     *,
+    samples: SampleCapture,
     limit: int,
-    pictures: bool,
-    samples: SampleCapture | None = None,
-) -> tuple[AnomalyReport, Tensor | None]:
+) -> AnomalyReport:
     """Analyze the maps of all processes; a collective call, also for a process without maps.
 
-    Each process passes the maps, images `(n, C, H, W)` and other statistics of its samples. Maps are removed as they
-    are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0 decides
-    whether there are `pictures`, as only its loggers may want them.
-
-    Return the report and the images of the probe `(N, C, H, W)`, None if unknown, in every process.
+    Each process passes the maps and the statistics of its samples. Maps are removed as they are sent. At most `limit`
+    samples of all are analyzed. The notes are the same everywhere, and so is the report.
     """
     rank, world = rank_and_world()
 
-    def describe() -> tuple[dict[str, LayerMaps], SampleStatistics, Tensor | None, bool]:
-        statistics = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
-        return {name: _header(layer) for name, layer in maps.items()}, statistics, images, pictures
+    def describe() -> tuple[dict[str, LayerMaps], SampleStatistics]:
+        return {name: _header(layer) for name, layer in maps.items()}, samples.collected(most_samples(maps))
 
-    headers, all_statistics, all_images, (pictured, *_) = zip(*gather_results(describe), strict=True)
-    seen = [most_samples(header) for header in headers]
+    headers, statistics = zip(*gather_results(describe), strict=True)
     layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
+    counts = {name: [header[name].count for header in headers] for name in usable}  # of each process
     slices = {name: even_slices(_filters(layer), world) for name, layer in usable.items()}
+    joined = run_together(lambda: _join_samples(statistics, [most_samples(header) for header in headers], limit))
 
     received = {}
     for name, layer in usable.items():
-        received[name] = _exchange(maps[name], layer, slices[name], [header[name].count for header in headers])
+        received[name] = _exchange(maps[name], layer, slices[name], counts[name])
         maps[name] = LayerMaps()
 
-    def analyze() -> tuple[dict[str, LayerReport], dict[str, SampleView], Mapping[str, KeptMaps]]:
+    def analyze() -> tuple[dict[str, LayerReport], dict[str, SampleView]]:
         parts = {}
         for name, layer in usable.items():
-            order = sample_order([header[name].count for header in headers], limit)
-            parts[name] = _slice_maps(layer, torch.cat(received.pop(name), 1)[:, order], slices[name][rank])
-        scored = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
-        found, views = analyze_layers(parts, settings, scored)
-        filters = sum(map(_filters, usable.values()))
-        return found, views, take_pictures(found, parts, None, filters).maps if pictured else {}
+            rows = torch.cat(received.pop(name), 1)[:, sample_order(counts[name], limit)]
+            parts[name] = _slice_maps(layer, rows, slices[name][rank])
+        return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics())
 
-    parts, all_views, all_kept = zip(*gather_results(analyze), strict=True)
+    parts, views = zip(*gather_results(analyze), strict=True)
     found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}
-    report = report_on(found, all_views[-1], n_samples, settings, {**notes, **left_out})
-    probe_images = _join_images(all_images, seen, limit)
-    if pictured:
-        report = replace(report, pictures=join_pictures(all_kept, probe_images, n_samples))
-    return report, probe_images
+    return report_on(found, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
 
 
 def _filters(layer: LayerMaps) -> int:
@@ -126,9 +113,3 @@ def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limi
     """Join the statistics of all samples."""
     filled = [part for part, count in zip(parts, counts, strict=True) if count]
     return SampleStatistics.join(filled).select(sample_order(counts, limit)) if filled else SampleStatistics()
-
-
-def _join_images(parts: Sequence[Tensor | None], counts: Sequence[int], limit: int) -> Tensor | None:
-    """Join the images of all samples `(N, C, H, W)`; None unless each sample has one, all of one size."""
-    joined = join_known([part for part, count in zip(parts, counts, strict=True) if count])
-    return joined[sample_order(counts, limit)] if joined is not None and len(joined) == sum(counts) else None

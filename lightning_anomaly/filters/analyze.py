@@ -15,9 +15,9 @@ from lightning_anomaly._internal.progress import track
 from lightning_anomaly._internal.tables import listed
 from lightning_anomaly._internal.threads import torch_in_threads
 from lightning_anomaly.filters.isolation import isolated_samples
+from lightning_anomaly.filters.kept_maps import keep_maps
 from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layers
 from lightning_anomaly.filters.pca import reduce_maps
-from lightning_anomaly.filters.pictures import take_pictures
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.filters.verdicts import outlier_samples, shown_clustering, smallest_share, verdicts_of
@@ -27,7 +27,7 @@ from lightning_anomaly.network.forward import run, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import select_layers, unseen_layers
 from lightning_anomaly.network.maps import LayerMaps, join_batches
-from lightning_anomaly.pages.thumbnails import SIDE, shrink
+from lightning_anomaly.pages.thumbnails import draw_images
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.scorer import SampleView, view_samples
 
@@ -86,14 +86,9 @@ def analyze(
         max_map_side=settings.max_map_side,
         model=model,
         describe=describe_pixels,
+        keep_images=keep_images,
     )
-    thumbnails: list[Tensor] = []
-
-    def keep_thumbnails(images: Tensor) -> None:
-        if keep_images and images.ndim in (4, 5):
-            thumbnails.append(shrink(images, SIDE))
-
-    run(model, probe, capture, progress, take_images=keep_thumbnails)
+    run(model, probe, capture, progress)
     notes = unseen_layers(model, layers)
     report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
     notes = {**report.notes, **probe.notes()}
@@ -104,10 +99,7 @@ def analyze(
             "The report numbers the maps and not the samples of `inputs`."
         )
     warn_of(notes)
-    pictures = None
-    if keep_images:
-        pictures = take_pictures(report.layers, capture.maps, torch.cat(thumbnails) if thumbnails else None)
-    return replace(report, notes=notes, pictures=pictures)
+    return replace(report, notes=notes, maps=keep_maps(report.layers, capture.maps) if keep_images else {})
 
 
 def analyze_maps(
@@ -124,7 +116,8 @@ def analyze_maps(
     if samples is not None and samples.problem is not None:
         left_out["views"] = f"Samples are not scored: {samples.problem}."
     layers, views = analyze_layers(usable, settings, sample_statistics, progress=progress)
-    return report_on(layers, views, n_samples, settings, {**(notes or {}), **left_out})
+    notes = {**(notes or {}), **left_out}
+    return report_on(layers, views, n_samples, settings, notes, sample_statistics.images)
 
 
 def analyze_layers(
@@ -205,8 +198,9 @@ def report_on(
     n_samples: int,
     settings: AnalysisSettings,
     notes: Mapping[str, str],
+    images: Tensor | None,
 ) -> AnomalyReport:
-    """Make the report of these layers, with notes on what could not be analyzed."""
+    """Make the report of these layers and small images, with notes on what could not be analyzed."""
     notes = dict(notes)
     for name, layer in layers.items():
         if count := len(layer.filters(NONFINITE)):
@@ -220,4 +214,5 @@ def report_on(
             f"least {settings.smallest_probe} are needed with `rare_fraction = {settings.rare_fraction}` and "
             f"`max_components = {settings.max_components}`."
         )
-    return AnomalyReport(layers, n_samples, asdict(settings), notes, views)
+    drawn = None if images is None else draw_images(images)
+    return AnomalyReport(layers, n_samples, asdict(settings), notes, views, drawn)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_labels
 from lightning_anomaly.filters.figures import clearest_filters
+from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.pages.page import assemble, finite, short, usual_score
 
 _CODE = (
@@ -28,10 +28,10 @@ _REACTIONS = 24  # filters listed for each sample
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
-def page_text(report: Any, title: str, labels: Sequence[Any] | None = None, names: Sequence[str] | None = None) -> str:
-    """Return the text of the page of an `AnomalyReport`, which finds samples by `names` too."""
-    layers, n_samples, scores = report.layers, report.n_samples, report.outlier_scores
-    pictures = report.pictures or Pictures(None, {})
+def page_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
+    """Return the text of the page of an `AnomalyReport`."""
+    layers, n_samples, scores, maps = report.layers, report.n_samples, report.outlier_scores, report.maps
+    names = report.names
     if not layers:  # the page has only the notes, which say why
         labels = names = None
     filters = sum(len(layer.verdicts) for layer in layers.values())
@@ -42,8 +42,8 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None = None, name
     blocks = {}
     for number, (name, layer) in enumerate(layers.items()):
         blocks[f"points-{number}"] = _points(layer, shown)
-        if name in pictures.maps:
-            blocks[f"maps-{number}"] = _maps(pictures.maps[name])
+        if name in maps:
+            blocks[f"maps-{number}"] = _maps(maps[name])
     reactions, sizes = report.reactions, [len(layer.verdicts) for layer in layers.values()]
     first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
     index = {
@@ -71,12 +71,12 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None = None, name
             [(first[reaction.layer] + reaction.filter, short(reaction.distance)) for reaction in sample[:_REACTIONS]]
             for sample in reactions
         ],
-        "layers": [_layer(name, layer, ranks, pictures.maps.get(name)) for name, layer in layers.items()],
+        "layers": [_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(check_labels(labels, n_samples)),
         "names": names,
-        "notes": [*report.notes.values(), *_omissions(n_samples, count, [*pictures.maps.values()])],
+        "notes": [*report.notes.values(), *_omissions(n_samples, count, [*maps.values()])],
     }
-    return assemble(_CODE, index, pictures.images, blocks)
+    return assemble(_CODE, index, report.images, blocks)
 
 
 def _layer(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tables import Tabular
+from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
-from lightning_anomaly.filters.pictures import Pictures
 from lightning_anomaly.filters.reactions import Reaction, find_reactions
 from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
 from lightning_anomaly.scores.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
@@ -39,7 +39,9 @@ class AnomalyReport(Tabular):
         notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
         views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`, and
             by "label" in a fit of one process whose data set has `targets`: how much the network prefers another class.
-        pictures: Images of the samples and some of the maps, if they were kept.
+        images: Small images of the samples, uint8 `(N, height, width, channels)`, if they were kept and can be drawn.
+        maps: Some maps of each layer's filters, if they were kept.
+        labels: Class of each sample, if known, by which the page colors points.
         names: File of each sample, if known, by which the table and the page name it.
     """
 
@@ -48,7 +50,9 @@ class AnomalyReport(Tabular):
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, SampleView] = field(default_factory=dict)
-    pictures: Pictures | None = None
+    images: Tensor | None = None
+    maps: Mapping[str, KeptMaps] = field(default_factory=dict)
+    labels: Sequence[str] | None = None
     names: Sequence[str] | None = None
 
     @property
@@ -188,12 +192,12 @@ class AnomalyReport(Tabular):
     ) -> BrowserFile:
         """Write the filter browser, a single HTML file that needs no server and no network.
 
-        It shows every filter's points. Hovering over a point shows the sample's image and the filter's map of it, if
-        `analyze(..., keep_images=True)` or `AnomalyFilterCallback(browser=True)` kept them.
+        It shows every filter's points. Hovering over a point shows the sample's image, which `AnomalyFilterCallback`
+        and `analyze(..., keep_images=True)` keep, and the filter's map of it, which the latter keeps too.
 
         Args:
             path: Path of the file; missing folders are created.
-            labels: A name or number for each sample, by which points can be colored.
+            labels: A name or number for each sample, by which points can be colored; None takes the report's `labels`.
             title: The heading.
 
         Returns:
@@ -202,15 +206,10 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `labels` do not have one entry for each probe sample.
         """
+        from lightning_anomaly.filters.page import page_text
         from lightning_anomaly.pages.page import write
 
-        return write(path, self.page_text(title, labels=labels))
-
-    def page_text(self, title: str, **options: Any) -> str:
-        """Return the text of the page that `save_html` writes; `options` are `labels` as there, and file `names`."""
-        from lightning_anomaly.filters.page import page_text
-
-        return page_text(self, title, **{"names": self.names, **options})
+        return write(path, page_text(self, title, self.labels if labels is None else labels))
 
     def _name(self, sample: int) -> str:
         return str(sample) if self.names is None else self.names[sample]

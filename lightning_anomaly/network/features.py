@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
+from lightning_anomaly.pages.thumbnails import SIDE, shrink
 
 
 class FeatureLayer(NamedTuple):
@@ -40,6 +41,7 @@ class SampleStatistics(NamedTuple):
     logits: Tensor | None = None  # `(N, classes)`, one number for two classes
     class_names: tuple[str, ...] = ()  # if the data set names its classes
     feature_layer: FeatureLayer | None = None
+    images: Tensor | None = None  # small ones, see `shrink` `(N, channels, height, width)`
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples by an index."""
@@ -54,17 +56,18 @@ class SampleStatistics(NamedTuple):
         return finite
 
     def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
-        tensors = self.pixels, self.features, self.logits
-        pixels, features, logits = (None if tensor is None else change(tensor) for tensor in tensors)
-        return self._replace(pixels=pixels, features=features, logits=logits)
+        tensors = self.pixels, self.features, self.logits, self.images
+        pixels, features, logits, images = (None if tensor is None else change(tensor) for tensor in tensors)
+        return self._replace(pixels=pixels, features=features, logits=logits, images=images)
 
     @staticmethod
     def join(parts: Sequence[SampleStatistics]) -> SampleStatistics:
         """Join the statistics of several parts; those that a part lacks, or has in another shape, become None."""
-        pixels, shapes, features, logits, names, heads = zip(*parts, strict=True)
+        pixels, shapes, features, logits, names, heads, images = zip(*parts, strict=True)
         same_shape = len({*shapes}) == 1
         joined = join_known(pixels) if same_shape else None, shapes[0] if same_shape else ()
-        return SampleStatistics(*joined, join_known(features), join_known(logits), names[0], heads[0])
+        outputs = join_known(features), join_known(logits)
+        return SampleStatistics(*joined, *outputs, names[0], heads[0], join_known(images))
 
 
 def join_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -92,8 +95,9 @@ class SampleCapture:
         *,
         describe: Callable[[Tensor], Tensor | None] | None = None,
         feature_layer: FeatureLayer | None = None,
+        keep_images: bool = False,
     ) -> None:
-        self._model, self._limit, self._describe = model, limit, describe
+        self._model, self._limit, self._describe, self._keep_images = model, limit, describe, keep_images
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
         self._names: dict[nn.Module, str] = {}
@@ -125,6 +129,12 @@ class SampleCapture:
             outer = *self._model.children(), self._model
             hooks += [(module, self._compare) for module in outer if not isinstance(module, torch.jit.ScriptModule)]
         return [(module, self, take) for module, take in hooks]
+
+    def take_images(self, images: Tensor) -> None:
+        """Keep small copies of the images of this pass, if they are wanted and can be drawn."""
+        if self._keep_images and images.ndim in (4, 5) and images.numel():
+            # Copies, as the model may change its input in place.
+            self._current = self._current._replace(images=shrink(images, SIDE).clone())
 
     def end_pass(self, count: int) -> None:
         """Keep the statistics of one pass of `count` samples."""

@@ -53,16 +53,14 @@ def run(
     progress: bool | None = False,
     *,
     call: Callable[[Tensor], Any] | None = None,
-    take_images: Callable[[Tensor], object] | None = None,
     take_output: Callable[[Any], object] | None = None,
 ) -> None:
-    """Run a model, or its part `call`, on a probe while `capture` takes maps; the others get each batch and output."""
+    """Run a model, or its part `call`, on a probe while `capture` takes maps; `take_output` gets each output."""
     total = -(-len(source.positions) // source.batch_size)
     with probing(model, call) as forward:
         for images in track(source.readable(), total, "feature maps", progress):
-            if take_images is not None:
-                take_images(images)
             with capture:
+                capture.samples.take_images(images)
                 output = forward(placed(images, model))
             if take_output is not None:
                 take_output(output)

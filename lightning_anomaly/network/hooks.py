@@ -89,9 +89,12 @@ class MapCapture:
     summary: Callable[[Tensor], Tensor] | None = None
     model: InitVar[nn.Module | None] = None  # its samples are described too, see `SampleCapture`
     describe: InitVar[Callable[[Tensor], Tensor | None] | None] = None
+    keep_images: InitVar[bool] = False
 
-    def __post_init__(self, model: nn.Module | None, describe: Callable[[Tensor], Tensor | None] | None) -> None:
-        self.samples = SampleCapture(model, self.limit, describe=describe)
+    def __post_init__(
+        self, model: nn.Module | None, describe: Callable[[Tensor], Tensor | None] | None, keep_images: bool
+    ) -> None:
+        self.samples = SampleCapture(model, self.limit, describe=describe, keep_images=keep_images)
         self._hooks = ExitStack()
         self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
         self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_anomaly.pages.style import new_figure
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,27 +20,23 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
     """Draw the images of up to 16 samples with the largest outlier scores; at equal scores more votes come first.
 
     Args:
-        images: The probe's images `(N, C, H, W)`, or volumes `(N, C, D, H, W)`, of which the middle slice is shown.
-            Three channels are shown in color; of any other number the first is shown in gray. Floats are scaled by
-            channel, so that an ordinary image of the probe ranges from black to white.
+        images: `AnomalyReport.images` `(N, H, W, C)`.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.votes`, N numbers.
 
     Returns:
-        The figure; None if samples are no images, or if none has a positive score or a vote.
+        The figure; None if no sample has a positive score or a vote.
     """
     values = scores.tolist()
     ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
     chosen = [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]
-    if not chosen or images.ndim not in (4, 5):
+    if not chosen:
         return None
-    pictures = images if images.ndim == 4 else shrink(images, SIDE)
     captions = [f"sample {sample}\nscore {values[sample]:.1f}" for sample in chosen]
     columns = min(8, len(chosen), max(4, math.ceil(math.sqrt(len(chosen)))))
     rows = math.ceil(len(chosen) / columns)
     with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:
-        shown = to_bytes(pictures[chosen], black_and_white(pictures))
-        for place, (image, caption) in enumerate(zip(shown, captions, strict=True)):
+        for place, (image, caption) in enumerate(zip(images[chosen], captions, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set_title(caption)

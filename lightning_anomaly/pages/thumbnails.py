@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 SIDE = 64  # longest side of a small image (pixels)
+_PIXELS = 6_000_000  # in all images of a page together; a browser unpacks each to four bytes
 _LOSSLESS = 128  # longest side of a picture that is stored as it is (pixels)
 
 
@@ -53,6 +55,12 @@ def to_bytes(images: Tensor, limits: Tensor) -> Tensor:
         scaled = (shown.float() - low).div_((high - low).clamp_min(1e-12))
         shown = scaled.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return shown.permute(0, 2, 3, 1)
+
+
+def draw_images(images: Tensor) -> Tensor:
+    """Draw the small images `(N, C, H, W)` of a page, uint8 `(N, H, W, C)`; many have shorter sides."""
+    small = shrink(images, max(1, min(SIDE, math.isqrt(_PIXELS // len(images)))))
+    return to_bytes(small, black_and_white(small))
 
 
 def data_uri(image: Tensor, side: int = 256) -> str:

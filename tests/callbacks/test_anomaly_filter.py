@@ -94,7 +94,6 @@ def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers
         ({"log_key_prefix": ""}, "`log_key_prefix` .* Found ''"),
         ({"layers": "conv1"}, "`layers` .* Found 'conv1'"),
         ({"log_figures": 1}, "`log_figures` "),
-        ({"browser": "no"}, "`browser` "),
     ],
 )
 def test_the_constructor_names_bad_arguments(options: dict[str, Any], message: str) -> None:

@@ -1,18 +1,14 @@
-"""Figures and pages in the files of TensorBoard and CSVLogger, beside loggers that take none or fail."""
+"""Figures in the files of TensorBoard and CSVLogger, beside loggers that take none or fail."""
 
-import base64
-import json
-import logging
 import re
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning_utilities.core import rank_zero
 from PIL import Image
+from reports import contents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from trainers import QUIET, SmallNet, fit, loader, said, watcher
@@ -46,17 +42,6 @@ class Broken(Other):
     experiment = Gone()
 
 
-class Lines(logging.Handler):
-    """Keeps log messages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.seen.append(record.getMessage())
-
-
 class Halves(SmallNet):
     """Its convolutions see the halves of each image."""
 
@@ -65,20 +50,16 @@ class Halves(SmallNet):
 
 
 class Fitted(NamedTuple):
-    """Four epochs with a logger of each kind, one of them broken, and the messages."""
+    """Four epochs with a logger of each kind, one of them broken, and the warnings."""
 
     ours: AnomalyFilterCallback
-    folder: Path
     loggers: dict[str, Any]
     warnings: list[str]
-    lines: list[str]  # in the terminal
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    lines = Lines()
-    rank_zero.log.addHandler(lines)
-    folder, ours = tmp_path_factory.mktemp("logged"), watcher(browser=True, log_figures=True)
+    folder, ours = tmp_path_factory.mktemp("logged"), watcher(log_figures=True)
     probe, names = loader(seed=1), ["ape", "bee", "cat"]
     probe.dataset.tensors[0][7] *= 20
     probe.dataset.classes, probe.dataset.root = names, "data"
@@ -89,8 +70,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     loggers = {"broken": Broken(), "tensorboard": tensorboard, "csv": CSVLogger(folder / "csv"), "other": Other()}
     with pytest.warns(UserWarning, match="to Broken") as caught:
         fit(folder, ours, train=loader(), val=probe, logger=list(loggers.values()), max_epochs=4)
-    rank_zero.log.removeHandler(lines)
-    return Fitted(ours, folder, loggers, said(caught), lines.seen)
+    return Fitted(ours, loggers, said(caught))
 
 
 def test_a_failing_logger_gives_one_warning(fitted: Fitted) -> None:
@@ -125,26 +105,13 @@ def test_tensorboard_has_each_figure_once_at_a_step_and_the_history_all_losses(f
     assert [set(entry["losses"]) for entry in fitted.ours.history] == [{"train_loss", "val_loss"}] * 4
 
 
-def test_the_path_of_the_page_is_printed(fitted: Fitted) -> None:
-    paths = [Path(line.partition(" open ")[2]) for line in fitted.lines if " open " in line]
-    assert [path.name for path in paths] == ["browser.html"] * 2
-    assert all(path.is_file() for path in paths)
-
-
-def test_a_page_has_votes_images_labels_and_files(fitted: Fitted) -> None:
-    folders = [Path(fitted.loggers[kind].log_dir) for kind in ("tensorboard", "csv")]
-    files = {folder / "anomaly_filters" / "browser.html" for folder in folders}
-    assert set(fitted.folder.rglob("*.html")) == files
-    for file in files:
-        match = re.search(r'id="index">([^<]*)<', file.read_text())
-        assert match is not None
-        index = json.loads(zlib.decompress(base64.b64decode(match[1])))
-        assert index["votes"] == fitted.ours.report.votes
-        assert index["title"] == "Anomaly filters, step 11"
-        assert index["images"] == {"height": 8, "width": 8, "columns": 8}
-        assert index["names"] == [f"{place}.png" for place in range(60)]
-        assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == ["ape", "bee", "cat"] * 20
-        assert index["layers"][0]["maps"]["kept"] == 60
+def test_the_page_of_a_report_has_votes_images_labels_and_files(fitted: Fitted, tmp_path: Path) -> None:
+    index, blocks = contents(fitted.ours.report.save_html(tmp_path / "filters.html").path.read_text())
+    assert index["votes"] == fitted.ours.report.votes
+    assert index["images"] == {"height": 8, "width": 8, "columns": 8}
+    assert index["names"] == [f"{place}.png" for place in range(60)]
+    assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == ["ape", "bee", "cat"] * 20
+    assert set(blocks) == {"points-0", "points-1"}
 
 
 MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))

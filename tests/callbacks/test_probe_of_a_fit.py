@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, fit, hook_count, images, loader, said, watcher
@@ -48,9 +47,9 @@ class ChangesItsInput(SmallNet):
 
 
 def test_the_images_of_a_probe_are_those_before_the_step(tmp_path: Path) -> None:
-    ours = watcher(browser=True)
-    fit(tmp_path, ours, module=ChangesItsInput(), logger=CSVLogger(tmp_path), max_epochs=1)
-    assert ours.report.pictures.images.any()
+    ours = watcher()
+    fit(tmp_path, ours, module=ChangesItsInput(), max_epochs=1)
+    assert ours.report.images.any()
 
 
 # classes

@@ -202,11 +202,12 @@ def test_a_report_has_map_sizes_sample_count_and_settings():
     assert "20x10 pooled to 7x5" in str(report)
 
 
-def test_pictures_are_kept_on_request_alone():
-    kept = analyze(conv := nn.Conv2d(1, 2, 3), PROBE, keep_images=True).pictures
+def test_images_and_maps_are_kept_on_request_alone():
+    kept = analyze(conv := nn.Conv2d(1, 2, 3), PROBE, keep_images=True)
     assert kept.images.shape == (120, 8, 8, 1)
     assert kept.maps[""].maps.shape == (2, 120, 6, 6)
-    assert analyze(conv, PROBE).pictures is None
+    plain = analyze(conv, PROBE)
+    assert (plain.images, plain.maps) == (None, {})
 
 
 def test_maps_of_one_pixel_and_dead_filters_are_analyzed():

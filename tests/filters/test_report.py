@@ -9,7 +9,6 @@ import torch
 from reports import layer
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.pictures import Pictures
 from lightning_anomaly.scores.scorer import SampleView
 
 LOOK = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
@@ -180,7 +179,7 @@ def test_wrong_labels_are_refused(tmp_path):
 
 
 def test_the_same_report_gives_the_same_file(tmp_path):
-    report = replace(REPORT, pictures=Pictures(torch.zeros(6, 8, 8, 1, dtype=torch.uint8), {}))
+    report = replace(REPORT, images=torch.zeros(6, 8, 8, 1, dtype=torch.uint8))
     for name in ("a", "b/c/d"):  # missing folders are made
         report.save_html(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b/c/d").read_bytes()

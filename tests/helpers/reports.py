@@ -40,13 +40,14 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
 
 
 def facts(value: Any) -> Any:
-    """Convert a report, or a part of one, to JSON values that can be compared: without pictures, NaN as a word."""
+    """Convert a report, or a part of one, to JSON values that can be compared: without images, NaN as a word."""
     if isinstance(value, Tensor):
         value = value.tolist()
     elif isinstance(value, SampleView):
         value = value._asdict()
     elif is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in fields(value) if field.name != "pictures"}
+        names = [field.name for field in fields(value) if field.name not in ("images", "maps")]
+        value = {name: getattr(value, name) for name in names}
     if isinstance(value, Mapping):
         return {key: facts(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

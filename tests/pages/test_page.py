@@ -10,7 +10,6 @@ from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.figures import clearest_filters
-from lightning_anomaly.filters.pictures import Pictures
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>'
 
@@ -30,9 +29,9 @@ def test_hovering_a_point_shows_its_sample_image_and_map(report, opened):
     page = opened(report, address(layer, index))
     page.page.mouse.move(*page.place_of(report.layers[layer].points[index, sample]))
     assert page.text(".sample-link") == f"Sample {sample}"
-    gray = report.pictures.images[sample].expand(-1, -1, 3)
+    gray = report.images[sample].expand(-1, -1, 3)
     assert page.pixels(".pair figure:nth-child(1) canvas") == gray.tolist()
-    kept = report.pictures.maps[layer]
+    kept = report.maps[layer]
     place = kept.samples[index].tolist().index(sample)
     drawn = torch.tensor(page.pixels(".pair figure:nth-child(2) canvas")).float().mean(2)
     assert torch.corrcoef(torch.stack([drawn, kept.maps[index, place]]).flatten(1))[0, 1] > 0.95
@@ -74,7 +73,7 @@ class TestFilter:
         layer, index, sample = flagged(report)
         labels = ["even" if place % 2 == 0 else "odd" for place in range(400)]
         page = opened(report, address(layer, index), labels=labels)
-        expected, kept, text = report.layers[layer], report.pictures.maps[layer], page.text(".facts")
+        expected, kept, text = report.layers[layer], report.maps[layer], page.text(".facts")
         assert f"K = {int(expected.n_components[index])}" in text
         assert f"{100 * expected.smallest_share[index]:.3g}% of the samples" in text
         assert f"{100 * expected.explained[index]:.3g}% of the maps' variance" in text
@@ -212,8 +211,8 @@ class TestEverywhere:
 
     def test_hostile_names_are_shown_as_text_within_the_window(self, report, opened):
         layers = {HOSTILE + name: layer for name, layer in report.layers.items()}
-        maps = {HOSTILE + name: kept for name, kept in report.pictures.maps.items()}
-        hostile = replace(report, layers=layers, pictures=Pictures(report.pictures.images, maps))
+        maps = {HOSTILE + name: kept for name, kept in report.maps.items()}
+        hostile = replace(report, layers=layers, maps=maps)
         options = {"title": HOSTILE, "labels": [HOSTILE] * 400, "name": "<img src=x onerror=alert(1)>.html"}
         page = opened(hostile, width=360, **options)
         assert page.page.title().endswith(HOSTILE)
@@ -261,7 +260,7 @@ class TestEverywhere:
 
 @pytest.mark.slow
 def test_reports_without_images_with_nan_or_without_layers_are_shown(report, opened):
-    plain = replace(report, pictures=None)
+    plain = replace(report, images=None, maps={})
     layer, index, sample = flagged(plain)
     page = opened(plain, address(layer, index))
     page.page.mouse.move(*page.place_of(plain.layers[layer].points[index, sample]))

@@ -10,8 +10,10 @@ from reports import contents, layer
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.pictures import Pictures, draw_images, take_pictures
+from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
+from lightning_anomaly.filters.page import page_text
 from lightning_anomaly.network.maps import LayerMaps
+from lightning_anomaly.pages.thumbnails import draw_images
 from lightning_anomaly.scores.scorer import SampleView
 
 
@@ -45,7 +47,7 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
     conv = report.layers["conv"]
     conv.isolated[:, [1, 7]] = True
     conv.calinski_harabasz[0], conv.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
-    index, blocks = contents(report.page_text(""))
+    index, blocks = contents(page_text(report, "", None))
     assert index["layers"][0]["calinski_harabasz"][0] is index["layers"][0]["sparsity"][1] is None
     for place, (samples, points, marks) in enumerate(read_points(blocks["points-0"], 5)):
         kept, whole = samples.tolist(), conv.points[place]
@@ -58,7 +60,7 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
         assert (marks[:, 1] & 1).tolist() == conv.outliers[place, kept].tolist()
         assert (marks[:, 1] >> 1).tolist() == conv.isolated[place, kept].tolist()
     conv.points[4] = 0  # of a dead filter, which has no points to draw
-    last = read_points(contents(report.page_text(""))[1]["points-0"], 5)[4]
+    last = read_points(contents(page_text(report, "", None))[1]["points-0"], 5)[4]
     assert len(last[0]) == 0
     notes = [" 100 samples" in note and "1,000" in note for note in index["notes"]]
     assert notes == [True] * (shown < 1000)
@@ -67,7 +69,7 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
 def test_the_first_24_filters_that_react_to_each_sample_are_stored():
     report = made_up(40, 50, outliers=2)
     report.layers["conv"].isolated[7, [0, 5]] = True
-    stored = contents(report.page_text(""))[0]["reactions"]
+    stored = contents(page_text(report, "", None))[0]["reactions"]
     assert [len(reactions) for reactions in stored] == [24, 24, 0, 0, 0, 1, *[0] * 44]
     assert stored[0][0][0] == 7
     for reactions, expected in zip(stored, report.reactions, strict=True):
@@ -76,15 +78,15 @@ def test_the_first_24_filters_that_react_to_each_sample_are_stored():
 
 
 class TestMaps:
-    def take(self, maps: Tensor, outliers: Tensor) -> Pictures:
+    def take(self, maps: Tensor, outliers: Tensor) -> KeptMaps:
         conv = replace(made_up(*outliers.shape).layers["conv"], outliers=outliers)
-        return take_pictures({"conv": conv}, {"conv": LayerMaps([maps], len(maps), tuple(maps.shape[2:]))}, None)
+        return keep_maps({"conv": conv}, {"conv": LayerMaps([maps], len(maps), tuple(maps.shape[2:]))})["conv"]
 
     def test_maps_of_outliers_come_first_then_the_most_and_least_active(self):
         maps = torch.arange(100.0)[:, None, None, None].expand(-1, 2, 4, 4).clone()
         outliers = torch.zeros(2, 100, dtype=torch.bool)
         outliers[1, [50, 60]] = True
-        kept = self.take(maps, outliers).maps["conv"]
+        kept = self.take(maps, outliers)
         assert kept.most.tolist() == [list(range(99, 91, -1))] * 2
         assert kept.least.tolist() == [list(range(8))] * 2
         assert set(kept.samples[1, :2].tolist()) == {50, 60}
@@ -94,20 +96,20 @@ class TestMaps:
     def test_the_scale_is_that_of_ordinary_maps_or_else_the_largest_value(self):
         maps = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
         maps[3] *= 1000
-        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
+        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool))
         others = kept.maps[0, kept.samples[0] != 3]
         assert others.float().mean() == pytest.approx(127, abs=12)
         assert kept.maps[0, kept.samples[0] == 3].float().mean() > 250
         maps = torch.zeros(100, 1, 2, 2)
         maps[7, 0, 0] = torch.tensor([5, 1])
-        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
+        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool))
         assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 51], [0, 0]]]
         assert kept.maps.sum() == 255 + 51
 
     def test_maps_of_volumes_are_their_middle_slices_and_those_of_signals_rows(self):
         maps = torch.rand(30, 2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
         whole, middle, signals, numbers = (
-            self.take(part, torch.zeros(2, 30, dtype=torch.bool)).maps["conv"].maps
+            self.take(part, torch.zeros(2, 30, dtype=torch.bool)).maps
             for part in (maps, maps[:, :, 2], maps[..., 0, 0], maps[..., 0, 0, 0])
         )
         assert torch.equal(whole, middle)
@@ -115,11 +117,10 @@ class TestMaps:
 
     def test_pixels_are_packed_as_the_nearest_of_sixteen_levels(self):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
-        pictures = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
-        index, blocks = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))
+        kept = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
+        index, blocks = contents(page_text(replace(made_up(2, 30), maps={"conv": kept}), "", None))
         raw = blocks["maps-0"]
         assert index["notes"] == []  # no map is left out
-        kept = pictures.maps["conv"]
         samples = np.frombuffer(raw, "<u4", 60).reshape(2, 30).cumsum(1)
         assert samples.tolist() == [list(range(30))] * 2
         packed = np.frombuffer(raw, np.uint8, offset=240).reshape(2, 30, 5)
@@ -128,30 +129,19 @@ class TestMaps:
         assert levels.tolist() == (ordered.float() / 17).round().int().tolist()
 
 
-class TestImages:
-    def test_only_large_or_many_images_are_pooled(self):
-        images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        assert torch.equal(draw_images(images, len(images)), images.permute(0, 2, 3, 1))
-        assert draw_images(torch.zeros(2, 3, 224, 100), 2).shape == (2, 56, 25, 3)
-        assert draw_images(torch.zeros(10_000, 1, 32, 32), 10_000).shape == (10_000, 16, 16, 1)
-
-
-@pytest.mark.parametrize(
-    ("shape", "kept"),
-    [((30, 1, 4, 4), True), ((29, 1, 4, 4), False), ((30,), False), ((30, 5), False), ((30, 1, 4, 6, 6), True)],
-)
-def test_volumes_have_images_and_other_samples_have_none(shape, kept):
-    layers, maps = made_up(1, 30).layers, {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30)}
-    assert (take_pictures(layers, maps, torch.rand(shape)).images is not None) == kept
+def test_only_many_images_are_pooled():
+    images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(draw_images(images), images.permute(0, 2, 3, 1))
+    assert draw_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
 
 
 class TestReport:
     def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
-        assert contents(report.page_text(""))[0]["scores"] == [0] * 5
+        assert contents(page_text(report, "", None))[0]["scores"] == [0] * 5
         look = torch.tensor([1.25, torch.inf, 0.5, 2, 3], dtype=torch.float64)
         report = replace(report, views={"look": SampleView(look, ("a", "b", "", "d", "e"))})
-        index, _ = contents(report.page_text(""))
+        index, _ = contents(page_text(report, "", None))
         assert index["scores"] == [1.25, None, 0.5, 2, 3]
         assert index["ordinary"] == pytest.approx(torch.tensor([1.25, 0.5, 2, 3]).quantile(0.95).item(), rel=1e-3)
         assert index["views"] == [{"view": "look", "ordinary": index["ordinary"], "scores": index["scores"]}]
@@ -166,12 +156,18 @@ class TestReport:
         ],
     )
     def test_labels_are_numbered_in_the_order_of_their_values(self, labels, names):
-        index, _ = contents(made_up(1, 3).page_text("", labels=labels))
+        index, _ = contents(page_text(made_up(1, 3), "", labels))
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
 
+    def test_given_labels_replace_those_of_the_report(self, tmp_path):
+        report = replace(made_up(1, 3), labels=["a", "b", "c"])
+        for labels, names in ((None, ["a", "b", "c"]), ([7, 7, 7], ["7"])):
+            page = report.save_html(tmp_path / "filters.html", labels).path
+            assert contents(page.read_text())[0]["labels"]["names"] == names
+
     def test_a_page_without_layers_has_its_notes_alone(self):
-        report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
-        index, _ = contents(report.page_text("", labels=["a", "b"], names=["c", "d"]))
+        report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."}, names=["c", "d"])
+        index, _ = contents(page_text(report, "", ["a", "b"]))
         assert index["notes"] == ["There is no convolution."]
         assert not index["measured"]
         assert [index[name] for name in ("images", "labels", "names")] == [None] * 3

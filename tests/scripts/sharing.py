@@ -19,7 +19,6 @@ from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.filters import across_processes
 from lightning_anomaly.filters.across_processes import analyze_shared
 from lightning_anomaly.filters.analyze import analyze_maps
-from lightning_anomaly.filters.pictures import take_pictures
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.maps import LayerMaps
@@ -51,9 +50,9 @@ def captured(outputs: dict[str, Tensor]) -> dict[str, LayerMaps]:
     return capture.maps
 
 
-def described(features: Tensor) -> Any:
-    """Stand in for a `SampleCapture` that took these features."""
-    return SimpleNamespace(collected=lambda _: SampleStatistics(features=features), problem=None)
+def described(features: Tensor | None = None, images: Tensor | None = None) -> Any:
+    """Stand in for a `SampleCapture` that took these features and small images."""
+    return SimpleNamespace(collected=lambda _: SampleStatistics(features=features, images=images), problem=None)
 
 
 def dealt(counts: Sequence[int], rank: int) -> list[int]:
@@ -83,12 +82,11 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
     maps = captured({name: values[samples] for name, values in everything.items()})
     features = everything["wide"].flatten(1)
-    options: dict[str, Any] = {"limit": limit, "pictures": rank == 0, "samples": described(features[samples])}
-    report, seen = analyze_shared(maps, images[samples], SETTINGS, NOTES, **options)
+    report = analyze_shared(maps, SETTINGS, NOTES, samples=described(features[samples], images[samples]), limit=limit)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
-    expected = analyze_maps(whole, SETTINGS, NOTES, samples=described(features[:kept]))
+    expected = analyze_maps(whole, SETTINGS, NOTES, samples=described(features[:kept], images[:kept]))
     fields = {"sparsity"} if kept < sum(counts) else set()  # which counts all samples
     different = [
         (name, field)
@@ -96,8 +94,6 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         for field, value in vars(layer).items()
         if field not in fields and not same(getattr(report.layers[name], field), value)
     ]
-    kept_maps = {} if report.pictures is None else report.pictures.maps
-    pictures = take_pictures(expected.layers, whole, images[:kept])
     return {
         "different": different,
         "layers": list(report.layers) == list(expected.layers),
@@ -105,9 +101,7 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         "n_samples": (report.n_samples, kept),
         "scores": same(report.content_scores, expected.content_scores) and bool((report.content_scores > 0).any()),
         "left": sum(len(layer.batches) + len(layer.extremes) for layer in maps.values()),
-        "images": seen is not None and torch.equal(seen, images[:kept]),
-        "pictures": report.pictures is not None and same(report.pictures.images, pictures.images),
-        "maps": [name for name, kept in kept_maps.items() if all(map(same, kept, pictures.maps[name]))],
+        "images": report.images is not None and torch.equal(report.images, expected.images),
     }
 
 
@@ -126,8 +120,8 @@ def problem(rank: int, world: int) -> Outcome:
     maps = captured(values)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    report, images = analyze_shared(maps, None, SETTINGS, NOTES, limit=62, pictures=False)
-    return {"notes": report.notes, "layers": list(report.layers), "images": images is None}
+    report = analyze_shared(maps, SETTINGS, NOTES, samples=described(), limit=62)
+    return {"notes": report.notes, "layers": list(report.layers), "images": report.images is None}
 
 
 def fails(rank: int, world: int) -> Outcome:
@@ -145,7 +139,7 @@ def fails(rank: int, world: int) -> Outcome:
         if rank == 1:
             vars(across_processes).update(functions)
         try:
-            analyze_shared(maps, None, SETTINGS, {}, limit=20, pictures=False)
+            analyze_shared(maps, SETTINGS, {}, samples=described(), limit=20)
         except Exception as error:
             errors[stage] = repr(error)
     return errors

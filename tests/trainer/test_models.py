@@ -83,15 +83,14 @@ def test_signals_and_volumes_are_analyzed_and_volumes_have_pictures(
 ) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x[7] *= 20
-    options = {"log_figures": True, "browser": True}
-    logger = CSVLogger(tmp_path)
-    report = watch(tmp_path, Wrapped(network, lambda batch: batch), DataLoader(list(x), 20), logger, **options)
+    wrapped, logger = Wrapped(network, lambda batch: batch), CSVLogger(tmp_path)
+    report = watch(tmp_path, wrapped, DataLoader(list(x), 20), logger, log_figures=True)
     first = report.layers["net.0"]
     assert len(first.map_size) == len(shape) - 2
     assert first.analyzed_size != first.map_size
-    folder = Path(logger.log_dir) / "anomaly_filters"
-    assert (folder / "browser.html").is_file()
-    assert len(list(folder.glob("outliers/*.png"))) == (2 if len(shape) == 5 else 0)
+    assert (report.images is not None) == (len(shape) == 5)
+    assert len(list(Path(logger.log_dir).rglob("outliers/*.png"))) == (2 if len(shape) == 5 else 0)
+    assert report.save_html(tmp_path / "filters.html").path.is_file()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by dynamo

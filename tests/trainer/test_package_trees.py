@@ -49,7 +49,6 @@ GIVEN: dict[str, Any] = {
         "seed": 11,
         "max_memory_mb": 100,
     },
-    "browser": True,
 }
 ALL: dict[str, dict[str, Any]] = {
     "AnomalyFilterCallback": GIVEN,

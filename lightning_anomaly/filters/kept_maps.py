@@ -1,21 +1,19 @@
-"""Keep small images of a probe, and some maps of each filter, to look at later."""
+"""Keep some maps of each filter, to look at later."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly.network.maps import LayerMaps, pool_maps
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
 
 if TYPE_CHECKING:
     from lightning_anomaly.filters.layer_report import LayerReport
 
-_PIXELS = 6_000_000  # in all images together; a browser unpacks each to four bytes
 _MAP_SIDE = 8  # longest side of a map (pixels)
 _MAP_BYTES = (1_800_000, 18_000_000)  # smallest and largest room for all maps in a page, where a byte holds two values
 _FILTER_BYTES = 700  # room for a filter, within these bounds
@@ -36,52 +34,11 @@ class KeptMaps(NamedTuple):
     least: Tensor  # samples with the smallest mean `(F, S)`, the smallest first
 
 
-class Pictures(NamedTuple):
-    """The small images and the maps of a probe."""
-
-    images: Tensor | None  # uint8 `(N, height, width, channels)`, one or three channels; None if they cannot be drawn
-    maps: Mapping[str, KeptMaps]
-
-
-def take_pictures(
-    layers: Mapping[str, LayerReport],
-    maps: Mapping[str, LayerMaps],
-    images: Tensor | None,
-    n_filters: int | None = None,
-) -> Pictures:
-    """Keep small images of a probe, and some of its maps.
-
-    If the layers hold only some of the network's filters, `n_filters` is the number of all.
-    """
-    if n_filters is None:
-        n_filters = sum(len(layer.outliers) for layer in layers.values())
+def keep_maps(layers: Mapping[str, LayerReport], maps: Mapping[str, LayerMaps]) -> dict[str, KeptMaps]:
+    """Keep some maps of each filter of the analyzed layers."""
+    n_filters = sum(len(layer.outliers) for layer in layers.values())
     room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * n_filters)) // max(1, n_filters)
-    kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
-    samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
-    return Pictures(draw_images(images, samples), kept)
-
-
-def join_pictures(parts: Sequence[Mapping[str, KeptMaps]], images: Tensor | None, n_samples: int) -> Pictures:
-    """Join the maps of consecutive filters of each layer, and draw the images."""
-    layers: dict[str, list[KeptMaps]] = {}
-    for part in parts:
-        for name, kept in part.items():
-            layers.setdefault(name, []).append(kept)
-    maps = {name: KeptMaps(*map(torch.cat, zip(*kept, strict=True))) for name, kept in layers.items()}
-    return Pictures(draw_images(images, n_samples), maps)
-
-
-def draw_images(images: Tensor | None, samples: int) -> Tensor | None:
-    """Draw small images, uint8 `(N, height, width, channels)`, on the CPU, if there is one for each sample.
-
-    Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice. Sides are at most 64 pixels, and
-    less for more than about a thousand images.
-    """
-    if images is None or images.ndim not in (4, 5) or len(images) != samples or not images.numel():
-        return None
-    side = max(1, min(SIDE, math.isqrt(_PIXELS // len(images))))
-    small = torch.cat([shrink(part, side) for part in torch.split(images, 64)])
-    return to_bytes(small, black_and_white(small))
+    return {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
 
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
