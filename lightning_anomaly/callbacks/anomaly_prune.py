@@ -49,16 +49,15 @@ class AnomalyPruneCallback(AnyCallback):
 
     Attributes:
         mask: The `FilterMask`; None before there is a model.
-        events: One plain dict for each fit in which it acted: `epoch`, and the `filters` masked then, `{layer: [filter,
-            ...]}`.
+        masked: `{layer: [filter, ...]}` of all filters that are masked.
 
     Raises:
         ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
             strategy shards parameters, or a layer cannot be masked.
 
     Examples:
-        >>> AnomalyPruneCallback(at_epoch=5).describe()
-        'AnomalyPruneCallback masked no filter (2 votes in 3 reports).'
+        >>> AnomalyPruneCallback(at_epoch=5).masked
+        {}
     """
 
     on_error = "warn"
@@ -91,7 +90,6 @@ class AnomalyPruneCallback(AnyCallback):
         """Drop everything that an earlier module left."""
         self._guard.forget()
         self.mask: FilterMask | None = None
-        self.events: list[dict[str, Any]] = []
         self._summaries: list[Summary] = []  # of the last reports
         self._done = False  # whether it has masked in this fit
         self._due = False  # whether to mask at the next batch
@@ -107,11 +105,10 @@ class AnomalyPruneCallback(AnyCallback):
         return self._module.state_key(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the mask, the events and the basis of the next decision, in plain types."""
+        """Return the mask and the basis of the next decision, in plain types."""
         return {
             "mask": {"filters": {}, "zeros": {}} if self.mask is None else self.mask.state_dict(),
             "summaries": list(self._summaries),
-            "events": list(self.events),
             "done": self._done,
         }
 
@@ -122,7 +119,6 @@ class AnomalyPruneCallback(AnyCallback):
         self._reset()
         model = self._module.resume()
         self._summaries = state_dict["summaries"][-self.last_reports :]
-        self.events = list(state_dict["events"])
         self._done = bool(state_dict["done"])
         if model is not None:
             self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
@@ -173,7 +169,7 @@ class AnomalyPruneCallback(AnyCallback):
         """Mask the filters that process 0 chooses, before the first step; the batch helps to find norms."""
         if not self._due or self.mask is None:
             return
-        self._due, epoch = False, trainer.current_epoch
+        self._due = False
         chosen = broadcast_result(lambda: self._choose(pl_module))
         # The norms of process 0 count, but all processes run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
@@ -186,8 +182,9 @@ class AnomalyPruneCallback(AnyCallback):
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         for key, note in self.mask.add(masked, norms=norms, optimizers=trainer.optimizers).items():
             self._guard.warn(key, note)
-        self.events = [*self.events, {"epoch": epoch, "filters": masked}]
         self._done = True
+        found = ", ".join(f"'{layer}' {sorted(filters)}" for layer, filters in masked.items())
+        rank_zero_info(f"AnomalyPruneCallback masked before epoch {trainer.current_epoch}: {found or 'no filter'}.")
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -241,23 +238,10 @@ class AnomalyPruneCallback(AnyCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what was masked, and warn if it is not at zero."""
+        """Warn if masked filters are not at zero, and say if the run ended too early to mask any."""
         self._verify()
-        if not self.events and trainer.current_epoch <= self.at_epoch:
+        if not self._done and trainer.current_epoch <= self.at_epoch:
             rank_zero_info(f"AnomalyPruneCallback masked no filter: the run ended before `at_epoch = {self.at_epoch}`.")
-        else:
-            rank_zero_info(self.describe())
-
-    def describe(self) -> str:
-        """Describe what was masked, one line for each time."""
-        count = sum(map(len, self.masked.values()))
-        share = f" with {100 * self.mask.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
-        head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
-        lines = [f"{head} ({self.min_votes} votes in {self.last_reports} reports)."]
-        for event in self.events:
-            parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
-            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter'}")
-        return "\n".join(lines)
 
     def _choose(self, pl_module: Any) -> dict[str, list[int]]:
         """Choose the filters to mask, `{layer: [filter, ...]}`, worst first."""

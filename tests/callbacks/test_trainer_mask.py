@@ -126,14 +126,9 @@ def test_masks_hold_in_layers_of_all_kinds(run: Run) -> None:
     assert run.model.up.weight.count_nonzero() == run.model.up.weight.numel() * (4 - len(off)) // 4
 
 
-def test_filters_are_masked_within_the_limit_and_described(run: Run) -> None:
+def test_filters_are_masked_within_the_limit(run: Run) -> None:
     sizes = {"conv1": 6, "conv2": 8, "up": 4}
     assert all(len(filters) <= 0.34 * sizes[layer] for layer, filters in run.prune.masked.items())
-    head, *lines = run.prune.describe().splitlines()
-    count, share = sum(map(len, run.prune.masked.values())), 100 * run.prune.mask.parameter_fraction
-    assert head.startswith(f"AnomalyPruneCallback masked {count} filters with {share:.1f}% of the parameters ")
-    assert [line.split(":")[0] for line in lines] == ["  before epoch 1"]
-    assert str(sorted(run.prune.masked["conv1"])) in lines[0]
 
 
 def test_checkpoints_are_ordinary_and_have_the_validated_weights(run: Run) -> None:
@@ -173,16 +168,18 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, 
     with pytest.warns(UserWarning, match="The dirpath has changed"):
         resumed, again = train("resumed", ckpt_path=saved)
     assert again.masked == pruned.masked
-    assert again.events == pruned.events
     assert same(resumed.state_dict(), whole.state_dict())
 
 
-def test_a_second_fit_keeps_the_mask_and_another_model_starts_without(tmp_path: Path) -> None:
+def test_a_second_fit_keeps_the_mask_and_another_model_starts_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     prune, watching, model = pruner(1), watcher(), GeluNet()
     fit(tmp_path, model, prune, watching)
     masked = prune.masked
     fit(tmp_path, model, prune, watching)
-    assert len(prune.events) == 2  # the second one in epoch 1 of the second fit
+    assert ["before epoch 1" in text for text in caplog.messages if "Prune" in text] == [True] * 2
     assert all(set(filters) <= set(prune.masked[layer]) for layer, filters in masked.items())
     assert leak(model, prune.masked) == 0
     fit(tmp_path, other := GeluNet(), prune, watching, max_epochs=1)
