@@ -232,8 +232,7 @@ class AnomalyPruneCallback(AnyCallback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         report, history = self._watcher.report, self._watcher.history
-        # Ignore a repeated report, and one that clustered no filter.
-        if report is not None and history and history[-1]["analyzed"] and report.n_clustered:
+        if report is not None and history and history[-1]["clustered"]:  # neither repeated nor empty
             self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded

@@ -47,12 +47,15 @@ def analyze_shared(
     layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     counts = {name: [header[name].count for header in headers] for name in usable}  # of each process
-    slices = {name: even_slices(_filters(layer), world) for name, layer in usable.items()}
+    slices = {name: even_slices(layer.batches[0].shape[1], world) for name, layer in usable.items()}
     joined = run_together(lambda: _join_samples(statistics, [most_samples(header) for header in headers], limit))
 
     received = {}
     for name, layer in usable.items():
-        received[name] = _exchange(maps[name], layer, slices[name], counts[name])
+        # A process without maps sends none, of the same shape.
+        received[name] = exchange_filters(
+            (maps[name] if maps[name].batches else layer).rows, slices[name], counts[name]
+        )
         maps[name] = LayerMaps()
 
     def analyze() -> tuple[dict[str, LayerReport], dict[str, SampleView]]:
@@ -65,10 +68,6 @@ def analyze_shared(
     parts, views = zip(*gather_results(analyze), strict=True)
     found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}
     return report_on(found, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
-
-
-def _filters(layer: LayerMaps) -> int:
-    return layer.batches[0].shape[1]
 
 
 def _header(layer: LayerMaps) -> LayerMaps:
@@ -94,11 +93,6 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     # Sparsity is that of all samples seen, which may be a few more than those analyzed.
     zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
     return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
-
-
-def _exchange(local: LayerMaps, layer: LayerMaps, slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
-    """Send each process the maps and extremes of its filters."""
-    return exchange_filters(lambda: (local if local.batches else layer).rows, slices, counts)
 
 
 def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:

@@ -44,8 +44,6 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
         blocks[f"points-{number}"] = _points(layer, shown)
         if name in maps:
             blocks[f"maps-{number}"] = _maps(maps[name])
-    reactions, sizes = report.reactions, [len(layer.verdicts) for layer in layers.values()]
-    first = dict(zip(layers, np.cumsum([0, *sizes]).tolist(), strict=False))
     index = {
         "title": title,
         "count": report.count,
@@ -66,17 +64,31 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
             }
             for name, view in report.views.items()
         ],
-        "reactions": [
-            # the filters are numbered through all layers
-            [(first[reaction.layer] + reaction.filter, short(reaction.distance)) for reaction in sample[:_REACTIONS]]
-            for sample in reactions
-        ],
+        "reactions": _reactions(layers, n_samples),
         "layers": [_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(check_labels(labels, n_samples)),
         "names": names,
         "notes": [*report.notes.values(), *_omissions(n_samples, count, [*maps.values()])],
     }
     return assemble(_CODE, index, report.images, blocks)
+
+
+def _reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:
+    """List the filters that react to each sample, and its distance from their mean (standard deviations).
+
+    Those that isolate it come before those with it in a rare cluster, each kind by descending distance. Filters are
+    numbered through all layers.
+    """
+    found: list[list[tuple[bool, float, int]]] = [[] for _ in range(n_samples)]
+    start = 0
+    for layer in layers.values():
+        filters, members = (layer.isolated | layer.outliers).nonzero(as_tuple=True)
+        distances = torch.linalg.vector_norm(layer.points[filters, members].nan_to_num(0.0, 0.0, 0.0), dim=1)
+        columns = members, ~layer.isolated[filters, members], -distances, start + filters
+        for sample, late, nearness, number in zip(*(column.tolist() for column in columns), strict=True):
+            found[sample].append((late, nearness, number))
+        start += len(layer.verdicts)
+    return [[(number, short(-near)) for _, near, number in sorted(reactions)[:_REACTIONS]] for reactions in found]
 
 
 def _layer(

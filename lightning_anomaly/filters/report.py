@@ -15,7 +15,6 @@ from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tables import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
-from lightning_anomaly.filters.reactions import Reaction, find_reactions
 from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
 from lightning_anomaly.scores.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
 
@@ -134,11 +133,6 @@ class AnomalyReport(Tabular):
     def content_scores(self) -> Tensor:
         """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features."""
         return scores_by("content", self.views, self.n_samples)
-
-    @cached_property
-    def reactions(self) -> list[list[Reaction]]:
-        """The filters that react to each probe sample: those that isolate it, then those with it in a rare cluster."""
-        return find_reactions(self.layers, self.n_samples)
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:
         """Return why a probe sample looks odd or shows something else, the larger score first.

@@ -118,8 +118,7 @@ class LayerMaps:
         zeros = None if self.zeros is None else self.zeros[filters]
         return LayerMaps([join_batches(maps)], self.count, self.size, zeros, extremes=[join_batches(extremes)])
 
-    @property
     def rows(self) -> Tensor:
-        """The V values of each map, and its extremes, filter by filter `(F, N, V + 2)`."""
+        """Return the V values of each map, and its extremes, filter by filter `(F, N, V + 2)`."""
         pixels, extremes = self.maps[..., None].flatten(2), join_batches(self.extremes)
         return torch.cat([pixels.transpose(0, 1), extremes.transpose(0, 1)], 2)

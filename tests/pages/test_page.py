@@ -6,10 +6,12 @@ from urllib.parse import quote
 
 import pytest
 import torch
+from reports import contents
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.figures import clearest_filters
+from lightning_anomaly.filters.page import page_text
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>'
 
@@ -169,7 +171,8 @@ class TestLists:
         assert [row["sample"] for row in page.saved()] == [str(i) for i in order if i % 100 == 99]
 
     def test_a_sample_has_a_bar_for_each_view_and_the_filters_that_react_to_it(self, report, opened):
-        rank, first = next(pair for pair in enumerate(report.by_outlier_score, 1) if report.reactions[pair[1]])
+        stored = contents(page_text(report, "", None))[0]["reactions"]
+        rank, first = next(pair for pair in enumerate(report.by_outlier_score, 1) if stored[pair[1]])
         page = opened(report, f"#/sample/{first}")
         assert f"Score {report.outlier_scores[first]:.1f} {rank} of 400" in page.text(".score")
         lefts = "all => all.map(each => each.getBoundingClientRect().left)"
@@ -177,10 +180,10 @@ class TestLists:
         reasons = report.outlier_reasons(first)
         expected = [(name, f"{view.scores[first]:.1f}", reasons.get(name)) for name, view in report.views.items()]
         assert page.text(".bars").split("\n") == [text for row in expected for text in row if text]
-        reactions = report.reactions[first]
+        filters = [(name, index) for name, layer in report.layers.items() for index in range(len(layer.verdicts))]
         shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")
-        assert shown == [address(name, index, f"?pin={first}") for name, index, *_ in reactions[:24]]
-        assert page.text(".card-note >> nth=0") == f"{reactions[0].distance:.3g}"
+        assert shown == [address(*filters[number], f"?pin={first}") for number, _ in stored[first]]
+        assert page.text(".card-note >> nth=0") == f"{stored[first][0][1]:.3g}"
         page.page.locator("summary").click()
         assert f"outlier of {report.votes[first]} filters (votes)" in page.text("details")
         isolating = sum(int(layer.isolated[:, first].sum()) for layer in report.layers.values())

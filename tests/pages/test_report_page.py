@@ -67,14 +67,18 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
 
 
 def test_the_first_24_filters_that_react_to_each_sample_are_stored():
-    report = made_up(40, 50, outliers=2)
-    report.layers["conv"].isolated[7, [0, 5]] = True
+    """First those that isolate it, then those with it in a rare cluster, by descending distance."""
+    conv = made_up(40, 50, outliers=2).layers["conv"]
+    conv.isolated[7, [0, 5]] = True
+    report = AnomalyReport({"first": made_up(3, 50).layers["conv"], "conv": conv}, 50)
     stored = contents(page_text(report, "", None))[0]["reactions"]
     assert [len(reactions) for reactions in stored] == [24, 24, 0, 0, 0, 1, *[0] * 44]
-    assert stored[0][0][0] == 7
-    for reactions, expected in zip(stored, report.reactions, strict=True):
-        shown = [(reaction.filter, pytest.approx(reaction.distance, rel=1e-3)) for reaction in expected[:24]]
-        assert [tuple(reaction) for reaction in reactions] == shown
+    assert stored[0][0][0] == stored[5][0][0] == 3 + 7
+    distances = conv.points[:, 0].norm(dim=1)
+    for number, distance in stored[0]:
+        assert distance == pytest.approx(distances[number - 3].item(), rel=1e-3)
+    others = [distance for _, distance in stored[0][1:]]
+    assert others == sorted(others, reverse=True)
 
 
 class TestMaps:
