@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_anomaly.callbacks._guard import Guard
 from lightning_anomaly.callbacks._loggers import log_figure
@@ -14,42 +12,25 @@ from lightning_anomaly.filters.figures import filter_figure, verdict_map
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.pages.outlier_figure import outlier_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def log_figures(
     report: AnomalyReport, history: list[dict[str, Any]], loggers: list[Any], prefix: str, step: int, guard: Guard
 ) -> None:
-    """Log the figures of a report that shows any layers; call `remember_losses` first."""
-    if not report.layers:
+    """Log the figures of a report; call `remember_losses` first."""
+    if not (loggers and report.layers):
         return
     losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
-    figures: dict[str, Callable[[], Figure | None]] = {
-        "curves": partial(curves_figure, history, losses),
-        "verdicts": partial(verdict_map, report.layers, report.measured),
-        "filters": partial(filter_figure, report.layers),
+    figures = {
+        "curves": curves_figure(history, losses),
+        "verdicts": verdict_map(report.layers, report.measured),
+        "filters": filter_figure(report.layers),
     }
     if report.images is not None:
-        figures["outliers"] = partial(outlier_figure, report.images, report.outlier_scores, report.votes)
+        figures["outliers"] = outlier_figure(report.images, report.outlier_scores, report.votes)
     for name, figure in figures.items():
-        log_drawn(loggers, f"{prefix}/{name}", figure, step, guard)
-
-
-def is_due(number: int) -> bool:
-    """Whether a number is 1, 2, 4, 8, ..."""
-    return number & (number - 1) == 0
-
-
-def log_drawn(loggers: list[Any], name: str, draw: Callable[[], Figure | None], step: int, guard: Guard) -> None:
-    """Draw a figure and log it to each logger, unless there is nothing to show."""
-    if not loggers:
-        return
-    figure = draw()
-    if figure is not None:
-        for logger in loggers:
+        for logger in loggers if figure is not None else ():
             with guard(f"log a figure to {type(logger).__name__}"):
-                log_figure(logger, name, figure, step)
+                log_figure(logger, f"{prefix}/{name}", figure, step)
 
 
 def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._figures import is_due, log_figures, remember_losses
+from lightning_anomaly.callbacks._figures import log_figures, remember_losses
 from lightning_anomaly.callbacks._fits import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._probe import Probe
@@ -228,7 +228,8 @@ class AnomalyFilterCallback(AnyCallback):
         """Log the figures of the 1st, 2nd, 4th, 8th, ... analysis."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             remember_losses(self.history, trainer)
-            if is_due(sum(entry["analyzed"] for entry in self.history)):
+            analyses = sum(entry["analyzed"] for entry in self.history)
+            if analyses.bit_count() == 1:  # 1, 2, 4, 8, ...
                 self._draw(trainer)
 
     @guarded

@@ -43,20 +43,18 @@ def keep_maps(layers: Mapping[str, LayerReport], maps: Mapping[str, LayerMaps]) 
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     """Keep as many maps of each filter, out of `(N, F, ...)`, as fit into `room` bytes of a page."""
-    maps = maps.cpu() if maps.device.type == "mps" else maps  # which has no float64
     count, filters = maps.shape[:2]
     if maps.ndim == 5:
         maps = maps[:, :, maps.shape[2] // 2]
-    maps = pool_maps(maps, _MAP_SIDE).nan_to_num(0.0, 0.0, 0.0).transpose(0, 1)  # (F, N, ...)
+    maps = pool_maps(maps.cpu(), _MAP_SIDE).nan_to_num(0.0, 0.0, 0.0).transpose(0, 1)  # (F, N, ...)
     shape = (1, 1, *maps.shape[2:])[-2:]
     maps = maps.reshape(filters, count, *shape)
     activity = maps.mean((2, 3), dtype=torch.float64)
     most = activity.argsort(dim=1, descending=True, stable=True)[:, :_STRIP]
     least = activity.argsort(dim=1, stable=True)[:, :_STRIP]
-    order = even_order(count).to(maps.device)
-    score = (1 - order.argsort().double() / count).repeat(filters, 1)
+    score = (1 - even_order(count).argsort().double() / count).repeat(filters, 1)
     score.scatter_(1, torch.cat([most, least], 1), 2.0)
-    score = torch.where(outliers.to(maps.device), 3.0, score)
+    score = torch.where(outliers, 3.0, score)
     size = max(1, room // (4 + -(-math.prod(shape) // 2)))
     samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
     low = _quantile(maps.amin((2, 3)), 0.05)
@@ -66,14 +64,14 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
     codes = ((chosen - low) / (high - low).clamp_min(1e-30)).clamp(0, 1).mul(255).round().to(torch.uint8)
     # A slice would keep its whole tensor alive, here and in every file that stores the report.
-    samples, most, least = (part.contiguous().cpu() for part in (samples, most, least))
-    return KeptMaps(samples, codes.cpu(), most, least)
+    samples, most, least = (part.contiguous() for part in (samples, most, least))
+    return KeptMaps(samples, codes, most, least)
 
 
 def _quantile(values: Tensor, fraction: float) -> Tensor:
     """Return a quantile of each row of `(F, N)`, as `(F, 1, 1, 1)`."""
     place = round(fraction * (values.shape[1] - 1))
-    return values.sort(1).values[:, place, None, None, None]  # `kthvalue` fails on a GPU in deterministic mode
+    return values.kthvalue(place + 1, 1).values[:, None, None, None]
 
 
 def even_order(count: int) -> Tensor:
