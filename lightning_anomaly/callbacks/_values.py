@@ -103,8 +103,3 @@ def find_callback(trainer: Any, kind: type[Any], needed_by: str) -> Any:
         if isinstance(callback, kind):
             return callback
     raise ValueError(f"{needed_by} should be used with {kind.__name__} among the Trainer's callbacks. Found none.")
-
-
-def logged_step(trainer: Any) -> int:
-    """Return the step at which Lightning logs a validation of a fit. The attribute is private: call it guarded."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

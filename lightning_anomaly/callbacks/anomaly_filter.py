@@ -11,7 +11,7 @@ from lightning_anomaly.callbacks._fits import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._trees import AnyCallback
-from lightning_anomaly.callbacks._values import LoggedValues, check_logging, logged_step
+from lightning_anomaly.callbacks._values import LoggedValues, check_logging
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.rise import rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
@@ -221,7 +221,8 @@ class AnomalyFilterCallback(AnyCallback):
             }
         )
         if report is not None:
-            self._undrawn = logged_step(trainer)
+            # The step at which Lightning logs this validation.
+            self._undrawn = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
