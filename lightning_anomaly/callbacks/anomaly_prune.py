@@ -203,11 +203,8 @@ class AnomalyPruneCallback(AnyCallback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Warn if masked filters are not at zero in the validated weights."""
-        if batch_idx == 0 and trainer.state.fn == "fit":
-            self._verify()
-
-    def _verify(self) -> None:
-        if self.mask is not None and not self.mask.verify():
+        fitting = batch_idx == 0 and trainer.state.fn == "fit"
+        if fitting and self.mask is not None and not self.mask.verify():
             self._guard.warn(
                 "not at zero",
                 "Masked filters are not at zero: something other than an optimizer writes to the weights, such as a "
@@ -237,8 +234,7 @@ class AnomalyPruneCallback(AnyCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if masked filters are not at zero, and say if the run ended too early to mask any."""
-        self._verify()
+        """Say if the run ended too early to mask any filter."""
         if not self._done and trainer.current_epoch <= self.at_epoch:
             rank_zero_info(f"AnomalyPruneCallback masked no filter: the run ended before `at_epoch = {self.at_epoch}`.")
 
