@@ -17,6 +17,7 @@ from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.images.source import class_names, first_tensor, labels_and_names
+from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import most_samples
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.scores.label import predicted_view
@@ -41,9 +42,12 @@ class Probe:
             limit=self._limit,
             rectify=self.settings.rectify,
             max_map_side=self.settings.max_map_side,
-            model=self.module,
-            describe=describe_pixels,
-            keep_images=True,
+            samples=SampleCapture(
+                self.module,
+                describe=describe_pixels,
+                class_names=class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None)),
+                keep_images=True,
+            ),
         )
 
     def before_batch(self, batch: Any) -> None:
@@ -62,7 +66,6 @@ class Probe:
     def analyze(self, notes: Mapping[str, str]) -> AnomalyReport:
         """Analyze the maps of all processes; a collective call."""
         loaders, maps, samples = self.trainer.val_dataloaders, self.capture.maps, self.capture.samples
-        samples.class_names = class_names(getattr(first_loader(loaders), "dataset", None))
         if rank_and_world()[1] > 1:
             limit = min(self.size, unpadded_length(loaders))
             report = analyze_shared(maps, self.settings, notes, samples=samples, limit=limit)

@@ -84,9 +84,7 @@ def analyze(
         select_layers(model, layers),
         rectify=settings.rectify,
         max_map_side=settings.max_map_side,
-        model=model,
-        describe=describe_pixels,
-        keep_images=keep_images,
+        samples=SampleCapture(model, describe=describe_pixels, keep_images=keep_images),
     )
     run(model, probe, capture, progress)
     notes = unseen_layers(model, layers)

@@ -91,13 +91,13 @@ class SampleCapture:
     def __init__(
         self,
         model: nn.Module | None,
-        limit: int = sys.maxsize,
         *,
         describe: Callable[[Tensor], Tensor | None] | None = None,
         feature_layer: FeatureLayer | None = None,
+        class_names: tuple[str, ...] = (),
         keep_images: bool = False,
     ) -> None:
-        self._model, self._limit, self._describe, self._keep_images = model, limit, describe, keep_images
+        self._model, self._describe, self._keep_images = model, describe, keep_images
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
         self._names: dict[nn.Module, str] = {}
@@ -105,9 +105,8 @@ class SampleCapture:
         self._maps: tuple[nn.Module, Tensor, Tensor, Tensor] | None = None  # the last convolution, see `_take_maps`
         self._convolutions: set[nn.Module] = set()  # that were called in this pass
         self._settled = False  # whether the model itself has returned the logits in this pass
-        self._seen = 0
         self.feature_layer = feature_layer
-        self.class_names: tuple[str, ...] = ()  # set by those who know the data set
+        self.class_names = class_names  # if the data set names its classes
         self.problem: str | None = None  # why nothing could be taken
 
     @property
@@ -136,17 +135,16 @@ class SampleCapture:
             # Copies, as the model may change its input in place.
             self._current = self._current._replace(images=shrink(images, SIDE).clone())
 
-    def end_pass(self, count: int) -> None:
-        """Keep the statistics of one pass of `count` samples."""
+    def end_pass(self, count: int, room: int = sys.maxsize) -> None:
+        """Keep the statistics of one pass of `count` samples, those of the first `room`."""
         if (
             self._current.features is None
             and self._maps is not None
             and not (self.feature_layer and self.feature_layer.logits)
         ):
             self._found(self._maps[0], self._maps[2], None)
-        if count and self._seen < self._limit:
-            self._passes.append(self._current.select(slice(self._limit - self._seen)))
-        self._seen += count
+        if count and room > 0:
+            self._passes.append(self._current.select(slice(room)))
         self._current, self._maps = SampleStatistics(), None
         self._linear.clear()
         self._convolutions.clear()

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -87,14 +87,9 @@ class MapCapture:
     rectify: bool = True  # before pooling
     max_map_side: int = 8  # see `pool_maps`
     summary: Callable[[Tensor], Tensor] | None = None
-    model: InitVar[nn.Module | None] = None  # its samples are described too, see `SampleCapture`
-    describe: InitVar[Callable[[Tensor], Tensor | None] | None] = None
-    keep_images: InitVar[bool] = False
+    samples: SampleCapture = field(default_factory=lambda: SampleCapture(None))  # which is hooked together with them
 
-    def __post_init__(
-        self, model: nn.Module | None, describe: Callable[[Tensor], Tensor | None] | None, keep_images: bool
-    ) -> None:
-        self.samples = SampleCapture(model, self.limit, describe=describe, keep_images=keep_images)
+    def __post_init__(self) -> None:
         self._hooks = ExitStack()
         self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
         self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit
@@ -119,7 +114,7 @@ class MapCapture:
         self._totals.update(self._called)
         self._called.clear()
         count = counts.most_common(1)[0][0] if counts else 0
-        self.samples.end_pass(count)
+        self.samples.end_pass(count, self.limit - self._samples)
         # A pass has as many samples as most layers gave maps. Others give maps of frames or regions, or are skipped by
         # some passes. Once all layers are at the limit, their counts are equal, so the problem is recorded here.
         if counts and self.limit < sys.maxsize:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.notes import nonfinite, warn_of
 from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import run, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import find_call, select_layers, unseen_layers
@@ -99,7 +100,10 @@ def compare_groups(
     """
     check_groups(train_inputs, val_inputs)
     judged = model if labels is not None and None not in labels.train else None
-    capture, output = MapCapture(select_layers(model, layers), summary=_largest, model=judged), ExpectedErrors()
+    capture, output = (
+        MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(judged)),
+        ExpectedErrors(),
+    )
     with output:
         for inputs in (train_inputs, val_inputs):
             run(model, inputs, capture, call=call, take_output=output.update)

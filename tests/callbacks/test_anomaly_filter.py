@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from reports import facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from trainers import QUIET, Flagged, SmallNet, Values, arguments, fit, loader, plain, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, Values, arguments, fit, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyReport
 
@@ -24,7 +24,6 @@ class Fitted(NamedTuple):
 
     ours: AnomalyFilterCallback
     values: list[dict[str, Any]]
-    flagged: list[dict[str, list[int]]]
     events: EventAccumulator
     bar: dict[str, Any]
 
@@ -36,11 +35,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     probe.dataset.tensors[0][7] *= 20
     ours, values, module = watcher(log_figures=True), Values(), SmallNet()
     module.allow_zero_length_dataloader_with_multiple_devices = True  # one process has all batches
-    flagged = Flagged(ours)
     options = {"max_epochs": 3, "val_check_interval": 0.5, "logger": logger}
-    trainer = fit(folder, ours, values, flagged, module=module, val=probe, **options)
+    trainer = fit(folder, ours, values, module=module, val=probe, **options)
     events = EventAccumulator(logger.log_dir, {"images": 0}).Reload()
-    return Fitted(ours, values.seen, flagged.filters, events, trainer.progress_bar_metrics)
+    return Fitted(ours, values.seen, events, trainer.progress_bar_metrics)
 
 
 def test_every_validation_logs_finite_floats_and_stores_plain_values(fitted: Fitted) -> None:
@@ -57,16 +55,10 @@ def test_every_validation_logs_finite_floats_and_stores_plain_values(fitted: Fit
     assert isinstance(report, AnomalyReport)
     assert report.n_samples == 60
     assert history[-1]["metrics"]["count"] == report.count
+    for name in ("conv1", "conv2"):
+        assert history[-1]["metrics"][f"layer/{name}"] == len(report.anomaly_filters.get(name, []))
     assert fitted.bar == {"anomaly_filters/count": report.count}
     assert not any(layer.points.is_inference() for layer in report.layers.values())
-
-
-def test_a_history_has_the_counts_of_all_layers(fitted: Fitted) -> None:
-    assert fitted.ours.report.anomaly_filters == fitted.flagged[-1]
-    for entry, flagged in zip(fitted.ours.history, fitted.flagged, strict=True):
-        assert [entry["metrics"][layer] for layer in sorted(LAYERS)] == [
-            len(flagged.get(name, [])) for name in ("conv1", "conv2")
-        ]
 
 
 def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers_of_two(fitted: Fitted) -> None:

@@ -86,16 +86,15 @@ def fit(folder: Path, model: Any, *callbacks: Any, ckpt_path: Any = None, **opti
     return trainer
 
 
-def leak(model: Any, masked: dict[str, list[int]]) -> int:
+def leak(model: Any, masked: dict[str, list[int]], images: Tensor = PROBE) -> int:
     """Count values of the masked filters' maps that are not exactly 0, in training and in evaluation mode."""
     was, count = model.training, 0
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for training in (True, False):
         with torch.no_grad():
-            maps = model.train(training).maps(PROBE)
+            maps = model.train(training).maps(images)
         for layer, filters in masked.items():
-            count += sum(
-                int(maps[name][:, filters].count_nonzero()) for name in {layer, layer.replace("conv1", "norm1")}
-            )
+            names = {layer, layer.replace("conv", "norm")} & maps.keys()
+            count += sum(int(maps[name][:, filters].count_nonzero()) for name in names)
     model.train(was).load_state_dict(buffers, strict=False)
     return count

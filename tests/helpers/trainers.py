@@ -132,18 +132,6 @@ class Values(pl.Callback):
         self.seen.append(dict(trainer.callback_metrics))
 
 
-class Flagged(pl.Callback):
-    """Keeps the flagged filters of every validation; a history has only those of the last."""
-
-    def __init__(self, watching: AnomalyFilterCallback) -> None:
-        self.watching = watching
-        self.filters: list[dict[str, list[int]]] = []
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.sanity_checking:
-            self.filters.append(self.watching.report.anomaly_filters)
-
-
 def hook_count(model: nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)

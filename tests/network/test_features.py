@@ -43,7 +43,7 @@ def classifier() -> Net:
 @pytest.mark.parametrize("taken", [10, 7])
 def test_pixels_are_those_of_the_first_layer_and_logits_those_of_the_last(taken):
     model, x = classifier(), images(10, 3, 8, 8)
-    capture = MapCapture({"conv": model.conv}, limit=taken, model=model, describe=describe_pixels)
+    capture = MapCapture({"conv": model.conv}, limit=taken, samples=SampleCapture(model, describe=describe_pixels))
     with torch.no_grad():
         for batch in x.split(4):
             with capture:
@@ -199,7 +199,7 @@ def test_images_with_too_few_pixels_have_no_statistics():
     for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 20), (4, 0, 8, 8), (4, 1, 4, 4, 4)):
         assert describe_pixels(torch.rand(shape)) is None
     assert describe_pixels(torch.rand(4, 1, 4, 4)) is not None
-    capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, model=model, describe=describe_pixels)
+    capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, samples=SampleCapture(model, describe=describe_pixels))
     with capture:
         model(images(4, 3, 8, 3))
     found = capture.samples.collected(4)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from acting import leak
 from functional import same, state_of
 from reports import layer as made_up
 from torch import Tensor, nn
@@ -66,16 +67,9 @@ def train(model, optimizer, mask, steps=5) -> None:
         mask.keep([optimizer])
 
 
-def leak(model: Model) -> int:
-    """Count values of the masked filters' maps that are not 0, in training and in evaluation mode."""
-    count = 0
-    probe = copy.deepcopy(model)
-    for training in (True, False):
-        maps = probe.train(training).maps(IMAGES)
-        for layer, filters in FILTERS.items():
-            for name in (layer, layer.replace("conv", "norm")):
-                count += int(maps[name][:, filters].count_nonzero())
-    return count
+def leaks(model: Model) -> int:
+    """Count values of the masked filters' maps that are not 0."""
+    return leak(model, FILTERS, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -90,18 +84,18 @@ def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, A
     model = pretrained()
     optimizer = make(model.parameters(), **options)
     train(model, optimizer, FilterMask(model))  # so that the optimizer has a state
-    assert leak(model) > 0
+    assert leaks(model) > 0
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
-    assert leak(model) == 0
+    assert leaks(model) == 0
     F.cross_entropy(model(IMAGES), TARGETS).backward()
     mask.keep_gradients()
     optimizer.step()
-    assert leak(model) > 0  # gradients of zero are not enough
+    assert leaks(model) > 0  # gradients of zero are not enough
     assert not mask.verify()
     unmasked = model.conv1.weight[0].clone()
     mask.keep([optimizer])
     train(model, optimizer, mask)
-    assert leak(model) == 0
+    assert leaks(model) == 0
     assert mask.verify()
     assert not torch.equal(model.conv1.weight[0], unmasked)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
@@ -131,9 +125,9 @@ INSTANCE_NORM = {"norm": nn.InstanceNorm2d, "affine": True, "track_running_stats
 def test_outputs_are_0_behind_every_norm_of_single_channels(options: dict[str, Any]) -> None:
     model = pretrained(**options)
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
-    assert leak(model) == 0
+    assert leaks(model) == 0
     train(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), mask, steps=2)
-    assert leak(model) == 0
+    assert leaks(model) == 0
 
 
 def test_norms_that_mix_channels_give_one_warning_and_are_unchanged() -> None:
@@ -162,7 +156,7 @@ def test_a_mask_can_grow_and_counts_its_parameters() -> None:
     assert mask.parameter_fraction == (2 * (3 * 9 + 1 + 2) + (2 * 9 + 1 + 2) + (3 * 4 + 1)) / size
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     train(model, optimizer, mask, steps=3)
-    assert leak(model) == 0
+    assert leaks(model) == 0
     model.norm1.bias.data[4] = 1
     assert not mask.verify()
 
@@ -190,14 +184,14 @@ def test_a_state_has_plain_values_and_masks_another_copy(tmp_path) -> None:
     assert state == {"filters": FILTERS, "zeros": {"norm1": [1, 4], "norm2": [0]}}
     torch.save(state, tmp_path / "mask.ckpt")
     again = FilterMask.from_state_dict(average, torch.load(tmp_path / "mask.ckpt", weights_only=True))
-    assert leak(average) == 0
+    assert leaks(average) == 0
     assert again.state_dict() == json.loads(json.dumps(state))
     assert again.parameter_fraction == mask.parameter_fraction
     train(average, torch.optim.Adam(average.parameters()), again)
-    assert leak(average) == 0
+    assert leaks(average) == 0
     again.add({"conv1": [2]}, example_input=IMAGES)
     assert average.norm1.bias.eq(0).nonzero()[:, 0].tolist() == [1, 2, 4]
-    assert leak(average) == 0
+    assert leaks(average) == 0
 
 
 def test_a_state_of_another_model_is_refused() -> None:
