@@ -83,14 +83,6 @@ def test_metrics_are_finite_floats():
     assert set(EMPTY.metrics().values()) == {0.0}
 
 
-def test_samples_with_equal_scores_are_ranked_by_votes():
-    finite = {name: replace(part, nonfinite=torch.zeros(6, dtype=torch.bool)) for name, part in REPORT.layers.items()}
-    report = replace(REPORT, layers=finite, views={})
-    assert report.outlier_scores.tolist() == [0] * 6
-    assert report.by_outlier_score[:3] == [5, 0, 2]
-    assert "outlier scores" not in str(report)
-
-
 class TestTable:
     def test_a_report_begins_with_the_strangest_samples_then_the_count(self):
         text, table = str(REPORT).split("\n\n")
