@@ -28,7 +28,7 @@ from lightning_anomaly.outliers.search import (
     fit_to_reference,
     search,
 )
-from lightning_anomaly.scores.content import Content, Mahalanobis, Neighbors
+from lightning_anomaly.scores.content import Content
 from lightning_anomaly.scores.label import Label
 from lightning_anomaly.scores.look import Look
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
@@ -37,10 +37,10 @@ from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_va
 from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 10
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 11
 _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
-    Content, DetectorState, FeatureLayer, FittedView, Label, Look, Mahalanobis, Neighbors, PixelWords, RobustGaussian,
-    Scale, Tail, TwoTails,
+    Content, DetectorState, FeatureLayer, FittedView, Label, Look, PixelWords, RobustGaussian, Scale, Tail,
+    TwoTails,
 ]  # fmt: skip
 
 

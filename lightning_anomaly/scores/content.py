@@ -7,102 +7,37 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 from torch.special import entr
 
 from lightning_anomaly.network.features import SampleStatistics
+from lightning_anomaly.scores.mahalanobis import RobustGaussian
 
 _MIN_SAMPLES = 8
 _NEIGHBORS = 512  # images, evenly spaced, among which neighbors are sought
 _NEAREST = 0.1  # share of these up to the neighbor that counts: images odd in the same way are not their own
-_NEAR = 0.88  # its typical squared distance, relative to that of any two images, from which on it tells nothing
 _ROUNDING = 1e-5  # distance of features of norm 1 that is rounding
-_COMPONENTS, _FEW = 64, 4
-_COMPLETE = 0.95  # share of the variance along 64 components, from which on features vary along these alone
-_REAL = 1e-3  # smallest standard deviation along a component, relative to the largest
-_ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
-_REFITS = 2
+_SMALL = 128  # features, up to which a network is small
 _KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
-_EXACT = 512  # vectors or numbers in each, up to which principal components come from all vectors
-
-
-class Neighbors(NamedTuple):
-    """The distance of vectors from one of their nearest neighbors.
-
-    Attributes:
-        vectors: The vectors `(m, D)` among which neighbors are sought.
-    """
-
-    vectors: Tensor
-
-    @classmethod
-    def of(cls, vectors: Tensor) -> Neighbors:
-        """Take up to 512 of the vectors `(n, D)`, evenly spaced."""
-        return cls(vectors[:: -(-len(vectors) // _NEIGHBORS)])
-
-    def distances(self, vectors: Tensor) -> Tensor:
-        """Compute the distances `(n,)` of vectors `(n, D)` from their neighbor."""
-        neighbor = 1 + round(_NEAREST * len(self.vectors))  # the first is the vector itself, if it is among these
-        return torch.cdist(vectors, self.vectors).kthvalue(neighbor).values.clamp(min=_ROUNDING)
-
-    def near(self) -> bool:
-        """Return whether that neighbor is typically nearer than most vectors, so that its distance tells something."""
-        typical = self.distances(self.vectors).square().median()
-        return bool(typical < 2 * _NEAR * self.vectors.var(0, correction=0).sum())
-
-
-class Mahalanobis(NamedTuple):
-    """The Mahalanobis distance of vectors from their robust mean along principal components.
-
-    Attributes:
-        mean: The mean `(D,)`.
-        axes: The components, divided by the standard deviations along them `(D, k)`.
-    """
-
-    mean: Tensor
-    axes: Tensor
-
-    @classmethod
-    def fit(cls, vectors: Tensor, count: int) -> Mahalanobis:
-        """Fit along up to `count` components to vectors `(n, D)`, of which up to a tenth may be odd."""
-        distances = torch.zeros(len(vectors), dtype=torch.float64, device="cpu")
-        for _ in range(_REFITS + 1):
-            chosen = vectors[distances <= distances.quantile(_ORDINARY)]
-            mean = chosen.mean(0)
-            # Along more than half as many as vectors all would be equally far.
-            components = principal_components(chosen - mean, min(count, max(1, len(chosen) // 2)))
-            spread = ((chosen - mean) @ components).square().mean(0).sqrt()
-            real = spread > _REAL * spread.max()
-            fitted = cls(mean, components[:, real] / spread[real])
-            distances = fitted.distances(vectors)
-        return fitted
-
-    def distances(self, vectors: Tensor) -> Tensor:
-        """Compute the distances `(n,)` of vectors `(n, D)`."""
-        distances: Tensor = vector_norm((vectors - self.mean) @ self.axes, dim=1)
-        return distances
 
 
 class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
-    The first measure is the distance of features from the neighbor beyond a tenth of the images. If the network
-    knows the classes of the images, there is a second measure, the energy, and there are two exceptions. Where features
-    vary along 64 components alone, as those that a small network learned for its classes, the first measure is a
-    Mahalanobis distance along all of these. Where images are of so many kinds that few have a near neighbor, it is one
-    along four components, where images that are odd in the same way stand out.
+    The measure is the distance of features from the neighbor beyond a tenth of the images. A small network that knows
+    the classes of the images has two measures instead: a robust Mahalanobis distance, as its features vary along few
+    directions alone, and the energy.
 
     Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
     "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
 
     Attributes:
-        distance: The distance of features.
-        uses_energy: Whether the network knows the classes of ordinary images, so that small logits mean something.
+        neighbors: Features of up to 512 of the images `(m, D)`, evenly spaced.
+        gaussian: The distribution of those of a small network that knows the classes.
     """
 
-    distance: Neighbors | Mahalanobis
-    uses_energy: bool
+    neighbors: Tensor
+    gaussian: RobustGaussian | None
 
     @classmethod
     def fit(cls, samples: SampleStatistics) -> Content | None:
@@ -113,14 +48,13 @@ class Content(NamedTuple):
         assert samples.features is not None
         if len(samples.features) < _MIN_SAMPLES:
             return None
-        vectors = normalize(samples.features.double())
+        vectors, width = normalize(samples.features.double()), samples.features.shape[1]
         if not (vectors.amax(0) - vectors.amin(0)).max() > torch.finfo(torch.float32).eps:
             return None
-        knows = samples.logits is not None and _told_by(samples.logits) > _KNOWN
-        if knows and _share_along_components(vectors) > _COMPLETE:
-            return cls(Mahalanobis.fit(vectors, _COMPONENTS), uses_energy=True)
-        neighbors = Neighbors.of(vectors)
-        return cls(Mahalanobis.fit(vectors, _FEW) if knows and not neighbors.near() else neighbors, knows)
+        gaussian = None
+        if width <= _SMALL and samples.logits is not None and _told_by(samples.logits) > _KNOWN:
+            gaussian = RobustGaussian.fit(vectors, torch.full((width,), _ROUNDING, dtype=torch.float64, device="cpu"))
+        return cls(vectors[:: -(-len(vectors) // _NEIGHBORS)], gaussian)
 
     def measure(self, samples: SampleStatistics) -> Tensor:
         """Compute one or two measures `(n, m)`, infinite for NaN.
@@ -129,11 +63,15 @@ class Content(NamedTuple):
         and Li, "Energy-based out-of-distribution detection", 2020).
         """
         assert samples.features is not None
-        measures = [self.distance.distances(normalize(samples.features.double())).log()]
-        if self.uses_energy:
+        vectors = normalize(samples.features.double())
+        if self.gaussian is None:
+            neighbor = 1 + round(_NEAREST * len(self.neighbors))  # the first is the image itself, if it is among these
+            distances = torch.cdist(vectors, self.neighbors).kthvalue(neighbor).values
+            measured = distances.clamp(min=_ROUNDING).log()[:, None]
+        else:
             assert samples.logits is not None
-            measures.append(-two_sided(samples.logits).logsumexp(1))
-        measured = torch.stack(measures, 1)
+            energy = -two_sided(samples.logits).logsumexp(1)
+            measured = torch.stack([self.gaussian.mahalanobis_squared(vectors).log(), energy], 1)
         return torch.where(samples.finite_rows(len(measured))[:, None] & ~measured.isnan(), measured, torch.inf)
 
     def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
@@ -163,23 +101,3 @@ def _told_by(logits: Tensor) -> float:
     probabilities = two_sided(logits).softmax(1)
     told: Tensor = entr(probabilities.mean(0)).sum() - entr(probabilities).sum(1).mean()
     return told.item() / math.log(min(probabilities.shape))
-
-
-def _share_along_components(vectors: Tensor) -> float:
-    """Return the share of the variance of vectors `(n, D)` along 64 principal components."""
-    centered = vectors - vectors.mean(0)
-    components = principal_components(centered, min(_COMPONENTS, max(1, len(centered) // 2)))
-    return float((vector_norm(centered @ components) / vector_norm(centered)).square())
-
-
-def principal_components(centered: Tensor, count: int) -> Tensor:
-    """Compute the first principal components of centered vectors `(n, D)`: orthonormal `(D, k)`, k at most `count`.
-
-    Those of many long vectors come from some of these, spread evenly.
-    """
-    if centered.shape[1] > _EXACT:
-        centered = centered[:: -(-len(centered) // _EXACT)]
-    wide = centered.shape[1] > len(centered)
-    products = centered @ centered.T if wide else centered.T @ centered
-    vectors: Tensor = torch.linalg.eigh(products)[1].flip(1)[:, :count]
-    return torch.linalg.qr(centered.T @ vectors)[0] if wide else vectors
