@@ -33,13 +33,14 @@ from lightning_anomaly.scores.label import Label
 from lightning_anomaly.scores.look import Look
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
 from lightning_anomaly.scores.pixel_words import PixelWords
+from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_values
 from lightning_anomaly.scores.scorer import FittedView, larger
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 11
 _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
-    Content, DetectorState, FeatureLayer, FittedView, Label, Look, PixelWords, RobustGaussian, Scale, Tail,
+    Content, DetectorState, FeatureLayer, FittedView, Label, Look, PixelWords, Ridge, RobustGaussian, Scale, Tail,
     TwoTails,
 ]  # fmt: skip
 

@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.content import network_sees, two_sided
+from lightning_anomaly.scores.ridge import Ridge, root_features
 from lightning_anomaly.scores.scale import SURPRISING, Scale
 from lightning_anomaly.scores.scorer import SampleView
 
-_SPANNING = 2048  # images, at most, whose features span the space in which predictions are made
-_RIDGE, _DAMPING = 0.006, 0.05  # variance added in each direction, for labels and content, relative to the total one
-_ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
+_ROUNDING = 1e-10  # squared distance of features of norm 1 that is rounding
 _FEW = 2  # images in a class, up to which they are compared with all
 _KAPPA, _DEVIATIONS = 0.25, 4  # from which on classes tell something; parts of one class by time have up to 0.2
 
@@ -32,22 +31,19 @@ class LabelMeasures(NamedTuple):
 class Label(NamedTuple):
     """A model of C classes of ordinary images.
 
-    Features are scaled to norm 1. Classes are predicted by a ridge regression in which an image of a class of n images
-    has a weight proportional to n ** -0.5. For an image that was fitted to, the prediction is, in closed form, that of
-    the other images. Distances from the mean of a class are Mahalanobis distances by the covariance of all images, to
-    which a multiple of the identity is added.
+    Attributes:
+        names: The classes.
+        ridge: What predicts them.
+        means: The mean root features of each `(C, D)`.
+        content: The scale of `LabelMeasures.content`.
+        label: The scale of `LabelMeasures.label`.
     """
 
     names: tuple[str, ...]
-    counts: Tensor  # of images in each class `(C,)`
-    means: Tensor  # mean features of each `(C, D)`
-    weights: Tensor  # of an image of each `(C,)`; those of all images sum to 1
-    center: Tensor  # weighted mean of all features `(D,)`
-    axes: Tensor  # principal components `(D, k)`
-    variances: Tensor  # along these `(k,)`
-    coefficients: Tensor  # of the regression `(k, C)`
-    content: Scale  # of `LabelMeasures.content`
-    label: Scale  # of `LabelMeasures.label`
+    ridge: Ridge
+    means: Tensor
+    content: Scale
+    label: Scale
 
     @classmethod
     def fit(cls, samples: SampleStatistics, labels: Sequence[str | None]) -> Label | None:
@@ -61,25 +57,10 @@ class Label(NamedTuple):
         if samples.features is None or len(names) < 2:
             return None
         used = targets >= 0
-        vectors, members = normalize(samples.features[used].double()), one_hot(targets[used]).double()
-        counts = members.sum(0)
-        class_weights = counts**-0.5 / counts.sqrt().sum()
-        weights = members @ class_weights[:, None]
-        center = (weights * vectors).sum(0)
-        centered = vectors - center
-        # A basis of what all vectors span or, if these are very many and long, most of them.
-        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0), device="cpu")
-        axes = torch.linalg.qr(centered[order[:_SPANNING]].T)[0]
-        along = centered @ axes
-        variances, rotation = torch.linalg.eigh((weights * along).T @ along)
-        variances = variances.clamp(min=0) + _ROUNDING
-        axes, along = axes @ rotation, along @ rotation
-        ridge = _RIDGE * variances.sum()
-        coefficients = (weights * along).T @ (members - counts * class_weights) / (variances + ridge)[:, None]
-        nothing = Scale.fit(torch.zeros(0, 1, device="cpu"))
-        means = members.T @ vectors / counts[:, None]
-        linear = class_weights, center, axes, variances, coefficients
-        fitted = cls(names, counts, means, *linear, nothing, nothing)
+        features, members = samples.features[used], one_hot(targets[used]).double()
+        ridge, nothing = Ridge.fit(features, targets[used], len(names)), Scale.fit(torch.zeros(0, 1, device="cpu"))
+        means = members.T @ root_features(features) / ridge.counts[:, None]
+        fitted = cls(names, ridge, means, nothing, nothing)
         measures = fitted.measure(samples, labels, left_out=True)
         known = ~measures.label.isnan()
         if not _agree(measures.looks_like[known], targets[known]):
@@ -91,27 +72,18 @@ class Label(NamedTuple):
     ) -> LabelMeasures:
         """Measure samples; with `left_out` they are those of the fit, and each is left out of it."""
         assert samples.features is not None
-        targets, vectors = _indices(self.names, labels), normalize(samples.features.double())
+        targets = _indices(self.names, labels)
         own = targets.clamp(min=0)
-        ridge, damping = (share * self.variances.sum() for share in (_RIDGE, _DAMPING))
-        along = (vectors - self.center) @ self.axes
-        predicted = along @ self.coefficients + self.counts * self.weights
-        away = vectors - self.means[own]
-        parts = (away @ self.axes).square()
-        beside = (away.square().sum(1) - parts.sum(1)).clamp(min=0)
-        squared = (parts / (self.variances + damping)).sum(1) + beside / damping
+        counts = self.ridge.counts[own]
+        predicted = self.ridge.predict(samples.features, targets if left_out else None)
+        squared = (root_features(samples.features) - self.means[own]).square().sum(1)
         if left_out:
-            weights = self.weights[own].where(targets >= 0, 0)
-            leverage = (weights * (1 + (along.square() / (self.variances + ridge)).sum(1)))[:, None]
-            predicted = (predicted - leverage * one_hot(own, len(self.names))) / (1 - leverage)
-            growth = self.counts[own] / (self.counts[own] - 1)  # of the distance from a mean without the image
-            squared = growth.square() * squared / (1 - weights * growth * squared).clamp(min=1e-6)
-        known = (targets >= 0) & (self.counts[own] > _FEW)
+            squared = squared * (counts / (counts - 1)).square()
+        known = (targets >= 0) & (counts > _FEW)
         finite = samples.finite_rows(len(own)) & predicted.isfinite().all(1)
-        content = torch.where(finite, squared.log(), torch.inf).where(known, torch.nan)
-        return LabelMeasures(
-            content, margins_over(own, predicted).where(known & finite, torch.nan), predicted.argmax(1)
-        )
+        content = torch.where(finite, squared.clamp(min=_ROUNDING).log(), torch.inf).where(known, torch.nan)
+        label = margins_over(own, predicted).where(known & finite, torch.nan)
+        return LabelMeasures(content, label, predicted.argmax(1))
 
     def judge(
         self,

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from lightning_anomaly.scores.label import margins_over
+from lightning_anomaly.scores.ridge import Ridge
 
 IN_DOUBT = 0.5  # left-out margin, about -1 to 1; about 0.4% of clean labels are above it, and at most 1.1% in any set
 
@@ -19,7 +20,8 @@ class LabelMargins(NamedTuple):
     """How much a network prefers another class to the label of each of n training images.
 
     Attributes:
-        margins: Margins of its logits, and of `left_out_scores` on its features `(2, n)`; the latter may be NaN.
+        margins: Margins of its logits, and of what a `Ridge` on its features predicts from the other images `(2, n)`;
+            the latter may be NaN.
         looks_like: The other class with the largest logit, of each image.
         loss: Mean cross-entropy of the validation images (nats); NaN if their labels are unknown.
     """
@@ -57,7 +59,8 @@ class KnownLabels(NamedTuple):
             loss = cross_entropy(logits[count:], val).item()
         logits, left_out = logits[:count].double(), torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
         if features is not None and features[:count].isfinite().all():
-            left_out = margins_over(labels, left_out_scores(features[:count], labels, width))
+            ridge = Ridge.fit(features[:count], labels, width)
+            left_out = margins_over(labels, ridge.predict(features[:count], left_out=labels))
         others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1).tolist()
         return LabelMargins(
             torch.stack([margins_over(labels, logits), left_out]), [names[other] for other in others], loss
@@ -74,7 +77,7 @@ class LabelDoubt(NamedTuple):
         looks_like: The class that the network prefers to the label, or comes next.
         since: The epoch since which the network has preferred another class at each validation; None if it does not.
         score: Mean margins of the logits and left-out margins, each divided by its standard deviation, added.
-        left_out: Mean left-out margin, about -1 to 1, see `left_out_scores`; NaN without features.
+        left_out: Mean left-out margin, about -1 to 1, see `LabelMargins`; NaN without features.
     """
 
     position: int
@@ -149,24 +152,3 @@ class MeanMargins:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
         vars(self).update({f"_{name}": value for name, value in state_dict.items()})
-
-
-def left_out_scores(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Predict the class of each of n images from the n - 1 others, by ridge regression on features `(n, D)`: `(n, C)`.
-
-    Targets are 1 for the label and 0 for other classes, less the share of the class. So no image votes for its own
-    label. The penalty is the mean squared singular value of the centered features. A prediction without the image
-    itself is `(p - h y) / (1 - h)`, where p is that with it, y its target and h its leverage.
-    """
-    centered = features.double() - features.double().mean(0)
-    targets = one_hot(labels, classes).double()
-    targets -= targets.mean(0)
-    wide = centered.shape[1] > len(centered)
-    values, vectors = torch.linalg.eigh(centered @ centered.T if wide else centered.T @ centered)
-    values = values.clamp(min=0)
-    penalty = values.mean().clamp(min=torch.finfo(values.dtype).tiny)
-    # The matrix that turns targets into predictions is the product of this and its transpose.
-    root = vectors * (values / (values + penalty)).sqrt() if wide else centered @ (vectors / (values + penalty).sqrt())
-    leverage = root.square().sum(1, keepdim=True) + 1 / len(centered)
-    left_out: Tensor = (root @ (root.T @ targets) - leverage * targets) / (1 - leverage)
-    return left_out

@@ -21,53 +21,48 @@ def drawn(count: int, seed: int = 0, classes: int = 3, width: int = 12) -> tuple
     return SampleStatistics(features=features), [f"class {target}" for target in targets.tolist()]
 
 
+def roots_of(samples: SampleStatistics) -> Tensor:
+    """Square roots of features with their signs, of norm 1."""
+    features = samples.features.double()
+    return normalize(features.sign() * features.abs() ** 0.5)
+
+
 def fitted(samples: SampleStatistics, labels: list[str | None]) -> Label:
     label = Label.fit(samples, labels)
     assert label is not None
     return label
 
 
-def scaled(samples: SampleStatistics, labels: list[str | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features of norm 1, classes, weights of the images, and the weighted mean of the features."""
-    vectors, targets = normalize(samples.features.double()), torch.tensor([int(name[-1]) for name in labels])
+@pytest.mark.parametrize(("count", "width"), [(20, 12), (60, 12), (40, 50)])
+def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count, width):
+    samples, labels = drawn(count, width=width)
+    measures = fitted(samples, labels).measure(samples, labels, left_out=True)
+    targets = torch.tensor([int(name[-1]) for name in labels])
     weights = targets.bincount().double()[targets] ** -0.5
     weights /= weights.sum()
-    return vectors, targets, weights, weights @ vectors
-
-
-@pytest.mark.parametrize("count", [20, 60])
-def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count):
-    samples, labels = drawn(count)
-    measures = fitted(samples, labels).measure(samples, labels, left_out=True)
-    vectors, targets, weights, center = scaled(samples, labels)
-    alpha = 0.006 * float(weights @ (vectors - center).square().sum(1))
+    roots = roots_of(samples)
+    vectors, shares = normalize(roots - weights @ roots), weights @ one_hot(targets).double()
+    alpha = 0.004 * float(weights @ vectors.square().sum(1))
     for row in range(0, count, 7):
         rest = torch.arange(count) != row
-        ridge = Ridge(alpha).fit(vectors[rest], one_hot(targets)[rest], sample_weight=weights[rest])
-        (predicted,) = ridge.predict(vectors[row : row + 1])
+        ridge = Ridge(alpha, fit_intercept=False)
+        ridge.fit(vectors[rest], (one_hot(targets) - shares)[rest], sample_weight=weights[rest])
+        predicted = ridge.predict(vectors[row : row + 1])[0] + shares.numpy()
         others = [value for place, value in enumerate(predicted) if place != targets[row]]
         assert measures.label[row].item() == pytest.approx(max(others) - predicted[targets[row]], abs=1e-8)
         assert measures.looks_like[row] == predicted.argmax()
 
 
-@pytest.mark.parametrize("count", [20, 60])
-def test_images_are_compared_with_the_others_of_their_class(count):
-    samples, labels = drawn(count)
-    measures = fitted(samples, labels).measure(samples, labels, left_out=True)
-    vectors, targets, weights, center = scaled(samples, labels)
-
-    def means(chosen: Tensor) -> Tensor:
-        return torch.stack([vectors[chosen & (targets == target)].mean(0) for target in range(3)])[targets]
-
-    between = means(targets >= 0) - center
-    damping = 0.05 * (weights @ (vectors - center).square().sum(1)) * torch.eye(12, dtype=torch.float64)
-    for row in range(0, count, 7):
-        rest = torch.arange(count) != row
-        away = vectors - means(rest)
-        within = (weights[:, None] * away)[rest].T @ away[rest]
-        covariance = within + (weights[:, None] * between).T @ between + damping
-        expected = (away[row] @ torch.linalg.inv(covariance) @ away[row]).log()
-        torch.testing.assert_close(measures.content[row], expected)
+def test_images_are_compared_with_the_others_of_their_class():
+    samples, labels = drawn(60)
+    label = fitted(samples, labels)
+    within, beside = (label.measure(samples, labels, left_out=left_out).content for left_out in (True, False))
+    roots, targets = roots_of(samples), torch.tensor([int(name[-1]) for name in labels])
+    for row in range(0, 60, 7):
+        alike = targets == targets[row]
+        for found, chosen in ((within, alike & (torch.arange(60) != row)), (beside, alike)):
+            expected = (roots[row] - roots[chosen].mean(0)).square().sum().log()
+            torch.testing.assert_close(found[row], expected)
 
 
 def test_wrong_labels_and_other_things_stand_first():

@@ -1,4 +1,4 @@
-"""Margins of labels: of logits, of ridge regressions without the image itself, and their means over validations."""
+"""Margins of labels, of logits and of predictions from the other images, and their means over validations."""
 
 import math
 
@@ -6,13 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.scores.label import margins_over
 from lightning_anomaly.two_sample.comparison import compare_groups
-from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, left_out_scores
+from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins
 
 RNG = torch.Generator().manual_seed(0)
 LABELS = torch.arange(30) % 3
@@ -24,24 +23,12 @@ def known(labels: Tensor = LABELS, **options: object) -> KnownLabels:
     return KnownLabels(**{"train": texts, "val": texts, "classes": (), "positions": positions, "names": None} | options)
 
 
-@pytest.mark.parametrize("width", [4, 29, 30, 50])
-def test_left_out_scores_are_those_of_ridge_regressions_on_the_others(width: int) -> None:
-    features = torch.randn(30, width, generator=RNG).relu().double() + 1
-    targets = torch.eye(3, dtype=torch.float64)[LABELS]
-    total = (features - features.mean(0)).square().sum()
-    expected = []
-    for left_out in range(30):
-        rest = torch.arange(30) != left_out
-        ridge = Ridge(float(total) / min(30, width)).fit(features[rest], targets[rest])
-        expected.append(torch.from_numpy(ridge.predict(features[left_out, None])[0]) - targets.mean(0))
-    torch.testing.assert_close(left_out_scores(features, LABELS, 3), torch.stack(expected))
-
-
 @pytest.mark.parametrize("width", [2, 40])
 def test_features_that_are_all_alike_know_nothing(width: int) -> None:
-    found = margins_over(LABELS, left_out_scores(torch.ones(30, width), LABELS, 3))
-    assert found.isfinite().all()
-    assert (found - found[0]).abs().max() < 1e-9
+    seen = known().judge(torch.zeros(60, 3), torch.ones(60, width))
+    assert seen is not None
+    assert seen.margins[1].isfinite().all()
+    assert (seen.margins[1] - seen.margins[1, 0]).abs().max() < 1e-9
 
 
 @given(st.integers(0, 10**6), st.floats(-100, 100))

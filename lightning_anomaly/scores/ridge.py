@@ -1,0 +1,78 @@
+"""Predict the classes of images from their features, each from the other images alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+_PENALTY = 0.004  # variance added in each direction, relative to the total one
+_SPANNING = 2048  # images, at most, whose features span the space in which predictions are made
+_ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
+
+
+def root_features(features: Tensor) -> Tensor:
+    """Return the square roots of features `(n, D)` with their signs, scaled to norm 1, float64.
+
+    So few large features do not decide alone (Perronnin, Sanchez and Mensink, "Improving the Fisher kernel for
+    large-scale image classification", 2010).
+    """
+    features = features.double()
+    return normalize(features.sign() * features.abs().sqrt())
+
+
+class Ridge(NamedTuple):
+    """A ridge regression that predicts C classes from features.
+
+    An image of a class of n images has a weight proportional to n ** -0.5. Root features are centered and scaled to
+    norm 1 again. For an image that was fitted to, the prediction from the others is `(p - h y) / (1 - h)`, where p is
+    that from all, y its target, 0 or 1, and h its leverage.
+
+    Attributes:
+        counts: The number of images in each class `(C,)`.
+        weights: The weight of an image of each class; those of all images sum to 1 `(C,)`.
+        center: The weighted mean of root features `(D,)`.
+        axes: What turns centered features into k numbers whose products are the entries of the regression's hat matrix,
+            without the weights `(D, k)`.
+        coefficients: Of these numbers `(k, C)`.
+    """
+
+    counts: Tensor
+    weights: Tensor
+    center: Tensor
+    axes: Tensor
+    coefficients: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, targets: Tensor, classes: int) -> Ridge:
+        """Fit to features `(n, D)` of images of the classes `targets` `(n,)`."""
+        members, roots = one_hot(targets, classes).double(), root_features(features)
+        counts = members.sum(0)
+        weights = counts.clamp(min=1) ** -0.5 / counts.sqrt().sum()
+        of_each = weights[targets][:, None]
+        center = (of_each * roots).sum(0)
+        vectors = normalize(roots - center)
+        # A basis of what all vectors span or, if these are very many and long, most of them.
+        axes = torch.linalg.qr(vectors[:: -(-len(vectors) // _SPANNING)].T)[0]
+        along = vectors @ axes
+        products = (of_each * along).T @ along
+        products.diagonal().add_(_PENALTY * products.trace() + _ROUNDING)
+        axes = axes @ torch.linalg.inv(torch.linalg.cholesky(products)).T
+        coefficients = (of_each * (vectors @ axes)).T @ (members - counts * weights)
+        return cls(counts, weights, center, axes, coefficients)
+
+    def predict(self, features: Tensor, left_out: Tensor | None = None) -> Tensor:
+        """Predict each class, about 0 to 1, from features `(n, D)`: `(n, C)`.
+
+        `left_out` are the classes `(n,)` that images of the fit had there, each predicted from the others; -1 for
+        images that were not fitted to.
+        """
+        along = normalize(root_features(features) - self.center) @ self.axes
+        predicted = along @ self.coefficients + self.counts * self.weights
+        if left_out is None:
+            return predicted
+        own = left_out.clamp(min=0)
+        leverage = (self.weights[own].where(left_out >= 0, 0) * along.square().sum(1))[:, None]
+        return (predicted - leverage * one_hot(own, len(self.counts))) / (1 - leverage)
