@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.content import network_sees, two_sided
-from lightning_anomaly.scores.ridge import Ridge, root_features
+from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import SURPRISING, Scale
 from lightning_anomaly.scores.scorer import SampleView
 
@@ -34,7 +34,7 @@ class Label(NamedTuple):
     Attributes:
         names: The classes.
         ridge: What predicts them.
-        means: The mean root features of each `(C, D)`.
+        means: The mean features, scaled to norm 1, of each `(C, D)`.
         content: The scale of `LabelMeasures.content`.
         label: The scale of `LabelMeasures.label`.
     """
@@ -57,9 +57,9 @@ class Label(NamedTuple):
         if samples.features is None or len(names) < 2:
             return None
         used = targets >= 0
-        features, members = samples.features[used], one_hot(targets[used]).double()
+        features, members = samples.features[used].double(), one_hot(targets[used]).double()
         ridge, nothing = Ridge.fit(features, targets[used], len(names)), Scale.fit(torch.zeros(0, 1, device="cpu"))
-        means = members.T @ root_features(features) / ridge.counts[:, None]
+        means = members.T @ normalize(features) / ridge.counts[:, None]
         fitted = cls(names, ridge, means, nothing, nothing)
         measures = fitted.measure(samples, labels, left_out=True)
         known = ~measures.label.isnan()
@@ -76,7 +76,7 @@ class Label(NamedTuple):
         own = targets.clamp(min=0)
         counts = self.ridge.counts[own]
         predicted = self.ridge.predict(samples.features, targets if left_out else None)
-        squared = (root_features(samples.features) - self.means[own]).square().sum(1)
+        squared = (normalize(samples.features.double()) - self.means[own]).square().sum(1)
         if left_out:
             squared = squared * (counts / (counts - 1)).square()
         known = (targets >= 0) & (counts > _FEW)

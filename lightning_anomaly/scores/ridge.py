@@ -13,30 +13,22 @@ _SPANNING = 2048  # images, at most, whose features span the space in which pred
 _ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
 
 
-def root_features(features: Tensor) -> Tensor:
-    """Return the square roots of features `(n, D)` with their signs, scaled to norm 1, float64.
-
-    So few large features do not decide alone (Perronnin, Sanchez and Mensink, "Improving the Fisher kernel for
-    large-scale image classification", 2010).
-    """
-    features = features.double()
-    return normalize(features.sign() * features.abs().sqrt())
-
-
 class Ridge(NamedTuple):
     """A ridge regression that predicts C classes from features.
 
-    An image of a class of n images has a weight proportional to n ** -0.5. Root features are centered and scaled to
-    norm 1 again. For an image that was fitted to, the prediction from the others is `(p - h y) / (1 - h)`, where p is
-    that from all, y its target, 0 or 1, and h its leverage.
+    An image of a class of n images has a weight proportional to n ** -0.5. Features are replaced by their square roots
+    with their signs, so that few large ones do not decide alone (Perronnin, Sanchez and Mensink, "Improving the Fisher
+    kernel for large-scale image classification", 2010), scaled to norm 1, centered and scaled again.
+
+    For an image that was fitted to, the prediction from the others is `(p - h y) / (1 - h)`, where p is that from all,
+    y its target, 0 or 1, and h its leverage.
 
     Attributes:
         counts: The number of images in each class `(C,)`.
         weights: The weight of an image of each class; those of all images sum to 1 `(C,)`.
-        center: The weighted mean of root features `(D,)`.
-        axes: What turns centered features into k numbers whose products are the entries of the regression's hat matrix,
-            without the weights `(D, k)`.
-        coefficients: Of these numbers `(k, C)`.
+        center: The weighted mean of the scaled roots `(D,)`.
+        axes: Directions of the vectors that come of them `(D, k)`, in each of which the variance and the penalty are 1.
+        coefficients: Of what the vectors have along these `(k, C)`.
     """
 
     counts: Tensor
@@ -48,7 +40,7 @@ class Ridge(NamedTuple):
     @classmethod
     def fit(cls, features: Tensor, targets: Tensor, classes: int) -> Ridge:
         """Fit to features `(n, D)` of images of the classes `targets` `(n,)`."""
-        members, roots = one_hot(targets, classes).double(), root_features(features)
+        members, roots = one_hot(targets, classes).double(), _roots(features)
         counts = members.sum(0)
         weights = counts.clamp(min=1) ** -0.5 / counts.sqrt().sum()
         of_each = weights[targets][:, None]
@@ -66,13 +58,18 @@ class Ridge(NamedTuple):
     def predict(self, features: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Predict each class, about 0 to 1, from features `(n, D)`: `(n, C)`.
 
-        `left_out` are the classes `(n,)` that images of the fit had there, each predicted from the others; -1 for
-        images that were not fitted to.
+        To leave images of the fit out of it, each for itself, pass the classes `left_out` `(n,)` that they had there,
+        -1 for other images.
         """
-        along = normalize(root_features(features) - self.center) @ self.axes
+        along = normalize(_roots(features) - self.center) @ self.axes
         predicted = along @ self.coefficients + self.counts * self.weights
         if left_out is None:
             return predicted
         own = left_out.clamp(min=0)
         leverage = (self.weights[own].where(left_out >= 0, 0) * along.square().sum(1))[:, None]
         return (predicted - leverage * one_hot(own, len(self.counts))) / (1 - leverage)
+
+
+def _roots(features: Tensor) -> Tensor:
+    """Return the square roots of features `(n, D)` with their signs, scaled to norm 1, float64."""
+    return normalize(features.sign() * features.double().abs().sqrt())

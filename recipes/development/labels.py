@@ -159,7 +159,7 @@ def main() -> None:
         rows: list[dict[str, Any]] = [{**facts, "planted": kind, "ours": share} for kind, share in checks(base)]
         for kind, filed, truth in chain.from_iterable(planted(base, others, draw) for draw in range(_DRAWS)):
             scores = scores_of(filed, "content" if kind == "other things" else "label")
-            found = {rule: average_precision_score(truth, values) for rule, values in scores.items()}
+            found = {rule: average_precision_score(truth, values.nan_to_num(-99)) for rule, values in scores.items()}
             rows.append({**facts, "planted": kind, **found})
         means = pd.DataFrame(rows).groupby([*facts, "planted"], sort=False).mean()
         means.to_csv(output, mode="a", header=not output.exists(), float_format="%.3f")

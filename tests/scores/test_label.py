@@ -4,7 +4,6 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
-from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
@@ -21,12 +20,6 @@ def drawn(count: int, seed: int = 0, classes: int = 3, width: int = 12) -> tuple
     return SampleStatistics(features=features), [f"class {target}" for target in targets.tolist()]
 
 
-def roots_of(samples: SampleStatistics) -> Tensor:
-    """Square roots of features with their signs, of norm 1."""
-    features = samples.features.double()
-    return normalize(features.sign() * features.abs() ** 0.5)
-
-
 def fitted(samples: SampleStatistics, labels: list[str | None]) -> Label:
     label = Label.fit(samples, labels)
     assert label is not None
@@ -40,7 +33,7 @@ def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count, 
     targets = torch.tensor([int(name[-1]) for name in labels])
     weights = targets.bincount().double()[targets] ** -0.5
     weights /= weights.sum()
-    roots = roots_of(samples)
+    roots = normalize(samples.features.sign() * samples.features.double().abs() ** 0.5)
     vectors, shares = normalize(roots - weights @ roots), weights @ one_hot(targets).double()
     alpha = 0.004 * float(weights @ vectors.square().sum(1))
     for row in range(0, count, 7):
@@ -57,11 +50,11 @@ def test_images_are_compared_with_the_others_of_their_class():
     samples, labels = drawn(60)
     label = fitted(samples, labels)
     within, beside = (label.measure(samples, labels, left_out=left_out).content for left_out in (True, False))
-    roots, targets = roots_of(samples), torch.tensor([int(name[-1]) for name in labels])
+    unit, targets = normalize(samples.features.double()), torch.tensor([int(name[-1]) for name in labels])
     for row in range(0, 60, 7):
         alike = targets == targets[row]
         for found, chosen in ((within, alike & (torch.arange(60) != row)), (beside, alike)):
-            expected = (roots[row] - roots[chosen].mean(0)).square().sum().log()
+            expected = (unit[row] - unit[chosen].mean(0)).square().sum().log()
             torch.testing.assert_close(found[row], expected)
 
 
