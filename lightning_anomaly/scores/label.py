@@ -53,7 +53,7 @@ class Label(NamedTuple):
         chance: by Cohen's kappa.
         """
         names = tuple(sorted({name for name in labels if name is not None}))
-        targets = _indices(names, labels)
+        targets = class_indices(names, labels)
         if samples.features is None or len(names) < 2:
             return None
         used = targets >= 0
@@ -72,7 +72,7 @@ class Label(NamedTuple):
     ) -> LabelMeasures:
         """Measure samples; with `left_out` they are those of the fit, and each is left out of it."""
         assert samples.features is not None
-        targets = _indices(self.names, labels)
+        targets = class_indices(self.names, labels)
         own = targets.clamp(min=0)
         counts = self.ridge.counts[own]
         predicted = self.ridge.predict(samples.features, targets if left_out else None)
@@ -117,7 +117,7 @@ def predicted_view(logits: Tensor, labels: Sequence[str], classes: Sequence[str]
     """
     logits = two_sided(logits)
     names = classes or [*map(str, range(logits.shape[1]))]
-    targets = _indices(names, labels)
+    targets = class_indices(names, labels)
     if len(names) != logits.shape[1] or (targets < 0).any() or not _agree(logits.argmax(1), targets):
         return None
     margins = margins_over(targets, logits).where(logits.isfinite().all(1), torch.nan)
@@ -158,7 +158,7 @@ def _agree(found: Tensor, targets: Tensor) -> bool:
     return (share - chance) / (1 - chance) >= _KAPPA and deviations >= _DEVIATIONS
 
 
-def _indices(names: Sequence[str], labels: Sequence[str | None]) -> Tensor:
+def class_indices(names: Sequence[str], labels: Sequence[str | None]) -> Tensor:
     """Return the index of each label in the names, -1 if it is none of these."""
     places = {name: place for place, name in enumerate(names)}
     return torch.tensor([-1 if name is None else places.get(name, -1) for name in labels], device="cpu").long()
