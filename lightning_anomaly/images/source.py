@@ -283,8 +283,8 @@ def file_names(dataset: Any) -> list[str] | None:
 
 
 def folder_of(dataset: Any) -> str:
-    """Return the data set's `root`; empty without one."""
-    return os.fspath(getattr(dataset_with(dataset, "root"), "root", ""))
+    """Return the data set's `root`; empty without one, as torchvision's sets of no files have None."""
+    return os.fspath(getattr(dataset_with(dataset, "root"), "root", None) or "")
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
