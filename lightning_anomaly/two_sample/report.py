@@ -113,11 +113,9 @@ class TwoSampleReport(Tabular):
 
     @property
     def shares(self) -> dict[str, float]:
-        """`{layer: share of its tested filters that distinguish the images}`; NaN if a layer has no tested ones."""
-        return {
-            name: int(layer.significant.sum()) / int(layer.tested.sum()) if layer.tested.any() else math.nan
-            for name, layer in self.layers.items()
-        }
+        """`{layer: share of its tested filters that distinguish the images}`, without layers that have none tested."""
+        tested = {name: layer for name, layer in self.layers.items() if layer.tested.any()}
+        return {name: int(layer.significant.sum()) / int(layer.tested.sum()) for name, layer in tested.items()}
 
     @property
     def significant_layers(self) -> dict[str, float]:
@@ -168,7 +166,7 @@ class TwoSampleReport(Tabular):
         output = "confidence_auc", "confidence_gap", "confidence_error_ratio", "confidence_p_value"
         names = output * self.compares_output + ("count", "fraction", "p_value") * self.compares_filters
         values = {name: float(getattr(self, name)) for name in names}
-        values |= {f"layer/{name}": share for name, share in self.shares.items() if not math.isnan(share)}
+        values |= {f"layer/{name}": share for name, share in self.shares.items()}
         if self.doubts and not math.isnan(self.doubts[0].left_out):
             values["labels_in_doubt"] = len(self.labels_in_doubt) / len(self.doubts)
         return values
@@ -218,12 +216,12 @@ class TwoSampleReport(Tabular):
         return found + (f": {listed(named, '; ')}" if named else "")
 
     def _rows(self) -> Sequence[Sequence[str]]:
-        rows, shares = [("layer", "filters", "tested", "significant", "fraction", "mean area")], self.shares
+        rows = [("layer", "filters", "tested", "significant", "fraction", "mean area")]
         for name, layer in self.layers.items():
-            tested, count = int(layer.tested.sum()), int(layer.significant.sum())
-            area = f"{layer.auc[layer.tested].mean().item():.3f}" if tested else "-"
-            found = (str(count), f"{shares[name]:.3f}") if tested else ("-", "-")
-            rows.append((name or "(the model)", str(len(layer.tested)), str(tested), *found, area))
+            tested, count, found = int(layer.tested.sum()), int(layer.significant.sum()), ("-", "-", "-")
+            if tested:
+                found = str(count), f"{count / tested:.3f}", f"{layer.auc[layer.tested].mean().item():.3f}"
+            rows.append((name or "(the model)", str(len(layer.tested)), str(tested), *found))
         return rows
 
     def _sentences(self) -> list[str]:
