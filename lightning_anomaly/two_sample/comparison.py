@@ -100,10 +100,8 @@ def compare_groups(
     """
     check_groups(train_inputs, val_inputs)
     judged = model if labels is not None and None not in labels.train else None
-    capture, output = (
-        MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(judged)),
-        ExpectedErrors(),
-    )
+    capture = MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(judged))
+    output = ExpectedErrors()
     with output:
         for inputs in (train_inputs, val_inputs):
             run(model, inputs, capture, call=call, take_output=output.update)

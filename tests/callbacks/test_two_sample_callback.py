@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from reports import facts
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, two_sample_test
@@ -255,6 +256,7 @@ def test_a_validation_outside_a_fit_compares_nothing(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"val_inputs": VAL[:, :, 1:]}, r"Found \(1, 8, 8\) and \(1, 7, 8\)"),
+        ({"val_inputs": DataLoader(VAL, batch_size=None)}, "`val_inputs` .* Found `batch_size=None`"),
         ({"sample_size": 0}, "Found `sample_size = 0`"),
         ({"batch_size": 0}, "Found `batch_size = 0`"),
         ({"layers": "conv1"}, "`layers` .* Found 'conv1'"),
