@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.random_state import isolated_torch_state
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.layers import CONVOLUTIONS
-from lightning_anomaly.network.maps import LayerMaps, append_copy, summarize_maps
+from lightning_anomaly.network.maps import LayerMaps, summarize_maps
 
 _Hook = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
 
@@ -140,8 +140,7 @@ class MapCapture:
         if layer.problem is not None or output.numel() == 0:
             return
         self._called[name] = len(output)
-        room = self.limit - layer.count
-        maps = output.detach()[:room]
+        maps = output.detach()[: self.limit - layer.count]
         layer.size = tuple(maps.shape[2:])
         layer.count += len(maps)
         if not len(maps):
@@ -152,12 +151,11 @@ class MapCapture:
             values = piece.to(dtype)
             if self.summary is None:
                 pooled, extremes, zeros = summarize_maps(values, self.max_map_side, self.rectify)
-                append_copy(layer.batches, pooled, room)
-                append_copy(layer.extremes, extremes, room)
+                layer.batches.append(pooled)
+                layer.extremes.append(extremes)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
             else:
                 layer.batches.append(self.summary(values))
-            room -= len(piece)
 
 
 def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_ROOM = 2**25  # bytes, from which on the C library maps pages that take no memory before they are written
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
@@ -42,7 +39,7 @@ def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, 
     Returns:
         The maps, rectified if wanted and pooled as by `pool_maps`; the largest and the smallest value of each map
         before `(N, F, 2)`, not both finite if any value is not; and how many values of each filter are at most 0
-        `(F,)`. A map with minus infinity, which rectification would hide, becomes NaN.
+        `(F,)`; all of them copies. A map with minus infinity, which rectification would hide, becomes NaN.
     """
     if maps.device.type == "cpu":
         from lightning_anomaly.network.map_loops import summarize  # late, as numba takes long to import
@@ -51,8 +48,8 @@ def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, 
     pixels = maps[..., None].flatten(2)
     extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
     zeros = (pixels <= 0).sum((0, 2))
+    maps = maps.clamp(min=0) if rectify else maps.clone()
     if rectify:
-        maps = maps.clamp(min=0)
         maps[extremes[..., 1] == -torch.inf] = torch.nan
     return pool_maps(maps, max_side), extremes, zeros
 
@@ -60,27 +57,6 @@ def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, 
 def join_batches(batches: Sequence[Tensor]) -> Tensor:
     """Join tensors along the first axis; a single one is returned itself."""
     return batches[0] if len(batches) == 1 else torch.cat(list(batches))
-
-
-def append_copy(batches: list[Tensor], rows: Tensor, expected: int) -> None:
-    """Append a copy of rows `(n, ...)` in float32 or float64; up to `expected` rows will come, these included.
-
-    On the CPU they share large blocks of memory, and the last tensor of `batches` may be replaced by a longer one.
-    Small tensors would fragment the memory: with ConvNeXt-base a process grew by twice the size of the rows.
-    """
-    if rows.device.type != "cpu":
-        batches.append(rows.clone())
-        return
-    room, used = (batches[-1], len(batches[-1])) if batches else (rows, sys.maxsize)
-    if used + len(rows) > room.untyped_storage().nbytes() // rows[0].nbytes:
-        size = max(len(rows), min(expected, _ROOM // rows[0].nbytes))
-        dtype = np.float64 if rows.dtype == torch.float64 else np.float32
-        with torch.inference_mode(False):  # a tensor made in this mode can only be changed in it
-            # `torch.empty` would write to all of it in deterministic mode.
-            room, used = torch.from_numpy(np.empty((size, *rows.shape[1:]), dtype)), 0
-        batches.append(room)
-    batches[-1] = room.as_strided((used + len(rows), *rows.shape[1:]), room.stride())
-    batches[-1][used:] = rows
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What is stored of the maps of a layer: pooled maps, their extremes and zeros, and rows that share memory."""
+"""What is stored of the maps of a layer: pooled maps, their extremes and zeros."""
 
 import numpy as np
 import oracle
