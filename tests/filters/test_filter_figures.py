@@ -1,22 +1,16 @@
 """Figures show the values of a report in the documented order and have a limited size."""
 
-from typing import Any
-
 import matplotlib
 import matplotlib.style
 import numpy as np
 import pytest
 import torch
 from figures import assert_legible, pixels
-from matplotlib.figure import Figure
 from reports import layer as made_up
 from torch import Tensor
 
-from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.figures import clearest_filters, filter_figure, verdict_map
 from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, NONFINITE, NORMAL, LayerReport
-from lightning_anomaly.pages.outlier_figure import outlier_figure
-from lightning_anomaly.scores.scorer import SampleView
 
 N = 60
 
@@ -106,36 +100,6 @@ class TestFilterFigure:
         named = [text.get_text() for text in figure.legends[0].get_texts()]
         assert named == [*(f"component {rank}" for rank in range(1, 9)), "outlier sample"]
         assert all(axes.bbox.height > 1.8 * figure.dpi for axes in figure.axes)  # inches
-
-
-class TestOutlierFigure:
-    found = network(
-        a=layer([ANOMALY, ANOMALY, NORMAL], {0: [7, 30], 1: [30]}), b=layer([ANOMALY, ANOMALY], {0: [30, 9], 1: [9]})
-    )
-    images = torch.randint(0, 256, (N, 5, 4, 3), generator=rng()).to(torch.uint8)
-
-    def draw(self, layers: dict[str, LayerReport], images: Tensor, **values: Any) -> Figure | None:
-        report = AnomalyReport(layers, N, **values)
-        return outlier_figure(images, report.outlier_scores, report.votes)
-
-    def order(self, figure) -> list[int]:
-        return [int(axes.get_title().split()[1]) for axes in figure.axes]
-
-    def test_at_most_sixteen_samples_are_ordered_by_score(self):
-        scores = torch.zeros(N).double()
-        scores[:5] = torch.tensor([2.0, 4.0, 1.0, 5.0, 3.0])
-        views = {"look": SampleView(scores, ("",) * N)}
-        figure = self.draw(network(conv=layer([ANOMALY], {0: [40, 2]})), self.images, views=views)
-        assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # ordinary samples only if they are outliers of a filter
-        assert figure.axes[0].get_title() == "sample 3\nscore 5.0"
-        pixels(figure)
-        assert figure.axes[0].bbox.height > 1.5 * figure.dpi  # inches
-        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), self.images[3])
-        assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
-        assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
-        assert self.order(self.draw(network(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
-        assert len(self.draw(network(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
-        assert self.draw(network(conv=layer([NORMAL])), self.images) is None
 
 
 class TestVerdictMap:
