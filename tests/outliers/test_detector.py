@@ -10,8 +10,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lightning_anomaly import OutlierDetector, find_outliers
+from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.network.features import SampleStatistics
+from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.scores.pixels import pixel_names
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import fit_views, larger
@@ -142,16 +143,29 @@ def test_score_takes_no_images_one_image_and_no_bytes(fitted):
     assert torch.equal(images, DIGITS[200:203])
 
 
+def seen(report: OutlierReport) -> set[str]:
+    """What the network sees in odd images."""
+    reasons = [report.outlier_reasons(position).get("content", "") for position in range(len(report.scores))]
+    return {name for reason in reasons for name in re.findall(r"the network sees ([\w ]+)", reason)}
+
+
 @pytest.mark.parametrize(
-    ("classes", "names", "seen"),
-    [(10, [*"abcdefghij"], "^[a-j]$"), (1, ["no", "yes"], "^no$|^yes$"), (10, ["a"], "^class ")],
+    ("classes", "names", "allowed"),
+    [(10, [*"abcdefghij"], "[a-j]"), (1, ["no", "yes"], "no|yes"), (10, ["a"], r"class \d")],
 )
-def test_reasons_name_the_classes_that_the_network_sees(classes, names, seen):
-    report = OutlierDetector(classifier(classes), names).fit(DIGITS[:200]).search(9 * torch.rand(20, 1, 8, 8))
-    reasons = [report.outlier_reasons(position).get("content", "") for position in range(20)]
-    found = [reason.partition(" (the network sees ")[2].removesuffix(")") for reason in reasons if reason]
+def test_reasons_name_the_classes_that_the_network_sees(classes, names, allowed):
+    found = seen(OutlierDetector(classifier(classes), names).fit(DIGITS[:200]).search(9 * torch.rand(20, 1, 8, 8)))
     assert found
-    assert all(re.search(seen, name) for name in found)
+    assert all(re.fullmatch(allowed, name) for name in found)
+
+
+def test_without_a_model_the_pretrained_network_and_its_class_names_are_used(monkeypatch):
+    network = Pretrained("Net", classifier(), tuple("abcdefghij"))
+    monkeypatch.setattr("lightning_anomaly.outliers.detector.load_pretrained", lambda: network)
+    for given, names in ((None, "abcdefghij"), ([*"klmnopqrst"], "klmnopqrst")):
+        found = seen(find_outliers(9 * torch.rand(20, 1, 8, 8), reference=DIGITS[:200], class_names=given))
+        assert found
+        assert found <= {*names}
 
 
 @pytest.mark.parametrize("count", [100, 200])
