@@ -85,6 +85,8 @@ def test_two_classes_suffice_and_an_image_of_a_small_or_unknown_class_has_no_lab
     measures = fitted(samples, labels).measure(samples, labels, left_out=True)
     assert torch.stack([measures.label[:4], measures.content[:4]]).isnan().all()
     assert measures.label[4:].isfinite().all()
+    ridge, unknown = fitted(samples, labels).ridge, torch.full((200,), -1)
+    torch.testing.assert_close(ridge.predict(samples.features, unknown), ridge.predict(samples.features))
     new = fitted(samples, labels).measure(samples, ["unheard of", *labels[1:]])
     assert new.label.isnan()[:4].tolist() == [True, True, True, True]
     assert new.label[4:].isfinite().all()
