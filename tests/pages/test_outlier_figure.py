@@ -41,3 +41,5 @@ def test_there_is_a_figure_only_of_images_and_volumes_that_stand_out() -> None:
     assert draw({}, some, IMAGES.flatten(2)) is None  # signals
     volumes = torch.stack([IMAGES.flip(0), IMAGES, IMAGES.flip(0)], 2)
     np.testing.assert_array_equal(draw({}, {3: 1}, volumes).axes[0].images[0].get_array(), IMAGES[3].permute(1, 2, 0))
+    large = draw({}, {3: 1}, torch.rand(N, 1, 2, 65, 5))
+    assert large.axes[0].images[0].get_array().shape[0] <= 64
