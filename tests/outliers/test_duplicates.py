@@ -76,11 +76,12 @@ def test_a_group_holds_copies_of_its_first_image_and_no_copies_of_copies() -> No
     wide = functional.interpolate(wide, (64, 192), mode="bicubic").clamp(0, 1)
     views = torch.cat([wide[..., start : start + 64] for start in range(0, 48, 4)])
     mirrored, chain = [], []
-    for group in near(torch.cat([images, images[:20].flip(3), views])):
-        (chain if group[0] >= 60 else mirrored).append(group)
-    assert mirrored == [[place, place + 40] for place in range(20)]
+    for group in near(torch.cat([views, images, images[:20].flip(3)])):
+        (chain if group[0] < len(views) else mirrored).append(group)
+    assert mirrored == [[place, place + 40] for place in range(len(views), len(views) + 20)]
     assert len(chain) > 1
     assert all(group[-1] - group[0] < 4 for group in chain)
+    assert len({place for group in chain for place in group}) == sum(map(len, chain))  # none is in two groups
 
 
 def test_identical_copies_are_near_copies_too_and_blank_images_are_none() -> None:
