@@ -202,12 +202,16 @@ class TwoSampleCallback(AnyCallback):
             called = find_call(pl_module, self.logits)
             self._calls.attach(called if isinstance(called, nn.Module) else pl_module, batch)
 
-    @guarded_until_validation_ends
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Compare after the first step: averaged weights are in place then, and the buffers of process 0."""
         self._calls.remove()
+        self._compare_once(trainer, pl_module, batch)
+
+    @guarded_until_validation_ends
+    def _compare_once(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
+        """Run both kinds of images, unless this validation has compared them already or is not compared."""
         if not self._schedule.due or self._compared is not None:
             return
         start = perf_counter()
@@ -226,9 +230,10 @@ class TwoSampleCallback(AnyCallback):
         return images
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Add the comparison to the history, and log."""
+        """Compare if this process had no batch, add the comparison to the history, and log."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        self._compare_once(trainer, pl_module)
         report = None
         with self._guard("compare", self._values.without_measurement(trainer, _ADVICE)):
             self._guard.meet()
