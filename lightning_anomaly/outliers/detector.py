@@ -35,7 +35,7 @@ from lightning_anomaly.scores.mahalanobis import RobustGaussian
 from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_values
-from lightning_anomaly.scores.scorer import FittedView, larger
+from lightning_anomaly.scores.scorer import FittedView, judge, larger
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 11
@@ -129,7 +129,7 @@ class OutlierDetector:
         reader = ImageReader(self.model, self.class_names, False, state.feature_layer)
         samples = reader.statistics([images], images if whole_images is None else whole_images, self.class_names)
         check_features(samples, state)
-        return larger(view.scores(samples) for view in state.views.values())
+        return larger(view.scores for view in judge(state.views, samples).values())
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Compute p-values `(n,)` of scores `(n,)`: the probability that an ordinary image has at least this score.

@@ -29,10 +29,6 @@ class FittedView(NamedTuple):
     model: Look | Content
     scale: Scale
 
-    def scores(self, samples: SampleStatistics) -> Tensor:
-        """Score samples `(n,)`, in nats."""
-        return self.scale.scores(self.model.measure(samples))[0]
-
     def view(self, samples: SampleStatistics) -> SampleView:
         """Score samples, and give reasons for the odd ones."""
         scores, strongest = self.scale.scores(self.model.measure(samples))

@@ -29,7 +29,7 @@ from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.reading import Batch, ImageReader, open_scaled
 from lightning_anomaly.scores.label import Label, LabelMeasures
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import fit_views
+from lightning_anomaly.scores.scorer import view_samples
 
 _DRAWS, _ODD, _OTHERS, _SPLITS = 3, 10, 4, 20
 
@@ -92,9 +92,8 @@ def scores_of(filed: Filed, question: str) -> dict[str, Tensor]:
         "ours": getattr(measured(filed, filed), question),
         "neighbors of another class": (classes[places] != classes[:, None]).double().mean(1) + 1e-4 * near[:, 0],
         "nearer mean": own - distances.scatter(1, classes[:, None], torch.inf).amin(1),
-        "mean of its class": own,
         "5th neighbor": near[:, 4],
-        "content without classes": fit_views(filed.known[0])["content"].scores(filed.known[0]),
+        "content without classes": view_samples(filed.known[0])["content"].scores,
         "Mahalanobis": ((within @ precision) * within).sum(1),
     }
     if question == "label":

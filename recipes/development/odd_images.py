@@ -35,7 +35,7 @@ from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.scores.content import two_sided
 from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import fit_views, larger, view_samples
+from lightning_anomaly.scores.scorer import fit_views, judge, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
 from recipes.common.options import one_sentence_errors
@@ -329,7 +329,7 @@ def _small_references(samples: SampleStatistics, count: int) -> dict[str, list[f
             samples.select(order[part]) for part in (slice(37), slice(37, 50), slice(50, _SMALL), slice(_SMALL, 600))
         )
         views = fit_views(fit, scale)
-        known, found = ({name: view.scores(part) for name, view in views.items()} for part in (rest, new))
+        known, found = ({name: view.scores for name, view in judge(views, part).items()} for part in (rest, new))
         for name, scores in {**found, "score": larger([*found.values()])}.items():
             calibration = known[name] if name in known else larger([*known.values()])
             p_values = conformal_p_values(scores, calibration.sort().values)

@@ -15,7 +15,7 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.scores.pixels import pixel_names
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import fit_views, larger
+from lightning_anomaly.scores.scorer import fit_views, judge, larger
 
 DIGITS = torch.from_numpy(load_digits().images).float()[:, None] / 16
 
@@ -180,7 +180,7 @@ def test_p_values_of_both_scores_are_exact_for_small_references(count):
         parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, count), slice(count, None)
         fit, scale, calibration, new = (samples.select(part) for part in parts)
         views = fit_views(fit, scale)
-        known, found = ({name: view.scores(part) for name, view in views.items()} for part in (calibration, new))
+        known, found = ({name: view.scores for name, view in judge(views, part).items()} for part in (calibration, new))
         for scores in (known, found):
             scores["larger"] = larger([*scores.values()])
         for name, scores in found.items():
