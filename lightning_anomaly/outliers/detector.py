@@ -50,9 +50,9 @@ class OutlierDetector:
 
     An image has two scores, each the negative logarithm of a tail probability (nats). The look score compares
     statistics of its pixels. The content score compares what the model makes of it: the features that enter its last
-    layer, and the energy of the logits if the model knows the classes of ordinary images. The outlier score is the
-    larger one. P-values are conformal: the share of held-out reference images with scores as large (Bates, Candes, Lei,
-    Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
+    layer, and the energy of the logits if the model is small and knows the classes of ordinary images. The outlier
+    score is the larger one. P-values are conformal: the share of held-out reference images with scores as large (Bates,
+    Candes, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
 
     The model runs in evaluation mode without gradients. Its flags, buffers and hooks and torch's random state are
     restored, also after an exception. Nobody else may call the model meanwhile, or results may be mixed up.
