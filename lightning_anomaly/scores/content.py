@@ -16,6 +16,8 @@ from lightning_anomaly.scores.mahalanobis import RobustGaussian
 _MIN_SAMPLES = 8
 _NEIGHBORS = 512  # images, evenly spaced, among which neighbors are sought
 _NEAREST = 0.1  # share of these up to the neighbor that counts: images odd in the same way are not their own
+_NEAR = 0.88  # its typical squared distance, relative to that of any two images, from which on it tells nothing
+_FEW = 4  # principal components that are taken instead
 _ROUNDING = 1e-5  # distance of features of norm 1 that is rounding
 _SMALL = 128  # features, up to which a network is small
 _KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
@@ -24,20 +26,25 @@ _KNOWN = 0.5  # share of what predictions could tell, from which on a network kn
 class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
-    The measure is the distance of features from the neighbor beyond a tenth of the images. A small network that knows
-    the classes of the images has two measures instead: a robust Mahalanobis distance, as its features vary along few
-    directions alone, and the energy.
+    The measure is the distance of features from the neighbor beyond a tenth of the images, with two exceptions. Where
+    images are of so many kinds that few have a near neighbor, it is a robust Mahalanobis distance along four principal
+    components, where images that are odd in the same way stand out. For a small network that knows the classes of the
+    images it is one along all features, and there is a second measure, the energy.
 
     Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
     "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
 
     Attributes:
         neighbors: Features of up to 512 of the images `(m, D)`, evenly spaced.
-        gaussian: The distribution of those of a small network that knows the classes.
+        axes: Directions along which a Mahalanobis distance is measured `(D, k)`.
+        gaussian: The distribution along these; None where neighbors count.
+        uses_energy: Whether the network is small and knows the classes, so that small logits mean something.
     """
 
     neighbors: Tensor
+    axes: Tensor
     gaussian: RobustGaussian | None
+    uses_energy: bool
 
     @classmethod
     def fit(cls, samples: SampleStatistics) -> Content | None:
@@ -51,10 +58,18 @@ class Content(NamedTuple):
         vectors, width = normalize(samples.features.double()), samples.features.shape[1]
         if not (vectors.amax(0) - vectors.amin(0)).max() > torch.finfo(torch.float32).eps:
             return None
-        gaussian = None
-        if width <= _SMALL and samples.logits is not None and _told_by(samples.logits) > _KNOWN:
-            gaussian = RobustGaussian.fit(vectors, torch.full((width,), _ROUNDING, dtype=torch.float64, device="cpu"))
-        return cls(vectors[:: -(-len(vectors) // _NEIGHBORS)], gaussian)
+        neighbors = vectors[:: -(-len(vectors) // _NEIGHBORS)]
+        centered = neighbors - neighbors.mean(0)
+        knows = width <= _SMALL and samples.logits is not None and _told_by(samples.logits) > _KNOWN
+        if knows:
+            axes = torch.eye(width, dtype=torch.float64, device="cpu")
+        elif _neighbor_distances(neighbors, neighbors).square().median() < 2 * _NEAR * centered.square().sum(1).mean():
+            return cls(neighbors, centered.new_zeros(width, 0), None, uses_energy=False)
+        else:
+            components = torch.linalg.eigh(centered @ centered.T)[1][:, -_FEW:]
+            axes = normalize(centered.T @ components, dim=0)
+        floors = torch.full((axes.shape[1],), _ROUNDING, dtype=torch.float64, device="cpu")
+        return cls(neighbors, axes, RobustGaussian.fit(vectors @ axes, floors), knows)
 
     def measure(self, samples: SampleStatistics) -> Tensor:
         """Compute one or two measures `(n, m)`, infinite for NaN.
@@ -65,13 +80,13 @@ class Content(NamedTuple):
         assert samples.features is not None
         vectors = normalize(samples.features.double())
         if self.gaussian is None:
-            neighbor = 1 + round(_NEAREST * len(self.neighbors))  # the first is the image itself, if it is among these
-            distances = torch.cdist(vectors, self.neighbors).kthvalue(neighbor).values
-            measured = distances.clamp(min=_ROUNDING).log()[:, None]
+            measures = [_neighbor_distances(vectors, self.neighbors).log()]
         else:
+            measures = [self.gaussian.mahalanobis_squared(vectors @ self.axes).log()]
+        if self.uses_energy:
             assert samples.logits is not None
-            energy = -two_sided(samples.logits).logsumexp(1)
-            measured = torch.stack([self.gaussian.mahalanobis_squared(vectors).log(), energy], 1)
+            measures.append(-two_sided(samples.logits).logsumexp(1))
+        measured = torch.stack(measures, 1)
         return torch.where(samples.finite_rows(len(measured))[:, None] & ~measured.isnan(), measured, torch.inf)
 
     def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
@@ -94,6 +109,12 @@ def two_sided(logits: Tensor) -> Tensor:
     """Return logits float64 `(n, C)`; one logit becomes the two whose difference it is."""
     logits = logits.double()
     return torch.cat([-logits / 2, logits / 2], 1) if logits.shape[1] == 1 else logits
+
+
+def _neighbor_distances(vectors: Tensor, neighbors: Tensor) -> Tensor:
+    """Compute the distances `(n,)` of vectors `(n, D)` from the neighbor that counts among `(m, D)`."""
+    place = 1 + round(_NEAREST * len(neighbors))  # the first is the image itself, if it is among these
+    return torch.cdist(vectors, neighbors).kthvalue(place).values.clamp(min=_ROUNDING)
 
 
 def _told_by(logits: Tensor) -> float:

@@ -280,6 +280,13 @@ def test_small_differences_count_only_in_small_networks():
     assert view_samples(spread)["content"].scores[50] < 5
 
 
+def test_images_that_are_odd_in_the_same_way_are_found_among_those_of_many_kinds():
+    features = torch.randn(200, 300, generator=rng(8))
+    features[:8, 20:30] += 6
+    scores = view_samples(SampleStatistics(features=features))["content"].scores
+    assert len({*scores.argsort(descending=True)[:10].tolist()} & {*range(8)}) >= 7
+
+
 def test_damage_that_many_statistics_see_stands_out_where_images_differ_much():
     """The Mahalanobis distance alone put dark images at 44, 84 and 86 of a folder."""
     pixels = torch.randn(300, len(pixel_names(3)), generator=rng(), dtype=torch.float64)
