@@ -1,1 +1,1 @@
-"""A model as the package uses it: its layers, hooks, features, checkpoints."""
+"""A model as the package uses it: its layers, hooks and features."""
