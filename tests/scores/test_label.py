@@ -34,13 +34,12 @@ def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count, 
     weights = targets.bincount().double()[targets] ** -0.5
     weights /= weights.sum()
     roots = normalize(samples.features.sign() * samples.features.double().abs() ** 0.5)
-    vectors, shares = normalize(roots - weights @ roots), weights @ one_hot(targets).double()
-    alpha = 0.004 * float(weights @ vectors.square().sum(1))
+    vectors = normalize(roots - weights @ roots)
+    alpha = 0.004 * float(weights @ (vectors - weights @ vectors).square().sum(1))
     for row in range(0, count, 7):
         rest = torch.arange(count) != row
-        ridge = Ridge(alpha, fit_intercept=False)
-        ridge.fit(vectors[rest], (one_hot(targets) - shares)[rest], sample_weight=weights[rest])
-        predicted = ridge.predict(vectors[row : row + 1])[0] + shares.numpy()
+        ridge = Ridge(alpha).fit(vectors[rest], one_hot(targets)[rest], sample_weight=weights[rest])
+        predicted = ridge.predict(vectors[row : row + 1])[0]
         others = [value for place, value in enumerate(predicted) if place != targets[row]]
         assert measures.label[row].item() == pytest.approx(max(others) - predicted[targets[row]], abs=1e-8)
         assert measures.looks_like[row] == predicted.argmax()
