@@ -283,13 +283,15 @@ def file_names(dataset: Any) -> list[str] | None:
 
 
 def folder_of(dataset: Any) -> str:
-    """Return the data set's `root`; empty without one, as torchvision's sets of no files have None."""
-    return os.fspath(getattr(dataset_with(dataset, "root"), "root", None) or "")
+    """Return the data set's `root`; empty if it has none, or one that is no path."""
+    root = getattr(dataset_with(dataset, "root"), "root", None)
+    return os.fspath(root) if isinstance(root, (str, os.PathLike)) else ""
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the names in a data set's `classes`; none if it has no such attribute."""
-    return tuple(map(str, getattr(dataset_with(dataset, "classes"), "classes", None) or ()))
+    """Return the names in a data set's `classes`; none if it has no such list."""
+    classes = getattr(dataset_with(dataset, "classes"), "classes", None)
+    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()
 
 
 def class_labels(dataset: Any) -> list[str] | None:

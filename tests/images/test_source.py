@@ -112,3 +112,11 @@ def test_classes_and_files_come_in_the_order_that_a_loader_draws() -> None:
     dataset.targets, dataset.root = [0.5] * 4, "data"  # as in a regression
     dataset.samples = [(f"data/{place}.png", 0) for place in range(4)]
     assert labels_and_names([drawn]) == {"names": ["3.png", "1.png", "0.png"]}
+
+
+def test_a_data_set_may_use_these_names_for_other_things() -> None:
+    dataset: Any = TensorDataset(IMAGES)
+    dataset.root, dataset.classes = ["first", "second"], 10
+    source = ImageSource(dataset, "images")
+    assert source.folder == ""
+    assert source.class_names == ()
