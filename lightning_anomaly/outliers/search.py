@@ -16,6 +16,7 @@ from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
 from lightning_anomaly.outliers.reading import Batch, ImageReader
 from lightning_anomaly.outliers.report import OutlierReport
+from lightning_anomaly.scores.content import Content
 from lightning_anomaly.scores.label import Label
 from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, join_views, judge, larger
@@ -280,10 +281,15 @@ def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = sli
 
 def check_features(samples: SampleStatistics, state: DetectorState) -> None:
     """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
-    if "content" in state.views and (samples.features is None or samples.feature_layer != state.feature_layer):
+    content = state.views["content"].model if "content" in state.views else None
+    if not isinstance(content, Content):
+        return
+    width = 0 if samples.features is None else samples.features.shape[1]
+    if samples.feature_layer != state.feature_layer or width != content.neighbors.shape[1]:
         raise ValueError(
             "Parameter `images` should give features in the same layer as the reference: "
-            f"{state.feature_layer}. Found {samples.feature_layer or 'none'}."
+            f"{state.feature_layer}, {content.neighbors.shape[1]} of them. Found {samples.feature_layer or 'none'}, "
+            f"{width} of them."
         )
 
 

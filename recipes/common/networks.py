@@ -81,42 +81,21 @@ def vgg11_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential
 
 def resnet18(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """ResNet-18 for 32x32 images: a 3x3 stem without pooling, eight of torchvision's blocks, 4,800 filters in all."""
-    return _resnet(channels, classes, dropout, 64, 64, 64, 128, 128, 256, 256, 512, 512)
-
-
-def resnet20(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
-    """ResNet-20 for small images: a stem, three stages of three blocks with 16, 32 and 64 filters, 0.27 M weights."""
-    return _resnet(channels, classes, dropout, 16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
-
-
-def _resnet(channels: int, classes: int, dropout: float, *widths: int) -> nn.Sequential:
-    """Build a ResNet from the widths of its stem and of its blocks."""
-    layers = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
-    for before, width in pairwise(widths):
+    layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    for before, width in pairwise((64, 64, 64, 128, 128, 256, 256, 512, 512)):
         stride = 1 if before == width else 2
         shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
         layers.append(BasicBlock(before, width, stride, shortcut if stride == 2 else None))
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(512, classes))
     return nn.Sequential(*layers, *head)
-
-
-def vgg_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
-    """Three times two 3x3 convolutions of 32, 64 and 128 filters with BatchNorm, and one linear layer."""
-    layers: list[nn.Module] = []
-    for before, width in ((channels, 32), (32, 64), (64, 128)):
-        for inputs in (before, width):
-            layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, classes))
 
 
 NETWORKS = {builder.__name__: builder for builder in (lenet5, alexnet, simple_cnn)}  # those of the paper
 # Experiments choose on the networks above and test on these.
 _HELD_OUT = (simple_cnn_bn, strided_cnn_bn, vgg11_bn, resnet18)
-_GOOD = (resnet20, vgg_bn)  # trained on all images, see `recipes.development.good_networks`
 
 
 def build(name: str, channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """Build one of the networks by its name, for images with `channels` channels and `classes` classes."""
-    builders = NETWORKS | {builder.__name__: builder for builder in (*_HELD_OUT, *_GOOD)}
+    builders = NETWORKS | {builder.__name__: builder for builder in _HELD_OUT}
     return builders[name](channels, classes, dropout)

