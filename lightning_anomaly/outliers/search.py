@@ -286,10 +286,10 @@ def check_features(samples: SampleStatistics, state: DetectorState) -> None:
         return
     width = 0 if samples.features is None else samples.features.shape[1]
     if samples.feature_layer != state.feature_layer or width != content.neighbors.shape[1]:
+        found = f"{samples.feature_layer}, {width} of them" if width else "none"
         raise ValueError(
             "Parameter `images` should give features in the same layer as the reference: "
-            f"{state.feature_layer}, {content.neighbors.shape[1]} of them. Found {samples.feature_layer or 'none'}, "
-            f"{width} of them."
+            f"{state.feature_layer}, {content.neighbors.shape[1]} of them. Found {found}."
         )
 
 
