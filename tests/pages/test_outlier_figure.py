@@ -29,6 +29,7 @@ def test_at_most_sixteen_samples_are_drawn_by_score_and_votes() -> None:
     pixels(figure)
     assert figure.axes[0].bbox.height > 1.5 * figure.dpi  # inches
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), IMAGES[3])
+    assert figure.axes[0].images[0].get_clim() == (0, 255)
     assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
     assert order(draw({}, {7: 1, 30: 3, 9: 2})) == [30, 9, 7]
     assert order(draw({}, {40: 1, 2: 1, 11: 1})) == [2, 11, 40]

@@ -41,6 +41,7 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     images = random(2, 1, 12, 20)
     assert torch.equal(shrink(images, 20), images)
     assert torch.equal(shrink(images.long(), 20), images.long().float())
+    assert shrink(images.long(), 20).is_floating_point()
     torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
     assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
     assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
