@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
+from lightning_anomaly.pages.thumbnails import black_and_white, data_uri, shrink, to_bytes
 
 
 def random(*shape: int) -> Tensor:
@@ -45,3 +45,9 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
     assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
     assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
+    assert [shrink(torch.zeros(1, 1, *sides), 20).shape[2:] for sides in ((40, 5), (5, 40))] == [(20, 3), (3, 20)]
+
+
+def test_small_copies_are_stored_as_they_are_and_large_ones_as_photographs() -> None:
+    kinds = [data_uri(torch.zeros(side, 5, 3, dtype=torch.uint8)).partition(";")[0] for side in (128, 129)]
+    assert kinds == ["data:image/png", "data:image/jpeg"]
