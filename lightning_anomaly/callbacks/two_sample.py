@@ -200,7 +200,8 @@ class TwoSampleCallback(AnyCallback):
         """Watch what the first step calls the module with."""
         if self._schedule.due and self._images is None and batch_idx == dataloader_idx == 0:
             called = find_call(pl_module, self.logits)
-            self._calls.attach(called if isinstance(called, nn.Module) else pl_module, batch)
+            scripted = isinstance(called, torch.jit.ScriptModule)  # accepts no hooks
+            self._calls.attach(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

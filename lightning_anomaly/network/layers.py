@@ -79,10 +79,19 @@ def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
 
 
 def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:
-    """Note that the model has no convolutions that can be watched, unless `layers` are named."""
-    if layers is not None or select_layers(model):
+    """Note that the model has no convolutions or scripted ones, unless `layers` are named."""
+    if layers is not None:
         return {}
-    return {
-        "no layers": "The model has no convolution, except in scripted modules, which accept no hooks, so there are no "
-        "filters to analyze: name layers whose output has shape (N, F, ...) as `layers`, if there are any."
-    }
+    scripted = [
+        name
+        for name, module in modules_by_name(model).items()
+        if isinstance(module, torch.jit.ScriptModule) and module.original_name.startswith("Conv")
+    ]
+    if scripted:
+        return {"scripted": f"Convolutions in ScriptModules are skipped, as these accept no hooks: {scripted}."}
+    if not select_layers(model):
+        return {
+            "no layers": "The model has no convolution, so there are no filters to analyze: name layers whose output "
+            "has shape (N, F, ...) as `layers`, if there are any."
+        }
+    return {}

@@ -33,6 +33,13 @@ def test_every_convolution_is_selected_in_the_model_s_order():
     assert unseen_layers(nn.Linear(2, 2), [""]) == unseen_layers(model) == {}
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_note_names_the_convolutions_that_scripts_hide_beside_others():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU())))
+    assert list(select_layers(model)) == ["0"]
+    assert "'1.0'" in unseen_layers(model)["scripted"]
+
+
 def test_named_layers_are_selected_in_the_given_order_and_need_not_be_convolutions():
     assert list(select_layers(network(), iter(["2", "1"]))) == ["2", "1"]
 
