@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from lightning_anomaly.callbacks._guard import Guard
@@ -19,18 +20,20 @@ def log_figures(
     """Log the figures of a report; call `remember_losses` first."""
     if not (loggers and report.layers):
         return
-    losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
-    figures = {
-        "curves": curves_figure(history, losses),
-        "verdicts": verdict_map(report.layers, report.measured),
-        "filters": filter_figure(report.layers),
-    }
-    if report.images is not None:
-        figures["outliers"] = outlier_figure(report.images, report.outlier_scores, report.votes)
-    for name, figure in figures.items():
+    for name, figure in _figures(report, history):
         for logger in loggers if figure is not None else ():
             with guard(f"log a figure to {type(logger).__name__}"):
                 log_figure(logger, f"{prefix}/{name}", figure, step)
+
+
+def _figures(report: AnomalyReport, history: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Draw one figure at a time, so that only one is in memory."""
+    losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
+    yield "curves", curves_figure(history, losses)
+    yield "verdicts", verdict_map(report.layers, report.measured)
+    yield "filters", filter_figure(report.layers)
+    if report.images is not None:
+        yield "outliers", outlier_figure(report.images, report.outlier_scores, report.votes)
 
 
 def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:

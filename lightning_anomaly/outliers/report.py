@@ -146,9 +146,11 @@ class OutlierReport(Tabular):
     @property
     def filed_elsewhere(self) -> list[int]:
         """Positions of the images that look like another class, first those that are in it too, by label score."""
-        ranked = self.top(len(self.scores), by="label") if "label" in self.views else []
-        found = [place for place in ranked if "label" in self.outlier_reasons(place)]
-        return sorted(found, key=lambda place: place not in self._filed_twice)
+        if "label" not in self.views:
+            return []
+        told, twice = self.views["label"].reasons, self._filed_twice
+        found = [place for place in self.top(len(self.scores), by="label") if told[place] or place in twice]
+        return sorted(found, key=lambda place: place not in twice)
 
     @cached_property
     def _filed_twice(self) -> dict[int, dict[str, str]]:

@@ -163,8 +163,11 @@ class TwoSampleReport(Tabular):
 
     def metrics(self) -> dict[str, float]:
         """Compute the logged values of what was compared; the share of a layer is named `layer/NAME`."""
-        output = "confidence_auc", "confidence_gap", "confidence_error_ratio", "confidence_p_value"
-        names = output * self.compares_output + ("count", "fraction", "p_value") * self.compares_filters
+        names = list[str]()
+        if self.compares_output:
+            names += ["confidence_auc", "confidence_gap", "confidence_error_ratio", "confidence_p_value"]
+        if self.compares_filters:
+            names += ["count", "fraction", "p_value"]
         values = {name: float(getattr(self, name)) for name in names}
         values |= {f"layer/{name}": share for name, share in self.shares.items()}
         if self.doubts and not math.isnan(self.doubts[0].left_out):
