@@ -76,8 +76,7 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     print(f"Losses, numbers of filters and the gap: tensorboard --logdir {log_dir}\n")
     losses = [entry["losses"]["val_loss"] for entry in watcher.history]
     counts = ", ".join(f"{entry['metrics']['count']:.0f}" for entry in watcher.history)
-    lowest = f"{min(losses):.2f}, in epoch {losses.index(min(losses))}"
-    print(f"The lowest validation loss was {lowest}; the last is {losses[-1]:.2f}.")
+    print(f"Lowest val_loss: {min(losses):.2f}, in epoch {losses.index(min(losses))}; the last is {losses[-1]:.2f}.")
     print(f"The number of anomaly filters ({counts}) does not follow it. The gap does:")
     print(stopping.stopping_reason_message or "The run was not stopped.")
     return watcher
