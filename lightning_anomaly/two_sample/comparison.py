@@ -99,7 +99,7 @@ def compare_groups(
     With `labels`, the report has their margins.
     """
     check_groups(train_inputs, val_inputs)
-    judged = model if labels is not None and None not in labels.train else None
+    judged = model if labels is not None and any(label is not None for label in labels.train) else None
     capture = MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(judged))
     output = ExpectedErrors()
     with output:

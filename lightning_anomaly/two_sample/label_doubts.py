@@ -21,9 +21,9 @@ class LabelMargins(NamedTuple):
 
     Attributes:
         margins: Margins of its logits, and of what a `Ridge` on its features predicts from the other images `(2, n)`;
-            the latter may be NaN.
+            NaN if its label is unknown, the latter also without features.
         looks_like: The other class with the largest logit, of each image.
-        loss: Mean cross-entropy of the validation images (nats); NaN if their labels are unknown.
+        loss: Mean cross-entropy of the validation images whose label is known (nats); NaN without any.
     """
 
     margins: Tensor
@@ -43,22 +43,26 @@ class KnownLabels(NamedTuple):
     def judge(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
         """Compute the margins from logits `(n + m, C)` and features `(n + m, D)` of n training and m validation images.
 
-        None unless each training image has one of the C classes.
+        None unless the known labels of training images are some of the C classes.
         """
         width = 0 if logits is None else logits.shape[1]
         names = self.classes if len(self.classes) == width else [*map(str, range(width))]
         labels, val = (class_indices(names, part) for part in (self.train, self.val))
-        if logits is None or (labels < 0).any():
-            return None
-        count = len(labels)
-        loss = cross_entropy(logits[count:], val).item() if (val >= 0).all() else math.nan
-        logits, left_out = logits[:count].double(), torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
-        if features is not None and (features := features[:count]).isfinite().all():
-            left_out = margins_over(labels, Ridge.fit(features, labels, width).predict(features, left_out=labels))
-        others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1).tolist()
-        return LabelMargins(
-            torch.stack([margins_over(labels, logits), left_out]), [names[other] for other in others], loss
+        known, val_known = (
+            torch.tensor([label is not None for label in part], device="cpu") for part in (self.train, self.val)
         )
+        if logits is None or not known.any() or (labels[known] < 0).any():
+            return None
+        count, val = len(labels), val[val_known]
+        loss = cross_entropy(logits[count:][val_known], val).item() if len(val) and (val >= 0).all() else math.nan
+        logits, own = logits[:count].double(), labels.clamp(min=0)
+        margins = torch.stack([margins_over(own, logits), torch.full_like(logits[:, 0], torch.nan)])
+        margins[0, ~known] = torch.nan
+        if features is not None and (features := features[:count][known]).isfinite().all():
+            ridge = Ridge.fit(features, own[known], width)
+            margins[1, known] = margins_over(own[known], ridge.predict(features, left_out=own[known]))
+        others = logits.scatter(1, own[:, None], -torch.inf).argmax(1).tolist()
+        return LabelMargins(margins, [names[other] for other in others], loss)
 
 
 class LabelDoubt(NamedTuple):
@@ -103,28 +107,49 @@ class MeanMargins:
     """
 
     def __init__(self) -> None:
-        self._validations = 0
-        self._sums = torch.zeros(2, 0, device="cpu")  # of the margins of all validations
-        self._since = torch.zeros(0, device="cpu")  # first of the last epochs with a margin above 0, -1 without one
-        self._lowest = math.inf  # loss
-        self._best: dict[str, Any] = {}  # mean margins, other classes and epochs at the lowest loss
+        self.load_state_dict({})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and the means in plain types."""
+        return {
+            "validations": self._counts,
+            "sums": self._sums,
+            "since": self._since,
+            "lowest": self._lowest,
+            "best": self._best,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned; what is missing is as before the first validation."""
+        empty = torch.zeros(2, 0, device="cpu")
+        self._sums: Tensor = state_dict.get("sums", empty)  # of the margins of all validations
+        # Of the validations that judged each image; in 0.4.0 one number, for all.
+        self._counts = torch.as_tensor(state_dict.get("validations", 0), device="cpu").expand_as(self._sums)
+        # First of the last epochs with a margin above 0, -1 without one.
+        self._since: Tensor = state_dict.get("since", empty[0])
+        self._lowest: float = state_dict.get("lowest", math.inf)  # loss
+        # Mean margins, other classes and epochs at the lowest loss.
+        self._best: dict[str, Any] = state_dict.get("best", {})
 
     def add(self, now: LabelMargins, epoch: int) -> None:
-        """Add the margins at a validation; another number of images begins anew."""
+        """Add the margins at a validation, NaN for images that it does not judge; other images begin anew."""
         if self._sums.shape != now.margins.shape:
-            self.load_state_dict(MeanMargins().state_dict())
-            self._sums, self._since = torch.zeros_like(now.margins), torch.full_like(now.margins[0], -1)
-        self._validations += 1
-        self._sums = self._sums + now.margins
-        self._since = torch.where(now.margins[0] > 0, torch.where(self._since < 0, epoch, self._since), -1)
+            self.load_state_dict({"sums": torch.zeros_like(now.margins), "since": torch.full_like(now.margins[0], -1)})
+        seen = ~now.margins.isnan()
+        self._counts, self._sums = self._counts + seen, self._sums + now.margins.where(seen, 0)
+        since = torch.where(now.margins[0] > 0, torch.where(self._since < 0, epoch, self._since), -1)
+        self._since = since.where(seen[0], self._since)
         if not now.loss > self._lowest:  # if it is unknown, every validation counts
-            means = self._sums / self._validations
-            self._lowest, self._best = now.loss, {"means": means, "looks_like": now.looks_like, "since": self._since}
+            pairs = zip(seen[0].tolist(), now.looks_like, self._best.get("looks_like", now.looks_like), strict=True)
+            looks_like = [new if is_seen else old for is_seen, new, old in pairs]
+            means = self._sums / self._counts
+            self._lowest, self._best = now.loss, {"means": means, "looks_like": looks_like, "since": self._since}
 
     def ranked(self, labels: KnownLabels) -> list[LabelDoubt]:
-        """Rank the images by their labels after a first validation, the most doubtful first."""
+        """Rank the images that were judged by their labels after a first validation, the most doubtful first."""
         means, since = self._best["means"], self._best["since"].tolist()
-        spread = means.std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
+        judged = ~means[0].isnan()
+        spread = means[:, judged].std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
         scores = (means / spread).nan_to_num().sum(0)
         return [
             LabelDoubt(
@@ -137,12 +162,5 @@ class MeanMargins:
                 means[1, place].item(),
             )
             for place in scores.argsort(descending=True, stable=True).tolist()
+            if judged[place]
         ]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums and the means in plain types."""
-        return {name.removeprefix("_"): value for name, value in vars(self).items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        vars(self).update({f"_{name}": value for name, value in state_dict.items()})

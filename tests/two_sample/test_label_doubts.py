@@ -100,7 +100,8 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     [
         (known(), None),
         (known(), torch.zeros(60, 2)),
-        (known(train=["0"] * 29 + [None]), torch.zeros(60, 3)),
+        (known(train=["0"] * 29 + ["cat"]), torch.zeros(60, 3)),
+        (known(train=[None] * 30), torch.zeros(60, 3)),
         (known(train=["cat"] * 30), torch.zeros(60, 3)),
         (known(), torch.zeros(60, 1)),
     ],
@@ -117,6 +118,57 @@ def test_without_features_or_labels_of_validation_images_the_logits_still_count(
         torch.testing.assert_close(seen.margins[0], margins_over(LABELS, logits[:30].double()))
         assert seen.margins[1].isnan().all()
         assert math.isnan(seen.loss)
+
+
+def test_images_without_a_label_are_left_out_and_the_others_are_judged_alike() -> None:
+    logits, features = torch.randn(2, 60, 3, generator=RNG)
+    train: list[str | None] = [str(label) for label in LABELS.tolist()]
+    rest = [place for place in range(30) if place not in (4, 17)]
+    fewer = known(LABELS[rest], val=["0"] * 29).judge(
+        logits[[*rest, *range(31, 60)]], features[[*rest, *range(31, 60)]]
+    )
+    train[4] = train[17] = None
+    labels = known(train=train, val=[None, *["0"] * 29])
+    seen, means = labels.judge(logits, features), MeanMargins()
+    assert seen is not None
+    assert fewer is not None
+    torch.testing.assert_close(seen.margins[:, rest], fewer.margins)
+    assert seen.margins[:, [4, 17]].isnan().all()
+    assert seen.loss == pytest.approx(fewer.loss)
+    means.add(seen, 0)
+    assert sorted(order(means, labels)) == [10 * place for place in rest]
+
+
+def test_an_image_that_is_missing_once_keeps_its_place_and_its_mean() -> None:
+    labels, means = known(LABELS[:3]), MeanMargins()
+    means.add(at(2, 4, 3, math.nan), 0)
+    assert order(means, labels) == [0, 10]
+    means.add(LabelMargins(at(1, 4, math.nan, 3.5).margins, ["b", "", "c"], 1), 1)
+    found = means.ranked(labels)
+    assert [(doubt.position, doubt.looks_like, doubt.since) for doubt in found] == [
+        (0, "b", 0),
+        (20, "c", 1),
+        (10, "b", 0),
+    ]
+    means.add(at(0.5, 4, 9, 3.5), 2)
+    assert order(means, labels) == [10, 0, 20]
+
+
+def test_a_state_of_0_4_0_goes_on() -> None:
+    means, margins = MeanMargins(), torch.tensor([[4.0, 2.0, -2.0], [1.0, 1.0, -1.0]]).double()
+    best = {"means": margins / 2, "looks_like": ["a", "b", "c"], "since": torch.tensor([0.0, 1.0, -1.0]).double()}
+    means.load_state_dict({"validations": 2, "sums": margins, "since": best["since"], "lowest": 2.0, "best": best})
+    labels, expected = known(LABELS[:3]), [(0, 0.5), (10, 0.5), (20, -0.5)]
+    assert [(doubt.position, doubt.left_out) for doubt in means.ranked(labels)] == expected
+    means.add(LabelMargins(torch.zeros(2, 3).double(), ["c"] * 3, 1.0), 2)
+    found = means.ranked(labels)
+    assert [(doubt.position, doubt.left_out) for doubt in found] == [
+        (place, pytest.approx(mean * 2 / 3)) for place, mean in expected
+    ]
+    assert {doubt.looks_like for doubt in found} == {"c"}
+    means.load_state_dict({})
+    means.add(at(3, 1, 2), 5)
+    assert order(means, known(LABELS[:2])) == [10, 0]
 
 
 def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass() -> None:
