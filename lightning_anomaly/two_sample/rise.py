@@ -73,8 +73,11 @@ class ErrorRise:
         return {"recent": [tuple(level) for level in self.recent], "lowest": self.lowest and tuple(self.lowest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self.recent, lowest = [Level(*level) for level in state_dict["recent"]], state_dict["lowest"]
+        """Load what `state_dict` returned; what is missing is as before the first validation."""
+        lowest = state_dict.get("lowest")
+        if isinstance(lowest, list):  # 0.4.0: of at most one
+            lowest = lowest[0] if lowest else None
+        self.recent = [Level(*level) for level in state_dict.get("recent", [])]
         self.lowest = lowest and Level(*lowest)
 
 
