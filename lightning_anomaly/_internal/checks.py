@@ -64,8 +64,14 @@ def check_text(name: str, value: Any) -> str:
 
 
 def check_labels(labels: Sequence[Any], count: int) -> list[Any]:
-    """Raise ValueError unless a list, tensor, array or column of a table has a label for each of `count` images."""
+    """Return the labels of `count` images, None for NaN, from a list, tensor, array or column of a table.
+
+    Raise ValueError unless it has one for each image.
+    """
     found = len(labels) if hasattr(labels, "__len__") else type(labels).__name__
     if found != count:
         raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {found}.")
-    return [value.tolist() if hasattr(value, "tolist") else value for value in labels]
+    # A column of a table has NaN for a missing label, which turns its integers into floating-point numbers.
+    plain = [value.tolist() if hasattr(value, "tolist") else value for value in labels]
+    numbers = [int(value) if isinstance(value, float) and value.is_integer() else value for value in plain]
+    return [None if value != value else value for value in numbers]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_anomaly.images.loaders import first_loader
-from lightning_anomaly.images.source import ImageSource, first_tensor
+from lightning_anomaly.images.source import ImageSource, first_tensor, loader_of
+from lightning_anomaly.images.worker import in_worker
 from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
-from lightning_anomaly.two_sample.comparable_images import describe_doubts, is_augmented, read_once, trained_on
+from lightning_anomaly.two_sample.comparable_images import (
+    describe_doubts,
+    is_augmented,
+    read_once,
+    trained_on,
+    transforms_of,
+)
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
 
 
@@ -25,12 +32,17 @@ class ComparedImages(NamedTuple):
     labels: KnownLabels
     doubts: Mapping[str, str]
 
+    @property
+    def identity(self) -> str:
+        """Tells these images with their labels from others."""
+        known = self.labels.positions, len(self.val), self.labels.train, self.labels.val
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
     def pictures(self, positions: Sequence[int]) -> Tensor | None:
         """Return small copies of training images, uint8 `(n, H, W, C)`; None if they cannot be drawn."""
         if len(self.train.shape) not in (3, 4) or not positions:
             return None
-        readable = [place for place in self.train.positions if place not in self.train.unreadable]
-        places = dict(zip(self.labels.positions, readable, strict=True))  # other ones if they are in memory
+        places = dict(zip(self.labels.positions, self.train.positions, strict=True))  # other ones if in memory
         batches = self.train.batches([places[position] for position in positions])
         images = torch.cat([shrink(images, SIDE) for _, images in batches])
         return to_bytes(images, black_and_white(images)).clone()  # no view, which would keep its base
@@ -51,10 +63,10 @@ def read_images(
     `given` are `train_inputs` and `val_inputs`, None for those of the Trainer. The first validation `batch` was
     `prepared`, if it was, before the step called the module.
     """
-    sources = _open(trainer, pl_module, given, batch_size, sample_size)
+    sources, doubts = _open(trainer, pl_module, given, batch_size, sample_size)
     images, seen = read_once(sources, max_bytes)
     from_user = [name for name, source in given.items() if source is not None]
-    doubts = describe_doubts(from_user, seen, batch if prepared is None else prepared)
+    doubts |= describe_doubts(from_user, seen, batch if prepared is None else prepared)
     if prepared is not None and len(from_user) < len(given):
         doubts["prepared"] = (
             "A validation step prepares images before it calls the module, and here they are compared as they come "
@@ -67,8 +79,14 @@ def read_images(
             "The training images are augmented anew each time, which hides the gap: give images without "
             "augmentation as `train_inputs`."
         )
-    places, val_places = ([p for p in source.positions if p not in source.unreadable] for source in (train, val))
-    labels = KnownLabels(train.labels(places), val.labels(val_places), train.class_names, places, train.names)
+    # Images that are read again at each comparison may be readable then.
+    places, val_places = (
+        [place for place in source.positions if images[name] is source or place not in source.unreadable]
+        for name, source in sources.items()
+    )
+    labels = KnownLabels(
+        train.labels(places), val.labels(val_places), train.class_names, places, train.names, train.labels_problem
+    )
     return ComparedImages(
         images["train_inputs"], images["val_inputs"], labels, {**train.notes(), **val.notes(), **doubts}
     )
@@ -76,20 +94,34 @@ def read_images(
 
 def _open(
     trainer: Any, pl_module: Any, given: Mapping[str, Any], batch_size: int, sample_size: int
-) -> dict[str, ImageSource]:
-    """Open both kinds of images."""
-    loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
-    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in given.items()}
-    if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
-        batches = trainer.num_training_batches
-        chosen["train_inputs"] = trained_on(chosen["train_inputs"], chosen["val_inputs"], batches)
-    convert = partial(_transferred, trainer, pl_module)
-    return {
-        name: ImageSource(trainer.strategy.precision_plugin.convert_input(source), name, batch_size)
-        if isinstance(source, Tensor)
-        else ImageSource(source, name, batch_size, max_images=sample_size, convert=convert)
-        for name, source in chosen.items()
-    }
+) -> tuple[dict[str, ImageSource], dict[str, str]]:
+    """Open both kinds of images, data sets in a worker process; note where that fails."""
+    own = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
+    chosen = {name: first_loader(own[name]) if images is None else images for name, images in given.items()}
+    loaders = {name: loader_of(images, name) for name, images in chosen.items() if not isinstance(images, Tensor)}
+    prepared: dict[str, Any] = {}  # how a worker reads otherwise than the loader
+    if given["train_inputs"] is None:
+        loader = loaders["train_inputs"] = trained_on(loaders["train_inputs"], trainer.num_training_batches)
+        val_loader = loaders.get("val_inputs")
+        if val_loader is not None and (transforms := transforms_of(val_loader.dataset, loader.dataset)):
+            prepared["train_inputs"] = {"attributes": transforms, "collate_fn": val_loader.collate_fn}
+    sources, notes = dict[str, ImageSource](), dict[str, str]()
+    for name, images in chosen.items():
+        if isinstance(images, Tensor):
+            images = trainer.strategy.precision_plugin.convert_input(images)
+            sources[name] = ImageSource(images, name, batch_size)
+            continue
+        convert = partial(_transferred, trainer, pl_module)
+        read = partial(ImageSource, argument=name, batch_size=batch_size, max_images=sample_size, convert=convert)
+        try:
+            sources[name] = read(in_worker(loaders[name], **prepared.get(name, {})))
+        except Exception as error:
+            sources[name] = read(loaders[name])
+            notes[f"no worker {name}"] = (
+                f"`{name}` are read in this process, as the loader yields them, since a worker process cannot read "
+                f"them ({type(error).__name__}: {error})."
+            )
+    return sources, notes
 
 
 def _transferred(trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:

@@ -15,8 +15,9 @@ from lightning_anomaly.filters.across_processes import analyze_shared
 from lightning_anomaly.filters.analyze import analyze_maps
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
+from lightning_anomaly.images.labels import BatchLabels, class_names, in_drawn_order
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
-from lightning_anomaly.images.source import class_names, first_tensor, labels_and_names
+from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import most_samples
 from lightning_anomaly.network.hooks import MapCapture
@@ -37,6 +38,7 @@ class Probe:
     def __post_init__(self) -> None:
         self._limit = -(-self.size // rank_and_world()[1])  # samples of this process
         self._seen = 0  # samples in the batches so far
+        self._labels = BatchLabels()  # of these
         self.capture = MapCapture(
             self.layers,
             limit=self._limit,
@@ -58,6 +60,7 @@ class Probe:
         self.capture.attach()
         images = first_tensor(batch)
         if images is not None:
+            self._labels.add(range(self._seen, self._seen + len(images)), batch)
             self._seen += len(images)
             self.capture.samples.take_images(images)
 
@@ -71,14 +74,16 @@ class Probe:
             report = analyze_shared(maps, self.settings, notes, samples=samples, limit=limit)
         else:
             report = analyze_maps(maps, self.settings, notes, samples=samples)
-        columns = {} if shuffles(loaders) else labels_and_names(loaders)
-        report = replace(report, notes={**report.notes, **class_notes(columns.get("labels", []), report.n_samples)})
+        targets, names = (None, None) if shuffles(loaders) else in_drawn_order(loaders)
+        report = replace(report, notes={**report.notes, **class_notes(targets or [], report.n_samples)})
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
-        count = report.n_samples
-        known: dict[str, Any] = {name: column[:count] for name, column in columns.items() if len(column) >= count}
-        return self._with_label_scores(replace(report, **known))
+        labels = self._labels.at(range(report.n_samples), targets)
+        class_names = dict(enumerate(samples.class_names))
+        named = [None if label is None else str(class_names.get(label, label)) for label in labels]
+        report = replace(report, labels=named if any(named) else None, names=names and names[: report.n_samples])
+        return self._with_label_scores(report)
 
     def _with_label_scores(self, report: AnomalyReport) -> AnomalyReport:
         """Add how much the network prefers another class to the label of each sample, if it knows these classes."""
@@ -90,7 +95,7 @@ class Probe:
         return report if view is None else replace(report, views={**report.views, "label": view})
 
 
-def class_notes(labels: Sequence[str], samples: int) -> dict[str, str]:
+def class_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
     """Note if evenly spaced samples of a validation, as many as in the probe, would have clearly more classes."""
     if not labels or not samples:
         return {}

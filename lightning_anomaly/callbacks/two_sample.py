@@ -136,8 +136,13 @@ class TwoSampleCallback(AnyCallback):
         """Drop everything that an earlier module left."""
         self.report: TwoSampleReport | None = None
         self.history: list[dict[str, Any]] = []
-        self._rise, self._margins = ErrorRise(), MeanMargins()
+        self._begin_measuring()
         self._guard.forget()
+
+    def _begin_measuring(self) -> None:
+        """Forget what earlier validations measured."""
+        self._rise, self._margins = ErrorRise(), MeanMargins()
+        self._identity: str | None = None  # of the images that were measured
 
     @property
     def state_key(self) -> str:
@@ -145,25 +150,29 @@ class TwoSampleCallback(AnyCallback):
         return self._module.state_key(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history, the levels of the error ratio and the mean margins of labels."""
+        """Return the history and what was measured, the rise and the mean margins, and of which images."""
         return {
             "history": list(self.history),
             "rise": self._rise.state_dict(),
             "margins": self._margins.state_dict(),
+            "images": self._identity,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
         if self._module.fitting is not False:
             self._reset()
-            self.history = list(state_dict["history"])
-            self._rise.load_state_dict(state_dict["rise"])
-            self._margins.load_state_dict(state_dict["margins"])
+            self.history = list(state_dict.get("history", ()))
+            self._rise.load_state_dict(state_dict.get("rise", {}))
+            self._margins.load_state_dict(state_dict.get("margins", {}))
+            self._identity = state_dict.get("images")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration, and drop the state if another module is fitted than before."""
+        """Check the configuration, begin to measure anew, and drop all state if another module is fitted."""
         check_logging(self, trainer, pl_module, stage)
         self._module.enter(self, pl_module, stage)
+        if stage == "fit":
+            self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers and `logits`, which `setup` may have built, and drop images of an earlier fit."""
@@ -228,6 +237,9 @@ class TwoSampleCallback(AnyCallback):
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
         images = read_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
         self._guard.warn_of(images.doubts)
+        if self._identity not in (None, images.identity):
+            self._begin_measuring()
+        self._identity = images.identity
         return images
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -255,8 +267,7 @@ class TwoSampleCallback(AnyCallback):
     def _take(self, trainer: Any, report: TwoSampleReport, seconds: float) -> TwoSampleReport | None:
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
         measured, values = report.compares_output or report.compares_filters, self._values.measured
-        notes = {key: note for key, note in report.notes.items() if key != "labels"}  # which nobody has to have
-        self._guard.warn_of(notes, "" if measured else self._values.without_measurement(trainer))
+        self._guard.warn_of(report.notes, "" if measured else self._values.without_measurement(trainer))
         if not measured and values:
             return None
         if report.label_margins is not None and self._images is not None:
@@ -266,7 +277,9 @@ class TwoSampleCallback(AnyCallback):
         if measured:
             values |= {**report.metrics(), "seconds": seconds}
         if report.compares_output:
-            values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
+            assert self._images is not None
+            errors = self._images.train.with_gaps(report.train_errors), self._images.val.with_gaps(report.val_errors)
+            values["confidence_rise"] = self._rise.add(*errors)
             if self._rise.too_few_expected_errors:
                 self._guard.warn(
                     "few errors",

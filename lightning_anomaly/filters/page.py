@@ -161,7 +161,7 @@ def _maps(kept: KeptMaps) -> bytes:
 
 def _labels(values: list[Any]) -> dict[str, Any]:
     """List the distinct labels in order, and for each sample the place of its label among them."""
-    texts = [str(value) for value in values]  # lists have no hash, and NaN does not equal itself
+    texts = ["unknown" if value is None else str(value) for value in values]  # lists have no hash
     value_of = dict(zip(texts, values, strict=True))
     numeric = all(isinstance(value, (int, float)) for value in values)
     names = sorted(value_of, key=value_of.__getitem__ if numeric else None)

@@ -40,7 +40,7 @@ class AnomalyReport(Tabular):
             by "label" in a fit of one process whose data set has `targets`: how much the network prefers another class.
         images: Small images of the samples, uint8 `(N, height, width, channels)`, if they were kept and can be drawn.
         maps: Some maps of each layer's filters, if they were kept.
-        labels: Class of each sample, if known, by which the page colors points.
+        labels: Class of each sample, None where unknown, by which the page colors points; None without any.
         names: File of each sample, if known, by which the table and the page name it.
     """
 
@@ -51,7 +51,7 @@ class AnomalyReport(Tabular):
     views: Mapping[str, SampleView] = field(default_factory=dict)
     images: Tensor | None = None
     maps: Mapping[str, KeptMaps] = field(default_factory=dict)
-    labels: Sequence[str] | None = None
+    labels: Sequence[str | None] | None = None
     names: Sequence[str] | None = None
 
     @property

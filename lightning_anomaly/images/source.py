@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.loaders import (
-    BATCH,
-    batch_size_of,
-    draw_positions,
-    epoch_positions,
-    first_loader,
-    load_at,
+from lightning_anomaly.images.labels import (
+    BatchLabels,
+    class_names,
+    class_targets,
+    dataset_with,
+    file_names,
+    folder_of,
+    named_tensors,
 )
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -31,14 +31,7 @@ _BATCHES = 8  # for each worker process, so that it is worth starting
 
 def tensors_in(values: Any) -> list[Tensor]:
     """Find all tensors in nested mappings, sequences and dataclasses."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    elif is_dataclass(values) and not isinstance(values, type):
-        values = [getattr(values, field.name) for field in fields(values)]
-    parts = values if isinstance(values, Sequence) and not isinstance(values, (str, bytes)) else ()
-    return [tensor for part in parts for tensor in tensors_in(part)]
+    return [tensor for _, tensor in named_tensors(values)]
 
 
 def first_tensor(batch: Any) -> Tensor | None:
@@ -54,17 +47,6 @@ def first_tensor(batch: Any) -> Tensor | None:
     if inputs and inputs[0].ndim == 1:
         inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
     return inputs[0] if inputs else None
-
-
-def labels_in(batch: Any, count: int) -> list[int]:
-    """Return the second item of a batch, or its "label" or "labels", if it has an integer for each of `count` items."""
-    if isinstance(batch, Mapping):
-        labels = batch.get("label", batch.get("labels"))
-    else:
-        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-    if not isinstance(labels, Tensor) or labels.shape != (count,) or labels.is_floating_point():
-        return []
-    return [int(label) for label in labels.tolist()]
 
 
 class WithWholeImage(NamedTuple):
@@ -111,8 +93,9 @@ class ImageSource:
             )
         self.folder, self.class_names = folder_of(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
-        self._labels: dict[int, Any] = {}  # of the batches read so far, by position
-        self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
+        self._labels = BatchLabels()  # of the batches read so far
+        self._given: list[Any] | None = None  # labels that replace these
+        self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
         self.shape: tuple[int, ...] = ()
         self.whole_shape: tuple[int, ...] | None = None  # of whole images; None if the data set hands none
         self._blank = torch.zeros(1, device="cpu")  # the whole image of an unreadable one `(1, ...)`
@@ -135,22 +118,26 @@ class ImageSource:
         return file_names(self._data)
 
     @cached_property
-    def _targets(self) -> list[Any] | None:
-        return class_labels(self._data)
+    def _targets(self) -> list[int] | None:
+        return class_targets(self._data)
 
     def set_labels(self, labels: Sequence[Any] | None) -> None:
         """Replace the labels that come with the data, if others are given."""
-        if labels is not None:
-            self._targets = check_labels(labels, len(self))
+        self._given = None if labels is None else check_labels(labels, len(self))
 
     def labels(self, positions: Iterable[int]) -> list[str | None]:
         """Return the classes of images that were read, by name if they have one; None if unknown.
 
-        They are those given, or else the data set's `targets`, or else the labels in its batches.
+        They are those given, or else the labels in the data set's batches, or else its `targets`.
         """
-        names, targets = dict(enumerate(self.class_names)), self._targets
-        found = [self._labels.get(place) if targets is None else targets[place] for place in positions]
+        places, names = [*positions], dict(enumerate(self.class_names))
+        found = self._labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
         return [None if label is None else str(names.get(label, label)) or None for label in found]
+
+    @property
+    def labels_problem(self) -> str:
+        """Why the labels that were asked for are unknown, although there are some; empty without such a reason."""
+        return self._labels.problem
 
     @property
     def numel(self) -> int:
@@ -168,6 +155,15 @@ class ImageSource:
             readable = [position not in self.unreadable for position in positions.tolist()]
             if any(readable):
                 yield images if all(readable) else images[readable]
+
+    def with_gaps(self, values: Tensor) -> Tensor:
+        """Give values `(n, ...)` of the readable images their places among all, with NaN at the others `(N, ...)`."""
+        if not self.unreadable:
+            return values
+        readable = [place for place, position in enumerate(self.positions) if position not in self.unreadable]
+        filled = values.new_full((len(self.positions), *values.shape[1:]), torch.nan)
+        filled[readable] = values
+        return filled
 
     def notes(self, unusable: Iterable[int] = ()) -> dict[str, str]:
         """Note which images could not be read, and which others are `unusable`, as they give NaN."""
@@ -225,11 +221,9 @@ class ImageSource:
         assert self._loader is not None
         try:
             with isolated_random_state(0):
-                batch = next(iter(load_at(self._loader, [[position]], num_workers=0)))
+                batch = next(iter(load_at(self._loader, [[position]], num_workers=min(1, self._loader.num_workers))))
         except Exception as error:
-            kind = type(error).__name__
-            # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
-            self.unreadable[position] = kind if "<" in str(error) else f"{kind}: {error}"
+            self.unreadable[position] = _in_one_line(error)
             return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
         return [tensors.cpu() for tensors in self._images_of(batch, [position])]
 
@@ -251,8 +245,19 @@ class ImageSource:
         whole = batch.whole if isinstance(batch, WithWholeImage) else images
         self.whole_shape = None if whole is images else tuple(whole.shape[1:])
         self._blank = torch.zeros_like(whole[:1], device="cpu")
-        self._labels.update(zip(positions, labels_in(batch, len(positions)), strict=False))
+        self._labels.add(positions, batch)
+        for position in positions:
+            self.unreadable.pop(position, None)
         return images, whole
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return the kind of an error and its text, of one in a worker process without the traceback."""
+    kind, _, text = f"{type(error).__name__}: {error}".partition(": ")
+    if "Original Traceback" in text:
+        kind, _, text = text.strip().splitlines()[-1].partition(": ")
+    # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
+    return kind.rpartition(".")[2] if "<" in text or not text else f"{kind.rpartition('.')[2]}: {text}"
 
 
 def image_hashes(images: Tensor) -> list[int]:
@@ -264,63 +269,6 @@ def image_hashes(images: Tensor) -> list[int]:
 def scaled(images: Tensor) -> Tensor:
     """Return images in floating point, bytes scaled to 0..1."""
     return images if images.is_floating_point() else images.float().div_(255)
-
-
-def dataset_with(dataset: Any, attribute: str) -> Any:
-    """Return the data set with an attribute: this one or the one that it is a subset of; None if neither has it."""
-    while dataset is not None and not hasattr(dataset, attribute):
-        dataset = getattr(dataset, "dataset", None)
-    return dataset
-
-
-def file_names(dataset: Any) -> list[str] | None:
-    """Return the file of each image relative to the data set's `root`; None without `samples` that name files."""
-    samples = _column(dataset, "samples")
-    if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
-        return None
-    root = os.path.join(folder_of(dataset), "")
-    return [path.removeprefix(root) for path, *_ in samples]
-
-
-def folder_of(dataset: Any) -> str:
-    """Return the data set's `root`; empty if it has none, or one that is no path."""
-    root = getattr(dataset_with(dataset, "root"), "root", None)
-    return os.fspath(root) if isinstance(root, (str, os.PathLike)) else ""
-
-
-def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the names in a data set's `classes`; none if it has no such list."""
-    classes = getattr(dataset_with(dataset, "classes"), "classes", None)
-    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()
-
-
-def class_labels(dataset: Any) -> list[str] | None:
-    """Return the class of each image, by name if it has one; None without `targets` that are integers."""
-    targets = _column(dataset, "targets")
-    if targets is None or not all(isinstance(target, int) for target in targets):
-        return None
-    names = dict(enumerate(class_names(dataset)))
-    return [str(names.get(target, target)) for target in targets]
-
-
-def labels_and_names(loaders: Any) -> dict[str, list[str]]:
-    """Return `labels` and file `names`, if known, in the order in which the first of a Trainer's loaders draws them."""
-    loader = first_loader(loaders)
-    dataset = getattr(loader, "dataset", None)
-    columns = {"labels": class_labels(dataset), "names": file_names(dataset)}
-    positions = epoch_positions(loader) if any(columns.values()) else None
-    return {name: [column[place] for place in positions] for name, column in columns.items() if column and positions}
-
-
-def _column(dataset: Any, name: str) -> list[Any] | None:
-    """Return an attribute with a value for each item, of a data set or of the one that it is a subset of."""
-    if isinstance(dataset, Subset):
-        column = _column(dataset.dataset, name)
-        return None if column is None else [column[index] for index in dataset.indices]
-    values = getattr(dataset, name, None)
-    if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):
-        return None
-    return values if isinstance(values, list) else values.tolist()
 
 
 def loader_of(images: Any, argument: str) -> DataLoader[Any]:

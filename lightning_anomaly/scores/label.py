@@ -110,17 +110,22 @@ class Label(NamedTuple):
         return {**views, "content": SampleView(content, tuple(reasons)), "label": label}, looks_like
 
 
-def predicted_view(logits: Tensor, labels: Sequence[str], classes: Sequence[str]) -> SampleView | None:
+def predicted_view(logits: Tensor, labels: Sequence[str | None], classes: Sequence[str]) -> SampleView | None:
     """Score how much a network prefers another class to the label of each of N samples; None if they never agree.
 
-    `logits` are `(N, C)`; `classes` name the C classes, which otherwise have the numbers 0 to C - 1.
+    `logits` are `(N, C)`; `classes` name the C classes, which otherwise have the numbers 0 to C - 1. Samples without a
+    label have the score NaN.
     """
     logits = two_sided(logits)
     names = classes or [*map(str, range(logits.shape[1]))]
-    targets = class_indices(names, labels)
-    if len(names) != logits.shape[1] or (targets < 0).any() or not _agree(logits.argmax(1), targets):
+    targets, known = class_indices(names, labels), torch.tensor([label is not None for label in labels], device="cpu")
+    if (
+        len(names) != logits.shape[1]
+        or (targets[known] < 0).any()
+        or not _agree(logits.argmax(1)[known], targets[known])
+    ):
         return None
-    margins = margins_over(targets, logits).where(logits.isfinite().all(1), torch.nan)
+    margins = margins_over(targets.clamp(min=0), logits).where(known & logits.isfinite().all(1), torch.nan)
     predicted = [names[index] for index in logits.argmax(1).tolist()]
     return _label_view(margins, _scale(margins[~margins.isnan()]), labels, predicted, "labeled {}, predicted {}")
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_anomaly.images.labels import dataset_with
 from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, sampler_of, shuffles
-from lightning_anomaly.images.source import ImageSource, dataset_with, first_tensor, image_hashes
+from lightning_anomaly.images.source import ImageSource, first_tensor, image_hashes
 from lightning_anomaly.network.hooks import compiled_models_eager
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
@@ -39,51 +40,39 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
     return opened, seen
 
 
-def trained_on(loader: DataLoader[Any], val_loader: Any, batches: float) -> DataLoader[Any]:
-    """Load what a run trains on in epochs of so many `batches` in each process, which may be infinite.
-
-    The transform is that of the validation set, if both sets are of one class with a transform.
-    """
-    dataset = _with_transform_of(loader.dataset, getattr(val_loader, "dataset", None))
+def trained_on(loader: DataLoader[Any], batches: float) -> DataLoader[Any]:
+    """Load what a run trains on in epochs of so many `batches` in each process, which may be infinite."""
     # What a sampler leaves out may be the validation images.
     drawn, size = epoch_positions(loader), batch_size_of(loader)
     if drawn is not None and size is not None and not shuffles(loader) and batches < math.inf:
         drawn = drawn[: int(batches) * size * getattr(sampler_of(loader), "num_replicas", 1)]
     return DataLoader(
-        loader.dataset if dataset is None else dataset,
+        loader.dataset,
         size,
         sampler=drawn,
-        collate_fn=(loader if dataset is None else val_loader).collate_fn,
+        collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
 
 
-def _with_transform_of(dataset: Any, val_dataset: Any) -> Any:
-    """Copy a data set shallowly with another's transform; None if it has none or the classes differ."""
-    source = dataset_with(val_dataset, "transform")
-    copied = copy.copy(dataset)
-    if hasattr(dataset, "transform"):
-        if type(source) is not type(dataset):
-            return None
-        for name in ("transform", "transforms"):
-            if hasattr(source, name):
-                setattr(copied, name, getattr(source, name))
-        return copied
-    if not hasattr(dataset, "dataset"):
-        return None
-    copied.dataset = _with_transform_of(dataset.dataset, source)
-    return None if copied.dataset is None else copied
+def transforms_of(val_dataset: Any, dataset: Any) -> dict[str, Any]:
+    """Return the transforms of a validation set that a training set can take over; none if their classes differ."""
+    source, target = (dataset_with(data, "transform") for data in (val_dataset, dataset))
+    names = [name for name in ("transform", "transforms") if hasattr(source, name)]
+    kinds = [getattr(type(target), name, None) for name in names]
+    read_only = any(isinstance(kind, property) and kind.fset is None for kind in kinds)
+    if type(source) is not type(target) or read_only:
+        return {}
+    return {name: getattr(source, name) for name in names}
 
 
 def is_augmented(source: ImageSource) -> bool:
     """Whether images change with the order of reading, as a random transform makes them."""
-    positions = source.positions[:_FEW]
-    forward, backward = (
-        torch.cat([images for _, images in source.batches(order)]) for order in (positions, positions[::-1])
-    )
-    return not torch.equal(forward, backward.flip(0))
+    order = [*source.positions[:_FEW]]
+    first, again = (torch.cat([*map(itemgetter(1), source.batches(o))]) for o in (order, order[1:] + order[:1]))
+    return not torch.equal(first, again.roll(1, 0))
 
 
 class ModelCalls:

@@ -113,11 +113,16 @@ def compare_groups(
         notes["output"] = f"The output is not compared: {output.problem}."
     margins = None
     if labels is not None:
-        margins = labels.judge(output.logits, capture.samples.collected(n_train + n_val).features)
-        if margins is None:
-            notes["labels"] = (
-                "The training labels are not judged: this needs a logit for each class, and the class of each image."
-            )
+        features = capture.samples.collected(n_train + n_val).features
+        logits, features = (
+            known
+            if known is None
+            else torch.cat([train_inputs.with_gaps(known[:n_train]), val_inputs.with_gaps(known[n_train:])])
+            for known in (output.logits, features)
+        )
+        margins = labels.judge(logits, features)
+        if margins is None and errors is not None and (problem := labels.why_not_judged(logits)):
+            notes["labels"] = f"The training labels are not judged: {problem}."
     if min(n_train, n_val) < MIN_SAMPLES:
         notes["few images"] = (
             f"The {n_train} training and {n_val} validation images in `train_inputs` and `val_inputs` are too few for "

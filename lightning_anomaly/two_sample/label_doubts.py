@@ -39,11 +39,23 @@ class KnownLabels(NamedTuple):
     classes: Sequence[str]  # names, if the data set has some
     positions: Sequence[int]  # of the training images in their data set
     names: Sequence[str] | None  # files of these images, if known
+    problem: str = ""  # why the labels of training images are unknown although there are some
+
+    def why_not_judged(self, logits: Tensor | None) -> str:
+        """Say why labels are not judged by logits `(n + m, C)`; nothing if there are no labels."""
+        label = next((label for label in self.train if label is not None), None)
+        if self.problem:
+            return f"{self.problem}. Give a data set with one label for each image as `train_inputs`"
+        found = "none" if logits is None else logits.shape[1]
+        return (
+            "" if label is None else f"this needs a logit for each class. Found {found}, and labels such as '{label}'"
+        )
 
     def judge(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
         """Compute the margins from logits `(n + m, C)` and features `(n + m, D)` of n training and m validation images.
 
-        None unless the known labels of training images are some of the C classes.
+        None unless the known labels of training images are some of the C classes. NaN stands for an image that could
+        not be read.
         """
         width = 0 if logits is None else logits.shape[1]
         names = self.classes if len(self.classes) == width else [*map(str, range(width))]
@@ -53,7 +65,9 @@ class KnownLabels(NamedTuple):
         )
         if logits is None or not known.any() or (labels[known] < 0).any():
             return None
-        count, val = len(labels), val[val_known]
+        count, read = len(labels), logits.isfinite().all(1)
+        known, val_known = known & read[:count], val_known & read[count:]
+        val = val[val_known]
         loss = cross_entropy(logits[count:][val_known], val).item() if len(val) and (val >= 0).all() else math.nan
         logits, own = logits[:count].double(), labels.clamp(min=0)
         margins = torch.stack([margins_over(own, logits), torch.full_like(logits[:, 0], torch.nan)])

@@ -25,7 +25,7 @@ class Level(NamedTuple):
     """The ratio of expected errors at a validation, or its mean over several."""
 
     log_ratio: float
-    train: Tensor  # expected errors of the training images `(n,)`, divided by their mean
+    train: Tensor  # expected errors of the training images `(n,)`, divided by their mean; NaN for one that is missing
     val: Tensor  # expected errors of the validation images `(m,)`, divided by their mean
     errors: float = math.inf  # number of expected errors, see `level_of`; infinite for a mean over validations
 
@@ -50,7 +50,7 @@ class ErrorRise:
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
         """Add the expected errors of a validation, `(n,)` and `(m,)`, and return the rise, 0 for the first three.
 
-        A change in the number of images resets it.
+        NaN stands for an image that this validation lacks. A change in the number of images resets it.
         """
         level = level_of(train_errors, val_errors)
         if len({(len(train), len(val)) for _, train, val, _ in (*self.recent, level)}) > 1:
@@ -83,15 +83,16 @@ class ErrorRise:
 
 def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
     """Compute the level of one validation from expected errors `(n,)` and `(m,)`."""
-    train, val = mean_error(train_errors), mean_error(val_errors)
-    errors = max(train, val) * min(len(train_errors), len(val_errors))  # if both groups were as small as the smaller
+    present = [errors[~errors.isnan()] for errors in (train_errors, val_errors)]
+    train, val = map(mean_error, present)
+    errors = max(train, val) * min(map(len, present))  # if both groups were as small as the smaller
     return Level(math.log(val / train), train_errors.double() / train, val_errors.double() / val, errors)
 
 
 def mean_level(levels: Sequence[Level]) -> Level:
     """Compute the mean of several levels."""
     log_ratios, train, val, _ = zip(*levels, strict=True)
-    return Level(sum(log_ratios) / len(levels), torch.stack(train).mean(0), torch.stack(val).mean(0))
+    return Level(sum(log_ratios) / len(levels), torch.stack(train).nanmean(0), torch.stack(val).nanmean(0))
 
 
 def rise_over(lowest: Level, now: Level) -> float:
@@ -107,5 +108,5 @@ def standard_error(before: Level, now: Level) -> float:
     result is valid from 100 images on, more if a few of them make most of the errors, and too small if images depend on
     each other.
     """
-    changes = now.train - before.train, now.val - before.val
+    changes = [change[~change.isnan()] for change in (now.train - before.train, now.val - before.val)]
     return math.sqrt(sum(change.var().item() / len(change) for change in changes))

@@ -1,6 +1,7 @@
 """The images of a TwoSampleCallback: the Trainer's data without augmentation, or given ones."""
 
 import gc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,30 +118,38 @@ def test_augmented_training_images_give_one_warning(tmp_path: Path) -> None:
     fit(tmp_path, TwoSampleCallback(train_inputs=images(80)), train=augmented, max_epochs=1)  # warnings are errors
 
 
-class Counts(TensorDataset):
-    """Records the positions of the images that are read."""
+@pytest.mark.parametrize("limit", [1, 0])
+def test_images_beyond_the_memory_limit_are_read_at_each_comparison(tmp_path: Path, limit: int) -> None:
+    """One that cannot be read then is left out of that comparison, and the others keep their places."""
 
-    def __init__(self, images: Tensor) -> None:
-        super().__init__(images, torch.arange(len(images)) % 3)
-        self.read: list[int] = []
+    class Fails(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            if index == 5 and (tmp_path / "fails").exists():
+                raise OSError("not now")
+            return super().__getitem__(index)
 
-    def __getitem__(self, index: int) -> Any:
-        self.read.append(index)
-        return super().__getitem__(index)
+    class Breaks(SmallNet):
+        def on_train_epoch_end(self) -> None:
+            (tmp_path / "fails").unlink(missing_ok=True)
+            if self.current_epoch == 1:
+                (tmp_path / "fails").touch()
 
-
-def test_images_beyond_the_memory_limit_are_read_at_each_comparison(tmp_path: Path) -> None:
-    areas = []
-    for limit in (1, 0):
-        train, val = Counts(images(80)), Counts(images(60, seed=1))
-        compared = TwoSampleCallback(DataLoader(train, 20), val, max_memory_mb=limit, sample_size=50)
-        fit(tmp_path, compared, max_epochs=3)
-        areas.append(compared.history[-1]["metrics"]["confidence_auc"])
-        # The first image once for its size, all images once to check them, and again at each of three comparisons;
-        # training images once more for small copies of those whose labels are most doubtful.
-        assert [len(data.read) for data in (train, val)] == [51 + 50 * (0 if limit else n) for n in (4, 3)]
-        assert len({*train.read}) == 50
-    assert areas[0] == areas[1]
+    train, val = (Fails(*loader(count, seed).dataset.tensors) for count, seed in ((80, 0), (60, 1)))
+    compared = TwoSampleCallback(train, val, max_memory_mb=limit)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, compared, module=Breaks(), max_epochs=5)
+    counts = [entry["metrics"]["seconds"] > 0 and entry["compares_output"] for entry in compared.history]
+    assert counts == [True] * 5
+    assert compared.report is not None
+    assert (compared.report.n_train, compared.report.n_val) == (80, 60)
+    assert [*compared.report.label_doubts].count(5) == 1
+    assert sum("position 5 (OSError: not now)" in text for text in said(caught)) == (2 if limit == 0 else 0)
+    areas = [entry["metrics"]["confidence_auc"] for entry in compared.history]
+    expected = TwoSampleCallback(images(80), images(60, seed=1))
+    fit(tmp_path, expected, max_epochs=5)
+    same = [a == entry["metrics"]["confidence_auc"] for a, entry in zip(areas, expected.history, strict=True)]
+    assert same == [True, True, limit > 0, True, True]
 
 
 def test_images_are_freed_when_the_fit_ends(tmp_path: Path) -> None:

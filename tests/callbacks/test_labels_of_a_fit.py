@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, fit, images
+from trainers import QUIET, SmallNet, fit, images, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
 
@@ -102,25 +102,75 @@ def test_without_features_the_logits_rank_the_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "module"),
+    ("labels", "module", "problem"),
     [
-        ([images(60), images(60, seed=1)], SmallNet),
-        ([], Regression),
-        ([TensorDataset(images(60), torch.rand(60)), images(60, seed=1)], SmallNet),
-        ([TensorDataset(images(60), torch.ones(60, 3, dtype=torch.int64)), images(60, seed=1)], SmallNet),
+        (None, SmallNet, None),
+        (torch.rand(60), SmallNet, None),
+        (torch.ones(60, 3, dtype=torch.int64), SmallNet, None),
+        (torch.arange(60) % 5, SmallNet, "a logit for each class. Found 3, and labels such as '0'"),
+        (torch.arange(60) % 3, Regression, "a logit for each class. Found 2, and labels such as '0'"),
+        ((torch.arange(60) % 3, torch.arange(60) % 2), SmallNet, "several integers, `1`, `2`"),
     ],
-    ids=["no labels", "regression", "numbers", "several labels"],
+    ids=["no labels", "numbers", "several for an image", "too few outputs", "one output", "several columns"],
 )
-def test_labels_that_are_no_classes_give_one_note_and_no_warning(tmp_path: Path, inputs: Any, module: Any) -> None:
-    compared = TwoSampleCallback(*inputs)
+def test_labels_that_are_not_judged_are_said_to_be_and_why(
+    tmp_path: Path, labels: Any, module: Any, problem: str | None, recwarn: Any
+) -> None:
+    columns = () if labels is None else labels if isinstance(labels, tuple) else (labels,)
+    compared = TwoSampleCallback(TensorDataset(images(60), *columns), images(60, seed=1))
     monitor = EarlyStopping("two_sample/labels_in_doubt", patience=9)
     trainer = fit(tmp_path, compared, monitor, module=module(), max_epochs=2)
     assert compared.report is not None
-    assert list(compared.report.notes) == ["labels"]
+    texts = said(recwarn)
+    assert len(texts) == (problem is not None)
+    assert (problem or "") in "".join(texts)
     assert compared.report.label_doubts == {}
     assert compared.report.labels_in_doubt == []
     assert trainer.callback_metrics["two_sample/labels_in_doubt"] == 0  # as it is monitored
     assert "labels_in_doubt" not in compared.history[-1]["metrics"]
+
+
+class Renamed(TensorDataset):
+    """Its classes are others than its `targets`, as with a `target_transform`."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        super().__init__(*data.tensors)
+        self.targets = (data.tensors[1] + 1) % 3
+
+
+def test_the_labels_are_those_that_the_run_trains_on(tmp_path: Path) -> None:
+    compared = TwoSampleCallback()
+    train, val = (DataLoader(Renamed(data), 20) for data in (lit(120, 0, WRONG), lit(60, 1)))
+    train.dataset.tensors[1][7] = -100  # unknown
+    fit(tmp_path, compared, module=Ignores(), train=train, val=val, max_epochs=4)
+    assert compared.report is not None
+    assert sorted([*compared.report.label_doubts][:4]) == WRONG
+    assert sorted(compared.report.label_doubts) == [place for place in range(120) if place != 7]
+
+
+class Ignores(Sees):
+    """Learns nothing from images without a label."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1], ignore_index=-100)
+
+
+def test_a_second_fit_begins_anew_and_a_resumed_one_goes_on_with_the_same_images(tmp_path: Path) -> None:
+    keep, compared, module = ModelCheckpoint(tmp_path, "first"), TwoSampleCallback(), Sees()
+    fit_lit(tmp_path, compared, keep, module=module, max_epochs=4)
+    others = [5, 22, 60, 90]
+    loaders = {"train": DataLoader(lit(120, 2, others), 20), "val": DataLoader(lit(60, 1), 20)}
+    fit(tmp_path, compared, module=module, max_epochs=4, **loaders)
+    for report in (compared.report, resumed(tmp_path, loaders)):
+        assert report is not None
+        assert sorted([*report.label_doubts][:4]) == others
+
+
+def resumed(folder: Path, loaders: Any) -> Any:
+    """The report of a fit that is resumed with these images."""
+    compared = TwoSampleCallback()
+    fit(folder, compared, module=Sees(), ckpt_path=folder / "first.ckpt", max_epochs=8, **loaders)
+    return compared.report
 
 
 def test_labels_of_a_subset_are_those_of_its_positions(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset
 
-from lightning_anomaly.images.source import ImageSource, WithWholeImage, first_tensor, image_hashes, labels_and_names
+from lightning_anomaly.images.source import ImageSource, WithWholeImage, first_tensor, image_hashes
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -82,41 +82,3 @@ def test_whole_images_are_read_beside_the_images() -> None:
     assert source.numel == 16  # of a whole image, the larger of both
     for _, images, same in ImageSource(IMAGES, "images").with_whole([0, 2]):
         assert same is images
-
-
-class Files(Pictures):
-    """Has the attributes of torchvision's `ImageFolder`."""
-
-    root, classes, targets = "data", ["ape", "bee", "cat"], torch.arange(9) % 3
-    samples = [(f"data/{place}.png", place % 3) for place in range(9)]
-
-
-def test_files_and_classes_are_those_of_the_data_set_or_of_its_subset() -> None:
-    for data, places in ((Files(), range(9)), (Subset(Files(), [4, 8, 1]), [4, 8, 1])):
-        source = ImageSource(data, "images")
-        assert source.names == [f"{place}.png" for place in places]
-        assert source.class_names == ("ape", "bee", "cat")
-    other = Files()
-    other.samples, other.targets, other.classes = [*range(9)], [0.5] * 9, None
-    for images in (IMAGES, Pictures(), other):
-        source = ImageSource(images, "images")
-        assert (source.names, source.class_names) == (None, ())
-
-
-def test_classes_and_files_come_in_the_order_that_a_loader_draws() -> None:
-    dataset: Any = TensorDataset(torch.rand(4, 1, 2, 2))
-    drawn = DataLoader(dataset, 2, sampler=[3, 1, 0])
-    assert labels_and_names(drawn) == labels_and_names(None) == {}
-    dataset.targets, dataset.classes = torch.tensor([0, 1, 0, 2]), ["ape", "bee"]
-    assert labels_and_names({"first": drawn}) == {"labels": ["2", "bee", "ape"]}
-    dataset.targets, dataset.root = [0.5] * 4, "data"  # as in a regression
-    dataset.samples = [(f"data/{place}.png", 0) for place in range(4)]
-    assert labels_and_names([drawn]) == {"names": ["3.png", "1.png", "0.png"]}
-
-
-def test_a_data_set_may_use_these_names_for_other_things() -> None:
-    dataset: Any = TensorDataset(IMAGES)
-    dataset.root, dataset.classes = ["first", "second"], 10
-    source = ImageSource(dataset, "images")
-    assert source.folder == ""
-    assert source.class_names == ()

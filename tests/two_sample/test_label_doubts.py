@@ -186,6 +186,7 @@ def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass(
     torch.testing.assert_close(seen.margins, expected.margins)
     assert seen.loss == pytest.approx(expected.loss)
     assert compare_groups(model, *sources, None).label_margins is None
-    unknown = compare_groups(model, *sources, None, labels=known(train=[None] * 30))
-    assert unknown.label_margins is None
-    assert list(unknown.notes) == ["labels"]
+    for train, noted in (([None] * 30, []), (["cat"] * 30, ["labels"])):
+        unknown = compare_groups(model, *sources, None, labels=known(train=train))
+        assert unknown.label_margins is None
+        assert list(unknown.notes) == noted

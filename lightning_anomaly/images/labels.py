@@ -1,0 +1,151 @@
+"""What a data set and its batches tell of its images: their classes and their files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Subset
+
+from lightning_anomaly.images.loaders import epoch_positions, first_loader
+
+_LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # what labels are usually called
+
+
+class BatchLabels:
+    """Collects what may be the labels of images in batches, and decides which of it is.
+
+    A label is one integer for each image. Where a batch has several such columns, one that is called a label counts,
+    numbers that are all different count as an index, and a column that equals the data set's `targets` is the label.
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[str, dict[int, int]] = {}  # values by position, of each column of integers
+        self._chosen: str | None = None
+        self._settled = False
+        self.problem = ""  # why labels are unknown although there are some
+
+    def add(self, positions: Sequence[int], batch: Any) -> None:
+        """Add a batch of the items at `positions`."""
+        for name, values in named_tensors(batch):
+            if values.shape == (len(positions),) and not values.is_floating_point() and not values.is_complex():
+                self._columns.setdefault(name, {}).update(zip(positions, map(int, values.tolist()), strict=True))
+
+    def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> list[int | None]:
+        """Return the labels at some positions, or the data set's `targets` where batches have none; None if unknown.
+
+        The first call decides which column counts. Negative numbers beside two classes stand for unknown labels.
+        """
+        if not self._settled:
+            self._settled, self._chosen = True, self._choose(targets)
+        if self._chosen is not None:
+            found = [self._columns[self._chosen].get(position) for position in positions]
+        else:
+            found = [None if targets is None or self.problem else targets[position] for position in positions]
+        unknown_below = 0 if len({label for label in found if label is not None and label >= 0}) > 1 else -math.inf
+        return [None if label is None or label < unknown_below else label for label in found]
+
+    def _choose(self, targets: Sequence[int] | None) -> str | None:
+        """Return the column of labels; None without one, or with a `problem` if there are several."""
+
+        def is_called_so(name: str, values: Mapping[int, int]) -> bool:
+            return name.rpartition(".")[2] in _LABELS
+
+        def repeats(name: str, values: Mapping[int, int]) -> bool:
+            return len({*values.values()}) < len(values)
+
+        def equals_targets(name: str, values: Mapping[int, int]) -> bool:
+            return targets is not None and all(targets[place] == value for place, value in values.items())
+
+        columns = self._columns
+        for decides in (is_called_so, repeats, equals_targets):
+            if len(columns) > 1:
+                columns = {name: values for name, values in columns.items() if decides(name, values)} or columns
+        if len({tuple(values.items()) for values in columns.values()}) > 1:
+            names = ", ".join(f"`{name}`" for name in columns)
+            self.problem = f"each item has several integers, {names}, any of which may be its label"
+            return None
+        return next(iter(columns), None)
+
+
+def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in nested mappings, sequences and dataclasses, with the keys or places that lead to them."""
+    if isinstance(values, Tensor):
+        yield name, values
+        return
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, Mapping):
+        parts = values.items()
+    elif is_dataclass(values) and not isinstance(values, type):
+        parts = ((field.name, getattr(values, field.name)) for field in fields(values))
+    elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        parts = zip(getattr(values, "_fields", range(len(values))), values, strict=True)
+    for key, part in parts:
+        yield from named_tensors(part, f"{name}.{key}" if name else str(key))
+
+
+def file_names(dataset: Any) -> list[str] | None:
+    """Return the file of each image relative to the data set's `root`; None without `samples` that name files."""
+    samples = _column(dataset, "samples")
+    if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
+        return None
+    root = os.path.join(folder_of(dataset), "")
+    return [path.removeprefix(root) for path, *_ in samples]
+
+
+def folder_of(dataset: Any) -> str:
+    """Return the data set's `root`; empty if it has none, or one that is no path."""
+    root = getattr(dataset_with(dataset, "root"), "root", None)
+    return os.fspath(root) if isinstance(root, (str, os.PathLike)) else ""
+
+
+def class_names(dataset: Any) -> tuple[str, ...]:
+    """Return the different names in a data set's `classes`, if they are those of its labels; else none.
+
+    They may not be where a data set wraps another or has a `target_transform`.
+    """
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, (list, tuple)) or getattr(dataset, "target_transform", None) is not None:
+        return ()
+    return tuple(map(str, names)) if len({*map(str, names)}) == len(names) else ()
+
+
+def class_targets(dataset: Any) -> list[int] | None:
+    """Return a data set's `targets`, one for each image; None if these are no integers."""
+    targets = _column(dataset, "targets")
+    return targets if targets is not None and all(isinstance(target, int) for target in targets) else None
+
+
+def in_drawn_order(loaders: Any) -> tuple[list[int] | None, list[str] | None]:
+    """Return `targets` and files in the order in which the first of a Trainer's loaders draws them; None if unknown."""
+    loader = first_loader(loaders)
+    dataset = getattr(loader, "dataset", None)
+    targets, names = class_targets(dataset), file_names(dataset)
+    positions = epoch_positions(loader) if targets or names else None
+    if positions is None:
+        return None, None
+    return targets and [targets[place] for place in positions], names and [names[place] for place in positions]
+
+
+def dataset_with(dataset: Any, attribute: str) -> Any:
+    """Return the data set with an attribute: this one or the one that it wraps; None if neither has it."""
+    while dataset is not None and not hasattr(dataset, attribute):
+        dataset = getattr(dataset, "dataset", None)
+    return dataset
+
+
+def _column(dataset: Any, name: str) -> list[Any] | None:
+    """Return an attribute with a value for each item, of a data set or of the one that it is a subset of."""
+    if isinstance(dataset, Subset):
+        column = _column(dataset.dataset, name)
+        return None if column is None else [column[index] for index in dataset.indices]
+    values = getattr(dataset, name, None)
+    if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):
+        return None
+    return values if isinstance(values, list) else values.tolist()

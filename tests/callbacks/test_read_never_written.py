@@ -1,0 +1,154 @@
+"""A data set is read, never written: not its transform, whatever that is, nor its caches."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from trainers import QUIET, SmallNet, fit, images, said
+
+from lightning_anomaly import TwoSampleCallback
+
+pytestmark = QUIET
+
+
+def flipped(image: Tensor) -> Tensor:
+    """An augmentation."""
+    return image.flip(1) if torch.rand(()) < 0.5 else image
+
+
+def unchanged(image: Tensor) -> Tensor:
+    return image
+
+
+class Pictures(Dataset[Any]):
+    """Has a transform."""
+
+    def __init__(self, count: int, transform: Any) -> None:
+        self.images, self.transform = images(count, seed=count), transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.images[index]), index % 3
+
+
+class HandsOn(Dataset[Any]):
+    """Hands its transform on to the data set that it wraps, as lightly's does."""
+
+    def __init__(self, count: int, transform: Any) -> None:
+        self.inner = Pictures(count, transform)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inner[index]
+
+    @property
+    def transform(self) -> Any:
+        return self.inner.transform
+
+    @transform.setter
+    def transform(self, value: Any) -> None:
+        self.inner.transform = value
+
+
+class Shows(HandsOn):
+    """Shows its transform, and does not let it be set."""
+
+    transform = property(lambda self: self.inner.transform)
+
+
+class KeepsByIndex(Pictures):
+    """Keeps transformed items."""
+
+    def __init__(self, count: int, transform: Any) -> None:
+        super().__init__(count, transform)
+        self.cache: Any = {}
+
+    def __getitem__(self, index: int) -> Any:
+        if index not in self.cache:
+            self.cache[index] = super().__getitem__(index)
+        return self.cache[index]
+
+
+class KeepsInOrder(KeepsByIndex):
+    """Keeps transformed items in a list."""
+
+    def __init__(self, count: int, transform: Any) -> None:
+        super().__init__(count, transform)
+        self.cache = []
+
+    def __getitem__(self, index: int) -> Any:
+        self.cache.append((index, Pictures.__getitem__(self, index)))
+        return next(item for place, item in self.cache if place == index)
+
+
+def state(data: Any) -> Any:
+    """All attributes of a data set, and of what it wraps."""
+    return {
+        name: state(value) if isinstance(value, Dataset) else copy.copy(value) for name, value in vars(data).items()
+    }
+
+
+def weights(folder: Path, kind: Any, *callbacks: Any) -> tuple[list[Tensor], Any, Any]:
+    """The weights of a run, its training set, and what this was like when images were compared first."""
+    train, val = kind(80, flipped), kind(60, unchanged)
+    seen = []
+
+    class Looks(SmallNet):
+        def on_validation_epoch_end(self) -> None:
+            seen.append(state(train))
+
+    options: Any = {"val_check_interval": 0.25, "max_epochs": 2, "num_sanity_val_steps": 0}
+    trainer = fit(
+        folder,
+        *callbacks,
+        module=Looks(),
+        train=DataLoader(train, 20, shuffle=True),
+        val=DataLoader(val, 20),
+        **options,
+    )
+    return [*trainer.lightning_module.state_dict().values()], train, seen[0]
+
+
+@pytest.mark.parametrize("kind", [Pictures, HandsOn, Shows, KeepsByIndex, KeepsInOrder])
+def test_a_run_is_the_same_and_its_training_set_as_without_a_comparison(
+    tmp_path: Path, kind: Any, recwarn: Any
+) -> None:
+    bare, _, expected = weights(tmp_path, kind)
+    compared = TwoSampleCallback()
+    watched, train, found = weights(tmp_path, kind, compared)
+    assert all(map(torch.equal, watched, bare))
+    assert repr(found) == repr(expected)
+    assert getattr(train, "transform", None) is flipped
+    assert compared.report is not None
+    assert compared.report.compares_output
+    texts = said(recwarn)
+    assert [("augmented" in text) for text in texts] == ([True] if kind is Shows else [])
+
+
+class InThisProcess(Pictures):
+    """Cannot be read in another process, as tensors on a GPU cannot."""
+
+    def __getitem__(self, index: int) -> Any:
+        if torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError("only in the process that made it")
+        return super().__getitem__(index)
+
+
+def test_where_no_worker_can_read_images_come_as_the_loader_yields_them(tmp_path: Path, recwarn: Any) -> None:
+    compared = TwoSampleCallback(sample_size=40)
+    weights(tmp_path, InThisProcess, compared)
+    text = " ".join(said(recwarn))
+    for kind in ("train", "val"):
+        assert f"`{kind}_inputs` are read in this process, as the loader yields them" in text
+    assert "RuntimeError: only in the process that made it" in text
+    assert "augmented" in text
+    assert compared.report is not None
+    assert compared.report.compares_output

@@ -1,0 +1,145 @@
+"""Labels are those of the batches; names of classes and files are those of the data set."""
+
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from lightning_anomaly.images.labels import BatchLabels, class_names, in_drawn_order
+from lightning_anomaly.images.source import ImageSource
+
+IMAGES = torch.rand(9, 1, 4, 4)
+LABELS, DOMAINS = torch.arange(9) % 3, torch.arange(9) // 3
+
+
+class Files(Dataset[Any]):
+    """Has the attributes of torchvision's `ImageFolder`, whose labels it may change."""
+
+    root, classes, targets = "data", ["ape", "bee", "cat"], LABELS.tolist()
+    samples = [(f"data/{place}.png", place % 3) for place in range(9)]
+    target_transform: Any = None
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> Any:
+        label = self.targets[index]
+        return IMAGES[index], label if self.target_transform is None else self.target_transform(label)
+
+
+class Wraps(Dataset[Any]):
+    """Calls some labels another, without names for these."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.dataset[index]
+        return image, label // 2
+
+
+def read(images: Any) -> list[str | None]:
+    source = ImageSource(images, "images", 4)
+    assert sum(len(batch) for batch in source.readable()) == 9
+    return source.labels(range(9))
+
+
+def test_files_and_classes_are_those_of_the_data_set_or_of_its_subset() -> None:
+    for data, places in ((Files(), range(9)), (Subset(Files(), [4, 8, 1]), [4, 8, 1])):
+        source = ImageSource(data, "images")
+        assert source.names == [f"{place}.png" for place in places]
+        assert source.class_names == ("ape", "bee", "cat")
+    other: Any = Files()
+    other.samples, other.targets, other.classes, other.root = [*range(9)], [0.5] * 9, 10, ["first", "second"]
+    for images in (IMAGES, Wraps(Files()), other):
+        source = ImageSource(images, "images")
+        assert (source.names, source.class_names, source.folder) == (None, (), source.folder * (images is not other))
+
+
+def test_files_and_targets_come_in_the_order_that_a_loader_draws() -> None:
+    dataset: Any = TensorDataset(torch.rand(4, 1, 2, 2))
+    drawn = DataLoader(dataset, 2, sampler=[3, 1, 0])
+    assert in_drawn_order(drawn) == in_drawn_order(None) == (None, None)
+    dataset.targets = torch.tensor([0, 1, 0, 2])
+    assert in_drawn_order({"first": drawn}) == ([2, 1, 0], None)
+    dataset.targets, dataset.root = [0.5] * 4, "data"  # as in a regression
+    dataset.samples = [(f"data/{place}.png", 0) for place in range(4)]
+    assert in_drawn_order([drawn]) == (None, ["3.png", "1.png", "0.png"])
+
+
+def test_labels_are_those_of_the_batches_and_targets_where_these_have_none() -> None:
+    data = Files()
+    assert read(data) == ["ape", "bee", "cat"] * 3
+    data.targets = [2, 0, 1] * 3  # of items; the attribute of the class is older
+    data.target_transform = lambda label: (label + 1) % 3
+    assert read(data) == ["0", "1", "2"] * 3
+    assert read(Wraps(Files())) == ["0", "0", "1"] * 3
+    only_images: Any = TensorDataset(IMAGES)
+    assert read(only_images) == [None] * 9
+    only_images.targets = LABELS
+    assert read(only_images) == ["0", "1", "2"] * 3
+    corrected: Any = TensorDataset(IMAGES, 2 - LABELS)
+    corrected.targets, corrected.classes = LABELS, ["ape", "bee", "cat"]
+    assert read(corrected) == ["cat", "bee", "ape"] * 3
+
+
+def test_two_classes_of_one_name_keep_their_numbers() -> None:
+    data: Any = TensorDataset(IMAGES, LABELS)
+    data.classes = ["crane", "bee", "crane"]
+    assert class_names(data) == ()
+    assert read(data) == ["0", "1", "2"] * 3
+
+
+class Item(NamedTuple):
+    image: Tensor
+    place: Tensor
+    target: Tensor
+
+
+PLACES = torch.arange(9)
+
+
+@pytest.mark.parametrize(
+    ("batch", "targets", "expected"),
+    [
+        ((IMAGES, LABELS), None, LABELS),
+        ((IMAGES, LABELS, PLACES), None, LABELS),
+        ((IMAGES, LABELS, LABELS), None, LABELS),
+        ((IMAGES, DOMAINS, LABELS), LABELS, LABELS),
+        ((IMAGES, DOMAINS, LABELS), DOMAINS, DOMAINS),
+        ({"x": IMAGES, "domain": DOMAINS, "y": LABELS}, None, LABELS),
+        ({"image": IMAGES, "genus": LABELS}, None, LABELS),
+        ({"domain": DOMAINS, "part": {"class": LABELS}}, None, LABELS),
+        (Item(IMAGES, DOMAINS, LABELS), None, LABELS),
+        ((IMAGES, LABELS.float(), torch.ones(9, 3, dtype=torch.int64)), None, None),
+        ((IMAGES, DOMAINS, LABELS), None, "`1`, `2`"),
+        ({"label": DOMAINS, "target": LABELS, "place": PLACES}, None, "`label`, `target`"),
+    ],
+)
+def test_the_label_is_told_from_other_integers_or_unknown_with_a_reason(
+    batch: Any, targets: Tensor | None, expected: Any
+) -> None:
+    found = BatchLabels()
+    for places in ([0, 1, 2, 3], [4, 5, 6, 7, 8]):
+        found.add(places, apply_to_collection(batch, Tensor, itemgetter(places)))
+    labels = found.at(range(9), None if targets is None else targets.tolist())
+    assert labels == (expected.tolist() if isinstance(expected, Tensor) else [None] * 9)
+    assert (expected if isinstance(expected, str) else "") in found.problem
+    assert bool(found.problem) == isinstance(expected, str)
+
+
+def test_negative_labels_beside_classes_are_unknown() -> None:
+    for labels, expected in (
+        ([0, -100, 1, -1], [0, None, 1, None]),
+        ([-1, 1, 1, -1], [-1, 1, 1, -1]),
+    ):
+        found = BatchLabels()
+        found.add(range(4), (IMAGES[:4], torch.tensor(labels)))
+        assert found.at(range(4), None) == expected
