@@ -1,7 +1,6 @@
 """The samples of a probe, and the warning if they are sorted by class."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +87,7 @@ class Bands(SmallNet):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*shuffl")
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_the_report_of_a_fit_names_labels_that_the_network_doubts(tmp_path: Path, told: bool, shuffle: bool) -> None:
@@ -99,9 +99,7 @@ def test_the_report_of_a_fit_names_labels_that_the_network_doubts(tmp_path: Path
     val: Any = DataLoader(TensorDataset(data, labels), 20, shuffle=shuffle)
     val.dataset.targets, val.dataset.classes = (1 - classes).tolist(), ["ape", "bee", "cat"]  # older ones
     ours = watcher()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*shuffle")
-        fit(tmp_path, ours, module=Unlabeled(), val=val, max_epochs=1)
+    fit(tmp_path, ours, module=Unlabeled(), val=val, max_epochs=1)
     assert ours.report is not None
     assert ("labeled cat, predicted bee" in str(ours.report)) == told
     if told:
