@@ -99,7 +99,7 @@ def _search(options: argparse.Namespace) -> None:
     report.save_csv(page.with_suffix(".csv"), options.top)
     print(f"the same lists as a table: {page.with_suffix('.csv')}")
     print(f"to look through them and tick what should go: open {page}")
-    print(f"to move what you ticked, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}")
+    print(f"to move what you ticked, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}", end="")
 
 
 def _unused(page: Path) -> Path:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,21 @@ from urllib.parse import quote
 from lightning_anomaly.pages.page import assemble, finite
 
 _CODE = "dom unpack wording csv colors canvas components shell gallery"
+# Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.
 MOVE = """\
-import csv, os
+import csv, os, shutil
+
 for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
-    if row["verdict"]: os.renames(row["path"], os.path.join("set_aside", row["name"]))"""  # keeps the class folders
+    if row["verdict"] and os.path.isfile(row["path"]):
+        name, ending = os.path.splitext("set_aside/" + row["name"])
+        new, number = name + ending, 1
+        while os.path.lexists(new):
+            number += 1
+            new = f"{name}-{number}{ending}"
+        os.makedirs(os.path.dirname(new), exist_ok=True)
+        shutil.move(row["path"], new)
+"""
+_FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "reason")
 
 
@@ -133,10 +145,10 @@ def _table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
             else:
                 score = "" if row.score is None or finite(row.score) is None else row.score
                 cells = {**vars(row), "class": row.label, "list": tab.name, "verdict": "", "score": score}
-                table[key] = {column: _no_formula(cells[column]) for column in COLUMNS}
-    return table
+                table[key] = {column: cells[column] for column in COLUMNS}
+    return {key: {name: _no_formula(value) for name, value in cells.items()} for key, cells in table.items()}
 
 
 def _no_formula(value: Any) -> Any:
-    """Begin texts with `./` that a spreadsheet would take for formulas."""
-    return f"./{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    """Begin texts with `./` that a spreadsheet would take for formulas, also after blanks."""
+    return f"./{value}" if isinstance(value, str) and _FORMULA.match(value) else value

@@ -193,7 +193,7 @@ class TestPage:
         page.page.get_by_role("link", name="Ticked 3").click()
         page.settle()
         assert cards(page) == expected
-        assert "os.renames" in page.text("pre")
+        assert "shutil.move" in page.text("pre")
         page.page.get_by_role("button", name="Untick all").click()
         page.go("#/skipped")
         assert page.page.locator(":checked").count() == 0
