@@ -111,6 +111,7 @@ class ImageSource:
             )
         self.folder, self.class_names = folder_of(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
+        self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
         self._labels: dict[int, Any] = {}  # of the batches read so far, by position
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
@@ -133,6 +134,10 @@ class ImageSource:
     def names(self) -> list[str] | None:
         """The file names of the images, see `file_names`."""
         return file_names(self._data)
+
+    def files(self, positions: Iterable[int]) -> list[str]:
+        """Return the paths of the files of images, empty if unknown."""
+        return ["" if self.names is None else os.path.join(self.folder, self.names[place]) for place in positions]
 
     @cached_property
     def _targets(self) -> list[Any] | None:

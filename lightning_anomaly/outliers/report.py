@@ -56,6 +56,7 @@ class OutlierReport(Tabular):
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
         duplicates_left_out: Why near duplicates are not listed; empty if they are.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
+        whites: What is white in files of more than 8 bits, see `FolderImages`.
         feature_layer: What the content scores compare, in words; empty without them.
         labels: The class of each image, None if that is unknown; None without any.
         looks_like: The class that each image looks like most; None without label scores.
@@ -76,6 +77,7 @@ class OutlierReport(Tabular):
     duplicates: Sequence[DuplicateGroup] = ()
     duplicates_left_out: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
+    whites: Mapping[str, float] = field(default_factory=dict)
     feature_layer: str = ""
     labels: Sequence[str | None] | None = None
     looks_like: Sequence[str] | None = None
@@ -290,7 +292,7 @@ class OutlierReport(Tabular):
     def _picture(self, file: str, position: int, side: int) -> str | None:
         """Draw a small copy of an image's file, or of what was read, if there is one."""
         try:
-            image = read_image(file, side)
+            image = read_image(file, side, self.whites)
         except Exception:
             kept = self.pictures.get(position)
             return None if kept is None else data_uri(kept, side)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_anomaly.images.files import tell_apart
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
@@ -52,11 +53,12 @@ class DetectorState(NamedTuple):
 
 
 class ReferenceImages(NamedTuple):
-    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their files, or else positions."""
+    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their names, or else positions."""
 
     fingerprints: Fingerprints
     usable: Tensor
     names: list[str | int]
+    files: list[str]
 
 
 def fit_to_reference(
@@ -91,7 +93,7 @@ def fit_to_reference(
     shapes = source.shape, source.whole_shape
     layer = reader.feature_layer
     state = DetectorState(views, calibration, count, *shapes, reader.limits, layer, label, label_calibration)
-    return state, notes, ReferenceImages(batch.fingerprints, usable, names)
+    return state, notes, ReferenceImages(batch.fingerprints, usable, names, source.files(places))
 
 
 def fit_to_images(
@@ -203,7 +205,7 @@ def search(
     scores["larger"][list(source.unreadable)] = torch.inf
     unusable = scores["larger"].isinf()
     usable = (~unusable).nonzero()[:, 0]
-    duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), reference)
+    duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), source, reference)
     p_values = _p_values(scores, state)
     report = OutlierReport(
         scores=scores["larger"],
@@ -219,6 +221,7 @@ def search(
         duplicates=duplicates,
         duplicates_left_out=problem,
         skipped=source.skipped,
+        whites=source.whites,
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
         labels=labels if any(label is not None for label in labels) else None,
         looks_like=[looks_like[place] for place in order.tolist()] if "label" in views else None,
@@ -249,13 +252,20 @@ def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> di
 
 
 def _duplicates(
-    parts: Sequence[Fingerprints], images: Tensor, positions: Sequence[int], reference: ReferenceImages | None
+    parts: Sequence[Fingerprints],
+    images: Tensor,
+    positions: Sequence[int],
+    source: ImageSource,
+    reference: ReferenceImages | None,
 ) -> tuple[list[DuplicateGroup], str]:
     """Find duplicates among images, an index into all parts, at some positions, and between these and a reference."""
+    files = source.files(positions)
     if reference is not None:
         images = torch.cat([images, reference.usable + sum(len(part.hashes) for part in parts)])
-        parts = [*parts, reference.fingerprints]
-    groups, problem = find_duplicates(Fingerprints.join(parts), images)
+        parts, files = [*parts, reference.fingerprints], files + reference.files
+    fingerprints = Fingerprints.join(parts)
+    fingerprints.hashes[images] = tell_apart(fingerprints.hashes[images], files)
+    groups, problem = find_duplicates(fingerprints, images)
     names = [] if reference is None else reference.names
     found = []
     for group, identical, correlations in groups:

@@ -223,6 +223,21 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
         OutlierDetector(net).fit(plain).score(images, pictures)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # they are few
+def test_identical_images_have_the_same_pixels_once_decoded(tmp_path: Path) -> None:
+    """A search sees them squeezed."""
+    large = photograph(1, 900, 600)
+    large.save(tmp_path / "large.png")
+    large.save(tmp_path / "saved_again.png", compress_level=1)
+    large.putpixel((500, 300), (255, 0, 0))
+    large.save(tmp_path / "red_pixel.png")
+    for factor in (1, 257):
+        ramp = (np.arange(4800).reshape(60, 80) * factor // 20).astype(np.uint16)
+        Image.fromarray(ramp).save(tmp_path / f"times_{factor:03}.png")
+    report = find_outliers(FolderImages(tmp_path, 16), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+    assert [group.positions for group in report.duplicates if group.identical] == [[0, 2]]
+
+
 def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None:
     images = torch.rand(220, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     report = find_outliers(torch.cat([images[120:], images[:1]]), nn.Conv2d(3, 4, 3), images[:120])
