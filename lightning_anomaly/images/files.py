@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_anomaly._internal.tables import listed
+from lightning_anomaly.images.classes import classes_and_splits
 from lightning_anomaly.images.source import WithWholeImage, scaled
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
@@ -29,11 +30,12 @@ class FolderImages(Dataset[Any]):
     A file counts as an image by its extension or its first bytes, in any format that Pillow reads. Hardly any is
     decoded yet: an image may prove to be broken when it is read.
 
-    An image's class is the name of the folder that it lies in, so `train/cats` and `val/cats` are one class. The data
-    set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`. `skipped` has the
-    reason for each file and folder that is not read, by its path in the folder, without system files. An item is an
-    image for a network and the whole one, squeezed into a square of bytes, in which a search for outliers sees frames
-    and captions that the network's image may lack.
+    An image's class is the innermost folder that is not the only one in its place: `cats` in `train/cats` and
+    `val/cats`, `crack` in `crack/images`. Folders such as `train` and `val` are no classes; `splits` has that of each
+    image. The data set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`.
+    `skipped` has the reason for each file and folder that is not read, by its path in the folder, without system files.
+    An item is an image for a network and the whole one, squeezed into a square of bytes, in which a search for outliers
+    sees frames and captions that the network's image may lack.
 
     `whites` has the value that is white in images of more than 8 bits, by Pillow's mode, such as "I;16": one for the
     folder, so that a dark image stays dark. It is that of the smallest depth that holds the values of up to 100 images,
@@ -58,7 +60,7 @@ class FolderImages(Dataset[Any]):
         if not names:
             skipped = [f"{name} ({reason})" for name, reason in self.skipped.items()]
             raise ValueError(f"`{folder}` should hold images. Found {listed(skipped) or 'no file'}.")
-        labels = [os.path.basename(os.path.dirname(name)) for name in names]  # "" for a file beside the subfolders
+        labels, self.splits = map(list, zip(*classes_and_splits(names), strict=True))
         numbers = {label: number for number, label in enumerate(sorted({*labels}))}
         self.samples = [(os.path.join(folder, n), numbers[label]) for n, label in zip(names, labels, strict=True)]
         self.classes = [*numbers] if any(labels) else []

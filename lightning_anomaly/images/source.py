@@ -135,6 +135,11 @@ class ImageSource:
         """The file names of the images, see `file_names`."""
         return file_names(self._data)
 
+    @cached_property
+    def splits(self) -> list[str] | None:
+        """The part of the data that each image is of, such as train or val, see `FolderImages`."""
+        return _column(self._data, "splits")
+
     def files(self, positions: Iterable[int]) -> list[str]:
         """Return the paths of the files of images, empty if unknown."""
         return ["" if self.names is None else os.path.join(self.folder, self.names[place]) for place in positions]

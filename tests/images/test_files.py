@@ -32,12 +32,25 @@ def test_images_are_resized_and_cropped_to_a_square_or_transformed(tmp_path):
     assert whole.shape == (3, 10, 10)
 
 
-def test_a_class_is_the_innermost_folder(tmp_path):
-    for name in ("train/cats/a", "train/dogs/b", "val/cats/c", "d"):
+@pytest.mark.parametrize(
+    ("names", "classes", "splits"),
+    [
+        (["train/cats/a", "train/dogs/b", "val/cats/c"], ["cats", "dogs", "cats"], ["train", "train", "val"]),
+        (["cats/test/a", "cats/train/b", "dogs/train/c"], ["cats", "cats", "dogs"], ["test", "train", "train"]),
+        (["break/images/a", "break/images/b", "crack/images/c", "d"], ["break", "break", "crack", ""], [""] * 4),
+        (["bus/a", "car/b", "train/c"], ["bus", "car", "train"], [""] * 3),
+        (["test_set/a", "training_set/b"], [], ["test_set", "training_set"]),
+        (["all/a", "all/b"], [], ["", ""]),
+        (["fruit/kiwi/a", "fruit/lime/b", "milk/oat/c", "milk/soy/d"], ["kiwi", "lime", "oat", "soy"], [""] * 4),
+    ],
+)  # fmt: skip
+def test_classes_are_the_level_at_which_folders_differ_and_splits_are_none(tmp_path, names, classes, splits):
+    for name in names:
         picture(tmp_path / f"{name}.png", (80, 0, 0))
     found = FolderImages(tmp_path, 8)
-    assert found.classes == ["", "cats", "dogs"]
-    assert found.targets == [0, 1, 2, 1]
+    order = sorted(range(len(names)), key=lambda place: f"{names[place]}.png".split("/"))
+    assert [found.classes[target] for target in found.targets] == [classes[place] for place in order if classes]
+    assert found.splits == [splits[place] for place in order]
 
 
 def test_values_beyond_bytes_are_scaled_by_the_depth_of_the_folder_and_transparency_is_white(tmp_path):
