@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_anomaly.images.files import tell_apart
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
+from lightning_anomaly.outliers.absolute import ask_pixels, describe_folder
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
 from lightning_anomaly.outliers.reading import Batch, ImageReader
 from lightning_anomaly.outliers.report import OutlierReport
@@ -186,7 +187,7 @@ def search(
     check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
-    positions, parts, fingerprints, looks_like = [], [], [], list[str]()
+    positions, parts, fingerprints, looks_like, answers = [], [], [], list[str](), list[Tensor]()
     new = reader.batches(source, remaining, "outlier scores")
     for number, batch in enumerate(chain(read, new)):
         check_features(batch.samples, state)
@@ -196,6 +197,8 @@ def search(
             looks_like += seen
         parts.append(views)
         positions.append(batch.positions)
+        if source.whole_shape is not None and batch.samples.pixels is not None:  # shades of 0 to 1
+            answers.append(ask_pixels(batch.samples.pixels))
         fingerprints.append(batch.fingerprints)
     order = torch.cat(positions).argsort()
     views, labels = join_views(parts, order), source.labels(range(len(source)))
@@ -206,7 +209,10 @@ def search(
     unusable = scores["larger"].isinf()
     usable = (~unusable).nonzero()[:, 0]
     duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), source, reference)
-    p_values = _p_values(scores, state)
+    p_values, names = _p_values(scores, state), source.names
+    absolute = ""
+    if answers and names is not None:
+        absolute = describe_folder(torch.cat(answers)[order], source.files(range(len(source))), names)
     report = OutlierReport(
         scores=scores["larger"],
         p_values=p_values.pop("larger"),
@@ -215,14 +221,16 @@ def search(
         n_reference=state.n_reference,
         n_calibration=len(state.calibration.get("larger", ())),
         notes={**notes, **source.notes(unusable.nonzero()[:, 0].tolist())},
-        names=source.names,
+        names=names,
         folder=source.folder,
         unreadable=source.unreadable,
         duplicates=duplicates,
         duplicates_left_out=problem,
         skipped=source.skipped,
+        absolute=absolute,
         whites=source.whites,
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
+        splits=source.splits,
         labels=labels if any(label is not None for label in labels) else None,
         looks_like=[looks_like[place] for place in order.tolist()] if "label" in views else None,
     )
