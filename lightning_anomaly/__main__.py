@@ -40,6 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--reference", type=Path, metavar="PATH", help="folder of ordinary images; default: some of --data")
     top_help = "oddest images to list by look and by content, default: %(default)s"
     add("--top", type=_positive, default=100, metavar="COUNT", help=top_help)
+    add("--all", action="store_true", help="write a row for every image into the table")
     add("--device", type=_device, help="device of the network, such as cuda, default: cpu")
     add("--output", type=Path, default="outliers", metavar="PATH", help="folder to write to, default: %(default)s")
     return parser.parse_args(arguments)
@@ -95,11 +96,11 @@ def _search(options: argparse.Namespace) -> None:
         report = find_outliers(images, model.to(options.device), reference, class_names=class_names)
     print(report)
     page = _unused(options.output / "outliers.html")
-    report.save_html(page, f"{name} on {options.data.name}", options.top)
-    report.save_csv(page.with_suffix(".csv"), options.top)
+    report.save_html(page, top=options.top)
+    report.save_csv(page.with_suffix(".csv"), options.top, every=options.all)
     print(f"the same lists as a table: {page.with_suffix('.csv')}")
     print(f"to look through them and tick what should go: open {page}")
-    print(f"to move what you ticked, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}")
+    print(f"to move what you ticked, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}", end="")
 
 
 def _unused(page: Path) -> Path:

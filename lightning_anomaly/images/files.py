@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +16,30 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_anomaly._internal.tables import listed
+from lightning_anomaly.images.classes import classes_and_splits
 from lightning_anomaly.images.source import WithWholeImage, scaled
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
+_DEPTHS = 100  # images, evenly spaced, that tell the depth of a folder's images
 _HEIF = ": install the package pillow-heif, and call its `register_heif_opener()` first"
 
 
 class FolderImages(Dataset[Any]):
     """The images in a folder and its subfolders, in the order of their names.
 
-    A file counts as an image by its extension or its first bytes, in any format that Pillow reads. Nothing is decoded
-    yet: an image may prove to be broken when it is read.
+    A file counts as an image by its extension or its first bytes, in any format that Pillow reads. Hardly any is
+    decoded yet: an image may prove to be broken when it is read.
 
-    An image's class is the name of the folder that it lies in, so `train/cats` and `val/cats` are one class. The data
-    set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`. `skipped` has the
-    reason for each file and folder that is not read, by its path in the folder, without system files. An item is an
-    image for a network and the whole one, squeezed into a square of bytes, in which a search for outliers sees frames
-    and captions that the network's image may lack.
+    An image's class is the innermost folder that is not the only one in its place: `cats` in `train/cats` and
+    `val/cats`, `crack` in `crack/images`. Folders such as `train` and `val` are no classes; `splits` has that of each
+    image. The data set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`.
+    `skipped` has the reason for each file and folder that is not read, by its path in the folder, without system files.
+    An item is an image for a network and the whole one, squeezed into a square of bytes, in which a search for outliers
+    sees frames and captions that the network's image may lack.
+
+    `whites` has the value that is white in images of more than 8 bits, by Pillow's mode, such as "I;16": one for the
+    folder, so that a dark image stays dark. It is that of the smallest depth that holds the values of up to 100 images,
+    evenly spaced: 8, 12, 16 or more bits, or for floating point a power of two.
 
     Args:
         folder: The folder.
@@ -50,11 +60,12 @@ class FolderImages(Dataset[Any]):
         if not names:
             skipped = [f"{name} ({reason})" for name, reason in self.skipped.items()]
             raise ValueError(f"`{folder}` should hold images. Found {listed(skipped) or 'no file'}.")
-        labels = [os.path.basename(os.path.dirname(name)) for name in names]  # "" for a file beside the subfolders
+        labels, self.splits = map(list, zip(*classes_and_splits(names), strict=True))
         numbers = {label: number for number, label in enumerate(sorted({*labels}))}
         self.samples = [(os.path.join(folder, n), numbers[label]) for n, label in zip(names, labels, strict=True)]
         self.classes = [*numbers] if any(labels) else []
         self.targets = [number for _, number in self.samples] if self.classes else []
+        self.whites = _find_whites([file for file, _ in self.samples[:: -(-len(names) // _DEPTHS)]])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,7 +73,8 @@ class FolderImages(Dataset[Any]):
     def __getitem__(self, index: int) -> WithWholeImage:
         from PIL import Image, ImageOps
 
-        opened, size, scaling = read_image(self.samples[index][0]), (self.size, self.size), Image.Resampling.BILINEAR
+        opened, size = read_image(self.samples[index][0], whites=self.whites), (self.size, self.size)
+        scaling = Image.Resampling.BILINEAR
         whole = _channels_first(opened.resize(size, scaling))
         if self.transform is not None:
             return WithWholeImage(self.transform(opened), whole)
@@ -109,30 +121,82 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
     return sorted(names, key=lambda name: name.split(os.sep)), dict(sorted(skipped.items()))
 
 
-def read_image(file: str, side: int | None = None) -> Any:
+def _find_whites(files: Sequence[str]) -> dict[str, float]:
+    """Return the value that is white in images of more than 8 bits, by mode."""
+    from PIL import Image
+
+    whites = dict[str, float]()
+    for file in files:
+        with suppress(Exception), Image.open(file) as opened:  # a broken one has no depth
+            if opened.mode[0] in "IF":
+                whites[opened.mode] = max(_white_of(opened), whites.get(opened.mode, 0))
+    return whites
+
+
+def read_image(file: str, side: int | None = None, whites: Mapping[str, float] | None = None) -> Any:
     """Read an image as viewers show it: turned as its EXIF data says, on white, and the first frame of an animation.
 
-    White is the smallest depth that holds all values: 8, 12, 16 or 32 bits, or for floating point a power of two. A
-    JPEG file that will be reduced to a `side` (pixels) is read with fewer pixels, which is fast.
+    Images of more than 8 bits whose mode is not in `whites` have a white of their own, see `FolderImages`. A JPEG file
+    that will be reduced to a `side` (pixels) is read with fewer pixels, which is fast.
     """
+    from PIL import Image
+
+    image = _decode(file, side)
+    if image.mode == "RGB":
+        return image
+    white = (whites or {}).get(image.mode) or _white_of(image)
+    return Image.fromarray((_values(image) * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
+
+
+def _decode(file: str, side: int | None = None) -> Any:
+    """Decode an image, into RGB unless it has more than 8 bits, which Pillow would clip at 255."""
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
         if side is not None:
             opened.draft("RGB", (side, side))
         image = ImageOps.exif_transpose(opened)
-        if image.mode[0] in "IF":  # more than bytes, which Pillow would clip at 255
-            values = np.asarray(image, np.float32)
-            low, high = float(values.min()), float(values.max())
-            if not 0 <= low <= high < np.inf:
-                raise ValueError(f"pixels should be finite and not negative, found {low:g} to {high:g}")
-            depths = range(129) if image.mode == "F" else (8, 12, 16, 32)
-            white = next(2.0**bits for bits in depths if high <= 2.0**bits)
-            image = Image.fromarray((values * (256 / white)).clip(max=255).astype(np.uint8))
-        if image.mode.endswith("A") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+    if image.mode[0] in "IF":
+        return image
+    if image.mode.endswith("A") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _values(image: Any) -> Any:
+    values = np.asarray(image, np.float32)
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high < np.inf:
+        raise ValueError(f"pixels should be finite and not negative, found {low:g} to {high:g}")
+    return values
+
+
+def _white_of(image: Any) -> float:
+    highest, depths = _values(image).max(), range(129) if image.mode == "F" else (8, 12, *range(16, 33))
+    return next(2.0**bits for bits in depths if highest <= 2.0**bits)
+
+
+def tell_apart(hashes: Tensor, files: Sequence[str]) -> Tensor:
+    """Replace the equal ones among hashes `(n,)` of images, which may have been reduced, by those of decoded files.
+
+    A file that Pillow cannot read keeps its hash.
+    """
+    counts, decoded, found = Counter(hashes.tolist()), dict[bytes, int](), hashes.clone()
+    for place, file in enumerate(files):
+        if counts[hashes[place].item()] > 1:
+            with suppress(Exception):
+                content = hashlib.sha256(Path(file).read_bytes()).digest()
+                if content not in decoded:  # identical files are decoded once
+                    decoded[content] = _decoded_hash(file)
+                found[place] = decoded[content]
+    return found
+
+
+def _decoded_hash(file: str) -> int:
+    image = _decode(file)
+    pixels = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
+    return int.from_bytes(pixels.digest()[:8], "little", signed=True)
 
 
 def _channels_first(image: Any) -> Tensor:

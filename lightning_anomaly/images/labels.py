@@ -90,7 +90,7 @@ def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def file_names(dataset: Any) -> list[str] | None:
     """Return the file of each image relative to the data set's `root`; None without `samples` that name files."""
-    samples = _column(dataset, "samples")
+    samples = column(dataset, "samples")
     if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
         return None
     root = os.path.join(folder_of(dataset), "")
@@ -118,7 +118,7 @@ def class_names(dataset: Any) -> tuple[str, ...]:
 
 def class_targets(dataset: Any) -> list[int] | None:
     """Return a data set's `targets`, one for each image; None if these are no integers."""
-    targets = _column(dataset, "targets")
+    targets = column(dataset, "targets")
     return targets if targets is not None and all(isinstance(target, int) for target in targets) else None
 
 
@@ -140,11 +140,11 @@ def dataset_with(dataset: Any, attribute: str) -> Any:
     return dataset
 
 
-def _column(dataset: Any, name: str) -> list[Any] | None:
+def column(dataset: Any, name: str) -> list[Any] | None:
     """Return an attribute with a value for each item, of a data set or of the one that it is a subset of."""
     if isinstance(dataset, Subset):
-        column = _column(dataset.dataset, name)
-        return None if column is None else [column[index] for index in dataset.indices]
+        whole = column(dataset.dataset, name)
+        return None if whole is None else [whole[index] for index in dataset.indices]
     values = getattr(dataset, name, None)
     if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):
         return None

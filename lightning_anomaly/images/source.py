@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from lightning_anomaly.images.labels import (
     BatchLabels,
     class_names,
     class_targets,
+    column,
     dataset_with,
     file_names,
     folder_of,
@@ -93,6 +95,7 @@ class ImageSource:
             )
         self.folder, self.class_names = folder_of(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
+        self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
         self._labels = BatchLabels()  # of the batches read so far
         self._given: list[Any] | None = None  # labels that replace these
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
@@ -116,6 +119,15 @@ class ImageSource:
     def names(self) -> list[str] | None:
         """The file names of the images, see `file_names`."""
         return file_names(self._data)
+
+    @cached_property
+    def splits(self) -> list[str] | None:
+        """The part of the data that each image is of, such as train or val, see `FolderImages`."""
+        return column(self._data, "splits")
+
+    def files(self, positions: Iterable[int]) -> list[str]:
+        """Return the paths of the files of images, empty if unknown."""
+        return ["" if self.names is None else os.path.join(self.folder, self.names[place]) for place in positions]
 
     @cached_property
     def _targets(self) -> list[int] | None:

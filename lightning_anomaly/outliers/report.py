@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly._internal.checks import check_integer, check_one_of
+from lightning_anomaly._internal.checks import check_bool, check_integer, check_one_of
 from lightning_anomaly._internal.tables import Tabular, listed
 from lightning_anomaly.images.files import read_image
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
@@ -29,7 +29,7 @@ _LARGE_COUNT = 24
 _SCORED = {
     "look": ("Look", "Images whose pixels are unlike those of the others"),
     "content": ("Content", "Images in which the network sees something else than in the others, or of their class"),
-    "label": ("Filed elsewhere", "Images that look like another class, or are in it too"),
+    "label": ("Filed elsewhere", "Images that look like another class"),
 }
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
 
@@ -56,7 +56,11 @@ class OutlierReport(Tabular):
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
         duplicates_left_out: Why near duplicates are not listed; empty if they are.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
+        absolute: What holds for images whatever the others are, such as being dark or tiny, in a sentence; empty if
+            nothing does, and unless a `FolderImages` was searched.
+        whites: What is white in files of more than 8 bits, see `FolderImages`.
         feature_layer: What the content scores compare, in words; empty without them.
+        splits: The part of the data that each image is of, such as train or val, see `FolderImages`; None if unknown.
         labels: The class of each image, None if that is unknown; None without any.
         looks_like: The class that each image looks like most; None without label scores.
     """
@@ -76,7 +80,10 @@ class OutlierReport(Tabular):
     duplicates: Sequence[DuplicateGroup] = ()
     duplicates_left_out: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
+    absolute: str = ""
+    whites: Mapping[str, float] = field(default_factory=dict)
     feature_layer: str = ""
+    splits: Sequence[str] | None = None
     labels: Sequence[str | None] | None = None
     looks_like: Sequence[str] | None = None
 
@@ -109,7 +116,7 @@ class OutlierReport(Tabular):
         position = check_integer("position", position, 0, len(self.scores) - 1)
         if position in self.unreadable:
             return {"file": f"cannot be read: {self.unreadable[position]}"}
-        return ordered_reasons(self.views, position) | self._filed_twice.get(position, {})
+        return ordered_reasons(self.views, position) | self._twice.get(position, {})
 
     @cached_property
     def significant(self) -> list[int]:
@@ -145,22 +152,37 @@ class OutlierReport(Tabular):
 
     @property
     def filed_elsewhere(self) -> list[int]:
-        """Positions of the images that look like another class, first those that are in it too, by label score."""
-        if "label" not in self.views:
-            return []
-        told, twice = self.views["label"].reasons, self._filed_twice
-        found = [place for place in self.top(len(self.scores), by="label") if told[place] or place in twice]
-        return sorted(found, key=lambda place: place not in twice)
+        """Positions of the images that look like another class, by descending label score."""
+        told = self.views["label"].reasons if "label" in self.views else ()
+        return [place for place in self.top(len(self.scores), by="label") if told[place]] if told else []
 
     @cached_property
-    def _filed_twice(self) -> dict[int, dict[str, str]]:
+    def filed_twice(self) -> list[DuplicateGroup]:
+        """The groups of identical images that are in several classes, where labels tell something."""
+        groups = [group for group in self.duplicates if group.identical] if "label" in self.views else []
+        return [group for group in groups if len(self._labels_in(group)) > 1]
+
+    @cached_property
+    def leaks(self) -> list[DuplicateGroup]:
+        """The groups of duplicates that are in several parts of the data, such as train and val."""
+        return [group for group in self.duplicates if len(self._splits_in(group)) > 1]
+
+    def _labels_in(self, group: DuplicateGroup) -> list[str]:
+        return sorted({label for place in group.positions if self.labels and (label := self.labels[place])})
+
+    def _splits_in(self, group: DuplicateGroup) -> list[str]:
+        return sorted({self.splits[place] for place in group.positions} - {""}) if self.splits else []
+
+    @cached_property
+    def _twice(self) -> dict[int, dict[str, str]]:
         """The reason for each image that is identical to one of another class, by position."""
         reasons = dict[int, dict[str, str]]()
-        for group in (group for group in self.duplicates if group.identical and "label" in self.views):
-            filed = {place: label for place in group.positions if self.labels and (label := self.labels[place])}
-            for place, label in filed.items():
-                if others := sorted({*filed.values()} - {label}):
-                    reasons[place] = {"label": f"filed under {label}, also under {listed(others)}"}
+        for group in self.filed_twice:
+            labels = self._labels_in(group)
+            words = {own: f"filed under {own}, also under {listed([x for x in labels if x != own])}" for own in labels}
+            for place in group.positions:
+                if self.labels and (own := self.labels[place]):
+                    reasons[place] = {"label": words[own]}
         return reasons
 
     def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:
@@ -180,8 +202,9 @@ class OutlierReport(Tabular):
     def tabs(self, top: int = TOP) -> list[Tab]:
         """Return what is to be looked at as lists.
 
-        They are "look" and "content" with up to `top` images, "label" for images that look like another class,
-        "identical" and "near" for duplicates, "unreadable" and "skipped". `save_html` and `save_csv` write them.
+        They are "look" and "content" with up to `top` images, "label" for images that look like another class, "twice"
+        for identical images in several classes, "identical" and "near" for duplicates, "unreadable" and "skipped".
+        `save_html` and `save_csv` write them.
         """
         usual, lists = self._usual, list[Tab]()
         for view, (title, about) in _SCORED.items():
@@ -189,7 +212,7 @@ class OutlierReport(Tabular):
                 chosen = self.filed_elsewhere if view == "label" else self.top(top, by=view)
                 about += f", the largest score first. 95% of the images have a score below {usual[view]:.1f}."
                 lists.append(Tab(view, title, about, [self._scored_row(position, view) for position in chosen]))
-        identical, near = ([*self._copies(kind)] for kind in (True, False))
+        identical, near = ([group for group in self.duplicates if group.identical is kind] for kind in (True, False))
         broken = [
             self._row(position, reason=self.outlier_reasons(position).get("file", "gives NaN or infinite values"))
             for position in self.unusable
@@ -197,8 +220,9 @@ class OutlierReport(Tabular):
         files = [Row(name, path=self._absolute(name), reason=why) for name, why in self.skipped.items()]
         return [
             *lists,
-            Tab("identical", "Identical", "Images with equal pixels, side by side.", identical),
-            Tab("near", "Near duplicates", "The same image scaled, turned or saved again.", near),
+            Tab("twice", "In several classes", "Identical images, side by side.", [*self._copies(self.filed_twice)]),
+            Tab("identical", "Identical", "Images with equal pixels, side by side.", [*self._copies(identical)]),
+            Tab("near", "Near duplicates", "The same image scaled, turned or saved again.", [*self._copies(near)]),
             Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", files),
         ]
@@ -230,35 +254,44 @@ class OutlierReport(Tabular):
         if self.n_calibration:
             note = f"p-value {self.view_p_values[view][position].item():.2g}"
             note += ", significant" if position in self.significant else ""
-        score, reason = self.views[view].scores[position].item(), self.outlier_reasons(position).get(view, "")
+        score, reason = self.views[view].scores[position].item(), self.views[view].reasons[position]
         return self._row(position, score=score, reason=reason, note=note)
 
-    def _copies(self, identical: bool) -> Iterator[Row]:
+    def _copies(self, groups: Sequence[DuplicateGroup]) -> Iterator[Row]:
         """Return the rows of groups of duplicates; each but the first says what it is a copy of."""
-        groups = (group for group in self.duplicates if group.identical is identical)
         for number, group in enumerate(groups):
             known = [name if isinstance(name, str) else f"image {name}" for name in group.reference]
             other = f"{listed(known)} of the reference" if known else ""
+            splits = self._splits_in(group)
+            leak = f"a leak, in {' and '.join(splits)}" if len(splits) > 1 else ""
             for place, position in enumerate(group.positions):
-                reason = other and f"{'as' if identical else 'like'} {other}"
-                if place and not identical:
+                reason = other and f"{'as' if group.identical else 'like'} {other}"
+                twice = self._twice.get(position, {}).get("label", "") if group.identical else ""
+                if place and not group.identical:
                     reason += f", details correlate {group.correlations[place]:.2f}"
-                yield self._row(position, group=number, reason=reason)
+                yield self._row(position, group=number, reason="; ".join(filter(None, [reason, twice, leak])))
                 other = self._name(group.positions[0])
 
-    def save_csv(self, path: str | Path, top: int = TOP) -> None:
+    def save_csv(self, path: str | Path, top: int = TOP, *, every: bool = False) -> None:
         """Write the lists of `tabs` as a CSV file, each image once.
 
-        Columns are path (absolute), name, class, list, verdict, position, score, looks_like and reason. The verdict is
-        empty: the page fills it for ticked images. Texts that a spreadsheet would take for formulas begin with `./`.
+        Columns are path (absolute), name, class, list, verdict, position, score (of the first list), looks_like, reason
+        and each of the scores, such as look_score. The verdict is empty: the page fills it for ticked images. Texts
+        that a spreadsheet would take for formulas begin with `./`.
 
         Args:
             path: Where to write it; missing folders are created.
             top: Number of images in the lists of look and content.
+            every: Whether to write the images that are in no list, too.
         """
-        write_csv(path, self.tabs(check_integer("top", top, 1)))
+        check_bool("every", every)
+        tabs = self.tabs(check_integer("top", top, 1))
+        if every:
+            others = {*range(len(self.scores))}.difference(row.position for tab in tabs for row in tab.rows)
+            tabs.append(Tab("", "", "", [self._row(place, reason=self._reasons(place)) for place in sorted(others)]))
+        write_csv(path, tabs)
 
-    def save_html(self, path: str | Path, title: str = "Images that do not belong", top: int = TOP) -> BrowserFile:
+    def save_html(self, path: str | Path, title: str | None = None, top: int = TOP) -> BrowserFile:
         """Write the lists of `tabs` as a page to work with, a single HTML file that needs no server and no network.
 
         An opened image is read from its file while the page and the images stay where they are; else the page has
@@ -267,7 +300,7 @@ class OutlierReport(Tabular):
 
         Args:
             path: Path of the file; missing folders are created.
-            title: The heading.
+            title: The heading, by default with the folder's name.
             top: Number of images in the lists of look and content.
 
         Returns:
@@ -283,14 +316,17 @@ class OutlierReport(Tabular):
         odd = "the oddest come first in look and content" if self.views else ""
         lead = [
             f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
+            *self._cautions(),
             "Tick what should go, in any list; then save the lists, and move what you ticked.",
         ]
+        name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
+        title = title or ("Images that do not belong" + (f" in {name}" if name else ""))
         return write(path, gallery_page(title, lead, tabs, Path(path).parent, self._sentences()))
 
     def _picture(self, file: str, position: int, side: int) -> str | None:
         """Draw a small copy of an image's file, or of what was read, if there is one."""
         try:
-            image = read_image(file, side)
+            image = read_image(file, side, self.whites)
         except Exception:
             kept = self.pictures.get(position)
             return None if kept is None else data_uri(kept, side)
@@ -316,9 +352,14 @@ class OutlierReport(Tabular):
             if tab.rows and tab.name not in (*VIEWS, "unreadable"):
                 named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
                 sentences.append(f"{tab.title}: {len(tab.rows):,}. {listed(named)}.")
-        if self.duplicates_left_out:
-            sentences.append(self.duplicates_left_out)
-        return [*sentences, *(f"note: {note}" for note in self.notes.values())]
+        return [*sentences, *self._cautions(), *(f"note: {note}" for note in self.notes.values())]
+
+    def _cautions(self) -> list[str]:
+        """Say what nobody should miss: leaks, what was not sought, and what holds for many images."""
+        splits = sorted({name for group in self.leaks for name in self._splits_in(group)})
+        count = "1 set of copies lies" if len(self.leaks) == 1 else f"{len(self.leaks):,} sets of copies lie"
+        leak = f"A leak: {count} in more than one of {' and '.join(splits)}." if splits else ""
+        return [sentence for sentence in (leak, self.duplicates_left_out, self.absolute) if sentence]
 
     def _headline(self) -> str:
         """Say what is significant."""

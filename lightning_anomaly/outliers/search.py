@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_anomaly.images.files import tell_apart
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
+from lightning_anomaly.outliers.absolute import ask_pixels, describe_folder
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
 from lightning_anomaly.outliers.reading import Batch, ImageReader
 from lightning_anomaly.outliers.report import OutlierReport
@@ -52,11 +54,12 @@ class DetectorState(NamedTuple):
 
 
 class ReferenceImages(NamedTuple):
-    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their files, or else positions."""
+    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their names, or else positions."""
 
     fingerprints: Fingerprints
     usable: Tensor
     names: list[str | int]
+    files: list[str]
 
 
 def fit_to_reference(
@@ -91,7 +94,7 @@ def fit_to_reference(
     shapes = source.shape, source.whole_shape
     layer = reader.feature_layer
     state = DetectorState(views, calibration, count, *shapes, reader.limits, layer, label, label_calibration)
-    return state, notes, ReferenceImages(batch.fingerprints, usable, names)
+    return state, notes, ReferenceImages(batch.fingerprints, usable, names, source.files(places))
 
 
 def fit_to_images(
@@ -184,7 +187,7 @@ def search(
     check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
-    positions, parts, fingerprints, looks_like = [], [], [], list[str]()
+    positions, parts, fingerprints, looks_like, answers = [], [], [], list[str](), list[Tensor]()
     new = reader.batches(source, remaining, "outlier scores")
     for number, batch in enumerate(chain(read, new)):
         check_features(batch.samples, state)
@@ -194,6 +197,8 @@ def search(
             looks_like += seen
         parts.append(views)
         positions.append(batch.positions)
+        if source.whole_shape is not None and batch.samples.pixels is not None:  # shades of 0 to 1
+            answers.append(ask_pixels(batch.samples.pixels))
         fingerprints.append(batch.fingerprints)
     order = torch.cat(positions).argsort()
     views, labels = join_views(parts, order), source.labels(range(len(source)))
@@ -203,8 +208,11 @@ def search(
     scores["larger"][list(source.unreadable)] = torch.inf
     unusable = scores["larger"].isinf()
     usable = (~unusable).nonzero()[:, 0]
-    duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), reference)
-    p_values = _p_values(scores, state)
+    duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), source, reference)
+    p_values, names = _p_values(scores, state), source.names
+    absolute = ""
+    if answers and names is not None:
+        absolute = describe_folder(torch.cat(answers)[order], source.files(range(len(source))), names)
     report = OutlierReport(
         scores=scores["larger"],
         p_values=p_values.pop("larger"),
@@ -213,13 +221,16 @@ def search(
         n_reference=state.n_reference,
         n_calibration=len(state.calibration.get("larger", ())),
         notes={**notes, **source.notes(unusable.nonzero()[:, 0].tolist())},
-        names=source.names,
+        names=names,
         folder=source.folder,
         unreadable=source.unreadable,
         duplicates=duplicates,
         duplicates_left_out=problem,
         skipped=source.skipped,
+        absolute=absolute,
+        whites=source.whites,
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
+        splits=source.splits,
         labels=labels if any(label is not None for label in labels) else None,
         looks_like=[looks_like[place] for place in order.tolist()] if "label" in views else None,
     )
@@ -249,13 +260,20 @@ def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> di
 
 
 def _duplicates(
-    parts: Sequence[Fingerprints], images: Tensor, positions: Sequence[int], reference: ReferenceImages | None
+    parts: Sequence[Fingerprints],
+    images: Tensor,
+    positions: Sequence[int],
+    source: ImageSource,
+    reference: ReferenceImages | None,
 ) -> tuple[list[DuplicateGroup], str]:
     """Find duplicates among images, an index into all parts, at some positions, and between these and a reference."""
+    files = source.files(positions)
     if reference is not None:
         images = torch.cat([images, reference.usable + sum(len(part.hashes) for part in parts)])
-        parts = [*parts, reference.fingerprints]
-    groups, problem = find_duplicates(Fingerprints.join(parts), images)
+        parts, files = [*parts, reference.fingerprints], files + reference.files
+    fingerprints = Fingerprints.join(parts)
+    fingerprints.hashes[images] = tell_apart(fingerprints.hashes[images], files)
+    groups, problem = find_duplicates(fingerprints, images)
     names = [] if reference is None else reference.names
     found = []
     for group, identical, correlations in groups:

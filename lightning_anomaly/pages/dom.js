@@ -41,12 +41,11 @@ export const emptyState = (...text) => make("p", { class: "empty-state" }, text)
 /** A count that a screen reader announces when it changes. */
 export const statusLine = (text) => make("span", { class: "quiet", role: "status" }, text);
 
-/** A text cut to one line; of a path only the file name, cut at the left. */
+/** A text cut to one line, a path at its left. */
 export function cutLine(text, className = "") {
-  const name = text.split(/[/\\]/).pop();
-  return name === text
-    ? make("span", { class: `cut ${className}`, title: text }, text)
-    : make("span", { class: `cut cut-left ${className}`, title: text }, make("bdi", {}, name));
+  return /[/\\]/.test(text)
+    ? make("span", { class: `cut cut-left ${className}`, title: text }, make("bdi", {}, text))
+    : make("span", { class: `cut ${className}`, title: text }, text);
 }
 
 /** A labeled select; `options` are pairs of a value and its text. */

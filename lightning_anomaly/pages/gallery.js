@@ -217,7 +217,7 @@ function imagePage(gallery, tab, row, query) {
   ].filter(([, text]) => text);
   return {
     content: [
-      titleRow(make("h1", {}, row.name.split(/[/\\]/).pop()), element),
+      titleRow(make("h1", {}, row.name), element),
       div(
         "opened",
         div("large", shown.map(large)),

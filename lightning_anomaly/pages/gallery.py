@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,21 @@ from urllib.parse import quote
 from lightning_anomaly.pages.page import assemble, finite
 
 _CODE = "dom unpack wording csv colors canvas components shell gallery"
+# Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.
 MOVE = """\
-import csv, os
+import csv, os, shutil
+
 for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
-    if row["verdict"]: os.renames(row["path"], os.path.join("set_aside", row["name"]))"""  # keeps the class folders
+    if row["verdict"] and os.path.isfile(row["path"]):
+        name, ending = os.path.splitext("set_aside/" + row["name"])
+        new, number = name + ending, 1
+        while os.path.lexists(new):
+            number += 1
+            new = f"{name}-{number}{ending}"
+        os.makedirs(os.path.dirname(new), exist_ok=True)
+        shutil.move(row["path"], new)
+"""
+_FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "reason")
 
 
@@ -95,7 +107,7 @@ def gallery_page(
         "details": details,
         "tabs": listed,
         "pictures": [*pictures],
-        "columns": COLUMNS,
+        "columns": _columns(tabs),
         "move": MOVE,
         "table": [(key, [*cells.values()]) for key, cells in table.items()],
         "key": hashlib.sha256(lists.encode()).hexdigest()[:16],  # under which a browser stores ticks
@@ -116,27 +128,38 @@ def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # File names may not be UTF-8.
     with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, _columns(tabs))
         writer.writeheader()
         writer.writerows(_table(tabs).values())
 
 
+def _columns(tabs: Sequence[Tab]) -> list[str]:
+    """Return the columns of the CSV file, with one for each kind of score."""
+    scores = {f"{name}_score": None for tab in tabs for row in tab.rows for name, *_ in row.bars}
+    return [*COLUMNS, *scores]
+
+
 def _table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
     """Return the columns of the CSV file for each image, by what tells it from the others."""
-    table = dict[str, dict[str, Any]]()
+    table, columns = dict[str, dict[str, Any]](), _columns(tabs)
     for tab in tabs:
         for row in tab.rows:
             key = row.path or row.name
             if key in table:
-                table[key]["list"] += f"; {tab.name}"
-                table[key]["reason"] = "; ".join(filter(None, [table[key]["reason"], row.reason]))
+                table[key]["list"] = "; ".join(filter(None, [table[key]["list"], tab.name]))
+                if row.reason not in table[key]["reason"]:
+                    table[key]["reason"] = "; ".join(filter(None, [table[key]["reason"], row.reason]))
             else:
-                score = "" if row.score is None or finite(row.score) is None else row.score
-                cells = {**vars(row), "class": row.label, "list": tab.name, "verdict": "", "score": score}
-                table[key] = {column: _no_formula(cells[column]) for column in COLUMNS}
-    return table
+                cells = {**vars(row), "class": row.label, "list": tab.name, "verdict": ""}
+                cells |= {f"{name}_score": score for name, score, *_ in row.bars}
+                table[key] = {column: _cell(cells.get(column)) for column in columns}
+    return {key: {name: _no_formula(value) for name, value in cells.items()} for key, cells in table.items()}
+
+
+def _cell(value: Any) -> Any:
+    return "" if isinstance(value, float) and finite(value) is None else value
 
 
 def _no_formula(value: Any) -> Any:
-    """Begin texts with `./` that a spreadsheet would take for formulas."""
-    return f"./{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    """Begin texts with `./` that a spreadsheet would take for formulas, also after blanks."""
+    return f"./{value}" if isinstance(value, str) and _FORMULA.match(value) else value

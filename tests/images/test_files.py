@@ -32,16 +32,28 @@ def test_images_are_resized_and_cropped_to_a_square_or_transformed(tmp_path):
     assert whole.shape == (3, 10, 10)
 
 
-def test_a_class_is_the_innermost_folder(tmp_path):
-    for name in ("train/cats/a", "train/dogs/b", "val/cats/c", "d"):
+@pytest.mark.parametrize(
+    ("names", "classes", "splits"),
+    [
+        (["train/cats/a", "train/dogs/b", "val/cats/c"], ["cats", "dogs", "cats"], ["train", "train", "val"]),
+        (["cats/test/a", "cats/train/b", "dogs/train/c"], ["cats", "cats", "dogs"], ["test", "train", "train"]),
+        (["break/images/a", "break/images/b", "crack/images/c", "d"], ["break", "break", "crack", ""], [""] * 4),
+        (["bus/a", "car/b", "train/c"], ["bus", "car", "train"], [""] * 3),
+        (["test_set/a", "training_set/b"], [], ["test_set", "training_set"]),
+        (["all/a", "all/b"], [], ["", ""]),
+        (["fruit/kiwi/a", "fruit/lime/b", "milk/oat/c", "milk/soy/d"], ["kiwi", "lime", "oat", "soy"], [""] * 4),
+    ],
+)  # fmt: skip
+def test_classes_are_the_level_at_which_folders_differ_and_splits_are_none(tmp_path, names, classes, splits):
+    for name in names:
         picture(tmp_path / f"{name}.png", (80, 0, 0))
     found = FolderImages(tmp_path, 8)
-    assert found.classes == ["", "cats", "dogs"]
-    assert found.targets == [0, 1, 2, 1]
+    order = sorted(range(len(names)), key=lambda place: f"{names[place]}.png".split("/"))
+    assert [found.classes[target] for target in found.targets] == [classes[place] for place in order if classes]
+    assert found.splits == [splits[place] for place in order]
 
 
-def test_values_beyond_bytes_are_scaled_by_their_depth_and_transparency_is_white(tmp_path):
-    """All of these were black, or had lost their transparency."""
+def test_values_beyond_bytes_are_scaled_by_the_depth_of_the_folder_and_transparency_is_white(tmp_path):
     ramp = np.linspace(0, 1, 64).reshape(8, 8)
     clear = np.zeros((8, 8, 2), np.uint8)  # black ink of any strength on nothing
     clear[..., 1] = (255 * (1 - ramp)).astype(np.uint8)
@@ -51,7 +63,8 @@ def test_values_beyond_bytes_are_scaled_by_their_depth_and_transparency_is_white
         "bytes.png": Image.fromarray((255 * ramp).astype(np.uint8)),
         "float.tif": Image.fromarray(ramp.astype(np.float32)),
         "wide.tif": Image.fromarray((3 * ramp).astype(np.float32)),
-        "int32.tif": Image.fromarray((ramp * (2**31 - 1)).astype(np.int32)),
+        "int32.tif": Image.fromarray((ramp * 2**17).astype(np.int32)),
+        "dark.png": Image.fromarray((257 * ramp).astype(np.uint16)),
         "twelve_bits.png": Image.fromarray((4095 * ramp).astype(np.uint16)),
         "sixteen_bits.tif": Image.fromarray((65535 * ramp).astype(np.uint16)),
         "ink.png": Image.fromarray(clear),
@@ -63,13 +76,16 @@ def test_values_beyond_bytes_are_scaled_by_their_depth_and_transparency_is_white
     found = FolderImages(tmp_path, 8)
     images = {Path(file).name: place for place, (file, _) in enumerate(found.samples)}
     for name, white in {
-        "bytes.png": 1, "float.tif": 1, "wide.tif": 0.75, "int32.tif": 0.5, "twelve_bits.png": 1, "sixteen_bits.tif": 1,
-        "ink.png": 1,
+        "bytes.png": 1, "float.tif": 0.25, "wide.tif": 0.75, "int32.tif": 1, "dark.png": 0, "twelve_bits.png": 1 / 16,
+        "sixteen_bits.tif": 1, "ink.png": 1,
     }.items():  # fmt: skip
         image, whole = found[images[name]]
         assert torch.allclose(image, torch.tensor(white * ramp).float(), atol=0.01), name
         assert torch.allclose(whole / 255, torch.tensor(white * ramp).float(), atol=0.01), name
     assert found[images["soft.png"]][0].amin() == pytest.approx(0.5, abs=0.01)
+    (tmp_path / "sixteen_bits.tif").unlink()
+    place = images["twelve_bits.png"] - 1
+    assert FolderImages(tmp_path, 8)[place][0].amax() == pytest.approx(1, abs=0.01)
     for name in ("nan.tif", "negative.tif"):
         with pytest.raises(ValueError, match="finite"):
             found[images[name]]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reports import contents
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
@@ -221,6 +222,43 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
             fitted.score(images)
     with pytest.raises(ValueError, match=r"`images`.*whole images"):
         OutlierDetector(net).fit(plain).score(images, pictures)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # they are few
+def test_identical_images_have_the_same_pixels_once_decoded(tmp_path: Path) -> None:
+    """A search sees them squeezed."""
+    large = photograph(1, 900, 600)
+    large.save(tmp_path / "large.png")
+    large.save(tmp_path / "saved_again.png", compress_level=1)
+    large.putpixel((500, 300), (255, 0, 0))
+    large.save(tmp_path / "red_pixel.png")
+    for factor in (1, 257):
+        ramp = (np.arange(4800).reshape(60, 80) * factor // 20).astype(np.uint16)
+        Image.fromarray(ramp).save(tmp_path / f"times_{factor:03}.png")
+    report = find_outliers(FolderImages(tmp_path, 16), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+    assert [group.positions for group in report.duplicates if group.identical] == [[0, 2]]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "fault", ["nearly black", "of one shade", "at most 16 pixels", "as long as wide", "gray among"]
+)
+def test_a_fault_of_a_whole_folder_is_said(tmp_path: Path, fault: str) -> None:
+    for number in range(8):
+        size = {"at most 16 pixels": (9, 9), "as long as wide": (200, 40)}.get(fault, (64, 48))
+        image = photograph(number, *size)
+        if fault == "nearly black":
+            image = image.point(lambda value: value // 100)
+        elif fault == "of one shade":
+            image = Image.new("RGB", size, (number * 20, 90, 30))
+        elif fault == "gray among" and number < 2:
+            image = image.convert("L")
+        image.save(tmp_path / f"{number}.png")
+    report = find_outliers(FolderImages(tmp_path, 48), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+    assert fault in report.absolute
+    assert re.search(rf"\b{2 if fault == 'gray among' else 8} [\w ]*{fault}", report.absolute)
+    report.save_html(tmp_path / "page.html")
+    assert report.absolute in contents((tmp_path / "page.html").read_text())[0]["lead"]
 
 
 def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None:

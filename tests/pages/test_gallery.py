@@ -36,8 +36,15 @@ def test_each_image_is_once_in_the_csv_file_with_its_lists(tmp_path):
     assert [row["list"] for row in rows] == ["look", "look; content", "content"]
     assert [row["score"] for row in rows] == ["1.5", "1.5", ""]
     assert {row["verdict"] for row in rows} == {""}
-    # No text is a formula for a spreadsheet.
     assert [rows[2][name] for name in ("name", "class", "reason")] == ["./=1+1.png", "./-cat", "./@dog"]
+
+
+@pytest.mark.parametrize("text", ["=1", "\t=1", "\r1", " =1", "\n +1", " -1", "\t"])
+def test_no_text_is_a_formula_for_a_spreadsheet(text, tmp_path):
+    tabs = [Tab("a", "", "", [Row("1.png", path="1")]), Tab("b", "", "", [Row("1.png", path="1", reason=text)])]
+    write_csv(tmp_path / "a.csv", tabs)
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["reason"] for row in csv.DictReader(file)] == [f"./{text}"]
 
 
 def test_a_page_has_the_lists_with_rows_and_links_to_the_files_that_there_are(tmp_path):
@@ -62,18 +69,28 @@ def test_a_page_has_the_lists_with_rows_and_links_to_the_files_that_there_are(tm
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python closes the file as it ends
-def test_the_three_lines_move_the_ticked_files_and_keep_their_folders(tmp_path, monkeypatch):
+def test_the_printed_lines_move_the_ticked_files_and_overwrite_and_remove_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = [Row(name, path=str(tmp_path / "photos" / name)) for name in ("a/1.png", "b/1.png", "b/2.png")]
-    for row in rows:
-        Path(row.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(row.path).touch()
-    write_csv(tmp_path / "verdicts.csv", [Tab("look", "Look", "", rows)])
-    table = (tmp_path / "verdicts.csv").read_text().replace("1.png,,look,", "1.png,,look,ticked")  # as the page does
-    (tmp_path / "verdicts.csv").write_text(table)
-    exec(MOVE, {})
-    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
-    assert files == {"set_aside/a/1.png", "set_aside/b/1.png", "photos/b/2.png"}
+    for folder in ("first", "second", "third"):
+        rows = [Row(name, path=str(tmp_path / folder / name)) for name in ("cats/1.png", "dogs/1.png", "dogs/2.png")]
+        for row in rows:
+            Path(row.path).parent.mkdir(parents=True, exist_ok=True)
+            Path(row.path).write_text(f"{folder} {row.name}")
+        write_csv(tmp_path / "verdicts.csv", [Tab("look", "Look", "", rows)])
+        table = (
+            (tmp_path / "verdicts.csv").read_text().replace("1.png,,look,", "1.png,,look,ticked")
+        )  # as the page does
+        (tmp_path / "verdicts.csv").write_text(table)
+        for _ in range(2):  # what is moved already is left alone
+            exec(MOVE, {})
+        assert [*(tmp_path / folder / "cats").iterdir()] == []
+    files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.png")}
+    assert files == {
+        f"set_aside/{name}/1{number}.png": f"{folder} {name}/1.png"
+        for number, folder in (("", "first"), ("-2", "second"), ("-3", "third"))
+        for name in ("cats", "dogs")
+    } | {f"{folder}/dogs/2.png": f"{folder} dogs/2.png" for folder in ("first", "second", "third")}
+    assert f"```python\n{MOVE}```" in (Path(__file__).parents[2] / "docs" / "outliers.md").read_text()
 
 
 def test_ticks_are_kept_for_the_same_lists(tmp_path):

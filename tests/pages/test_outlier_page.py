@@ -1,6 +1,7 @@
 """The page of `find_outliers` in a real browser: lists to look through, ticks, and what is saved."""
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def made_up(count: int = 300, reason: str = "reason {}", **given: Any) -> Outlie
 
 
 def planted() -> OutlierReport:
-    """5,000 images with 60 planted things: 20 filed elsewhere, 20 copies, 12 near duplicates, 5 broken, 3 skipped."""
+    """5,000 images with 60 planted things: 20 filed elsewhere, 20 copies, 4 of them in two classes, and more."""
     report = made_up(5000, n_calibration=0)
     filed = torch.full((5000,), torch.nan)
     filed[100:120] = torch.arange(20) + 0.5
@@ -51,7 +52,9 @@ def planted() -> OutlierReport:
         views={**report.views, "label": label},
         view_p_values={**report.view_p_values, "label": report.p_values},
         names=[f"{place // 100}/{place}.png" for place in range(5000)],
-        labels=["a"] * 5000,
+        labels=["c" if place in (200, 203) else "a" for place in range(5000)],
+        splits=["val" if 405 <= place < 420 else "train" for place in range(5000)],
+        duplicates_left_out="Some were not sought.",
         looks_like=["b"] * 5000,
         duplicates=[
             *(DuplicateGroup([i, i + 1], True, []) for i in range(200, 218, 2)),
@@ -66,7 +69,8 @@ def planted() -> OutlierReport:
     )
 
 
-COUNTS = {"look": 100, "content": 100, "label": 20, "identical": 20, "near": 12, "unreadable": 5, "skipped": 3}
+COUNTS = {"look": 100, "content": 100, "label": 20, "twice": 4, "identical": 20, "near": 12, "unreadable": 5}
+COUNTS["skipped"] = 3
 
 
 def test_lists_have_the_images_of_each_kind_in_order(tmp_path):
@@ -88,6 +92,33 @@ def test_lists_have_the_images_of_each_kind_in_order(tmp_path):
     for save in (report.save_html, report.save_csv):
         with pytest.raises(ValueError, match="`top`"):
             save(tmp_path / "b", top=0)
+
+
+def test_copies_in_two_splits_are_a_leak_at_the_top_of_the_page_and_in_the_list(tmp_path):
+    report = planted()
+    report.save_html(tmp_path / "a.html")
+    index, _ = contents((tmp_path / "a.html").read_text())
+    lead = " ".join(index["lead"])
+    assert "leak: 1 set of copies lies in more than one of train and val" in lead
+    assert "Some were not sought." in lead
+    assert "1 set of copies" in str(report)
+    (near,) = (tab.rows for tab in report.tabs() if tab.name == "near")
+    assert [row.position for row in near if "a leak, in train and val" in row.reason] == [403, 404, 405]
+
+
+def test_the_table_has_a_row_for_every_image_on_request_with_each_score(tmp_path):
+    report = planted()
+    report.save_csv(tmp_path / "a.csv", every=True)
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 5003
+    for place, name in enumerate(report.names):
+        for view, known in report.views.items():
+            score = known.scores[place].item()
+            assert rows[name][f"{view}_score"] == (str(score) if math.isfinite(score) else "")
+    assert sum(row["list"] == "" for row in rows.values()) == 5003 - len(
+        {row.name for tab in report.tabs() for row in tab.rows}
+    )
 
 
 def test_a_page_of_images_without_files_has_small_copies(tmp_path):
@@ -193,7 +224,7 @@ class TestPage:
         page.page.get_by_role("link", name="Ticked 3").click()
         page.settle()
         assert cards(page) == expected
-        assert "os.renames" in page.text("pre")
+        assert "shutil.move" in page.text("pre")
         page.page.get_by_role("button", name="Untick all").click()
         page.go("#/skipped")
         assert page.page.locator(":checked").count() == 0

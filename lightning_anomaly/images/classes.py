@@ -1,0 +1,54 @@
+"""Tell classes, and parts such as training and validation, from the folders that images lie in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
+
+
+def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the class and the split of each file, by the folders in its name; empty if there is none.
+
+    The class is the innermost folder that is not the only one in its place. Folders beside each other that are called
+    like `train` and `val` are splits, wherever they lie; one called `train` beside `bus` and `car` is a class.
+
+    Examples:
+        >>> classes_and_splits(["train/cats/1.png", "train/dogs/2.png", "val/cats/3.png"])
+        [('cats', 'train'), ('dogs', 'train'), ('cats', 'val')]
+        >>> classes_and_splits(["break/images/1.png", "crack/images/2.png"])
+        [('break', ''), ('crack', '')]
+    """
+    places = [tuple(name.split(os.sep)[:-1]) for name in names]
+    children, splits, kept = _children(places), list[str](), list[tuple[str, ...]]()
+    for place in places:
+        are_splits = [_is_split(name) and _hold_splits(children[place[:i]]) for i, name in enumerate(place)]
+        kept.append(tuple(name for name, is_split in zip(place, are_splits, strict=True) if not is_split))
+        splits.append("/".join(name for name, is_split in zip(place, are_splits, strict=True) if is_split))
+    children, classes = _children(kept), list[str]()
+    for place in kept:
+        while place and len(children[place[:-1]]) == 1:
+            place = place[:-1]
+        classes.append(place[-1] if place else "")
+    return [*zip(classes, splits, strict=True)]
+
+
+def _children(places: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
+    """Return the folders in each folder; images beside the outermost ones count as one."""
+    children = defaultdict[tuple[str, ...], set[str]](set)
+    for place in {*places}:
+        for i, name in enumerate(place or [""]):
+            children[place[:i]].add(name)
+    return children
+
+
+def _is_split(name: str) -> bool:
+    return not _SPLITS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+
+
+def _hold_splits(names: set[str]) -> bool:
+    """Return whether several folders are splits, or all."""
+    return sum(map(_is_split, names)) >= min(2, len(names))

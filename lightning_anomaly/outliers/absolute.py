@@ -1,0 +1,65 @@
+"""Ask of each image of a folder what does not depend on the others: is it dark, light, of one shade, tiny, narrow?
+
+Scores only tell what is unlike the others, which says nothing about a folder whose images all have one fault. The
+questions are those of CleanVision.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly._internal.tables import listed
+from lightning_anomaly.scores.pixels import pixel_names
+
+_DARK, _LIGHT = 0.2, 0.8  # shade of the brightest pixel of a dark image, and of the darkest of a light one, from 0 to 1
+_SHADE = 0.02  # range of the shades in an image of one shade
+_GRAY = 1e-3  # largest difference of a channel from gray in a gray image
+_PIXELS = 16  # a side that is tiny
+_NARROW, _ODD = 3, 10  # ratio of sides from which on an image is narrow; of its size to the median one
+_IN_PIXELS = "nearly black", "nearly white", "of one shade", "gray among color"
+
+
+def ask_pixels(pixels: Tensor) -> Tensor:
+    """Answer what pixels tell, `(n, 4)`, by `pixel_statistics` `(n, S)` of images of three channels, from 0 to 1."""
+    names = pixel_names(3)
+    lowest, highest, color = (pixels[:, names.index(name)] for name in ("lowest", "highest", "brightest color"))
+    return torch.stack([highest < _DARK, lowest > _LIGHT, highest - lowest <= _SHADE, color <= _GRAY], 1)
+
+
+def describe_folder(answers: Tensor, files: Sequence[str], names: Sequence[str]) -> str:
+    """Say in a sentence how many of N images have a fault, by `ask_pixels` `(N, 4)` and their files; empty if none."""
+    found = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
+    if 2 * len(found["gray among color"]) > len(files):
+        found["gray among color"] = []
+    found |= _ask_sizes(files)
+    parts = [
+        f"{len(places):,} {fault} ({listed([names[place] for place in places], limit=3)})"
+        for fault, places in found.items()
+        if places
+    ]
+    return f"Whatever the others are, of {len(files):,} images: {'; '.join(parts)}." if parts else ""
+
+
+def _ask_sizes(files: Sequence[str]) -> dict[str, list[int]]:
+    from PIL import Image
+
+    sizes = dict[int, tuple[int, int]]()
+    for place, file in enumerate(files):
+        with suppress(Exception), Image.open(file) as opened:  # broken ones are a list of their own
+            sizes[place] = opened.size
+    areas = {place: width * height for place, (width, height) in sizes.items()}
+    usual = statistics.median(areas.values()) if areas else 0
+    return {
+        f"of at most {_PIXELS} pixels along a side": [place for place, size in sizes.items() if min(size) <= _PIXELS],
+        f"more than {_NARROW} times as long as wide": [
+            p for p, size in sizes.items() if max(size) > _NARROW * min(size)
+        ],
+        f"with more than {_ODD} times, or less than a tenth, of the usual width and height": [
+            place for place, area in areas.items() if not usual / _ODD**2 <= area <= usual * _ODD**2
+        ],
+    }
