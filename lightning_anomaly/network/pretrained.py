@@ -6,10 +6,12 @@ import socket
 import warnings
 from collections.abc import Sequence
 from http.client import HTTPException
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lightning_anomaly._internal.random_state import isolated_torch_state
 
@@ -26,14 +28,14 @@ class Pretrained(NamedTuple):
 
 
 class _Normalized(nn.Module):
-    """A network that takes images scaled to 0..1 and normalizes them."""
+    """A network that takes images scaled to 0..1 and normalizes them, laid out for evaluation."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.network = network
+        self.network = convert_conv2d_weight_memory_format(_without_norms(network), torch.channels_last)
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None])
 
@@ -42,10 +44,24 @@ class _Normalized(nn.Module):
         return outputs
 
 
+def _without_norms(network: nn.Module) -> nn.Module:
+    """Fold each BatchNorm that follows a convolution into its weights, which halves the time on a CPU."""
+    for parent in network.modules():
+        previous = None
+        for name, module in [*parent.named_children()]:
+            if isinstance(previous, nn.Conv2d) and isinstance(module, nn.BatchNorm2d):
+                norm: Any = module  # its statistics may be None, but are not here
+                statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                previous.weight, previous.bias = fuse_conv_bn_weights(previous.weight, previous.bias, *statistics)
+                setattr(parent, name, nn.Identity())
+            previous = module
+    return network
+
+
 def load_pretrained() -> Pretrained:
     """Load torchvision's MobileNet V3 from its cache or by a download, else the EfficientNet of the extra `photos`.
 
-    A warning says why it is not torchvision's.
+    It is laid out for evaluation, not to be trained. A warning says why it is not torchvision's.
 
     Raises:
         ValueError: If neither can be had.

@@ -261,7 +261,7 @@ def find_outliers(
             p-values.
         class_names: See `OutlierDetector`.
         batch_size: See `OutlierDetector.fit`.
-        max_reference: See `OutlierDetector.fit`.
+        max_reference: See `OutlierDetector.fit`. Without a reference, they are drawn by class.
         labels: See `OutlierDetector.search`.
         progress: See `analyze`.
 

@@ -101,7 +101,8 @@ class OutlierReport(Tabular):
     def label_scores(self) -> Tensor:
         """How much each image looks like another class than its own, in nats `(N,)`.
 
-        NaN for images whose class is unknown or has only one or two images, and for all if labels tell nothing.
+        NaN for images whose class is unknown or has only one or two images among those of the fit, and for all if
+        labels tell nothing.
         """
         return scores_by("label", self.views, len(self.scores))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -24,6 +25,7 @@ from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, join_views, judge, larger
 
 MIN_REFERENCE = 100
+_FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
 
 
 class DetectorState(NamedTuple):
@@ -103,7 +105,7 @@ def fit_to_images(
     """Fit to up to `limit` of the images that are searched; return also notes, and what is known of these images."""
     count = len(source)
     if count > limit:
-        chosen = _random_positions(source, limit)
+        chosen = _positions_by_class(source, limit)
     else:  # the first batch is spread over all images
         stride = -(-count // source.batch_size)
         chosen = [position for start in range(stride) for position in range(start, count, stride)]
@@ -134,6 +136,22 @@ def _random_positions(source: ImageSource, limit: int) -> list[int]:
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0), device="cpu")
     positions: list[int] = order[:limit].tolist()
     return positions
+
+
+def _positions_by_class(source: ImageSource, limit: int) -> list[int]:
+    """Draw positions at random, but some of each class first, as far as classes are known before images are read."""
+    order = _random_positions(source, len(source))
+    labels = source.labels(order)
+    sizes, drawn, urgency = Counter(labels), Counter[str | None](), list[tuple[float, float]]()
+    numbers = {label: number for number, label in enumerate(sizes)}
+    for label in labels:
+        place, drawn[label] = drawn[label], drawn[label] + 1
+        if label is None or place >= _ENOUGH:
+            urgency.append((2, place / sizes[label]))  # of the rest, the same share of each class
+        else:  # fewer than three give no scores, so rather three of some classes than two of each
+            urgency.append((0, numbers[label]) if place < _FEWEST else (1, place))
+    chosen = sorted(range(len(order)), key=urgency.__getitem__)[:limit]
+    return [order[place] for place in sorted(chosen)]
 
 
 def _finite_rows(source: ImageSource, batch: Batch) -> Tensor:

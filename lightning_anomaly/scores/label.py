@@ -77,9 +77,12 @@ class Label(NamedTuple):
         counts = self.ridge.counts[own]
         predicted = self.ridge.predict(samples.features, targets if left_out else None)
         squared = (normalize(samples.features.double()) - self.means[own]).square().sum(1)
+        known = (targets >= 0) & (counts > _FEW)
         if left_out:
             squared = squared * (counts / (counts - 1)).square()
-        known = (targets >= 0) & (counts > _FEW)
+        else:  # as if one of its class were left out of the fit: it is compared with no more than the images of the fit
+            squared = squared / (1 - counts.square().reciprocal())
+            predicted = predicted * (1 - one_hot(own, len(self.names)) * (known / counts)[:, None])
         finite = samples.finite_rows(len(own)) & predicted.isfinite().all(1)
         content = torch.where(finite, squared.clamp(min=_ROUNDING).log(), torch.inf).where(known, torch.nan)
         label = margins_over(own, predicted).where(known & finite, torch.nan)

@@ -31,6 +31,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_cached_network_of_torchvision_comes_first_and_normalizes_its_images(cache: Path) -> None:
     network = models.mobilenet_v3_large().eval()
+    generator = torch.Generator().manual_seed(0)
+    for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        for values in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+            values.uniform_(0.5, 1.5, generator=generator)
     torch.save(network.state_dict(), cache / Path(WEIGHTS.url).name)
     state = torch.get_rng_state()
     name, model, class_names = load_pretrained()
@@ -41,6 +45,7 @@ def test_a_cached_network_of_torchvision_comes_first_and_normalizes_its_images(c
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(images), network(Normalize(scaling.mean, scaling.std)(images)))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
 
 
 def test_without_a_network_the_extra_replaces_it() -> None:

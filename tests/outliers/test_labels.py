@@ -134,3 +134,30 @@ def test_a_labelled_reference_gives_honest_p_values_and_is_saved(net, tmp_path):
         torch.testing.assert_close(found.p_values, plain.p_values)
         assert found.label_scores.isnan().all()
     torch.testing.assert_close(detector.score(IMAGES[1000:1010]), plain.scores[:10])
+
+
+def test_of_many_images_each_class_is_judged_and_those_of_the_fit_are_no_odder(net):
+    """Of 6,000 images in classes of twelve, 1,104 had no label score, and fitted ones stood first twice as often."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(100).repeat_interleave(12)
+    images = torch.randn(100, 64, generator=generator)[labels] + torch.randn(1200, 64, generator=generator)
+    read = list[int]()
+
+    class Recorded(Dataset[Any]):
+        targets = labels.tolist()
+
+        def __len__(self) -> int:
+            return 1200
+
+        def __getitem__(self, index: int) -> Tensor:
+            read.append(index)
+            return images[index].view(1, 8, 8)
+
+    found = find_outliers(Recorded(), net, max_reference=400)
+    fitted = torch.zeros(1200).index_fill(0, torch.tensor(read[1:401]), 1)
+    assert not found.label_scores.isnan().any()
+    for scores in (found.label_scores, found.content_scores):
+        assert fitted[scores.argsort(descending=True)[:150]].mean() < 1.3 * fitted.mean()
+    # Where there are too many classes, some are judged.
+    few = find_outliers(images.view(-1, 1, 8, 8), net, labels=labels.tolist(), max_reference=150)
+    assert few.label_scores.isfinite().sum() >= 40 * 12
