@@ -118,7 +118,7 @@ def test_labels_that_are_no_classes_give_one_note_and_no_warning(tmp_path: Path,
     assert compared.report is not None
     assert list(compared.report.notes) == ["labels"]
     assert compared.report.label_doubts == {}
-    assert compared.report.labels_in_doubt == []
+    assert compared.report.labels_in_doubt is None
     assert trainer.callback_metrics["two_sample/labels_in_doubt"] == 0  # as it is monitored
     assert "labels_in_doubt" not in compared.history[-1]["metrics"]
 
