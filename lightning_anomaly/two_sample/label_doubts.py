@@ -8,20 +8,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from lightning_anomaly.scores.label import class_indices, margins_over
 from lightning_anomaly.scores.ridge import Ridge
 
-IN_DOUBT = 0.5  # left-out margin, about -1 to 1; 0.5% of clean labels are above it, at most 2.7%
+SURE = 0.4  # share of the images, with the largest leads: what they contradict is wrong
+MOST = 1 / 3  # labels that may be contradicted; a network that is half wrong tells no number
 
 
 class LabelMargins(NamedTuple):
     """How much a network prefers another class to the label of each of n training images.
 
     Attributes:
-        margins: Margins of its logits, and of what a `Ridge` on its features predicts from the other images `(2, n)`;
-            NaN if its label is unknown, the latter also without features.
+        margins: Margins of its logits; the left-out margins, of what a `Ridge` on its features predicts from the other
+            images; and the lead of this prediction's first class over the second `(3, n)`. NaN if the label is unknown,
+            the latter two also without features.
         looks_like: The other class with the largest logit, of each image.
         loss: Mean cross-entropy of the validation images whose label is known (nats); NaN without any.
     """
@@ -70,11 +72,12 @@ class KnownLabels(NamedTuple):
         val = val[val_known]
         loss = cross_entropy(logits[count:][val_known], val).item() if len(val) and (val >= 0).all() else math.nan
         logits, own = logits[:count].double(), labels.clamp(min=0)
-        margins = torch.stack([margins_over(own, logits), torch.full_like(logits[:, 0], torch.nan)])
-        margins[0, ~known] = torch.nan
+        margins = torch.full((3, count), torch.nan, dtype=torch.float64, device="cpu")
+        margins[0, known] = margins_over(own, logits)[known]
         if features is not None and (features := features[:count][known]).isfinite().all():
-            ridge = Ridge.fit(features, own[known], width)
-            margins[1, known] = margins_over(own[known], ridge.predict(features, left_out=own[known]))
+            predicted = Ridge.fit(features, own[known], width).predict(features, left_out=own[known])
+            margins[1, known] = margins_over(own[known], predicted)
+            margins[2, known] = -margins_over(predicted.argmax(1), predicted)
         others = logits.scatter(1, own[:, None], -torch.inf).argmax(1).tolist()
         return LabelMargins(margins, [names[other] for other in others], loss)
 
@@ -90,6 +93,8 @@ class LabelDoubt(NamedTuple):
         since: The epoch since which the network has preferred another class at each validation; None if it does not.
         score: Mean margins of the logits and left-out margins, each divided by its standard deviation, added.
         left_out: Mean left-out margin, about -1 to 1, see `LabelMargins`; NaN without features.
+        in_doubt: Whether it is one of the first, of as many as are wrong, see `share_of_wrong`; None if this is not
+            known.
     """
 
     position: int
@@ -99,17 +104,27 @@ class LabelDoubt(NamedTuple):
     since: int | None
     score: float
     left_out: float
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether features of the other images predict another class clearly better than the label."""
-        return self.left_out > IN_DOUBT
+    in_doubt: bool | None
 
     @property
     def reason(self) -> str:
         """What the network says, in words."""
         since = "" if self.since is None else f" (since epoch {self.since})"
         return f"labeled {self.label}, looks like {self.looks_like}{since}"
+
+
+def share_of_wrong(left_out: Tensor, leads: Tensor) -> float:
+    """Estimate the share of wrong labels from mean left-out margins and leads `(n,)`; NaN if they do not tell it.
+
+    Where the lead is large, a clean label is hardly ever contradicted, and a wrong one nearly always, as it has no part
+    in the lead. So it is the share of margins above 0 there, if wrong labels are as frequent there as elsewhere, and at
+    most that among all.
+    """
+    contradicted = (left_out > 0).double()
+    if left_out.isnan().any() or leads.isnan().any() or contradicted.mean() > MOST:
+        return math.nan
+    sure = contradicted[leads.argsort(descending=True)[: math.ceil(SURE * len(leads))]]
+    return min(sure.mean().item(), contradicted.mean().item())
 
 
 class MeanMargins:
@@ -135,12 +150,12 @@ class MeanMargins:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; what is missing is as before the first validation."""
-        empty = torch.zeros(2, 0, device="cpu")
-        self._sums: Tensor = state_dict.get("sums", empty)  # of the margins of all validations
-        # Of the validations that judged each image; in 0.4.0 one number, for all.
-        self._counts = torch.as_tensor(state_dict.get("validations", 0), device="cpu").expand_as(self._sums)
+        sums = state_dict.get("sums", torch.zeros(3, 0, device="cpu"))
+        counts = torch.as_tensor(state_dict.get("validations", 0), device="cpu").expand_as(sums)  # 0.4.0: one number
+        # Of the margins of all validations, and how many judged each image. 0.4.0 had no leads.
+        self._sums, self._counts = (pad(part, (0, 0, 0, 3 - len(sums))) for part in (sums, counts))
         # First of the last epochs with a margin above 0, -1 without one.
-        self._since: Tensor = state_dict.get("since", empty[0])
+        self._since: Tensor = state_dict.get("since", self._sums[0])
         self._lowest: float = state_dict.get("lowest", math.inf)  # loss
         # Mean margins, other classes and epochs at the lowest loss.
         self._best: dict[str, Any] = state_dict.get("best", {})
@@ -163,8 +178,10 @@ class MeanMargins:
         """Rank the images that were judged by their labels after a first validation, the most doubtful first."""
         means, since = self._best["means"], self._best["since"].tolist()
         judged = ~means[0].isnan()
-        spread = means[:, judged].std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
-        scores = (means / spread).nan_to_num().sum(0)
+        spread = means[:2, judged].std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
+        scores = (means[:2] / spread).nan_to_num().sum(0).where(judged, -torch.inf)
+        share = share_of_wrong(*means[1:, judged]) if len(means) > 2 else math.nan
+        order = scores.argsort(descending=True, stable=True)[: int(judged.sum())].tolist()
         return [
             LabelDoubt(
                 position := labels.positions[place],
@@ -174,7 +191,7 @@ class MeanMargins:
                 None if since[place] < 0 else int(since[place]),
                 scores[place].item(),
                 means[1, place].item(),
+                None if math.isnan(share) else rank < round(share * len(order)),
             )
-            for place in scores.argsort(descending=True, stable=True).tolist()
-            if judged[place]
+            for rank, place in enumerate(order)
         ]

@@ -97,9 +97,10 @@ class TwoSampleReport(Tabular):
         return {doubt.position: doubt.score for doubt in self.doubts}
 
     @property
-    def labels_in_doubt(self) -> list[int]:
-        """Positions of the training images whose label is in doubt, see `LabelDoubt`; most of these are wrong."""
-        return [doubt.position for doubt in self.doubts if doubt.in_doubt]
+    def labels_in_doubt(self) -> list[int] | None:
+        """The first positions in `label_doubts`, of as many labels as are wrong, by an estimate; None without one."""
+        measured = bool(self.doubts) and self.doubts[0].in_doubt is not None
+        return [doubt.position for doubt in self.doubts if doubt.in_doubt] if measured else None
 
     @property
     def compares_output(self) -> bool:
@@ -170,8 +171,8 @@ class TwoSampleReport(Tabular):
             names += ["count", "fraction", "p_value"]
         values = {name: float(getattr(self, name)) for name in names}
         values |= {f"layer/{name}": share for name, share in self.shares.items()}
-        if self.doubts and not math.isnan(self.doubts[0].left_out):
-            values["labels_in_doubt"] = len(self.labels_in_doubt) / len(self.doubts)
+        if (in_doubt := self.labels_in_doubt) is not None:
+            values["labels_in_doubt"] = len(in_doubt) / len(self.doubts)
         return values
 
     def save_html(self, path: str | Path) -> None:
@@ -213,6 +214,8 @@ class TwoSampleReport(Tabular):
         return Tab("training labels", "Training labels in doubt", about, rows)
 
     def _labels_sentence(self) -> str:
+        if self.labels_in_doubt is None:
+            return f"how many of {len(self.doubts)} training labels are in doubt: not measured"
         named = [f"{doubt.name} {doubt.reason}" for doubt in self.doubts if doubt.in_doubt]
         verb = "is" if len(named) == 1 else "are"
         found = f"{len(named)} of {len(self.doubts)} training labels {verb} in doubt"

@@ -125,7 +125,7 @@ def test_labels_that_are_not_judged_are_said_to_be_and_why(
     assert len(texts) == (problem is not None)
     assert (problem or "") in "".join(texts)
     assert compared.report.label_doubts == {}
-    assert compared.report.labels_in_doubt == []
+    assert compared.report.labels_in_doubt is None
     assert trainer.callback_metrics["two_sample/labels_in_doubt"] == 0  # as it is monitored
     assert "labels_in_doubt" not in compared.history[-1]["metrics"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.scores.label import margins_over
 from lightning_anomaly.two_sample.comparison import compare_groups
-from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins
+from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
 
 RNG = torch.Generator().manual_seed(0)
 LABELS = torch.arange(30) % 3
@@ -40,8 +40,9 @@ def test_a_margin_is_above_0_where_another_class_is_preferred(seed: int, shift: 
 
 
 def at(loss: float, *first: float) -> LabelMargins:
-    """Margins of two kinds, of which the second knows nothing."""
-    return LabelMargins(torch.tensor([first, [torch.nan] * len(first)]).double(), ["b"] * len(first), loss)
+    """Margins of the logits; without features the others are unknown."""
+    unknown = [torch.nan] * len(first)
+    return LabelMargins(torch.tensor([first, unknown, unknown]).double(), ["b"] * len(first), loss)
 
 
 def order(means: MeanMargins, labels: KnownLabels) -> list[int]:
@@ -58,7 +59,7 @@ def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
     found = means.ranked(labels)
     assert [(doubt.label, doubt.since) for doubt in found] == [("2", 3), ("1", None), ("0", None)]
     assert [doubt.score for doubt in found] == sorted((doubt.score for doubt in found), reverse=True)
-    assert not any(doubt.in_doubt for doubt in found)
+    assert {doubt.in_doubt for doubt in found} == {None}
     again = MeanMargins()
     again.load_state_dict(means.state_dict())
     again.add(at(0.4, 0, 5000, 1), 4)
@@ -73,6 +74,32 @@ def test_without_a_loss_every_validation_counts_and_other_images_begin_anew() ->
     assert order(means, labels) == [0, 20, 10]
     means.add(at(5.0, 1, 2), 7)
     assert [(doubt.position, doubt.since) for doubt in means.ranked(known(LABELS[:2]))] == [(10, 7), (0, 7)]
+
+
+def judged(wrong: float, unsure: float, seed: int = 0) -> Tensor:
+    """Margins of 2,000 images, a share of whose labels is wrong, by a network that is unsure of a share of images."""
+    generator = torch.Generator().manual_seed(seed)
+    leads, chance, is_wrong = torch.rand(3, 2000, generator=generator).double()
+    contradicted = (is_wrong < wrong) ^ (chance < 0.5 * (1 - leads / unsure))
+    return torch.stack([leads, leads.where(contradicted, -leads), leads])
+
+
+@pytest.mark.parametrize("unsure", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("wrong", [0, 0.02, 0.1])
+def test_the_first_labels_are_in_doubt_as_many_as_are_wrong(wrong: float, unsure: float) -> None:
+    margins, labels, means = judged(wrong, unsure), known(torch.zeros(2000).long()), MeanMargins()
+    means.add(LabelMargins(margins, ["b"] * 2000, 1.0), 0)
+    found = [doubt.in_doubt for doubt in means.ranked(labels)]
+    assert wrong / 2 <= found.count(True) / 2000 <= max(2 * wrong, 0.01)
+    assert found == sorted(found, key=lambda in_doubt: not in_doubt)
+
+
+def test_the_number_in_doubt_is_at_most_that_of_contradicted_labels_and_unknown_if_these_are_many() -> None:
+    leads = torch.linspace(1, 0, 100).double()
+    few = leads.where(torch.arange(100) < 4, -leads)
+    assert share_of_wrong(few, leads) == pytest.approx(0.04)
+    for left_out in (-few, few.where(leads > 0.01, torch.nan), judged(0.5, 0.3)[1, :100]):
+        assert math.isnan(share_of_wrong(left_out, leads))
 
 
 def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
@@ -90,8 +117,7 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     first, *others = means.ranked(labels)
     assert (first.position, first.name, first.label, first.looks_like) == (40, "40.png", "c", "b")
     assert first.reason == "labeled c, looks like b (since epoch 2)"
-    assert first.in_doubt
-    assert not any(doubt.in_doubt for doubt in others)
+    assert first.left_out > max(doubt.left_out for doubt in others) + 1
     assert seen.loss == pytest.approx(torch.nn.functional.cross_entropy(features, LABELS * 0).item())
 
 
@@ -160,7 +186,7 @@ def test_a_state_of_0_4_0_goes_on() -> None:
     means.load_state_dict({"validations": 2, "sums": margins, "since": best["since"], "lowest": 2.0, "best": best})
     labels, expected = known(LABELS[:3]), [(0, 0.5), (10, 0.5), (20, -0.5)]
     assert [(doubt.position, doubt.left_out) for doubt in means.ranked(labels)] == expected
-    means.add(LabelMargins(torch.zeros(2, 3).double(), ["c"] * 3, 1.0), 2)
+    means.add(LabelMargins(torch.zeros(3, 3).double(), ["c"] * 3, 1.0), 2)
     found = means.ranked(labels)
     assert [(doubt.position, doubt.left_out) for doubt in found] == [
         (place, pytest.approx(mean * 2 / 3)) for place, mean in expected
