@@ -147,6 +147,11 @@ class ImageSource:
         return [None if label is None else str(names.get(label, label)) or None for label in found]
 
     @property
+    def labels_before_reading(self) -> Sequence[Any]:
+        """What is known of the classes before images are read: those given, or else the data set's `targets`."""
+        return self._given or self._targets or [None] * len(self)
+
+    @property
     def labels_problem(self) -> str:
         """Why the labels that were asked for are unknown, although there are some; empty without such a reason."""
         return self._labels.problem

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,8 +141,9 @@ def _random_positions(source: ImageSource, limit: int) -> list[int]:
 def _positions_by_class(source: ImageSource, limit: int) -> list[int]:
     """Draw positions at random, but some of each class first, as far as classes are known before images are read."""
     order = _random_positions(source, len(source))
-    labels = source.labels(order)
-    sizes, drawn, urgency = Counter(labels), Counter[str | None](), list[tuple[float, float]]()
+    known = source.labels_before_reading
+    labels = [known[position] for position in order]
+    sizes, drawn, urgency = Counter(labels), Counter[Any](), list[tuple[float, float]]()
     numbers = {label: number for number, label in enumerate(sizes)}
     for label in labels:
         place, drawn[label] = drawn[label], drawn[label] + 1
