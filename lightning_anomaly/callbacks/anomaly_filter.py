@@ -45,7 +45,7 @@ class AnomalyFilterCallback(AnyCallback):
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Its `save_html` shows every filter with the
-            images of the probe; in a run of one process also classes and files, if the data set has `targets` and
+            images of the probe; in a run of one process also their classes, and their files if the data set has
             `samples`. It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
             `analyzed` (False if the metrics are repeated), `clustered` (whether a filter could be clustered), and

@@ -37,7 +37,7 @@ class AnomalyReport(Tabular):
         settings: The analysis settings as plain values.
         notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
         views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`, and
-            by "label" in a fit of one process whose data set has `targets`: how much the network prefers another class.
+            by "label" in a fit of one process whose batches have labels: how much the network prefers another class.
         images: Small images of the samples, uint8 `(N, height, width, channels)`, if they were kept and can be drawn.
         maps: Some maps of each layer's filters, if they were kept.
         labels: Class of each sample, None where unknown, by which the page colors points; None without any.

@@ -159,8 +159,8 @@ class OutlierDetector:
             images: A tensor `(N, ...)`, a Dataset or a DataLoader, whose data set is read in order. The report has file
                 names if the data set lists them in `samples`, as torchvision's `ImageFolder` does.
             batch_size: See `fit`.
-            labels: The class of each image, a name or number; None for those unknown. By default they are the data
-                set's `targets`, or the second item of a batch. They count if the reference has such classes too.
+            labels: The class of each image, a name or number; None for those unknown. By default they are those in the
+                batches, or else the data set's `targets`. They count if the reference has such classes too.
             progress: See `analyze`.
 
         Returns:
