@@ -21,6 +21,7 @@ from lightning_anomaly.images.source import ImageSource, loader_of
 from lightning_anomaly.network.layers import find_call, select_layers
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
+from lightning_anomaly.two_sample.confidence import SingleOutputs
 from lightning_anomaly.two_sample.label_doubts import MeanMargins
 from lightning_anomaly.two_sample.report import SHOWN, TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
@@ -39,7 +40,10 @@ _NEUTRAL = {
     "labels_in_doubt": 0.0,
     "seconds": 0.0,
 }  # of a network that treats both kinds alike
-_ADVICE = (
+_ADVICE_OF_READING = (
+    " Give images of one size, in a tensor or a data set with a length, as `train_inputs` and `val_inputs`."
+)
+_ADVICE_OF_CALLING = (
     " Name a method or submodule that takes one tensor of images and returns logits as `logits`, or give such "
     "images as `train_inputs` and `val_inputs`."
 )
@@ -142,6 +146,7 @@ class TwoSampleCallback(AnyCallback):
     def _begin_measuring(self) -> None:
         """Forget what earlier validations measured."""
         self._rise, self._margins = ErrorRise(), MeanMargins()
+        self._single = SingleOutputs(named=self.logits is not None)
         self._identity: str | None = None  # of the images that were measured
 
     @property
@@ -229,13 +234,15 @@ class TwoSampleCallback(AnyCallback):
             images = self._images = self._images or self._read_images(trainer, pl_module, batch)
             call = find_call(pl_module, self.logits)
             with trainer.strategy.precision_plugin.forward_context():
-                report = compare_groups(pl_module, images.train, images.val, self.layers, call, images.labels)
+                inputs = images.train, images.val, self.layers, call, images.labels, self._single
+                report = compare_groups(pl_module, *inputs)
         self._compared = report, perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
         given = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
         images = read_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
+        check_groups(images.train, images.val)
         self._guard.warn_of(images.doubts)
         if self._identity not in (None, images.identity):
             self._begin_measuring()
@@ -248,7 +255,8 @@ class TwoSampleCallback(AnyCallback):
             return
         self._compare_once(trainer, pl_module)
         report = None
-        with self._guard("compare", self._values.without_measurement(trainer, _ADVICE)):
+        advice = _ADVICE_OF_READING if self._images is None else _ADVICE_OF_CALLING
+        with self._guard("compare", self._values.without_measurement(trainer, advice)):
             self._guard.meet()
             if self._compared is not None:
                 report = self._take(trainer, *self._compared)

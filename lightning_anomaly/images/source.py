@@ -26,6 +26,7 @@ from lightning_anomaly.images.labels import (
     named_tensors,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
+from lightning_anomaly.images.targets import Targets
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -39,15 +40,14 @@ def tensors_in(values: Any) -> list[Tensor]:
 def first_tensor(batch: Any) -> Tensor | None:
     """Find the input of a model in a nested batch: its first tensor of floating-point numbers or of images in bytes.
 
-    A tensor with one number per sample is taken only if no images follow.
+    A tensor without axes of an image is taken only if none with such axes follows.
     """
     inputs = [
         tensor
         for tensor in tensors_in(batch)
         if (tensor.ndim >= 3 if tensor.dtype == torch.uint8 else tensor.ndim >= 1 and tensor.is_floating_point())
     ]
-    if inputs and inputs[0].ndim == 1:
-        inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
+    inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
     return inputs[0] if inputs else None
 
 
@@ -96,7 +96,7 @@ class ImageSource:
         self.folder, self.class_names = folder_of(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
-        self._labels = BatchLabels()  # of the batches read so far
+        self._labels, self.targets = BatchLabels(), Targets()  # of the batches read so far
         self._given: list[Any] | None = None  # labels that replace these
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
         self.shape: tuple[int, ...] = ()
@@ -263,6 +263,8 @@ class ImageSource:
         self.whole_shape = None if whole is images else tuple(whole.shape[1:])
         self._blank = torch.zeros_like(whole[:1], device="cpu")
         self._labels.add(positions, batch)
+        if whole is images:
+            self.targets.add(batch, first_tensor(batch), len(positions))
         for position in positions:
             self.unreadable.pop(position, None)
         return images, whole

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.notes import nonfinite, warn_of
 from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.targets import find_contradiction
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import run, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import find_call, select_layers, unseen_layers
-from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
+from lightning_anomaly.two_sample.confidence import ExpectedErrors, SingleOutputs, compare_confidences, mean_error
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
@@ -54,16 +55,17 @@ def two_sample_test(
     finds any other difference between them as well. The model runs as in `analyze`.
 
     Args:
-        model: Any model, on any device. Its output is compared if it is logits or probabilities `(N, C)`, one logit
-            `(N,)` or `(N, 1)` of two classes or its sigmoid, or a mapping with such `logits`. For outputs
-            `(N, C, ...)` the mean over the positions counts. Any other type or shape gives a note. Numbers with another
-            meaning, as in regression or embeddings, are mistaken for logits.
+        model: Any model, on any device. Its output is compared if it is logits or probabilities `(N, C)`, one logit or
+            probability `(N,)` or `(N, 1)` of two classes, or a mapping with such `logits`. For outputs `(N, C, ...)`
+            the mean over the positions counts. Anything else gives a note, as do targets in the batches that are no
+            such classes: real numbers, several classes of an image, or more classes than outputs.
         train_inputs: Images that the model was trained on, like `inputs` of `analyze`.
         val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
             name the BatchNorm.
         batch_size: See `analyze`.
         logits: Name of a method or submodule that is called with the images, and returns logits; None calls the model.
+            Single numbers are then logits even if all lie in 0 to 1, unless a sigmoid returns them.
 
     Returns:
         The report. Its `notes` say what could not be compared and are also issued as warnings.
@@ -81,7 +83,8 @@ def two_sample_test(
     """
     train = ImageSource(train_inputs, "train_inputs", batch_size)
     val = ImageSource(val_inputs, "val_inputs", batch_size)
-    report = compare_groups(model, train, val, layers, call=find_call(model, logits))
+    single = SingleOutputs(named=logits is not None)
+    report = compare_groups(model, train, val, layers, call=find_call(model, logits), single=single)
     warn_of(report.notes)
     return report
 
@@ -93,15 +96,16 @@ def compare_groups(
     layers: Iterable[str] | None,
     call: Callable[[Tensor], Any] | None = None,
     labels: KnownLabels | None = None,
+    single: SingleOutputs | None = None,
 ) -> TwoSampleReport:
     """Compute the report of `two_sample_test` without issuing warnings, of a model or of what `call` returns of it.
 
-    With `labels`, the report has their margins.
+    With `labels`, the report has their margins. What a `single` output is holds for the next comparison too.
     """
     check_groups(train_inputs, val_inputs)
     judged = model if labels is not None and any(label is not None for label in labels.train) else None
     capture = MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(judged))
-    output = ExpectedErrors()
+    output = ExpectedErrors(single)
     with output:
         for inputs in (train_inputs, val_inputs):
             run(model, inputs, capture, call=call, take_output=output.update)
@@ -109,8 +113,14 @@ def compare_groups(
     maps, _, notes = usable_layers(capture.maps, n_train + n_val)
     notes |= unseen_layers(model, layers) | train_inputs.notes() | val_inputs.notes()
     errors = output.result(n_train + n_val)
-    if errors is None:
-        notes["output"] = f"The output is not compared: {output.problem}."
+    if output.problem is None:
+        predicted = None if output.logits is None else output.logits.argmax(1)
+        targets = train_inputs.targets, val_inputs.targets
+        output.problem = find_contradiction(targets, output.shape, predicted, val_inputs.shape)
+    if output.problem is not None:
+        errors, notes["output"] = None, f"The output is not compared: {output.problem}."
+    if output.doubt is not None:
+        notes["single output"] = output.doubt
     margins = None
     if labels is not None:
         features = capture.samples.collected(n_train + n_val).features

@@ -45,10 +45,10 @@ def test_other_tensors_are_skipped(other: Tensor) -> None:
     assert first_tensor(other) is None
 
 
-def test_a_number_for_each_sample_is_the_input_only_without_other_tensors() -> None:
-    ages = torch.rand(3)
-    assert first_tensor({"age": ages, "box": torch.rand(3, 4), "image": IMAGES}) is IMAGES
-    assert first_tensor((ages, torch.arange(3))) is ages
+def test_numbers_without_axes_of_an_image_are_the_input_only_without_images() -> None:
+    for numbers in (torch.rand(3), torch.rand(3, 4)):
+        assert first_tensor({"labels": numbers, "image": IMAGES}) is IMAGES
+        assert first_tensor((numbers, torch.arange(3), torch.rand(3, 2))) is numbers
 
 
 def test_hashes_are_the_same_in_another_process() -> None:

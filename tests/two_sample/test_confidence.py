@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, expected_error, mean_error
+from lightning_anomaly.two_sample.confidence import (
+    ExpectedErrors,
+    SingleOutputs,
+    compare_confidences,
+    expected_error,
+    mean_error,
+)
 from lightning_anomaly.two_sample.rank_test import permutation_p_value, rank_test
 
 RNG = torch.Generator().manual_seed(0)
@@ -70,27 +76,60 @@ def test_errors_are_means_over_positions_of_logits_probabilities_and_their_logar
         torch.testing.assert_close(found[name], wrong.float(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "one", [torch.randn(40, generator=RNG) * 3, torch.rand(40, generator=RNG)], ids=["any", "0 to 1"]
-)
-def test_one_logit_equals_two_and_is_a_probability_if_a_sigmoid_returned_it(one: Tensor) -> None:
-    """Logits may lie within 0 to 1 by chance, or because a rectifier is the last layer."""
-    both = torch.stack([one, torch.zeros(40)], 1)
-    outputs: list[Callable[[], Any]] = [
-        lambda: both,
-        lambda: one,
-        lambda: one[:, None],
-        lambda: one.sigmoid(),
-        lambda: functional.sigmoid(one).view(-1, 1),
-        lambda: nn.Sigmoid()(one).double(),
-        lambda: {"loss": one.sum(), "logits": both},
+def test_one_logit_equals_two_and_so_does_its_probability_however_it_is_computed() -> None:
+    one, classes = (torch.randn(40, count, generator=RNG) * 3 for count in (1, 2))
+    both = torch.cat([one, torch.zeros(40, 1)], 1)
+    outputs: list[tuple[Tensor, Callable[[], Any]]] = [
+        (both, lambda: both),
+        (both, lambda: one[:, 0]),
+        (both, lambda: one),
+        (both, lambda: one[:, 0].sigmoid()),
+        (both, lambda: functional.sigmoid(one).view(-1, 1)),
+        (both, lambda: nn.Sigmoid()(one).double()),
+        (both, lambda: torch.special.expit(one)),
+        (both, lambda: 1 / (1 + torch.exp(-one))),
+        (both, lambda: one.sigmoid().clamp(1e-9, 1 - 1e-9)),
+        (classes, lambda: classes.softmax(1)[..., 1]),
+        (both, lambda: {"loss": one.sum(), "logits": both}),
     ]
-    for output in outputs:
-        with ExpectedErrors() as expected:
-            expected.update(output())
-        torch.testing.assert_close(
-            expected.result(40), expected_error(both.softmax(1)), rtol=1e-5, atol=1e-7, check_dtype=False
-        )
+    for expected, output in outputs:
+        with ExpectedErrors() as errors:
+            errors.update(output())
+        wrong = expected_error(expected.softmax(1))
+        torch.testing.assert_close(errors.result(40), wrong, rtol=1e-5, atol=1e-6, check_dtype=False)
+
+
+def test_all_batches_decide_whether_one_number_is_a_probability_and_later_ones_do_not_decide_again() -> None:
+    single, inside, outside = SingleOutputs(), torch.rand(30, generator=RNG), torch.tensor([0.5, -3.0])
+
+    def errors(*batches: Tensor, known: SingleOutputs = single) -> Tensor:
+        with ExpectedErrors(known) as expected:
+            for batch in batches:
+                expected.update(batch)
+        assert (expected.doubt is None) == (known.from_sigmoid or known.are_logits)
+        found = expected.result(sum(map(len, batches)))
+        assert found is not None
+        return found
+
+    as_logits = expected_error(torch.stack([inside, torch.zeros(30)], 1).softmax(1))
+    torch.testing.assert_close(errors(inside), torch.minimum(inside, 1 - inside))
+    torch.testing.assert_close(errors(inside, outside)[:30], as_logits)  # an untrained network had only such logits
+    torch.testing.assert_close(errors(inside), as_logits)
+    torch.testing.assert_close(errors(inside, known=SingleOutputs(named=True)), as_logits)  # the user names logits
+    sure = torch.tensor([-9.0, 9.0]).sigmoid()
+    seen = SingleOutputs()
+    with ExpectedErrors(seen) as expected:
+        expected.update(inside.logit().sigmoid())
+    assert errors(sure.clamp(0.01, 0.99), known=seen).tolist() == pytest.approx([0.01, 0.01])
+
+
+def test_a_named_method_returns_logits_even_within_0_to_1() -> None:
+    model = answers(lambda maps: maps.mean((1, 2, 3)).relu().clamp(max=1))
+    with pytest.warns(UserWarning, match="read as a probability.*`logits`"):
+        inferred = two_sample_test(model, IMAGES[:70], IMAGES[70:])
+    named = two_sample_test(model, IMAGES[:70], IMAGES[70:], logits="forward")
+    assert inferred.train_errors.min() == 0
+    torch.testing.assert_close(named.train_errors.max(), torch.tensor(0.5))
 
 
 def test_a_sigmoid_in_a_model_is_seen() -> None:
@@ -136,6 +175,7 @@ def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() ->
         (lambda maps: logits(maps).argmax(1)[:, None], "it is torch.int64 of shape"),
         (lambda maps: logits(maps)[1:], "it has 146 samples where the inputs have 150"),
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 150 of 150 samples"),
+        (lambda maps: functional.normalize(logits(maps)), "norm 1"),
     ],
 )
 def test_other_outputs_give_one_note_and_do_not_change_the_filters(answer, problem: str) -> None:

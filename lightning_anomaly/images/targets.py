@@ -1,0 +1,81 @@
+"""What the targets of a data set say of a network's output: whether it can be scores of their classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lightning_anomaly.images.labels import named_tensors
+
+_BEYOND = 0.1  # share of predictions above the largest label: of a network that learns these labels, nearly none
+
+
+@dataclass
+class _Column:
+    """What is known of one tensor of the batches."""
+
+    found: str  # its type and shape
+    single: bool = True  # whether it has one number for each image
+    whole: bool = True  # whether its numbers are integers, of whatever type
+    shares: bool = True  # whether they are shares of classes, which add up to 1
+    labels: set[float] = field(default_factory=set)  # the different ones, if it has one for each image
+
+    def add(self, targets: Tensor) -> None:
+        self.single &= targets.numel() == len(targets)
+        if self.single:
+            targets = targets.flatten()
+            targets = targets[targets.isfinite()]
+        self.whole &= not targets.is_floating_point() or bool((targets == targets.round()).all())
+        self.shares &= targets.ndim > 1 and bool((targets >= 0).all() and ((targets.sum(1) - 1).abs() <= 0.01).all())
+        if self.single and self.whole:
+            self.labels |= {*targets[targets >= 0].tolist()}  # others stand for no label
+
+    def contradicts(self, shape: Sequence[int], predicted: Tensor | None, images: Sequence[int]) -> str | None:
+        """Return why an output cannot be scores of these classes, see `find_contradiction`."""
+        positions = math.prod(shape[1:]) > 1
+        if not self.single:
+            possible = self.shares or (self.whole and positions)
+            return None if possible else f"its targets, {self.found} for each image, are not one class"
+        if not self.whole:
+            return "its targets are real numbers, not classes"
+        if len(self.labels) > max(2, shape[0]):
+            return f"there are more different labels, {len(self.labels)}, than scores of an image, {shape[0]}"
+        if positions and tuple(shape) == tuple(images):
+            return "it has the shape of the images"
+        if predicted is None or not self.labels:
+            return None
+        largest = int(max(self.labels))
+        share = (predicted > largest).double().mean().item()
+        beyond = f"{100 * share:.0f}% of its largest scores are of no class, as no label is above {largest}"
+        return beyond if share > _BEYOND else None
+
+
+class Targets:
+    """What the batches of a data set hold beside the images."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, _Column] = {}  # by name
+
+    def add(self, batch: Any, images: Tensor | None, count: int) -> None:
+        """Add a batch of `count` images."""
+        for name, tensor in named_tensors(batch):
+            numbers = tensor.ndim and len(tensor) == count and tensor.numel() and not tensor.is_complex()
+            if tensor is not images and numbers:
+                found = f"{tensor.dtype} of shape {tuple(tensor.shape[1:])}"
+                self.columns.setdefault(name, _Column(found)).add(tensor.detach())
+
+
+def find_contradiction(
+    targets: Iterable[Targets], shape: Sequence[int], predicted: Tensor | None, images: Sequence[int]
+) -> str | None:
+    """Return why an output of a `shape` (scores, ...) cannot be scores of any of the targets; None if it can.
+
+    `predicted` is the place of the largest score of each image `(n,)`, and `images` the shape of an image.
+    """
+    columns = [column for part in targets for column in part.columns.values()]
+    problems = [column.contradicts(shape, predicted, images) for column in columns]
+    return None if None in problems else next(iter(problems), None)
