@@ -26,6 +26,7 @@ class AnomalyEarlyStopping(StoppingCallback):
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed, or the Trainer has no such `AnomalyFilterCallback`.
 
     Examples:

@@ -52,6 +52,7 @@ class AnomalyFilterCallback(AnyCallback):
             `losses` if any were logged. A resumed fit continues it.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
 
     Examples:

@@ -52,6 +52,7 @@ class AnomalyPruneCallback(AnyCallback):
         masked: `{layer: [filter, ...]}` of all filters that are masked.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
             strategy shards parameters, or a layer cannot be masked.
 

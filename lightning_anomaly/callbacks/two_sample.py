@@ -89,6 +89,7 @@ class TwoSampleCallback(AnyCallback):
             `compares_output` (whether the output could be compared). A resumed fit continues it.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed; names of layers and `logits` are checked when the fit begins.
 
     Examples:

@@ -37,6 +37,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
             loss by its name; if there is none, or several fit, it warns and does not stop.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed, or the Trainer has no such `TwoSampleCallback`.
 
     Examples:

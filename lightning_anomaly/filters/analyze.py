@@ -66,8 +66,8 @@ def analyze(
         The report. Its `notes` say what could not be analyzed and are also issued as warnings.
 
     Raises:
-        ValueError: If a layer does not exist, `inputs` holds no images or images of several sizes, or an argument has
-            the wrong type.
+        TypeError: If an argument has a wrong type.
+        ValueError: If a layer does not exist, or `inputs` holds no images or images of several sizes.
 
     Examples:
         >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -35,6 +35,7 @@ class AnalysisSettings:
         max_memory_mb: Bound on the working memory of principal components and clustering, beyond the maps (MiB).
 
     Raises:
+        TypeError: If a value has a wrong type.
         ValueError: If a value is not allowed; the message names it and the allowed values.
 
     Examples:
@@ -83,9 +84,9 @@ class AnalysisSettings:
 
 
 def checked_settings(settings: AnalysisSettings | None) -> AnalysisSettings:
-    """Return the settings, or the defaults for None; raise ValueError for anything else."""
+    """Return the settings, or the defaults for None; raise TypeError for anything else."""
     if settings is None:
         return AnalysisSettings()
     if not isinstance(settings, AnalysisSettings):
-        raise ValueError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
+        raise TypeError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
     return settings

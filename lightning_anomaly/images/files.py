@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tables import listed
 from lightning_anomaly.images.classes import classes_and_splits
 from lightning_anomaly.images.source import WithWholeImage, scaled
@@ -48,11 +49,16 @@ class FolderImages(Dataset[Any]):
             instead of scaling it to 0..1 and cropping it.
 
     Raises:
-        ValueError: If there is no such folder, or no image in it.
+        TypeError: If an argument has a wrong type.
+        ValueError: If there is no such folder, or no image in it, or `size` is not positive.
     """
 
     def __init__(self, folder: str | Path, size: int = 224, transform: Callable[[Any], Tensor] | None = None) -> None:
-        self.root, self.size, self.transform = folder, size, transform
+        self.root, self.size, self.transform = folder, check_integer("size", size, 1), transform
+        if transform is not None and not callable(transform):
+            raise TypeError(
+                f"Parameter `transform` should be a function of an image or None. Found {transform!r}."
+            )
         if not os.path.isdir(folder):
             found = "a file" if os.path.exists(folder) else "nothing"
             raise ValueError(f"Parameter `folder` should be a folder of images. Found {found} at `{folder}`.")

@@ -291,7 +291,7 @@ def scaled(images: Tensor) -> Tensor:
 
 
 def loader_of(images: Any, argument: str) -> DataLoader[Any]:
-    """Return a loader over a data set with a length, or raise ValueError."""
+    """Return a loader over a data set with a length; raise TypeError or ValueError for anything else."""
     loader = DataLoader(images, BATCH) if isinstance(images, Dataset) else images
     data = loader.dataset if isinstance(loader, DataLoader) else loader
     if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
@@ -300,7 +300,7 @@ def loader_of(images: Any, argument: str) -> DataLoader[Any]:
         found = "`batch_size=None`: give a number, and a data set of single images"
     else:
         return loader
-    raise ValueError(
+    raise (ValueError if isinstance(loader, DataLoader) else TypeError)(
         f"Parameter `{argument}` should be a tensor (N, ...), a map-style Dataset with a length, or a DataLoader over "
         f"one that puts its images into batches. Found {found}."
     )

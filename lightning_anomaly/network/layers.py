@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_anomaly._internal.checks import check_names
+from lightning_anomaly._internal.checks import check_names, check_text
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WRAPPERS = ("_orig_mod", "_forward_module")  # names that torch.compile and Fabric add
@@ -21,7 +21,7 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model by their names without `torch.compile` and Fabric, except parametrizations."""
     if not isinstance(model, nn.Module):
         found = repr(model) if isinstance(model, (str, type)) else f"a {type(model).__name__}"
-        raise ValueError(
+        raise TypeError(
             f"Parameter `model` should be a torch.nn.Module. Found {found}: load a checkpoint with "
             "`Net.load_from_checkpoint` of its LightningModule, or with `model.load_state_dict`."
         )
@@ -43,7 +43,7 @@ def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
         return model
     found: Callable[..., Any] | None = None
     with suppress(AttributeError):
-        found = attrgetter(name)(model)
+        found = attrgetter(check_text("logits", name))(model)
     if not callable(found):
         raise ValueError(
             "Parameter `logits` should be None or name a method or a submodule that takes images and returns logits. "

@@ -99,6 +99,7 @@ class OutlierDetector:
             progress: See `analyze`.
 
         Raises:
+            TypeError: If an argument has a wrong type.
             ValueError: If there are fewer than 100 images, they cannot be read, differ in size or mostly give NaN, or
                 an argument is not allowed.
         """
@@ -116,12 +117,14 @@ class OutlierDetector:
         Images with NaN or infinite values have an infinite score.
 
         Raises:
-            ValueError: If the detector is not fitted, the images are of another type or shape than the reference, or
-                came with whole images and the reference did not, or the other way round.
+            NotFittedError: If the detector is not fitted.
+            TypeError: If the images are no tensor.
+            ValueError: If they are of another type or shape than the reference, or came with whole images and the
+                reference did not, or the other way round.
         """
         state = self._fitted()
         if not isinstance(images, Tensor):
-            raise ValueError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
+            raise TypeError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
         check_scaled("images", images.dtype)
         check_shape(images.shape[1:], None if whole_images is None else whole_images.shape[1:], state)
         if not len(images):
@@ -138,11 +141,11 @@ class OutlierDetector:
         number of calibration images, half of the reference. Infinite scores have the p-value NaN.
 
         Raises:
-            ValueError: If the detector is not fitted.
+            NotFittedError: If the detector is not fitted.
         """
         state = self._fitted()
         if not isinstance(scores, Tensor):
-            raise ValueError(f"Parameter `scores` should be a tensor (n,). Found {type(scores).__name__}.")
+            raise TypeError(f"Parameter `scores` should be a tensor (n,). Found {type(scores).__name__}.")
         return conformal_p_values(scores, state.calibration["larger"])
 
     def search(
@@ -167,8 +170,10 @@ class OutlierDetector:
             The report. Its `notes`, which are also warnings here or in `fit`, name what was not used.
 
         Raises:
-            ValueError: If the detector is not fitted, the images cannot be read or differ in shape from the reference,
-                only one of the two came with whole images, or an argument is not allowed.
+            NotFittedError: If the detector is not fitted.
+            TypeError: If an argument has a wrong type.
+            ValueError: If the images cannot be read or differ in shape from the reference, only one of the two came
+                with whole images, or an argument is not allowed.
         """
         state = self._fitted()
         source = open_scaled(images, "images", batch_size)
@@ -182,7 +187,7 @@ class OutlierDetector:
         """Save the fit, without the model.
 
         Raises:
-            ValueError: If the detector is not fitted.
+            NotFittedError: If the detector is not fitted.
         """
         state = self._fitted()
         content = {
@@ -214,7 +219,9 @@ class OutlierDetector:
 
     def _fitted(self) -> DetectorState:
         if self._state is None:
-            raise ValueError("The detector should be fitted first: call `fit`.")
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError("The detector should be fitted first: call `fit`.")
         return self._state
 
 
@@ -269,7 +276,7 @@ def find_outliers(
         The report, see `OutlierDetector.search`.
 
     Raises:
-        ValueError: See `OutlierDetector.fit` and `OutlierDetector.search`.
+        TypeError, ValueError: See `OutlierDetector.fit` and `OutlierDetector.search`.
 
     Examples:
         >>> images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -44,6 +44,7 @@ def mask_filters(
         The mask, which keeps the filters at zero.
 
     Raises:
+        TypeError: If `model` or `filters` has a wrong type.
         ValueError: If a layer or filter does not exist, a whole layer would be masked, a layer has a parametrized
             weight, or the call with `example_input` does not reach a layer.
 
@@ -100,7 +101,7 @@ class FilterMask:
         modules = modules_by_name(self.model)
         filters = filters.anomaly_filters if isinstance(filters, AnomalyReport) else filters
         if not isinstance(filters, Mapping):
-            raise ValueError(
+            raise TypeError(
                 "Parameter `filters` should be an AnomalyReport or a mapping from layer names to filters. Found "
                 f"{type(filters).__name__}."
             )

@@ -71,6 +71,7 @@ def two_sample_test(
         The report. Its `notes` say what could not be compared and are also issued as warnings.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If a layer or what `logits` names does not exist, inputs hold no images or are of another type, or
             the two kinds differ in shape.
 
