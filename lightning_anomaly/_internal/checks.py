@@ -73,7 +73,7 @@ def check_text(name: str, value: Any) -> str:
 def check_labels(labels: Sequence[Any], count: int) -> list[Any]:
     """Return the labels of `count` images, None for NaN, from a list, tensor, array or column of a table.
 
-    Check that it has one for each image.
+    Raise TypeError or ValueError unless it has one for each image.
     """
     sized = hasattr(labels, "__len__")
     found = len(labels) if sized else type(labels).__name__

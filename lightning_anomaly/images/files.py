@@ -56,9 +56,7 @@ class FolderImages(Dataset[Any]):
     def __init__(self, folder: str | Path, size: int = 224, transform: Callable[[Any], Tensor] | None = None) -> None:
         self.root, self.size, self.transform = folder, check_integer("size", size, 1), transform
         if transform is not None and not callable(transform):
-            raise TypeError(
-                f"Parameter `transform` should be a function of an image or None. Found {transform!r}."
-            )
+            raise TypeError(f"Parameter `transform` should be a function of an image or None. Found {transform!r}.")
         if not os.path.isdir(folder):
             found = "a file" if os.path.exists(folder) else "nothing"
             raise ValueError(f"Parameter `folder` should be a folder of images. Found {found} at `{folder}`.")
