@@ -264,7 +264,7 @@ class ImageSource:
         self._blank = torch.zeros_like(whole[:1], device="cpu")
         self._labels.add(positions, batch)
         if whole is images:
-            self.targets.add(batch, first_tensor(batch), len(positions))
+            self.targets.add(batch, first_tensor(batch), positions)
         for position in positions:
             self.unreadable.pop(position, None)
         return images, whole

@@ -22,17 +22,23 @@ class _Column:
     single: bool = True  # whether it has one number for each image
     whole: bool = True  # whether its numbers are integers, of whatever type
     shares: bool = True  # whether they are shares of classes, which add up to 1
-    labels: set[float] = field(default_factory=set)  # the different ones, if it has one for each image
+    labels: dict[int, float] = field(default_factory=dict)  # by position, if it has one for each image
 
-    def add(self, targets: Tensor) -> None:
+    def add(self, targets: Tensor, positions: Sequence[int]) -> None:
         self.single &= targets.numel() == len(targets)
         if self.single:
             targets = targets.flatten()
+            labels = zip(positions, targets.tolist(), strict=True)
+            # Negative numbers and NaN stand for no label.
+            self.labels |= {position: label for position, label in labels if 0 <= label < math.inf}
             targets = targets[targets.isfinite()]
         self.whole &= not targets.is_floating_point() or bool((targets == targets.round()).all())
         self.shares &= targets.ndim > 1 and bool((targets >= 0).all() and ((targets.sum(1) - 1).abs() <= 0.01).all())
-        if self.single and self.whole:
-            self.labels |= {*targets[targets >= 0].tolist()}  # others stand for no label
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it has another integer for each image."""
+        return self.single and self.whole and len({*self.labels.values()}) == len(self.labels)
 
     def contradicts(self, shape: Sequence[int], predicted: Tensor | None, images: Sequence[int]) -> str | None:
         """Return why an output cannot be scores of these classes, see `find_contradiction`."""
@@ -42,13 +48,14 @@ class _Column:
             return None if possible else f"its targets, {self.found} for each image, are not one class"
         if not self.whole:
             return "its targets are real numbers, not classes"
-        if len(self.labels) > max(2, shape[0]):
-            return f"there are more different labels, {len(self.labels)}, than scores of an image, {shape[0]}"
+        labels = {*self.labels.values()}
+        if len(labels) > max(2, shape[0]):
+            return f"there are more different labels, {len(labels)}, than scores of an image, {shape[0]}"
         if positions and tuple(shape) == tuple(images):
             return "it has the shape of the images"
-        if predicted is None or not self.labels:
+        if predicted is None or not labels:
             return None
-        largest = int(max(self.labels))
+        largest = int(max(labels))
         share = (predicted > largest).double().mean().item()
         beyond = f"{100 * share:.0f}% of its largest scores are of no class, as no label is above {largest}"
         return beyond if share > _BEYOND else None
@@ -60,13 +67,13 @@ class Targets:
     def __init__(self) -> None:
         self.columns: dict[str, _Column] = {}  # by name
 
-    def add(self, batch: Any, images: Tensor | None, count: int) -> None:
-        """Add a batch of `count` images."""
+    def add(self, batch: Any, images: Tensor | None, positions: Sequence[int]) -> None:
+        """Add a batch of the items at `positions`."""
         for name, tensor in named_tensors(batch):
-            numbers = tensor.ndim and len(tensor) == count and tensor.numel() and not tensor.is_complex()
+            numbers = tensor.ndim and len(tensor) == len(positions) and tensor.numel() and not tensor.is_complex()
             if tensor is not images and numbers:
                 found = f"{tensor.dtype} of shape {tuple(tensor.shape[1:])}"
-                self.columns.setdefault(name, _Column(found)).add(tensor.detach())
+                self.columns.setdefault(name, _Column(found)).add(tensor.detach(), positions)
 
 
 def find_contradiction(
@@ -76,6 +83,6 @@ def find_contradiction(
 
     `predicted` is the place of the largest score of each image `(n,)`, and `images` the shape of an image.
     """
-    columns = [column for part in targets for column in part.columns.values()]
+    columns = [column for part in targets for column in part.columns.values() if not column.is_index]
     problems = [column.contradicts(shape, predicted, images) for column in columns]
     return None if None in problems else next(iter(problems), None)

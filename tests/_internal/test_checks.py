@@ -40,22 +40,28 @@ def test_valid_values_are_returned_as_plain_values(value, expected):
 
 
 @pytest.mark.parametrize(
-    ("check", "name", "values"),
+    ("check", "name", "values", "types"),
     [
-        (lambda value: check_integer("n", value, 1), "n", [0, np.bool_(True), True, np.float64(5), np.array([5]), "5"]),
-        (lambda value: check_integer("n", value, 0, 2**64 - 1), "n", [-1, 2**64]),
-        (lambda value: check_fraction("part", value, zero=False), "part", [0, 1.5, -0.1, True, "1", float("nan")]),
-        (lambda value: check_fraction("part", value, zero=True, largest=0.5), "part", [np.float32(0.75), -0.1]),
-        (lambda value: check_one_of("rule", value, ("vote", "best")), "rule", ["", np.array(["vote", "best"]), 3]),
-        (lambda value: check_bool("on", value), "on", ["no", 0, None]),
-        (lambda value: check_names("layers", value, "layer names"), "layers", ["conv1", "", 3, [], [0], ["a", None]]),
-        (lambda value: check_text("prefix", value), "prefix", ["", 3, None]),
+        (
+            lambda value: check_integer("n", value, 1),
+            "n",
+            [0],
+            [np.bool_(True), True, np.float64(5), np.array([5]), "5"],
+        ),
+        (lambda value: check_integer("n", value, 0, 2**64 - 1), "n", [-1, 2**64], [None]),
+        (lambda value: check_fraction("part", value, zero=False), "part", [0, 1.5, -0.1, float("nan")], [True, "1"]),
+        (lambda value: check_fraction("part", value, zero=True, largest=0.5), "part", [np.float32(0.75), -0.1], [1j]),
+        (lambda value: check_one_of("rule", value, ("vote", "best")), "rule", [""], [np.array(["vote", "best"]), 3]),
+        (lambda value: check_bool("on", value), "on", [], ["no", 0, None]),
+        (lambda value: check_names("layers", value, "names"), "layers", [[]], ["conv1", "", 3, [0], ["a", None]]),
+        (lambda value: check_text("prefix", value), "prefix", [""], [3, None]),
     ],
 )
-def test_an_error_names_the_argument_and_its_value(check, name, values):
-    for value in values:
-        with pytest.raises(ValueError, match=rf"`{name}` .*{re.escape(repr(value))}"):
-            check(value)
+def test_an_error_names_the_argument_and_its_value_and_tells_types_from_values(check, name, values, types):
+    for error, wrong in ((ValueError, values), (TypeError, types)):
+        for value in wrong:
+            with pytest.raises(error, match=rf"`{name}` .*{re.escape(repr(value))}"):
+                check(value)
 
 
 def test_an_error_names_the_allowed_values():

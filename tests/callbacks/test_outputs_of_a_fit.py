@@ -50,7 +50,7 @@ def batches(*targets: Tensor, seed: int = 0) -> DataLoader[Any]:
     [
         (Answers(1), [torch.randn(60, generator=RNG)]),
         (Answers(1), [torch.rand(60, 1, generator=RNG)]),
-        (Answers(1, lambda scores: scores[:, 0]), [torch.arange(60)]),
+        (Answers(1, lambda scores: scores[:, 0]), [torch.arange(60) // 2, torch.arange(60)]),
         (Answers(4), [torch.rand(60, 4, generator=RNG)]),
         (Answers(5), [SEVERAL.float()]),
         (Answers(5), [SEVERAL.long()]),

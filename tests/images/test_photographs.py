@@ -68,6 +68,18 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
             images[names.index(name)]
 
 
+def test_a_side_and_a_transform_of_a_folder_are_checked(tmp_path: Path) -> None:
+    wrong: list[tuple[dict[str, Any], type[Exception]]] = [
+        *(({"size": size}, TypeError) for size in (True, 9.5)),
+        ({"size": 0}, ValueError),
+        ({"transform": 3}, TypeError),
+    ]
+    for options, error in wrong:
+        ((name, value),) = options.items()
+        with pytest.raises(error, match=f"`{name}`.*{value}"):
+            FolderImages(tmp_path, **options)
+
+
 def test_a_folder_without_images_says_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"film")
     for folder, found in (("nowhere", "nothing at"), ("film.mp4", "a file at"), (".", r"film.mp4 \(not an image")):

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
@@ -119,7 +120,7 @@ def test_a_file_that_is_none_is_refused(fitted, tmp_path):
             OutlierDetector.load(tmp_path / f"{name}.pt", classifier())
     with pytest.raises(FileNotFoundError):
         OutlierDetector.load(tmp_path / "nothing.pt", classifier())
-    with pytest.raises(ValueError, match="should be fitted first"):
+    with pytest.raises(NotFittedError, match="should be fitted first"):
         OutlierDetector(classifier()).score(DIGITS[:5])
     with pytest.raises(ValueError, match=r"`images`.*\(1, 8, 8\)"):
         fitted.score(torch.rand(5, 1, 9, 9))

@@ -280,5 +280,5 @@ def test_bad_arguments_are_named(net, changed, message):
     arguments = {"model": net, "images": images(5), "reference": images(150), **changed}
     if isinstance(arguments["images"], list):
         arguments["images"] = DataLoader(arguments["images"], 2)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError if "class_names" in changed else ValueError, match=message):
         find_outliers(**arguments)

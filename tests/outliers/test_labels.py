@@ -83,8 +83,8 @@ def test_labels_that_tell_nothing_are_noted_and_change_nothing(net):
         assert torch.equal(found.scores, plain.scores)
         assert found.label_scores.isnan().all()
     assert torch.equal(find_outliers(IMAGES[:COUNT], net, labels=[None] * COUNT).scores, plain.scores)
-    for labels in (["a"], 3):
-        with pytest.raises(ValueError, match="`labels`"):
+    for labels, error in ((["a"], ValueError), (3, TypeError)):
+        with pytest.raises(error, match="`labels`"):
             find_outliers(IMAGES[:COUNT], net, labels=labels)
 
 

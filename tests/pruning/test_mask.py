@@ -242,6 +242,6 @@ def test_other_bad_arguments_are_refused_without_a_change() -> None:
     with pytest.raises(ValueError, match=r"`example_input`.*'uncalled'"):
         mask_filters(model, {"conv1": [0], "uncalled": [1]}, example_input=images)
     del model.uncalled
-    with pytest.raises(ValueError, match=r"`model`.* Found 'last\.ckpt'"):
+    with pytest.raises(TypeError, match=r"`model`.* Found 'last\.ckpt'"):
         mask_filters("last.ckpt", FILTERS)
     assert same(state_of(model), before)
