@@ -109,7 +109,8 @@ class OutlierReport(Tabular):
     def outlier_reasons(self, position: int) -> dict[str, str]:
         """Describe what is unusual about an image's look, content and label, the larger score first.
 
-        Only scores above 95% of those of ordinary images get a reason.
+        Only scores above 95% of those of ordinary images get a reason, or above 80% if a single property of the pixels
+        is clearly odd: damage of many images hides itself.
 
         Raises:
             ValueError: If `position` is not in the data set.

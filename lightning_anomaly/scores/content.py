@@ -90,11 +90,14 @@ class Content(NamedTuple):
         measured = torch.stack(measures, 1)
         return torch.where(samples.finite_rows(len(measured))[:, None] & ~measured.isnan(), measured, torch.inf)
 
-    def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
-        """Say what the network sees in each image instead; `strongest` is the index of its largest measure `(n,)`."""
+    def reasons(self, samples: SampleStatistics, strongest: Tensor, surprising: Tensor) -> tuple[str, ...]:
+        """Say what the network sees instead in each image with a `surprising` score `(n,)`.
+
+        `strongest` is the index of its largest measure `(n,)`.
+        """
         reasons = "unlike the others", "nothing that the network knows well"
-        rows = zip(strongest.tolist(), network_sees(samples), strict=True)
-        return tuple(f"{reasons[measure]}{seen}" for measure, seen in rows)
+        rows = zip(strongest.tolist(), network_sees(samples), surprising.tolist(), strict=True)
+        return tuple(f"{reasons[measure]}{seen}" if told else "" for measure, seen, told in rows)
 
 
 def network_sees(samples: SampleStatistics) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_anomaly.scores.pixel_words import PixelWords
+from lightning_anomaly.scores.pixel_words import NO_SINGLE, PixelWords
 from lightning_anomaly.scores.pixels import pixel_statistics
 from recipes.common.damage import GROUPS, Damage, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
@@ -45,8 +45,8 @@ _HAZE = {"low contrast", "little color", "no areas as dark as its darkest pixel"
 _DARK = {"darker than the rest", "large areas as dark as its darkest pixel"}
 _SIDES = {f"brighter at the {side}" for side in ("top", "bottom", "left", "right")}
 _PLACES = {*_SIDES, "dark in the middle", "bright in the middle"}
-_COLORS = {f"{amount} {color}" for amount in ("much", "little") for color in ("color", "red", "green", "blue")}
-_COLORS |= {"an unusual mix of colors"}
+_COLORS = {f"much {color}" for color in ("color", "red", "green", "blue", "cyan", "magenta", "yellow")}
+_COLORS |= {"little color", "an unusual mix of colors"}
 ACCEPTED: dict[str, set[str]] = {
     **dict.fromkeys((*GROUPS["noise"], "noise", "salt_and_pepper"), _NOISE),
     **dict.fromkeys((*GROUPS["blur"], "blurred", "cropped"), _SOFT),
@@ -75,7 +75,7 @@ def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
     """Describe what is odd about the pixels of images uint8 `(n, C, H, W)` by a reference `(N, C, H, W)`."""
     ordinary, odd = (pixel_statistics(part.float() / 255) for part in (reference, images))
     channels = images.shape[1]
-    return PixelWords.fit(ordinary, channels).reasons(odd, channels)
+    return tuple(reason or NO_SINGLE for reason in PixelWords.fit(ordinary, channels).reasons(odd, channels))
 
 
 def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
