@@ -31,7 +31,7 @@ class _Property(NamedTuple):
 # Causes come before their effects: an image of noise has no flat areas either. Noise and detail are relative to the
 # contrast, so that a faded image lacks contrast only.
 _PROPERTIES = (
-    _Property({"noise": 1, "contrast": -0.5}, "", "noisy"),
+    _Property({"noise": 1, "contrast": -0.5}, "", "noise or fine lines all over"),
     _Property({"fine patterns": 1, "contrast": -1}, "little fine detail", ""),
     # A dark image also lacks contrast; one that only lacks contrast keeps its mean.
     _Property({"mean": 5, "highest": 1, "lowest": 1}, "darker than the rest", ""),

@@ -39,7 +39,7 @@ PLAIN: dict[str, Damage] = {
 }
 
 _BRIGHT = {"brighter than the rest", "large areas as bright as its brightest pixel"}
-_NOISE = {"noisy", "colors that change from pixel to pixel"}
+_NOISE = {"noise or fine lines all over", "colors that change from pixel to pixel"}
 _SOFT = {"little fine detail"}
 _HAZE = {"low contrast", "little color", "no areas as dark as its darkest pixel"}
 _DARK = {"darker than the rest", "large areas as dark as its darkest pixel"}
