@@ -71,7 +71,7 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     watcher.report.save_html(f"{logger.log_dir}/filters.html")
     print(f"{watcher.report}\n\n{comparison.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
     print(f"The strangest images: open {logger.log_dir}/outliers.html")
-    print(f"Training labels in doubt: open {logger.log_dir}/labels.html")
+    print(f"Training labels: open {logger.log_dir}/labels.html")
     print(f"Every filter with its images: open {logger.log_dir}/filters.html")
     print(f"Losses, numbers of filters and the gap: tensorboard --logdir {log_dir}\n")
     losses = [entry["losses"]["val_loss"] for entry in watcher.history]

@@ -38,11 +38,11 @@ def describe_folder(answers: Tensor, files: Sequence[str], names: Sequence[str])
         found["gray among color"] = []
     found |= _ask_sizes(files)
     parts = [
-        f"{len(places):,} {fault} ({listed([names[place] for place in places], limit=3)})"
+        f"{fault}: {len(places):,} ({listed([names[place] for place in places], limit=3)})"
         for fault, places in found.items()
         if places
     ]
-    return f"Whatever the others are, of {len(files):,} images: {'; '.join(parts)}." if parts else ""
+    return f"Judged one by one, of {len(files):,} images: {'; '.join(parts)}." if parts else ""
 
 
 def _ask_sizes(files: Sequence[str]) -> dict[str, list[int]]:
@@ -55,11 +55,11 @@ def _ask_sizes(files: Sequence[str]) -> dict[str, list[int]]:
     areas = {place: width * height for place, (width, height) in sizes.items()}
     usual = statistics.median(areas.values()) if areas else 0
     return {
-        f"of at most {_PIXELS} pixels along a side": [place for place, size in sizes.items() if min(size) <= _PIXELS],
+        f"at most {_PIXELS} pixels along a side": [place for place, size in sizes.items() if min(size) <= _PIXELS],
         f"more than {_NARROW} times as long as wide": [
             p for p, size in sizes.items() if max(size) > _NARROW * min(size)
         ],
-        f"with more than {_ODD} times, or less than a tenth, of the usual width and height": [
+        f"{_ODD} times as wide and high as usual, or a tenth of it": [
             place for place, area in areas.items() if not usual / _ODD**2 <= area <= usual * _ODD**2
         ],
     }

@@ -109,7 +109,8 @@ class OutlierReport(Tabular):
     def outlier_reasons(self, position: int) -> dict[str, str]:
         """Describe what is unusual about an image's look, content and label, the larger score first.
 
-        Only scores above 95% of those of ordinary images get a reason.
+        Only scores above 95% of those of ordinary images get a reason, or above 80% if a single property of the pixels
+        is clearly odd: damage of many images hides itself.
 
         Raises:
             ValueError: If `position` is not in the data set.
@@ -301,7 +302,7 @@ class OutlierReport(Tabular):
 
         Args:
             path: Path of the file; missing folders are created.
-            title: The heading, by default with the folder's name.
+            title: The heading, by default with the name of the folder.
             top: Number of images in the lists of look and content.
 
         Returns:
@@ -321,7 +322,7 @@ class OutlierReport(Tabular):
             "Tick what should go, in any list; then save the lists, and move what you ticked.",
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
-        title = title or ("Images that do not belong" + (f" in {name}" if name else ""))
+        title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
         return write(path, gallery_page(title, lead, tabs, Path(path).parent, self._sentences()))
 
     def _picture(self, file: str, position: int, side: int) -> str | None:

@@ -20,6 +20,7 @@ _NEAR = 0.88  # its typical squared distance, relative to that of any two images
 _FEW = 4  # principal components that are taken instead
 _ROUNDING = 1e-5  # distance of features of norm 1 that is rounding
 _SMALL = 128  # features, up to which a network is small
+_SURE = 0.7  # probability from which on a network is sure: of photographs of classes that it knows 98% are right
 _KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
 
 
@@ -89,20 +90,25 @@ class Content(NamedTuple):
         measured = torch.stack(measures, 1)
         return torch.where(samples.finite_rows(len(measured))[:, None] & ~measured.isnan(), measured, torch.inf)
 
-    def reasons(self, samples: SampleStatistics, strongest: Tensor) -> tuple[str, ...]:
-        """Say what the network sees in each image instead; `strongest` is the index of its largest measure `(n,)`."""
+    def reasons(self, samples: SampleStatistics, strongest: Tensor, surprising: Tensor) -> tuple[str, ...]:
+        """Say what the network sees instead in each image with a `surprising` score `(n,)`.
+
+        `strongest` is the index of its largest measure `(n,)`.
+        """
         reasons = "unlike the others", "nothing that the network knows well"
-        rows = zip(strongest.tolist(), network_sees(samples), strict=True)
-        return tuple(f"{reasons[measure]}{seen}" for measure, seen in rows)
+        rows = zip(strongest.tolist(), network_sees(samples), surprising.tolist(), strict=True)
+        return tuple(f"{reasons[measure]}{seen}" if told else "" for measure, seen, told in rows)
 
 
 def network_sees(samples: SampleStatistics) -> list[str]:
-    """Say which class the network sees in each sample, in parentheses; nothing without logits."""
+    """Say which class the network is sure to see in each sample, in parentheses; nothing without logits."""
     if samples.logits is None:
         return [""] * (0 if samples.features is None else len(samples.features))
-    classes = two_sided(samples.logits).argmax(1).tolist()
-    names = samples.class_names if len(samples.class_names) > max(classes, default=0) else None
-    return [f" (the network sees {f'class {index}' if names is None else names[index]})" for index in classes]
+    found = two_sided(samples.logits).softmax(1).max(1)
+    classes, sure = found.indices.tolist(), (found.values >= _SURE).tolist()
+    known = samples.class_names if len(samples.class_names) > max(classes, default=0) else None
+    names = [f"class {index}" if known is None else known[index] for index in classes]
+    return [f" (the network sees {name})" if is_sure else "" for name, is_sure in zip(names, sure, strict=True)]
 
 
 def two_sided(logits: Tensor) -> Tensor:

@@ -10,10 +10,14 @@ from torch import Tensor
 from lightning_anomaly.scores.pixels import pixel_names
 from lightning_anomaly.scores.scale import TwoTails
 
-_CLEAR = 3.0  # nats from which a single property is the reason
+_CLEAR = 4.0  # nats from which a single property is the reason
 _CERTAIN = 5.0  # nats at which surprises are capped; of capped properties the first is the reason
 
-_NO_SINGLE = "an unusual combination of brightness, patterns and color"
+_ENDS = (
+    0.2,
+    0.4,
+)  # quantiles from which tails are measured, so that damage of a tenth of the images does not hide itself
+NO_SINGLE = "an unusual combination of brightness, patterns and color"
 
 
 class _Property(NamedTuple):
@@ -27,7 +31,7 @@ class _Property(NamedTuple):
 # Causes come before their effects: an image of noise has no flat areas either. Noise and detail are relative to the
 # contrast, so that a faded image lacks contrast only.
 _PROPERTIES = (
-    _Property({"noise": 1, "contrast": -0.5}, "", "noisy"),
+    _Property({"noise": 1, "contrast": -0.5}, "", "noise or fine lines all over"),
     _Property({"fine patterns": 1, "contrast": -1}, "little fine detail", ""),
     # A dark image also lacks contrast; one that only lacks contrast keeps its mean.
     _Property({"mean": 5, "highest": 1, "lowest": 1}, "darker than the rest", ""),
@@ -64,17 +68,21 @@ class PixelWords(NamedTuple):
     @classmethod
     def fit(cls, statistics: Tensor, channels: int) -> PixelWords:
         """Fit to `pixel_statistics` `(N, S)` of images; those with NaN are ignored."""
-        return cls(TwoTails.fit(_measure(statistics[statistics.isfinite().all(1)], channels)))
+        return cls(TwoTails.fit(_measure(statistics[statistics.isfinite().all(1)], channels), levels=_ENDS))
 
     def reasons(self, statistics: Tensor, channels: int) -> tuple[str, ...]:
-        """Name the rarest property of each image `(n, S)`."""
-        surprises = self.tails.surprise(_measure(statistics, channels)).clamp(max=_CERTAIN)
+        """Name the rarest property of each image `(n, S)`; empty if none is clearly odd."""
+        measured = _measure(statistics, channels)
+        surprises = self.tails.surprise(measured).clamp(max=_CERTAIN)
+        # A yellow image lacks blue more than it has red and green: of several colors, that which differs most counts.
+        differ = (measured - self.tails.ends[1:3].mean(0))[:, -channels:].abs()
+        surprises[:, -channels:][differ < differ.amax(1, keepdim=True)] = 0
         words = [word for kind in _properties(channels) for word in (kind.less, kind.more)]
         surprises = surprises.flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
         surprises[:, [not word for word in words]] = 0
         alike = statistics[:, _places("flat share", channels)].eq(1).all(1)
         finite = statistics.isfinite().all(1)
-        reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE for row in surprises.tolist()]
+        reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else "" for row in surprises.tolist()]
         for place in alike.nonzero()[:, 0].tolist():
             reasons[place] = "the same everywhere"
         for place in (~finite).nonzero()[:, 0].tolist():
@@ -85,10 +93,10 @@ class PixelWords(NamedTuple):
 def _properties(channels: int) -> list[_Property]:
     """List the properties of images."""
     properties = [*_PROPERTIES, *(_COLOR if channels == 3 else ()), *_PLACES]
-    names = ("red", "green", "blue") if channels == 3 else [f"of channel {channel}" for channel in range(channels)]
-    if channels > 1:
-        properties += [_Property({f"channel {i}": 1}, f"little {name}", f"much {name}") for i, name in enumerate(names)]
-    return properties
+    names = [(f"little of channel {channel}", f"much of channel {channel}") for channel in range(channels)]
+    if channels == 3:
+        names = [("much cyan", "much red"), ("much magenta", "much green"), ("much yellow", "much blue")]
+    return [*properties, *(_Property({f"channel {i}": 1}, *words) for i, words in enumerate(names) if channels > 1)]
 
 
 def _measure(statistics: Tensor, channels: int) -> Tensor:

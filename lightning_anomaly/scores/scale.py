@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SURPRISING = math.log(20)  # nats, above 95% of ordinary scores, from which on a score gets a reason
+NOTICED = math.log(5)  # nats from which on it gets one if a single property is clearly odd
 
 _MOST = 100.0  # nats; beyond them scores grow only logarithmically, which keeps the order of the samples
 _LEVELS = [level / 20 for level in range(19)]
@@ -17,7 +18,7 @@ _NATS = torch.tensor([-math.log(1 - level) for level in _LEVELS], dtype=torch.fl
 _FROM = 0.75  # quantile from which on the slope of the tail is measured; few outliers do not move it
 _ROUNDING = 1e-4  # relative difference of scores that are ties
 _FLAT = 1e-6  # scale of a tail that is rounding, relative to its start
-_ENDS = 0.1, 0.25, 0.75, 0.9  # quantiles from which both tails of a number are measured
+_ENDS = 0.1, 0.25  # quantiles from which both tails of a number are measured
 _NARROWEST = 0.02  # smallest scale of these tails, relative to the range between the outer quantiles
 
 
@@ -75,29 +76,31 @@ class TwoTails(NamedTuple):
     """Tail probabilities of V numbers on both sides among those of ordinary samples; both tails are exponential.
 
     Attributes:
-        ends: The 0.1, 0.25, 0.75 and 0.9 quantiles, which few outliers do not move `(4, V)`.
+        ends: Two quantiles below the median and two above it, which few outliers do not move `(4, V)`.
         narrowest: Smallest scales of the tails `(V,)`.
+        levels: Which quantiles the first two are; the others are as far from 1.
     """
 
     ends: Tensor
     narrowest: Tensor
+    levels: tuple[float, float]
 
     @classmethod
-    def fit(cls, values: Tensor, floors: Tensor | float = 0.0) -> TwoTails:
+    def fit(cls, values: Tensor, floors: Tensor | float = 0.0, levels: tuple[float, float] = _ENDS) -> TwoTails:
         """Fit to finite values `(n, V)`, whose changes up to the floors `(V,)` are rounding."""
-        ordered = values.double().sort(0).values
-        ends = ordered[[int(level * len(ordered)) for level in _ENDS]]
-        return cls(ends, (_NARROWEST * (ends[3] - ends[0])).clamp(min=floors))
+        ordered, (outer, inner) = values.double().sort(0).values, levels
+        ends = ordered[[int(level * len(ordered)) for level in (outer, inner, 1 - inner, 1 - outer)]]
+        return cls(ends, (_NARROWEST * (ends[3] - ends[0])).clamp(min=floors), levels)
 
     def surprise(self, values: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities below and above values, in nats `(n, V, 2)`.
 
         They are right beyond the outer quantiles alone. A constant number has NaN.
         """
-        lowest, low, high, highest = self.ends
+        (lowest, low, high, highest), (outer, inner) = self.ends, self.levels
         beyond = torch.stack([lowest - values, values - highest], 2)
         widths = torch.maximum(torch.stack([low - lowest, highest - high], 1), self.narrowest[:, None])
-        return math.log(1 / _ENDS[0]) + math.log(_ENDS[1] / _ENDS[0]) * beyond / widths
+        return math.log(1 / outer) + math.log(inner / outer) * beyond / widths
 
 
 class Scale(NamedTuple):

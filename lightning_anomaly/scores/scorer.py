@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.content import Content
 from lightning_anomaly.scores.look import Look
-from lightning_anomaly.scores.scale import SURPRISING, Scale
+from lightning_anomaly.scores.scale import NOTICED, SURPRISING, Scale
 
 VIEWS: Mapping[str, type[Look] | type[Content]] = {"look": Look, "content": Content}
 
@@ -32,8 +32,8 @@ class FittedView(NamedTuple):
     def view(self, samples: SampleStatistics) -> SampleView:
         """Score samples, and give reasons for the odd ones."""
         scores, strongest = self.scale.scores(self.model.measure(samples))
-        odd = (scores >= SURPRISING).nonzero()[:, 0]
-        words = self.model.reasons(samples.select(odd), strongest[odd])
+        odd = (scores >= NOTICED).nonzero()[:, 0]
+        words = self.model.reasons(samples.select(odd), strongest[odd], scores[odd] >= SURPRISING)
         reasons = dict(zip(odd.tolist(), words, strict=True))
         return SampleView(scores, tuple(reasons.get(place, "") for place in range(len(scores))))
 

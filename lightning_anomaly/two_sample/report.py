@@ -184,7 +184,7 @@ class TwoSampleReport(Tabular):
             path: Path of the file; missing folders are created.
         """
         lead = ["Tick what is labeled wrongly, and save the list.", f"{self._labels_sentence()}."]
-        write(path, gallery_page("Training labels in doubt", lead, [self._tab(SHOWN)], Path(path).parent))
+        write(path, gallery_page("Training labels", lead, [self._tab(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
         """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's.
@@ -211,7 +211,7 @@ class TwoSampleReport(Tabular):
             for doubt, picture in zip_longest(self.doubts[:count], pictures[:count])
         ]
         about = "By how much the network prefers another class, before it knows the labels by heart."
-        return Tab("training labels", "Training labels in doubt", about, rows)
+        return Tab("training labels", "Most doubtful", about, rows)
 
     def _labels_sentence(self) -> str:
         if self.labels_in_doubt is None:

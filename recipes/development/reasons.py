@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_anomaly.scores.pixel_words import PixelWords
+from lightning_anomaly.scores.pixel_words import NO_SINGLE, PixelWords
 from lightning_anomaly.scores.pixels import pixel_statistics
 from recipes.common.damage import GROUPS, Damage, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
@@ -39,14 +39,14 @@ PLAIN: dict[str, Damage] = {
 }
 
 _BRIGHT = {"brighter than the rest", "large areas as bright as its brightest pixel"}
-_NOISE = {"noisy", "colors that change from pixel to pixel"}
+_NOISE = {"noise or fine lines all over", "colors that change from pixel to pixel"}
 _SOFT = {"little fine detail"}
 _HAZE = {"low contrast", "little color", "no areas as dark as its darkest pixel"}
 _DARK = {"darker than the rest", "large areas as dark as its darkest pixel"}
 _SIDES = {f"brighter at the {side}" for side in ("top", "bottom", "left", "right")}
 _PLACES = {*_SIDES, "dark in the middle", "bright in the middle"}
-_COLORS = {f"{amount} {color}" for amount in ("much", "little") for color in ("color", "red", "green", "blue")}
-_COLORS |= {"an unusual mix of colors"}
+_COLORS = {f"much {color}" for color in ("color", "red", "green", "blue", "cyan", "magenta", "yellow")}
+_COLORS |= {"little color", "an unusual mix of colors"}
 ACCEPTED: dict[str, set[str]] = {
     **dict.fromkeys((*GROUPS["noise"], "noise", "salt_and_pepper"), _NOISE),
     **dict.fromkeys((*GROUPS["blur"], "blurred", "cropped"), _SOFT),
@@ -71,11 +71,15 @@ ACCEPTED: dict[str, set[str]] = {
 }
 
 
-def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
-    """Describe what is odd about the pixels of images uint8 `(n, C, H, W)` by a reference `(N, C, H, W)`."""
-    ordinary, odd = (pixel_statistics(part.float() / 255) for part in (reference, images))
-    channels = images.shape[1]
-    return PixelWords.fit(ordinary, channels).reasons(odd, channels)
+def words_of(reference: Tensor) -> PixelWords:
+    """Learn the words from a reference uint8 `(N, C, H, W)`."""
+    return PixelWords.fit(pixel_statistics(reference.float() / 255), reference.shape[1])
+
+
+def reasons_of(words: PixelWords, images: Tensor) -> tuple[str, ...]:
+    """Describe what is odd about the pixels of images uint8 `(n, C, H, W)`."""
+    found = words.reasons(pixel_statistics(images.float() / 255), images.shape[1])
+    return tuple(reason or NO_SINGLE for reason in found)
 
 
 def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
@@ -85,10 +89,10 @@ def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
     foreign = {"other_data": other.test_images, "digits": load_images("digits").test_images}
     damaged = damage_all(chosen, foreign, seed=0)
     damaged |= {name: damage(chosen, torch.Generator()) for name, damage in PLAIN.items()}
-    cells = {}
+    cells, words = {}, words_of(images.train_images[:_REFERENCE])
     for kind in ACCEPTED:
         odd = damaged[kind]
-        counts = Counter(reasons_of(images.train_images[:_REFERENCE], odd))
+        counts = Counter(reasons_of(words, odd))
         share = sum(count for reason, count in counts.items() if reason in ACCEPTED[kind]) / len(odd)
         cells[kind] = f"{share:.2f}", counts.most_common(1)[0][0]
     return cells

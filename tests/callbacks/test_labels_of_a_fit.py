@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from reports import contents
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, fit, images, said
@@ -67,7 +68,9 @@ def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path
     by_name = {row["name"]: row for row in rows}
     assert (by_name["image 40"]["class"], by_name["image 40"]["looks_like"]) == ("2", "1")
     report.save_html(tmp_path / "labels.html")
-    assert "<title>Training labels in doubt</title>" in (tmp_path / "labels.html").read_text()
+    page = (tmp_path / "labels.html").read_text()
+    assert "<title>Training labels</title>" in page
+    assert [(tab["title"], len(tab["rows"])) for tab in contents(page)[0]["tabs"]] == [("Most doubtful", 64)]
     assert "labels" not in str(two_sample_test(trainer.lightning_module, images(60), images(60, seed=1)))
 
 

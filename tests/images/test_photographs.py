@@ -268,7 +268,7 @@ def test_a_fault_of_a_whole_folder_is_said(tmp_path: Path, fault: str) -> None:
         image.save(tmp_path / f"{number}.png")
     report = find_outliers(FolderImages(tmp_path, 48), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     assert fault in report.absolute
-    assert re.search(rf"\b{2 if fault == 'gray among' else 8} [\w ]*{fault}", report.absolute)
+    assert re.search(rf"{fault}[\w ]*: {2 if fault == 'gray among' else 8} ", report.absolute)
     report.save_html(tmp_path / "page.html")
     assert report.absolute in contents((tmp_path / "page.html").read_text())[0]["lead"]
 
