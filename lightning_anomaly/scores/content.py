@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -14,63 +13,72 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
 
 _MIN_SAMPLES = 8
-_NEIGHBORS = 512  # images, evenly spaced, among which neighbors are sought
-_NEAREST = 0.1  # share of these up to the neighbor that counts: images odd in the same way are not their own
+_NEIGHBORS = 1024  # images, evenly spaced, among which neighbors are sought
+_TRUSTED = 3  # the neighbor that counts among trusted images
+_KNOWN = 10  # the one among images of classes that the network knows
+_NEAREST = 0.1  # share of other images up to the one that counts: images odd in the same way are not their own
 _NEAR = 0.88  # its typical squared distance, relative to that of any two images, from which on it tells nothing
 _FEW = 4  # principal components that are taken instead
 _ROUNDING = 1e-5  # distance of features of norm 1 that is rounding
-_SMALL = 128  # features, up to which a network is small
+_KNOWS = 0.25  # agreement of predictions times the share of classes in use, from which on a network knows the classes
 _SURE = 0.7  # probability from which on a network is sure: of photographs of classes that it knows 98% are right
-_KNOWN = 0.5  # share of what predictions could tell, from which on a network knows the classes of the images
 
 
 class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
-    The measure is the distance of features from the neighbor beyond a tenth of the images, with two exceptions. Where
-    images are of so many kinds that few have a near neighbor, it is a robust Mahalanobis distance along four principal
-    components, where images that are odd in the same way stand out. For a small network that knows the classes of the
-    images it is one along all features, and there is a second measure, the energy.
+    The measure is the distance of features from a near neighbor: the third one among trusted images. Among images of
+    which some may be odd, and alike, it is the tenth where the network knows the classes, and there the energy of the
+    logits is a second measure. Elsewhere it is the neighbor beyond a tenth of the images; or, where they are of so many
+    kinds that few have a near neighbor, a robust Mahalanobis distance along four principal components.
 
     Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
     "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
 
     Attributes:
-        neighbors: Features of up to 512 of the images `(m, D)`, evenly spaced.
+        neighbors: Features of up to 1,024 of the images `(m, D)`, evenly spaced.
+        place: Which neighbor counts; an image that is among these is its own first one.
         axes: Directions along which a Mahalanobis distance is measured `(D, k)`.
         gaussian: The distribution along these; None where neighbors count.
-        uses_energy: Whether the network is small and knows the classes, so that small logits mean something.
+        knows: Whether the network knows the classes of the images, so that small logits mean something.
     """
 
     neighbors: Tensor
+    place: int
     axes: Tensor
     gaussian: RobustGaussian | None
-    uses_energy: bool
+    knows: bool
 
     @classmethod
-    def fit(cls, samples: SampleStatistics) -> Content | None:
-        """Fit to samples, of which up to a tenth may be odd; return None if they are too few or identical."""
+    def fit(cls, samples: SampleStatistics, *, trusted: bool = False) -> Content | None:
+        """Fit to samples, of which up to a tenth may be odd unless they are trusted.
+
+        Returns:
+            The model; None if the samples are too few or identical.
+        """
         if samples.features is None:
             return None
         samples = samples.select(samples.finite_rows(len(samples.features)))
         assert samples.features is not None
         if len(samples.features) < _MIN_SAMPLES:
             return None
-        vectors, width = normalize(samples.features.double()), samples.features.shape[1]
+        vectors, logits = normalize(samples.features.double()), samples.logits
         if not (vectors.amax(0) - vectors.amin(0)).max() > torch.finfo(torch.float32).eps:
             return None
-        neighbors = vectors[:: -(-len(vectors) // _NEIGHBORS)]
+        kept = slice(None, None, -(-len(vectors) // _NEIGHBORS))
+        neighbors = vectors[kept]
+        distances = torch.cdist(neighbors, neighbors)
+        knows = logits is not None and _knows(distances, two_sided(logits[kept]))
+        place = _TRUSTED if trusted else 1 + (_KNOWN if knows else round(_NEAREST * len(neighbors)))
+        place = min(place, len(neighbors))
         centered = neighbors - neighbors.mean(0)
-        knows = width <= _SMALL and samples.logits is not None and _told_by(samples.logits) > _KNOWN
-        if knows:
-            axes = torch.eye(width, dtype=torch.float64, device="cpu")
-        elif _neighbor_distances(neighbors, neighbors).square().median() < 2 * _NEAR * centered.square().sum(1).mean():
-            return cls(neighbors, centered.new_zeros(width, 0), None, uses_energy=False)
-        else:
-            components = torch.linalg.eigh(centered @ centered.T)[1][:, -_FEW:]
-            axes = normalize(centered.T @ components, dim=0)
-        floors = torch.full((axes.shape[1],), _ROUNDING, dtype=torch.float64, device="cpu")
-        return cls(neighbors, axes, RobustGaussian.fit(vectors @ axes, floors), knows)
+        near = 2 * _NEAR * centered.square().sum(1).mean()
+        if trusted or knows or distances.kthvalue(place).values.square().median() < near:
+            return cls(neighbors, place, centered.new_zeros(centered.shape[1], 0), None, knows)
+        components = torch.linalg.eigh(centered @ centered.T)[1][:, -_FEW:]
+        axes = normalize(centered.T @ components, dim=0)
+        floors = torch.full((_FEW,), _ROUNDING, dtype=torch.float64, device="cpu")
+        return cls(neighbors, place, axes, RobustGaussian.fit(vectors @ axes, floors), knows)
 
     def measure(self, samples: SampleStatistics) -> Tensor:
         """Compute one or two measures `(n, m)`, infinite for NaN.
@@ -81,10 +89,11 @@ class Content(NamedTuple):
         assert samples.features is not None
         vectors = normalize(samples.features.double())
         if self.gaussian is None:
-            measures = [_neighbor_distances(vectors, self.neighbors).log()]
+            distances = torch.cdist(vectors, self.neighbors).kthvalue(self.place).values.clamp(min=_ROUNDING)
         else:
-            measures = [self.gaussian.mahalanobis_squared(vectors @ self.axes).log()]
-        if self.uses_energy:
+            distances = self.gaussian.mahalanobis_squared(vectors @ self.axes)
+        measures = [distances.log()]
+        if self.knows:
             assert samples.logits is not None
             measures.append(-two_sided(samples.logits).logsumexp(1))
         measured = torch.stack(measures, 1)
@@ -117,14 +126,16 @@ def two_sided(logits: Tensor) -> Tensor:
     return torch.cat([-logits / 2, logits / 2], 1) if logits.shape[1] == 1 else logits
 
 
-def _neighbor_distances(vectors: Tensor, neighbors: Tensor) -> Tensor:
-    """Compute the distances `(n,)` of vectors `(n, D)` from the neighbor that counts among `(m, D)`."""
-    place = 1 + round(_NEAREST * len(neighbors))  # the first is the image itself, if it is among these
-    return torch.cdist(vectors, neighbors).kthvalue(place).values.clamp(min=_ROUNDING)
+def _knows(distances: Tensor, logits: Tensor) -> bool:
+    """Return whether a network knows the classes of m images with distances `(m, m)` and logits `(m, C)`.
 
-
-def _told_by(logits: Tensor) -> float:
-    """Return the mutual information of n images and C predicted classes, as a share of its largest, log min(n, C)."""
-    probabilities = two_sided(logits).softmax(1)
-    told: Tensor = entr(probabilities.mean(0)).sum() - entr(probabilities).sum(1).mean()
-    return told.item() / math.log(min(probabilities.shape))
+    It predicts many of its classes, and the same one for an image and its nearest neighbor, more often than by chance
+    (Cohen's kappa). A network pretrained on other images uses few of its classes.
+    """
+    predicted = logits.argmax(1)
+    nearest = distances.clone().fill_diagonal_(torch.inf).argmin(1)
+    agreement = (predicted[nearest] == predicted).double().mean()
+    shares = predicted.bincount().double() / len(predicted)
+    chance = shares.square().sum()
+    in_use = entr(shares).sum().exp() / logits.shape[1]
+    return bool((agreement - chance) / (1 - chance) * in_use > _KNOWS)

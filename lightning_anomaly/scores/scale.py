@@ -104,28 +104,35 @@ class TwoTails(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Scores by the largest of several measures, in nats.
+    """Scores by several measures, in nats.
 
     Attributes:
         tails: The distribution of each measure among ordinary samples.
-        largest: The distribution of the largest surprise of several measures, so that a score is again the negative
-            logarithm of a tail probability.
+        joint: The distribution of the largest surprise of several measures, or of their sum, so that a score is again
+            the negative logarithm of a tail probability.
+        summed: Whether surprises are added up.
     """
 
     tails: tuple[Tail, ...]
-    largest: Tail
+    joint: Tail
+    summed: bool
 
     @classmethod
-    def fit(cls, measures: Tensor) -> Scale:
+    def fit(cls, measures: Tensor, *, summed: bool = False) -> Scale:
         """Fit to the measures `(n, m)` of ordinary samples."""
         tails = tuple(map(Tail.fit, measures.unbind(1)))
-        return cls(tails, Tail.fit(_surprises(tails, measures).amax(1)))
+        return cls(tails, Tail.fit(_joint(_surprises(tails, measures), summed)), summed)
 
     def scores(self, measures: Tensor) -> tuple[Tensor, Tensor]:
         """Compute scores in nats `(n,)`, and which of the measures `(n, m)` is the most surprising `(n,)`."""
-        surprises, strongest = _surprises(self.tails, measures).max(1)
-        scores = self.largest.surprise(surprises) if len(self.tails) > 1 else surprises
-        return torch.where(scores > _MOST, _MOST + (scores / _MOST).log(), scores), strongest
+        surprises = _surprises(self.tails, measures)
+        joint = _joint(surprises, self.summed)
+        scores = self.joint.surprise(joint) if len(self.tails) > 1 else joint
+        return torch.where(scores > _MOST, _MOST + (scores / _MOST).log(), scores), surprises.argmax(1)
+
+
+def _joint(surprises: Tensor, summed: bool) -> Tensor:
+    return surprises.sum(1) if summed else surprises.amax(1)
 
 
 def _surprises(tails: tuple[Tail, ...], measures: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from lightning_anomaly.scores.content import Content
 from lightning_anomaly.scores.look import Look
 from lightning_anomaly.scores.scale import NOTICED, SURPRISING, Scale
 
-VIEWS: Mapping[str, type[Look] | type[Content]] = {"look": Look, "content": Content}
+VIEWS = "look", "content"
 
 
 class SampleView(NamedTuple):
@@ -39,12 +39,17 @@ class FittedView(NamedTuple):
 
 
 def fit_views(samples: SampleStatistics, held_out: SampleStatistics | None = None) -> dict[str, FittedView]:
-    """Fit every view that the samples allow, and scale it on held-out samples, by default on the same ones."""
-    fits = {name: kind.fit(samples) for name, kind in VIEWS.items()}
-    scaled = samples if held_out is None else held_out
-    return {
-        name: FittedView(model, Scale.fit(model.measure(scaled))) for name, model in fits.items() if model is not None
-    }
+    """Fit every view that the samples allow, and scale it on held-out samples, by default on the same ones.
+
+    With held-out samples all are trusted to be ordinary, else up to a tenth may be odd.
+    """
+    trusted, scaled = (False, samples) if held_out is None else (True, held_out)
+    views = {}
+    if (look := Look.fit(samples)) is not None:
+        views["look"] = FittedView(look, Scale.fit(look.measure(scaled)))
+    if (content := Content.fit(samples, trusted=trusted)) is not None:
+        views["content"] = FittedView(content, Scale.fit(content.measure(scaled), summed=True))
+    return views
 
 
 def judge(views: Mapping[str, FittedView], samples: SampleStatistics) -> dict[str, SampleView]:
