@@ -1,0 +1,33 @@
+"""Lists of the samples of a probe for a page: by how odd they are, and by how many filters single them out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_anomaly.filters.agreement import by_filters
+from lightning_anomaly.pages.gallery import Row, Tab
+from lightning_anomaly.pages.page import finite
+
+
+def sample_lists(report: Any) -> list[Tab]:
+    """Return the lists of an `AnomalyReport`."""
+    odd = [_row(report, sample) for sample in report.by_outlier_score] if report.views else []
+    counts = by_filters(report.layers) if report.measured else {}
+    found = [_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
+    about = "They are isolated or in a rare cluster of at least three times as many filters as a sample on average."
+    return [
+        Tab("strangest samples", "Strangest samples", "Validation samples, the largest score first.", odd),
+        Tab("singled out", "Singled out", about, found),
+    ]
+
+
+def _row(report: Any, sample: int, note: str = "") -> Row:
+    return Row(
+        f"sample {sample}" if report.names is None else report.names[sample],
+        sample,
+        label="" if report.labels is None else report.labels[sample],
+        score=finite(report.outlier_scores[sample].item()),
+        reason="; ".join(report.outlier_reasons(sample).values()),
+        note=note,
+        sample=sample,
+    )
