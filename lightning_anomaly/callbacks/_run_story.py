@@ -176,16 +176,17 @@ class Story:
         if not report.measured:
             self.say("Filters", f"Not measured. {' '.join(report.notes.values())}".strip())
             return
-        by_layer = {name: int(singled_out({name: layer}).any(1).sum()) for name, layer in report.layers.items()}
-        most = sorted((name for name in by_layer if by_layer[name]), key=lambda name: -by_layer[name])
-        layers = [f"{by_layer[name]} of {len(report.layers[name].verdicts)} in `{name or 'the model'}`" for name in most]
-        total = sum(len(layer.verdicts) for layer in report.layers.values())
-        text = f"{sum(by_layer.values()):,} of {total:,} filters single out samples"
-        text += f": {listed(layers)}." if layers else "."
+        found = {name: int(singled_out({name: layer}).any(1).sum()) for name, layer in report.layers.items()}
+        sizes = {name: len(layer.verdicts) for name, layer in report.layers.items()}
+        most = sorted((name for name in found if found[name]), key=lambda name: -found[name])
+        places = [f"{found[name]} of {sizes[name]} in `{name or 'the model'}`" for name in most]
+        text = f"{sum(found.values()):,} of {sum(sizes.values()):,} filters single out samples"
+        text += f": {listed(places)}." if places else "."
         if groups := agreements(report.layers):
             names = [name_of(report, sample) for sample in groups[0].samples]
             text += f" {len(groups[0].filters):,} of them agree on {listed(names)}."
-        text += f" {'; '.join(count_sentences(report.layers))}. {self._sparsity()}"
+        counts = [sentence[0].upper() + sentence[1:] for sentence in count_sentences(report.layers)]
+        text += f" {'. '.join(counts)}. {self._sparsity()}"
         self.say("Filters", text.strip(), "#/overview", "See the filters that agree")
 
     def _sparsity(self) -> str:

@@ -120,7 +120,9 @@ def _end(trainer: Any, story: Story) -> str:
         reason = getattr(callback, "stopping_reason_message", None)  # of Lightning 2.6
         if reason or callback.stopped_epoch:
             story.marks.append(Mark("stopped", len(story.validations) - 1))
-            return f"`{type(callback).__name__}` stopped the run in epoch {callback.stopped_epoch}. {reason or ''}".strip()
+            return (
+                f"`{type(callback).__name__}` stopped the run in epoch {callback.stopped_epoch}. {reason or ''}".strip()
+            )
     if trainer.interrupted:
         ended = "It was interrupted"
     elif trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs:
@@ -147,6 +149,6 @@ def _why_not(callback: Any) -> str:
 
 def _lost(trainer: Any) -> str:
     """Say that reports are lost, if the processes that had them have ended."""
-    if "MultiProcessing" not in type(trainer.strategy.launcher).__name__:
+    if not trainer.state.finished or "MultiProcessing" not in type(trainer.strategy.launcher).__name__:
         return ""
     return "The reports were lost with the processes of the fit: save this page in the `teardown` of a callback."

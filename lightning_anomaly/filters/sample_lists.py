@@ -16,7 +16,7 @@ def sample_lists(report: Any) -> list[Tab]:
     found = [_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
     about = "They are isolated or in a rare cluster of at least three times as many filters as a sample on average."
     return [
-        Tab("strangest samples", "Strangest samples", "Validation samples, the largest score first.", odd),
+        Tab("strangest samples", "Samples", "Validation samples, the strangest first.", odd),
         Tab("singled out", "Singled out", about, found),
     ]
 

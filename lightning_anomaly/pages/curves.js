@@ -19,7 +19,14 @@ export function curves({ axis, times, panels, marks }) {
   const last = times.length - 1;
   const across = (at) => (last ? (100 * at) / last : 50);
   const upright = (at, attributes) =>
-    svg("line", { x1: across(at), x2: across(at), y1: 0, y2: 100, "vector-effect": "non-scaling-stroke", ...attributes });
+    svg("line", {
+      x1: across(at),
+      x2: across(at),
+      y1: 0,
+      y2: 100,
+      "vector-effect": "non-scaling-stroke",
+      ...attributes,
+    });
   const drawn = panels.map((panel) => drawPanel(panel, across, upright, marks));
   const time = statusLine("");
   let shown = null;
@@ -71,7 +78,12 @@ function drawPanel({ title, percent: shares, threshold, lines }, across, upright
     "curve-area",
     svg(
       "svg",
-      { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img", "aria-label": `${title} over the validations` },
+      {
+        viewBox: "0 0 100 100",
+        preserveAspectRatio: "none",
+        role: "img",
+        "aria-label": `${title} over the validations`,
+      },
       ...(threshold === null ? [] : [svg("line", { "vector-effect": "non-scaling-stroke", ...limit })]),
       ...marks.map(({ at }, place) => upright(at, { stroke: groupColor(MARKS + place), class: "moment" })),
       cursor,
@@ -90,5 +102,9 @@ function drawPanel({ title, percent: shares, threshold, lines }, across, upright
       values[place].textContent = line.values[at] === null ? "–" : text(line.values[at]);
     });
   };
-  return { element: make("figure", {}, make("figcaption", { class: "legend" }, make("strong", {}, title), legend), area), area, show };
+  return {
+    element: make("figure", {}, make("figcaption", { class: "legend" }, make("strong", {}, title), legend), area),
+    area,
+    show,
+  };
 }

@@ -163,8 +163,13 @@ function respond(report, sample) {
     .reactionsTo(sample)
     .slice(0, RESPONDING)
     .map(({ place }) => {
-      const name = `filter ${place.filter} of ${layerText(report.layers[place.layer].name)}`;
-      return make("a", { class: "cut", href: filterAddress(report, place, { pin: sample }), title: name }, name);
+      const name = report.layers[place.layer].name;
+      const title = `filter ${place.filter} of ${layerText(name)}`;
+      return make(
+        "a",
+        { class: "cut", href: filterAddress(report, place, { pin: sample }), title },
+        `filter ${place.filter}, ${name}`,
+      );
     });
   return links.length ? div("respond", links) : null;
 }
@@ -175,7 +180,7 @@ export const tickedBar = (gallery) =>
     "ticked-bar",
     make("span", { class: "ticked-count", role: "status" }),
     make("button", { "data-ticked": true, click: () => gallery.tick(gallery.tab("ticked").rows, false) }, "Untick all"),
-    make("a", { "data-ticked": true, href: address(["ticked"]) }, "Move the ticked"),
+    make("a", { "data-ticked": true, href: address(["ticked"]) }, "Use the ticked"),
     make("button", { class: "main-button", title: "as CSV (key s)", click: () => gallery.save() }, "Save the lists"),
   );
 

@@ -1,16 +1,7 @@
 // The network: its numbers, and every layer as a row of cells.
 
 import { verdictColor } from "./colors.js";
-import {
-  address,
-  byScore,
-  filterAddress,
-  filterCard,
-  sampleCaption,
-  sampleTile,
-  swatch,
-  visit,
-} from "./components.js";
+import { address, byScore, filterAddress, filterCard, sampleCaption, sampleTile, swatch, visit } from "./components.js";
 import { div, emptyState, headingOf, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
@@ -27,9 +18,7 @@ export function overview(report, withSamples = true) {
   const tile = (value, text, href, title) =>
     make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
   return [
-    report.samples && withSamples
-      ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report))
-      : null,
+    report.samples && withSamples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
     ...report.agreements.slice(0, GROUPS).map((group, place) => agreement(report, group, place)),
     make(
       "section",

@@ -63,7 +63,7 @@ def _farthest(report: AnomalyReport) -> str:
 def photograph_pages(folder: Path, shown: str, path: Path) -> None:
     """Write one picture of the gallery and the page of a filter `LAYER/INDEX`."""
     sides = []
-    for file, address in (("outliers.html", ""), ("filters.html", f"#/filter/{shown}")):
+    for file, address in (("outliers.html", ""), ("run.html", f"#/filter/{shown}")):
         with open_page(*_PAGE) as page:
             page.goto(f"{(folder / file).resolve().as_uri()}{address}")
             page.wait_for_selector("html[data-shown]")
