@@ -113,31 +113,40 @@ class Story:
         self.say(about, text)
 
     def tell_gap(self, threshold: float, too_few_errors: bool) -> None:
-        """Tell when a gap between training and validation images opened, if it did."""
+        """Tell when a gap between training and validation images opened, if it did.
+
+        With `too_few_errors` at the end it was not measured there: these zeros are removed from the curve.
+        """
+        if too_few_errors:
+            for validation in reversed(self.validations):
+                if validation.output.get("confidence_rise"):
+                    break
+                validation.output.pop("confidence_rise", None)
         rises = self.column("output", "confidence_rise")
         known = [at for at, rise in enumerate(rises) if not math.isnan(rise)]
         ratio = "ratio of the errors that the network expects on validation and on training images"
-        if not known:
-            self.say("Gap", "Not measured: the outputs for training and validation images could not be compared.")
-        elif opened := [at for at in known if rises[at] > threshold]:
+        if opened := [at for at in known if rises[at] > threshold]:
             first, last = opened[0], known[-1]
             self.marks.append(Mark("gap opened", first))
-            self.say(
-                "Gap",
+            text = (
                 f"A gap opened in {self.when(first)}: the {ratio} was {100 * rises[first]:.0f}% above its lowest "
-                f"level. In {self.when(last)} it was {100 * rises[last]:.0f}% above it.",
+                f"level. In {self.when(last)} it was {100 * rises[last]:.0f}% above it."
             )
+            if too_few_errors:
+                text += f" Later the network expects fewer than {MIN_ERRORS} errors, too few to measure it."
         elif too_few_errors:
-            self.say("Gap", f"Not measured: the network expects fewer than {MIN_ERRORS} errors, too few for a gap.")
+            text = f"Not measured: the network expects fewer than {MIN_ERRORS} errors, too few for a gap."
+        elif not known:
+            text = "Not measured: the outputs for training and validation images could not be compared."
         elif len(known) <= WINDOW:
-            self.say("Gap", f"Not measured: a gap needs more than {WINDOW} validations.")
+            text = f"Not measured: a gap needs more than {WINDOW} validations."
         else:
             most = max(rises[at] for at in known)
-            self.say(
-                "Gap",
+            text = (
                 f"No gap opened: the {ratio} rose by at most {100 * most:.0f}% above its lowest level, "
-                f"and a gap is more than {100 * threshold:g}%.",
+                f"and a gap is more than {100 * threshold:g}%."
             )
+        self.say("Gap", text)
 
     def tell_labels(self, report: TwoSampleReport | None) -> None:
         """Tell how many training labels are in doubt."""
@@ -150,7 +159,7 @@ class Story:
             text = f"How many of {looked:,} training labels are wrong cannot be estimated from this network."
         else:
             text = f"{found:,} of {looked:,} training labels that were looked at are in doubt ({found / looked:.1%})."
-        self.say("Labels", text, "#/training%20labels", "Look at them, and tick those that are wrong")
+        self.say("Labels", text, "#/training%20labels", "Look at the most doubtful, and tick those that are wrong")
 
     def tell_samples(self, report: AnomalyReport) -> None:
         """Tell which samples are the strangest, and why."""

@@ -42,12 +42,13 @@ def agreements(layers: Mapping[str, LayerReport]) -> list[Agreement]:
     members, sizes = chosen[numbers].float(), sizes[numbers]
     shared = members @ members.T
     agree = shared >= _SHARED * (sizes[:, None] + sizes - shared)
-    found = []
-    while len(agree) and (counts := agree.sum(1)).max() > 1:
+    counts, found = agree.sum(1), []
+    while len(counts) and counts.max() > 1:
         group = agree[counts.argmax()].nonzero()[:, 0]
         samples = (members[group].mean(0) >= _SHARED).nonzero()[:, 0]
         found.append(Agreement(numbers[group].tolist(), samples.tolist()))
-        agree[group], agree[:, group] = False, False
+        counts -= agree[:, group].sum(1)
+        agree[group], agree[:, group], counts[group] = False, False, 0
     return found
 
 

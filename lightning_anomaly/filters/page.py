@@ -24,7 +24,7 @@ _CODE = (
     "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell "
     "report_pages main"
 )
-_POINTS = 4_000_000  # of all filters
+_POINTS = 2_500_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
 _REACTIONS = 24  # filters listed for each sample
 _GROUPS = 24  # of filters that agree

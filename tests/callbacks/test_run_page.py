@@ -115,6 +115,7 @@ def story(**columns: list[float]) -> Story:
         ([0, 0, 0, 0.04, 0.2, 0.3], False, "opened in epoch 4: .* 20% .* In epoch 5 .* 30%", [4]),
         ([0, 0, 0, 0.04], False, "No gap opened: .* at most 4% .* more than 5%", []),
         ([0, 0, 0, 0], True, "Not measured", []),
+        ([0, 0, 0, 0.2, 0.4, 0, 0], True, "opened in epoch 3: .* In epoch 4 .* Later .* too few", [3]),
         ([0, 0, 0], False, "Not measured", []),
         ([math.nan, math.nan, 0, 0, 0, 0.06], False, "opened in epoch 5", [5]),
         ([math.nan] * 5, False, "Not measured", []),
@@ -128,6 +129,7 @@ def test_a_gap_is_told_where_it_opened_and_its_absence_only_where_it_was_measure
     (sentence,) = run.sentences
     assert re.search(says, sentence.text)
     assert [mark.at for mark in run.marks] == marks
+    assert not few or all(rise != 0 for rise in run.column("output", "confidence_rise")[4:])
 
 
 @pytest.mark.parametrize(
