@@ -154,11 +154,14 @@ class Story:
             note = "" if report is None else report.notes.get("labels", "")
             self.say("Labels", f"Not measured: no class is known of each training image. {note}".strip())
             return
-        looked, found = len(report.doubts), len(report.labels_in_doubt)
-        if "labels_in_doubt" not in report.metrics():
+        looked, found = len(report.doubts), report.labels_in_doubt
+        if found is None:
             text = f"How many of {looked:,} training labels are wrong cannot be estimated from this network."
         else:
-            text = f"{found:,} of {looked:,} training labels that were looked at are in doubt ({found / looked:.1%})."
+            text = (
+                f"{len(found):,} of {looked:,} training labels that were looked at are in doubt "
+                f"({len(found) / looked:.1%})."
+            )
         self.say("Labels", text, "#/training%20labels", "Look at the most doubtful, and tick those that are wrong")
 
     def tell_samples(self, report: AnomalyReport) -> None:

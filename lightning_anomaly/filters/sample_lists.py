@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_anomaly.filters.agreement import by_filters
 from lightning_anomaly.pages.gallery import Row, Tab
-from lightning_anomaly.pages.page import finite
+from lightning_anomaly.pages.page import finite, usual_score
 
 
 def sample_lists(report: Any) -> list[Tab]:
@@ -22,12 +22,17 @@ def sample_lists(report: Any) -> list[Tab]:
 
 
 def _row(report: Any, sample: int, note: str = "") -> Row:
+    reasons = report.outlier_reasons(sample)
     return Row(
         f"sample {sample}" if report.names is None else report.names[sample],
         sample,
         label="" if report.labels is None else report.labels[sample],
         score=finite(report.outlier_scores[sample].item()),
-        reason="; ".join(report.outlier_reasons(sample).values()),
+        reason="; ".join(reasons.values()),
         note=note,
+        bars=[
+            (name, view.scores[sample].item(), usual_score(view.scores), reasons.get(name, ""))
+            for name, view in report.views.items()
+        ],
         sample=sample,
     )

@@ -24,7 +24,7 @@ def run_of(report: AnomalyReport, folder: Path, name: str = "train/{}.png") -> A
     filters, output = AnomalyFilterCallback(), TwoSampleCallback()
     filters.report = report
     labels = [
-        LabelDoubt(p, name.format(p), name.format("a"), "b", 0, 10.0 - p, 1.0 if p < 3 else 0.0) for p in range(10)
+        LabelDoubt(p, name.format(p), name.format("a"), "b", 0, 10.0 - p, 0.0, p < 3) for p in range(10)
     ]
     output.report = TwoSampleReport(
         {}, 10, 10, torch.zeros(999), doubts=labels, pictures=torch.zeros(10, 8, 8, 1, dtype=torch.uint8)
