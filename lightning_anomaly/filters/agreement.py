@@ -6,7 +6,6 @@ A filter singles out the samples that it isolates or has in a rare cluster.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +17,16 @@ _FILTERS = 2_000  # compared, those that single out the fewest samples: memory g
 _MANY = 3  # times as many filters as single out a sample on average
 
 
-class Agreement(NamedTuple):
-    """Filters that agree, numbered through all layers, and the samples that at least half of them single out."""
-
-    filters: list[int]
-    samples: list[int]
-
-
 def singled_out(layers: Mapping[str, LayerReport]) -> Tensor:
     """Return whether each filter of all layers singles out each sample `(F, N)`."""
     return torch.cat([layer.isolated | layer.outliers for layer in layers.values()])
 
 
-def agreements(layers: Mapping[str, LayerReport]) -> list[Agreement]:
+def agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[int]]]:
     """Group filters that agree with one of them, and list groups of two or more filters, the largest first.
 
-    Two filters agree if at least half of the samples that either singles out are singled out by both.
+    Two filters agree if at least half of the samples that either singles out are singled out by both. A group has its
+    filters, numbered through all layers, and the samples that at least half of them single out.
     """
     chosen = singled_out(layers) if layers else torch.zeros(0, 0, dtype=torch.bool, device="cpu")
     sizes = chosen.sum(1)
@@ -46,7 +39,7 @@ def agreements(layers: Mapping[str, LayerReport]) -> list[Agreement]:
     while len(counts) and counts.max() > 1:
         group = agree[counts.argmax()].nonzero()[:, 0]
         samples = (members[group].mean(0) >= _SHARED).nonzero()[:, 0]
-        found.append(Agreement(numbers[group].tolist(), samples.tolist()))
+        found.append((numbers[group].tolist(), samples.tolist()))
         counts -= agree[:, group].sum(1)
         agree[group], agree[:, group], counts[group] = False, False, 0
     return found

@@ -72,7 +72,7 @@ def page_content(report: Any, labels: Sequence[Any] | None) -> tuple[dict[str, A
             }
             for name, view in report.views.items()
         ],
-        "agreements": [group._asdict() for group in agreements(layers)[:_GROUPS]],
+        "agreements": agreements(layers)[:_GROUPS],
         "singled": singled_out(layers).sum(0).tolist() if layers else [],
         "reactions": _reactions(layers, n_samples),
         "layers": [_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],

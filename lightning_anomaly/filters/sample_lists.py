@@ -11,7 +11,7 @@ from lightning_anomaly.pages.page import finite, usual_score
 
 def sample_lists(report: Any) -> list[Tab]:
     """Return the lists of an `AnomalyReport`."""
-    odd = [_row(report, sample) for sample in report.by_outlier_score] if report.views else []
+    odd = [_row(report, sample) for sample in report.by_outlier_score if report.views]
     counts = by_filters(report.layers) if report.measured else {}
     found = [_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
     about = "They are isolated or in a rare cluster of at least three times as many filters as a sample on average."
@@ -21,10 +21,15 @@ def sample_lists(report: Any) -> list[Tab]:
     ]
 
 
+def name_of(report: Any, sample: int) -> str:
+    """Name a sample by its file, if that is known."""
+    return f"sample {sample}" if report.names is None else report.names[sample]
+
+
 def _row(report: Any, sample: int, note: str = "") -> Row:
     reasons = report.outlier_reasons(sample)
     return Row(
-        f"sample {sample}" if report.names is None else report.names[sample],
+        name_of(report, sample),
         sample,
         label="" if report.labels is None else report.labels[sample],
         score=finite(report.outlier_scores[sample].item()),

@@ -44,7 +44,7 @@ export function curves({ axis, times, panels, marks }) {
     "curves panel",
     div(
       "legend",
-      marks.map(({ name, at }, place) =>
+      marks.map(([name, at], place) =>
         make("span", { class: "badge" }, swatch(groupColor(MARKS + place)), `${name}: ${axis} ${number(times[at])}`),
       ),
       time,
@@ -64,11 +64,11 @@ export function curves({ axis, times, panels, marks }) {
 /** Curves of one scale: their element, its area, and `show(at)`, which writes the values of a validation. */
 function drawPanel({ title, percent: shares, threshold, lines }, across, upright, marks) {
   const text = shares ? percent : number;
-  const known = [threshold, ...lines.flatMap(({ values }) => values)].filter((value) => value !== null);
+  const known = [threshold, ...lines.flatMap(([, values]) => values)].filter((value) => value !== null);
   const [low, high] = [Math.min(0, ...known), Math.max(...known)];
   const down = (value) => 100 - (100 * (value - low)) / (high - low || 1);
   const stroke = { fill: "none", "stroke-width": 2, "stroke-linecap": "round", "vector-effect": "non-scaling-stroke" };
-  const paths = lines.map(({ values }, place) => {
+  const paths = lines.map(([, values], place) => {
     const places = values.flatMap((value, at) => (value === null ? [] : [`${across(at)} ${down(value)}`]));
     return svg("path", { d: `M${places.join("L")}h0`, stroke: groupColor(place), ...stroke });
   });
@@ -85,7 +85,7 @@ function drawPanel({ title, percent: shares, threshold, lines }, across, upright
         "aria-label": `${title} over the validations`,
       },
       ...(threshold === null ? [] : [svg("line", { "vector-effect": "non-scaling-stroke", ...limit })]),
-      ...marks.map(({ at }, place) => upright(at, { stroke: groupColor(MARKS + place), class: "moment" })),
+      ...marks.map(([, at], place) => upright(at, { stroke: groupColor(MARKS + place), class: "moment" })),
       cursor,
       ...paths,
     ),
@@ -93,13 +93,13 @@ function drawPanel({ title, percent: shares, threshold, lines }, across, upright
     make("span", { class: "curve-low quiet" }, text(low)),
   );
   const values = lines.map(() => make("b", {}));
-  const legend = lines.map(({ name }, place) =>
+  const legend = lines.map(([name], place) =>
     make("span", { class: "badge" }, swatch(groupColor(place)), quiet(name), values[place]),
   );
   const show = (at) => {
     for (const end of ["x1", "x2"]) cursor.setAttribute(end, across(at));
-    lines.forEach((line, place) => {
-      values[place].textContent = line.values[at] === null ? "–" : text(line.values[at]);
+    lines.forEach(([, known], place) => {
+      values[place].textContent = known[at] === null ? "–" : text(known[at]);
     });
   };
   return {

@@ -42,7 +42,7 @@ const isNamed = (report, place, find) =>
 
 /** The filters that an address asks for, in the order it asks for. */
 export function chosenFilters(report, { layer, verdict, sort, agree, find = "" }) {
-  const group = agree && new Set(report.agreements[agree]?.filters);
+  const group = agree && new Set(report.agreements[agree]?.[0]);
   const filters = report.filters.filter(
     (place, number) =>
       (!group || group.has(number)) &&

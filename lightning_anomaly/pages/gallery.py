@@ -85,23 +85,16 @@ class Tab:
 def gallery_page(
     title: str, lead: Sequence[str], tabs: Sequence[Tab], folder: str | Path, details: Sequence[str] = ()
 ) -> str:
-    """Return the text of a page, which will lie in `folder`: opened images are read from their files if they can be."""
-    return assemble(_CODE, gallery_index(title, lead, tabs, folder, details), None)
+    """Return the text of a page, which will lie in `folder`: opened images are read from their files if they can be.
 
-
-def gallery_index(
-    title: str,
-    lead: Sequence[str],
-    tabs: Sequence[Tab],
-    folder: str | Path,
-    details: Sequence[str] = (),
-    move: str = MOVE,
-) -> dict[str, Any]:
-    """Return what the lists of a page show.
-
-    Tabs without rows are left out. Sentences of the `lead` stand above the lists, `details` are folded. The code
-    `move` is for the ticked images.
+    Tabs without rows are left out. Sentences of the `lead` stand above the lists, `details` are folded.
     """
+    index = {"title": title, "lead": lead, "details": details, **gallery_index(tabs, folder)}
+    return assemble(_CODE, index, None)
+
+
+def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
+    """Return the lists of a page, which will lie in `folder`; the code `move` is for the ticked images."""
     tabs, pictures = [tab for tab in tabs if tab.rows], dict[str, int]()
     listed = [
         {
@@ -123,9 +116,6 @@ def gallery_index(
     table = _table(tabs)
     lists = json.dumps([(key, cells["list"]) for key, cells in table.items()])
     return {
-        "title": title,
-        "lead": lead,
-        "details": details,
         "tabs": listed,
         "pictures": [*pictures],
         "columns": _columns(tabs),

@@ -71,7 +71,7 @@ export function overview(report, withSamples = true) {
 }
 
 /** Filters that agree: the samples that they single out, and some of them side by side. */
-function agreement(report, { filters, samples: shared }, agree) {
+function agreement(report, [filters, shared], agree) {
   const shown = Math.min(SIDE_BY_SIDE, filters.length);
   const spread = Array.from({ length: shown }, (_, i) => filters[Math.floor((i * filters.length) / shown)]);
   const heading = headingOf(`${count(filters.length, "filter")} agree`, `on ${count(shared.length, "sample")}`);

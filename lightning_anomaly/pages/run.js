@@ -25,8 +25,8 @@ class Run extends Gallery {
   }
 }
 
-function storyPage({ title, run: { sentences, curves: drawn } }) {
-  const told = sentences.map(({ about, text, address: href, link }) => [
+function storyPage({ title, sentences, curves: drawn }) {
+  const told = sentences.map(([about, text, href, link]) => [
     about,
     [prose(text), href ? make("a", { class: "next", href }, link) : null],
   ]);

@@ -14,7 +14,7 @@ from test_labels_of_a_fit import WRONG, fit_lit
 from trainers import QUIET, fit, quiet_trainer, watcher
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, save_run_page
-from lightning_anomaly.callbacks._run_story import Story, Validation
+from lightning_anomaly.callbacks._run_story import Story
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")]
 
@@ -22,7 +22,7 @@ pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*expects fewer than 10
 def read(trainer: Any, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the page of a run, and return its index and its sentences by what they are about."""
     index, _ = contents(save_run_page(trainer, folder / "pages" / "run.html").path.read_text())
-    return index, {sentence["about"]: sentence["text"] for sentence in index["run"]["sentences"]}
+    return index, {about: text for about, text, *_ in index["sentences"]}
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,15 @@ def test_sentences_have_the_numbers_of_the_callbacks(fitted: SimpleNamespace) ->
 
 
 def test_curves_are_the_histories_on_one_axis(fitted: SimpleNamespace) -> None:
-    curves = fitted.index["run"]["curves"]
+    curves = fitted.index["curves"]
     assert (curves["axis"], curves["times"]) == ("epoch", [*range(6)])
-    drawn = {line["name"]: line["values"] for panel in curves["panels"] for line in panel["lines"]}
+    drawn = {name: values for panel in curves["panels"] for name, values in panel["lines"]}
     metrics = [entry["metrics"] for entry in fitted.filters.history]
     assert drawn["val_loss"] == pytest.approx([e["losses"]["val_loss"] for e in fitted.filters.history], rel=1e-3)
     assert drawn["anomaly filters"] == [values["count"] for values in metrics]
     doubts = [entry["metrics"]["labels_in_doubt"] for entry in fitted.labels.history]
     assert drawn["share in doubt"] == pytest.approx(doubts, rel=1e-3)
-    assert {mark["name"] for mark in curves["marks"]} == {"lowest val_loss"}
+    assert [name for name, _ in curves["marks"]] == ["lowest val_loss"]
 
 
 def test_lists_have_labels_and_samples_and_keys_that_never_clash(fitted: SimpleNamespace) -> None:
@@ -95,17 +95,17 @@ def test_a_run_without_callbacks_or_without_a_fit(tmp_path: Path) -> None:
     ended = quiet_trainer(tmp_path, watcher(), strategy="ddp_spawn")
     ended.state.status = TrainerStatus.FINISHED
     _, told = read(ended, tmp_path)
-    assert "lost with the processes" in told["Run"]
+    assert "ended with the processes" in told["Run"]
 
 
 def story(**columns: list[float]) -> Story:
     """Make a run of one validation in each epoch, by the values of its curves."""
-    kinds = {"val_loss": "losses", "confidence_rise": "output"}
-    rows = [Validation(epoch, 10 * epoch) for epoch in range(len(next(iter(columns.values()))))]
+    names = {"rises": "output/confidence_rise", "losses": "val_loss"}
+    count = len(next(iter(columns.values())))
+    rows = {(epoch, 10 * epoch): dict[str, float]() for epoch in range(count)}
     for name, values in columns.items():
-        for row, value in zip(rows, values, strict=True):
-            if not math.isnan(value):
-                getattr(row, kinds.get(name, "filters"))[name] = value
+        for row, value in zip(rows.values(), values, strict=True):
+            row |= {} if math.isnan(value) else {names.get(name, f"filters/{name}"): value}
     return Story(rows)
 
 
@@ -124,12 +124,12 @@ def story(**columns: list[float]) -> Story:
 def test_a_gap_is_told_where_it_opened_and_its_absence_only_where_it_was_measured(
     rises: list[float], few: bool, says: str, marks: list[int]
 ) -> None:
-    run = story(confidence_rise=rises)
+    run = story(rises=rises)
     run.tell_gap(0.05, few)
-    (sentence,) = run.sentences
-    assert re.search(says, sentence.text)
-    assert [mark.at for mark in run.marks] == marks
-    assert not few or all(rise != 0 for rise in run.column("output", "confidence_rise")[4:])
+    ((_, text),) = run.sentences
+    assert re.search(says, text)
+    assert [at for _, at in run.marks] == marks
+    assert not few or all(rise != 0 for rise in run.column("output/confidence_rise")[4:])
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,15 @@ def test_a_gap_is_told_where_it_opened_and_its_absence_only_where_it_was_measure
 def test_the_lowest_loss_is_told_with_the_checkpoint_of_its_weights(
     losses: list[float], kept: tuple[str, float], says: str
 ) -> None:
-    run = story(val_loss=losses)
+    run = story(losses=losses)
     run.tell_loss({"val_loss": kept})
-    assert says in run.sentences[0].text
-    assert ("best.ckpt" in run.sentences[0].text) == (kept[0] == "best.ckpt")
+    ((_, text),) = run.sentences
+    assert says in text
+    assert ("best.ckpt" in text) == (kept[0] == "best.ckpt")
 
 
 def test_several_validations_of_an_epoch_are_told_by_their_steps() -> None:
-    run = Story([Validation(0, 1000 * place, {"val_loss": value}) for place, value in enumerate([3.0, 1.0, 2.0])])
+    run = Story({(0, 1000 * place): {"val_loss": value} for place, value in enumerate([3.0, 1.0, 2.0])})
     run.tell_loss({})
-    assert "lowest in epoch 0 (step 1,000)" in run.sentences[0].text
-    assert run.curves()["times"] == [0, 1000, 2000]
+    assert "lowest in epoch 0 (step 1,000)" in run.sentences[0][1]
+    assert run.curves(0.05)["times"] == [0, 1000, 2000]

@@ -34,16 +34,16 @@ def test_groups_are_disjoint_and_each_agrees_with_one_of_its_filters():
     random[torch.arange(20), torch.arange(20)] = True
     sets = [row.nonzero()[:, 0].tolist() for row in random]
     groups = agreements(flagged(*sets).layers)
-    numbers = [number for group in groups for number in group.filters]
+    numbers = [number for filters, _ in groups for number in filters]
     assert len(numbers) == len({*numbers}) > 20
 
     def agree(a: int, b: int) -> bool:
         both, either = {*sets[a]} & {*sets[b]}, {*sets[a]} | {*sets[b]}
         return 2 * len(both) >= len(either) > 0
 
-    for group in groups:
-        assert any(all(agree(leader, other) for other in group.filters) for leader in group.filters)
-        assert all(sum(sample in sets[f] for f in group.filters) * 2 >= len(group.filters) for sample in group.samples)
+    for filters, samples in groups:
+        assert any(all(agree(leader, other) for other in filters) for leader in filters)
+        assert all(sum(sample in sets[f] for f in filters) * 2 >= len(filters) for sample in samples)
     assert not any(agree(a, b) for a, b in combinations({*range(40)} - {*numbers}, 2))
 
 

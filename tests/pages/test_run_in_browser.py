@@ -23,9 +23,7 @@ def run_of(report: AnomalyReport, folder: Path, name: str = "train/{}.png") -> A
     """Make a Trainer whose callbacks have this report, ten training labels and six validations."""
     filters, output = AnomalyFilterCallback(), TwoSampleCallback()
     filters.report = report
-    labels = [
-        LabelDoubt(p, name.format(p), name.format("a"), "b", 0, 10.0 - p, 0.0, p < 3) for p in range(10)
-    ]
+    labels = [LabelDoubt(p, name.format(p), name.format("a"), "b", 0, 10.0 - p, 0.0, p < 3) for p in range(10)]
     output.report = TwoSampleReport(
         {}, 10, 10, torch.zeros(999), doubts=labels, pictures=torch.zeros(10, 8, 8, 1, dtype=torch.uint8)
     )
