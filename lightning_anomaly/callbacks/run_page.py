@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +57,20 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
             "Parameter `trainer` should have an AnomalyFilterCallback or a TwoSampleCallback among its callbacks. "
             f"Found {[type(callback).__name__ for callback in trainer.callbacks]}."
         )
-    folder, filters, tabs = Path(path).parent, (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
+    filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
     if not trainer.is_global_zero:
         return BrowserFile(Path(path))
     waiting = _first(trainer, TwoSampleEarlyStopping)
     threshold = GAP if waiting is None else waiting.threshold
     story = Story(_rows(watcher, comparison, waiting))
     if story.times:
-        _tell(story, trainer, watcher, comparison, threshold, folder)
+        _tell(story, trainer, watcher, comparison, threshold)
     else:
         story.say("Run", f"Nothing was measured. {_lost(trainer)}".strip())
     if comparison is not None and comparison.report is not None:
         tabs.append(comparison.report.tab(SHOWN))
     content, blocks = page_content(filters, filters.labels)
-    content |= gallery_index(tabs + sample_lists(filters), folder, _LEAVE_OUT)
+    content |= gallery_index(tabs + sample_lists(filters), Path(path).parent, _LEAVE_OUT)
     content |= {"title": title, "lead": [], "details": []}
     content |= {"sentences": story.sentences, "curves": story.curves(threshold)}
     return write(path, assemble(_CODE, content, filters.images, blocks))
@@ -95,11 +94,11 @@ def _rows(watcher: Any, comparison: Any, waiting: Any) -> Rows:
     return rows
 
 
-def _tell(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float, folder: Path) -> None:
+def _tell(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float) -> None:
     """Tell the run by what the callbacks know; what was not measured is said."""
     story.tell_loss(
         {
-            callback.monitor: (os.path.relpath(callback.best_model_path, folder), float(callback.best_model_score))
+            callback.monitor: ("/".join(Path(callback.best_model_path).parts[-3:]), float(callback.best_model_score))
             for callback in trainer.checkpoint_callbacks
             if getattr(callback, "best_model_score", None) is not None
         }
