@@ -24,8 +24,10 @@ _CODE = (
 _LEAVE_OUT = """\
 import csv
 from torch.utils.data import Subset
-rows = csv.DictReader(open("verdicts.csv", encoding="utf-8"))
-wrong = {int(row["position"]) for row in rows if row["verdict"] and "training labels" in row["list"]}
+
+with open("verdicts.csv", encoding="utf-8") as file:
+    rows = [row for row in csv.DictReader(file) if row["verdict"] and "training labels" in row["list"]]
+wrong = {int(row["position"]) for row in rows}
 train = Subset(train, [position for position in range(len(train)) if position not in wrong])"""
 
 

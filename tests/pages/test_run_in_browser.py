@@ -1,5 +1,6 @@
 """The page of a run in a real browser: sentences, curves, ticks, and links from samples to filters and back."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 from trainers import quiet_trainer
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback, TwoSampleReport, save_run_page
@@ -78,15 +80,24 @@ class TestRun:
         assert run.text("h1") == f"Sample {sample}"
         assert run.page.locator("nav [aria-current]").inner_text().startswith("Samples")
 
-    def test_ticks_of_all_lists_go_into_one_file(self, run: Any, report: AnomalyReport) -> None:
+    def test_ticks_of_all_lists_go_into_one_file_that_the_code_beside_them_reads(
+        self, run: Any, report: AnomalyReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         run.go("#/training%20labels")
         run.page.get_by_role("checkbox").nth(1).check()
         run.go(f"#/sample/{report.by_outlier_score[0]}")
         run.press("x")
         run.go("#/ticked")
         assert run.page.locator(".card").count() == 2
-        assert "Subset" in run.text("pre")
         rows = run.saved("Save the lists")
+        with (tmp_path / "verdicts.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        monkeypatch.chdir(tmp_path)
+        known: dict[str, Any] = {"train": TensorDataset(torch.arange(10))}
+        exec(run.text("pre"), known)
+        assert [int(item) for (item,) in known["train"]] == [0, *range(2, 10)]
         ticked = [(row["list"].split(";")[0], int(row["position"])) for row in rows if row["verdict"]]
         assert ticked == [("training labels", 1), ("strangest samples", report.by_outlier_score[0])]
         assert len(rows) == 10 + report.n_samples
