@@ -18,6 +18,7 @@ __all__ = [
     "TwoSampleReport",
     "analyze",
     "find_outliers",
+    "save_run_page",
     "two_sample_test",
 ]
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         AnomalyPruneCallback,
         TwoSampleCallback,
         TwoSampleEarlyStopping,
+        save_run_page,
     )
     from lightning_anomaly.filters.analyze import analyze
     from lightning_anomaly.filters.report import AnomalyReport

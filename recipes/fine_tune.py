@@ -1,8 +1,6 @@
 """Fine-tune a pretrained network on folders of photographs, and keep a detector: `python fine_tune.py train val`."""
 
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -15,7 +13,13 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets
 from torchvision import transforms as T
 
-from lightning_anomaly import AnomalyFilterCallback, OutlierDetector, TwoSampleCallback, TwoSampleEarlyStopping
+from lightning_anomaly import (
+    AnomalyFilterCallback,
+    OutlierDetector,
+    TwoSampleCallback,
+    TwoSampleEarlyStopping,
+    save_run_page,
+)
 
 SCALE = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]  # as the network was trained
 AUGMENT = T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip(), *SCALE])
@@ -58,13 +62,9 @@ def main(train: str, val: str, epochs: int = 4, log_dir: str = "logs") -> tuple[
     best = FineTuned.load_from_checkpoint(checkpoint.best_model_path, classes=len(train_set.classes))
     path = Path(checkpoint.best_model_path).with_suffix(".detector.pt")
     OutlierDetector(best).fit(loaders[1]).save(path)  # OutlierDetector.load(path, best).search(images)
-    assert watcher.report is not None
-    watcher.report.save_html(path.with_suffix(".html"))  # every filter with the validation images
-    print(f"{watcher.report}\n\nThe detector and the page of filters are beside the checkpoint: {path}")
+    print(f"The detector: {path}\nWhat happened in this run: open {save_run_page(trainer, path.with_suffix('.html'))}")
     return watcher, path
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
     main(sys.argv[1], sys.argv[2])

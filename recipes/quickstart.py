@@ -11,7 +11,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping, find_outliers
+from lightning_anomaly import (
+    AnomalyFilterCallback,
+    TwoSampleCallback,
+    TwoSampleEarlyStopping,
+    find_outliers,
+    save_run_page,
+)
 
 DAMAGED = {"noise": [3, 20], "a white square": [50, 77], "faded": [101, 130]}  # validation images
 
@@ -57,23 +63,17 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     data = TensorDataset((images - images.mean()) / images.std(), labels)
     train, val, searched = (TensorDataset(*data[part]) for part in (slice(600, 1100), slice(600), slice(200)))
     reference = TensorDataset(*data[[*range(200, 600), *range(1100, len(data))]])  # all others but those of training
-    logger, watcher = TensorBoardLogger(log_dir, "quickstart"), AnomalyFilterCallback()
-    comparison, stopping = TwoSampleCallback(), TwoSampleEarlyStopping()
-    checkpoint = ModelCheckpoint(monitor="val_loss")
+    logger, watcher, comparison = TensorBoardLogger(log_dir, "quickstart"), AnomalyFilterCallback(), TwoSampleCallback()
+    stopping, checkpoint = TwoSampleEarlyStopping(), ModelCheckpoint(monitor="val_loss")
     callbacks: list[pl.Callback] = [watcher, comparison, stopping, checkpoint]
     trainer = pl.Trainer(max_epochs=epochs, logger=logger, callbacks=callbacks, enable_model_summary=False)
     trainer.fit(Classifier(), DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, 64))
     outliers = find_outliers(searched, Classifier.load_from_checkpoint(checkpoint.best_model_path), reference)
     outliers.save_html(f"{logger.log_dir}/outliers.html")
-    assert comparison.report is not None
-    comparison.report.save_html(f"{logger.log_dir}/labels.html")
-    assert watcher.report is not None
-    watcher.report.save_html(f"{logger.log_dir}/filters.html")
+    save_run_page(trainer, f"{logger.log_dir}/run.html", title="Digits, one label in ten random")
     print(f"{watcher.report}\n\n{comparison.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
-    print(f"The strangest images: open {logger.log_dir}/outliers.html")
-    print(f"Training labels: open {logger.log_dir}/labels.html")
-    print(f"Every filter with its images: open {logger.log_dir}/filters.html")
-    print(f"Losses, numbers of filters and the gap: tensorboard --logdir {log_dir}\n")
+    print(f"What happened in this run: open {logger.log_dir}/run.html")
+    print(f"The strangest of 200 others: open {logger.log_dir}/outliers.html\nCurves: tensorboard --logdir {log_dir}\n")
     losses = [entry["losses"]["val_loss"] for entry in watcher.history]
     counts = ", ".join(f"{entry['metrics']['count']:.0f}" for entry in watcher.history)
     print(f"Lowest val_loss: {min(losses):.2f}, in epoch {losses.index(min(losses))}; the last is {losses[-1]:.2f}.")

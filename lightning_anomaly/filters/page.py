@@ -14,22 +14,31 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_labels
+from lightning_anomaly.filters.agreement import agreements, singled_out
 from lightning_anomaly.filters.figures import clearest_filters
 from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.pages.page import assemble, finite, short, usual_score
 
 _CODE = (
-    "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell main"
+    "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell "
+    "report_pages main"
 )
-_POINTS = 4_000_000  # of all filters
+_POINTS = 2_500_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
 _REACTIONS = 24  # filters listed for each sample
+_GROUPS = 24  # of filters that agree
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
 def page_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
     """Return the text of the page of an `AnomalyReport`."""
+    index, blocks = page_content(report, labels)
+    return assemble(_CODE, {"title": title, **index}, report.images, blocks)
+
+
+def page_content(report: Any, labels: Sequence[Any] | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return what pages show of an `AnomalyReport`: an index and blocks of bytes, see `assemble`."""
     layers, n_samples, scores, maps = report.layers, report.n_samples, report.outlier_scores, report.maps
     names = report.names
     if not layers:  # the page has only the notes, which say why
@@ -45,7 +54,6 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
         if name in maps:
             blocks[f"maps-{number}"] = _maps(maps[name])
     index = {
-        "title": title,
         "count": report.count,
         "fraction": report.fraction,
         "sparsity": short(report.sparsity),
@@ -64,13 +72,15 @@ def page_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
             }
             for name, view in report.views.items()
         ],
+        "agreements": agreements(layers)[:_GROUPS],
+        "singled": singled_out(layers).sum(0).tolist() if layers else [],
         "reactions": _reactions(layers, n_samples),
         "layers": [_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _labels(check_labels(labels, n_samples)),
         "names": names,
         "notes": [*report.notes.values(), *_omissions(n_samples, count, [*maps.values()])],
     }
-    return assemble(_CODE, index, report.images, blocks)
+    return index, blocks
 
 
 def _reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:

@@ -87,7 +87,7 @@ export function ticks(low, high) {
   });
 }
 
-/** Draws a filter's points small, with rings around the outliers or around one sample. */
+/** Draws a filter's points small, with rings around the outliers or around the `ringed` samples. */
 export function drawMiniature(context, width, height, points, ringed = null) {
   const [lowX, highX] = extent(points.x);
   const [lowY, highY] = extent(points.y);
@@ -110,7 +110,7 @@ export function drawMiniature(context, width, height, points, ringed = null) {
   context.lineWidth = 1.2;
   context.beginPath();
   points.samples.forEach((sample, i) => {
-    if (ringed === null ? points.outliers[i] : sample === ringed)
+    if (ringed === null ? points.outliers[i] : ringed.includes(sample))
       mark(context, "circle", across(i), down(i), ringed === null ? 4 : 6);
   });
   context.stroke();

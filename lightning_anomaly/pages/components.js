@@ -64,12 +64,12 @@ export function groupMark(group) {
 export const layerLine = (name) =>
   make("span", { class: "quiet cut cut-left", title: layerText(name) }, make("bdi", {}, layerText(name)));
 
-/** A link to a filter: its points, its name with a `note`, and its verdict. */
-export function filterCard(report, place, { query = {}, ringed = null, note = null } = {}) {
+/** A link to a filter: its points with rings around some samples, its map of one of them, its name with a `note`. */
+export function filterCard(report, place, { query = {}, ringed = null, mapped = null, note = null } = {}) {
   const canvas = make("canvas", { class: "miniature", "aria-hidden": "true" });
   const outliers = report.outliers(place).length;
   const picture = make("span", { class: "card-picture" }, canvas);
-  const withMap = ringed !== null && report.layers[place.layer].maps;
+  const withMap = mapped !== null && report.layers[place.layer].maps;
   const size = withMap ? BESIDE_MAP : MINIATURE;
   canvas.style.aspectRatio = size.join(" / ");
   const context = sharpCanvas(canvas, ...size);
@@ -77,7 +77,7 @@ export function filterCard(report, place, { query = {}, ringed = null, note = nu
     const points = await report.points(place);
     if (points.samples.length) drawMiniature(context, ...size, points, ringed);
     else canvas.classList.add("empty");
-    if (withMap) picture.append(mapOf((await report.maps(place))(ringed), ringed));
+    if (withMap) picture.append(mapOf((await report.maps(place))(mapped), mapped));
   };
   draw();
   return make(

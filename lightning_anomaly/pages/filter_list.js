@@ -41,9 +41,11 @@ const isNamed = (report, place, find) =>
     );
 
 /** The filters that an address asks for, in the order it asks for. */
-export function chosenFilters(report, { layer, verdict, sort, find = "" }) {
+export function chosenFilters(report, { layer, verdict, sort, agree, find = "" }) {
+  const group = agree && new Set(report.agreements[agree]?.[0]);
   const filters = report.filters.filter(
-    (place) =>
+    (place, number) =>
+      (!group || group.has(number)) &&
       (!layer || place.layer === Number(layer)) &&
       (!verdict || hasVerdict(report, place, verdict)) &&
       isNamed(report, place, find),
@@ -53,9 +55,10 @@ export function chosenFilters(report, { layer, verdict, sort, find = "" }) {
 }
 
 /** The choice in words. */
-export function choiceText(report, { layer, verdict, sort, find }) {
+export function choiceText(report, { layer, verdict, sort, agree, find }) {
   const parts = [verdict ? `${verdictText(verdict)} filters` : "all filters"];
   if (layer && report.layers[layer]) parts.push(`of ${layerText(report.layers[layer].name)}`);
+  if (agree) parts.push("that agree");
   if (find) parts.push(`"${find}"`);
   if (ORDERS[sort]?.[1]) parts.push(`by ${ORDERS[sort][0]}`);
   return parts.join(" ");

@@ -1,19 +1,30 @@
 // Lists of images as tabs, in which a reader ticks what should go, and one image of a list.
 
-import { address, bars, pages, stepKeys, stepper, titleRow, visit } from "./components.js";
+import {
+  address,
+  bars,
+  filterAddress,
+  imageOf,
+  pages,
+  sampleAddress,
+  stepKeys,
+  stepper,
+  titleRow,
+  visit,
+} from "./components.js";
 import { csvText, download } from "./csv.js";
 import { cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
-import { run } from "./shell.js";
 import { openIndex } from "./unpack.js";
-import { count, isMeant, number, scoreText } from "./wording.js";
+import { count, isMeant, layerText, number, scoreText } from "./wording.js";
 
 const AT_ONCE = 60;
+const RESPONDING = 3; // filters on a card
 const PIXELATED = 64; // images with shorter sides are enlarged pixel by pixel
 
 /** What tells an image from the others, in all lists. */
-const keyOf = (row) => row.path || row.name;
+const keyOf = (row) => row.key;
 
-class Gallery {
+export class Gallery {
   static async open() {
     return new Gallery((await openIndex())[0]);
   }
@@ -83,7 +94,11 @@ class Gallery {
 const found = (tab, { find = "" }) =>
   tab.rows.filter((row) => !find || [row.name, row.label].some((name) => isMeant(row.position, name, find)));
 
-const rowAddress = (tab, row, query) => address([tab.name, tab.rows.indexOf(row)], query);
+/** The address of an image; that of a sample has its scores and filters too. */
+const rowAddress = (tab, row, query) =>
+  row.sample === null
+    ? address([tab.name, tab.rows.indexOf(row)], query)
+    : sampleAddress(row.sample, { sort: tab.name === "singled out" ? "filters" : "score" });
 
 /** Rows that belong together, as arrays; others alone. */
 function grouped(rows) {
@@ -109,7 +124,7 @@ function picture(row, sources) {
   return image;
 }
 
-function tickBox(gallery, row, text) {
+export function tickBox(gallery, row, text) {
   const box = make("input", {
     type: "checkbox",
     checked: gallery.ticked.has(keyOf(row)),
@@ -127,25 +142,45 @@ const classes = (row) =>
 
 function card(gallery, tab, row, query) {
   const small = gallery.pictures[row.picture];
+  const drawn = row.sample !== null && gallery.report.images;
+  const shown = drawn ? imageOf(gallery.report, row.sample, row.name) : picture(row, [small, row.link]);
   const about = row.score === null ? "" : `score ${scoreText(row.score)}`;
   return div(
     "card",
-    make("a", { class: "frame", href: rowAddress(tab, row, query), title: row.name }, picture(row, [small, row.link])),
+    make("a", { class: "frame", href: rowAddress(tab, row, query), title: row.name }, shown),
     tickBox(gallery, row, about ? make("strong", {}, about) : cutLine(row.name)),
     about ? cutLine(row.name) : null,
     classes(row),
     row.reason ? quiet(row.reason) : null,
     row.note ? quiet(row.note) : null,
+    row.sample === null ? null : respond(gallery.report, row.sample),
   );
 }
 
+/** Links to the filters that respond to a sample and to few others. */
+function respond(report, sample) {
+  const links = report
+    .reactionsTo(sample)
+    .slice(0, RESPONDING)
+    .map(({ place }) => {
+      const name = report.layers[place.layer].name;
+      const title = `filter ${place.filter} of ${layerText(name)}`;
+      return make(
+        "a",
+        { class: "cut", href: filterAddress(report, place, { pin: sample }), title },
+        `filter ${place.filter}, ${name}`,
+      );
+    });
+  return links.length ? div("respond", links) : null;
+}
+
 /** The bar that counts the ticks and saves the lists. */
-const tickedBar = (gallery) =>
+export const tickedBar = (gallery) =>
   div(
     "ticked-bar",
     make("span", { class: "ticked-count", role: "status" }),
     make("button", { "data-ticked": true, click: () => gallery.tick(gallery.tab("ticked").rows, false) }, "Untick all"),
-    make("a", { "data-ticked": true, href: address(["ticked"]) }, "Move the ticked"),
+    make("a", { "data-ticked": true, href: address(["ticked"]) }, "Use the ticked"),
     make("button", { class: "main-button", title: "as CSV (key s)", click: () => gallery.save() }, "Save the lists"),
   );
 
@@ -242,24 +277,22 @@ function imagePage(gallery, tab, row, query) {
   };
 }
 
-run({
-  open: Gallery.open,
-  keys: [
-    ["←  →", "previous, next image"],
-    ["Enter", "open the image"],
-    ["x", "tick it, or untick it"],
-    ["s", "save the lists as CSV"],
-    ["/", "find images of a list"],
-    ["1  2 …", "first, second list"],
-    ["Esc", "back to the list; close this"],
-    ["?", "the lists and these keys"],
-  ],
-  pageOf(gallery, page, rest, query) {
-    const tab = gallery.tab(page);
-    if (!tab) return null;
-    if (!rest.length) return listPage(gallery, tab, query);
-    const row = tab.rows[rest[0]];
-    return row ? imagePage(gallery, tab, row, query) : null;
-  },
-  shown: (gallery) => gallery.update(),
-});
+export const GALLERY_KEYS = [
+  ["←  →", "previous, next image"],
+  ["Enter", "open the image"],
+  ["x", "tick it, or untick it"],
+  ["s", "save the lists as CSV"],
+  ["/", "find images of a list"],
+  ["1  2 …", "first, second list"],
+  ["Esc", "back to the list; close this"],
+  ["?", "the lists and these keys"],
+];
+
+/** The page of an address, or null. */
+export function galleryPage(gallery, page, rest, query) {
+  const tab = gallery.tab(page);
+  if (!tab) return null;
+  if (!rest.length) return listPage(gallery, tab, query);
+  const row = tab.rows[rest[0]];
+  return row ? imagePage(gallery, tab, row, query) : null;
+}

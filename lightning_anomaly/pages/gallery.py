@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from lightning_anomaly.pages.page import assemble, finite
 
-_CODE = "dom unpack wording csv colors canvas components shell gallery"
+_CODE = "dom unpack wording csv colors canvas components shell gallery gallery_main"
 # Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.
 MOVE = """\
 import csv, os, shutil
@@ -50,6 +50,7 @@ class Row:
         group: Rows with the same number follow each other, and are shown side by side.
         bars: The name, value, usual value and reason of each of its scores, shown when it is opened.
         picture: A small copy, see `data_uri`.
+        sample: Its index in the probe, if the page has a report with its image and scores.
     """
 
     name: str
@@ -63,6 +64,12 @@ class Row:
     group: int | None = None
     bars: Sequence[tuple[str, float, float, str]] = ()
     picture: str | None = None
+    sample: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from the images of all lists."""
+        return self.path or (self.name if self.sample is None else f"sample {self.sample}")
 
 
 @dataclass
@@ -82,6 +89,12 @@ def gallery_page(
 
     Tabs without rows are left out. Sentences of the `lead` stand above the lists, `details` are folded.
     """
+    index = {"title": title, "lead": lead, "details": details, **gallery_index(tabs, folder)}
+    return assemble(_CODE, index, None)
+
+
+def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
+    """Return the lists of a page, which will lie in `folder`; the code `move` is for the ticked images."""
     tabs, pictures = [tab for tab in tabs if tab.rows], dict[str, int]()
     listed = [
         {
@@ -89,6 +102,7 @@ def gallery_page(
             "rows": [
                 {
                     **vars(row),
+                    "key": row.key,
                     "score": row.score and finite(row.score),
                     "bars": [(name, finite(value), usual, reason) for name, value, usual, reason in row.bars],
                     "link": _link(row.path, Path(folder)),
@@ -101,18 +115,14 @@ def gallery_page(
     ]
     table = _table(tabs)
     lists = json.dumps([(key, cells["list"]) for key, cells in table.items()])
-    index = {
-        "title": title,
-        "lead": lead,
-        "details": details,
+    return {
         "tabs": listed,
         "pictures": [*pictures],
         "columns": _columns(tabs),
-        "move": MOVE,
+        "move": move,
         "table": [(key, [*cells.values()]) for key, cells in table.items()],
         "key": hashlib.sha256(lists.encode()).hexdigest()[:16],  # under which a browser stores ticks
     }
-    return assemble(_CODE, index, None)
 
 
 def _link(path: str, folder: Path) -> str | None:
@@ -144,7 +154,7 @@ def _table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
     table, columns = dict[str, dict[str, Any]](), _columns(tabs)
     for tab in tabs:
         for row in tab.rows:
-            key = row.path or row.name
+            key = row.key
             if key in table:
                 table[key]["list"] = "; ".join(filter(None, [table[key]["list"], tab.name]))
                 if row.reason not in table[key]["reason"]:

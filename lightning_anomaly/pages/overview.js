@@ -1,20 +1,25 @@
 // The network: its numbers, and every layer as a row of cells.
 
 import { verdictColor } from "./colors.js";
-import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch, visit } from "./components.js";
-import { div, emptyState, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
+import { address, byScore, filterAddress, filterCard, sampleCaption, sampleTile, swatch, visit } from "./components.js";
+import { div, emptyState, headingOf, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
 
 const TOP_SAMPLES = 12;
 
-export function overview(report) {
+const GROUPS = 4; // of filters that agree
+const SIDE_BY_SIDE = 6; // filters of a group
+
+/** The whole network; a page that has lists of samples needs none here. */
+export function overview(report, withSamples = true) {
   const isolated = report.filters.filter((place) => report.isolated(place).length).length;
   const first = byScore(report)[0];
   const tile = (value, text, href, title) =>
     make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
   return [
-    report.samples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
+    report.samples && withSamples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
+    ...report.agreements.slice(0, GROUPS).map((group, place) => agreement(report, group, place)),
     make(
       "section",
       { class: "stats" },
@@ -63,6 +68,29 @@ export function overview(report) {
       termList("settings", Object.entries(report.settings)),
     ),
   ];
+}
+
+/** Filters that agree: the samples that they single out, and some of them side by side. */
+function agreement(report, [filters, shared], agree) {
+  const shown = Math.min(SIDE_BY_SIDE, filters.length);
+  const spread = Array.from({ length: shown }, (_, i) => filters[Math.floor((i * filters.length) / shown)]);
+  const heading = headingOf(`${count(filters.length, "filter")} agree`, `on ${count(shared.length, "sample")}`);
+  return make(
+    "section",
+    {},
+    heading,
+    div(
+      "strip",
+      shared.slice(0, TOP_SAMPLES).map((sample) => sampleTile(report, sample, sampleCaption(report, sample))),
+    ),
+    div(
+      "cards",
+      spread.map((number) => filterCard(report, report.filters[number], { query: { agree }, ringed: shared })),
+    ),
+    filters.length > shown
+      ? make("p", {}, make("a", { href: address(["filters"], { agree }) }, `All ${number(filters.length)} of them`))
+      : null,
+  );
 }
 
 /** The query for the filters of a kind: the verdict if it finds the same number, else the exact kind. */

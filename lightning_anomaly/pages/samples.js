@@ -20,7 +20,7 @@ import { choice, div, finder, headingOf, make, quiet, statusLine } from "./dom.j
 import { count, isMeant, number, ordinaryText, percent, scoreText } from "./wording.js";
 
 const TILES = 96;
-const SORTS = { score: "largest score", number: "number" };
+const SORTS = { score: "largest score", filters: "most filters", number: "number" };
 
 /** The samples that an address asks for, in the order it asks for. */
 function chosenSamples(report, { sort, label, find = "" }) {
@@ -32,7 +32,8 @@ function chosenSamples(report, { sort, label, find = "" }) {
           isMeant(sample, name, find.replace(/^sample\s+/i, "")),
         )),
   );
-  return sort === "number" ? samples.sort((a, b) => a - b) : samples;
+  const orders = { number: (a, b) => a - b, filters: (a, b) => report.singled[b] - report.singled[a] };
+  return orders[sort] ? samples.sort(orders[sort]) : samples;
 }
 
 export function samplesPage(report, query) {
@@ -133,7 +134,7 @@ export function samplePage(report, sample, query) {
       make("p", {}, `A share of ${percent(rankShare(report, sample))} of the samples has a score as large.`),
     ),
   ];
-  return { content, keys: stepKeys(step) };
+  return { content, keys: stepKeys(step), sample };
 }
 
 /** The filters that react to a sample: those that isolate it, then those that have it in a rare cluster. */
@@ -144,7 +145,7 @@ function reactionsSection(report, sample, reactions) {
   const cards = div(
     "cards",
     reactions.map(({ place, distance }) =>
-      filterCard(report, place, { query: { pin: sample }, ringed: sample, note: number(distance) }),
+      filterCard(report, place, { query: { pin: sample }, ringed: [sample], mapped: sample, note: number(distance) }),
     ),
   );
   return make("section", {}, headingOf("Filters that react", about), cards);

@@ -184,7 +184,7 @@ class TwoSampleReport(Tabular):
             path: Path of the file; missing folders are created.
         """
         lead = ["Tick what is labeled wrongly, and save the list.", f"{self._labels_sentence()}."]
-        write(path, gallery_page("Training labels", lead, [self._tab(SHOWN)], Path(path).parent))
+        write(path, gallery_page("Training labels", lead, [self.tab(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
         """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's.
@@ -192,10 +192,10 @@ class TwoSampleReport(Tabular):
         Args:
             path: Path of the file; missing folders are created.
         """
-        write_csv(path, [self._tab(len(self.doubts))])
+        write_csv(path, [self.tab(len(self.doubts))])
 
-    def _tab(self, count: int) -> Tab:
-        """Return a list of the first images in `doubts`."""
+    def tab(self, count: int) -> Tab:
+        """Return a list of the first images in `doubts`, for a page."""
         pictures = [] if self.pictures is None else [data_uri(picture) for picture in self.pictures]
         rows = [
             Row(

@@ -62,7 +62,7 @@ def test_the_quickstart_finds_the_damaged_digits_and_stops(tmp_path: Path, capsy
     rows = printed.partition("\nposition ")[2].splitlines()[2:12]
     assert planted <= {int(row.split()[0]) for row in rows}
     pages = [Path(line.partition("open ")[2]) for line in printed.splitlines() if "open " in line]
-    assert [page.name for page in pages if page.is_file()] == ["outliers.html", "labels.html", "filters.html"]
+    assert [page.name for page in pages if page.is_file()] == ["run.html", "outliers.html"]
     assert f"tensorboard --logdir {tmp_path}" in printed
 
     logged = scalars(tmp_path / "quickstart/version_0")
@@ -120,6 +120,7 @@ def test_photographs_fine_tune_a_head_and_leave_a_detector(tmp_path: Path, monke
     assert watcher.report is not None
     assert watcher.report.n_samples == 120
     assert path.is_file()
+    assert path.with_suffix(".html").is_file()
     (checkpoint,) = path.parent.glob("*.ckpt")
     model = fine_tune.FineTuned.load_from_checkpoint(checkpoint, classes=2)
     noise = torch.rand(20, 3, 96, 96, generator=generator) * 2 - 1

@@ -34,14 +34,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the quickstart and write `pages.png`, `tensorboard_images.png` and `tensorboard_curves.png`."""
+    """Run the quickstart and write `pages.png`, `run.png`, `tensorboard_images.png` and `tensorboard_curves.png`."""
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        log_dir = Path(folder) / "logs"
+    with tempfile.TemporaryDirectory() as temporary:
+        log_dir = Path(temporary) / "logs"
         watcher = quickstart.main(log_dir=str(log_dir))
         assert watcher.report is not None
-        photograph_pages(log_dir / "quickstart" / "version_0", _farthest(watcher.report), pictures / "pages.png")
+        folder = log_dir / "quickstart" / "version_0"
+        photograph_pages(folder, _farthest(watcher.report), pictures / "pages.png")
+        photograph_run(folder / "run.html", pictures / "run.png")
         with tensorboard(log_dir) as address:
             with open_page(_WIDTH, _HEIGHT) as page:
                 figures(page, address)
@@ -63,7 +65,7 @@ def _farthest(report: AnomalyReport) -> str:
 def photograph_pages(folder: Path, shown: str, path: Path) -> None:
     """Write one picture of the gallery and the page of a filter `LAYER/INDEX`."""
     sides = []
-    for file, address in (("outliers.html", ""), ("filters.html", f"#/filter/{shown}")):
+    for file, address in (("outliers.html", ""), ("run.html", f"#/filter/{shown}")):
         with open_page(*_PAGE) as page:
             page.goto(f"{(folder / file).resolve().as_uri()}{address}")
             page.wait_for_selector("html[data-shown]")
@@ -73,6 +75,15 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
     for place, side in enumerate(sides):
         whole.paste(side, (place * (_PAGE[0] + _GAP), 0))
     whole.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def photograph_run(file: Path, path: Path) -> None:
+    """Write a picture of the page of a run: its sentences and curves."""
+    with open_page(*_PAGE) as page:
+        page.goto(file.resolve().as_uri())
+        page.wait_for_selector("html[data-shown]")
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def photograph_curves(address: str, path: Path) -> None:

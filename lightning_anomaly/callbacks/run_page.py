@@ -1,0 +1,146 @@
+"""One page of a run, from what the Trainer's callbacks know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning_anomaly.callbacks._run_story import Rows, Story
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
+from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
+from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
+from lightning_anomaly.filters.page import page_content
+from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.sample_lists import sample_lists
+from lightning_anomaly.pages.gallery import Tab, gallery_index
+from lightning_anomaly.pages.page import BrowserFile, assemble, write
+from lightning_anomaly.two_sample.report import SHOWN
+from lightning_anomaly.two_sample.stopping import GAP
+
+_CODE = (
+    "dom unpack wording csv data colors canvas scatter components overview filter_list filter_page samples shell "
+    "report_pages gallery curves run"
+)
+_LEAVE_OUT = """\
+import csv
+from torch.utils.data import Subset
+
+with open("verdicts.csv", encoding="utf-8") as file:
+    rows = [row for row in csv.DictReader(file) if row["verdict"] and "training labels" in row["list"]]
+wrong = {int(row["position"]) for row in rows}
+train = Subset(train, [position for position in range(len(train)) if position not in wrong])"""
+
+
+def save_run_page(trainer: Any, path: str | Path, title: str = "A training run") -> BrowserFile:
+    """Write what happened in a fit, and what to do next, as a page: one file that needs no server and no network.
+
+    It takes what the Trainer's callbacks know: its first `AnomalyFilterCallback` and `TwoSampleCallback`, early
+    stoppings and checkpoints. After sentences and curves come the training labels in doubt, the strangest validation
+    samples and those that many filters single out, and the filters, first those that agree. A reader ticks samples and
+    saves all lists as one CSV file.
+
+    Of several processes, process 0 writes it. With `ddp_spawn`, whose processes take the reports with them, call it in
+    the `teardown` of a callback, else after `fit`.
+
+    Args:
+        trainer: The Trainer, with an `AnomalyFilterCallback`, a `TwoSampleCallback` or both among its callbacks.
+        path: Path of the file; missing folders are created.
+        title: The heading.
+
+    Returns:
+        The file; a notebook shows the page.
+
+    Raises:
+        ValueError: If the Trainer has neither callback.
+    """
+    watcher, comparison = (_first(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
+    if watcher is None and comparison is None:
+        raise ValueError(
+            "Parameter `trainer` should have an AnomalyFilterCallback or a TwoSampleCallback among its callbacks. "
+            f"Found {[type(callback).__name__ for callback in trainer.callbacks]}."
+        )
+    filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
+    if not trainer.is_global_zero:
+        return BrowserFile(Path(path))
+    waiting = _first(trainer, TwoSampleEarlyStopping)
+    threshold = GAP if waiting is None else waiting.threshold
+    story = Story(_rows(watcher, comparison, waiting))
+    if story.times:
+        _tell(story, trainer, watcher, comparison, threshold)
+    else:
+        story.say("Run", f"Nothing was measured. {_lost(trainer)}".strip())
+    if comparison is not None and comparison.report is not None:
+        tabs.append(comparison.report.tab(SHOWN))
+    content, blocks = page_content(filters, filters.labels)
+    content |= gallery_index(tabs + sample_lists(filters), Path(path).parent, _LEAVE_OUT)
+    content |= {"title": title, "lead": [], "details": []}
+    content |= {"sentences": story.sentences, "curves": story.curves(threshold)}
+    return write(path, assemble(_CODE, content, filters.images, blocks))
+
+
+def _first(trainer: Any, kind: type[Any]) -> Any:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+
+
+def _rows(watcher: Any, comparison: Any, waiting: Any) -> Rows:
+    """Join the histories, without repeated values; without a `watcher` the losses are those of the early stopping."""
+    rows = dict[tuple[int, int], dict[str, float]]()
+    for kind, flag, callback in (("filters", "analyzed", watcher), ("output", "compares_output", comparison)):
+        for entry in () if callback is None else callback.history:
+            row = rows.setdefault((entry["epoch"], entry["step"]), {})
+            measured = entry["metrics"] if entry[flag] else {}
+            row |= entry.get("losses", {}) | {f"{kind}/{name}": value for name, value in measured.items()}
+    if watcher is None and waiting is not None and len(waiting._losses) == len(rows):
+        for row, loss in zip(rows.values(), waiting._losses, strict=True):
+            row[waiting._loss] = loss
+    return rows
+
+
+def _tell(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float) -> None:
+    """Tell the run by what the callbacks know; what was not measured is said."""
+    story.tell_loss(
+        {
+            callback.monitor: ("/".join(Path(callback.best_model_path).parts[-3:]), float(callback.best_model_score))
+            for callback in trainer.checkpoint_callbacks
+            if getattr(callback, "best_model_score", None) is not None
+        }
+    )
+    if comparison is None:
+        story.say("Gap", "Not measured: a `TwoSampleCallback` compares training with validation images.")
+    else:
+        story.tell_gap(threshold, comparison._rise.too_few_expected_errors)
+    story.say("End", _end(trainer, story))
+    if comparison is not None:
+        story.tell_labels(comparison.report)
+    if watcher is None or watcher.report is None:
+        story.say("Filters", "Not measured: an `AnomalyFilterCallback` looks at filters and validation samples.")
+    else:
+        story.tell_samples(watcher.report)
+        story.tell_filters(watcher.report)
+
+
+def _end(trainer: Any, story: Story) -> str:
+    """Say what ended the run, and if that was no early stopping, why none did."""
+    why = list[str]()
+    for callback in trainer.callbacks:
+        if not hasattr(callback, "stopped_epoch"):
+            continue
+        name, reason = f"`{type(callback).__name__}`", getattr(callback, "stopping_reason_message", None)
+        if reason or callback.stopped_epoch:
+            story.marks.append(("stopped", len(story.times) - 1))
+            return f"{name} stopped the run in epoch {callback.stopped_epoch}. {reason or ''}".strip()
+        found = "found no reason to stop"
+        if isinstance(callback, TwoSampleEarlyStopping):
+            gap = callback._rises and callback._rises[-1] > callback.threshold
+            found = f"waited for {f'`{callback._loss}` to stop improving' if gap and callback._loss else 'a gap'}"
+        why.append(f"{name} {found}")
+    limit = f" with `max_epochs = {trainer.max_epochs}`" if trainer.current_epoch == trainer.max_epochs else ""
+    ended = "was interrupted" if trainer.interrupted else f"ended{limit}"
+    return f"It {ended} in {story.when(-1)}: {'; '.join(why) or 'there was no early stopping'}."
+
+
+def _lost(trainer: Any) -> str:
+    """Say that reports are lost, if the processes that had them have ended."""
+    if not trainer.state.finished or "MultiProcessing" not in type(trainer.strategy.launcher).__name__:
+        return ""
+    return "The reports ended with the processes of the fit: save this page in the `teardown` of a callback."

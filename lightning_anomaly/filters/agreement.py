@@ -1,0 +1,56 @@
+"""Filters that single out the same samples, and samples that many filters single out.
+
+A filter singles out the samples that it isolates or has in a rare cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.filters.layer_report import LayerReport
+
+_SHARED = 0.5  # of the samples that two filters single out together; chance hardly gives as much
+_FILTERS = 2_000  # compared, those that single out the fewest samples: memory grows with the square
+_MANY = 3  # times as many filters as single out a sample on average
+
+
+def singled_out(layers: Mapping[str, LayerReport]) -> Tensor:
+    """Return whether each filter of all layers singles out each sample `(F, N)`."""
+    return torch.cat([layer.isolated | layer.outliers for layer in layers.values()])
+
+
+def agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[int]]]:
+    """Group filters that agree with one of them, and list groups of two or more filters, the largest first.
+
+    Two filters agree if at least half of the samples that either singles out are singled out by both. A group has its
+    filters, numbered through all layers, and the samples that at least half of them single out.
+    """
+    chosen = singled_out(layers) if layers else torch.zeros(0, 0, dtype=torch.bool, device="cpu")
+    sizes = chosen.sum(1)
+    numbers = sizes.nonzero()[:, 0]
+    numbers = numbers[sizes[numbers].argsort(stable=True)[:_FILTERS]].sort().values
+    members, sizes = chosen[numbers].float(), sizes[numbers]
+    shared = members @ members.T
+    agree = shared >= _SHARED * (sizes[:, None] + sizes - shared)
+    counts, found = agree.sum(1), []
+    while len(counts) and counts.max() > 1:
+        group = agree[counts.argmax()].nonzero()[:, 0]
+        samples = (members[group].mean(0) >= _SHARED).nonzero()[:, 0]
+        found.append((numbers[group].tolist(), samples.tolist()))
+        counts -= agree[:, group].sum(1)
+        agree[group], agree[:, group], counts[group] = False, False, 0
+    return found
+
+
+def by_filters(layers: Mapping[str, LayerReport]) -> dict[int, int]:
+    """Return `{sample: number of filters that single it out}` where they are many, the largest number first.
+
+    They are many from three on, if they are three times as many as for a sample on average.
+    """
+    counts = singled_out(layers).sum(0)
+    many = counts >= max(_MANY, _MANY * counts.double().mean().item())
+    order = counts.argsort(descending=True, stable=True)
+    return {sample: int(counts[sample]) for sample in order.tolist() if many[sample]}

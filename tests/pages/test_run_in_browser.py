@@ -1,0 +1,141 @@
+"""The page of a run in a real browser: sentences, curves, ticks, and links from samples to filters and back."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from trainers import quiet_trainer
+
+from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback, TwoSampleReport, save_run_page
+from lightning_anomaly.two_sample.label_doubts import LabelDoubt
+
+HOSTILE = '/a/long/path<img src=x onerror="document.title=1">"\'&</script><b>`'
+LOSSES = [2.0, 1.5, 1.25, 1.0, 1.125, 1.75]
+RISES = [0.0, 0.0, 0.0, 0.0, 0.25, 0.5]
+
+
+def run_of(report: AnomalyReport, folder: Path, name: str = "train/{}.png") -> Any:
+    """Make a Trainer whose callbacks have this report, ten training labels and six validations."""
+    filters, output = AnomalyFilterCallback(), TwoSampleCallback()
+    filters.report = report
+    labels = [LabelDoubt(p, name.format(p), name.format("a"), "b", 0, 10.0 - p, 0.0, p < 3) for p in range(10)]
+    output.report = TwoSampleReport(
+        {}, 10, 10, torch.zeros(999), doubts=labels, pictures=torch.zeros(10, 8, 8, 1, dtype=torch.uint8)
+    )
+    for epoch, (loss, rise) in enumerate(zip(LOSSES, RISES, strict=True)):
+        place = {"epoch": epoch, "step": 10 * epoch}
+        seen = {"analyzed": True, "clustered": True, "losses": {"val_loss": loss}}
+        filters.history.append({**place, **seen, "metrics": report.metrics()})
+        output.history.append({**place, "compares_output": True, "metrics": {"confidence_rise": rise}})
+    trainer = quiet_trainer(folder, filters, output)
+    return SimpleNamespace(save_html=lambda path, **options: save_run_page(trainer, path, **options))
+
+
+@pytest.fixture
+def run(opened: Callable[..., Any], report: AnomalyReport, tmp_path: Path) -> Any:
+    return opened(run_of(report, tmp_path))
+
+
+def value(page: Any, name: str) -> str:
+    """Read the written value of a curve."""
+    return page.page.locator(".curves figure .badge", has_text=name).locator("b").inner_text()
+
+
+def test_the_run_is_told_and_the_keyboard_moves_through_its_curves(run: Any) -> None:
+    text = run.text(".story")
+    for told in ("epoch 3: 1.", "opened in epoch 4", "25%", "3 of 10 training labels", "no early stopping"):
+        assert told in text
+    assert (value(run, "val_loss"), value(run, "rise")) == ("1.75", "50%")
+    run.press("ArrowLeft")
+    run.press("ArrowLeft")
+    assert (run.text(".curves [role=status]"), value(run, "val_loss"), value(run, "rise")) == ("epoch 3", "1", "0%")
+    area = run.page.locator(".curve-area").first.bounding_box()
+    run.page.mouse.move(area["x"] + area["width"] / 5 + 2, area["y"] + 9)
+    assert (run.text(".curves [role=status]"), value(run, "val_loss")) == ("epoch 1", "1.5")
+    assert {"lowest val_loss: epoch 3", "gap opened: epoch 4"} <= {*run.text(".curves > .legend").split("\n")}
+
+
+@pytest.mark.slow
+class TestRun:
+    def test_a_sample_leads_to_its_filters_and_back(self, run: Any, report: AnomalyReport) -> None:
+        card = run.page.locator(".card:has(.respond a)").first
+        run.go("#/strangest%20samples")
+        name = card.locator(".tick + .cut").inner_text()
+        sample = int(name.removeprefix("sample "))
+        card.locator(".respond a").first.click()
+        run.settle()
+        _, _, layer, index = unquote(run.hash.partition("?")[0]).split("/")
+        chosen = report.layers[layer]
+        assert (chosen.isolated | chosen.outliers)[int(index), sample]
+        assert run.text(".inspected") == f"Sample {sample}\npinned"
+        run.page.locator(".sample-link").click()
+        run.settle()
+        assert run.text("h1") == f"Sample {sample}"
+        assert run.page.locator("nav [aria-current]").inner_text().startswith("Samples")
+
+    def test_ticks_of_all_lists_go_into_one_file_that_the_code_beside_them_reads(
+        self, run: Any, report: AnomalyReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run.go("#/training%20labels")
+        run.page.get_by_role("checkbox").nth(1).check()
+        run.go(f"#/sample/{report.by_outlier_score[0]}")
+        run.press("x")
+        run.go("#/ticked")
+        assert run.page.locator(".card").count() == 2
+        rows = run.saved("Save the lists")
+        with (tmp_path / "verdicts.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        monkeypatch.chdir(tmp_path)
+        known: dict[str, Any] = {"train": TensorDataset(torch.arange(10))}
+        exec(run.text("pre"), known)
+        assert [int(item) for (item,) in known["train"]] == [0, *range(2, 10)]
+        ticked = [(row["list"].split(";")[0], int(row["position"])) for row in rows if row["verdict"]]
+        assert ticked == [("training labels", 1), ("strangest samples", report.by_outlier_score[0])]
+        assert len(rows) == 10 + report.n_samples
+
+    def test_filters_that_agree_come_first_and_are_listed(self, run: Any, report: AnomalyReport) -> None:
+        run.press("5")
+        heading = run.text("h2 >> nth=0")
+        assert heading.split()[1:3] == ["filters", "agree"]
+        cards = run.page.locator("section:first-of-type a.card").count()
+        assert 2 <= cards <= int(heading.split()[0])
+        run.go("#/filters?agree=0")
+        assert run.text("[role=status]") == f"{heading.split()[0]} filters"
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_hostile_names_are_text_in_a_narrow_window(
+        self, opened: Callable[..., Any], report: AnomalyReport, tmp_path: Path, scheme: str
+    ) -> None:
+        layers = {HOSTILE + name: layer for name, layer in report.layers.items()}
+        names = [f"{HOSTILE}{sample}" for sample in range(report.n_samples)]
+        hostile = replace(report, layers=layers, maps={}, names=names, labels=names)
+        page = opened(run_of(hostile, tmp_path, HOSTILE + "{}"), width=400, title=HOSTILE)
+        page.page.emulate_media(color_scheme=scheme)
+        page.settle()
+        dark = max(
+            page.page.evaluate(
+                "getComputedStyle(document.body.parentElement).backgroundColor.match(/\\d+/g).map(Number)"
+            )
+        )
+        assert (dark < 60) == (scheme == "dark")
+        for place in (
+            "",
+            "#/training%20labels",
+            "#/strangest%20samples",
+            "#/singled%20out",
+            "#/overview",
+            "#/sample/7",
+        ):
+            page.go(place)
+            assert page.page.evaluate("document.documentElement.scrollWidth") <= 400, place
+            assert page.page.locator("img:not(.frame img), b:not(.stat b, .badge b)").count() == 0
+            assert HOSTILE.partition("`")[0] in page.text("body")
