@@ -25,8 +25,8 @@ _CANDIDATES = 16  # of each image, which may have one copy less
 _STEPS = {16: 4, _SIDE: 3}  # that align candidates, at each resolution (pixels)
 _INSIDE = 0.6  # share of an image that must lie inside the one it is aligned with
 # What makes a copy was chosen on planted ones: docs/results/duplicates.md.
-_ALIKE = 0.5  # smallest similarity of candidates, in coarse looks, and of their details before the last alignment
-_NEXT = 0.5  # smallest correlation that the next image is taken to have
+_ALIKE = 0.6  # smallest similarity of candidates, in coarse looks
+_NEXT = 0.5  # smallest correlation of details that counts: the next image is taken to have it
 _RATIO = 0.25  # largest ratio of the distance of a copy to that of the next image, where distances are 1 - correlation
 _ROUNDING = 2e-5  # of a correlation
 
@@ -132,14 +132,16 @@ def _candidates(coarse: Tensor) -> Tensor:
     everything = torch.arange(len(coarse), device="cpu")
 
     def of(rows: Tensor) -> Tensor:
-        similar, others = coarse.new_empty(len(rows), 0), rows.new_empty(len(rows), 0)
+        found = list[tuple[Tensor, Tensor]]()
         for columns in torch.split(everything, _BLOCK):
             ways = _in_eight_ways(coarse[columns]).flatten(2).unbind(1)
             alike = reduce(torch.maximum, (coarse[rows].flatten(1) @ way.T for way in ways))
             alike.masked_fill_(rows[:, None] == columns, -1)
-            similar, others = torch.cat([similar, alike], 1), torch.cat([others, columns.expand(len(rows), -1)], 1)
-            similar, place = similar.topk(min(_CANDIDATES, similar.shape[1]))
-            others = others.gather(1, place)
+            near = alike.topk(min(_CANDIDATES, len(columns)))
+            found.append((near.values, columns[near.indices]))
+        similar, others = (torch.cat(part, 1) for part in zip(*found, strict=True))
+        similar, place = similar.topk(min(_CANDIDATES, similar.shape[1]))
+        others = others.gather(1, place)
         row, place = (similar > _ALIKE).nonzero().unbind(1)
         ends = torch.stack([rows[row], others[row, place]])
         return ends.amin(0) * len(coarse) + ends.amax(0)
@@ -168,7 +170,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
         found, warp = (first * second).sum(1), coarse.new_zeros(len(left), 4)
         for side, steps in _STEPS.items():
             aligned, warp = _aligned(*laid(side, chosen), warp, steps)
-            near = aligned >= _ALIKE
+            near = aligned >= _NEXT
             aligned, warp, chosen = aligned[near], warp[near], chosen[near]
         found[chosen] = found[chosen].maximum(aligned)
         return found

@@ -63,6 +63,20 @@ def test_copies_are_found_turned_and_mirrored(size: int, channels: int) -> None:
     assert [group for group, _, _ in groups] == [[place, 39 + place] for place in range(1, 8)]
 
 
+def test_copies_are_found_among_images_that_are_alike_and_these_are_none() -> None:
+    images = photographs(41)
+    images = 0.7 * images[40:] + 0.3 * images[:40]
+    copies = [
+        resized(resized(images[3:4], 32), 64),
+        images[4:5].flip(3),
+        resized(images[5:6, :, 3:61, 3:61], 64),
+        (1.1 * images[6:7]).clamp(0, 1),
+    ]
+    groups, problem = find_duplicates(Fingerprints.of(torch.cat([images, *copies])))
+    assert [group for group, *_ in groups] == [[3, 40], [4, 41], [5, 42], [6, 43]]
+    assert "may be missing" in problem
+
+
 def test_a_group_holds_copies_of_its_first_image_and_no_copies_of_copies() -> None:
     images = photographs(40)
     wide = torch.rand(1, 3, 9, 27, generator=torch.Generator().manual_seed(1))
