@@ -20,7 +20,8 @@ _SIDE = 32  # of a look (pixels)
 _GRAY = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601), as in other software that saves gray
 _ROWS, _BLOCK = 512, 4096  # images that are compared with as many others at once
 _PAIRS = 128  # candidates that are aligned at once, so that they stay in the cache
-_MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
+_EXACT = 30_000  # images up to which each is compared with all others
+_SPACING, _CELLS = 256, 4  # one image of so many is the center of a cell, and each is in so many cells
 _CANDIDATES = 16  # of each image, which may have one copy less
 _STEPS = {16: 4, _SIDE: 3}  # that align candidates, at each resolution (pixels)
 _INSIDE = 0.6  # share of an image that must lie inside the one it is aligned with
@@ -91,7 +92,7 @@ def find_duplicates(
     Returns:
         Groups of places in the index, whether all in them are identical, and the correlation of each with the first:
         those of identical images before the others, each in the order of their first images; and, if near duplicates
-        are not sought or many images are too alike to tell, a sentence that says so.
+        may be missing because most images are too alike to tell, a sentence that says so.
     """
     images = torch.arange(len(fingerprints.hashes), device="cpu") if images is None else images
     _, first, kind = np.unique(fingerprints.hashes[images].numpy(), return_index=True, return_inverse=True)
@@ -99,8 +100,6 @@ def find_duplicates(
     first, kind = first[order], order.argsort()[kind]  # kinds of images, in the order of their first ones
     places = np.split(kind.argsort(kind="stable"), np.bincount(kind).cumsum()[:-1])
     identical = [(same.tolist(), True, [1.0] * len(same)) for same in places if len(same) > 1]
-    if len(first) > _MOST:
-        return identical, f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
     if len(first) < 2 or fingerprints.looks is None:
         return identical, ""
     looks = fingerprints.looks[images[first]]
@@ -127,27 +126,44 @@ def _coarse(looks: Tensor) -> Tensor:
     return functional.normalize(small - small.mean(1, keepdim=True)).view(-1, 8, 8)
 
 
+def _similarity(coarse: Tensor, others: Tensor) -> Tensor:
+    """Return how alike coarse looks `(n, 8, 8)` and others `(m, 8, 8)` are, turned or mirrored as fits, `(n, m)`."""
+    ways = _in_eight_ways(others).flatten(2).unbind(1)
+    return reduce(torch.maximum, (coarse.flatten(1) @ way.T for way in ways))
+
+
+def _cells(coarse: Tensor) -> Sequence[Tensor]:
+    """Return the cells in which candidates are sought: all images `(N, 8, 8)`, or those that are like the same images.
+
+    Many images are each in the cells of the few centers that they are most like; centers are evenly spaced images.
+    """
+    if len(coarse) <= _EXACT:
+        return [torch.arange(len(coarse), device="cpu")]
+    centers = coarse[::_SPACING]
+    near = [*torch_in_threads(lambda rows: _similarity(rows, centers).topk(_CELLS).indices, torch.split(coarse, _ROWS))]
+    places = torch.cat(near).flatten()
+    return torch.split(places.argsort(stable=True) // _CELLS, places.bincount(minlength=len(centers)).tolist())
+
+
 def _candidates(coarse: Tensor) -> Tensor:
     """Pair each image `(N, 8, 8)` with those that are most alike, turned or mirrored; return pairs `(2, P)`."""
-    everything = torch.arange(len(coarse), device="cpu")
 
-    def of(rows: Tensor) -> Tensor:
+    def of(block: tuple[Tensor, Tensor]) -> Tensor:
+        rows, cell = block
         found = list[tuple[Tensor, Tensor]]()
-        for columns in torch.split(everything, _BLOCK):
-            ways = _in_eight_ways(coarse[columns]).flatten(2).unbind(1)
-            alike = reduce(torch.maximum, (coarse[rows].flatten(1) @ way.T for way in ways))
-            alike.masked_fill_(rows[:, None] == columns, -1)
+        for columns in torch.split(cell, _BLOCK):
+            alike = _similarity(coarse[rows], coarse[columns]).masked_fill_(rows[:, None] == columns, -1)
             near = alike.topk(min(_CANDIDATES, len(columns)))
             found.append((near.values, columns[near.indices]))
         similar, others = (torch.cat(part, 1) for part in zip(*found, strict=True))
         similar, place = similar.topk(min(_CANDIDATES, similar.shape[1]))
-        others = others.gather(1, place)
-        row, place = (similar > _ALIKE).nonzero().unbind(1)
-        ends = torch.stack([rows[row], others[row, place]])
+        row, chosen = (similar > _ALIKE).nonzero().unbind(1)
+        ends = torch.stack([rows[row], others.gather(1, place)[row, chosen]])
         return ends.amin(0) * len(coarse) + ends.amax(0)
 
-    pairs = torch.cat([*torch_in_threads(of, torch.split(everything, _ROWS))]).numpy()
-    return torch.from_numpy(np.stack(np.divmod(np.unique(pairs), len(coarse))))
+    blocks = [(rows, cell) for cell in _cells(coarse) for rows in torch.split(cell, _ROWS)]
+    pairs = np.unique(torch.cat([*torch_in_threads(of, blocks)]).numpy())
+    return torch.from_numpy(np.stack(np.divmod(pairs, len(coarse))))
 
 
 def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:

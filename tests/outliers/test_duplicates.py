@@ -46,10 +46,10 @@ def test_copies_are_found_and_identical_ones_come_first(monkeypatch: pytest.Monk
     for _, _, (first, copy) in groups[1:]:
         assert first == 1
         assert 0.875 <= copy <= 1
-    monkeypatch.setattr(duplicates, "_BLOCK", 7)
-    assert [group[:2] for group in find_duplicates(Fingerprints.of(torch.cat([images, *copies])))[0]] == [
-        group[:2] for group in groups
-    ]
+    for name, value in (("_BLOCK", 7), ("_SPACING", 4), ("_EXACT", 20)):
+        monkeypatch.setattr(duplicates, name, value)
+        again, _ = find_duplicates(Fingerprints.of(torch.cat([images, *copies])))
+        assert [group[:2] for group in again] == [group[:2] for group in groups]
 
 
 @pytest.mark.parametrize("size", [8, 28, 64])
@@ -118,15 +118,10 @@ def test_images_of_one_kind_are_too_alike_to_tell(kind: str) -> None:
     assert "too alike to tell" in problem
 
 
-@pytest.mark.parametrize("kind", ["signals", "many images"])
-def test_identical_images_are_found_where_near_ones_cannot_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identical_signals_are_found() -> None:
     images = photographs(60)
     images[7] = images[2]
-    if kind == "many images":
-        monkeypatch.setattr(duplicates, "_MOST", 10)
-    groups, problem = find_duplicates(Fingerprints.of(images.flatten(2) if kind == "signals" else images))
-    assert groups == [([2, 7], True, [1, 1])]
-    assert ("Near duplicates" in problem) == (kind == "many images")
+    assert find_duplicates(Fingerprints.of(images.flatten(2))) == ([([2, 7], True, [1, 1])], "")
 
 
 def test_nothing_is_found_among_one_image_or_none() -> None:
