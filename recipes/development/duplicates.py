@@ -1,6 +1,6 @@
 """Copies planted among images: which are found. See docs/results/duplicates.md.
 
-`python -m recipes.development.duplicates NAME=FOLDER ... --output FILE.csv`.
+`python -m recipes.development.duplicates NAME=FOLDER ... --output FILE.csv` needs the extra `rivals`.
 """
 
 from __future__ import annotations
@@ -56,13 +56,19 @@ def plant(folder: str, place: Path) -> None:
             copy(image, generator).save(place / f"{number} {kind}{name}", **options)
 
 
-def found(place: Path, size: int) -> Iterator[list[list[tuple[int, str]]]]:
-    """Yield the groups, with numbers and kinds, of seven rounds, in which each original has a copy of another kind.
+Groups = list[list[tuple[int, str]]]
 
-    In an eighth round it has all seven.
+
+def found(place: Path, size: int) -> Iterator[tuple[Groups, Groups]]:
+    """Yield our groups and CleanVision's, with numbers and kinds, of seven rounds and of all copies at once.
+
+    In each round, an original has a copy of another kind.
     """
+    from cleanvision.issue_managers.duplicate_issue_manager import get_hash
+
     images = FolderImages(place, size)
     fingerprints = Fingerprints.join([Fingerprints.of(whole) for _, whole in DataLoader(images, 50)])
+    hashes = [get_hash(Image.open(file), {"hash_type": "phash", "hash_size": 8}) for file, _ in images.samples]
     kinds, names = ["", *_COPY], [Path(file).stem.partition(" ")[::2] for file, _ in images.samples]
     made = [(int(number), kind) for number, kind in names]
     order = sorted({number for number, kind in made if kind})
@@ -74,20 +80,30 @@ def found(place: Path, size: int) -> Iterator[list[list[tuple[int, str]]]]:
         ]
         groups, problem = find_duplicates(fingerprints, torch.tensor(chosen))
         print(problem or f"{len(groups)} groups", flush=True)
-        yield [[made[chosen[place]] for place in group] for group, *_ in groups]
+        same = dict[str, list[int]]()
+        for position in chosen:
+            same.setdefault(hashes[position], []).append(position)
+        ours = [[made[chosen[place]] for place in group] for group, *_ in groups]
+        yield ours, [[made[position] for position in group] for group in same.values() if len(group) > 1]
 
 
-def judged(rounds: list[list[list[tuple[int, str]]]]) -> dict[str, Any]:
+def judged(rounds: list[Groups]) -> dict[str, Any]:
     """Count the copies of each kind beside their original and the groups, and list the groups of different images."""
     copies = [
         {(number, kind) for group in one for number, kind in group if kind and (number, "") in group} for one in rounds
     ]
     groups = [group for one in rounds[:-1] for group in one]
-    row: dict[str, Any] = {kind: sum(made == kind for one in copies[:-1] for _, made in one) for kind in _COPY}
+    kinds = {kind: sum(made == kind for one in copies[:-1] for _, made in one) for kind in _COPY}
     others = {tuple(sorted({number for number, _ in group})) for group in groups}
-    which = " ".join("+".join(map(str, numbers)) for numbers in sorted(others) if len(numbers) > 1)
-    counts = {"all seven": len(copies[-1]), "groups": round(len(groups) / len(rounds[:-1]), 1)}
-    return {**row, **counts, "others": len(which.split()), "which": which}
+    which = [" + ".join(map(str, numbers)) for numbers in sorted(others) if len(numbers) > 1]
+    return {
+        **kinds,
+        "same frame": sum(kinds.values()) - kinds["cropped"],
+        "all at once": len(copies[-1]),
+        "groups": round(len(groups) / len(rounds[:-1]), 1),
+        "others": len(which),
+        "which": ", ".join(which),
+    }
 
 
 def main() -> None:
@@ -102,7 +118,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             plant(folder, Path(place))
             count = len([*Path(place).iterdir()]) - _COPIED * len(_COPY)
-            rows.append({"folder": name, "images": count, **judged([*found(Path(place), options.size)])})
+            ours, theirs = map(judged, map(list, zip(*found(Path(place), options.size), strict=True)))
+            rival = {f"CleanVision: {part}": theirs[part] for part in ("same frame", "cropped", "others")}
+            rows.append({"folder": name, "images": count, **ours, **rival})
             print(rows[-1], flush=True)
     pd.DataFrame(rows).to_csv(options.output, index=False)
 
