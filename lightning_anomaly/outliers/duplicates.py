@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
-from itertools import combinations_with_replacement, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -18,19 +17,19 @@ from lightning_anomaly.images.source import image_hashes, scaled
 from lightning_anomaly.network.features import join_known
 
 _SIDE = 32  # of a look (pixels)
-_BLOCK = 2048  # images that are compared with as many others at once
-_BLOCKS = 8  # pairs of blocks that are compared before candidates are counted
+_GRAY = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601), as in other software that saves gray
+_ROWS, _BLOCK = 512, 4096  # images that are compared with as many others at once
 _PAIRS = 128  # candidates that are aligned at once, so that they stay in the cache
-_PARTNERS = 20  # candidates for each image, on average, up to which near duplicates are sought
-_MOST = 100_000  # images among which near duplicates are sought, as the time grows with their square
+_EXACT = 30_000  # images up to which each is compared with all others
+_SPACING, _CELLS = 256, 4  # one image of so many is the center of a cell, and each is in so many cells
+_CANDIDATES = 16  # of each image, which may have one copy less
 _STEPS = {16: 4, _SIDE: 3}  # that align candidates, at each resolution (pixels)
-# What makes a copy was chosen on planted ones: docs/results/duplicates.md.
-_ALIKE = 0.5  # smallest product of similarities of candidates, in features and in coarse looks,
-_SAME_LOOK = 0.9  # or similarity of their coarse looks
-_CERTAIN = 0.95  # smallest correlation of the details of copies,
-_COPY = 0.65  # or product of this correlation and the similarity of features
-_ALMOST = 0.6  # smallest correlation of images that are almost copies
 _INSIDE = 0.6  # share of an image that must lie inside the one it is aligned with
+# What makes a copy was chosen on planted ones: docs/results/duplicates.md.
+_ALIKE = 0.6  # smallest similarity of candidates, in coarse looks
+_NEXT = 0.5  # smallest correlation of details that counts: the next image is taken to have it
+_RATIO = 0.25  # largest ratio of the distance of a copy to that of the next image, where distances are 1 - correlation
+_ROUNDING = 2e-5  # of a correlation
 
 
 class DuplicateGroup(NamedTuple):
@@ -41,7 +40,7 @@ class DuplicateGroup(NamedTuple):
         identical: Whether all of them are identical.
         reference: Images of the reference among them: names of files, or else positions.
         correlations: How well the details of each, in `positions` and then in `reference`, agree with the first one's:
-            1 if they are identical, at least 0.65 in near duplicates.
+            1 if they are identical, at least 0.875 in near duplicates.
     """
 
     positions: list[int]
@@ -57,46 +56,43 @@ class Fingerprints(NamedTuple):
         hashes: Hashes of all their values, integers of 64 bits `(N,)`.
         looks: The images in gray, reduced to 32x32 pixels, in half precision `(N, 32, 32)`; None for signals and
             volumes.
-        features: A network's features of them, scaled to norm 1, in half precision `(N, D)`; None if there are none.
     """
 
     hashes: Tensor
     looks: Tensor | None
-    features: Tensor | None
 
     @classmethod
-    def of(cls, images: Tensor, features: Tensor | None) -> Fingerprints:
-        """Take the fingerprints of images `(N, ...)` and of a network's features of them."""
+    def of(cls, images: Tensor) -> Fingerprints:
+        """Take the fingerprints of images `(N, ...)`."""
         hashes = torch.tensor(image_hashes(images), dtype=torch.int64, device="cpu")
-        looks = None
-        if images.ndim == 4:
-            looks = functional.adaptive_avg_pool2d(scaled(images).float().mean(1), _SIDE).cpu()
-            looks = looks.clamp(-6e4, 6e4).half()
-        if features is not None:
-            features = functional.normalize(features.float()).half().nan_to_num_().cpu()
-        return cls(hashes, looks, features)
+        if images.ndim != 4:
+            return cls(hashes, None)
+        looks = functional.adaptive_avg_pool2d(scaled(images).float(), _SIDE).cpu()
+        looks = torch.einsum("nchw,c->nhw", looks, torch.tensor(_GRAY)) if looks.shape[1] == 3 else looks.mean(1)
+        return cls(hashes, looks.clamp(-6e4, 6e4).half())
 
     @staticmethod
     def join(parts: Sequence[Fingerprints]) -> Fingerprints:
-        """Join parts; what a part lacks becomes None."""
-        hashes, looks, features = zip(*parts, strict=True)
-        return Fingerprints(torch.cat(hashes), join_known(looks), join_known(features))
+        """Join parts; looks that a part lacks become None."""
+        hashes, looks = zip(*parts, strict=True)
+        return Fingerprints(torch.cat(hashes), join_known(looks))
 
 
 def find_duplicates(
     fingerprints: Fingerprints, images: Tensor | None = None
 ) -> tuple[list[tuple[list[int], bool, list[float]]], str]:
-    """Group images of equal hashes, and images with their near duplicates, which need features and looks.
+    """Group images of equal hashes, and images with their near duplicates, which need looks.
 
-    The `images` to compare are an index into the fingerprints `(n,)`, by default all. Candidates are alike in features
-    and in coarse looks, turned or mirrored. Copies agree in details too, once one is zoomed and shifted. All in a group
-    are copies of its first image. Where most groups have as many (almost) copies outside as inside, near duplicates are
-    not listed. Images that are identical and have near duplicates are in two groups.
+    The `images` to compare are an index into the fingerprints `(n,)`, by default all. Candidates are alike in coarse
+    looks, turned or mirrored; then their details are compared, once one is zoomed and shifted. A copy is far closer to
+    its original than the next image that is no copy is (Lowe, "Distinctive image features from scale-invariant
+    keypoints", 2004), seen from both. All in a group are copies of its first image. Images that are identical and have
+    near duplicates are in two groups.
 
     Returns:
         Groups of places in the index, whether all in them are identical, and the correlation of each with the first:
         those of identical images before the others, each in the order of their first images; and, if near duplicates
-        are not listed, a sentence that says so.
+        may be missing because most images are too alike to tell, a sentence that says so.
     """
     images = torch.arange(len(fingerprints.hashes), device="cpu") if images is None else images
     _, first, kind = np.unique(fingerprints.hashes[images].numpy(), return_index=True, return_inverse=True)
@@ -104,18 +100,17 @@ def find_duplicates(
     first, kind = first[order], order.argsort()[kind]  # kinds of images, in the order of their first ones
     places = np.split(kind.argsort(kind="stable"), np.bincount(kind).cumsum()[:-1])
     identical = [(same.tolist(), True, [1.0] * len(same)) for same in places if len(same) > 1]
-    if len(first) > _MOST:
-        return identical, f"Near duplicates are sought among up to {_MOST:,} images: there are {len(first):,}."
-    if len(first) < 2 or fingerprints.features is None or fingerprints.looks is None:
+    if len(first) < 2 or fingerprints.looks is None:
         return identical, ""
     looks = fingerprints.looks[images[first]]
     coarse = _coarse(looks)
-    pairs = _candidates(fingerprints.features, coarse, images[first])
-    groups = None if pairs is None else _groups(len(first), *pairs, _correlations(looks, coarse, *pairs))
-    if groups is None:
-        return identical, "Near duplicates are not listed, as too many images are too alike to tell."
+    pairs = _candidates(coarse)
+    groups, doubtful = _groups(len(first), pairs.numpy(), _correlations(looks, coarse, pairs).numpy())
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
-    return [*identical, *(([place for place, _ in group], False, [value for _, value in group]) for group in near)], ""
+    found = [([place for place, _ in group], False, [value for _, value in group]) for group in near]
+    many = 2 * doubtful > len(first)
+    problem = f"Near duplicates may be missing: {doubtful:,} of {len(first):,} images are too alike to tell."
+    return [*identical, *found], problem if many else ""
 
 
 def _in_eight_ways(looks: Tensor) -> Tensor:
@@ -131,73 +126,81 @@ def _coarse(looks: Tensor) -> Tensor:
     return functional.normalize(small - small.mean(1, keepdim=True)).view(-1, 8, 8)
 
 
-def _candidates(features: Tensor, coarse: Tensor, images: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Find pairs that may be copies, an index `(2, P)`, and the similarity of their features; None if too many are.
+def _similarity(coarse: Tensor, others: Tensor) -> Tensor:
+    """Return how alike coarse looks `(n, 8, 8)` and others `(m, 8, 8)` are, turned or mirrored as fits, `(n, m)`."""
+    ways = _in_eight_ways(others).flatten(2).unbind(1)
+    return reduce(torch.maximum, (coarse.flatten(1) @ way.T for way in ways))
 
-    Features are those of all images `(N, D)`, coarse looks those of the n that `images` selects.
+
+def _cells(coarse: Tensor) -> Sequence[Tensor]:
+    """Return the cells in which candidates are sought: all images `(N, 8, 8)`, or those that are like the same images.
+
+    Many images are each in the cells of the few centers that they are most like; centers are evenly spaced images.
     """
-    mean = sum(features[part].float().sum(0) for part in torch.split(images, _BLOCK)) / len(images)
-
-    def centered(chosen: Tensor | slice) -> Tensor:
-        return features[images[chosen]].float().sub_(mean)
-
-    def near(block: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        rows, columns = (slice(start, start + _BLOCK) for start in block)
-        ways = _in_eight_ways(coarse[columns]).flatten(2).unbind(1)
-        alike = reduce(torch.maximum, (coarse[rows].flatten(1) @ way.T for way in ways))
-        row, column = ((alike.triu_(1) if block[0] == block[1] else alike) > _ALIKE).nonzero().unbind(1)
-        found = torch.stack([row + rows.start, column + columns.start])
-        if 50 * len(row) > alike.numel():
-            similar = (functional.normalize(centered(rows)) @ functional.normalize(centered(columns)).T)[row, column]
-        else:
-            some = torch.split(found, _PAIRS, 1)
-            similar = torch.cat([functional.cosine_similarity(centered(a), centered(b)) for a, b in some])
-        chosen = (alike[row, column] * similar > _ALIKE) | (alike[row, column] > _SAME_LOOK)
-        return found[:, chosen], similar[chosen]
-
-    blocks, parts = combinations_with_replacement(range(0, len(images), _BLOCK), 2), list[tuple[Tensor, Tensor]]()
-    while some_blocks := list(islice(blocks, _BLOCKS)):
-        parts += torch_in_threads(near, some_blocks)
-        if sum(len(similar) for _, similar in parts) > _PARTNERS * len(images):
-            return None
-    pairs, similar = zip(*parts, strict=True)
-    return torch.cat(pairs, 1), torch.cat(similar)
+    if len(coarse) <= _EXACT:
+        return [torch.arange(len(coarse), device="cpu")]
+    centers = coarse[::_SPACING]
+    near = [*torch_in_threads(lambda rows: _similarity(rows, centers).topk(_CELLS).indices, torch.split(coarse, _ROWS))]
+    places = torch.cat(near).flatten()
+    return torch.split(places.argsort(stable=True) // _CELLS, places.bincount(minlength=len(centers)).tolist())
 
 
-def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor, similar: Tensor) -> Tensor:
+def _candidates(coarse: Tensor) -> Tensor:
+    """Pair each image `(N, 8, 8)` with those that are most alike, turned or mirrored; return pairs `(2, P)`."""
+
+    def of(block: tuple[Tensor, Tensor]) -> Tensor:
+        rows, cell = block
+        found = list[tuple[Tensor, Tensor]]()
+        for columns in torch.split(cell, _BLOCK):
+            alike = _similarity(coarse[rows], coarse[columns]).masked_fill_(rows[:, None] == columns, -1)
+            near = alike.topk(min(_CANDIDATES, len(columns)))
+            found.append((near.values, columns[near.indices]))
+        similar, others = (torch.cat(part, 1) for part in zip(*found, strict=True))
+        similar, place = similar.topk(min(_CANDIDATES, similar.shape[1]))
+        row, chosen = (similar > _ALIKE).nonzero().unbind(1)
+        ends = torch.stack([rows[row], others.gather(1, place)[row, chosen]])
+        return ends.amin(0) * len(coarse) + ends.amax(0)
+
+    blocks = [(rows, cell) for cell in _cells(coarse) for rows in torch.split(cell, _ROWS)]
+    pairs = np.unique(torch.cat([*torch_in_threads(of, blocks)]).numpy())
+    return torch.from_numpy(np.stack(np.divmod(pairs, len(coarse))))
+
+
+def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
     """Correlate the details of pairs `(2, P)`, the second laid as its coarse look is most alike; return `(P,)`."""
     details, ways = dict[int, Tensor](), dict[int, Tensor]()
     for side in _STEPS:
-        small = (functional.adaptive_avg_pool2d(part.float(), side) for part in torch.split(looks, _BLOCK))
-        details[side] = torch.cat([_details(part) for part in small])
+        details[side] = torch.cat([_details(part, side) for part in torch.split(looks, _BLOCK)])
         ways[side] = _in_eight_ways(torch.arange(side**2, device="cpu").view(1, side, side)).flatten(2)[0]
 
-    def of(part: tuple[Tensor, Tensor]) -> Tensor:
-        (left, right), similar = part
+    def of(part: Tensor) -> Tensor:
+        left, right = part
         way = (_in_eight_ways(coarse[right]) * coarse[left][:, None]).sum((2, 3)).argmax(1)
 
-        def laid(side: int, chosen: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        def laid(side: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
             second = details[side][right[chosen]].gather(1, ways[side][way[chosen]])
             return details[side][left[chosen]].float(), second.float()
 
-        first, second = laid(_SIDE)
-        found = (first * second).sum(1)
-        doubtful = ((similar >= _COPY) & (found < _CERTAIN) & (found * similar < _COPY)).nonzero()[:, 0]
-        warp = found.new_zeros(len(doubtful), 4)
+        chosen = torch.arange(len(left), device="cpu")
+        first, second = laid(_SIDE, chosen)
+        found, warp = (first * second).sum(1), coarse.new_zeros(len(left), 4)
         for side, steps in _STEPS.items():
-            aligned, warp = _aligned(*laid(side, doubtful), warp, steps)
-            near = aligned >= _ALMOST
-            aligned, warp, doubtful = aligned[near], warp[near], doubtful[near]
-        found[doubtful] = found[doubtful].maximum(aligned)
+            aligned, warp = _aligned(*laid(side, chosen), warp, steps)
+            near = aligned >= _NEXT
+            aligned, warp, chosen = aligned[near], warp[near], chosen[near]
+        found[chosen] = found[chosen].maximum(aligned)
         return found
 
-    parts = zip(torch.split(pairs, _PAIRS, 1), torch.split(similar, _PAIRS), strict=True)
-    return torch.cat([*torch_in_threads(of, parts)]).clamp(max=1)  # rounding
+    return torch.cat([*torch_in_threads(of, torch.split(pairs, _PAIRS, 1))]).clamp(max=1)  # rounding
 
 
-def _details(looks: Tensor) -> Tensor:
-    """Subtract the mean around each pixel, center, and scale to norm 1; return `(N, pixels)` in half precision."""
-    details = (looks - functional.avg_pool2d(looks[:, None], 7, 1, 3, count_include_pad=False)[:, 0]).flatten(1)
+def _details(looks: Tensor, side: int) -> Tensor:
+    """Subtract the mean of 9x9 pixels from that of 3x3, and reduce to norm 1; return `(N, side**2)` in half precision.
+
+    They are centered, too.
+    """
+    near, far = (functional.avg_pool2d(looks.float(), n, 1, n // 2, count_include_pad=False) for n in (3, 9))
+    details = functional.adaptive_avg_pool2d(near - far, side).flatten(1)
     return functional.normalize(details - details.mean(1, keepdim=True)).half()
 
 
@@ -231,24 +234,30 @@ def _aligned(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Te
     return best, best_warp
 
 
-def _groups(count: int, pairs: Tensor, similar: Tensor, correlation: Tensor) -> list[list[tuple[int, float]]] | None:
-    """Group each image that is no copy of an earlier one with its copies; None if they are too alike to tell."""
-    copies = (correlation >= _CERTAIN) | (correlation * similar >= _COPY)
-    ends, values = pairs[:, copies].numpy(), correlation[copies].numpy()
-    order = np.lexsort(ends[::-1])
-    (left, right), values = ends[:, order], values[order]
-    starts = np.flatnonzero(np.diff(left, prepend=-1))
-    group, groups = np.full(count, -1), list[list[tuple[int, float]]]()
-    parts = zip(left[starts], np.split(right, starts[1:]), np.split(values, starts[1:]), strict=False)
+def _groups(count: int, pairs: np.ndarray, correlation: np.ndarray) -> tuple[list[list[tuple[int, float]]], int]:
+    """Group each image that is no copy of an earlier one with its copies, and count images that are too alike to tell.
+
+    Pairs are `(2, P)`, their correlations `(P,)`. Copies of an image are its nearest ones up to the last that is far
+    closer than the next.
+    """
+    (one, other), distance = np.concatenate([pairs, pairs[::-1]], 1), np.tile(1 - correlation, 2)
+    order = np.lexsort((distance, one))
+    one, other, distance = one[order], other[order], distance[order]
+    rank = np.arange(len(one)) - np.searchsorted(one, one)
+    nearest, known = np.full((count, _CANDIDATES), 1 - _NEXT), (rank < _CANDIDATES) & (distance < 1 - _NEXT)
+    nearest[one[known], rank[known]] = distance[known]
+    far_closer = nearest[:, :-1] + _ROUNDING < _RATIO * nearest[:, 1:]
+    copies = (far_closer * np.arange(1, _CANDIDATES)).max(1)
+    close = rank < copies[one]
+    one, other, distance = one[close], other[close], distance[close]
+    both = np.isin(other * count + one, one * count + other)
+    one, other, values = one[both], other[both], 1 - distance[both]
+    starts = np.flatnonzero(np.diff(one, prepend=-1))
+    taken, groups = np.zeros(count, dtype=bool), list[list[tuple[int, float]]]()
+    parts = zip(one[starts], np.split(other, starts[1:]), np.split(values, starts[1:]), strict=False)
     for image, others, found in parts:
-        free = group[others] < 0
-        if group[image] < 0 and free.any():
-            group[[image, *others[free]]] = len(groups)
+        free = ~taken[others]
+        if not taken[image] and free.any():
+            taken[[image, *others[free]]] = True
             groups.append([(int(image), 1.0), *zip(others[free].tolist(), found[free].tolist(), strict=True)])
-    known = pairs[:, copies | (correlation >= _ALMOST)].numpy()
-    inside, other = np.concatenate([known, known[::-1]], 1)
-    outside = (group[inside] >= 0) & (group[inside] != group[other])
-    outsiders = np.unique(group[inside][outside] * count + other[outside]) // count
-    numbers = np.bincount(outsiders, minlength=len(groups))
-    doubtful = sum(number >= len(members) - 1 for number, members in zip(numbers, groups, strict=True))
-    return None if 2 * doubtful > len(groups) else groups
+    return groups, int(((nearest[:, 0] < _RATIO * (1 - _NEXT)) & ~taken).sum())

@@ -66,7 +66,7 @@ class ImageReader:
             places = torch.cat(chosen)
             whole = torch.cat([part.cpu() for part in all_whole]) if len(group) > 1 else all_whole[0]
             statistics = self.statistics(images, whole, class_names)
-            fingerprints = Fingerprints.of(whole, statistics.features)
+            fingerprints = Fingerprints.of(whole)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (statistics.pixels, statistics.features):
                 if part is not None:

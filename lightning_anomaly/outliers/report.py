@@ -54,7 +54,7 @@ class OutlierReport(Tabular):
         folder: What these files are in.
         unreadable: Error messages of the images that cannot be read, by position.
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
-        duplicates_left_out: Why near duplicates are not listed; empty if they are.
+        duplicates_left_out: Why near duplicates may be missing; empty if none should be.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
         absolute: What holds for images whatever the others are, such as being dark or tiny, in a sentence; empty if
             nothing does, and unless a `FolderImages` was searched.
@@ -224,7 +224,12 @@ class OutlierReport(Tabular):
             *lists,
             Tab("twice", "In several classes", "Identical images, side by side.", [*self._copies(self.filed_twice)]),
             Tab("identical", "Identical", "Images with equal pixels, side by side.", [*self._copies(identical)]),
-            Tab("near", "Near duplicates", "The same image scaled, turned or saved again.", [*self._copies(near)]),
+            Tab(
+                "near",
+                "Near duplicates",
+                "One image scaled, turned or saved again, or a still scene twice.",
+                [*self._copies(near)],
+            ),
             Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", files),
         ]

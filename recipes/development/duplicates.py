@@ -1,7 +1,6 @@
 """Copies planted among images: which are found. See docs/results/duplicates.md.
 
-`python -m recipes.development.duplicates NAME=FOLDER ... --output FILE.csv` needs the extra `photos`. With `--untrained
-SIDE`, images are of SIDE pixels, and features are those of a network like the quickstart's before training.
+`python -m recipes.development.duplicates NAME=FOLDER ... --output FILE.csv` needs the extra `rivals`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.images import FolderImages
-from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.duplicates import Fingerprints, find_duplicates
 
 _IMAGES, _COPIED = 700, 20  # at most, for each folder
+_MOST_SIDE = 800  # to which larger images are reduced first (pixels)
 
 
 def _cropped(image: Any, generator: np.random.Generator) -> Any:
@@ -51,57 +49,61 @@ def plant(folder: str, place: Path) -> None:
     copied = generator.choice(len(files), _COPIED, replace=False)
     for number, file in enumerate(files):
         image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        image.save(place / f"{number}.png")
+        image.thumbnail((_MOST_SIDE, _MOST_SIDE))
+        image.save(place / f"{number}.png", compress_level=1)
         for kind, copy in _COPY.items() if number in copied else ():
-            name, options = (".jpg", {"quality": 50}) if kind == "JPEG 50" else (".png", {})
+            name, options = (".jpg", {"quality": 50}) if kind == "JPEG 50" else (".png", {"compress_level": 1})
             copy(image, generator).save(place / f"{number} {kind}{name}", **options)
 
 
-def _model(side: int | None) -> nn.Module:
-    if side is None:
-        return load_pretrained().model.eval()
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
-    layers += [nn.MaxPool2d(2), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
+Groups = list[list[tuple[int, str]]]
 
 
-def found(place: Path, side: int | None) -> Iterator[list[list[tuple[int, str]]]]:
-    """Yield the groups, with numbers and kinds, of seven rounds, in which each original has a copy of another kind."""
-    model = _model(side)
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    features: list[Tensor] = []
-    head.register_forward_pre_hook(lambda module, args: features.append(args[0].flatten(1)))
-    images, parts = FolderImages(place, side or 224), []
-    with torch.no_grad():
-        for batch, whole in DataLoader(images, 50):
-            model(batch)
-            parts.append(Fingerprints.of(whole, features.pop()))
-    fingerprints, kinds = Fingerprints.join(parts), ["", *_COPY]
-    names = [Path(file).stem.partition(" ")[::2] for file, _ in images.samples]
+def found(place: Path, size: int) -> Iterator[tuple[Groups, Groups]]:
+    """Yield our groups and CleanVision's, with numbers and kinds, of seven rounds and of all copies at once.
+
+    In each round, an original has a copy of another kind.
+    """
+    from cleanvision.issue_managers.duplicate_issue_manager import get_hash
+
+    images = FolderImages(place, size)
+    fingerprints = Fingerprints.join([Fingerprints.of(whole) for _, whole in DataLoader(images, 50)])
+    hashes = [get_hash(Image.open(file), {"hash_type": "phash", "hash_size": 8}) for file, _ in images.samples]
+    kinds, names = ["", *_COPY], [Path(file).stem.partition(" ")[::2] for file, _ in images.samples]
     made = [(int(number), kind) for number, kind in names]
     order = sorted({number for number, kind in made if kind})
-    for turn in range(len(_COPY)):
+    for turn in range(len(_COPY) + 1):
         chosen = [
             place
             for place, (number, kind) in enumerate(made)
-            if not kind or (order.index(number) + turn) % len(_COPY) == kinds.index(kind) - 1
+            if not kind or turn == len(_COPY) or (order.index(number) + turn) % len(_COPY) == kinds.index(kind) - 1
         ]
         groups, problem = find_duplicates(fingerprints, torch.tensor(chosen))
         print(problem or f"{len(groups)} groups", flush=True)
-        yield [[made[chosen[place]] for place in group] for group, *_ in groups]
+        same = dict[str, list[int]]()
+        for position in chosen:
+            same.setdefault(hashes[position], []).append(position)
+        ours = [[made[chosen[place]] for place in group] for group, *_ in groups]
+        yield ours, [[made[position] for position in group] for group in same.values() if len(group) > 1]
 
 
-def judged(rounds: list[list[list[tuple[int, str]]]]) -> dict[str, Any]:
+def judged(rounds: list[Groups]) -> dict[str, Any]:
     """Count the copies of each kind beside their original and the groups, and list the groups of different images."""
-    groups = [group for one in rounds for group in one]
-    row: dict[str, Any] = {
-        kind: sum(made == kind and (number, "") in group for group in groups for number, made in group)
-        for kind in _COPY
-    }
+    copies = [
+        {(number, kind) for group in one for number, kind in group if kind and (number, "") in group} for one in rounds
+    ]
+    groups = [group for one in rounds[:-1] for group in one]
+    kinds = {kind: sum(made == kind for one in copies[:-1] for _, made in one) for kind in _COPY}
     others = {tuple(sorted({number for number, _ in group})) for group in groups}
-    which = " ".join("+".join(map(str, numbers)) for numbers in sorted(others) if len(numbers) > 1)
-    return {**row, "groups": round(len(groups) / len(rounds), 1), "others": len(which.split()), "which": which}
+    which = [" + ".join(map(str, numbers)) for numbers in sorted(others) if len(numbers) > 1]
+    return {
+        **kinds,
+        "same frame": sum(kinds.values()) - kinds["cropped"],
+        "all at once": len(copies[-1]),
+        "groups": round(len(groups) / len(rounds[:-1]), 1),
+        "others": len(which),
+        "which": ", ".join(which),
+    }
 
 
 def main() -> None:
@@ -109,14 +111,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--untrained", type=int, metavar="SIDE")
+    parser.add_argument("--size", type=int, default=224, help="side to which images are reduced (pixels)")
     options = parser.parse_args()
     rows = []
     for name, _, folder in (text.partition("=") for text in options.folders):
         with tempfile.TemporaryDirectory() as place:
             plant(folder, Path(place))
             count = len([*Path(place).iterdir()]) - _COPIED * len(_COPY)
-            rows.append({"folder": name, "images": count, **judged([*found(Path(place), options.untrained)])})
+            ours, theirs = map(judged, map(list, zip(*found(Path(place), options.size), strict=True)))
+            rival = {f"CleanVision: {part}": theirs[part] for part in ("same frame", "cropped", "others")}
+            rows.append({"folder": name, "images": count, **ours, **rival})
             print(rows[-1], flush=True)
     pd.DataFrame(rows).to_csv(options.output, index=False)
 
