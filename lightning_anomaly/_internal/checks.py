@@ -8,7 +8,7 @@ Each check returns the value as a plain Python type: NumPy's numbers are allowed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,9 +46,11 @@ def check_names(name: str, value: Any, kind: str) -> list[str] | None:
     """Check that `value` is None or a collection of one or more strings, called `kind` in the error."""
     if value is None:
         return None
-    several = isinstance(value, Iterable) and not isinstance(value, str)
-    names = list(value) if several else []
-    right_type = several and all(isinstance(text, str) for text in names)
+    try:
+        names = [value] if isinstance(value, str) else list(value)
+    except TypeError:  # it cannot be iterated
+        names = [value]
+    right_type = not isinstance(value, str) and all(isinstance(text, str) for text in names)
     if not names or not right_type:
         raise _error(right_type, f"Parameter `{name}` should be a list of {kind} or None. Found {value!r}.")
     return names
