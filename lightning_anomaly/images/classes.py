@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 
@@ -23,20 +23,20 @@ def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
         [('break', ''), ('crack', '')]
     """
     places = [tuple(name.split(os.sep)[:-1]) for name in names]
-    children, splits, kept = _children(places), list[str](), list[tuple[str, ...]]()
-    for place in places:
+    children, splits, kept = _children(places), dict[tuple[str, ...], str](), dict[tuple[str, ...], tuple[str, ...]]()
+    for place in {*places}:
         are_splits = [_is_split(name) and _hold_splits(children[place[:i]]) for i, name in enumerate(place)]
-        kept.append(tuple(name for name, is_split in zip(place, are_splits, strict=True) if not is_split))
-        splits.append("/".join(name for name, is_split in zip(place, are_splits, strict=True) if is_split))
-    children, classes = _children(kept), list[str]()
-    for place in kept:
-        while place and len(children[place[:-1]]) == 1:
-            place = place[:-1]
-        classes.append(place[-1] if place else "")
-    return [*zip(classes, splits, strict=True)]
+        kept[place] = tuple(name for name, is_split in zip(place, are_splits, strict=True) if not is_split)
+        splits[place] = "/".join(name for name, is_split in zip(place, are_splits, strict=True) if is_split)
+    children, classes = _children(kept.values()), dict[tuple[str, ...], str]()
+    for place, rest in kept.items():
+        while rest and len(children[rest[:-1]]) == 1:
+            rest = rest[:-1]
+        classes[place] = rest[-1] if rest else ""
+    return [(classes[place], splits[place]) for place in places]
 
 
-def _children(places: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
+def _children(places: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
     """Return the folders in each folder; images beside the outermost ones count as one."""
     children = defaultdict[tuple[str, ...], set[str]](set)
     for place in {*places}:

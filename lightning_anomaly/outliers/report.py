@@ -328,7 +328,8 @@ class OutlierReport(Tabular):
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
         title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
-        return write(path, gallery_page(title, lead, tabs, Path(path).parent, self._sentences()))
+        details = [sentence for sentence in self._sentences() if sentence not in lead]
+        return write(path, gallery_page(title, lead, tabs, Path(path).parent, details))
 
     def _picture(self, file: str, position: int, side: int) -> str | None:
         """Draw a small copy of an image's file, or of what was read, if there is one."""

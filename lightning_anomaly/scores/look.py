@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
-from lightning_anomaly.scores.pixel_words import NO_SINGLE, PixelWords
+from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.pixels import noise_floors
 from lightning_anomaly.scores.scale import TwoTails
 
@@ -56,5 +56,4 @@ class Look(NamedTuple):
     def reasons(self, samples: SampleStatistics, strongest: Tensor, surprising: Tensor) -> tuple[str, ...]:
         """Name the rarest property of each image if it is clearly odd, or else say that a `surprising` one has none."""
         assert samples.pixels is not None
-        found = zip(self.words.reasons(samples.pixels, samples.shape[0]), surprising.tolist(), strict=True)
-        return tuple(reason or NO_SINGLE * told for reason, told in found)
+        return self.words.reasons(samples.pixels, samples.shape[0], surprising)

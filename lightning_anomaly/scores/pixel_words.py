@@ -10,14 +10,12 @@ from torch import Tensor
 from lightning_anomaly.scores.pixels import pixel_names
 from lightning_anomaly.scores.scale import TwoTails
 
-_CLEAR = 4.0  # nats from which a single property is the reason
+_CLEAR = 3.0  # nats from which a single property is the reason
 _CERTAIN = 5.0  # nats at which surprises are capped; of capped properties the first is the reason
 
-_ENDS = (
-    0.2,
-    0.4,
-)  # quantiles from which tails are measured, so that damage of a tenth of the images does not hide itself
-NO_SINGLE = "an unusual combination of brightness, patterns and color"
+_ENDS = 0.2, 0.4  # quantiles between which damage of a tenth of the images does not hide itself
+_CAUTION = 1.0  # nats less by tails from there, which say less of what lies far out
+_NO_SINGLE = "an unusual combination of brightness, patterns and color"
 
 
 class _Property(NamedTuple):
@@ -61,19 +59,28 @@ _PLACES = (
 
 
 class PixelWords(NamedTuple):
-    """The distribution of P properties of ordinary images."""
+    """The distribution of P properties of ordinary images, by tails from far out, and from nearer to the middle."""
 
     tails: TwoTails
+    inner: TwoTails
 
     @classmethod
     def fit(cls, statistics: Tensor, channels: int) -> PixelWords:
         """Fit to `pixel_statistics` `(N, S)` of images; those with NaN are ignored."""
-        return cls(TwoTails.fit(_measure(statistics[statistics.isfinite().all(1)], channels), levels=_ENDS))
+        measured = _measure(statistics[statistics.isfinite().all(1)], channels)
+        return cls(TwoTails.fit(measured), TwoTails.fit(measured, levels=_ENDS))
 
-    def reasons(self, statistics: Tensor, channels: int) -> tuple[str, ...]:
-        """Name the rarest property of each image `(n, S)`; empty if none is clearly odd."""
+    def reasons(self, statistics: Tensor, channels: int, surprising: Tensor | None = None) -> tuple[str, ...]:
+        """Name the rarest property of each image `(n, S)`, if it is clearly odd.
+
+        Images that are `surprising` as a whole `(n,)`, by default all, have a reason even without such a property.
+        """
+        if surprising is None:
+            surprising = torch.ones(len(statistics), dtype=torch.bool, device="cpu")
         measured = _measure(statistics, channels)
-        surprises = self.tails.surprise(measured).clamp(max=_CERTAIN)
+        surprises = self.inner.surprise(measured) - _CAUTION
+        surprises[surprising] = surprises[surprising].fmax(self.tails.surprise(measured[surprising]))
+        surprises = surprises.clamp(max=_CERTAIN)
         # A yellow image lacks blue more than it has red and green: of several colors, that which differs most counts.
         differ = (measured - self.tails.ends[1:3].mean(0))[:, -channels:].abs()
         surprises[:, -channels:][differ < differ.amax(1, keepdim=True)] = 0
@@ -82,7 +89,8 @@ class PixelWords(NamedTuple):
         surprises[:, [not word for word in words]] = 0
         alike = statistics[:, _places("flat share", channels)].eq(1).all(1)
         finite = statistics.isfinite().all(1)
-        reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else "" for row in surprises.tolist()]
+        rows = zip(surprises.tolist(), surprising.tolist(), strict=True)
+        reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE * whole for row, whole in rows]
         for place in alike.nonzero()[:, 0].tolist():
             reasons[place] = "the same everywhere"
         for place in (~finite).nonzero()[:, 0].tolist():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_anomaly.scores.pixel_words import NO_SINGLE, PixelWords
+from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.pixels import pixel_statistics
 from recipes.common.damage import GROUPS, Damage, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
@@ -78,8 +78,7 @@ def words_of(reference: Tensor) -> PixelWords:
 
 def reasons_of(words: PixelWords, images: Tensor) -> tuple[str, ...]:
     """Describe what is odd about the pixels of images uint8 `(n, C, H, W)`."""
-    found = words.reasons(pixel_statistics(images.float() / 255), images.shape[1])
-    return tuple(reason or NO_SINGLE for reason in found)
+    return words.reasons(pixel_statistics(images.float() / 255), images.shape[1])
 
 
 def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
