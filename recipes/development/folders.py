@@ -73,8 +73,8 @@ def run(data: str, unseen: tuple[int, int], shape: str, root: str | None) -> dic
     scale = mean_and_std(images[rows["train"]])
     train, targets = scaled(images[rows["train"]], *scale), torch.unique(labels[rows["train"]], return_inverse=True)[1]
     layers: list[nn.Module] = []
-    for before, after in ((loaded.channels, 16), (16, 32), (32, width)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    for before, after, kernel in ((loaded.channels, 16, 3), (16, 32, 3), (32, width, 1)):
+        layers += [nn.Conv2d(before, after, kernel, padding="same"), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
     body = nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(side), nn.Flatten())
     head = nn.Linear(width * side**2, 8)
     optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], 2e-3)
