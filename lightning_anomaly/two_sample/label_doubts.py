@@ -14,7 +14,7 @@ from lightning_anomaly.scores.label import class_indices, margins_over
 from lightning_anomaly.scores.ridge import Ridge
 
 SURE = 0.4  # share of the images, with the largest leads: what they contradict is wrong
-MOST = 1 / 3  # labels that may be contradicted; a network that is half wrong tells no number
+MOST = 0.3  # share of labels that may be contradicted: a network that is half wrong tells no number
 
 
 class LabelMargins(NamedTuple):
