@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 _PENALTY = 0.004  # variance added in each direction, relative to the total one
-_SPANNING = 2048  # images, at most, whose features span the space in which predictions are made
+_DIRECTIONS = 512  # at most, in which features are used: those with the most variance, nearly
+_ROWS = 256  # images whose features are prepared at a time
 _ROUNDING = torch.finfo(torch.float32).eps ** 2  # variance of features of norm 1 that is no evidence
 
 
@@ -42,21 +43,31 @@ class Ridge(NamedTuple):
     @classmethod
     def fit(cls, features: Tensor, targets: Tensor, classes: int) -> Ridge:
         """Fit to features `(n, D)` of images of the classes `targets` `(n,)`."""
-        members, roots = one_hot(targets, classes).double(), _roots(features)
+        members = one_hot(targets, classes).double()
         counts = members.sum(0)
         weights = counts.clamp(min=1) ** -0.5 / counts.sqrt().sum()
-        of_each = weights[targets][:, None]
-        center = (of_each * roots).sum(0)
-        vectors = normalize(roots - center)
-        mean = (of_each * vectors).sum(0)
-        vectors = vectors - mean
-        # A basis of what all vectors span or, if these are very many and long, most of them.
-        axes = torch.linalg.qr(vectors[:: -(-len(vectors) // _SPANNING)].T)[0]
-        along = vectors @ axes
-        products = (of_each * along).T @ along
+        of_each = weights[targets]
+        parts = [*zip(torch.split(of_each, _ROWS), torch.split(features, _ROWS), strict=True)]
+        center = torch.stack([weight @ _roots(part) for weight, part in parts]).sum(0)
+        # The covariance times random directions spans the directions with the most variance: Halko, Martinsson and
+        # Tropp, "Finding structure with randomness" (2011).
+        count, width = features.shape
+        drawn = torch.Generator().manual_seed(0)
+        directions = torch.randn(
+            width, min(count, width, _DIRECTIONS), generator=drawn, dtype=torch.float64, device="cpu"
+        )
+        mean, spanned = torch.zeros_like(center), torch.zeros_like(directions)
+        for weight, part in parts:
+            vectors = _vectors(part, center)
+            mean += weight @ vectors
+            spanned += vectors.T @ (weight[:, None] * (vectors @ directions))
+        axes = torch.linalg.qr(spanned - torch.outer(mean, mean @ directions))[0]
+        along = _along(features, center, mean, axes)
+        products = (of_each[:, None] * along).T @ along
         products.diagonal().add_(_PENALTY * products.trace() + _ROUNDING)
-        axes = axes @ torch.linalg.inv(torch.linalg.cholesky(products)).T
-        return cls(counts, weights, center, mean, axes, coefficients=(of_each * (vectors @ axes)).T @ members)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(products)).T
+        coefficients = whitening.T @ ((of_each[:, None] * along).T @ members)
+        return cls(counts, weights, center, mean, axes @ whitening, coefficients)
 
     def predict(self, features: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Predict each class, about 0 to 1, from features `(n, D)`: `(n, C)`.
@@ -64,13 +75,23 @@ class Ridge(NamedTuple):
         To leave images of the fit out of it, each for itself, pass the classes `left_out` `(n,)` that they had there,
         -1 for other images.
         """
-        along = (normalize(_roots(features) - self.center) - self.mean) @ self.axes
+        along = _along(features, self.center, self.mean, self.axes)
         predicted = along @ self.coefficients + self.counts * self.weights
         if left_out is None:
             return predicted
         own = left_out.clamp(min=0)
         leverage = (self.weights[own].where(left_out >= 0, 0) * (1 + along.square().sum(1)))[:, None]
         return (predicted - leverage * one_hot(own, len(self.counts))) / (1 - leverage)
+
+
+def _along(features: Tensor, center: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+    """Return what the vectors of features `(n, D)` have along the axes, `(n, k)`."""
+    return torch.cat([_vectors(part, center) @ axes for part in torch.split(features, _ROWS)]) - mean @ axes
+
+
+def _vectors(features: Tensor, center: Tensor) -> Tensor:
+    """Return the roots of features `(n, D)` less their center, scaled to norm 1."""
+    return normalize(_roots(features) - center)
 
 
 def _roots(features: Tensor) -> Tensor:

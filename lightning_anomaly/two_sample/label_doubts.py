@@ -14,7 +14,8 @@ from lightning_anomaly.scores.label import class_indices, margins_over
 from lightning_anomaly.scores.ridge import Ridge
 
 SURE = 0.4  # share of the images, with the largest leads: what they contradict is wrong
-MOST = 1 / 3  # labels that may be contradicted; a network that is half wrong tells no number
+HARD = 0.15  # share of contradicted labels beyond the wrong ones, up to which a network knows the classes
+MOST = 0.3  # share of contradicted labels above which a network is too often wrong itself
 
 
 class LabelMargins(NamedTuple):
@@ -113,18 +114,19 @@ class LabelDoubt(NamedTuple):
         return f"labeled {self.label}, looks like {self.looks_like}{since}"
 
 
-def share_of_wrong(left_out: Tensor, leads: Tensor) -> float:
-    """Estimate the share of wrong labels from mean left-out margins and leads `(n,)`; NaN if they do not tell it.
+def share_of_wrong(left_out: Tensor, leads: Tensor) -> tuple[float, float]:
+    """Estimate the share of wrong labels from mean left-out margins and leads `(n,)`, and that of contradicted ones.
 
     Where the lead is large, a clean label is hardly ever contradicted, and a wrong one nearly always, as it has no part
     in the lead. So it is the share of margins above 0 there, if wrong labels are as frequent there as elsewhere, and at
-    most that among all.
+    most that among all. NaN if the margins are unknown, or if too many are above 0.
     """
     contradicted = (left_out > 0).double()
-    if left_out.isnan().any() or leads.isnan().any() or contradicted.mean() > MOST:
-        return math.nan
+    among_all = contradicted.mean().item()
+    if left_out.isnan().any() or leads.isnan().any() or among_all > MOST:
+        return math.nan, among_all
     sure = contradicted[leads.argsort(descending=True)[: math.ceil(SURE * len(leads))]]
-    return min(sure.mean().item(), contradicted.mean().item())
+    return min(sure.mean().item(), among_all), among_all
 
 
 class MeanMargins:
@@ -132,7 +134,8 @@ class MeanMargins:
 
     A network learns wrong labels last, so that they have a large margin for long: Pleiss, Zhang, Elenberg and
     Weinberger, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (2020). When the loss rises, it
-    has begun to learn them.
+    has begun to learn them. The share of wrong labels is the largest estimate since the network knows the classes, as
+    some networks learn them before.
     """
 
     def __init__(self) -> None:
@@ -157,7 +160,7 @@ class MeanMargins:
         # First of the last epochs with a margin above 0, -1 without one.
         self._since: Tensor = state_dict.get("since", self._sums[0])
         self._lowest: float = state_dict.get("lowest", math.inf)  # loss
-        # Mean margins, other classes and epochs at the lowest loss.
+        # Mean margins, other classes and epochs at the lowest loss, and the largest share up to it, -1 without one.
         self._best: dict[str, Any] = state_dict.get("best", {})
 
     def add(self, now: LabelMargins, epoch: int) -> None:
@@ -171,8 +174,12 @@ class MeanMargins:
         if not now.loss > self._lowest:  # if it is unknown, every validation counts
             pairs = zip(seen[0].tolist(), now.looks_like, self._best.get("looks_like", now.looks_like), strict=True)
             looks_like = [new if is_seen else old for is_seen, new, old in pairs]
-            means = self._sums / self._counts
-            self._lowest, self._best = now.loss, {"means": means, "looks_like": looks_like, "since": self._since}
+            means, share = self._sums / self._counts, self._best.get("share", -1.0)
+            estimate, contradicted = share_of_wrong(*means[1:, ~means[0].isnan()])
+            if contradicted - estimate <= HARD:
+                share = max(share, estimate)
+            self._lowest = now.loss
+            self._best = {"means": means, "looks_like": looks_like, "since": self._since, "share": share}
 
     def ranked(self, labels: KnownLabels) -> list[LabelDoubt]:
         """Rank the images that were judged by their labels after a first validation, the most doubtful first."""
@@ -180,7 +187,9 @@ class MeanMargins:
         judged = ~means[0].isnan()
         spread = means[:2, judged].std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
         scores = (means[:2] / spread).nan_to_num().sum(0).where(judged, -torch.inf)
-        share = share_of_wrong(*means[1:, judged]) if len(means) > 2 else math.nan
+        share = self._best.get("share", -1.0)
+        if share < 0 and len(means) > 2:  # 0.4.0 had neither
+            share = share_of_wrong(*means[1:, judged])[0]
         order = scores.argsort(descending=True, stable=True)[: int(judged.sum())].tolist()
         return [
             LabelDoubt(
@@ -191,7 +200,7 @@ class MeanMargins:
                 None if since[place] < 0 else int(since[place]),
                 scores[place].item(),
                 means[1, place].item(),
-                None if math.isnan(share) else rank < round(share * len(order)),
+                rank < round(share * len(order)) if share >= 0 else None,
             )
             for rank, place in enumerate(order)
         ]

@@ -47,7 +47,8 @@ def test_the_most_doubtful_labels_are_wrong_and_training_goes_on_without_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     doubted, before, after = clean_labels.main(epochs=8)
-    assert sum(place % 5 == 0 for place in doubted) > 0.8 * len(doubted) == 128
+    assert sum(place % 5 == 0 for place in doubted) > 0.8 * len(doubted)
+    assert 80 <= len(doubted) <= 320
     assert (tmp_path / "labels.html").is_file()
     assert min(before, after) > 0.5
 
