@@ -21,6 +21,7 @@ from lightning_anomaly import (
     TwoSampleEarlyStopping,
     analyze,
     find_outliers,
+    save_run_page,
     two_sample_test,
 )
 from lightning_anomaly.pruning import mask_filters
@@ -85,6 +86,7 @@ FUNCTIONS: dict[str, Callable[[Any], object]] = {
     "AnomalyEarlyStopping": lambda x: AnomalyEarlyStopping(threshold=x),
     "TwoSampleCallback": lambda x: TwoSampleCallback(x),
     "TwoSampleEarlyStopping": lambda x: TwoSampleEarlyStopping(threshold=x),
+    "save_run_page": lambda x: save_run_page(x, "run.html"),
     "mask_filters": lambda x: mask_filters(net(), x),
 }
 

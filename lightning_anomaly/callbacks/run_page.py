@@ -51,8 +51,11 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
         The file; a notebook shows the page.
 
     Raises:
+        TypeError: If `trainer` has no callbacks.
         ValueError: If the Trainer has neither callback.
     """
+    if not isinstance(getattr(trainer, "callbacks", None), list):
+        raise TypeError(f"Parameter `trainer` should be a Trainer. Found {type(trainer).__name__}.")
     watcher, comparison = (_first(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
     if watcher is None and comparison is None:
         raise ValueError(
