@@ -102,10 +102,9 @@ class Story:
         elif len(rises) <= WINDOW:
             text = f"Not measured: a gap needs more than {WINDOW} validations. Compared: {len(rises)}."
         else:
-            text = (
-                f"No gap opened: the {ratio} rose by at most {100 * max(rises.values()):.0f}% above its lowest level, "
-                f"and a gap is more than {100 * threshold:g}%."
-            )
+            most = max(rises.values())
+            rose = f"rose by at most {100 * most:.0f}%" if most else "did not rise measurably"
+            text = f"No gap opened: the {ratio} {rose} above its lowest level; a gap is more than {100 * threshold:g}%."
         self.say("Gap", text)
 
     def tell_labels(self, report: TwoSampleReport | None) -> None:

@@ -165,11 +165,8 @@ function respond(report, sample) {
     .map(({ place }) => {
       const name = report.layers[place.layer].name;
       const title = `filter ${place.filter} of ${layerText(name)}`;
-      return make(
-        "a",
-        { class: "cut", href: filterAddress(report, place, { pin: sample }), title },
-        `filter ${place.filter}, ${name}`,
-      );
+      const text = make("bdi", {}, `${name}, filter ${place.filter}`);
+      return make("a", { class: "cut cut-left", href: filterAddress(report, place, { pin: sample }), title }, text);
     });
   return links.length ? div("respond", links) : null;
 }

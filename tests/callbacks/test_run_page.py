@@ -117,6 +117,7 @@ def story(**columns: list[float]) -> Story:
         ([0, 0, 0, 0], True, "Not measured", []),
         ([0, 0, 0, 0.2, 0.4, 0, 0], True, "opened in epoch 3: .* In epoch 4 .* Later .* too few", [3]),
         ([0, 0, 0], False, "Not measured", []),
+        ([0, 0, 0, 0], False, "No gap opened: .* did not rise", []),
         ([math.nan, math.nan, 0, 0, 0, 0.06], False, "opened in epoch 5", [5]),
         ([math.nan] * 5, False, "Not measured", []),
     ],
