@@ -31,7 +31,7 @@ def _row(report: Any, sample: int, note: str = "") -> Row:
     return Row(
         name_of(report, sample),
         sample,
-        label="" if report.labels is None else report.labels[sample],
+        label=("" if report.labels is None else report.labels[sample]) or "",
         score=finite(report.outlier_scores[sample].item()),
         reason="; ".join(reasons.values()),
         note=note,
