@@ -14,7 +14,7 @@ from lightning_anomaly.scores.label import class_indices, margins_over
 from lightning_anomaly.scores.ridge import Ridge
 
 SURE = 0.4  # share of the images, with the largest leads: what they contradict is wrong
-HARD = 0.15  # share of contradicted labels beyond the wrong ones, up to which a network knows the classes
+HARD = 0.1  # share of contradicted labels beyond the wrong ones, up to which a network knows the classes
 MOST = 0.3  # share of contradicted labels above which a network is too often wrong itself
 
 

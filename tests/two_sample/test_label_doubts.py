@@ -96,7 +96,7 @@ def test_the_first_labels_are_in_doubt_as_many_as_are_wrong(wrong: float, unsure
 
 def test_the_number_in_doubt_does_not_fall_when_the_network_learns_wrong_labels() -> None:
     labels, means, counts = known(torch.zeros(2000).long()), MeanMargins(), []
-    for epoch, (wrong, unsure, loss) in enumerate([(0.1, 0.9, 3), (0.1, 0.5, 2), (0.001, 0.4, 1.9), (0, 0.01, 1.8)]):
+    for epoch, (wrong, unsure, loss) in enumerate([(0.1, 0.9, 3), (0.1, 0.3, 2), (0.001, 0.2, 1.9), (0, 0.01, 1.8)]):
         for _ in range(1 + 9 * (epoch > 1)):
             means.add(LabelMargins(judged(wrong, unsure), ["b"] * 2000, loss), epoch)
         counts.append([doubt.in_doubt for doubt in means.ranked(labels)].count(True))
