@@ -139,7 +139,8 @@ def show(lines: Iterable[tuple[str, Found]]) -> None:
         print_means(name, found)
         for rule, values in found.items():
             every.setdefault(rule, []).extend(values)
-    print_means("mean", every)
+    if every:
+        print_means("mean", every)
 
 
 def print_means(name: str, found: Found) -> None:
