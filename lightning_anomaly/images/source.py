@@ -318,7 +318,8 @@ def scaled(images: Tensor) -> Tensor:
 
 def _loader_over(dataset: Dataset[Any]) -> DataLoader[Any]:
     """Return a loader over a data set, with the worker processes of a `FolderImages`."""
-    workers = getattr(dataset_with(dataset, "num_workers"), "num_workers", 0)
+    given = getattr(dataset_with(dataset, "num_workers"), "num_workers", 0)
+    workers = given if isinstance(given, int) else 0
     forked = "fork" if workers and sys.platform == "linux" else None
     return DataLoader(dataset, BATCH, num_workers=workers, collate_fn=stack, multiprocessing_context=forked)
 
