@@ -42,6 +42,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--top", type=_positive, default=100, metavar="COUNT", help=top_help)
     add("--all", action="store_true", help="write a row for every image into the table")
     add("--device", type=_device, help="device of the network, such as cuda, default: cpu")
+    workers_help = "processes that read the images, default: one for each core on Linux, if there are many images"
+    add("--workers", type=_positive, metavar="COUNT", help=workers_help)
     add("--output", type=Path, default="outliers", metavar="PATH", help="folder to write to, default: %(default)s")
     return parser.parse_args(arguments)
 
@@ -83,8 +85,10 @@ def _search(options: argparse.Namespace) -> None:
     from lightning_anomaly.outliers import find_outliers
     from lightning_anomaly.pages.gallery import MOVE
 
-    images = FolderImages(options.data)
-    reference = None if options.reference is None else FolderImages(options.reference)
+    images = FolderImages(options.data, num_workers=options.workers)
+    reference = None
+    if options.reference is not None:
+        reference = FolderImages(options.reference, num_workers=options.workers)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         name, model, class_names = load_pretrained()
@@ -121,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells report it
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):  # one that died
+            raise
         sys.exit("error: " + " ".join(str(error).split()))
 
 

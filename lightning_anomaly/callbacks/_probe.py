@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_anomaly._internal.processes import rank_and_world
 from lightning_anomaly.filters.across_processes import analyze_shared
-from lightning_anomaly.filters.analyze import analyze_maps
+from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.images.labels import BatchLabels, class_names, in_drawn_order
@@ -66,14 +66,14 @@ class Probe:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def analyze(self, notes: Mapping[str, str]) -> AnomalyReport:
-        """Analyze the maps of all processes; a collective call."""
+    def analyze(self, notes: Mapping[str, str], known: KnownLayers) -> AnomalyReport:
+        """Analyze the maps of all processes, see `analyze_layers`; a collective call."""
         loaders, maps, samples = self.trainer.val_dataloaders, self.capture.maps, self.capture.samples
         if rank_and_world()[1] > 1:
             limit = min(self.size, unpadded_length(loaders))
-            report = analyze_shared(maps, self.settings, notes, samples=samples, limit=limit)
+            report = analyze_shared(maps, self.settings, notes, samples=samples, limit=limit, known=known)
         else:
-            report = analyze_maps(maps, self.settings, notes, samples=samples)
+            report = analyze_maps(maps, self.settings, notes, samples=samples, known=known)
         targets, names = (None, None) if shuffles(loaders) else in_drawn_order(loaders)
         report = replace(report, notes={**report.notes, **class_notes(targets or [], report.n_samples)})
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.

@@ -12,6 +12,7 @@ from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_val
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.callbacks._values import LoggedValues, check_logging
+from lightning_anomaly.filters.analyze import KnownLayers
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.rise import rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
@@ -90,6 +91,7 @@ class AnomalyFilterCallback(AnyCallback):
         """Drop everything that an earlier module left."""
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
+        self._known: KnownLayers = {}  # of the last analysis
         self._undrawn: int | None = None  # step of the last analysis, until its figures are logged
         self._guard.forget()
 
@@ -188,7 +190,7 @@ class AnomalyFilterCallback(AnyCallback):
     def _analyze(self, trainer: Any, probe: Probe) -> AnomalyReport | None:
         """Analyze the probe and return the report; None if an earlier measurement stands. A collective call."""
         started = perf_counter()
-        report = probe.analyze(unseen_layers(probe.module, self.layers))
+        report = probe.analyze(unseen_layers(probe.module, self.layers), self._known)
         seconds = perf_counter() - started
         notes = dict(report.notes)
         if trainer.fast_dev_run:

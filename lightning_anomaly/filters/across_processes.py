@@ -15,7 +15,7 @@ from lightning_anomaly._internal.processes import (
     run_together,
     sample_order,
 )
-from lightning_anomaly.filters.analyze import analyze_layers, report_on
+from lightning_anomaly.filters.analyze import KnownLayers, analyze_layers, report_on
 from lightning_anomaly.filters.layer_report import LayerReport, join_layers
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
@@ -32,6 +32,7 @@ def analyze_shared(
     *,
     samples: SampleCapture,
     limit: int,
+    known: KnownLayers | None = None,
 ) -> AnomalyReport:
     """Analyze the maps of all processes; a collective call, also for a process without maps.
 
@@ -63,7 +64,7 @@ def analyze_shared(
         for name, layer in usable.items():
             rows = torch.cat(received.pop(name), 1)[:, sample_order(counts[name], limit)]
             parts[name] = _slice_maps(layer, rows, slices[name][rank])
-        return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics())
+        return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics(), known=known)
 
     parts, views = zip(*gather_results(analyze), strict=True)
     found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,10 +20,12 @@ from torch.utils.data import Dataset
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tables import listed
 from lightning_anomaly.images.classes import classes_and_splits
-from lightning_anomaly.images.source import WithWholeImage, scaled
+from lightning_anomaly.images.source import scaled
+from lightning_anomaly.images.whole import WithWholeImage
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 _DEPTHS = 100  # images, evenly spaced, that tell the depth of a folder's images
+_MANY = 500  # images, from which on other processes are worth starting
 _HEIF = ": install the package pillow-heif, and call its `register_heif_opener()` first"
 
 
@@ -47,13 +51,21 @@ class FolderImages(Dataset[Any]):
         size: Images are scaled until they cover a square of this side, and cropped to its middle (pixels).
         transform: Function that turns a Pillow image into a tensor for the network, for example to normalize it,
             instead of scaling it to 0..1 and cropping it.
+        num_workers: Number of processes that read the images in a search; 0 reads them in the main one. None takes one
+            for each core on Linux, where processes can be forked, and none for fewer than 500 images.
 
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If there is no such folder, or no image in it, or `size` is not positive.
     """
 
-    def __init__(self, folder: str | Path, size: int = 224, transform: Callable[[Any], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        size: int = 224,
+        transform: Callable[[Any], Tensor] | None = None,
+        num_workers: int | None = None,
+    ) -> None:
         self.root, self.size, self.transform = folder, check_integer("size", size, 1), transform
         if transform is not None and not callable(transform):
             raise TypeError(f"Parameter `transform` should be a function of an image or None. Found {transform!r}.")
@@ -70,6 +82,9 @@ class FolderImages(Dataset[Any]):
         self.classes = [*numbers] if any(labels) else []
         self.targets = [number for _, number in self.samples] if self.classes else []
         self.whites = _find_whites([file for file, _ in self.samples[:: -(-len(names) // _DEPTHS)]])
+        self.num_workers = (
+            _default_workers(len(names)) if num_workers is None else check_integer("num_workers", num_workers, 0)
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -83,6 +98,12 @@ class FolderImages(Dataset[Any]):
         if self.transform is not None:
             return WithWholeImage(self.transform(opened), whole)
         return WithWholeImage(scaled(_channels_first(ImageOps.fit(opened, size, scaling))), whole)
+
+
+def _default_workers(images: int) -> int:
+    """Return the number of processes that read so many images."""
+    alone = images < _MANY or sys.platform != "linux" or multiprocessing.current_process().daemon
+    return 0 if alone else len(os.sched_getaffinity(0))
 
 
 def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:

@@ -16,12 +16,14 @@ from lightning_anomaly._internal.random_state import isolated_random_state
 BATCH = 64  # images, the default batch size
 
 
-def load_at(loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int) -> DataLoader[Any]:
+def load_at(
+    loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int, collate_fn: Any = None
+) -> DataLoader[Any]:
     """Load the items at `batches` of positions as the loader does, without drawing a global random number."""
     return DataLoader(
         loader.dataset,  # no copy, as `worker_init_fn` may refer to it
         batch_sampler=batches,
-        collate_fn=loader.collate_fn,
+        collate_fn=loader.collate_fn if collate_fn is None else collate_fn,
         num_workers=num_workers,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if num_workers else None,

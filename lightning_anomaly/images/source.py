@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from lightning_anomaly.images.labels import (
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
 from lightning_anomaly.images.targets import Targets
+from lightning_anomaly.images.whole import Described, WithWholeImage, stack
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -51,11 +53,8 @@ def first_tensor(batch: Any) -> Tensor | None:
     return inputs[0] if inputs else None
 
 
-class WithWholeImage(NamedTuple):
-    """An image for a network, or a batch of them, and the whole image: an item of `FolderImages`."""
-
-    image: Tensor
-    whole: Tensor
+def _itself(whole: Tensor) -> Tensor:
+    return whole
 
 
 class ImageSource:
@@ -210,8 +209,13 @@ class ImageSource:
         """
         return ((chunk, images) for chunk, images, _ in self.with_whole(positions))
 
-    def with_whole(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Read like `batches`, and yield whole images too, which are the images unless the data set hands both."""
+    def with_whole(
+        self, positions: Sequence[int], describe: Callable[[Tensor], Any] = _itself
+    ) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        """Read like `batches`, and yield whole images too, which are the images unless the data set hands both.
+
+        If it does, they are described where they are decoded, and the description comes instead of them.
+        """
         if not len(positions):
             return
         count = -(-len(positions) // self.batch_size)
@@ -220,29 +224,51 @@ class ImageSource:
             yield from ((chunk, images, images) for chunk in chunks for images in [self._data[chunk]])
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
-        batches = iter(load_at(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers))
+        if workers and self.whole_shape is not None:
+            describe(self._blank)  # compiles loops, which workers would otherwise do each for itself
+        collate = partial(Described.collate, self._loader.collate_fn, describe)
+        reading = load_at(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, collate_fn=collate)
+        batches = iter(reading)
         for number, chunk in enumerate(chunks):
             with isolated_random_state(number):
                 try:
-                    batch = next(batches)  # goes on after an error
+                    batch = Described.opened(next(batches))  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
-                    alone = [self._read_alone(position) for position in chunk.tolist()]
-                    images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
+                    self._raise_if_dead(error)
+                    images, whole = (torch.cat(tensors) for tensors in zip(*self._read_alone(chunk), strict=True))
+                    seen = whole if self.whole_shape is None else describe(whole)
                 else:
-                    images, whole = self._images_of(batch, chunk.tolist())
-            yield chunk, images, whole
+                    described = isinstance(batch, Described)
+                    images, whole = self._images_of(batch.batch if described else batch, chunk.tolist())
+                    seen = batch.description if described else whole
+            yield chunk, images, seen
 
-    def _read_alone(self, position: int) -> list[Tensor]:
-        """Read one image `(1, ...)` and the whole image, of a batch that could not be read."""
+    def _raise_if_dead(self, error: Exception) -> None:
+        """Raise ChildProcessError if a worker process died, whose batches would be skipped from here on."""
+        if str(error).startswith("DataLoader worker"):
+            raise ChildProcessError(
+                f"A process that reads `{self.argument}` died, perhaps as memory ran out: use fewer of them, or "
+                "smaller batches."
+            ) from None
+
+    def _read_alone(self, chunk: Tensor) -> Iterator[list[Tensor]]:
+        """Read each image `(1, ...)` and the whole image, of a batch that could not be read."""
         assert self._loader is not None
-        try:
-            with isolated_random_state(0):
-                batch = next(iter(load_at(self._loader, [[position]], num_workers=min(1, self._loader.num_workers))))
-        except Exception as error:
-            self.unreadable[position] = _in_one_line(error)
-            return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
-        return [tensors.cpu() for tensors in self._images_of(batch, [position])]
+        positions = chunk.tolist()
+        workers = min(1, self._loader.num_workers)
+        batches = iter(load_at(self._loader, [[position] for position in positions], num_workers=workers))
+        for position in positions:
+            try:
+                with isolated_random_state(0):
+                    batch = next(batches)
+            except Exception as error:
+                error.__traceback__ = None
+                self._raise_if_dead(error)
+                self.unreadable[position] = _in_one_line(error)
+                yield [torch.zeros(1, *self.shape, device="cpu"), self._blank]
+            else:
+                yield [tensors.cpu() for tensors in self._images_of(batch, [position])]
 
     def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
         """Return the images and the whole ones in a batch of the items at `positions`, or raise ValueError."""
@@ -290,9 +316,17 @@ def scaled(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(255)
 
 
+def _loader_over(dataset: Dataset[Any]) -> DataLoader[Any]:
+    """Return a loader over a data set, with the worker processes of a `FolderImages`."""
+    given = getattr(dataset_with(dataset, "num_workers"), "num_workers", 0)
+    workers = given if isinstance(given, int) else 0
+    forked = "fork" if workers and sys.platform == "linux" else None
+    return DataLoader(dataset, BATCH, num_workers=workers, collate_fn=stack, multiprocessing_context=forked)
+
+
 def loader_of(images: Any, argument: str) -> DataLoader[Any]:
     """Return a loader over a data set with a length; raise TypeError or ValueError for anything else."""
-    loader = DataLoader(images, BATCH) if isinstance(images, Dataset) else images
+    loader = _loader_over(images) if isinstance(images, Dataset) else images
     data = loader.dataset if isinstance(loader, DataLoader) else loader
     if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         found = type(data).__name__

@@ -16,7 +16,7 @@ from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
-from lightning_anomaly.outliers.reading import ImageReader, check_scaled, open_scaled
+from lightning_anomaly.outliers.reading import ImageReader, Seen, check_scaled, open_scaled
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
@@ -130,7 +130,8 @@ class OutlierDetector:
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         reader = ImageReader(self.model, self.class_names, False, state.feature_layer)
-        samples = reader.statistics([images], images if whole_images is None else whole_images, self.class_names)
+        seen = Seen.of(images if whole_images is None else whole_images)
+        samples = reader.statistics([images], seen.samples, self.class_names)
         check_features(samples, state)
         return larger(view.scores for view in judge(state.views, samples).values())
 

@@ -38,10 +38,30 @@ class Batch(NamedTuple):
         return Batch(torch.cat(positions), *joined)
 
 
+class Seen(NamedTuple):
+    """What is known of n whole images by their pixels alone."""
+
+    samples: SampleStatistics
+    fingerprints: Fingerprints
+
+    @classmethod
+    def of(cls, whole: Tensor) -> Seen:
+        """Describe images."""
+        samples = SampleStatistics(describe_pixels(scaled(whole)), tuple(whole.shape[1:]))
+        return cls(samples, Fingerprints.of(whole))
+
+    @classmethod
+    def join(cls, parts: Sequence[Seen]) -> Seen:
+        """Join parts."""
+        samples, fingerprints = zip(*parts, strict=True)
+        return cls(SampleStatistics.join(samples), Fingerprints.join(fingerprints))
+
+
 class ImageReader:
     """Runs a model on images, and describes what it sees.
 
-    The first images set which layer gives features, and which values are drawn black and white, unless they are given.
+    The first images set which layer gives features, and which values are drawn black and white, unless they are given
+    or the images are bytes.
     """
 
     def __init__(
@@ -59,21 +79,24 @@ class ImageReader:
         """Describe images, several batches at once if they are small."""
         class_names = source.class_names if self._class_names is None else self._class_names
         steps = -(-len(positions) // source.batch_size)
-        batches = iter(track(source.with_whole(positions), steps, description, self._progress))
+        batches = iter(track(source.with_whole(positions, Seen.of), steps, description, self._progress))
         count = max(1, _AT_ONCE // (source.batch_size * source.numel))
         while group := list(islice(batches, count)):
-            chosen, images, all_whole = zip(*group, strict=True)
+            chosen, images, whole = zip(*group, strict=True)
             places = torch.cat(chosen)
-            whole = torch.cat([part.cpu() for part in all_whole]) if len(group) > 1 else all_whole[0]
-            statistics = self.statistics(images, whole, class_names)
-            fingerprints = Fingerprints.of(whole)
+            if isinstance(whole[0], Seen):
+                seen = Seen.join(whole)
+            else:
+                joined = torch.cat([part.cpu() for part in whole]) if len(group) > 1 else whole[0]
+                seen = Seen.of(joined)
+                if self.limits is None:
+                    self.thumbnails(joined)
+            statistics = self.statistics(images, seen.samples, class_names)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (statistics.pixels, statistics.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            if self.limits is None:
-                self.thumbnails(whole)
-            yield Batch(places, statistics, fingerprints, source.labels(places.tolist()))
+            yield Batch(places, statistics, seen.fingerprints, source.labels(places.tolist()))
 
     def thumbnails(self, whole: Tensor) -> Tensor | None:
         """Draw whole images small; None if they are neither images nor volumes."""
@@ -85,9 +108,9 @@ class ImageReader:
         return to_bytes(small, self.limits)
 
     def statistics(
-        self, batches: Sequence[Tensor], whole: Tensor, class_names: Sequence[str] | None
+        self, batches: Sequence[Tensor], seen: SampleStatistics, class_names: Sequence[str] | None
     ) -> SampleStatistics:
-        """Run the model on batches of images, and return their statistics, with the pixels of all whole images."""
+        """Run the model on batches of images, and return their statistics, with those `seen` of all whole images."""
         if self.feature_layer is None:
             self._run([batches[0][:2]])  # finds the layer, for which all convolutions are hooked
         samples = self._run(batches)
@@ -95,7 +118,7 @@ class ImageReader:
         names = tuple(class_names or ())
         if len(names) != count and (count, len(names)) != (1, 2):
             names = ()
-        return samples._replace(pixels=describe_pixels(scaled(whole)), shape=tuple(whole.shape[1:]), class_names=names)
+        return samples._replace(pixels=seen.pixels, shape=seen.shape, class_names=names)
 
     def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
         """Run the model on batches of images, and return their features and logits."""

@@ -1,14 +1,19 @@
 """The samples of a probe, and the warning if they are sorted by class."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from reports import facts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, fit, hook_count, images, loader, said, watcher
+
+from lightning_anomaly import analyze
 
 pytestmark = QUIET
 
@@ -50,6 +55,24 @@ def test_the_images_of_a_probe_are_those_before_the_step(tmp_path: Path) -> None
     ours = watcher()
     fit(tmp_path, ours, module=ChangesItsInput(), max_epochs=1)
     assert ours.report.images.any()
+
+
+def test_a_layer_with_the_same_maps_keeps_its_results_as_if_they_were_computed_again(tmp_path: Path) -> None:
+    seen, ours, module = list[Any](), watcher(), SmallNet()
+
+    class Keep(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(ours.report)
+
+    module.conv1.requires_grad_(False)
+    fit(tmp_path, ours, Keep(), module=module, max_epochs=3, num_sanity_val_steps=0)
+    for before, after in pairwise(report.layers for report in seen):
+        assert after["conv1"] is before["conv1"]
+        assert after["conv2"] is not before["conv2"]
+    assert list(seen[-1].layers) == ["conv1", "conv2"]
+    anew = analyze(module, images(seed=1), settings=ours.settings, batch_size=20)
+    assert facts(anew.layers) == facts(seen[-1].layers)
+    assert anew.metrics().items() <= ours.history[-1]["metrics"].items()
 
 
 # classes

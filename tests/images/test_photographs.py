@@ -1,8 +1,11 @@
 """A folder of photographs as users have them: several formats, some broken, some odd."""
 
 import csv
+import multiprocessing
 import os
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,14 @@ import torch
 from PIL import Image
 from reports import contents
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.outliers import detector
 
+NOT_FORKED = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -278,3 +282,46 @@ def test_images_that_are_in_the_reference_too_are_a_leak(tmp_path: Path) -> None
     report = find_outliers(torch.cat([images[120:], images[:1]]), nn.Conv2d(3, 4, 3), images[:120])
     assert report.duplicates == [([100], True, [0], [1, 1])]
     assert "Identical: 1. image 100 (as image 0 of the reference)." in str(report)
+
+
+def pooled() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5))
+
+
+@pytest.mark.parametrize(
+    "context", [pytest.param("fork", marks=NOT_FORKED), pytest.param("spawn", marks=pytest.mark.slow)]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_processes_that_read_give_the_same_numbers_and_leave_nothing_behind(folder: Path, context: str) -> None:
+    torch.manual_seed(0)
+    model = pooled()
+    loader = DataLoader(FolderImages(folder, 48), 8, num_workers=2, multiprocessing_context=context)
+    sources: list[Any] = [FolderImages(folder, 48, num_workers=workers) for workers in (0, 2)]
+    alone, *others = (find_outliers(source, model, batch_size=8) for source in (*sources, loader))
+    for report in others:
+        for view, expected in alone.views.items():
+            assert torch.equal(report.views[view].scores, expected.scores)
+        assert report.unreadable == alone.unreadable != {}
+        assert [group.positions for group in report.duplicates] == [group.positions for group in alone.duplicates]
+    assert multiprocessing.active_children() == []
+
+
+class Fatal:
+    """A transform that ends the process, if it is not this one."""
+
+    def __init__(self) -> None:
+        self.process, self.read = os.getpid(), 0
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        self.read += 1
+        if self.read > 20 and os.getpid() != self.process:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(3, 4, 4) + np.asarray(image, np.float32).mean()
+
+
+@NOT_FORKED
+def test_a_process_that_dies_ends_the_search_in_one_sentence(folder: Path) -> None:
+    images = FolderImages(folder, 48, Fatal(), num_workers=2)
+    with pytest.raises((ChildProcessError, RuntimeError), match=r"process that reads `images` died|DataLoader worker"):
+        find_outliers(images, pooled(), batch_size=4)
+    assert multiprocessing.active_children() == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_anomaly import OutlierDetector, find_outliers
@@ -44,9 +45,7 @@ def photographs(device: str, quick: bool) -> Iterator[Row]:
     """`find_outliers` on a folder of photographs at 224 pixels beside reading and a forward pass, and its page."""
     name, images, side = ("lenet5", 120, 32) if quick else ("resnet18", 300, 224)
     with tempfile.TemporaryDirectory() as folder:
-        for number, pixels in enumerate(noise(images, 24)):  # soft patches: a JPEG file of noise is larger than most
-            picture = Image.fromarray(pixels.mul(60).add(120).clamp(0, 255).byte().permute(1, 2, 0).numpy())
-            picture.resize((500, 375), Image.Resampling.BICUBIC).save(f"{folder}/{number}.jpg")
+        _write_photographs(folder, images)
         sides = {what: partial(_prepare_photographs, what, name, folder, side) for what in ("forward", "find_outliers")}
         found = in_fresh_processes(sides, 0 if quick else 3)
         report = find_outliers(DataLoader(FolderImages(folder, side), 64), network_of(name), progress=False)
@@ -56,6 +55,27 @@ def photographs(device: str, quick: bool) -> Iterator[Row]:
     for what, row in found.iterrows():
         ratio = {"times reading and a forward pass": row.seconds / found.seconds["forward"]}
         yield {"network": name, "images": images, "side": what, **row, **ratio, **(size if what != "forward" else {})}
+
+
+def workers(device: str, quick: bool) -> Iterator[Row]:
+    """`find_outliers` on a folder of photographs, read by the main process or by others, with a pooling, on the CPU."""
+    images = 120 if quick else 2000
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+    with tempfile.TemporaryDirectory() as folder:
+        _write_photographs(folder, images)
+        sides = {
+            str(count): partial(find_outliers, FolderImages(folder, num_workers=count), network, progress=False)
+            for count in (0, 1, 2)
+        }
+        for count, row in in_turns(sides, 1 if quick else 3).iterrows():
+            yield {"images": images, "processes that read": count, **row}
+
+
+def _write_photographs(folder: str, images: int) -> None:
+    """Write soft patches as files: a JPEG file of noise is larger than most."""
+    for number, pixels in enumerate(noise(images, 24)):
+        picture = Image.fromarray(pixels.mul(60).add(120).clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        picture.resize((500, 375), Image.Resampling.BICUBIC).save(f"{folder}/{number}.jpg")
 
 
 def _prepare_photographs(what: str, name: str, folder: str, side: int) -> Callable[[], Any]:
