@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_anomaly.images.labels import named_tensors
 
+_CLASSES = 20  # different labels beside one output of an image, above which they are numbers rather than classes
 _BEYOND = 0.1  # share of predictions above the largest label: of a network that learns these labels, nearly none
 
 
@@ -49,7 +50,8 @@ class _Column:
         if not self.whole:
             return "its targets are real numbers, not classes"
         labels = {*self.labels.values()}
-        if len(labels) > max(2, shape[0]):
+        # One output may tell some classes from the others, as in "5 or more".
+        if len(labels) > (_CLASSES if shape[0] == 1 else shape[0]):
             return f"there are more different labels, {len(labels)}, than scores of an image, {shape[0]}"
         if positions and tuple(shape) == tuple(images):
             return "it has the shape of the images"

@@ -111,7 +111,7 @@ def test_without_features_the_logits_rank_the_labels(tmp_path: Path) -> None:
         (torch.rand(60), SmallNet, "real numbers, not classes"),
         (torch.ones(60, 3, dtype=torch.int64), SmallNet, "not one class"),
         (torch.arange(60) % 5, SmallNet, "more different labels, 5, than scores of an image, 3"),
-        (torch.arange(60) % 3, Regression, "more different labels, 3, than scores of an image, 1"),
+        (torch.arange(60) % 3, Regression, "a logit for each class. Found 2, and labels such as '0'"),
         ((torch.arange(60) % 3, torch.arange(60) % 2), SmallNet, "several integers, `1`, `2`"),
     ],
     ids=["no labels", "numbers", "several for an image", "too few outputs", "one output", "several columns"],
