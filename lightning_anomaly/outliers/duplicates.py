@@ -24,7 +24,7 @@ _EXACT = 30_000  # images up to which each is compared with all others
 _SPACING, _CELLS = 256, 4  # one image of so many is the center of a cell, and each is in so many cells
 _CANDIDATES = 16  # of each image, which may have one copy less
 _STEPS = {16: 4, _SIDE: 3}  # that align candidates, at each resolution (pixels)
-_INSIDE = 0.6  # share of an image that must lie inside the one it is aligned with
+_INSIDE = 0.6  # share of both images that must be in the part that is aligned
 # What makes a copy was chosen on planted ones: docs/results/duplicates.md.
 _ALIKE = 0.6  # smallest similarity of candidates, in coarse looks
 _NEXT = 0.5  # smallest correlation of details that counts: the next image is taken to have it
@@ -224,7 +224,8 @@ def _aligned(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Te
         centered = ((v - (v * inside).sum(1, keepdim=True) / count) * inside for v in (values, fixed))
         here, there = (v / (v.norm(dim=1, keepdim=True) + 1e-3) for v in centered)
         found = (here * there).sum(1)
-        better = (found > best) & (count[:, 0] > _INSIDE * side**2)
+        share = torch.minimum(count[:, 0] / side**2, (1 + warp[:, :2]).prod(1))
+        better = (found > best) & (share > _INSIDE)
         best, best_warp = torch.where(better, found, best), torch.where(better[:, None], warp, best_warp)
         if step < steps:
             slopes = torch.stack([right * x.flatten(), down * x.T.flatten(), right, down], 1)

@@ -77,6 +77,12 @@ def test_copies_are_found_among_images_that_are_alike_and_these_are_none() -> No
     assert "may be missing" in problem
 
 
+def test_images_that_agree_only_where_a_small_part_of_one_is_stretched_are_no_copies() -> None:
+    patches = torch.rand(148, 3, 4, 4, generator=torch.Generator().manual_seed(4))
+    bands = functional.interpolate(0.3 * patches + 0.7 * patches[:, :, :1], size=64, mode="bicubic").clamp(0, 1)
+    assert near(torch.cat([bands[[93, 147]], photographs(40)])) == []
+
+
 def test_a_group_holds_copies_of_its_first_image_and_no_copies_of_copies() -> None:
     images = photographs(40)
     wide = torch.rand(1, 3, 9, 27, generator=torch.Generator().manual_seed(1))
