@@ -145,7 +145,7 @@ def fails(rank: int, world: int) -> Outcome:
     return errors
 
 
-def _break(*args: Any) -> Any:
+def _break(*args: Any, **kwargs: Any) -> Any:
     raise MemoryError("full")
 
 
