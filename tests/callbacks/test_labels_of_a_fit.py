@@ -124,7 +124,7 @@ def test_labels_that_are_not_judged_are_said_to_be_and_why(
     monitor = EarlyStopping("two_sample/labels_in_doubt", patience=9)
     trainer = fit(tmp_path, compared, monitor, module=module(), max_epochs=2)
     assert compared.report is not None
-    texts = said(recwarn)
+    texts = [text for text in said(recwarn) if "errors, so a few images decide" not in text]
     assert len(texts) == (problem is not None)
     assert (problem or "") in "".join(texts)
     assert compared.report.label_doubts == {}
