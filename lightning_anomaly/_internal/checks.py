@@ -84,4 +84,4 @@ def check_labels(labels: Sequence[Any], count: int) -> list[Any]:
     # A column of a table has NaN for a missing label, which turns its integers into floating-point numbers.
     plain = [value.tolist() if hasattr(value, "tolist") else value for value in labels]
     numbers = [int(value) if isinstance(value, float) and value.is_integer() else value for value in plain]
-    return [None if value != value else value for value in numbers]
+    return [None if type(value).__name__ == "NAType" or value != value else value for value in numbers]

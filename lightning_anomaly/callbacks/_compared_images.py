@@ -63,39 +63,47 @@ def read_images(
     `given` are `train_inputs` and `val_inputs`, None for those of the Trainer. The first validation `batch` was
     `prepared`, if it was, before the step called the module.
     """
-    sources, doubts = _open(trainer, pl_module, given, batch_size, sample_size)
-    images, seen = read_once(sources, max_bytes)
+    opened, notes = partial(_open, trainer, pl_module, given, batch_size, sample_size), {}
+    try:
+        sources = opened()
+        images, seen = read_once(sources, max_bytes)
+    except Exception as error:
+        notes["no worker"] = (
+            "Images are read in this process, as their loaders yield them, since a worker process cannot read them "
+            f"({type(error).__name__}: {error})."
+        )
+    if notes:
+        sources = opened(apart=False)
+        images, seen = read_once(sources, max_bytes)
+    train, val = sources.values()
+    # Images that are read again at each comparison may be readable then.
+    places, val_places = (
+        [place for place in source.positions if images[name] is source or place not in source.unreadable]
+        for name, source in sources.items()
+    )
+    notes |= {**train.notes(), **val.notes()}
     from_user = [name for name, source in given.items() if source is not None]
-    doubts |= describe_doubts(from_user, seen, batch if prepared is None else prepared)
+    doubts = describe_doubts(from_user, seen, batch if prepared is None else prepared)
     if prepared is not None and len(from_user) < len(given):
         doubts["prepared"] = (
             "A validation step prepares images before it calls the module, and here they are compared as they come "
             "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
             "`forward` or in the transform of the data set."
         )
-    train, val = sources.values()
     if given["train_inputs"] is None and is_augmented(train):
         doubts["augmented"] = (
             "The training images are augmented anew each time, which hides the gap: give images without "
             "augmentation as `train_inputs`."
         )
-    # Images that are read again at each comparison may be readable then.
-    places, val_places = (
-        [place for place in source.positions if images[name] is source or place not in source.unreadable]
-        for name, source in sources.items()
-    )
-    labels = KnownLabels(
-        train.labels(places), val.labels(val_places), train.class_names, places, train.names, train.labels_problem
-    )
-    return ComparedImages(
-        images["train_inputs"], images["val_inputs"], labels, {**train.notes(), **val.notes(), **doubts}
-    )
+    known = train.labels(places), val.labels(val_places)
+    labels = KnownLabels(*known, train.label_names, places, train.names, train.labels_problem)
+    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | doubts)
 
 
 def _open(
-    trainer: Any, pl_module: Any, given: Mapping[str, Any], batch_size: int, sample_size: int
-) -> tuple[dict[str, ImageSource], dict[str, str]]:
-    """Open both kinds of images, data sets in a worker process; note where that fails."""
+    trainer: Any, pl_module: Any, given: Mapping[str, Any], batch_size: int, sample_size: int, *, apart: bool = True
+) -> dict[str, ImageSource]:
+    """Open both kinds of images; data sets are read in a worker process, `apart` from this one."""
     own = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
     chosen = {name: first_loader(own[name]) if images is None else images for name, images in given.items()}
     loaders = {name: loader_of(images, name) for name, images in chosen.items() if not isinstance(images, Tensor)}
@@ -105,23 +113,16 @@ def _open(
         val_loader = loaders.get("val_inputs")
         if val_loader is not None and (transforms := transforms_of(val_loader.dataset, loader.dataset)):
             prepared["train_inputs"] = {"attributes": transforms, "collate_fn": val_loader.collate_fn}
-    sources, notes = dict[str, ImageSource](), dict[str, str]()
+    sources = dict[str, ImageSource]()
     for name, images in chosen.items():
         if isinstance(images, Tensor):
             images = trainer.strategy.precision_plugin.convert_input(images)
             sources[name] = ImageSource(images, name, batch_size)
             continue
+        loader = in_worker(loaders[name], **prepared.get(name, {})) if apart else loaders[name]
         convert = partial(_transferred, trainer, pl_module)
-        read = partial(ImageSource, argument=name, batch_size=batch_size, max_images=sample_size, convert=convert)
-        try:
-            sources[name] = read(in_worker(loaders[name], **prepared.get(name, {})))
-        except Exception as error:
-            sources[name] = read(loaders[name])
-            notes[f"no worker {name}"] = (
-                f"`{name}` are read in this process, as the loader yields them, since a worker process cannot read "
-                f"them ({type(error).__name__}: {error})."
-            )
-    return sources, notes
+        sources[name] = ImageSource(loader, name, batch_size, max_images=sample_size, convert=convert)
+    return sources
 
 
 def _transferred(trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:

@@ -80,18 +80,17 @@ class Probe:
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
         labels = self._labels.at(range(report.n_samples), targets)
-        class_names = dict(enumerate(samples.class_names))
-        named = [None if label is None else str(class_names.get(label, label)) for label in labels]
+        class_names = () if self._labels.renamed else samples.class_names
+        named = [None if label is None else str(dict(enumerate(class_names)).get(label, label)) for label in labels]
         report = replace(report, labels=named if any(named) else None, names=names and names[: report.n_samples])
-        return self._with_label_scores(report)
+        return self._with_label_scores(report, class_names)
 
-    def _with_label_scores(self, report: AnomalyReport) -> AnomalyReport:
+    def _with_label_scores(self, report: AnomalyReport, class_names: Sequence[str]) -> AnomalyReport:
         """Add how much the network prefers another class to the label of each sample, if it knows these classes."""
-        samples = self.capture.samples
-        logits = samples.collected(report.n_samples).logits
+        logits = self.capture.samples.collected(report.n_samples).logits
         if report.labels is None or logits is None:
             return report
-        view = predicted_view(logits, report.labels, samples.class_names)
+        view = predicted_view(logits, report.labels, class_names)
         return report if view is None else replace(report, views={**report.views, "label": view})
 
 

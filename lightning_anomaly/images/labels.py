@@ -19,21 +19,27 @@ _LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # w
 class BatchLabels:
     """Collects what may be the labels of images in batches, and decides which of it is.
 
-    A label is one integer for each image. Where a batch has several such columns, one that is called a label counts,
-    numbers that are all different count as an index, and a column that equals the data set's `targets` is the label.
+    A label is one integer for each image, or one floating-point number that is whole where a batch has no integers.
+    Where it has several such columns, one that is called a label counts, numbers that are all different count as an
+    index, and a column that equals the data set's `targets` is the label.
     """
 
     def __init__(self) -> None:
-        self._columns: dict[str, dict[int, int]] = {}  # values by position, of each column of integers
+        self._columns: dict[str, dict[int, float]] = {}  # values by position, of each column of whole numbers
+        self._floats: set[str] = set()  # columns of floating-point numbers
         self._chosen: str | None = None
         self._settled = False
         self.problem = ""  # why labels are unknown although there are some
+        self.renamed = False  # whether most are others than the data set's `targets`, so that it does not name them
 
     def add(self, positions: Sequence[int], batch: Any) -> None:
         """Add a batch of the items at `positions`."""
         for name, values in named_tensors(batch):
-            if values.shape == (len(positions),) and not values.is_floating_point() and not values.is_complex():
-                self._columns.setdefault(name, {}).update(zip(positions, map(int, values.tolist()), strict=True))
+            if values.shape not in ((len(positions),), (len(positions), 1)) or values.is_complex():
+                continue
+            if values.is_floating_point():
+                self._floats.add(name)
+            self._columns.setdefault(name, {}).update(zip(positions, values.flatten().tolist(), strict=True))
 
     def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> list[int | None]:
         """Return the labels at some positions, or the data set's `targets` where batches have none; None if unknown.
@@ -43,7 +49,8 @@ class BatchLabels:
         if not self._settled:
             self._settled, self._chosen = True, self._choose(targets)
         if self._chosen is not None:
-            found = [self._columns[self._chosen].get(position) for position in positions]
+            values = [self._columns[self._chosen].get(position) for position in positions]
+            found = [None if value is None or not math.isfinite(value) else int(value) for value in values]
         else:
             found = [None if targets is None or self.problem else targets[position] for position in positions]
         unknown_below = 0 if len({label for label in found if label is not None and label >= 0}) > 1 else -math.inf
@@ -52,16 +59,17 @@ class BatchLabels:
     def _choose(self, targets: Sequence[int] | None) -> str | None:
         """Return the column of labels; None without one, or with a `problem` if there are several."""
 
-        def is_called_so(name: str, values: Mapping[int, int]) -> bool:
+        def is_called_so(name: str, values: Mapping[int, float]) -> bool:
             return name.rpartition(".")[2] in _LABELS
 
-        def repeats(name: str, values: Mapping[int, int]) -> bool:
+        def repeats(name: str, values: Mapping[int, float]) -> bool:
             return len({*values.values()}) < len(values)
 
-        def equals_targets(name: str, values: Mapping[int, int]) -> bool:
+        def equals_targets(name: str, values: Mapping[int, float]) -> bool:
             return targets is not None and all(targets[place] == value for place, value in values.items())
 
-        columns = self._columns
+        columns = {name: values for name, values in self._columns.items() if name not in self._floats}
+        columns = columns or {name: values for name, values in self._columns.items() if _all_whole(values.values())}
         for decides in (is_called_so, repeats, equals_targets):
             if len(columns) > 1:
                 columns = {name: values for name, values in columns.items() if decides(name, values)} or columns
@@ -69,7 +77,15 @@ class BatchLabels:
             names = ", ".join(f"`{name}`" for name in columns)
             self.problem = f"each item has several integers, {names}, any of which may be its label"
             return None
-        return next(iter(columns), None)
+        chosen = next(iter(columns), None)
+        if chosen is not None and targets is not None:
+            equal = sum(targets[place] == value for place, value in columns[chosen].items())
+            self.renamed = 2 * equal < len(columns[chosen])
+        return chosen
+
+
+def _all_whole(values: Iterable[float]) -> bool:
+    return all(float(value).is_integer() for value in values if math.isfinite(value))
 
 
 def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -27,6 +27,7 @@ def load_at(
         num_workers=num_workers,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if num_workers else None,
+        timeout=loader.timeout if num_workers else 0,
         generator=torch.Generator().manual_seed(0),  # without it a DataLoader draws a global random number
     )
 

@@ -28,7 +28,7 @@ from lightning_anomaly.images.labels import (
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
 from lightning_anomaly.images.targets import Targets
-from lightning_anomaly.images.whole import Described, WithWholeImage, stack
+from lightning_anomaly.images.whole import Described, WithWholeImage, collate, opened, stack
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -141,9 +141,15 @@ class ImageSource:
 
         They are those given, or else the labels in the data set's batches, or else its `targets`.
         """
-        places, names = [*positions], dict(enumerate(self.class_names))
+        places = [*positions]
         found = self._labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
+        names = dict(enumerate(self.label_names))
         return [None if label is None else str(names.get(label, label)) or None for label in found]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the classes, if they are those of the labels that were read."""
+        return () if self._labels.renamed and self._given is None else self.class_names
 
     @property
     def labels_before_reading(self) -> Sequence[Any]:
@@ -226,30 +232,30 @@ class ImageSource:
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
         if workers and self.whole_shape is not None:
             describe(self._blank)  # compiles loops, which workers would otherwise do each for itself
-        collate = partial(Described.collate, self._loader.collate_fn, describe)
-        reading = load_at(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, collate_fn=collate)
-        batches = iter(reading)
+        described = partial(collate, self._loader.collate_fn, describe)
+        batches = iter(load_at(self._loader, [*map(Tensor.tolist, chunks)], num_workers=workers, collate_fn=described))
         for number, chunk in enumerate(chunks):
             with isolated_random_state(number):
                 try:
-                    batch = Described.opened(next(batches))  # goes on after an error
+                    batch = opened(next(batches))  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
                     self._raise_if_dead(error)
-                    images, whole = (torch.cat(tensors) for tensors in zip(*self._read_alone(chunk), strict=True))
+                    alone = [self._blank_for(int(chunk), error)] if len(chunk) == 1 else self._read_alone(chunk)
+                    images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
                     seen = whole if self.whole_shape is None else describe(whole)
                 else:
-                    described = isinstance(batch, Described)
-                    images, whole = self._images_of(batch.batch if described else batch, chunk.tolist())
-                    seen = batch.description if described else whole
+                    batch, seen = batch if isinstance(batch, Described) else (batch, None)
+                    images, whole = self._images_of(batch, chunk.tolist())
+                    seen = whole if seen is None else seen
             yield chunk, images, seen
 
     def _raise_if_dead(self, error: Exception) -> None:
-        """Raise ChildProcessError if a worker process died, whose batches would be skipped from here on."""
-        if str(error).startswith("DataLoader worker"):
+        """Raise ChildProcessError if a worker process died or hangs, whose batches would be skipped from here on."""
+        if str(error).startswith(("DataLoader worker", "DataLoader timed out")):
             raise ChildProcessError(
-                f"A process that reads `{self.argument}` died, perhaps as memory ran out: use fewer of them, or "
-                "smaller batches."
+                f"A process that reads `{self.argument}` died or hangs, perhaps as memory ran out: use fewer of them, "
+                "or smaller batches."
             ) from None
 
     def _read_alone(self, chunk: Tensor) -> Iterator[list[Tensor]]:
@@ -265,10 +271,14 @@ class ImageSource:
             except Exception as error:
                 error.__traceback__ = None
                 self._raise_if_dead(error)
-                self.unreadable[position] = _in_one_line(error)
-                yield [torch.zeros(1, *self.shape, device="cpu"), self._blank]
+                yield self._blank_for(position, error)
             else:
                 yield [tensors.cpu() for tensors in self._images_of(batch, [position])]
+
+    def _blank_for(self, position: int, error: Exception) -> list[Tensor]:
+        """Note an image that cannot be read, and return zeros for it `(1, ...)` and for the whole image."""
+        self.unreadable[position] = _in_one_line(error)
+        return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
 
     def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
         """Return the images and the whole ones in a batch of the items at `positions`, or raise ValueError."""

@@ -31,34 +31,21 @@ class Described(NamedTuple):
     batch: WithWholeImage
     description: Any
 
-    @classmethod
-    def collate(cls, collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any], items: Sequence[Any]) -> Any:
-        """Put items into a batch, and describe its whole images if it has any."""
-        batch = collate_fn(items)
-        if not isinstance(batch, WithWholeImage):
-            return batch
-        described = cls(batch._replace(whole=batch.whole[:1]), describe(batch.whole))
-        return described if get_worker_info() is None else described._packed()
 
-    def _packed(self) -> bytes:
-        """Pickle it: a worker would send tensors through shared memory, of which containers have little.
+class _Pickled(NamedTuple):
+    """A batch from a worker, which would send tensors through shared memory, of which containers have little."""
 
-        Images that were bytes once are sent as bytes, a quarter of the size.
-        """
-        images = self.batch.image
-        shrunk = images.mul(255).round_().byte() if images.dtype == torch.float32 else images
-        were_bytes = shrunk is not images and torch.equal(_to_floats(shrunk), images)
-        sent = self._replace(batch=self.batch._replace(image=shrunk)) if were_bytes else self
-        return pickle.dumps((sent, were_bytes), pickle.HIGHEST_PROTOCOL)
-
-    @staticmethod
-    def opened(batch: Any) -> Any:
-        """Return what `collate` made, also in a worker."""
-        if not isinstance(batch, bytes):
-            return batch
-        found, were_bytes = pickle.loads(batch)
-        return found._replace(batch=found.batch._replace(image=_to_floats(found.batch.image))) if were_bytes else found
+    data: bytes
 
 
-def _to_floats(images: Tensor) -> Tensor:
-    return images.float().div_(255)
+def collate(collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any], items: Sequence[Any]) -> Any:
+    """Put items into a batch, and describe its whole images if it has any."""
+    batch = collate_fn(items)
+    if isinstance(batch, WithWholeImage):
+        batch = Described(batch._replace(whole=batch.whole[:1].clone()), describe(batch.whole))
+    return batch if get_worker_info() is None else _Pickled(pickle.dumps(batch, pickle.HIGHEST_PROTOCOL))
+
+
+def opened(batch: Any) -> Any:
+    """Return what `collate` made, also in a worker."""
+    return pickle.loads(batch.data) if isinstance(batch, _Pickled) else batch

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from lightning_anomaly.images.labels import dataset_with
 
+_TIMEOUT = 60  # seconds for a batch; a data set with threads of its own may wait for these forever in another process
+
 
 def in_worker(
     loader: DataLoader[Any], *, attributes: Mapping[str, Any] | None = None, collate_fn: Any = None
@@ -30,6 +32,7 @@ def in_worker(
         batch_sampler=loader.batch_sampler,
         collate_fn=loader.collate_fn if collate_fn is None else collate_fn,
         num_workers=max(1, loader.num_workers),
+        timeout=loader.timeout or _TIMEOUT,
         worker_init_fn=partial(_begin, loader.worker_init_fn, dict(attributes or {})),
         multiprocessing_context=loader.multiprocessing_context if loader.num_workers else "fork",
     )

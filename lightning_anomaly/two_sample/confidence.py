@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,7 @@ class ExpectedErrors(TorchFunctionMode):
 
         A single score, `(n,)` or `(n, 1, ...)`, is that of one of two classes. Errors are averaged over positions.
         """
+        sigmoids, self._sigmoids = self._sigmoids, []
         if self.problem is not None:
             return
         output = output.get("logits", output) if isinstance(output, Mapping) else output
@@ -96,16 +97,15 @@ class ExpectedErrors(TorchFunctionMode):
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
             scores = scores[:, None] if scores.ndim == 1 else scores
             self.shape = tuple(scores.shape[1:])
-            probabilities, logits = zip(*self._read(scores), strict=True)
+            probabilities, logits = zip(*self._read(scores, sigmoids), strict=True)
             self._errors.append(torch.stack([_mean_of(expected_error(part)) for part in probabilities]).cpu())
             if scores.ndim == 2:
                 self._logits.append(torch.stack(logits).cpu())
-        self._sigmoids.clear()
 
-    def _read(self, scores: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _read(self, scores: Tensor, sigmoids: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return probabilities and logits `(n, C, ...)`, of a single score as a probability and as a logit."""
         if scores.shape[1] == 1:
-            self._single.add(scores, self._sigmoids)
+            self._single.add(scores, sigmoids)
             both = torch.cat([1 - scores, scores], 1), torch.cat([torch.zeros_like(scores), scores], 1)
             return [_from_probabilities(both[0]), (both[1].softmax(1), both[1])]
         if self._probabilities is None:  # false for NaN

@@ -1,6 +1,7 @@
 """A data set is read, never written: not its transform, whatever that is, nor its caches."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,50 @@ class InThisProcess(Pictures):
         return super().__getitem__(index)
 
 
-def test_where_no_worker_can_read_images_come_as_the_loader_yields_them(tmp_path: Path, recwarn: Any) -> None:
+class InThreads(Pictures):
+    """Waits for threads that another process does not have."""
+
+    def __init__(self, count: int, transform: Any) -> None:
+        super().__init__(count, transform)
+        self.pool = ThreadPoolExecutor(1)
+        self.pool.submit(int).result()
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pool.submit(super().__getitem__, index).result()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(InThisProcess, "RuntimeError: only in the process that made it"), (InThreads, "died or hangs")]
+)
+def test_where_no_worker_can_read_images_come_as_the_loader_yields_them(
+    tmp_path: Path, kind: Any, why: str, recwarn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_anomaly.images.worker._TIMEOUT", 1)
     compared = TwoSampleCallback(sample_size=40)
-    weights(tmp_path, InThisProcess, compared)
+    weights(tmp_path, kind, compared)
     text = " ".join(said(recwarn))
-    for kind in ("train", "val"):
-        assert f"`{kind}_inputs` are read in this process, as the loader yields them" in text
-    assert "RuntimeError: only in the process that made it" in text
+    assert "Images are read in this process, as their loaders yield them" in text
+    assert why in text
     assert "augmented" in text
     assert compared.report is not None
     assert compared.report.compares_output
+
+
+def test_an_image_that_cannot_be_read_for_a_while_does_not_move_the_others(tmp_path: Path) -> None:
+    class Flaky(Pictures):
+        """Its fourth image cannot be read at first: in its batch, alone, and when a few are read again."""
+
+        def __getitem__(self, index: int) -> Any:
+            reads = tmp_path / "reads"
+            if index == 3 and torch.utils.data.get_worker_info() and len(reads.read_text()) < 3:
+                reads.write_text(reads.read_text() + ".")
+                raise OSError("not yet")
+            return super().__getitem__(index)
+
+    (tmp_path / "reads").touch()
+    compared = TwoSampleCallback()
+    with pytest.warns(UserWarning, match=r"position 3 \(OSError: not yet\)"):
+        fit(tmp_path, compared, train=DataLoader(Flaky(80, unchanged), 20), val=DataLoader(Flaky(60, unchanged), 20))
+    assert [entry["compares_output"] for entry in compared.history] == [True, True]
+    assert compared.report is not None
+    assert sorted(compared.report.label_doubts) == [place for place in range(80) if place != 3]

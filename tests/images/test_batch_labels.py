@@ -3,12 +3,15 @@
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from lightning_anomaly._internal.checks import check_labels
 from lightning_anomaly.images.labels import BatchLabels, class_names, in_drawn_order
 from lightning_anomaly.images.source import ImageSource
 
@@ -85,9 +88,11 @@ def test_labels_are_those_of_the_batches_and_targets_where_these_have_none() -> 
     assert read(only_images) == [None] * 9
     only_images.targets = LABELS
     assert read(only_images) == ["0", "1", "2"] * 3
-    corrected: Any = TensorDataset(IMAGES, 2 - LABELS)
+    corrected: Any = TensorDataset(IMAGES, torch.where(torch.arange(9) == 3, 2, LABELS))
     corrected.targets, corrected.classes = LABELS, ["ape", "bee", "cat"]
-    assert read(corrected) == ["cat", "bee", "ape"] * 3
+    assert read(corrected) == ["ape", "bee", "cat", "cat", "bee", "cat", "ape", "bee", "cat"]
+    corrected.tensors = IMAGES, 2 - LABELS  # other classes, whose names are not known
+    assert read(corrected) == ["2", "1", "0"] * 3
 
 
 def test_two_classes_of_one_name_keep_their_numbers() -> None:
@@ -118,7 +123,9 @@ PLACES = torch.arange(9)
         ({"image": IMAGES, "genus": LABELS}, None, LABELS),
         ({"domain": DOMAINS, "part": {"class": LABELS}}, None, LABELS),
         (Item(IMAGES, DOMAINS, LABELS), None, LABELS),
-        ((IMAGES, LABELS.float(), torch.ones(9, 3, dtype=torch.int64)), None, None),
+        ((IMAGES, LABELS.float(), torch.ones(9, 3, dtype=torch.int64)), None, LABELS),
+        ((IMAGES, LABELS[:, None], torch.ones(9)), DOMAINS, LABELS),
+        ((IMAGES, LABELS + 0.5, torch.ones(9, 3, dtype=torch.int64)), None, None),
         ((IMAGES, DOMAINS, LABELS), None, "`1`, `2`"),
         ({"label": DOMAINS, "target": LABELS, "place": PLACES}, None, "`label`, `target`"),
     ],
@@ -143,3 +150,27 @@ def test_negative_labels_beside_classes_are_unknown() -> None:
         found = BatchLabels()
         found.add(range(4), (IMAGES[:4], torch.tensor(labels)))
         assert found.at(range(4), None) == expected
+
+
+def test_missing_labels_of_a_table_are_unknown_and_the_others_integers() -> None:
+    for column in (
+        pd.Series([1, None, 2]),
+        pd.Series([1, None, 2], dtype="Int64"),
+        [1.0, float("nan"), np.int64(2)],
+        torch.tensor([1, torch.nan, 2]),
+    ):
+        assert check_labels(column, 3) == [1, None, 2]
+    assert check_labels(pd.Series(["a", None, "b"], dtype="string"), 3) == ["a", None, "b"]
+
+
+class Parity(Files):
+    """Has other classes than its parent, whose names it inherits."""
+
+    def __getitem__(self, index: int) -> Any:
+        return IMAGES[index], self.targets[index] // 2
+
+
+def test_names_count_only_where_labels_are_those_of_their_list() -> None:
+    data = Parity()
+    data.targets = [2, 1] * 4 + [2]
+    assert read(data) == ["1", "0"] * 4 + ["1"]
