@@ -120,7 +120,7 @@ def test_the_report_of_a_fit_names_labels_that_the_network_doubts(tmp_path: Path
     labels = classes.clone() if told else torch.arange(60).square() // 7 % 3
     labels[7], labels[11] = 2, -100  # wrong, and unknown
     val: Any = DataLoader(TensorDataset(data, labels), 20, shuffle=shuffle)
-    val.dataset.targets, val.dataset.classes = [0, 0, *classes[2:].tolist()], ["ape", "bee", "cat"]  # before corrections
+    val.dataset.targets, val.dataset.classes = [0, 0, *classes[2:].tolist()], ["ape", "bee", "cat"]  # older
     ours = watcher()
     fit(tmp_path, ours, module=Unlabeled(), val=val, max_epochs=1)
     assert ours.report is not None
