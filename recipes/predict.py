@@ -1,18 +1,18 @@
-"""Score a dataset in several processes with `Trainer.predict`, under any strategy: `python predict.py`.
+"""Search a dataset in several processes with `Trainer.predict`, under any strategy: `python predict.py`.
 
-The detector is fitted and saved once. Each process loads it, scores its share of the images and writes a file.
+The detector is fitted and saved once. Each process loads it and scores its share; the first one joins the shares.
 """
 
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import OutlierDetector
@@ -28,16 +28,23 @@ class Scorer(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self.detector = OutlierDetector.load(self.file, self.network)
 
-    def predict_step(self, batch: Sequence[Tensor]) -> Tensor:
-        return self.detector.score(batch[0])
+    def predict_step(self, batch: Any) -> dict[str, np.ndarray]:
+        return self.detector.search_part(batch[0], progress=False)
 
 
 class Writer(BasePredictionWriter):
-    """Write `scores_RANK.pt` beside the detector: the scores, and the positions of the images in the dataset."""
+    """Write `share_RANK.pt` beside the detector, and a page of all images in the order of the dataset."""
 
     def write_on_epoch_end(self, trainer: pl.Trainer, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
-        scores = {"positions": torch.tensor([*chain(*batch_indices[0])]), "scores": torch.cat(predictions)}
-        torch.save(scores, pl_module.file.with_name(f"scores_{trainer.global_rank}.pt"))
+        files = [pl_module.file.with_name(f"share_{rank}.pt") for rank in range(trainer.world_size)]
+        positions = np.array([*chain(*batch_indices[0])])
+        torch.save((positions, predictions), files[trainer.global_rank])
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            places, shares = zip(*(torch.load(file, weights_only=False) for file in files), strict=True)
+            order, parts = np.concatenate(places).argsort(), [*chain(*shares)]
+            joined = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+            pl_module.detector.join_parts([joined]).save_html("outliers.html")
 
 
 if __name__ == "__main__":

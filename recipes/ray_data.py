@@ -47,7 +47,7 @@ class Scorer:
         self.detector, self.output = OutlierDetector.load(output / "detector.pt", model), output
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Write a block under a name of its own, so that a block that is scored again replaces itself."""
+        """Write a block under its own name: one that is scored again, as a worker died, replaces itself."""
         paths = block["path"].tolist()
         labels = [Path(path).parent.name for path in paths]
         part = self.detector.search_part(Block(block["bytes"], paths), labels=labels, progress=False)
@@ -55,13 +55,6 @@ class Scorer:
         pd.DataFrame({name: list(values) for name, values in part.items()}).to_parquet(unfinished := f"{file}.part")
         os.replace(unfinished, file)
         return {"path": block["path"]}
-
-
-def read_block(file: Path) -> dict[str, np.ndarray]:
-    """Read the columns of a block, with arrays where a row has one."""
-    table = pd.read_parquet(file)
-    is_array = {name: isinstance(table[name][0], np.ndarray) for name in table}
-    return {name: np.stack([*table[name]]) if is_array[name] else table[name].to_numpy() for name in table}
 
 
 def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_size: int = 256) -> OutlierReport:
@@ -77,8 +70,10 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
             Scorer, fn_constructor_args=(model, output), batch_size=block_size, concurrency=actors
         )
         scored.materialize()
-    parts = [read_block(file) for file in sorted(output.glob("*.parquet"))]
-    report = OutlierDetector.load(output / "detector.pt", model).join_parts(parts)
+    table = pd.concat(map(pd.read_parquet, output.glob("*.parquet"))).sort_values("name", ignore_index=True)
+    is_array = {name: isinstance(table[name][0], np.ndarray) for name in table}
+    part = {name: np.stack([*table[name]]) if is_array[name] else table[name].to_numpy() for name in table}
+    report = OutlierDetector.load(output / "detector.pt", model).join_parts([part])
     pictures = {}
     for row in (row for tab in report.tabs() for row in tab.rows if row.position is not None):
         with suppress(Exception), files.open_input_file(row.name) as file:  # broken ones are a list of their own

@@ -275,7 +275,7 @@ def report_on(
     if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
         del views["label"]
     files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
-    looks = numbers["gray"].unflatten(1, (SIDE, SIDE)) if "gray" in numbers else None
+    looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
     usable = (~scores.isinf()).nonzero()[:, 0]
     duplicates, problem = _duplicates(Fingerprints(numbers["hash"], looks), usable.tolist(), files, reference)
     return OutlierReport(
