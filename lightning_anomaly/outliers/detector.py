@@ -220,7 +220,8 @@ class OutlierDetector:
         False discoveries and duplicates are sought among all of them.
 
         Args:
-            parts: At least one part. Columns that not all of them have count as unknown.
+            parts: At least one part. Columns that not all of them have count as unknown. If you add a column `position`
+                of different integers, images are in its order.
             folder: What the files in `name` are in.
 
         Raises:

@@ -220,9 +220,8 @@ def search_part(
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
     whole = source.whole_shape is not None  # of a `FolderImages`, in shades of 0 to 1
-    columns = join_parts([_columns(batch, state, number < len(read), whole) for number, batch in enumerate(batches)])
-    order = columns.pop("position").argsort()
-    part, count = {name: values[order] for name, values in columns.items()}, len(source)
+    part = join_parts([_columns(batch, state, number < len(read), whole) for number, batch in enumerate(batches)])
+    count = len(source)
     errors = [source.unreadable.get(place, "") for place in range(count)]
     part["score"][[error != "" for error in errors]] = np.inf
     texts: dict[str, Sequence[str] | None] = {"error": errors, "name": source.names, "split": source.splits}
@@ -252,8 +251,11 @@ def _texts(texts: Sequence[str]) -> np.ndarray:
 
 
 def join_parts(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Join the columns that all parts have."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if all(name in p for p in parts)}
+    """Join the columns that all parts have, sorted by positions if these are among them."""
+    known = [name for name in parts[0] if all(name in part for part in parts)]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in known}
+    order = joined.pop("position").argsort() if "position" in joined else slice(None)
+    return {name: values[order] for name, values in joined.items()}
 
 
 def report_on(

@@ -54,7 +54,8 @@ def test_two_workers_report_what_one_process_does_and_lose_nothing(tmp_path: Pat
     photos = tmp_path / "photos"
     (photos / "dark/broken.png").write_bytes(b"no image")
     shutil.copy(photos / "dark/03.png", photos / "light/99.png")  # a copy in another block
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(photos / "light/black.png")
+    for place in range(10):  # so many that some are significant
+        Image.fromarray(np.full((64, 64, 3), 25 * place, np.uint8)).save(photos / f"light/flat{place}.png")
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 5)
     model = DiesOnce(*layers)

@@ -157,9 +157,9 @@ def test_two_processes_of_a_trainer_score_as_one_does(tmp_path: Path) -> None:
     images = torch.tensor(load_digits().images[900:, None] / 16).float()
     expected = OutlierDetector.load(tmp_path / "detector.pt", network).score(images)
     shares = [torch.load(tmp_path / f"share_{rank}.pt", weights_only=False) for rank in range(2)]
-    assert sorted(len(positions) for positions, _ in shares) == [448, 449]
+    assert sorted(sum(len(part["position"]) for part in parts) for parts in shares) == [448, 449]
     found = torch.full_like(expected, torch.nan)
-    for positions, parts in shares:
-        found[positions] = torch.cat([torch.from_numpy(part["score"]) for part in parts])
+    for part in (part for parts in shares for part in parts):
+        found[part["position"]] = torch.from_numpy(part["score"])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert "897 images" in (tmp_path / "outliers.html").read_text()
