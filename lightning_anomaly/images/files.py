@@ -90,14 +90,27 @@ class FolderImages(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> WithWholeImage:
-        from PIL import Image, ImageOps
+        return load_image(self.samples[index][0], self.size, self.transform, self.whites)
 
-        opened, size = read_image(self.samples[index][0], whites=self.whites), (self.size, self.size)
-        scaling = Image.Resampling.BILINEAR
-        whole = _channels_first(opened.resize(size, scaling))
-        if self.transform is not None:
-            return WithWholeImage(self.transform(opened), whole)
-        return WithWholeImage(scaled(_channels_first(ImageOps.fit(opened, size, scaling))), whole)
+
+def load_image(
+    file: Any,
+    size: int = 224,
+    transform: Callable[[Any], Tensor] | None = None,
+    whites: Mapping[str, float] | None = None,
+) -> WithWholeImage:
+    """Load an image from a path or an open file, such as one in memory, as an item of a `FolderImages`.
+
+    The arguments are its arguments and its `whites`; without these, an image of more than 8 bits has a white of its
+    own.
+    """
+    from PIL import Image, ImageOps
+
+    opened, scaling = read_image(file, whites=whites), Image.Resampling.BILINEAR
+    whole = _channels_first(opened.resize((size, size), scaling))
+    if transform is not None:
+        return WithWholeImage(transform(opened), whole)
+    return WithWholeImage(scaled(_channels_first(ImageOps.fit(opened, (size, size), scaling))), whole)
 
 
 def _default_workers(images: int) -> int:
@@ -158,7 +171,7 @@ def _find_whites(files: Sequence[str]) -> dict[str, float]:
     return whites
 
 
-def read_image(file: str, side: int | None = None, whites: Mapping[str, float] | None = None) -> Any:
+def read_image(file: Any, side: int | None = None, whites: Mapping[str, float] | None = None) -> Any:
     """Read an image as viewers show it: turned as its EXIF data says, on white, and the first frame of an animation.
 
     Images of more than 8 bits whose mode is not in `whites` have a white of their own, see `FolderImages`. A JPEG file
@@ -173,7 +186,7 @@ def read_image(file: str, side: int | None = None, whites: Mapping[str, float] |
     return Image.fromarray((_values(image) * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
 
 
-def _decode(file: str, side: int | None = None) -> Any:
+def _decode(file: Any, side: int | None = None) -> Any:
     """Decode an image, into RGB unless it has more than 8 bits, which Pillow would clip at 255."""
     from PIL import Image, ImageOps
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
@@ -26,7 +28,10 @@ from lightning_anomaly.outliers.search import (
     check_shape,
     fit_to_images,
     fit_to_reference,
+    join_parts,
+    report_on,
     search,
+    search_part,
 )
 from lightning_anomaly.scores.content import Content
 from lightning_anomaly.scores.label import Label
@@ -176,13 +181,64 @@ class OutlierDetector:
             ValueError: If the images cannot be read or differ in shape from the reference, only one of the two came
                 with whole images, or an argument is not allowed.
         """
+        reader, source = self._open(images, batch_size, labels, progress)
+        report = search(reader, source, self._fitted(), self.notes, self._reference)
+        warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
+        return report
+
+    def search_part(
+        self,
+        images: Any,
+        *,
+        batch_size: int | None = None,
+        labels: Sequence[Any] | None = None,
+        progress: bool | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Score a part of a data set, in one of many processes; `join_parts` makes a report of all parts.
+
+        The arguments and errors are those of `search`.
+
+        Returns:
+            Columns with a row for each image `(n,)`, to save in whatever format.
+
+            - `score` and `p_value`, and both of each view, such as `look_score` and `look_p_value`
+            - `look_reason`, `content_reason` and `label_reason`: words, empty for ordinary images
+            - `hash` and `gray` `(n, 1024)`: what copies have in common
+            - `filed_under` and `looks_like`: classes, empty if unknown
+            - `error`: why an image cannot be read, empty if it can
+            - `name` and `split`: of images that have files
+            - `faults` `(n, 4)`: answers for the report's `absolute`
+
+            Columns that nothing is known of are missing.
+        """
+        reader, source = self._open(images, batch_size, labels, progress)
+        return search_part(reader, source, self._fitted())
+
+    def join_parts(self, parts: Sequence[Mapping[str, np.ndarray]], folder: str = "") -> OutlierReport:
+        """Report on the parts of a data set that `search_part` scored, one after the other, as `search` does on all.
+
+        False discoveries and duplicates are sought among all of them.
+
+        Args:
+            parts: At least one part. Columns that not all of them have count as unknown. If you add a column `position`
+                of different integers, images are in its order.
+            folder: What the files in `name` are in.
+
+        Raises:
+            NotFittedError: If the detector is not fitted.
+            ValueError: If there is no part.
+        """
+        if not parts:
+            raise ValueError("Parameter `parts` should hold results of `search_part`. Found none.")
+        return report_on(join_parts(parts), self._fitted(), self.notes, self._reference, folder)
+
+    def _open(
+        self, images: Any, batch_size: int | None, labels: Sequence[Any] | None, progress: bool | None
+    ) -> tuple[ImageReader, ImageSource]:
         state = self._fitted()
         source = open_scaled(images, "images", batch_size)
         source.set_labels(labels)
-        reader = ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits)
-        report = search(reader, source, state, self.notes, self._reference)
-        warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
-        return report
+        return ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits), source
 
     def save(self, path: str | Path) -> None:
         """Save the fit, without the model.

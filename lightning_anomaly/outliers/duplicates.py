@@ -16,14 +16,14 @@ from lightning_anomaly._internal.threads import torch_in_threads
 from lightning_anomaly.images.source import image_hashes, scaled
 from lightning_anomaly.network.features import join_known
 
-_SIDE = 32  # of a look (pixels)
+SIDE = 32  # of a look (pixels)
 _GRAY = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601), as in other software that saves gray
 _ROWS, _BLOCK = 512, 4096  # images that are compared with as many others at once
 _PAIRS = 128  # candidates that are aligned at once, so that they stay in the cache
 _EXACT = 30_000  # images up to which each is compared with all others
 _SPACING, _CELLS = 256, 4  # one image of so many is the center of a cell, and each is in so many cells
 _CANDIDATES = 16  # of each image, which may have one copy less
-_STEPS = {16: 4, _SIDE: 3}  # that align candidates, at each resolution (pixels)
+_STEPS = {16: 4, SIDE: 3}  # that align candidates, at each resolution (pixels)
 _INSIDE = 0.6  # share of both images that must be in the part that is aligned
 # What makes a copy was chosen on planted ones: docs/results/duplicates.md.
 _ALIKE = 0.6  # smallest similarity of candidates, in coarse looks
@@ -67,7 +67,7 @@ class Fingerprints(NamedTuple):
         hashes = torch.tensor(image_hashes(images), dtype=torch.int64, device="cpu")
         if images.ndim != 4:
             return cls(hashes, None)
-        looks = functional.adaptive_avg_pool2d(scaled(images).float(), _SIDE).cpu()
+        looks = functional.adaptive_avg_pool2d(scaled(images).float(), SIDE).cpu()
         looks = torch.einsum("nchw,c->nhw", looks, torch.tensor(_GRAY)) if looks.shape[1] == 3 else looks.mean(1)
         return cls(hashes, looks.clamp(-6e4, 6e4).half())
 
@@ -182,7 +182,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
             return details[side][left[chosen]].float(), second.float()
 
         chosen = torch.arange(len(left), device="cpu")
-        first, second = laid(_SIDE, chosen)
+        first, second = laid(SIDE, chosen)
         found, warp = (first * second).sum(1), coarse.new_zeros(len(left), 4)
         for side, steps in _STEPS.items():
             aligned, warp = _aligned(*laid(side, chosen), warp, steps)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +17,13 @@ from lightning_anomaly.images.files import tell_apart
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.absolute import ask_pixels, describe_folder
-from lightning_anomaly.outliers.duplicates import DuplicateGroup, Fingerprints, find_duplicates
+from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
 from lightning_anomaly.outliers.reading import Batch, ImageReader
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.scores.content import Content
 from lightning_anomaly.scores.label import Label
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, join_views, judge, larger
+from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, judge, larger
 
 MIN_REFERENCE = 100
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
@@ -203,57 +204,101 @@ def search(
     read: Sequence[Batch] = (),
 ) -> OutlierReport:
     """Score all images and report on them; some are `read` already, to fit to them, which gave the `notes`."""
+    part = search_part(reader, source, state, read)
+    notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
+    report = report_on(part, state, notes, reference, source.folder)
+    report = replace(report, skipped=source.skipped, whites=source.whites)
+    return replace(report, pictures=_draw(source, reader, report))
+
+
+def search_part(
+    reader: ImageReader, source: ImageSource, state: DetectorState, read: Sequence[Batch] = ()
+) -> dict[str, np.ndarray]:
+    """Score all images, of which some are `read` already, to fit to them; see `OutlierDetector.search_part`."""
     check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
-    positions, parts, fingerprints, looks_like, answers = [], [], [], list[str](), list[Tensor]()
-    new = reader.batches(source, remaining, "outlier scores")
-    for number, batch in enumerate(chain(read, new)):
-        check_features(batch.samples, state)
-        views = judge(state.views, batch.samples)
-        if state.label is not None:
-            views, seen = state.label.judge(batch.samples, batch.labels, views, left_out=number < len(read))
-            looks_like += seen
-        parts.append(views)
-        positions.append(batch.positions)
-        if source.whole_shape is not None and batch.samples.pixels is not None:  # shades of 0 to 1
-            answers.append(ask_pixels(batch.samples.pixels))
-        fingerprints.append(batch.fingerprints)
-    order = torch.cat(positions).argsort()
-    views, labels = join_views(parts, order), source.labels(range(len(source)))
+    batches = chain(read, reader.batches(source, remaining, "outlier scores"))
+    whole = source.whole_shape is not None  # of a `FolderImages`, in shades of 0 to 1
+    part = join_parts([_columns(batch, state, number < len(read), whole) for number, batch in enumerate(batches)])
+    count = len(source)
+    errors = [source.unreadable.get(place, "") for place in range(count)]
+    part["score"][[error != "" for error in errors]] = np.inf
+    texts: dict[str, Sequence[str] | None] = {"error": errors, "name": source.names, "split": source.splits}
+    texts["filed_under"] = [label or "" for label in source.labels(range(count))]
+    return part | {name: _texts(known) for name, known in texts.items() if known is not None}
+
+
+def _columns(batch: Batch, state: DetectorState, fitted: bool, whole: bool) -> dict[str, np.ndarray]:
+    """Score a batch, which is one of the fit or not; return the columns of a part, and positions."""
+    check_features(batch.samples, state)
+    views, looks_like = judge(state.views, batch.samples), list[str]()
+    if state.label is not None:
+        views, looks_like = state.label.judge(batch.samples, batch.labels, views, left_out=fitted)
+    scores = _scores_of(views, len(batch.positions))
+    tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
+    tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
+    tensors["faults"] = ask_pixels(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
+    for values, ending in ((scores, "score"), (_p_values(scores, state), "p_value")):
+        tensors |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
+    columns = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
+    texts = {f"{name}_reason": view.reasons for name, view in views.items()} | {"looks_like": looks_like}
+    return columns | {name: _texts(known) for name, known in texts.items() if known}
+
+
+def _texts(texts: Sequence[str]) -> np.ndarray:
+    return np.array(texts, dtype=object)
+
+
+def join_parts(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join the columns that all parts have, sorted by positions if these are among them."""
+    known = [name for name in parts[0] if all(name in part for part in parts)]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in known}
+    order = joined.pop("position").argsort() if "position" in joined else slice(None)
+    return {name: values[order] for name, values in joined.items()}
+
+
+def report_on(
+    part: Mapping[str, np.ndarray],
+    state: DetectorState,
+    notes: Mapping[str, str],
+    reference: ReferenceImages | None,
+    folder: str,
+) -> OutlierReport:
+    """Report on joined parts: decide which images are duplicates and significant among all."""
+    numbers = {name: torch.from_numpy(values) for name, values in part.items() if values.dtype != object}
+    texts: dict[str, list[str]] = {name: values.tolist() for name, values in part.items() if name not in numbers}
+    scores, names = numbers["score"], texts.get("name")
+    views = {
+        name: SampleView(numbers[f"{name}_score"], tuple(texts[f"{name}_reason"]))
+        for name in (*VIEWS, "label")
+        if f"{name}_score" in numbers
+    }
     if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
         del views["label"]
-    scores = _scores_of(views, len(source))
-    scores["larger"][list(source.unreadable)] = torch.inf
-    unusable = scores["larger"].isinf()
-    usable = (~unusable).nonzero()[:, 0]
-    duplicates, problem = _duplicates(fingerprints, order[usable], usable.tolist(), source, reference)
-    p_values, names = _p_values(scores, state), source.names
-    absolute = ""
-    if answers and names is not None:
-        absolute = describe_folder(torch.cat(answers)[order], source.files(range(len(source))), names)
-    report = OutlierReport(
-        scores=scores["larger"],
-        p_values=p_values.pop("larger"),
+    files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
+    looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
+    usable = (~scores.isinf()).nonzero()[:, 0]
+    duplicates, problem = _duplicates(Fingerprints(numbers["hash"], looks), usable.tolist(), files, reference)
+    return OutlierReport(
+        scores=scores,
+        p_values=numbers["p_value"],
         views=views,
-        view_p_values=p_values,
+        view_p_values={name: numbers[f"{name}_p_value"] for name in views},
         n_reference=state.n_reference,
         n_calibration=len(state.calibration.get("larger", ())),
-        notes={**notes, **source.notes(unusable.nonzero()[:, 0].tolist())},
+        notes=notes,
         names=names,
-        folder=source.folder,
-        unreadable=source.unreadable,
+        folder=folder,
+        unreadable={place: error for place, error in enumerate(texts["error"]) if error},
         duplicates=duplicates,
         duplicates_left_out=problem,
-        skipped=source.skipped,
-        absolute=absolute,
-        whites=source.whites,
+        absolute=describe_folder(numbers["faults"], files, names) if names is not None and "faults" in numbers else "",
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
-        splits=source.splits,
-        labels=labels if any(label is not None for label in labels) else None,
-        looks_like=[looks_like[place] for place in order.tolist()] if "label" in views else None,
+        splits=texts.get("split"),
+        labels=[label or None for label in texts["filed_under"]] if any(texts["filed_under"]) else None,
+        looks_like=texts["looks_like"] if "label" in views else None,
     )
-    return replace(report, pictures=_draw(source, reader, report))
 
 
 def _p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
@@ -279,27 +324,24 @@ def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> di
 
 
 def _duplicates(
-    parts: Sequence[Fingerprints],
-    images: Tensor,
-    positions: Sequence[int],
-    source: ImageSource,
-    reference: ReferenceImages | None,
+    fingerprints: Fingerprints, positions: list[int], files: Sequence[str], reference: ReferenceImages | None
 ) -> tuple[list[DuplicateGroup], str]:
-    """Find duplicates among images, an index into all parts, at some positions, and between these and a reference."""
-    files = source.files(positions)
+    """Find duplicates among the images at some positions, and between these and a reference."""
+    images, known = torch.tensor(positions, dtype=torch.int64, device="cpu"), list[str | int]()
+    files = [files[position] for position in positions]
     if reference is not None:
-        images = torch.cat([images, reference.usable + sum(len(part.hashes) for part in parts)])
-        parts, files = [*parts, reference.fingerprints], files + reference.files
-    fingerprints = Fingerprints.join(parts)
-    fingerprints.hashes[images] = tell_apart(fingerprints.hashes[images], files)
-    groups, problem = find_duplicates(fingerprints, images)
-    names = [] if reference is None else reference.names
+        images = torch.cat([images, reference.usable + len(fingerprints.hashes)])
+        fingerprints = Fingerprints.join([fingerprints, reference.fingerprints])
+        files, known = files + reference.files, reference.names
+    hashes = fingerprints.hashes.clone()
+    hashes[images] = tell_apart(hashes[images], files)
+    groups, problem = find_duplicates(Fingerprints(hashes, fingerprints.looks), images)
     found = []
     for group, identical, correlations in groups:
         searched = [positions[place] for place in group if place < len(positions)]
-        known = [names[place - len(positions)] for place in group if place >= len(positions)]
+        others = [known[place - len(positions)] for place in group if place >= len(positions)]
         if searched:
-            found.append(DuplicateGroup(searched, identical, known, correlations))
+            found.append(DuplicateGroup(searched, identical, others, correlations))
     return found, problem
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -60,16 +60,6 @@ def judge(views: Mapping[str, FittedView], samples: SampleStatistics) -> dict[st
 def view_samples(samples: SampleStatistics) -> dict[str, SampleView]:
     """Score samples by views that were fitted to the same samples."""
     return judge(fit_views(samples), samples)
-
-
-def join_views(parts: Sequence[Mapping[str, SampleView]], order: Tensor) -> dict[str, SampleView]:
-    """Join the views of parts of the samples, and sort the samples by an index `(N,)`."""
-    joined = {}
-    for name in parts[0]:
-        reasons = [reason for part in parts for reason in part[name].reasons]
-        scores = torch.cat([part[name].scores for part in parts])
-        joined[name] = SampleView(scores[order], tuple(reasons[place] for place in order.tolist()))
-    return joined
 
 
 def larger(scores: Iterable[Tensor]) -> Tensor:

