@@ -50,7 +50,7 @@ class Scorer:
         """Write a block under its own name: one that is scored again, as a worker died, replaces itself."""
         paths = block["path"].tolist()
         labels = [Path(path).parent.name for path in paths]
-        part = self.detector.search_part(Block(block["bytes"], paths), labels=labels, progress=False)
+        part = self.detector.search_part(Block(block["bytes"].tolist(), paths), labels=labels, progress=False)
         file = self.output / f"{hashlib.sha256(os.fsencode(chr(10).join(paths))).hexdigest()[:16]}.parquet"
         pd.DataFrame({name: list(values) for name, values in part.items()}).to_parquet(unfinished := f"{file}.part")
         os.replace(unfinished, file)
@@ -75,9 +75,11 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     part = {name: np.stack([*table[name]]) if is_array[name] else table[name].to_numpy() for name in table}
     report = OutlierDetector.load(output / "detector.pt", model).join_parts([part])
     pictures = {}
-    for row in (row for tab in report.tabs() for row in tab.rows if row.position is not None):
-        with suppress(Exception), files.open_input_file(row.name) as file:  # broken ones are a list of their own
-            pictures[row.position] = load_image(file).whole.permute(1, 2, 0)
+    for position, name in {row.position: row.name for tab in report.tabs() for row in tab.rows}.items():
+        # Broken ones are a list of their own.
+        with suppress(Exception), files.open_input_file(name) as file:
+            if position is not None:
+                pictures[position] = load_image(file).whole.permute(1, 2, 0)
     return replace(report, pictures=pictures)
 
 
