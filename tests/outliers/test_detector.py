@@ -50,6 +50,7 @@ def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     assert all(torch.equal(picture, expected.pictures[place]) for place, picture in report.pictures.items())
 
 
+@pytest.mark.filterwarnings("ignore:1 of the 92 images")
 def test_parts_are_joined_to_the_report_of_a_search_with_copies_across_parts(fitted):
     images = torch.cat([DIGITS[800:850], torch.rand(40, 1, 8, 8), DIGITS[[810, 820]]])
     images[5] = torch.nan
