@@ -50,6 +50,22 @@ def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     assert all(torch.equal(picture, expected.pictures[place]) for place, picture in report.pictures.items())
 
 
+@pytest.mark.filterwarnings("ignore:1 of the 92 images")
+def test_parts_are_joined_to_the_report_of_a_search_with_copies_across_parts(fitted):
+    images = torch.cat([DIGITS[800:850], torch.rand(40, 1, 8, 8), DIGITS[[810, 820]]])
+    images[5] = torch.nan
+    positions = torch.randperm(92, generator=torch.Generator().manual_seed(0)).split([30, 61, 1])
+    parts = [fitted.search_part(images[places]) | {"position": places.numpy()} for places in positions]
+    joined, expected = fitted.join_parts(parts), fitted.search(images)
+    assert_same_scores(joined.scores, expected.scores)
+    assert joined.significant == expected.significant != []
+    assert joined.unusable == expected.unusable == [5]
+    assert [group[:3] for group in joined.duplicates] == [group[:3] for group in expected.duplicates]
+    assert [10, 90] in [group.positions for group in joined.duplicates]
+    with pytest.raises(ValueError, match="should hold results"):
+        fitted.join_parts([])
+
+
 def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):
     images = DIGITS[800:870]
     report = find_outliers(images, classifier(), DIGITS[:800])
