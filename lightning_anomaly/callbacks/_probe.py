@@ -15,7 +15,7 @@ from lightning_anomaly.filters.across_processes import analyze_shared
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.images.labels import BatchLabels, class_names, in_drawn_order
+from lightning_anomaly.images.labels import BatchLabels, class_names, in_drawn_order, name_labels
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.network.features import SampleCapture
@@ -79,10 +79,10 @@ class Probe:
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
-        labels = self._labels.at(range(report.n_samples), targets)
+        found = self._labels.at(range(report.n_samples), targets)
         class_names = () if self._labels.renamed else samples.class_names
-        named = [None if label is None else str(dict(enumerate(class_names)).get(label, label)) for label in labels]
-        report = replace(report, labels=named if any(named) else None, names=names and names[: report.n_samples])
+        labels = name_labels(found, class_names)
+        report = replace(report, labels=labels if any(labels) else None, names=names and names[: report.n_samples])
         return self._with_label_scores(report, class_names)
 
     def _with_label_scores(self, report: AnomalyReport, class_names: Sequence[str]) -> AnomalyReport:

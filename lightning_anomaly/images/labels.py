@@ -44,7 +44,7 @@ class BatchLabels:
     def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> list[int | None]:
         """Return the labels at some positions, or the data set's `targets` where batches have none; None if unknown.
 
-        The first call decides which column counts. Negative numbers beside two classes stand for unknown labels.
+        The first call decides which column counts. Negative numbers, such as -100, stand for unknown labels.
         """
         if not self._settled:
             self._settled, self._chosen = True, self._choose(targets)
@@ -53,8 +53,7 @@ class BatchLabels:
             found = [None if value is None or not math.isfinite(value) else int(value) for value in values]
         else:
             found = [None if targets is None or self.problem else targets[position] for position in positions]
-        unknown_below = 0 if len({label for label in found if label is not None and label >= 0}) > 1 else -math.inf
-        return [None if label is None or label < unknown_below else label for label in found]
+        return [None if label is None or label < 0 else label for label in found]
 
     def _choose(self, targets: Sequence[int] | None) -> str | None:
         """Return the column of labels; None without one, or with a `problem` if there are several."""
@@ -86,6 +85,12 @@ class BatchLabels:
 
 def _all_whole(values: Iterable[float]) -> bool:
     return all(float(value).is_integer() for value in values if math.isfinite(value))
+
+
+def name_labels(labels: Iterable[Any], names: Sequence[str]) -> list[str | None]:
+    """Return labels by name, if they are places of names, or as they are; None for unknown and empty ones."""
+    name_of = dict(enumerate(names))
+    return [None if label is None else str(name_of.get(label, label)) or None for label in labels]
 
 
 def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

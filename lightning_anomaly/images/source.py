@@ -24,6 +24,7 @@ from lightning_anomaly.images.labels import (
     dataset_with,
     file_names,
     folder_of,
+    name_labels,
     named_tensors,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
@@ -143,8 +144,7 @@ class ImageSource:
         """
         places = [*positions]
         found = self._labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
-        names = dict(enumerate(self.label_names))
-        return [None if label is None else str(names.get(label, label)) or None for label in found]
+        return name_labels(found, self.label_names)
 
     @property
     def label_names(self) -> tuple[str, ...]:
