@@ -22,15 +22,20 @@ from lightning_anomaly.two_sample.comparable_images import (
     transforms_of,
 )
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
+from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
 
 
 class ComparedImages(NamedTuple):
-    """Training and validation images, in memory if they fit, their labels, and doubts as `{key: sentence}`."""
+    """Training and validation images, in memory if they fit, their labels, and doubts as `{key: sentence}`.
+
+    What the last comparison `kept` of them holds for the next one while only the last layer changes.
+    """
 
     train: ImageSource
     val: ImageSource
     labels: KnownLabels
     doubts: Mapping[str, str]
+    kept: BeforeLastLayer
 
     @property
     def identity(self) -> str:
@@ -97,7 +102,7 @@ def read_images(
         )
     known = train.labels(places), val.labels(val_places)
     labels = KnownLabels(*known, train.label_names, places, train.names, train.labels_problem)
-    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | doubts)
+    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | doubts, BeforeLastLayer())
 
 
 def _open(

@@ -235,7 +235,7 @@ class TwoSampleCallback(AnyCallback):
             images = self._images = self._images or self._read_images(trainer, pl_module, batch)
             call = find_call(pl_module, self.logits)
             with trainer.strategy.precision_plugin.forward_context():
-                inputs = images.train, images.val, self.layers, call, images.labels, self._single
+                inputs = images.train, images.val, self.layers, call, images.labels, self._single, images.kept
                 report = compare_groups(pl_module, *inputs)
         self._compared = report, perf_counter() - start
 

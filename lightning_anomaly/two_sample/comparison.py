@@ -28,6 +28,7 @@ from lightning_anomaly.two_sample.rank_test import (
     responding_filters,
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
+from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
 
 _VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
 
@@ -98,21 +99,24 @@ def compare_groups(
     call: Callable[[Tensor], Any] | None = None,
     labels: KnownLabels | None = None,
     single: SingleOutputs | None = None,
+    kept: BeforeLastLayer | None = None,
 ) -> TwoSampleReport:
     """Compute the report of `two_sample_test` without issuing warnings, of a model or of what `call` returns of it.
 
-    With `labels`, the report has their margins. What a `single` output is holds for the next comparison too.
+    With `labels`, the report has their margins. What a `single` output is holds for the next comparison too, and what
+    is `kept` of the same images while only the last layer changes.
     """
     check_groups(train_inputs, val_inputs)
-    judged = model if labels is not None and any(label is not None for label in labels.train) else None
-    capture = MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(judged))
+    kept = BeforeLastLayer() if kept is None else kept
     output = ExpectedErrors(single)
     with output:
-        for inputs in (train_inputs, val_inputs):
-            run(model, inputs, capture, call=call, take_output=output.update)
-    n_train, n_val = (len(inputs.positions) - len(inputs.unreadable) for inputs in (train_inputs, val_inputs))
-    maps, _, notes = usable_layers(capture.maps, n_train + n_val)
-    notes |= unseen_layers(model, layers) | train_inputs.notes() | val_inputs.notes()
+        again = kept.outputs(model, call, train_inputs)
+        for outputs in again:
+            output.update(outputs)
+        report, features = (
+            (kept.report, kept.features) if again else _run(model, train_inputs, val_inputs, layers, call, output, kept)
+        )
+    n_train, n_val, notes = report.n_train, report.n_val, dict(report.notes)
     errors = output.result(n_train + n_val)
     if output.problem is None:
         predicted = None if output.logits is None else output.logits.argmax(1)
@@ -124,7 +128,6 @@ def compare_groups(
         notes["single output"] = output.doubt
     margins = None
     if labels is not None:
-        features = capture.samples.collected(n_train + n_val).features
         logits, features = (
             known
             if known is None
@@ -134,12 +137,45 @@ def compare_groups(
         margins = labels.judge(logits, features)
         if margins is None and errors is not None and (problem := labels.why_not_judged(logits)):
             notes["labels"] = f"The training labels are not judged: {problem}."
+    if errors is None or min(n_train, n_val) < MIN_SAMPLES:
+        return replace(report, notes=notes)
+    train, val = errors[:n_train], errors[n_train:]
+    area, gap, p_value = compare_confidences(-train, -val)
+    return replace(
+        report,
+        notes=notes,
+        confidence_auc=area,
+        confidence_gap=gap,
+        confidence_error_ratio=mean_error(val) / mean_error(train),
+        confidence_p_value=p_value,
+        train_errors=train,
+        val_errors=val,
+        label_margins=margins,
+    )
+
+
+def _run(
+    model: nn.Module,
+    train_inputs: ImageSource,
+    val_inputs: ImageSource,
+    layers: Iterable[str] | None,
+    call: Callable[[Tensor], Any] | None,
+    output: ExpectedErrors,
+    kept: BeforeLastLayer,
+) -> tuple[TwoSampleReport, Tensor | None]:
+    """Run all images while `output` takes the output; return a report on the filters, and features `(N, D)`."""
+    capture = MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(model))
+    for inputs in (train_inputs, val_inputs):
+        run(model, inputs, capture, call=call, take_output=output.update)
+    n_train, n_val = (len(inputs.positions) - len(inputs.unreadable) for inputs in (train_inputs, val_inputs))
+    maps, _, notes = usable_layers(capture.maps, n_train + n_val)
+    notes |= unseen_layers(model, layers) | train_inputs.notes() | val_inputs.notes()
     if min(n_train, n_val) < MIN_SAMPLES:
         notes["few images"] = (
             f"The {n_train} training and {n_val} validation images in `train_inputs` and `val_inputs` are too few for "
             f"a rank test: give at least {MIN_SAMPLES} of each, better 1,000."
         )
-        maps, errors, margins = {}, None, None
+        maps = {}
     values = {name: layer.maps.T.cpu() for name, layer in maps.items()}
     compared, chance = _compare_filters(values, n_train, n_train + n_val)
     finite = {name: int(filters.isfinite().all(1).sum()) for name, filters in values.items()}
@@ -152,20 +188,9 @@ def compare_groups(
             f"None of the {sum(finite.values())} filters responds to enough of the {n_train} training and {n_val} "
             "validation images to be compared: give more images, or other `layers`."
         )
-    if errors is None:
-        return report
-    train, val = errors[:n_train], errors[n_train:]
-    area, gap, p_value = compare_confidences(-train, -val)
-    return replace(
-        report,
-        confidence_auc=area,
-        confidence_gap=gap,
-        confidence_error_ratio=mean_error(val) / mean_error(train),
-        confidence_p_value=p_value,
-        train_errors=train,
-        val_errors=val,
-        label_margins=margins,
-    )
+    samples = capture.samples.collected(n_train + n_val)
+    kept.keep(model, call, train_inputs, samples, output, report)
+    return report, samples.features
 
 
 def check_groups(train_inputs: ImageSource, val_inputs: ImageSource) -> None:

@@ -131,6 +131,11 @@ class ExpectedErrors(TorchFunctionMode):
         return self._chosen(self._logits) if self._logits and self.problem is None else None
 
     @property
+    def sizes(self) -> list[int]:
+        """The number of samples in each batch."""
+        return [batch.shape[1] for batch in self._errors]
+
+    @property
     def doubt(self) -> str | None:
         """What may be wrong with the reading of a single output; None if nothing is."""
         if self.problem is not None or self.shape[:1] != (1,) or not self._single.inferred:
