@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.forward import placed, probing
 from lightning_anomaly.network.hooks import compiled_models_eager
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.two_sample.confidence import ExpectedErrors
-from lightning_anomaly.two_sample.report import TwoSampleReport
+from lightning_anomaly.two_sample.two_sample_report import TwoSampleReport
 
 Call = Callable[[Tensor], Any]
 

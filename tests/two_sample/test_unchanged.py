@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.two_sample.comparison import compare_groups
 from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
 
