@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.network.forward import placed, probing
+from lightning_anomaly.network.forward import isolated_calls, placed
 from lightning_anomaly.network.hooks import compiled_models_eager
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.two_sample.confidence import ExpectedErrors
@@ -66,7 +66,7 @@ class BeforeLastLayer:
         return [] if self._changed else self._outputs(layer)
 
     def _outputs(self, layer: nn.Module) -> list[Tensor]:
-        with probing(layer) as forward:
+        with isolated_calls(layer) as forward:
             return [forward(placed(batch, layer)) for batch in torch.split(self.features, [*self._sizes])]
 
 
@@ -74,7 +74,7 @@ def _features_of_two(model: nn.Module, call: Call | None, images: ImageSource, l
     """Run the first two images and return what the layer is given, empty if it is not called."""
     taken = [torch.empty(0)]
     hook = layer.register_forward_hook(lambda _, args, __: taken.append(args[0].detach().clone()))
-    with hook, compiled_models_eager(), probing(model, call) as forward:
+    with hook, compiled_models_eager(), isolated_calls(model, call) as forward:
         for _, batch in images.batches(images.positions[:2]):
             forward(placed(batch, model))
     return taken[-1]
