@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         save_run_page,
     )
     from lightning_anomaly.filters.analyze import analyze
-    from lightning_anomaly.filters.report import AnomalyReport
+    from lightning_anomaly.filters.anomaly_report import AnomalyReport
     from lightning_anomaly.filters.settings import AnalysisSettings
     from lightning_anomaly.outliers import OutlierDetector, OutlierReport, find_outliers
     from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
@@ -44,7 +44,7 @@ else:
             for module in (
                 "callbacks",
                 "filters.analyze",
-                "filters.report",
+                "filters.anomaly_report",
                 "filters.settings",
                 "outliers",
                 "two_sample",

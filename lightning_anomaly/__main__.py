@@ -80,7 +80,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     """Score all images, print the table, and write the gallery and the list of the oddest ones."""
-    from lightning_anomaly.images.files import FolderImages
+    from lightning_anomaly.images.folder_images import FolderImages
     from lightning_anomaly.network.pretrained import load_pretrained
     from lightning_anomaly.outliers import find_outliers
     from lightning_anomaly.pages.gallery import MOVE

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_anomaly.network.maps import LayerMaps, summarize_maps
+from lightning_anomaly.network.layer_maps import LayerMaps, summarize_maps
 
 
 class Single(Tensor):

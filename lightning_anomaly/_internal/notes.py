@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 
-from lightning_anomaly._internal.tables import listed
+from lightning_anomaly._internal.tabular import listed
 
 
 def left_out(name: str, problem: str) -> dict[str, str]:

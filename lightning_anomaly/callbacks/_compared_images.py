@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_anomaly.images.image_source import ImageSource, first_tensor, loader_of
 from lightning_anomaly.images.loaders import first_loader
-from lightning_anomaly.images.source import ImageSource, first_tensor, loader_of
-from lightning_anomaly.images.worker import in_worker
+from lightning_anomaly.images.worker_process import in_worker
 from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
 from lightning_anomaly.two_sample.comparable_images import (
     describe_doubts,

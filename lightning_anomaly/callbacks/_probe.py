@@ -13,15 +13,15 @@ from torch import nn
 from lightning_anomaly._internal.processes import rank_and_world
 from lightning_anomaly.filters.across_processes import analyze_shared
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
-from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.images.labels import BatchLabels, class_names, in_drawn_order, name_labels
+from lightning_anomaly.images.batch_labels import BatchLabels, class_names, in_drawn_order, name_labels
+from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
-from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import most_samples
 from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.scores.label import predicted_view
+from lightning_anomaly.scores.label_score import predicted_view
 from lightning_anomaly.scores.pixels import describe_pixels
 
 

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_anomaly._internal.tables import listed
-from lightning_anomaly.callbacks._loss_names import loss_tags
+from lightning_anomaly._internal.tabular import listed
+from lightning_anomaly.callbacks._losses import loss_tags
 from lightning_anomaly.filters.agreement import agreements, singled_out
-from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
+from lightning_anomaly.filters.layer_table import count_sentences
 from lightning_anomaly.filters.sample_lists import name_of
-from lightning_anomaly.filters.table import count_sentences
-from lightning_anomaly.pages.page import short, usual_score
-from lightning_anomaly.two_sample.report import TwoSampleReport
-from lightning_anomaly.two_sample.rise import MIN_ERRORS, WINDOW
+from lightning_anomaly.pages.html_page import short, usual_score
+from lightning_anomaly.two_sample.error_rise import MIN_ERRORS, WINDOW
+from lightning_anomaly.two_sample.two_sample_report import TwoSampleReport
 
 _NAMED = 3  # samples in a sentence
 _CURVES = {  # words and names of the values of each panel, after its title and whether they are shares

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import takewhile
 
 from lightning_anomaly._internal.checks import check_integer
-from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
+from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, validations
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.filters.rise import HOLD, RISE, RISE_PATIENCE
+from lightning_anomaly.filters.fraction_rise import HOLD, RISE, RISE_PATIENCE
 
 
 class AnomalyEarlyStopping(StoppingCallback):

@@ -6,15 +6,15 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._figures import log_figures, remember_losses
-from lightning_anomaly.callbacks._fits import FittedModule, Schedule
+from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._lightning_packages import AnyCallback
+from lightning_anomaly.callbacks._logged_figures import log_figures, remember_losses
+from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
 from lightning_anomaly.callbacks._probe import Probe
-from lightning_anomaly.callbacks._trees import AnyCallback
-from lightning_anomaly.callbacks._values import LoggedValues, check_logging
 from lightning_anomaly.filters.analyze import KnownLayers
-from lightning_anomaly.filters.report import AnomalyReport
-from lightning_anomaly.filters.rise import rise
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
+from lightning_anomaly.filters.fraction_rise import rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.images.loaders import shuffles
 from lightning_anomaly.network.layers import select_layers, unseen_layers

@@ -10,13 +10,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer
 from lightning_anomaly._internal.processes import broadcast_result, gather_results
-from lightning_anomaly.callbacks._fits import FittedModule
+from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, guarded
+from lightning_anomaly.callbacks._lightning_packages import AnyCallback
+from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging, find_callback
 from lightning_anomaly.callbacks._probe import unlogged
-from lightning_anomaly.callbacks._trees import AnyCallback
-from lightning_anomaly.callbacks._values import LoggedValues, check_logging, find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.images.source import first_tensor
+from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask

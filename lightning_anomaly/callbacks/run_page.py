@@ -9,13 +9,13 @@ from lightning_anomaly.callbacks._run_story import Rows, Story
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
-from lightning_anomaly.filters.page import page_content
-from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
+from lightning_anomaly.filters.filter_browser import page_content
 from lightning_anomaly.filters.sample_lists import sample_lists
 from lightning_anomaly.pages.gallery import Tab, gallery_index
-from lightning_anomaly.pages.page import BrowserFile, assemble, write
-from lightning_anomaly.two_sample.report import SHOWN
-from lightning_anomaly.two_sample.stopping import GAP
+from lightning_anomaly.pages.html_page import BrowserFile, assemble, write
+from lightning_anomaly.two_sample.loss_trend import GAP
+from lightning_anomaly.two_sample.two_sample_report import SHOWN
 
 _CODE = (
     "dom unpack wording csv data colors canvas scatter components overview filter_list filter_page samples shell "

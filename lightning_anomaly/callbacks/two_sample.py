@@ -12,19 +12,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_names, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_images
-from lightning_anomaly.callbacks._fits import FittedModule, Schedule
+from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._lightning_packages import AnyCallback
+from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
 from lightning_anomaly.callbacks._probe import unlogged
-from lightning_anomaly.callbacks._trees import AnyCallback
-from lightning_anomaly.callbacks._values import LoggedValues, check_logging
-from lightning_anomaly.images.source import ImageSource, loader_of
+from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.network.layers import find_call, select_layers
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.confidence import SingleOutputs
+from lightning_anomaly.two_sample.error_rise import MIN_ERRORS, ErrorRise
 from lightning_anomaly.two_sample.label_doubts import MeanMargins
-from lightning_anomaly.two_sample.report import SHOWN, TwoSampleReport
-from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
+from lightning_anomaly.two_sample.two_sample_report import SHOWN, TwoSampleReport
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]

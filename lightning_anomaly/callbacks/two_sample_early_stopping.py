@@ -8,11 +8,11 @@ from typing import Any
 
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly._internal.processes import gather_results
-from lightning_anomaly.callbacks._loss_names import validation_losses
-from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
+from lightning_anomaly.callbacks._losses import validation_losses
+from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, validations
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
-from lightning_anomaly.two_sample.rise import WINDOW
-from lightning_anomaly.two_sample.stopping import GAP, LOSS_PATIENCE, confirms, loss_trend
+from lightning_anomaly.two_sample.error_rise import WINDOW
+from lightning_anomaly.two_sample.loss_trend import GAP, LOSS_PATIENCE, confirms, loss_trend
 
 
 class TwoSampleEarlyStopping(StoppingCallback):

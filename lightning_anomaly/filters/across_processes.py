@@ -16,13 +16,13 @@ from lightning_anomaly._internal.processes import (
     sample_order,
 )
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_layers, report_on
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.layer_report import LayerReport, join_layers
-from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import most_samples, usable_layers
-from lightning_anomaly.network.maps import LayerMaps
-from lightning_anomaly.scores.scorer import SampleView
+from lightning_anomaly.network.layer_maps import LayerMaps
+from lightning_anomaly.scores.views import SampleView
 
 
 def analyze_shared(

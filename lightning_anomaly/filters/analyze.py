@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.notes import nonfinite, warn_of
 from lightning_anomaly._internal.progress import track
-from lightning_anomaly._internal.tables import listed
+from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly._internal.threads import torch_in_threads
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.isolation import isolated_samples
 from lightning_anomaly.filters.kept_maps import keep_maps
 from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layers
 from lightning_anomaly.filters.pca import reduce_maps
-from lightning_anomaly.filters.report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.filters.verdicts import outlier_samples, shown_clustering, smallest_share, verdicts_of
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import run, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import LayerMaps, join_batches
 from lightning_anomaly.network.layers import select_layers, unseen_layers
-from lightning_anomaly.network.maps import LayerMaps, join_batches
 from lightning_anomaly.pages.thumbnails import draw_images
 from lightning_anomaly.scores.pixels import describe_pixels
-from lightning_anomaly.scores.scorer import SampleView, view_samples
+from lightning_anomaly.scores.views import SampleView, view_samples
 
 KnownLayers = dict[str, tuple[bytes, LayerReport]]  # by name: hashes of the maps that were analyzed last, and results
 _FILTER_BATCH = 64  # most filters per batch; ResNet-50 takes 4% longer with 32 or 128, a third longer with 8

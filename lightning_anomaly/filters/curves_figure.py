@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_anomaly.filters.figures import ISOLATED, VERDICT_COLORS
+from lightning_anomaly.filters.filter_figures import ISOLATED, VERDICT_COLORS
 from lightning_anomaly.filters.layer_report import ANOMALY
-from lightning_anomaly.pages.style import new_figure
+from lightning_anomaly.pages.figure_style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

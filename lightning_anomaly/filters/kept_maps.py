@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.network.maps import LayerMaps, pool_maps
+from lightning_anomaly.network.layer_maps import LayerMaps, pool_maps
 
 if TYPE_CHECKING:
     from lightning_anomaly.filters.layer_report import LayerReport

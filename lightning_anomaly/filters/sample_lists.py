@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_anomaly.filters.agreement import by_filters
 from lightning_anomaly.pages.gallery import Row, Tab
-from lightning_anomaly.pages.page import finite, usual_score
+from lightning_anomaly.pages.html_page import finite, usual_score
 
 
 def sample_lists(report: Any) -> list[Tab]:

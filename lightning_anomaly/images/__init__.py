@@ -1,5 +1,5 @@
 """Images of a tensor, a Dataset, a DataLoader or a folder, read by their positions."""
 
-from lightning_anomaly.images.files import FolderImages, load_image
+from lightning_anomaly.images.folder_images import FolderImages, load_image
 
 __all__ = ["FolderImages", "load_image"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_anomaly.images.labels import named_tensors
+from lightning_anomaly.images.batch_labels import named_tensors
 
 _CLASSES = 20  # different labels beside one output of an image, above which they are numbers rather than classes
 _BEYOND = 0.1  # share of predictions above the largest label: of a network that learns these labels, nearly none

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.notes import left_out
 from lightning_anomaly._internal.progress import track
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.hooks import MapCapture, evaluating
-from lightning_anomaly.network.maps import LayerMaps
+from lightning_anomaly.network.layer_maps import LayerMaps
 
 
 def placed(images: Tensor, model: nn.Module) -> Tensor:

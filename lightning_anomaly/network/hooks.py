@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.random_state import isolated_torch_state
 from lightning_anomaly.network.features import SampleCapture
+from lightning_anomaly.network.layer_maps import LayerMaps, summarize_maps
 from lightning_anomaly.network.layers import CONVOLUTIONS
-from lightning_anomaly.network.maps import LayerMaps, summarize_maps
 
 _Hook = tuple[nn.Module, LayerMaps | SampleCapture, Callable[..., None]]
 

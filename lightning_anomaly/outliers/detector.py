@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
-from lightning_anomaly.outliers.reading import ImageReader, Seen, check_scaled, open_scaled
-from lightning_anomaly.outliers.report import OutlierReport
+from lightning_anomaly.outliers.image_reader import ImageReader, Seen, check_scaled, open_scaled
+from lightning_anomaly.outliers.outlier_report import OutlierReport
 from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
     DetectorState,
@@ -33,14 +33,14 @@ from lightning_anomaly.outliers.search import (
     search,
     search_part,
 )
-from lightning_anomaly.scores.content import Content
-from lightning_anomaly.scores.label import Label
-from lightning_anomaly.scores.look import Look
+from lightning_anomaly.scores.content_score import Content
+from lightning_anomaly.scores.label_score import Label
+from lightning_anomaly.scores.look_score import Look
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
 from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_values
-from lightning_anomaly.scores.scorer import FittedView, judge, larger
+from lightning_anomaly.scores.views import FittedView, judge, larger
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 11

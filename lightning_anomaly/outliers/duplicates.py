@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly._internal.threads import torch_in_threads
-from lightning_anomaly.images.source import image_hashes, scaled
+from lightning_anomaly.images.image_source import image_hashes, scaled
 from lightning_anomaly.network.features import join_known
 
 SIDE = 32  # of a look (pixels)

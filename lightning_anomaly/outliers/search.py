@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.files import tell_apart
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.folder_images import tell_apart
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
-from lightning_anomaly.outliers.absolute import ask_pixels, describe_folder
+from lightning_anomaly.outliers.absolute_faults import ask_pixels, describe_folder
 from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
-from lightning_anomaly.outliers.reading import Batch, ImageReader
-from lightning_anomaly.outliers.report import OutlierReport
-from lightning_anomaly.scores.content import Content
-from lightning_anomaly.scores.label import Label
+from lightning_anomaly.outliers.image_reader import Batch, ImageReader
+from lightning_anomaly.outliers.outlier_report import OutlierReport
+from lightning_anomaly.scores.content_score import Content
+from lightning_anomaly.scores.label_score import Label
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import VIEWS, FittedView, SampleView, fit_views, judge, larger
+from lightning_anomaly.scores.views import VIEWS, FittedView, SampleView, fit_views, judge, larger
 
 MIN_REFERENCE = 100
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well

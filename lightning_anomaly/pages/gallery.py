@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lightning_anomaly.pages.page import assemble, finite
+from lightning_anomaly.pages.html_page import assemble, finite
 
 _CODE = "dom unpack wording csv colors canvas components shell gallery gallery_main"
 # Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_anomaly.pages.style import new_figure
+from lightning_anomaly.pages.figure_style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

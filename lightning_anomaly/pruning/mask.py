@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_anomaly._internal.notes import warn_of
-from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, Rows, conv_rows, norm_rows
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms

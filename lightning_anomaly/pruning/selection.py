@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
 
 Summary = dict[str, list[int]]  # a report in plain values: `{layer: [outlier samples of filter 0, of filter 1, ...]}`
 

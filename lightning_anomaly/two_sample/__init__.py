@@ -2,6 +2,6 @@
 
 from lightning_anomaly.two_sample.comparison import two_sample_test
 from lightning_anomaly.two_sample.label_doubts import LabelDoubt
-from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
+from lightning_anomaly.two_sample.two_sample_report import LayerComparison, TwoSampleReport
 
 __all__ = ["LabelDoubt", "LayerComparison", "TwoSampleReport", "two_sample_test"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly._internal.notes import nonfinite, warn_of
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.targets import find_contradiction
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import run, usable_layers
@@ -18,7 +18,7 @@ from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import find_call, select_layers, unseen_layers
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, SingleOutputs, compare_confidences, mean_error
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
-from lightning_anomaly.two_sample.rank_test import (
+from lightning_anomaly.two_sample.ranks import (
     DIVISIONS,
     MIN_SAMPLES,
     SIGNIFICANCE,
@@ -27,7 +27,7 @@ from lightning_anomaly.two_sample.rank_test import (
     rank_test,
     responding_filters,
 )
-from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
+from lightning_anomaly.two_sample.two_sample_report import LayerComparison, TwoSampleReport
 
 _VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from lightning_anomaly.scores.label import class_indices, margins_over
+from lightning_anomaly.scores.label_score import class_indices, margins_over
 from lightning_anomaly.scores.ridge import Ridge
 
 SURE = 0.4  # share of the images, with the largest leads: what they contradict is wrong

@@ -25,7 +25,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from lightning_anomaly.scores.scorer import fit_views, judge, view_samples
+from lightning_anomaly.scores.views import fit_views, judge, view_samples
 from recipes.common.data import load_images, mean_and_std
 from recipes.common.data import normalize as scaled
 from recipes.common.options import add_data_options

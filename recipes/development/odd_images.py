@@ -30,10 +30,10 @@ from torch.nn import functional
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import probing
 from lightning_anomaly.network.hooks import hooked
-from lightning_anomaly.scores.content import two_sided
+from lightning_anomaly.scores.content_score import two_sided
 from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import fit_views, judge, larger, view_samples
+from lightning_anomaly.scores.views import fit_views, judge, larger, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
 from recipes.common.options import add_data_options, one_sentence_errors

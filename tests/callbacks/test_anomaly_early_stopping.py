@@ -10,7 +10,7 @@ from scripted import Scripted, run, validations
 from trainers import QUIET, SmallNet, loader, quiet_trainer
 
 from lightning_anomaly import AnomalyEarlyStopping
-from lightning_anomaly.filters.rise import HOLD, RISE_PATIENCE
+from lightning_anomaly.filters.fraction_rise import HOLD, RISE_PATIENCE
 
 pytestmark = QUIET
 STEP = [0.1] * 12 + [0.3] * 20

@@ -161,7 +161,7 @@ class InThreads(Pictures):
 def test_where_no_worker_can_read_images_come_as_the_loader_yields_them(
     tmp_path: Path, kind: Any, why: str, recwarn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_anomaly.images.worker._TIMEOUT", 1)
+    monkeypatch.setattr("lightning_anomaly.images.worker_process._TIMEOUT", 1)
     compared = TwoSampleCallback(sample_size=40)
     weights(tmp_path, kind, compared)
     text = " ".join(said(recwarn))

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, TwoSampleReport, two_sample_test
-from lightning_anomaly.two_sample.rise import ErrorRise
+from lightning_anomaly.two_sample.error_rise import ErrorRise
 
 pytestmark = QUIET
 

@@ -9,7 +9,7 @@ from figures import assert_legible, pixels
 from reports import layer as made_up
 from torch import Tensor
 
-from lightning_anomaly.filters.figures import clearest_filters, filter_figure, verdict_map
+from lightning_anomaly.filters.filter_figures import clearest_filters, filter_figure, verdict_map
 from lightning_anomaly.filters.layer_report import ANOMALY, DEAD, NONFINITE, NORMAL, LayerReport
 
 N = 60

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.scores.scorer import SampleView
+from lightning_anomaly.scores.views import SampleView
 
 
 def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) -> LayerReport:

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from trainers import SmallNet, loader, quiet_trainer
 
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback
-from lightning_anomaly.filters.rise import rise
+from lightning_anomaly.filters.fraction_rise import rise
 
 
 class Scripted(AnomalyFilterCallback):

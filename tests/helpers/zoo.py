@@ -9,7 +9,7 @@ from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.filters.analyze import analyze_maps
 from lightning_anomaly.filters.layer_report import LayerReport
 from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.maps import LayerMaps
+from lightning_anomaly.network.layer_maps import LayerMaps
 
 
 def _clustered(filters: int, samples: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_anomaly import analyze, find_outliers, two_sample_test
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 
 IMAGES = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(1)) * 1.2

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lightning_anomaly import analyze, two_sample_test
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.forward import run
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import select_layers

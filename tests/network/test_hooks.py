@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from trainers import hook_count
 
 from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import LayerMaps, pool_maps
 from lightning_anomaly.network.layers import select_layers
-from lightning_anomaly.network.maps import LayerMaps, pool_maps
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 NUMBERS = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)

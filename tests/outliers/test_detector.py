@@ -16,7 +16,7 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.scores.pixels import pixel_names
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.scorer import fit_views, judge, larger
+from lightning_anomaly.scores.views import fit_views, judge, larger
 
 DIGITS = torch.from_numpy(load_digits().images).float()[:, None] / 16
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import lightning_anomaly.pages
-from lightning_anomaly.filters.figures import VERDICT_COLORS
+from lightning_anomaly.filters.filter_figures import VERDICT_COLORS
 
 
 def colors(ground: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import nn
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
-from lightning_anomaly.scores.scorer import SampleView
+from lightning_anomaly.scores.views import SampleView
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
 

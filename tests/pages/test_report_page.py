@@ -10,11 +10,11 @@ from reports import contents, layer
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport
+from lightning_anomaly.filters.filter_browser import page_text
 from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
-from lightning_anomaly.filters.page import page_text
-from lightning_anomaly.network.maps import LayerMaps
+from lightning_anomaly.network.layer_maps import LayerMaps
 from lightning_anomaly.pages.thumbnails import draw_images
-from lightning_anomaly.scores.scorer import SampleView
+from lightning_anomaly.scores.views import SampleView
 
 
 def made_up(filters: int, samples: int, outliers: int = 0) -> AnomalyReport:
@@ -42,7 +42,7 @@ def read_points(raw: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarray, 
 
 @pytest.mark.parametrize("shown", [100, 1000])
 def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(monkeypatch, shown):
-    monkeypatch.setattr("lightning_anomaly.filters.page._POINTS", 5 * shown)
+    monkeypatch.setattr("lightning_anomaly.filters.filter_browser._POINTS", 5 * shown)
     report = made_up(5, 1000, outliers=3)
     conv = report.layers["conv"]
     conv.isolated[:, [1, 7]] = True

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_anomaly.pages.page import usual_score
+from lightning_anomaly.pages.html_page import usual_score
 
 
 def test_the_usual_score_is_a_quantile_of_the_finite_ones() -> None:

@@ -12,11 +12,11 @@ from sklearn.preprocessing import PowerTransformer
 from torch import Tensor, nn
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.content import Content
+from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.mahalanobis import RobustGaussian, _most_normal_powers, shrunk_covariance
 from lightning_anomaly.scores.pixels import pixel_names, pixel_statistics
 from lightning_anomaly.scores.scale import SURPRISING, Scale, Tail, conformal_p_values
-from lightning_anomaly.scores.scorer import fit_views, judge, larger, view_samples
+from lightning_anomaly.scores.views import fit_views, judge, larger, view_samples
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from trainers import images
 
-from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.two_sample.comparable_images import (
     describe_doubts,
     is_augmented,

@@ -23,7 +23,7 @@ from lightning_anomaly.two_sample.confidence import (
     expected_error,
     mean_error,
 )
-from lightning_anomaly.two_sample.rank_test import permutation_p_value, rank_test
+from lightning_anomaly.two_sample.ranks import permutation_p_value, rank_test
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)

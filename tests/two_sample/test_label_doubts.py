@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_anomaly.images.source import ImageSource
-from lightning_anomaly.scores.label import margins_over
+from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.scores.label_score import margins_over
 from lightning_anomaly.two_sample.comparison import compare_groups
 from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
 

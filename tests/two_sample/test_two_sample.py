@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.rank_test import random_divisions, rank_test, responding_filters
+from lightning_anomaly.two_sample.ranks import random_divisions, rank_test, responding_filters
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly.two_sample.confidence import compare_confidences, expected_error, mean_error
-from lightning_anomaly.two_sample.rise import ErrorRise
+from lightning_anomaly.two_sample.error_rise import ErrorRise
 from recipes.common.module import evaluate_parts
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.measures.gradients import batch_disparity

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.two_sample.rise import WINDOW
-from lightning_anomaly.two_sample.stopping import GAP, LOSS_PATIENCE, confirms, loss_trend
+from lightning_anomaly.two_sample.error_rise import WINDOW
+from lightning_anomaly.two_sample.loss_trend import GAP, LOSS_PATIENCE, confirms, loss_trend
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs

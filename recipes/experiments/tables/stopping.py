@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.filters.rise import HOLD, RISE, RISE_PATIENCE, rise
+from lightning_anomaly.filters.fraction_rise import HOLD, RISE, RISE_PATIENCE, rise
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lightning_anomaly.filters.rise import HOLD
+from lightning_anomaly.filters.fraction_rise import HOLD
 from recipes.experiments.store import RESULTS
 from recipes.experiments.tables import TABLES, h3, output, stopping
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_anomaly.filters.rise import HOLD, rise
+from lightning_anomaly.filters.fraction_rise import HOLD, rise
 
 
 @given(st.lists(st.floats(0, 1, allow_subnormal=True), min_size=HOLD, max_size=30))

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_labels
 from lightning_anomaly.filters.agreement import agreements, singled_out
-from lightning_anomaly.filters.figures import clearest_filters
+from lightning_anomaly.filters.filter_figures import clearest_filters
 from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.pages.page import assemble, finite, short, usual_score
+from lightning_anomaly.pages.html_page import assemble, finite, short, usual_score
 
 _CODE = (
     "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell "

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.network.maps import pool_maps, summarize_maps
+from lightning_anomaly.network.layer_maps import pool_maps, summarize_maps
 
 
 def drawn(*shape: int) -> Tensor:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_integer
-from lightning_anomaly._internal.tables import Tabular
+from lightning_anomaly._internal.tabular import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
-from lightning_anomaly.filters.table import count_sentences, filter_columns, layer_rows
-from lightning_anomaly.scores.scorer import VIEWS, SampleView, larger, ordered_reasons, scores_by
+from lightning_anomaly.filters.layer_table import count_sentences, filter_columns, layer_rows
+from lightning_anomaly.scores.views import VIEWS, SampleView, larger, ordered_reasons, scores_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from lightning_anomaly.pages.page import BrowserFile
+    from lightning_anomaly.pages.html_page import BrowserFile
 
 _FIRST = 5  # samples that a printed report begins with
 
@@ -177,7 +177,7 @@ class AnomalyReport(Tabular):
 
     def plot(self) -> Figure:
         """Draw a map of all filters, colored by verdict, which notebooks show and `savefig("plot.png")` writes."""
-        from lightning_anomaly.filters.figures import verdict_map
+        from lightning_anomaly.filters.filter_figures import verdict_map
 
         return verdict_map(self.layers, self.measured)
 
@@ -200,8 +200,8 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `labels` do not have one entry for each probe sample.
         """
-        from lightning_anomaly.filters.page import page_text
-        from lightning_anomaly.pages.page import write
+        from lightning_anomaly.filters.filter_browser import page_text
+        from lightning_anomaly.pages.html_page import write
 
         return write(path, page_text(self, title, self.labels if labels is None else labels))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.rise import ErrorRise, level_of, mean_level, rise_over, standard_error
+from lightning_anomaly.two_sample.error_rise import ErrorRise, level_of, mean_level, rise_over, standard_error
 
 
 def added(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.content import Content
-from lightning_anomaly.scores.look import Look
+from lightning_anomaly.scores.content_score import Content
+from lightning_anomaly.scores.look_score import Look
 from lightning_anomaly.scores.scale import NOTICED, SURPRISING, Scale
 
 VIEWS = "look", "content"

@@ -13,7 +13,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from lightning_anomaly._internal.tables import listed
+from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly.scores.pixels import pixel_names
 
 _DARK, _LIGHT = 0.2, 0.8  # shade of the brightest pixel of a dark image, and of the darkest of a light one, from 0 to 1

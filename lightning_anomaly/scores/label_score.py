@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.content import network_sees, two_sided
+from lightning_anomaly.scores.content_score import network_sees, two_sided
 from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import SURPRISING, Scale
-from lightning_anomaly.scores.scorer import SampleView
+from lightning_anomaly.scores.views import SampleView
 
 _ROUNDING = 1e-10  # squared distance of features of norm 1 that is rounding
 _FEW = 2  # images in a class, up to which they are compared with all

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly._internal.progress import track
-from lightning_anomaly.images.source import ImageSource, scaled
+from lightning_anomaly.images.image_source import ImageSource, scaled
 from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import placed, probing
 from lightning_anomaly.network.hooks import hooked

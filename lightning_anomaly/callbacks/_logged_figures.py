@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning_anomaly.callbacks._guard import Guard
 from lightning_anomaly.callbacks._loggers import log_figure
-from lightning_anomaly.callbacks._loss_names import loss_tags
+from lightning_anomaly.callbacks._losses import loss_tags
+from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.curves_figure import curves_figure
-from lightning_anomaly.filters.figures import filter_figure, verdict_map
-from lightning_anomaly.filters.report import AnomalyReport
+from lightning_anomaly.filters.filter_figures import filter_figure, verdict_map
 from lightning_anomaly.pages.outlier_figure import outlier_figure
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_anomaly._internal.checks import check_integer
-from lightning_anomaly._internal.tables import listed
-from lightning_anomaly.images.classes import classes_and_splits
-from lightning_anomaly.images.source import scaled
-from lightning_anomaly.images.whole import WithWholeImage
+from lightning_anomaly._internal.tabular import listed
+from lightning_anomaly.images.folder_classes import classes_and_splits
+from lightning_anomaly.images.image_source import scaled
+from lightning_anomaly.images.whole_images import WithWholeImage
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 _DEPTHS = 100  # images, evenly spaced, that tell the depth of a folder's images

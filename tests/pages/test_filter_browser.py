@@ -10,8 +10,8 @@ from reports import contents
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.figures import clearest_filters
-from lightning_anomaly.filters.page import page_text
+from lightning_anomaly.filters.filter_browser import page_text
+from lightning_anomaly.filters.filter_figures import clearest_filters
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>'
 

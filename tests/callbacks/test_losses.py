@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_anomaly.callbacks._loss_names import loss_tags, validation_losses
+from lightning_anomaly.callbacks._losses import loss_tags, validation_losses
 
 
 @pytest.mark.parametrize(

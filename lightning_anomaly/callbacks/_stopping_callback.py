@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction
-from lightning_anomaly.callbacks._fits import FittedModule
+from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard
-from lightning_anomaly.callbacks._trees import AnyEarlyStopping
-from lightning_anomaly.callbacks._values import find_callback
+from lightning_anomaly.callbacks._lightning_packages import AnyEarlyStopping
+from lightning_anomaly.callbacks._logged_values import find_callback
 
 
 class StoppingCallback(AnyEarlyStopping):

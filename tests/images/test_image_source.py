@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_anomaly.images.source import ImageSource, WithWholeImage, first_tensor, image_hashes
+from lightning_anomaly.images.image_source import ImageSource, WithWholeImage, first_tensor, image_hashes
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -53,7 +53,7 @@ def test_numbers_without_axes_of_an_image_are_the_input_only_without_images() ->
 
 def test_hashes_are_the_same_in_another_process() -> None:
     """A detector finds duplicates of its reference also where it was unpickled."""
-    code = "import torch; from lightning_anomaly.images.source import image_hashes as h; print(h(torch.eye(3)))"
+    code = "import torch; from lightning_anomaly.images.image_source import image_hashes as h; print(h(torch.eye(3)))"
     other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert other.stdout.strip() == str(image_hashes(torch.eye(3)))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, NORMAL, LayerReport
-from lightning_anomaly.pages.style import COMPONENT_COLORS, layer_text, new_figure
+from lightning_anomaly.pages.figure_style import COMPONENT_COLORS, layer_text, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,7 +20,7 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
     """Make a figure (inches); within the `with` block, the user's matplotlib style does not apply."""
     import matplotlib.style
 
-    from lightning_anomaly.pages.notebook import NotebookFigure
+    from lightning_anomaly.pages.notebook_figure import NotebookFigure
 
     with matplotlib.style.context(["default", _STYLE]):
         yield NotebookFigure(figsize=(width, height), layout="constrained")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.labels import (
+from lightning_anomaly.images.batch_labels import (
     BatchLabels,
     class_names,
     class_targets,
@@ -29,7 +29,7 @@ from lightning_anomaly.images.labels import (
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
 from lightning_anomaly.images.targets import Targets
-from lightning_anomaly.images.whole import Described, WithWholeImage, collate, opened, stack
+from lightning_anomaly.images.whole_images import Described, WithWholeImage, collate, opened, stack
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting

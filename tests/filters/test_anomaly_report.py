@@ -9,7 +9,7 @@ import torch
 from reports import layer
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.scores.scorer import SampleView
+from lightning_anomaly.scores.views import SampleView
 
 LOOK = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
 VIEWS = {"look": SampleView(LOOK, ("dark", "", "flat", "noisy", "", "odd"))}

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_anomaly._internal.tables import Tabular, listed
+from lightning_anomaly._internal.tabular import Tabular, listed
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
-from lightning_anomaly.pages.page import write
+from lightning_anomaly.pages.html_page import write
 from lightning_anomaly.pages.thumbnails import data_uri
 from lightning_anomaly.two_sample.label_doubts import LabelDoubt, LabelMargins
-from lightning_anomaly.two_sample.rank_test import SIGNIFICANCE, permutation_p_value
+from lightning_anomaly.two_sample.ranks import SIGNIFICANCE, permutation_p_value
 
 SHOWN = 64  # images on the page
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_one_of
-from lightning_anomaly._internal.tables import Tabular, listed
-from lightning_anomaly.images.files import read_image
+from lightning_anomaly._internal.tabular import Tabular, listed
+from lightning_anomaly.images.folder_images import read_image
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
-from lightning_anomaly.pages.page import BrowserFile, usual_score, write
+from lightning_anomaly.pages.html_page import BrowserFile, usual_score, write
 from lightning_anomaly.pages.thumbnails import data_uri
-from lightning_anomaly.scores.scorer import VIEWS, SampleView, ordered_reasons, scores_by
+from lightning_anomaly.scores.views import VIEWS, SampleView, ordered_reasons, scores_by
 
 TOP = 100  # images in the lists of look and content, by default
 _LARGE, _SMALL = 512, 256  # sides of the copies on the page: of the first images of each list, and of the others

@@ -1,6 +1,6 @@
 """Names of layers in figures."""
 
-from lightning_anomaly.pages.style import layer_text
+from lightning_anomaly.pages.figure_style import layer_text
 
 
 def test_long_names_are_cut_at_the_left_where_they_resemble_each_other() -> None:

@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.label import Label, predicted_view
+from lightning_anomaly.scores.label_score import Label, predicted_view
 from lightning_anomaly.scores.scale import conformal_p_values
 
 
