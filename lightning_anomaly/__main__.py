@@ -39,22 +39,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, type=Path, metavar="PATH", help="folder of images")
     add("--reference", type=Path, metavar="PATH", help="folder of ordinary images; default: some of --data")
     top_help = "oddest images to list by look and by content, default: %(default)s"
-    add("--top", type=_positive, default=100, metavar="COUNT", help=top_help)
+    add("--top", type=_positive_option, default=100, metavar="COUNT", help=top_help)
     add("--all", action="store_true", help="write a row for every image into the table")
-    add("--device", type=_device, help="device of the network, such as cuda, default: cpu")
+    add("--device", type=_device_option, help="device of the network, such as cuda, default: cpu")
     workers_help = "processes that read the images, default: one for each core on Linux, if there are many images"
-    add("--workers", type=_positive, metavar="COUNT", help=workers_help)
+    add("--workers", type=_positive_option, metavar="COUNT", help=workers_help)
     add("--output", type=Path, default="outliers", metavar="PATH", help="folder to write to, default: %(default)s")
     return parser.parse_args(arguments)
 
 
-def _positive(text: str) -> int:
+def _positive_option(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it should be a positive integer. Found '{text}'.")
     return int(text)
 
 
-def _device(text: str) -> torch.device:
+def _device_option(text: str) -> torch.device:
     import torch
 
     try:
@@ -64,7 +64,7 @@ def _device(text: str) -> torch.device:
         raise argparse.ArgumentTypeError(" ".join(message.split())) from None
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_options(options: argparse.Namespace) -> None:
     """Find mistakes at once that would otherwise end the search after a download, or after all of its work."""
     for option, folder in (("--data", options.data), ("--reference", options.reference)):
         if folder is not None and not folder.is_dir():
@@ -78,7 +78,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"`--output` should be a folder that can be written to. {reason}") from error
 
 
-def _search(options: argparse.Namespace) -> None:
+def _search_folder(options: argparse.Namespace) -> None:
     """Score all images, print the table, and write the gallery and the list of the oddest ones."""
     from lightning_anomaly.images.folder_images import FolderImages
     from lightning_anomaly.network.pretrained import load_pretrained
@@ -99,7 +99,7 @@ def _search(options: argparse.Namespace) -> None:
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
         report = find_outliers(images, model.to(options.device), reference, class_names=class_names)
     print(report)
-    page = _unused(options.output / "outliers.html")
+    page = _unused_page_name(options.output / "outliers.html")
     report.save_html(page, top=options.top)
     report.save_csv(page.with_suffix(".csv"), options.top, every=options.all)
     print(f"the same lists as a table: {page.with_suffix('.csv')}")
@@ -107,7 +107,7 @@ def _search(options: argparse.Namespace) -> None:
     print(f"to move what you ticked, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}", end="")
 
 
-def _unused(page: Path) -> Path:
+def _unused_page_name(page: Path) -> Path:
     """Number a page if there is one of its name, or a table, from an earlier run."""
     numbered = chain([page], (page.with_stem(f"{page.stem}-{number}") for number in count(2)))
     return next(file for file in numbered if not (file.exists() or file.with_suffix(".csv").exists()))
@@ -120,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         options = parse(arguments)
-        _check(options)
-        _search(options)
+        _check_options(options)
+        _search_folder(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells report it

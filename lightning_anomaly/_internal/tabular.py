@@ -11,7 +11,7 @@ class Tabular(ABC):
     """An object that is shown as a table in a console and in a notebook."""
 
     @abstractmethod
-    def _rows(self) -> Sequence[Sequence[str]]:
+    def _table_rows(self) -> Sequence[Sequence[str]]:
         """Return the heading and the rows."""
 
     @abstractmethod
@@ -23,7 +23,7 @@ class Tabular(ABC):
         return []
 
     def __str__(self) -> str:
-        rows = self._rows()
+        rows = self._table_rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "-" * max(map(len, lines)))
@@ -36,7 +36,7 @@ class Tabular(ABC):
         return str(self)  # a notebook would store the fields, hundreds of kilobytes
 
     def _repr_html_(self) -> str:
-        head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._rows()]
+        head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._table_rows()]
         head = head.replace("<td>", "<th>").replace("</td>", "</th>")
         table = [f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{row}</tr>" for row in body), "</tbody>"]
         before, after = (

@@ -13,24 +13,24 @@ from torch import Tensor
 from lightning_anomaly.images.image_source import ImageSource, first_tensor, loader_of
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.worker_process import in_worker
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink, to_bytes
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
 from lightning_anomaly.two_sample.comparable_images import (
-    describe_doubts,
+    describe_differences,
+    images_trained_on,
     is_augmented,
     read_once,
-    trained_on,
     transforms_of,
 )
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
 
 
 class ComparedImages(NamedTuple):
-    """Training and validation images, in memory if they fit, their labels, and doubts as `{key: sentence}`."""
+    """Training and validation images, in memory if they fit, their labels, and notes as `{key: sentence}`."""
 
     train: ImageSource
     val: ImageSource
     labels: KnownLabels
-    doubts: Mapping[str, str]
+    notes: Mapping[str, str]
 
     @property
     def identity(self) -> str:
@@ -44,7 +44,7 @@ class ComparedImages(NamedTuple):
             return None
         places = dict(zip(self.labels.positions, self.train.positions, strict=True))  # other ones if in memory
         batches = self.train.batches([places[position] for position in positions])
-        images = torch.cat([shrink(images, SIDE) for _, images in batches])
+        images = torch.cat([shrink_images(images, SIDE) for _, images in batches])
         return to_bytes(images, black_and_white(images)).clone()  # no view, which would keep its base
 
 
@@ -63,7 +63,7 @@ def read_images(
     `given` are `train_inputs` and `val_inputs`, None for those of the Trainer. The first validation `batch` was
     `prepared`, if it was, before the step called the module.
     """
-    opened, notes = partial(_open, trainer, pl_module, given, batch_size, sample_size), {}
+    opened, notes = partial(_open_sources, trainer, pl_module, given, batch_size, sample_size), {}
     try:
         sources = opened()
         images, seen = read_once(sources, max_bytes)
@@ -83,24 +83,24 @@ def read_images(
     )
     notes |= {**train.notes(), **val.notes()}
     from_user = [name for name, source in given.items() if source is not None]
-    doubts = describe_doubts(from_user, seen, batch if prepared is None else prepared)
+    differences = describe_differences(from_user, seen, batch if prepared is None else prepared)
     if prepared is not None and len(from_user) < len(given):
-        doubts["prepared"] = (
+        differences["prepared"] = (
             "A validation step prepares images before it calls the module, and here they are compared as they come "
             "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
             "`forward` or in the transform of the data set."
         )
     if given["train_inputs"] is None and is_augmented(train):
-        doubts["augmented"] = (
+        differences["augmented"] = (
             "The training images are augmented anew each time, which hides the gap: give images without "
             "augmentation as `train_inputs`."
         )
     known = train.labels(places), val.labels(val_places)
     labels = KnownLabels(*known, train.label_names, places, train.names, train.labels_problem)
-    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | doubts)
+    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences)
 
 
-def _open(
+def _open_sources(
     trainer: Any, pl_module: Any, given: Mapping[str, Any], batch_size: int, sample_size: int, *, apart: bool = True
 ) -> dict[str, ImageSource]:
     """Open both kinds of images; data sets are read in a worker process, `apart` from this one."""
@@ -109,7 +109,7 @@ def _open(
     loaders = {name: loader_of(images, name) for name, images in chosen.items() if not isinstance(images, Tensor)}
     prepared: dict[str, Any] = {}  # how a worker reads otherwise than the loader
     if given["train_inputs"] is None:
-        loader = loaders["train_inputs"] = trained_on(loaders["train_inputs"], trainer.num_training_batches)
+        loader = loaders["train_inputs"] = images_trained_on(loaders["train_inputs"], trainer.num_training_batches)
         val_loader = loaders.get("val_inputs")
         if val_loader is not None and (transforms := transforms_of(val_loader.dataset, loader.dataset)):
             prepared["train_inputs"] = {"attributes": transforms, "collate_fn": val_loader.collate_fn}
@@ -120,12 +120,12 @@ def _open(
             sources[name] = ImageSource(images, name, batch_size)
             continue
         loader = in_worker(loaders[name], **prepared.get(name, {})) if apart else loaders[name]
-        convert = partial(_transferred, trainer, pl_module)
+        convert = partial(_transfer_batch, trainer, pl_module)
         sources[name] = ImageSource(loader, name, batch_size, max_images=sample_size, convert=convert)
     return sources
 
 
-def _transferred(trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+def _transfer_batch(trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
     """Convert and move a batch as a validation does, and return its images."""
     batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
     return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))

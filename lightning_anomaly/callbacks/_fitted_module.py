@@ -25,12 +25,12 @@ class FittedModule:
     def __getstate__(self) -> dict[str, Any]:
         return {"fitting": self.fitting, "_fitted": None, "_current": None}  # a weak reference cannot be copied
 
-    def enter(self, callback: Any, pl_module: Any, stage: str) -> None:
+    def enter_stage(self, callback: Any, pl_module: Any, stage: str) -> None:
         """Reset a callback if another module is fitted than before; it warns again if some module is validated."""
         self.fitting = stage == "fit"
         self._current = weakref.ref(pl_module)
         if not self.fitting:
-            callback._guard.forget()
+            callback._guard.forget_warnings()
             return
         if self._fitted is None or self._fitted() is not pl_module:
             callback._reset()
@@ -71,7 +71,7 @@ class Schedule:
         """
         now = perf_counter()
         period = now - self._began[-1] if len(self._began) > 1 else math.inf
-        if seconds > max(_SECONDS, _SHARE * period) and guard.first("cost"):
+        if seconds > max(_SECONDS, _SHARE * period) and guard.is_first_time("cost"):
             share = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
             rank_zero_info(f"{guard.name} took {share}: see docs/speed.md.")
         self._began.append(now)

@@ -39,7 +39,7 @@ class Guard:
 
     def warn(self, key: str, message: str) -> None:
         """Warn once for each key."""
-        if self.first(key) and rank_and_world()[0] == 0:
+        if self.is_first_time(key) and rank_and_world()[0] == 0:
             warnings.warn(f"{self.name}: {message}", stacklevel=2)
 
     def warn_of(self, notes: Mapping[str, str], consequence: str = "") -> None:
@@ -51,13 +51,13 @@ class Guard:
             self.warn(key, note)
         self._warned.update(new)
 
-    def first(self, key: str) -> bool:
+    def is_first_time(self, key: str) -> bool:
         """Return whether nothing was said under this key before."""
         new = key not in self._warned
         self._warned.add(key)
         return new
 
-    def forget(self) -> None:
+    def forget_warnings(self) -> None:
         """Warn of everything again."""
         self._warned.clear()
 
@@ -70,12 +70,12 @@ class Guard:
         """Whether a hook has failed in this validation."""
         return self._failure is not None
 
-    def postpone(self, error: Exception) -> None:
-        """Keep an exception until `meet`. Unless it is raised, it loses its frames, which would keep tensors alive."""
+    def keep_failure(self, error: Exception) -> None:
+        """Keep an exception until `raise_kept_failure`; if it is not raised, without its frames, which keep tensors."""
         self._failure = error if self._callback.on_error == "raise" else error.with_traceback(None)
 
-    def meet(self) -> None:
-        """Raise in all processes what `postpone` kept in one of them; a collective call."""
+    def raise_kept_failure(self) -> None:
+        """Raise in all processes what `keep_failure` kept in one of them; a collective call."""
         failure, self._failure = self._failure, None
 
         def raise_failure() -> None:
@@ -108,7 +108,7 @@ def guarded_until_validation_ends(hook: Hook) -> Hook:
             try:
                 hook(self, *args, **kwargs)
             except Exception as error:
-                self._guard.postpone(error)
+                self._guard.keep_failure(error)
                 self._remove_hooks()
 
     return cast(Hook, run)

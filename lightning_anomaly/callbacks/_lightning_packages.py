@@ -19,7 +19,7 @@ class AnyCallback(Callback):
     """A callback of `lightning`, and of `pytorch_lightning` if that is imported before a callback is made."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        _join()
+        _add_other_bases()
         super().__init__(*arguments, **options)
 
 
@@ -27,11 +27,11 @@ class AnyEarlyStopping(EarlyStopping):
     """An `EarlyStopping` of the same packages."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        _join()
+        _add_other_bases()
         super().__init__(*arguments, **options)
 
 
-def _join() -> None:
+def _add_other_bases() -> None:
     """Add the bases of `pytorch_lightning`, if that is imported already: importing it here would take over the log."""
     other: Any = sys.modules.get("pytorch_lightning.callbacks")
     if other is not None and not issubclass(AnyCallback, other.Callback):
@@ -41,4 +41,4 @@ def _join() -> None:
         AnyEarlyStopping.__bases__ = (EarlyStopping, last)
 
 
-_join()  # for LightningCLI, which looks at the class before it makes one
+_add_other_bases()  # for LightningCLI, which looks at the class before it makes one

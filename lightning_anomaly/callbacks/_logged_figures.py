@@ -14,19 +14,19 @@ from lightning_anomaly.filters.filter_figures import filter_figure, verdict_map
 from lightning_anomaly.pages.outlier_figure import outlier_figure
 
 
-def log_figures(
+def log_report_figures(
     report: AnomalyReport, history: list[dict[str, Any]], loggers: list[Any], prefix: str, step: int, guard: Guard
 ) -> None:
     """Log the figures of a report; call `remember_losses` first."""
     if not (loggers and report.layers):
         return
-    for name, figure in _figures(report, history):
+    for name, figure in _draw_figures(report, history):
         for logger in loggers if figure is not None else ():
             with guard(f"log a figure to {type(logger).__name__}"):
                 log_figure(logger, f"{prefix}/{name}", figure, step)
 
 
-def _figures(report: AnomalyReport, history: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _draw_figures(report: AnomalyReport, history: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Draw one figure at a time, so that only one is in memory."""
     losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
     yield "curves", curves_figure(history, losses)

@@ -27,7 +27,7 @@ class LoggedValues:
         self._layers: list[str] = []  # of the module
         self._log_layers = False
 
-    def begin(self, last: Mapping[str, float], layers: Iterable[str], *, chosen: bool) -> None:
+    def begin_validation(self, last: Mapping[str, float], layers: Iterable[str], *, chosen: bool) -> None:
         """Begin a validation with the `last` values, but for those of layers that the module no longer has.
 
         Layers are logged one by one if the user has `chosen` them, or if they are few.
@@ -40,17 +40,17 @@ class LoggedValues:
     def log(self, trainer: Any, pl_module: Any) -> None:
         """Log what all processes have measured, and the monitored keys; a collective call."""
         common = set.intersection(*gather_results(lambda: set(self.measured)))
-        monitored = self.monitored(trainer)
+        monitored = self.monitored_keys(trainer)
         neutral = self._neutral | {f"layer/{name}": 0.0 for name in self._layers}
-        values = {name: value for name, value in neutral.items() if self._key(name) in monitored}
+        values = {name: value for name, value in neutral.items() if self._log_key(name) in monitored}
         values |= {name: value for name, value in self.measured.items() if name in common}
         for name, value in values.items():
             if self._log_layers or not name.startswith("layer/"):
                 # The maximum of equal numbers is exact, their mean is rounded.
-                pl_module.log(self._key(name), value, on_step=False, on_epoch=True, batch_size=1,
+                pl_module.log(self._log_key(name), value, on_step=False, on_epoch=True, batch_size=1,
                               prog_bar=name == self._in_progress_bar, sync_dist=True, reduce_fx="max")  # fmt: skip
 
-    def monitored(self, trainer: Any) -> set[str]:
+    def monitored_keys(self, trainer: Any) -> set[str]:
         """Return the keys of this prefix that a callback or a scheduler of a fit monitors."""
         readers = (*trainer.callbacks, *trainer.lr_scheduler_configs) if trainer.state.fn == "fit" else ()
         monitors = [getattr(reader, "monitor", None) for reader in readers]
@@ -61,7 +61,7 @@ class LoggedValues:
         """Say what is logged if a validation measures nothing; the text begins with a space."""
         if self.measured:
             return " The last values are logged again."
-        dead = [f"'{key}'" for key in sorted(self.monitored(trainer))]
+        dead = [f"'{key}'" for key in sorted(self.monitored_keys(trainer))]
         constant = f" Whatever monitors {', '.join(dead)} will only see a constant." if dead else ""
         return f" Nothing is measured.{advice}{constant}"
 
@@ -75,7 +75,7 @@ class LoggedValues:
                 f"0`).{self.without_measurement(trainer)}",
             )
 
-    def _key(self, name: str) -> str:
+    def _log_key(self, name: str) -> str:
         layer = name.removeprefix("layer/")
         return f"{self.prefix}/{name}" if layer == name else f"{self.prefix}_layers/{layer}"
 

@@ -24,26 +24,26 @@ def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
 
         logger.log_image(key=name, images=[Image.open(io.BytesIO(figure._repr_png_()))], step=step)
     elif _can(experiment, "add_figure"):  # TensorBoard
-        experiment.add_figure(_prefixed(logger, name), figure, global_step=step, close=False)
+        experiment.add_figure(_tensorboard_name(logger, name), figure, global_step=step, close=False)
     elif _can(experiment, "log_figure") and hasattr(type(logger), "run_id"):  # MLflow, whose client serves many runs
         experiment.log_figure(logger.run_id, figure, file)
     elif _can(experiment, "log_figure"):  # Comet
         experiment.log_figure(figure_name=name, figure=figure, step=step)
     elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):  # CSVLogger
-        _write(os.path.join(os.path.dirname(table), file), figure._repr_png_())
+        _write_picture(os.path.join(os.path.dirname(table), file), figure._repr_png_())
 
 
 def _can(thing: Any, method: str) -> bool:
     return callable(getattr(type(thing), method, None))
 
 
-def _prefixed(logger: Any, name: str) -> str:
+def _tensorboard_name(logger: Any, name: str) -> str:
     """Return the name under which TensorBoardLogger logs a metric."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{name}" if prefix and isinstance(prefix, str) else name
 
 
-def _write(path: str, content: bytes) -> None:
+def _write_picture(path: str, content: bytes) -> None:
     """Write a file, creating missing folders."""
     from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
 

@@ -21,7 +21,7 @@ def loss_tags(names: Iterable[str]) -> dict[str, str]:
         >>> loss_tags(["train_loss_step", "train_loss_epoch", "epoch", "val_loss", "val_accuracy", "test_loss"])
         {'training': 'train_loss_epoch', 'validation': 'val_loss'}
     """
-    ranked = sorted(loss for loss in map(_rank, names) if loss is not None)
+    ranked = sorted(loss for loss in map(_loss_rank, names) if loss is not None)
     best = {kind: name for kind, _, name in reversed(ranked)}
     return dict(sorted(best.items()))
 
@@ -33,12 +33,12 @@ def validation_losses(names: Iterable[str]) -> list[str]:
         >>> validation_losses(["val_loss", "val_kl_loss"]), validation_losses(["val_kl_loss", "val_nll_loss"])
         (['val_loss'], ['val_kl_loss', 'val_nll_loss'])
     """
-    ranked = sorted(loss for loss in map(_rank, names) if loss is not None and loss[0] == "validation")
+    ranked = sorted(loss for loss in map(_loss_rank, names) if loss is not None and loss[0] == "validation")
     best = {re.sub("[/_](step|epoch|dataloader_idx_.*)", "", name): name for _, _, name in reversed(ranked)}
     return sorted(name for _, rank, name in ranked if name in best.values() and rank[0] == ranked[0][1][0])
 
 
-def _rank(name: str) -> tuple[str, tuple[int, ...], str] | None:
+def _loss_rank(name: str) -> tuple[str, tuple[int, ...], str] | None:
     """Return the kind of a loss, its rank (lower is better) and its name; None if it is no loss."""
     base, _, loader = name.partition("/dataloader_idx_")
     words = re.findall("[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", base).lower())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_anomaly._internal.processes import rank_and_world
-from lightning_anomaly.filters.across_processes import analyze_shared
+from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
@@ -71,11 +71,11 @@ class Probe:
         loaders, maps, samples = self.trainer.val_dataloaders, self.capture.maps, self.capture.samples
         if rank_and_world()[1] > 1:
             limit = min(self.size, unpadded_length(loaders))
-            report = analyze_shared(maps, self.settings, notes, samples=samples, limit=limit, known=known)
+            report = analyze_across_processes(maps, self.settings, notes, samples=samples, limit=limit, known=known)
         else:
             report = analyze_maps(maps, self.settings, notes, samples=samples, known=known)
         targets, names = (None, None) if shuffles(loaders) else in_drawn_order(loaders)
-        report = replace(report, notes={**report.notes, **class_notes(targets or [], report.n_samples)})
+        report = replace(report, notes={**report.notes, **class_order_notes(targets or [], report.n_samples)})
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
@@ -94,7 +94,7 @@ class Probe:
         return report if view is None else replace(report, views={**report.views, "label": view})
 
 
-def class_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
+def class_order_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
     """Note if evenly spaced samples of a validation, as many as in the probe, would have clearly more classes."""
     if not labels or not samples:
         return {}
@@ -109,7 +109,7 @@ def class_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
 
 
 @contextmanager
-def unlogged(pl_module: Any) -> Iterator[None]:
+def without_module_logging(pl_module: Any) -> Iterator[None]:
     """Ignore what the module logs meanwhile, in its `forward` for example: these are not values of the validation."""
     before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # set by a user
     vars(pl_module)["log"] = lambda *_, **__: None

@@ -11,8 +11,8 @@ from lightning_anomaly.callbacks._losses import loss_tags
 from lightning_anomaly.filters.agreement import agreements, singled_out
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.layer_table import count_sentences
-from lightning_anomaly.filters.sample_lists import name_of
-from lightning_anomaly.pages.html_page import short, usual_score
+from lightning_anomaly.filters.sample_lists import sample_name
+from lightning_anomaly.pages.html_page import four_digits, usual_score
 from lightning_anomaly.two_sample.error_rise import MIN_ERRORS, WINDOW
 from lightning_anomaly.two_sample.two_sample_report import TwoSampleReport
 
@@ -126,7 +126,7 @@ class Story:
         scores, told = report.outlier_scores, list[str]()
         for sample in report.by_outlier_score[:_NAMED]:
             facts = "; ".join([f"score {scores[sample]:.1f}", *report.outlier_reasons(sample).values()])
-            told.append(f"{name_of(report, sample)} ({facts})")
+            told.append(f"{sample_name(report, sample)} ({facts})")
         if not report.views:
             self.say("Samples", "Not measured: no sample has a score.")
             return
@@ -146,7 +146,7 @@ class Story:
         text = f"{total:,} of {all_filters:,} filters single out samples{': ' if places else ''}{listed(places)}."
         if groups := agreements(report.layers):
             filters, samples = groups[0]
-            text += f" {len(filters):,} of them agree on {listed([name_of(report, sample) for sample in samples])}."
+            text += f" {len(filters):,} of them agree on {listed([sample_name(report, sample) for sample in samples])}."
         counts = [sentence[0].upper() + sentence[1:] for sentence in count_sentences(report.layers)]
         text += f" {'. '.join(counts)}."
         self.say("Filters", text, "#/overview", "See the filters that agree")
@@ -155,7 +155,7 @@ class Story:
         """Return the curves with values, on one axis of epochs, or of steps if an epoch has several validations."""
         panels = list[dict[str, Any]]()
         for (title, percent), sources in {("Loss", False): {n: n for n in self.losses.values()}, **_CURVES}.items():
-            columns = {words: [short(value) for value in self.column(name)] for words, name in sources.items()}
+            columns = {words: [four_digits(value) for value in self.column(name)] for words, name in sources.items()}
             lines = [(words, values) for words, values in columns.items() if any(v is not None for v in values)]
             line = threshold if title == "Gap" else None
             panels += [{"title": title, "percent": percent, "threshold": line, "lines": lines}] if lines else []

@@ -19,7 +19,7 @@ class StoppingCallback(AnyEarlyStopping):
 
     on_error = "warn"
 
-    _reader_of: ClassVar[type]  # the callback whose reports it judges
+    _watched_type: ClassVar[type]  # the callback whose reports it judges
     _signal: ClassVar[str]  # name of the logged value, without the prefix
     _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
 
@@ -35,7 +35,7 @@ class StoppingCallback(AnyEarlyStopping):
 
     def _reset(self) -> None:
         """Drop everything that an earlier module left."""
-        self._guard.forget()
+        self._guard.forget_warnings()
         self.wait_count = 0
         self._rises: list[float] = []  # of each validation that measured it
         self._begin_fit()
@@ -72,9 +72,9 @@ class StoppingCallback(AnyEarlyStopping):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the callback whose reports are judged, and drop the state if another module is fitted than before."""
         if stage == "fit":
-            self._watched = find_callback(trainer, self._reader_of, type(self).__name__)
+            self._watched = find_callback(trainer, self._watched_type, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
-        self._module.enter(self, pl_module, stage)
+        self._module.enter_stage(self, pl_module, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -99,7 +99,7 @@ class StoppingCallback(AnyEarlyStopping):
                 measured = self._watched.history[-1][self._measured_key]
                 # Rounded, as metrics are in single precision, where 0.05 is above the threshold 0.05.
                 self._rises += [round(float(metrics[self.monitor]), 7)] if measured else []
-                reason = self._judge(measured)
+                reason = self._reason_to_stop(measured)
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
@@ -122,11 +122,11 @@ class StoppingCallback(AnyEarlyStopping):
         """Describe what is watched and when the run is stopped."""
         raise NotImplementedError
 
-    def _judge(self, measured: bool) -> str | None:
+    def _reason_to_stop(self, measured: bool) -> str | None:
         """Return the reason to stop after the last validation, or None; `measured` as in `_measured_key`."""
         raise NotImplementedError
 
 
-def validations(count: int) -> str:
+def say_validations(count: int) -> str:
     """Write a number of validations in words."""
     return f"{count} validation{'s' * (count != 1)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 
 from lightning_anomaly._internal.checks import check_integer
-from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, validations
+from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, say_validations
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.filters.fraction_rise import HOLD, RISE, RISE_PATIENCE
 
@@ -35,7 +35,7 @@ class AnomalyEarlyStopping(StoppingCallback):
         True
     """
 
-    _reader_of = AnomalyFilterCallback
+    _watched_type = AnomalyFilterCallback
     _signal = "rise"
     _measured_key = "clustered"
 
@@ -50,10 +50,10 @@ class AnomalyEarlyStopping(StoppingCallback):
     def _rule(self) -> str:
         return (
             f"watches '{self.monitor}' and stops the run when it has been above {self.threshold:g} for "
-            f"{validations(self.patience)}, after {self.patience + HOLD} validations at the earliest"
+            f"{say_validations(self.patience)}, after {self.patience + HOLD} validations at the earliest"
         )
 
-    def _judge(self, measured: bool) -> str | None:
+    def _reason_to_stop(self, measured: bool) -> str | None:
         above = takewhile(lambda value: value > self.threshold, reversed(self._rises))
         self.wait_count = len([*above])
         lasted = self.wait_count + HOLD - 1  # it has lasted `HOLD` validations when it first shows
@@ -61,5 +61,5 @@ class AnomalyEarlyStopping(StoppingCallback):
             return None
         return (
             f"The fraction of anomaly filters has been more than {self.threshold:g} above an earlier level for "
-            f"{validations(lasted)}; now {self.monitor} = {self._rises[-1]:.3f}."
+            f"{say_validations(lasted)}; now {self.monitor} = {self._rises[-1]:.3f}."
         )

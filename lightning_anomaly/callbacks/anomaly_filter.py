@@ -9,12 +9,12 @@ from lightning_anomaly._internal.checks import check_bool, check_integer, check_
 from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_figures import log_figures, remember_losses
+from lightning_anomaly.callbacks._logged_figures import log_report_figures, remember_losses
 from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.filters.analyze import KnownLayers
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
-from lightning_anomaly.filters.fraction_rise import rise
+from lightning_anomaly.filters.fraction_rise import fraction_rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.images.loaders import shuffles
 from lightning_anomaly.network.layers import select_layers, unseen_layers
@@ -93,7 +93,7 @@ class AnomalyFilterCallback(AnyCallback):
         self.history: list[dict[str, Any]] = []
         self._known: KnownLayers = {}  # of the last analysis
         self._undrawn: int | None = None  # step of the last analysis, until its figures are logged
-        self._guard.forget()
+        self._guard.forget_warnings()
 
     @property
     def state_key(self) -> str:
@@ -113,7 +113,7 @@ class AnomalyFilterCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, and drop the state if another module is fitted than before."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter(self, pl_module, stage)
+        self._module.enter_stage(self, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
@@ -142,7 +142,7 @@ class AnomalyFilterCallback(AnyCallback):
     def _begin_validation(self, trainer: Any, pl_module: Any) -> None:
         fitting = trainer.state.fn == "fit"
         past, layers = self.history if fitting else [], select_layers(pl_module, self.layers)
-        self._values.begin(past[-1]["metrics"] if past else {}, layers, chosen=self.layers is not None)
+        self._values.begin_validation(past[-1]["metrics"] if past else {}, layers, chosen=self.layers is not None)
         self._schedule.begin_validation(len(past))
         if not self._schedule.due:
             return
@@ -178,16 +178,16 @@ class AnomalyFilterCallback(AnyCallback):
             return
         report = None
         with self._guard("analyze the filters", self._values.without_measurement(trainer)):
-            self._guard.meet()
+            self._guard.raise_kept_failure()
             if self._probe is not None:
-                report = self._analyze(trainer, self._probe)
+                report = self._analyze_probe(trainer, self._probe)
         if trainer.state.fn == "fit":
-            self._record(trainer, report)
+            self._record_history(trainer, report)
         with self._guard("log"):
             self._values.log(trainer, pl_module)
         self._remove_hooks()
 
-    def _analyze(self, trainer: Any, probe: Probe) -> AnomalyReport | None:
+    def _analyze_probe(self, trainer: Any, probe: Probe) -> AnomalyReport | None:
         """Analyze the probe and return the report; None if an earlier measurement stands. A collective call."""
         started = perf_counter()
         report = probe.analyze(unseen_layers(probe.module, self.layers), self._known)
@@ -207,13 +207,13 @@ class AnomalyFilterCallback(AnyCallback):
         return report
 
     @guarded
-    def _record(self, trainer: Any, report: AnomalyReport | None) -> None:
+    def _record_history(self, trainer: Any, report: AnomalyReport | None) -> None:
         """Add this validation to the history with its `rise`."""
         values = self._values.measured
         clustered = report is not None and report.measured and report.n_clustered > 0
         if clustered:  # otherwise 0 would be a level from which the fraction rises, and repeated values a lasting rise
             past = [entry["metrics"]["fraction"] for entry in self.history if entry["clustered"]]
-            values["rise"] = rise([*past, values["fraction"]])
+            values["rise"] = fraction_rise([*past, values["fraction"]])
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
@@ -234,27 +234,27 @@ class AnomalyFilterCallback(AnyCallback):
             remember_losses(self.history, trainer)
             analyses = sum(entry["analyzed"] for entry in self.history)
             if analyses.bit_count() == 1:  # 1, 2, 4, 8, ...
-                self._draw(trainer)
+                self._draw_last_figures(trainer)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of the last analysis, with its losses."""
         if self.report is not None:
             remember_losses(self.history, trainer, epoch_ended=True)
-            self._draw(trainer)
+            self._draw_last_figures(trainer)
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove all hooks; if the user interrupts the fit, log the last figures too."""
         self._remove_hooks()
         if isinstance(exception, KeyboardInterrupt):
-            self._draw(trainer)  # waits for no other process
+            self._draw_last_figures(trainer)  # waits for no other process
 
-    def _draw(self, trainer: Any) -> None:
+    def _draw_last_figures(self, trainer: Any) -> None:
         """Log the figures of the last analysis once: TensorBoard shows only the first figure of a step."""
         step, self._undrawn = self._undrawn, None
         if self.log_figures and trainer.is_global_zero and step is not None and self.report is not None:
-            log_figures(self.report, self.history, trainer.loggers, self.log_key_prefix, step, self._guard)
+            log_report_figures(self.report, self.history, trainer.loggers, self.log_key_prefix, step, self._guard)
 
     def _remove_hooks(self) -> None:
         probe, self._probe = self._probe, None

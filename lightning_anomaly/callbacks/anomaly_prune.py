@@ -14,14 +14,14 @@ from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, guarded
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging, find_callback
-from lightning_anomaly.callbacks._probe import unlogged
+from lightning_anomaly.callbacks._probe import without_module_logging
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
-from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize
+from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize_report
 
 _SAMPLES = 4  # enough to find norms
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
@@ -89,7 +89,7 @@ class AnomalyPruneCallback(AnyCallback):
 
     def _reset(self) -> None:
         """Drop everything that an earlier module left."""
-        self._guard.forget()
+        self._guard.forget_warnings()
         self.mask: FilterMask | None = None
         self._summaries: list[Summary] = []  # of the last reports
         self._done = False  # whether it has masked in this fit
@@ -127,7 +127,7 @@ class AnomalyPruneCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the `AnomalyFilterCallback`, and refuse strategies that shard parameters."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter(self, pl_module, stage)
+        self._module.enter_stage(self, pl_module, stage)
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
@@ -171,7 +171,7 @@ class AnomalyPruneCallback(AnyCallback):
         if not self._due or self.mask is None:
             return
         self._due = False
-        chosen = broadcast_result(lambda: self._choose(pl_module))
+        chosen = broadcast_result(lambda: self._choose_filters(pl_module))
         # The norms of process 0 count, but all processes run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
@@ -231,7 +231,7 @@ class AnomalyPruneCallback(AnyCallback):
             return
         report, history = self._watcher.report, self._watcher.history
         if report is not None and history and history[-1]["clustered"]:  # neither repeated nor empty
-            self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
+            self._summaries = [*self._summaries, summarize_report(report)][-self.last_reports :]
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -239,7 +239,7 @@ class AnomalyPruneCallback(AnyCallback):
         if not self._done and trainer.current_epoch <= self.at_epoch:
             rank_zero_info(f"AnomalyPruneCallback masked no filter: the run ended before `at_epoch = {self.at_epoch}`.")
 
-    def _choose(self, pl_module: Any) -> dict[str, list[int]]:
+    def _choose_filters(self, pl_module: Any) -> dict[str, list[int]]:
         """Choose the filters to mask, `{layer: [filter, ...]}`, worst first."""
         summaries, modules = self._summaries, modules_by_name(pl_module)
         chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
@@ -258,5 +258,5 @@ def find_norms_on(
     filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
     images = first_tensor(batch)
     few = batch if images is None else images[:_SAMPLES]
-    with trainer.precision_plugin.forward_context(), unlogged(pl_module):
+    with trainer.precision_plugin.forward_context(), without_module_logging(pl_module):
         return find_norms(pl_module, filters, partial(call_model, pl_module, (few,)))

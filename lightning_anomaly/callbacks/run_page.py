@@ -10,10 +10,10 @@ from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
-from lightning_anomaly.filters.filter_browser import page_content
+from lightning_anomaly.filters.filter_browser import filter_browser_content
 from lightning_anomaly.filters.sample_lists import sample_lists
 from lightning_anomaly.pages.gallery import Tab, gallery_index
-from lightning_anomaly.pages.html_page import BrowserFile, assemble, write
+from lightning_anomaly.pages.html_page import BrowserFile, assemble_page, write_page
 from lightning_anomaly.two_sample.loss_trend import GAP
 from lightning_anomaly.two_sample.two_sample_report import SHOWN
 
@@ -56,7 +56,7 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     """
     if not isinstance(getattr(trainer, "callbacks", None), list):
         raise TypeError(f"Parameter `trainer` should be a Trainer. Found {type(trainer).__name__}.")
-    watcher, comparison = (_first(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
+    watcher, comparison = (_first_callback(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
     if watcher is None and comparison is None:
         raise ValueError(
             "Parameter `trainer` should have an AnomalyFilterCallback or a TwoSampleCallback among its callbacks. "
@@ -65,27 +65,27 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
     if not trainer.is_global_zero:
         return BrowserFile(Path(path))
-    waiting = _first(trainer, TwoSampleEarlyStopping)
+    waiting = _first_callback(trainer, TwoSampleEarlyStopping)
     threshold = GAP if waiting is None else waiting.threshold
-    story = Story(_rows(watcher, comparison, waiting))
+    story = Story(_join_histories(watcher, comparison, waiting))
     if story.times:
-        _tell(story, trainer, watcher, comparison, threshold)
+        _tell_run(story, trainer, watcher, comparison, threshold)
     else:
-        story.say("Run", f"Nothing was measured. {_lost(trainer)}".strip())
+        story.say("Run", f"Nothing was measured. {_lost_reports(trainer)}".strip())
     if comparison is not None and comparison.report is not None:
         tabs.append(comparison.report.tab(SHOWN))
-    content, blocks = page_content(filters, filters.labels)
+    content, blocks = filter_browser_content(filters, filters.labels)
     content |= gallery_index(tabs + sample_lists(filters), Path(path).parent, _LEAVE_OUT)
     content |= {"title": title, "lead": [], "details": []}
     content |= {"sentences": story.sentences, "curves": story.curves(threshold)}
-    return write(path, assemble(_CODE, content, filters.images, blocks))
+    return write_page(path, assemble_page(_CODE, content, filters.images, blocks))
 
 
-def _first(trainer: Any, kind: type[Any]) -> Any:
+def _first_callback(trainer: Any, kind: type[Any]) -> Any:
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
-def _rows(watcher: Any, comparison: Any, waiting: Any) -> Rows:
+def _join_histories(watcher: Any, comparison: Any, waiting: Any) -> Rows:
     """Join the histories, without repeated values; without a `watcher` the losses are those of the early stopping."""
     rows = dict[tuple[int, int], dict[str, float]]()
     for kind, flag, callback in (("filters", "analyzed", watcher), ("output", "compares_output", comparison)):
@@ -99,7 +99,7 @@ def _rows(watcher: Any, comparison: Any, waiting: Any) -> Rows:
     return rows
 
 
-def _tell(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float) -> None:
+def _tell_run(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float) -> None:
     """Tell the run by what the callbacks know; what was not measured is said."""
     story.tell_loss(
         {
@@ -111,8 +111,8 @@ def _tell(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: 
     if comparison is None:
         story.say("Gap", "Not measured: a `TwoSampleCallback` compares training with validation images.")
     else:
-        story.tell_gap(threshold, comparison._rise.too_few_expected_errors)
-    story.say("End", _end(trainer, story))
+        story.tell_gap(threshold, comparison._error_rise.too_few_expected_errors)
+    story.say("End", _how_it_ended(trainer, story))
     if comparison is not None:
         story.tell_labels(comparison.report)
     if watcher is None or watcher.report is None:
@@ -122,7 +122,7 @@ def _tell(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: 
         story.tell_filters(watcher.report)
 
 
-def _end(trainer: Any, story: Story) -> str:
+def _how_it_ended(trainer: Any, story: Story) -> str:
     """Say what ended the run, and if that was no early stopping, why none did."""
     why = list[str]()
     for callback in trainer.callbacks:
@@ -142,7 +142,7 @@ def _end(trainer: Any, story: Story) -> str:
     return f"It {ended} in {story.when(-1)}: {'; '.join(why) or 'there was no early stopping'}."
 
 
-def _lost(trainer: Any) -> str:
+def _lost_reports(trainer: Any) -> str:
     """Say that reports are lost, if the processes that had them have ended."""
     if not trainer.state.finished or "MultiProcessing" not in type(trainer.strategy.launcher).__name__:
         return ""

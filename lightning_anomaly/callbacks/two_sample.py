@@ -16,9 +16,9 @@ from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
-from lightning_anomaly.callbacks._probe import unlogged
+from lightning_anomaly.callbacks._probe import without_module_logging
 from lightning_anomaly.images.image_source import ImageSource, loader_of
-from lightning_anomaly.network.layers import find_call, select_layers
+from lightning_anomaly.network.layers import find_logits_call, select_layers
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.confidence import SingleOutputs
@@ -44,7 +44,7 @@ _ADVICE_OF_READING = (
     " Give images of one size, in a tensor or a data set with a length, as `train_inputs` and `val_inputs`."
 )
 _ADVICE_OF_CALLING = (
-    " Name a method or submodule that takes one tensor of images and returns logits as `logits`, or give such "
+    " Name a method or submodule that takes one tensor of images and returns logits as `logits_from`, or give such "
     "images as `train_inputs` and `val_inputs`."
 )
 
@@ -80,7 +80,7 @@ class TwoSampleCallback(AnyCallback):
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
         max_memory_mb: Largest memory (MiB) for sampled images, which are kept until the fit ends. If they need more,
             they are read again at each comparison.
-        logits: Name of a method or submodule that takes images and returns logits, such as `"classify"` or
+        logits_from: Name of a method or submodule that takes images and returns logits, such as `"classify"` or
             `"networks.student"`; None calls the module itself.
 
     Attributes:
@@ -90,7 +90,7 @@ class TwoSampleCallback(AnyCallback):
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument is not allowed; names of layers and `logits` are checked when the fit begins.
+        ValueError: If an argument is not allowed; names of layers and `logits_from` are checked when the fit begins.
 
     Examples:
         >>> TwoSampleCallback(sample_size=512).report is None
@@ -109,7 +109,7 @@ class TwoSampleCallback(AnyCallback):
         sample_size: int = 1024,
         every_n_validations: int = 1,
         max_memory_mb: int = 256,
-        logits: str | None = None,
+        logits_from: str | None = None,
     ) -> None:
         super().__init__()
         self.train_inputs, self.val_inputs = train_inputs, val_inputs
@@ -126,7 +126,7 @@ class TwoSampleCallback(AnyCallback):
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
-        self.logits = None if logits is None else check_text("logits", logits)
+        self.logits_from = None if logits_from is None else check_text("logits_from", logits_from)
         self._guard = Guard(self)
         self._module = FittedModule()
         self._schedule = Schedule(self.every_n_validations)
@@ -142,12 +142,12 @@ class TwoSampleCallback(AnyCallback):
         self.report: TwoSampleReport | None = None
         self.history: list[dict[str, Any]] = []
         self._begin_measuring()
-        self._guard.forget()
+        self._guard.forget_warnings()
 
     def _begin_measuring(self) -> None:
         """Forget what earlier validations measured."""
-        self._rise, self._margins = ErrorRise(), MeanMargins()
-        self._single = SingleOutputs(named=self.logits is not None)
+        self._error_rise, self._margins = ErrorRise(), MeanMargins()
+        self._single = SingleOutputs(named=self.logits_from is not None)
         self._identity: str | None = None  # of the images that were measured
 
     @property
@@ -159,7 +159,7 @@ class TwoSampleCallback(AnyCallback):
         """Return the history and what was measured, the rise and the mean margins, and of which images."""
         return {
             "history": list(self.history),
-            "rise": self._rise.state_dict(),
+            "rise": self._error_rise.state_dict(),
             "margins": self._margins.state_dict(),
             "images": self._identity,
         }
@@ -169,21 +169,21 @@ class TwoSampleCallback(AnyCallback):
         if self._module.fitting is not False:
             self._reset()
             self.history = list(state_dict.get("history", ()))
-            self._rise.load_state_dict(state_dict.get("rise", {}))
+            self._error_rise.load_state_dict(state_dict.get("rise", {}))
             self._margins.load_state_dict(state_dict.get("margins", {}))
             self._identity = state_dict.get("images")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, begin to measure anew, and drop all state if another module is fitted."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter(self, pl_module, stage)
+        self._module.enter_stage(self, pl_module, stage)
         if stage == "fit":
             self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the names of layers and `logits`, which `setup` may have built, and drop images of an earlier fit."""
+        """Check layers and `logits_from`, which `setup` may have built, and drop the images of an earlier fit."""
         select_layers(pl_module, self.layers)
-        find_call(pl_module, self.logits)
+        find_logits_call(pl_module, self.logits_from)
         self._images = None
 
     @guarded
@@ -203,7 +203,7 @@ class TwoSampleCallback(AnyCallback):
     @guarded_until_validation_ends
     def _begin_validation(self, trainer: Any, pl_module: Any) -> None:
         layers, last = select_layers(pl_module, self.layers), self.history[-1]["metrics"] if self.history else {}
-        self._values.begin(last, layers, chosen=self.layers is not None)
+        self._values.begin_validation(last, layers, chosen=self.layers is not None)
         self._schedule.begin_validation(len(self.history))
         if self._schedule.due:
             self._schedule.say_cost(self._guard, self._values.measured.get("seconds", 0.0))
@@ -214,7 +214,7 @@ class TwoSampleCallback(AnyCallback):
     ) -> None:
         """Watch what the first step calls the module with."""
         if self._schedule.due and self._images is None and batch_idx == dataloader_idx == 0:
-            called = find_call(pl_module, self.logits)
+            called = find_logits_call(pl_module, self.logits_from)
             scripted = isinstance(called, torch.jit.ScriptModule)  # accepts no hooks
             self._calls.attach(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
 
@@ -231,9 +231,9 @@ class TwoSampleCallback(AnyCallback):
         if not self._schedule.due or self._compared is not None:
             return
         start = perf_counter()
-        with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
+        with torch.inference_mode(False), torch.no_grad(), without_module_logging(pl_module):
             images = self._images = self._images or self._read_images(trainer, pl_module, batch)
-            call = find_call(pl_module, self.logits)
+            call = find_logits_call(pl_module, self.logits_from)
             with trainer.strategy.precision_plugin.forward_context():
                 inputs = images.train, images.val, self.layers, call, images.labels, self._single
                 report = compare_groups(pl_module, *inputs)
@@ -244,7 +244,7 @@ class TwoSampleCallback(AnyCallback):
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
         images = read_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
         check_groups(images.train, images.val)
-        self._guard.warn_of(images.doubts)
+        self._guard.warn_of(images.notes)
         if self._identity not in (None, images.identity):
             self._begin_measuring()
         self._identity = images.identity
@@ -258,9 +258,9 @@ class TwoSampleCallback(AnyCallback):
         report = None
         advice = _ADVICE_OF_READING if self._images is None else _ADVICE_OF_CALLING
         with self._guard("compare", self._values.without_measurement(trainer, advice)):
-            self._guard.meet()
+            self._guard.raise_kept_failure()
             if self._compared is not None:
-                report = self._take(trainer, *self._compared)
+                report = self._take_comparison(trainer, *self._compared)
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
@@ -273,7 +273,7 @@ class TwoSampleCallback(AnyCallback):
             self._values.log(trainer, pl_module)
         self._remove_hooks()
 
-    def _take(self, trainer: Any, report: TwoSampleReport, seconds: float) -> TwoSampleReport | None:
+    def _take_comparison(self, trainer: Any, report: TwoSampleReport, seconds: float) -> TwoSampleReport | None:
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
         measured, values = report.compares_output or report.compares_filters, self._values.measured
         self._guard.warn_of(report.notes, "" if measured else self._values.without_measurement(trainer))
@@ -288,8 +288,8 @@ class TwoSampleCallback(AnyCallback):
         if report.compares_output:
             assert self._images is not None
             errors = self._images.train.with_gaps(report.train_errors), self._images.val.with_gaps(report.val_errors)
-            values["confidence_rise"] = self._rise.add(*errors)
-            if self._rise.too_few_expected_errors:
+            values["confidence_rise"] = self._error_rise.add(*errors)
+            if self._error_rise.too_few_expected_errors:
                 self._guard.warn(
                     "few errors",
                     f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "

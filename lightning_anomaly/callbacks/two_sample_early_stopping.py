@@ -9,10 +9,10 @@ from typing import Any
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._losses import validation_losses
-from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, validations
+from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, say_validations
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.two_sample.error_rise import WINDOW
-from lightning_anomaly.two_sample.loss_trend import GAP, LOSS_PATIENCE, confirms, loss_trend
+from lightning_anomaly.two_sample.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
 
 
 class TwoSampleEarlyStopping(StoppingCallback):
@@ -46,7 +46,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
         (0.05, 3)
     """
 
-    _reader_of = TwoSampleCallback
+    _watched_type = TwoSampleCallback
     _signal = "confidence_rise"
     _measured_key = "compares_output"
 
@@ -97,14 +97,14 @@ class TwoSampleEarlyStopping(StoppingCallback):
         loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
         return (
             f"watches '{self.monitor}' and stops the run when it is above {self.threshold:g} and {loss} has not "
-            f"improved for {validations(self.patience)}, after {max(WINDOW, self.patience) + 1} validations at the "
+            f"improved for {say_validations(self.patience)}, after {max(WINDOW, self.patience) + 1} validations at the "
             "earliest"
         )
 
-    def _judge(self, measured: bool) -> str | None:
+    def _reason_to_stop(self, measured: bool) -> str | None:
         trend = loss_trend(self._losses)
         self.wait_count = 0 if trend is None else trend.waited
-        if not self._rises or trend is None or not confirms(trend, self.patience) or self._rises[-1] <= self.threshold:
+        if not self._rises or trend is None or not stalled(trend, self.patience) or self._rises[-1] <= self.threshold:
             return None
         report = self._watched.report
         where = "" if report is None or report.where == "nowhere" else f" The difference shows {report.where}."
@@ -112,5 +112,5 @@ class TwoSampleEarlyStopping(StoppingCallback):
             "The network knows its training images: the ratio of errors that it expects on validation and on training "
             f"images is {100 * self._rises[-1]:.0f}% above its lowest level. {self.monitor} = {self._rises[-1]:.3f} is "
             f"above {self.threshold:g}, and the smoothed '{self._loss}', now {trend.average:.4g}, has not improved for "
-            f"{validations(trend.waited)}.{where}"
+            f"{say_validations(trend.waited)}.{where}"
         )

@@ -15,7 +15,7 @@ from lightning_anomaly._internal.processes import (
     run_together,
     sample_order,
 )
-from lightning_anomaly.filters.analyze import KnownLayers, analyze_layers, report_on
+from lightning_anomaly.filters.analyze import KnownLayers, analyze_layers, make_anomaly_report
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.layer_report import LayerReport, join_layers
 from lightning_anomaly.filters.settings import AnalysisSettings
@@ -25,7 +25,7 @@ from lightning_anomaly.network.layer_maps import LayerMaps
 from lightning_anomaly.scores.views import SampleView
 
 
-def analyze_shared(
+def analyze_across_processes(
     maps: dict[str, LayerMaps],
     settings: AnalysisSettings,
     notes: Mapping[str, str],
@@ -68,7 +68,7 @@ def analyze_shared(
 
     parts, views = zip(*gather_results(analyze), strict=True)
     found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}
-    return report_on(found, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
+    return make_anomaly_report(found, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
 
 
 def _header(layer: LayerMaps) -> LayerMaps:

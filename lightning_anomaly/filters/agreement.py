@@ -45,7 +45,7 @@ def agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[
     return found
 
 
-def by_filters(layers: Mapping[str, LayerReport]) -> dict[int, int]:
+def most_singled_out(layers: Mapping[str, LayerReport]) -> dict[int, int]:
     """Return `{sample: number of filters that single it out}` where they are many, the largest number first.
 
     They are many from three on, if they are three times as many as for a sample on average.

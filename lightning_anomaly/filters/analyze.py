@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.notes import nonfinite, warn_of
+from lightning_anomaly._internal.notes import nonfinite_note, warn_of
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly._internal.threads import torch_in_threads
@@ -24,7 +24,7 @@ from lightning_anomaly.filters.settings import AnalysisSettings, checked_setting
 from lightning_anomaly.filters.verdicts import outlier_samples, shown_clustering, smallest_share, verdicts_of
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
-from lightning_anomaly.network.forward import run, usable_layers
+from lightning_anomaly.network.forward import run_model, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layer_maps import LayerMaps, join_batches
 from lightning_anomaly.network.layers import select_layers, unseen_layers
@@ -88,7 +88,7 @@ def analyze(
         max_map_side=settings.max_map_side,
         samples=SampleCapture(model, describe=describe_pixels, keep_images=keep_images),
     )
-    run(model, probe, capture, progress)
+    run_model(model, probe, capture, progress)
     notes = unseen_layers(model, layers)
     report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
     notes = {**report.notes, **probe.notes()}
@@ -121,7 +121,7 @@ def analyze_maps(
         left_out["views"] = f"Samples are not scored: {samples.problem}."
     layers, views = analyze_layers(usable, settings, sample_statistics, progress=progress, known=known)
     notes = {**(notes or {}), **left_out}
-    return report_on(layers, views, n_samples, settings, notes, sample_statistics.images)
+    return make_anomaly_report(layers, views, n_samples, settings, notes, sample_statistics.images)
 
 
 def analyze_layers(
@@ -204,7 +204,7 @@ def analyze_filters(layer: LayerMaps, filters: slice, settings: AnalysisSettings
         n_components=per_filter(clustering.n_components[shown]),
         calinski_harabasz=per_filter(clustering.calinski_harabasz[rows, shown]),
         smallest_share=per_filter(smallest_share(labels)),
-        labels=per_filter(labels.to(torch.uint8)),
+        clusters=per_filter(labels.to(torch.uint8)),
         points=reduction.points.float(),
         outliers=per_filter(outliers),
         isolated=per_filter(isolated),
@@ -216,7 +216,7 @@ def analyze_filters(layer: LayerMaps, filters: slice, settings: AnalysisSettings
     )
 
 
-def report_on(
+def make_anomaly_report(
     layers: Mapping[str, LayerReport],
     views: Mapping[str, SampleView],
     n_samples: int,
@@ -231,7 +231,7 @@ def report_on(
             where = "in their maps"
             if samples := layer.nonfinite.nonzero()[:, 0].tolist():
                 where += f" of {'samples' if len(samples) > 1 else 'sample'} {listed(samples)}"
-            notes |= nonfinite(name, count, len(layer.verdicts), f"{where} and are not analyzed")
+            notes |= nonfinite_note(name, count, len(layer.verdicts), f"{where} and are not analyzed")
     if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
             f"The probe has {n_samples} {'sample' if n_samples == 1 else 'samples'}; for a cluster to be rare, at "

@@ -200,15 +200,15 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `labels` do not have one entry for each probe sample.
         """
-        from lightning_anomaly.filters.filter_browser import page_text
-        from lightning_anomaly.pages.html_page import write
+        from lightning_anomaly.filters.filter_browser import filter_browser_text
+        from lightning_anomaly.pages.html_page import write_page
 
-        return write(path, page_text(self, title, self.labels if labels is None else labels))
+        return write_page(path, filter_browser_text(self, title, self.labels if labels is None else labels))
 
-    def _name(self, sample: int) -> str:
+    def _sample_name(self, sample: int) -> str:
         return str(sample) if self.names is None else self.names[sample]
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _table_rows(self) -> list[tuple[str, ...]]:
         return layer_rows(self.layers, self.measured)
 
     def _introduction(self) -> list[str]:
@@ -219,14 +219,14 @@ class AnomalyReport(Tabular):
             lines.append("strangest samples:")
         for sample in strangest:
             reasons = "; ".join(self.outlier_reasons(sample).values())
-            score = f"  {self._name(sample)}, score {scores[sample]:.1f}"
+            score = f"  {self._sample_name(sample)}, score {scores[sample]:.1f}"
             lines.append(f"{score}: {reasons}" if reasons else score)
         if "label" in self.views:
             told, doubts = self.views["label"].reasons, self.views["label"].scores.nan_to_num(-1).tolist()
             doubted = sorted((sample for sample in range(self.n_samples) if told[sample]), key=lambda s: -doubts[s])
             if doubted:
                 lines.append("labels that the network doubts most:")
-            lines += [f"  {self._name(sample)}: {told[sample]}" for sample in doubted[:_FIRST]]
+            lines += [f"  {self._sample_name(sample)}: {told[sample]}" for sample in doubted[:_FIRST]]
         return [*lines, *(count_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:

@@ -18,7 +18,7 @@ from lightning_anomaly.filters.agreement import agreements, singled_out
 from lightning_anomaly.filters.filter_figures import clearest_filters
 from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.pages.html_page import assemble, finite, short, usual_score
+from lightning_anomaly.pages.html_page import assemble_page, finite_or_none, four_digits, usual_score
 
 _CODE = (
     "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell "
@@ -31,14 +31,14 @@ _GROUPS = 24  # of filters that agree
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
-def page_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
+def filter_browser_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
     """Return the text of the page of an `AnomalyReport`."""
-    index, blocks = page_content(report, labels)
-    return assemble(_CODE, {"title": title, **index}, report.images, blocks)
+    index, blocks = filter_browser_content(report, labels)
+    return assemble_page(_CODE, {"title": title, **index}, report.images, blocks)
 
 
-def page_content(report: Any, labels: Sequence[Any] | None) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return what pages show of an `AnomalyReport`: an index and blocks of bytes, see `assemble`."""
+def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return what pages show of an `AnomalyReport`: an index and blocks of bytes, see `assemble_page`."""
     layers, n_samples, scores, maps = report.layers, report.n_samples, report.outlier_scores, report.maps
     names = report.names
     if not layers:  # the page has only the notes, which say why
@@ -50,40 +50,40 @@ def page_content(report: Any, labels: Sequence[Any] | None) -> tuple[dict[str, A
     ranks = {place: rank for rank, place in enumerate(clearest_filters(layers, filters))}
     blocks = {}
     for number, (name, layer) in enumerate(layers.items()):
-        blocks[f"points-{number}"] = _points(layer, shown)
+        blocks[f"points-{number}"] = _pack_points(layer, shown)
         if name in maps:
-            blocks[f"maps-{number}"] = _maps(maps[name])
+            blocks[f"maps-{number}"] = _pack_maps(maps[name])
     index = {
         "count": report.count,
         "fraction": report.fraction,
-        "sparsity": short(report.sparsity),
+        "sparsity": four_digits(report.sparsity),
         "measured": report.measured,
         "votes": report.votes,
         "reasons": [report.outlier_reasons(sample) for sample in range(n_samples)],
         "settings": {key: str(value) for key, value in report.settings.items()},
         "samples": n_samples,
-        "scores": [finite(score) for score in scores.tolist()],  # all digits: the report's table rounds once
+        "scores": [finite_or_none(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
         "views": [
             {
                 "view": name,
                 "ordinary": usual_score(view.scores),
-                "scores": [finite(score) for score in view.scores.tolist()],
+                "scores": [finite_or_none(score) for score in view.scores.tolist()],
             }
             for name, view in report.views.items()
         ],
         "agreements": agreements(layers)[:_GROUPS],
         "singled": singled_out(layers).sum(0).tolist() if layers else [],
-        "reactions": _reactions(layers, n_samples),
-        "layers": [_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
-        "labels": None if labels is None else _labels(check_labels(labels, n_samples)),
+        "reactions": _filter_reactions(layers, n_samples),
+        "layers": [_layer_index(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
+        "labels": None if labels is None else _index_labels(check_labels(labels, n_samples)),
         "names": names,
         "notes": [*report.notes.values(), *_omissions(n_samples, count, [*maps.values()])],
     }
     return index, blocks
 
 
-def _reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:
+def _filter_reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:
     """List the filters that react to each sample, and its distance from their mean (standard deviations).
 
     Those that isolate it come before those with it in a rare cluster, each kind by descending distance. Filters are
@@ -98,10 +98,10 @@ def _reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[t
         for sample, late, nearness, number in zip(*(column.tolist() for column in columns), strict=True):
             found[sample].append((late, nearness, number))
         start += len(layer.verdicts)
-    return [[(number, short(-near)) for _, near, number in sorted(reactions)[:_REACTIONS]] for reactions in found]
+    return [[(number, four_digits(-near)) for _, near, number in sorted(reactions)[:_REACTIONS]] for reactions in found]
 
 
-def _layer(
+def _layer_index(
     name: str, layer: LayerReport, ranks: Mapping[tuple[str, int], int], kept: KeptMaps | None
 ) -> dict[str, Any]:
     verdict_names = list(dict.fromkeys(layer.verdicts))
@@ -110,12 +110,12 @@ def _layer(
         "verdict_names": verdict_names,
         "verdicts": [verdict_names.index(verdict) for verdict in layer.verdicts],
         "clearest": [ranks.get((name, index)) for index in range(len(layer.verdicts))],
-        "outliers": _rows(layer.outliers),
-        "isolated": _rows(layer.isolated),
+        "outliers": _list_true_columns(layer.outliers),
+        "isolated": _list_true_columns(layer.isolated),
         "map_size": list(layer.map_size),
         "analyzed_size": list(layer.analyzed_size),
         "maps": None,
-        **{column: [short(value) for value in getattr(layer, column).tolist()] for column in _COLUMNS},
+        **{column: [four_digits(value) for value in getattr(layer, column).tolist()] for column in _COLUMNS},
     }
     if kept is not None:
         _, amount, height, width = kept.maps.shape
@@ -124,7 +124,7 @@ def _layer(
     return described
 
 
-def _rows(flags: Tensor) -> dict[str, list[int]]:
+def _list_true_columns(flags: Tensor) -> dict[str, list[int]]:
     """List the columns that are true in each row, without empty rows."""
     rows: dict[str, list[int]] = {}
     for row, column in flags.nonzero().tolist():
@@ -132,7 +132,7 @@ def _rows(flags: Tensor) -> dict[str, list[int]]:
     return rows
 
 
-def _points(layer: LayerReport, shown: Tensor) -> bytes:
+def _pack_points(layer: LayerReport, shown: Tensor) -> bytes:
     """Pack each filter's points of the `shown` samples, its outliers and its isolated samples."""
     points = layer.points.nan_to_num(0.0, 0.0, 0.0)
     low, high = points.amin(1), points.amax(1)
@@ -151,13 +151,13 @@ def _points(layer: LayerReport, shown: Tensor) -> bytes:
         steps.numpy().astype("<u4"),  # from sample to sample
         # x and y, the low bytes before the high bytes, which compresses better
         *((axis >> shift).astype(np.uint8) for axis in codes for shift in (0, 8)),
-        layer.labels[rows, samples].numpy(),
+        layer.clusters[rows, samples].numpy(),
         (layer.outliers[rows, samples] + 2 * layer.isolated[rows, samples]).numpy().astype(np.uint8),
     ]
     return b"".join(part.tobytes() for part in parts)
 
 
-def _maps(kept: KeptMaps) -> bytes:
+def _pack_maps(kept: KeptMaps) -> bytes:
     """Pack maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
     samples, order = kept.samples.sort(1)
     steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
@@ -169,7 +169,7 @@ def _maps(kept: KeptMaps) -> bytes:
     return steps.numpy().astype("<u4").tobytes() + packed.numpy().tobytes()
 
 
-def _labels(values: list[Any]) -> dict[str, Any]:
+def _index_labels(values: list[Any]) -> dict[str, Any]:
     """List the distinct labels in order, and for each sample the place of its label among them."""
     texts = ["unknown" if value is None else str(value) for value in values]  # lists have no hash
     value_of = dict(zip(texts, values, strict=True))

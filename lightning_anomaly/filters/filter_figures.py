@@ -76,7 +76,7 @@ def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Fig
             f"{counts if measured else 'anomaly filters: not measured'}\n"
             f"(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
         )
-        kinds = Counter(kind for layer in layers.values() for kind in _kinds(layer))
+        kinds = Counter(kind for layer in layers.values() for kind in _verdict_kinds(layer))
         shown = [kind for kind in VERDICT_COLORS if kinds[kind]]
         patches = [Patch(facecolor=VERDICT_COLORS[kind], label=f"{kind}: {kinds[kind]}") for kind in shown]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(shown)))
@@ -94,7 +94,7 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float) -> No
 
     rows = max(1, math.ceil(len(layer.verdicts) / _COLUMNS))
     codes = np.full(rows * _COLUMNS, -1)
-    codes[: len(layer.verdicts)] = [list(VERDICT_COLORS).index(kind) for kind in _kinds(layer)]
+    codes[: len(layer.verdicts)] = [list(VERDICT_COLORS).index(kind) for kind in _verdict_kinds(layer)]
     x, y = np.linspace(0, _MAP_WIDTH, _COLUMNS + 1), np.linspace(top, top + height, rows + 1)
     cells = np.ma.masked_less(codes.reshape(rows, _COLUMNS), 0)
     cmap = ListedColormap(list(VERDICT_COLORS.values()))
@@ -102,7 +102,7 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float) -> No
     mesh.set(edgecolor="white", linewidth=0.8 if height / rows > 0.04 else 0)
 
 
-def _kinds(layer: LayerReport) -> list[str]:
+def _verdict_kinds(layer: LayerReport) -> list[str]:
     """Return a key of `VERDICT_COLORS` for each filter, by its verdict and whether it has isolated samples."""
     names = {NORMAL: ISOLATED, ANOMALY: f"{ANOMALY} and {ISOLATED}"}
     isolated = {*layer.isolated_filters}
@@ -121,12 +121,12 @@ def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) ->
     clearness: dict[tuple[str, int], tuple[float, float]] = {}
     for name, layer in layers.items():
         anomalies = layer.filters(ANOMALY)
-        values = _clearness(layer.points[anomalies].double(), layer.outliers[anomalies]) if anomalies else []
+        values = _outlier_gaps(layer.points[anomalies].double(), layer.outliers[anomalies]) if anomalies else []
         clearness.update(zip([(name, index) for index in anomalies], values, strict=True))
     return sorted(clearness, key=clearness.__getitem__, reverse=True)[:max_filters]
 
 
-def _clearness(points: Tensor, outliers: Tensor) -> list[tuple[float, float]]:
+def _outlier_gaps(points: Tensor, outliers: Tensor) -> list[tuple[float, float]]:
     """Compute each filter's gap, at most `_CLEAR`, and spread from points `(F, N, 2)` and outliers `(F, N)`."""
     others = ~outliers
     count = others.sum(1).clamp_min(1)
@@ -165,7 +165,7 @@ def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
 
 
 def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
-    points, labels, outliers = layer.points[index], layer.labels[index], layer.outliers[index]
+    points, labels, outliers = layer.points[index], layer.clusters[index], layer.outliers[index]
     counts = labels.bincount()
     components = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
     size = min(16.0, max(3.0, 6000 / len(points)))  # square points

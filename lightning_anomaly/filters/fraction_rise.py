@@ -14,7 +14,7 @@ RISE = 0.05
 RISE_PATIENCE = 6  # validations for which a rise has to last
 
 
-def rise(fractions: Sequence[float]) -> float:
+def fraction_rise(fractions: Sequence[float]) -> float:
     """Compute the sustained rise of a series `x` over the lowest level that it held before.
 
     With windows `w` of `HOLD = 5` consecutive values that end before the last five begin,

@@ -56,9 +56,9 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     views = [points.double().numpy()]
     with np.errstate(invalid="ignore"):  # NaN for filters with NaN or infinite values
         if extremes is not None:
-            views.append(_scaled(extremes.double().numpy()))
+            views.append(_in_deviations(extremes.double().numpy()))
         distances = [_center_distances(view) for view in views]
-    isolated = [values >= find_borders(values, max_size, _FALSE_ALARMS / len(views)) for values in distances]
+    isolated = [values >= isolation_borders(values, max_size, _FALSE_ALARMS / len(views)) for values in distances]
     return torch.from_numpy(np.any(isolated, axis=0))
 
 
@@ -76,7 +76,7 @@ def _center_distances(points: _Array) -> _Array:
     return distances
 
 
-def _scaled(values: _Array) -> _Array:
+def _in_deviations(values: _Array) -> _Array:
     """Center values `(F, N, 2)` at their medians and divide by the median absolute deviations; 0 where that is 0."""
     exponents = np.frexp(np.abs(values).max((1, 2), keepdims=True))[1]
     values = np.ldexp(values, -exponents)  # exact, and nothing overflows
@@ -91,7 +91,7 @@ def _lower_median(values: _Array) -> _Array:
     return np.partition(values, middle, axis=1)[:, middle : middle + 1]
 
 
-def find_borders(distances: _Array, max_size: int, level: float) -> _Array:
+def isolation_borders(distances: _Array, max_size: int, level: float) -> _Array:
     """Find the distance `(F, 1)` of the innermost isolated sample of each filter; infinity if none is isolated.
 
     `distances` are `(F, N)`, `max_size` is the largest number of isolated samples, `level` the rate of false alarms.

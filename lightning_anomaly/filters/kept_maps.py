@@ -38,10 +38,10 @@ def keep_maps(layers: Mapping[str, LayerReport], maps: Mapping[str, LayerMaps]) 
     """Keep some maps of each filter of the analyzed layers."""
     n_filters = sum(len(layer.outliers) for layer in layers.values())
     room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * n_filters)) // max(1, n_filters)
-    return {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
+    return {name: _keep_layer_maps(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
 
 
-def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
+def _keep_layer_maps(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     """Keep as many maps of each filter, out of `(N, F, ...)`, as fit into `room` bytes of a page."""
     count, filters = maps.shape[:2]
     if maps.ndim == 5:
@@ -57,8 +57,8 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     score = torch.where(outliers, 3.0, score)
     size = max(1, room // (4 + -(-math.prod(shape) // 2)))
     samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
-    low = _quantile(maps.amin((2, 3)), 0.05)
-    high = _quantile(maps.amax((2, 3)), 0.95)
+    low = _map_quantile(maps.amin((2, 3)), 0.05)
+    high = _map_quantile(maps.amax((2, 3)), 0.95)
     # A filter that is zero for nearly all samples has no ordinary range: then 255 is its largest value.
     high = torch.where(high > low, high, maps.amax((1, 2, 3))[:, None, None, None])
     chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
@@ -68,7 +68,7 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     return KeptMaps(samples, codes, most, least)
 
 
-def _quantile(values: Tensor, fraction: float) -> Tensor:
+def _map_quantile(values: Tensor, fraction: float) -> Tensor:
     """Return a quantile of each row of `(F, N)`, as `(F, 1, 1, 1)`."""
     place = round(fraction * (values.shape[1] - 1))
     return values.kthvalue(place + 1, 1).values[:, None, None, None]

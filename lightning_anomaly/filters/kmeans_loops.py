@@ -21,7 +21,7 @@ def _squared_distance(x: float, y: float, cx: float, cy: float) -> float:
 
 
 @compile_loop(fastmath={"contract", "reassoc"}, forceinline=True)
-def _sums(x: _Array, y: _Array, label: _Integers, k: int) -> tuple[float, float, float]:
+def _cluster_sums(x: _Array, y: _Array, label: _Integers, k: int) -> tuple[float, float, float]:
     """Compute size and sums of one cluster, with the same instructions for every cluster."""
     size, sx, sy = 0.0, 0.0, 0.0
     for i in range(x.size):
@@ -33,7 +33,7 @@ def _sums(x: _Array, y: _Array, label: _Integers, k: int) -> tuple[float, float,
 
 
 @compile_loop(error_model="numpy")
-def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
+def _draw_sample(distance: _Array, sums: _Array, uniform: float) -> int:
     """Find the first sample whose cumulative distance exceeds the fraction `uniform` of the total, or the last one."""
     target = uniform * sums.sum()
     before, b = 0.0, 0
@@ -51,7 +51,7 @@ def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
 
 
 @compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy", forceinline=True)
-def _descend(x: _Array, y: _Array, c: _Array, label: _Integers, distance: _Array) -> float:
+def _lloyd_from(x: _Array, y: _Array, c: _Array, label: _Integers, distance: _Array) -> float:
     """Run Lloyd's algorithm, update centers `c` and labels in place, and return the inertia."""
     clusters = len(c)
     inertia = np.inf
@@ -74,7 +74,7 @@ def _descend(x: _Array, y: _Array, c: _Array, label: _Integers, distance: _Array
             break
         moved = False
         for k in range(clusters):
-            size, sx, sy = _sums(x, y, label, k)
+            size, sx, sy = _cluster_sums(x, y, label, k)
             if size > 0:
                 sx, sy = sx / size, sy / size
                 moved |= sx != c[k, 0] or sy != c[k, 1]
@@ -85,20 +85,20 @@ def _descend(x: _Array, y: _Array, c: _Array, label: _Integers, distance: _Array
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def lloyd(xs: _Array, ys: _Array, centers: _Array, labels: _Integers) -> None:
+def lloyd_loop(xs: _Array, ys: _Array, centers: _Array, labels: _Integers) -> None:
     """Find the labels `(F, N)` of the best clustering from centers `(F, S, K, 2)`, which are changed."""
     label, distance = np.empty(xs.shape[1], np.int64), np.empty(xs.shape[1])
     for f in range(len(xs)):
         best = np.inf
         for s in range(centers.shape[1]):
-            inertia = _descend(xs[f], ys[f], centers[f, s], label, distance)
+            inertia = _lloyd_from(xs[f], ys[f], centers[f, s], label, distance)
             if inertia + _SAME * max(1.0, inertia) < best:
                 best = inertia
                 labels[f] = label
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def draw_centers(xs: _Array, ys: _Array, uniform: _Array, centers: _Array) -> None:
+def draw_centers_loop(xs: _Array, ys: _Array, uniform: _Array, centers: _Array) -> None:
     """Draw samples with probabilities proportional to the squared distance from the nearest center."""
     n, clusters = xs.shape[1], uniform.shape[1]
     distance, sums = np.empty(n), np.empty(-(-n // _DRAW))
@@ -110,7 +110,7 @@ def draw_centers(xs: _Array, ys: _Array, uniform: _Array, centers: _Array) -> No
             chosen = min(int(uniform[s, 0] * n), n - 1)
             for k in range(clusters):
                 if k > 0:
-                    chosen = _inverse(distance, sums, uniform[s, k])
+                    chosen = _draw_sample(distance, sums, uniform[s, k])
                 cx, cy = x[chosen], y[chosen]
                 centers[f, s, k, 0], centers[f, s, k, 1] = cx, cy
                 for b in range(sums.size):
@@ -124,7 +124,7 @@ def draw_centers(xs: _Array, ys: _Array, uniform: _Array, centers: _Array) -> No
 
 
 @compile_loop(nogil=True, cache=True, error_model="numpy")
-def cluster_moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array) -> None:
+def cluster_moments_loop(xs: _Array, ys: _Array, labels: _Integers, moments: _Array) -> None:
     """Write size, means and covariances of each cluster into zeros `(F, K, 6)`."""
     for f in range(len(xs)):
         x, y, label, moment = xs[f], ys[f], labels[f], moments[f]

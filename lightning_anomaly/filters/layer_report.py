@@ -24,7 +24,7 @@ class LayerReport:
             Calinski-Harabasz index, for an anomaly filter among the clusterings that show its outliers.
         calinski_harabasz: Index of the reported clustering `(F,)`.
         smallest_share: Share of the probe samples in its smallest cluster `(F,)`, 0 to 1.
-        labels: Its clusters `(F, N)`, a byte each.
+        clusters: Its clusters `(F, N)`, a byte each.
         points: The clustered points `(F, N, 2)`: scores on two principal components, in units of the standard deviation
             of the first.
         outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
@@ -40,7 +40,7 @@ class LayerReport:
     n_components: Tensor
     calinski_harabasz: Tensor
     smallest_share: Tensor
-    labels: Tensor
+    clusters: Tensor
     points: Tensor
     outliers: Tensor
     isolated: Tensor

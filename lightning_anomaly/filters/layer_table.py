@@ -34,13 +34,13 @@ def layer_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[
         maps = size if size == analyzed else f"{size} pooled to {analyzed}"
         if len(anomalies) > 6:
             first.append("...")
-        rows.append((name or "(the model)", *_numbers([layer], measured), maps, ", ".join(first)))
+        rows.append((name or "(the model)", *_layer_counts([layer], measured), maps, ", ".join(first)))
     if others := [layer for name, layer in layers.items() if name not in shown]:
-        rows.append((f"{len(others)} others", *_numbers(others, measured), "", ""))
+        rows.append((f"{len(others)} others", *_layer_counts(others, measured), "", ""))
     return rows
 
 
-def _numbers(layers: Sequence[LayerReport], measured: bool) -> list[str]:
+def _layer_counts(layers: Sequence[LayerReport], measured: bool) -> list[str]:
     """Count all, anomaly, isolated and dead filters of some layers, and compute their mean sparsity."""
     kinds = ((layer.verdicts, layer.filters(ANOMALY), layer.isolated_filters, layer.filters(DEAD)) for layer in layers)
     total, anomalies, isolated, dead = (str(sum(map(len, kind))) for kind in zip(*kinds, strict=True))

@@ -88,7 +88,7 @@ def draw_centers(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Ten
     in_order = np.sort(points.contiguous().numpy().view(np.complex128)[..., 0], axis=1)
     xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
     centers = np.empty((len(xs), n_init, n_clusters, 2))
-    kmeans_loops.draw_centers(xs, ys, uniform.numpy(), centers)
+    kmeans_loops.draw_centers_loop(xs, ys, uniform.numpy(), centers)
     return torch.from_numpy(centers)
 
 
@@ -100,7 +100,7 @@ def kmeans(points: Tensor, centers: Tensor) -> Tensor:
     """
     xs, ys = _coordinates(points)
     labels = np.zeros(xs.shape, np.int64)
-    kmeans_loops.lloyd(xs, ys, np.array(centers.numpy(), order="C"), labels)
+    kmeans_loops.lloyd_loop(xs, ys, np.array(centers.numpy(), order="C"), labels)
     return torch.from_numpy(labels)
 
 
@@ -160,7 +160,7 @@ def cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Te
     `points` are `(F, N, 2)`, `labels` `(F, N)`. Empty clusters give zeros.
     """
     moments = np.zeros((len(points), n_clusters, 6))
-    kmeans_loops.cluster_moments(*_coordinates(points), labels.contiguous().numpy(), moments)
+    kmeans_loops.cluster_moments_loop(*_coordinates(points), labels.contiguous().numpy(), moments)
     tensor = torch.from_numpy(moments)
     return tensor[..., 0], tensor[..., 1:3], tensor[..., 3:]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_anomaly.filters.agreement import by_filters
+from lightning_anomaly.filters.agreement import most_singled_out
 from lightning_anomaly.pages.gallery import Row, Tab
-from lightning_anomaly.pages.html_page import finite, usual_score
+from lightning_anomaly.pages.html_page import finite_or_none, usual_score
 
 
 def sample_lists(report: Any) -> list[Tab]:
     """Return the lists of an `AnomalyReport`."""
-    odd = [_row(report, sample) for sample in report.by_outlier_score if report.views]
-    counts = by_filters(report.layers) if report.measured else {}
-    found = [_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
+    odd = [_sample_row(report, sample) for sample in report.by_outlier_score if report.views]
+    counts = most_singled_out(report.layers) if report.measured else {}
+    found = [_sample_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
     about = "They are isolated or in a rare cluster of at least three times as many filters as a sample on average."
     return [
         Tab("strangest samples", "Samples", "Validation samples, the strangest first.", odd),
@@ -21,18 +21,18 @@ def sample_lists(report: Any) -> list[Tab]:
     ]
 
 
-def name_of(report: Any, sample: int) -> str:
+def sample_name(report: Any, sample: int) -> str:
     """Name a sample by its file, if that is known."""
     return f"sample {sample}" if report.names is None else report.names[sample]
 
 
-def _row(report: Any, sample: int, note: str = "") -> Row:
+def _sample_row(report: Any, sample: int, note: str = "") -> Row:
     reasons = report.outlier_reasons(sample)
     return Row(
-        name_of(report, sample),
+        sample_name(report, sample),
         sample,
         label=("" if report.labels is None else report.labels[sample]) or "",
-        score=finite(report.outlier_scores[sample].item()),
+        score=finite_or_none(report.outlier_scores[sample].item()),
         reason="; ".join(reasons.values()),
         note=note,
         bars=[

@@ -47,7 +47,7 @@ class BatchLabels:
         The first call decides which column counts. Negative numbers, such as -100, stand for unknown labels.
         """
         if not self._settled:
-            self._settled, self._chosen = True, self._choose(targets)
+            self._settled, self._chosen = True, self._choose_column(targets)
         if self._chosen is not None:
             values = [self._columns[self._chosen].get(position) for position in positions]
             found = [None if value is None or not math.isfinite(value) else int(value) for value in values]
@@ -55,7 +55,7 @@ class BatchLabels:
             found = [None if targets is None or self.problem else targets[position] for position in positions]
         return [None if label is None or label < 0 else label for label in found]
 
-    def _choose(self, targets: Sequence[int] | None) -> str | None:
+    def _choose_column(self, targets: Sequence[int] | None) -> str | None:
         """Return the column of labels; None without one, or with a `problem` if there are several."""
 
         def is_called_so(name: str, values: Mapping[int, float]) -> bool:
@@ -111,14 +111,14 @@ def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def file_names(dataset: Any) -> list[str] | None:
     """Return the file of each image relative to the data set's `root`; None without `samples` that name files."""
-    samples = column(dataset, "samples")
+    samples = dataset_column(dataset, "samples")
     if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
         return None
-    root = os.path.join(folder_of(dataset), "")
+    root = os.path.join(dataset_folder(dataset), "")
     return [path.removeprefix(root) for path, *_ in samples]
 
 
-def folder_of(dataset: Any) -> str:
+def dataset_folder(dataset: Any) -> str:
     """Return the data set's `root`; empty if it has none, or one that is no path."""
     root = getattr(dataset_with(dataset, "root"), "root", None)
     return os.fspath(root) if isinstance(root, (str, os.PathLike)) else ""
@@ -139,7 +139,7 @@ def class_names(dataset: Any) -> tuple[str, ...]:
 
 def class_targets(dataset: Any) -> list[int] | None:
     """Return a data set's `targets`, one for each image; None if these are no integers."""
-    targets = column(dataset, "targets")
+    targets = dataset_column(dataset, "targets")
     return targets if targets is not None and all(isinstance(target, int) for target in targets) else None
 
 
@@ -161,10 +161,10 @@ def dataset_with(dataset: Any, attribute: str) -> Any:
     return dataset
 
 
-def column(dataset: Any, name: str) -> list[Any] | None:
+def dataset_column(dataset: Any, name: str) -> list[Any] | None:
     """Return an attribute with a value for each item, of a data set or of the one that it is a subset of."""
     if isinstance(dataset, Subset):
-        whole = column(dataset.dataset, name)
+        whole = dataset_column(dataset.dataset, name)
         return None if whole is None else [whole[index] for index in dataset.indices]
     values = getattr(dataset, name, None)
     if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):

@@ -167,7 +167,7 @@ def _find_whites(files: Sequence[str]) -> dict[str, float]:
     for file in files:
         with suppress(Exception), Image.open(file) as opened:  # a broken one has no depth
             if opened.mode[0] in "IF":
-                whites[opened.mode] = max(_white_of(opened), whites.get(opened.mode, 0))
+                whites[opened.mode] = max(_white_value(opened), whites.get(opened.mode, 0))
     return whites
 
 
@@ -182,8 +182,8 @@ def read_image(file: Any, side: int | None = None, whites: Mapping[str, float] |
     image = _decode(file, side)
     if image.mode == "RGB":
         return image
-    white = (whites or {}).get(image.mode) or _white_of(image)
-    return Image.fromarray((_values(image) * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
+    white = (whites or {}).get(image.mode) or _white_value(image)
+    return Image.fromarray((_finite_pixels(image) * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
 
 
 def _decode(file: Any, side: int | None = None) -> Any:
@@ -202,7 +202,7 @@ def _decode(file: Any, side: int | None = None) -> Any:
     return image.convert("RGB")
 
 
-def _values(image: Any) -> Any:
+def _finite_pixels(image: Any) -> Any:
     values = np.asarray(image, np.float32)
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high < np.inf:
@@ -210,12 +210,12 @@ def _values(image: Any) -> Any:
     return values
 
 
-def _white_of(image: Any) -> float:
-    highest, depths = _values(image).max(), range(129) if image.mode == "F" else (8, 12, *range(16, 33))
+def _white_value(image: Any) -> float:
+    highest, depths = _finite_pixels(image).max(), range(129) if image.mode == "F" else (8, 12, *range(16, 33))
     return next(2.0**bits for bits in depths if highest <= 2.0**bits)
 
 
-def tell_apart(hashes: Tensor, files: Sequence[str]) -> Tensor:
+def decoded_hashes(hashes: Tensor, files: Sequence[str]) -> Tensor:
     """Replace the equal ones among hashes `(n,)` of images, which may have been reduced, by those of decoded files.
 
     A file that Pillow cannot read keeps its hash.

@@ -20,16 +20,16 @@ from lightning_anomaly.images.batch_labels import (
     BatchLabels,
     class_names,
     class_targets,
-    column,
+    dataset_column,
+    dataset_folder,
     dataset_with,
     file_names,
-    folder_of,
     name_labels,
     named_tensors,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
 from lightning_anomaly.images.targets import Targets
-from lightning_anomaly.images.whole_images import Described, WithWholeImage, collate, opened, stack
+from lightning_anomaly.images.whole_images import Described, WithWholeImage, collate_whole, stack_items, unpickled
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -93,7 +93,7 @@ class ImageSource:
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
                 "leaves some out: give a loader over `Subset(data_set, indices)` instead."
             )
-        self.folder, self.class_names = folder_of(self._data), class_names(self._data)
+        self.folder, self.class_names = dataset_folder(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
         self._labels, self.targets = BatchLabels(), Targets()  # of the batches read so far
@@ -123,7 +123,7 @@ class ImageSource:
     @cached_property
     def splits(self) -> list[str] | None:
         """The part of the data that each image is of, such as train or val, see `FolderImages`."""
-        return column(self._data, "splits")
+        return dataset_column(self._data, "splits")
 
     def files(self, positions: Iterable[int]) -> list[str]:
         """Return the paths of the files of images, empty if unknown."""
@@ -171,7 +171,7 @@ class ImageSource:
         """Memory for all images at once (bytes); 0 for a tensor, which is in memory already."""
         return 0 if self._loader is None else len(self.positions) * math.prod(self.shape) * self.dtype.itemsize
 
-    def readable(self) -> Iterator[Tensor]:
+    def readable_batches(self) -> Iterator[Tensor]:
         """Read all images, batch by batch `(n, ...)`, without the unreadable ones."""
         for positions, images in self.batches(self.positions):
             readable = [position not in self.unreadable for position in positions.tolist()]
@@ -232,12 +232,12 @@ class ImageSource:
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
         if workers and self.whole_shape is not None:
             describe(self._blank)  # compiles loops, which workers would otherwise do each for itself
-        described = partial(collate, self._loader.collate_fn, describe)
+        described = partial(collate_whole, self._loader.collate_fn, describe)
         batches = iter(load_at(self._loader, [*map(Tensor.tolist, chunks)], num_workers=workers, collate_fn=described))
         for number, chunk in enumerate(chunks):
             with isolated_random_state(number):
                 try:
-                    batch = opened(next(batches))  # goes on after an error
+                    batch = unpickled(next(batches))  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
                     self._raise_if_dead(error)
@@ -277,7 +277,7 @@ class ImageSource:
 
     def _blank_for(self, position: int, error: Exception) -> list[Tensor]:
         """Note an image that cannot be read, and return zeros for it `(1, ...)` and for the whole image."""
-        self.unreadable[position] = _in_one_line(error)
+        self.unreadable[position] = _error_in_one_line(error)
         return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
 
     def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
@@ -306,7 +306,7 @@ class ImageSource:
         return images, whole
 
 
-def _in_one_line(error: Exception) -> str:
+def _error_in_one_line(error: Exception) -> str:
     """Return the kind of an error and its text, of one in a worker process without the traceback."""
     kind, _, text = f"{type(error).__name__}: {error}".partition(": ")
     if "Original Traceback" in text:
@@ -331,7 +331,7 @@ def _loader_over(dataset: Dataset[Any]) -> DataLoader[Any]:
     given = getattr(dataset_with(dataset, "num_workers"), "num_workers", 0)
     workers = given if isinstance(given, int) else 0
     forked = "fork" if workers and sys.platform == "linux" else None
-    return DataLoader(dataset, BATCH, num_workers=workers, collate_fn=stack, multiprocessing_context=forked)
+    return DataLoader(dataset, BATCH, num_workers=workers, collate_fn=stack_items, multiprocessing_context=forked)
 
 
 def loader_of(images: Any, argument: str) -> DataLoader[Any]:

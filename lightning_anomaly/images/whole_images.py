@@ -18,7 +18,7 @@ class WithWholeImage(NamedTuple):
     whole: Tensor
 
 
-def stack(items: list[Any]) -> Any:
+def stack_items(items: list[Any]) -> Any:
     """Put items into a batch as a DataLoader does, but images with whole ones without shared memory."""
     if not isinstance(items[0], WithWholeImage):
         return default_collate(items)
@@ -38,7 +38,7 @@ class _Pickled(NamedTuple):
     data: bytes
 
 
-def collate(collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any], items: Sequence[Any]) -> Any:
+def collate_whole(collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any], items: Sequence[Any]) -> Any:
     """Put items into a batch, and describe its whole images if it has any."""
     batch = collate_fn(items)
     if isinstance(batch, WithWholeImage):
@@ -46,6 +46,6 @@ def collate(collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any],
     return batch if get_worker_info() is None else _Pickled(pickle.dumps(batch, pickle.HIGHEST_PROTOCOL))
 
 
-def opened(batch: Any) -> Any:
-    """Return what `collate` made, also in a worker."""
+def unpickled(batch: Any) -> Any:
+    """Return what `collate_whole` made, also in a worker."""
     return pickle.loads(batch.data) if isinstance(batch, _Pickled) else batch

@@ -33,12 +33,12 @@ def in_worker(
         collate_fn=loader.collate_fn if collate_fn is None else collate_fn,
         num_workers=max(1, loader.num_workers),
         timeout=loader.timeout or _TIMEOUT,
-        worker_init_fn=partial(_begin, loader.worker_init_fn, dict(attributes or {})),
+        worker_init_fn=partial(_begin_worker, loader.worker_init_fn, dict(attributes or {})),
         multiprocessing_context=loader.multiprocessing_context if loader.num_workers else "fork",
     )
 
 
-def _begin(begin: Callable[[int], None] | None, attributes: Mapping[str, Any], number: int) -> None:
+def _begin_worker(begin: Callable[[int], None] | None, attributes: Mapping[str, Any], number: int) -> None:
     """Begin a worker as the user's function does, and set the attributes of its copy of the data set."""
     _reopen_files()
     info = get_worker_info()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.images.image_source import tensors_in
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
-from lightning_anomaly.pages.thumbnails import SIDE, shrink
+from lightning_anomaly.pages.thumbnails import SIDE, shrink_images
 
 
 class FeatureLayer(NamedTuple):
@@ -41,7 +41,7 @@ class SampleStatistics(NamedTuple):
     logits: Tensor | None = None  # `(N, classes)`, one number for two classes
     class_names: tuple[str, ...] = ()  # if the data set names its classes
     feature_layer: FeatureLayer | None = None
-    images: Tensor | None = None  # small ones, see `shrink` `(N, channels, height, width)`
+    images: Tensor | None = None  # small ones, see `shrink_images` `(N, channels, height, width)`
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples by an index."""
@@ -65,12 +65,12 @@ class SampleStatistics(NamedTuple):
         """Join the statistics of several parts; those that a part lacks, or has in another shape, become None."""
         pixels, shapes, features, logits, names, heads, images = zip(*parts, strict=True)
         same_shape = len({*shapes}) == 1
-        joined = join_known(pixels) if same_shape else None, shapes[0] if same_shape else ()
-        outputs = join_known(features), join_known(logits)
-        return SampleStatistics(*joined, *outputs, names[0], heads[0], join_known(images))
+        joined = join_known_tensors(pixels) if same_shape else None, shapes[0] if same_shape else ()
+        outputs = join_known_tensors(features), join_known_tensors(logits)
+        return SampleStatistics(*joined, *outputs, names[0], heads[0], join_known_tensors(images))
 
 
-def join_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
+def join_known_tensors(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Join tensors; None if one is missing, they differ in shape or there are none."""
     present = [tensor for tensor in tensors if tensor is not None]
     alike = len(present) == len(tensors) and len({tensor.shape[1:] for tensor in present}) == 1
@@ -126,14 +126,14 @@ class SampleCapture:
         hooks += [(module, self._take_linear) for module in modules if isinstance(module, nn.Linear)]
         if self.feature_layer is None or self.feature_layer.logits:
             outer = *self._model.children(), self._model
-            hooks += [(module, self._compare) for module in outer if not isinstance(module, torch.jit.ScriptModule)]
+            hooks += [(module, self._find_head) for module in outer if not isinstance(module, torch.jit.ScriptModule)]
         return [(module, self, take) for module, take in hooks]
 
     def take_images(self, images: Tensor) -> None:
         """Keep small copies of the images of this pass, if they are wanted and can be drawn."""
         if self._keep_images and images.ndim in (4, 5) and images.numel():
             # Copies, as the model may change its input in place.
-            self._current = self._current._replace(images=shrink(images, SIDE).clone())
+            self._current = self._current._replace(images=shrink_images(images, SIDE).clone())
 
     def end_pass(self, count: int, room: int = sys.maxsize) -> None:
         """Keep the statistics of one pass of `count` samples, those of the first `room`."""
@@ -142,7 +142,7 @@ class SampleCapture:
             and self._maps is not None
             and not (self.feature_layer and self.feature_layer.logits)
         ):
-            self._found(self._maps[0], self._maps[2], None)
+            self._set_features(self._maps[0], self._maps[2], None)
         if count and room > 0:
             self._passes.append(self._current.select(slice(room)))
         self._current, self._maps = SampleStatistics(), None
@@ -177,7 +177,7 @@ class SampleCapture:
             pooled = [maps.detach().float().flatten(2).mean(2) for maps in (args[0], output, output.clamp(min=0))]
             self._maps = module, pooled[0], pooled[1], pooled[2]
 
-    def _compare(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _find_head(self, module: nn.Module, args: Any, output: Any) -> None:
         """Find the layer that gives features among those that were called."""
         if self._settled or not (self._linear or self._maps):
             return
@@ -188,28 +188,28 @@ class SampleCapture:
         returned = tensors_in(output)
         for tensor in returned:
             for layer, features, logits in reversed(candidates):
-                if _returns(tensor.detach(), logits):
-                    self._found(layer, features, logits)
+                if _returns_logits(tensor.detach(), logits):
+                    self._set_features(layer, features, logits)
                     self._settled = module is self._model
                     return
         # A result of the model itself replaces those of its parts. A loss is none: in several processes, Lightning
         # calls the module for its `validation_step`.
         found = self._current.features
-        if module is self._model and found is not None and any(_is_for_each(tensor, len(found)) for tensor in returned):
+        if module is self._model and found is not None and any(_has_rows(tensor, len(found)) for tensor in returned):
             self.feature_layer = None
             self._current = self._current._replace(features=None, logits=None, feature_layer=None)
 
-    def _found(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
+    def _set_features(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
         self.feature_layer = FeatureLayer(self._names[layer], logits is not None)
         self._current = self._current._replace(features=features, logits=logits, feature_layer=self.feature_layer)
 
 
-def _is_for_each(returned: Tensor, samples: int) -> bool:
+def _has_rows(returned: Tensor, samples: int) -> bool:
     """Return whether a tensor holds numbers of each sample."""
     return returned.is_floating_point() and returned.ndim > 0 and len(returned) == samples
 
 
-def _returns(returned: Tensor, logits: Tensor) -> bool:
+def _returns_logits(returned: Tensor, logits: Tensor) -> bool:
     """Return whether a tensor holds the logits `(n, C)`, or their probabilities or logarithms of these."""
     if returned.numel() != logits.numel() or not returned.is_floating_point():
         return False

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.notes import left_out
+from lightning_anomaly._internal.notes import left_out_note
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.hooks import MapCapture, evaluating
 from lightning_anomaly.network.layer_maps import LayerMaps
 
 
-def placed(images: Tensor, model: nn.Module) -> Tensor:
+def copy_for_model(images: Tensor, model: nn.Module) -> Tensor:
     """Copy images, which a model may change in place, to its device, and floating-point ones to its dtype."""
     floats = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
     first = next(floats, torch.empty(0, dtype=images.dtype, device="cpu"))
@@ -26,7 +26,7 @@ def placed(images: Tensor, model: nn.Module) -> Tensor:
 
 
 @contextmanager
-def probing(model: nn.Module, part: Callable[..., Any] | None = None) -> Iterator[Callable[..., Any]]:
+def isolated_calls(model: nn.Module, part: Callable[..., Any] | None = None) -> Iterator[Callable[..., Any]]:
     """Yield a function that calls a model, or its `part`, in evaluation mode, without gradients, on copied buffers."""
     scripted = torch.jit.ScriptModule  # keeps its buffers elsewhere
     with evaluating(model) as modules, torch.no_grad():
@@ -46,7 +46,7 @@ def probing(model: nn.Module, part: Callable[..., Any] | None = None) -> Iterato
         yield call
 
 
-def run(
+def run_model(
     model: nn.Module,
     source: ImageSource,
     capture: MapCapture,
@@ -57,11 +57,11 @@ def run(
 ) -> None:
     """Run a model, or its part `call`, on a probe while `capture` takes maps; `take_output` gets each output."""
     total = -(-len(source.positions) // source.batch_size)
-    with probing(model, call) as forward:
-        for images in track(source.readable(), total, "feature maps", progress):
+    with isolated_calls(model, call) as forward:
+        for images in track(source.readable_batches(), total, "feature maps", progress):
             with capture:
                 capture.samples.take_images(images)
-                output = forward(placed(images, model))
+                output = forward(copy_for_model(images, model))
             if take_output is not None:
                 take_output(output)
 
@@ -88,7 +88,7 @@ def usable_layers(
             others = "most layers gave" if expected is None else "the samples are"
             problem = f"it gave {layer.count} maps where {others} {n_samples}"
         if problem:
-            notes |= left_out(name, problem)
+            notes |= left_out_note(name, problem)
         else:
             usable[name] = layer
     return usable, n_samples, notes

@@ -69,7 +69,7 @@ def hooked(hooks: Iterable[_Hook]) -> Iterator[None]:
     """Call functions as forward hooks of modules inside; an exception of one becomes its owner's `problem`."""
     with compiled_models_eager(), ExitStack() as stack:
         for module, owner, take in hooks:
-            stack.callback(module.register_forward_hook(_guarded(owner, take)).remove)
+            stack.callback(module.register_forward_hook(_guarded_hook(owner, take)).remove)
         yield
 
 
@@ -104,7 +104,7 @@ class MapCapture:
     def attach(self) -> None:
         """Put the hooks on the model. `remove` must follow, also after an exception."""
         self.remove()
-        layers = [(layer, self.maps[name], partial(self._take, name)) for name, layer in self.layers.items()]
+        layers = [(layer, self.maps[name], partial(self._take_output, name)) for name, layer in self.layers.items()]
         self._hooks.enter_context(hooked([*layers, *self.samples.hooks]))
 
     def remove(self) -> None:
@@ -131,12 +131,12 @@ class MapCapture:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _take(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def _take_output(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if name in self._called:
             return
         self._called[name] = 0
         layer = self.maps[name]
-        layer.problem = layer.problem or _problem(layer, module, output)
+        layer.problem = layer.problem or _output_problem(layer, module, output)
         if layer.problem is not None or output.numel() == 0:
             return
         self._called[name] = len(output)
@@ -158,7 +158,7 @@ class MapCapture:
                 layer.batches.append(self.summary(values))
 
 
-def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:
+def _guarded_hook(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:
     """Turn an exception in a hook into the owner's `problem`, so that the forward pass goes on."""
 
     def hook(*args: Any) -> None:
@@ -170,7 +170,7 @@ def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Cal
     return hook
 
 
-def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
+def _output_problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
     """Return why the output of a layer cannot be added to its maps; None if it can."""
     if not isinstance(output, Tensor):
         return f"its output is a {type(output).__name__}, not a tensor"

@@ -19,14 +19,14 @@ def pool_maps(maps: Tensor, max_side: int) -> Tensor:
     Maps with one or three axes are pooled to at most as many pixels as a square of this side. Incomplete windows at the
     end are averaged too.
     """
-    windows = _windows(maps, max_side)
+    windows = _pooling_windows(maps, max_side)
     if max(windows, default=1) == 1:
         return maps
     pooled: Tensor = _POOLS[len(windows)](maps, windows, ceil_mode=True, count_include_pad=False)
     return pooled
 
 
-def _windows(maps: Tensor, max_side: int) -> list[int]:
+def _pooling_windows(maps: Tensor, max_side: int) -> list[int]:
     """Return the sides of the windows that `pool_maps` averages."""
     sizes = maps.shape[2:]
     side = max(1, int(max_side ** (2 / max(1, len(sizes))) + 1e-9))
@@ -42,9 +42,9 @@ def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, 
         `(F,)`; all of them copies. A map with minus infinity, which rectification would hide, becomes NaN.
     """
     if maps.device.type == "cpu":
-        from lightning_anomaly.network.map_loops import summarize  # late, as numba takes long to import
+        from lightning_anomaly.network.map_loops import reduce_and_pool  # late, as numba takes long to import
 
-        return summarize(maps, _windows(maps, max_side), rectify)
+        return reduce_and_pool(maps, _pooling_windows(maps, max_side), rectify)
     pixels = maps[..., None].flatten(2)
     extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
     zeros = (pixels <= 0).sum((0, 2))

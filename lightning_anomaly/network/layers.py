@@ -37,16 +37,16 @@ def state_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def find_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
+def find_logits_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
     if name is None:
         return model
     found: Callable[..., Any] | None = None
     with suppress(AttributeError):
-        found = attrgetter(check_text("logits", name))(model)
+        found = attrgetter(check_text("logits_from", name))(model)
     if not callable(found):
         raise ValueError(
-            "Parameter `logits` should be None or name a method or a submodule that takes images and returns logits. "
+            "Parameter `logits_from` should name a method or submodule that takes images and returns logits. "
             f"Found {name!r}; the submodules of {type(model).__name__} are {[*model._modules]}."
         )
     call: Callable[..., Any] = found

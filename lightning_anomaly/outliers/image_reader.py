@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.image_source import ImageSource, scaled
 from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics
-from lightning_anomaly.network.forward import placed, probing
+from lightning_anomaly.network.forward import copy_for_model, isolated_calls
 from lightning_anomaly.network.hooks import hooked
 from lightning_anomaly.outliers.duplicates import Fingerprints
-from lightning_anomaly.pages.thumbnails import black_and_white, shrink, to_bytes
+from lightning_anomaly.pages.thumbnails import black_and_white, shrink_images, to_bytes
 from lightning_anomaly.scores.pixels import describe_pixels
 
 _SIDE = 256  # largest side of an image in the report (pixels)
@@ -102,7 +102,7 @@ class ImageReader:
         """Draw whole images small; None if they are neither images nor volumes."""
         if whole.ndim not in (4, 5):
             return None
-        small = shrink(whole, _SIDE)
+        small = shrink_images(whole, _SIDE)
         if self.limits is None:
             self.limits = black_and_white(small)
         return to_bytes(small, self.limits)
@@ -112,20 +112,20 @@ class ImageReader:
     ) -> SampleStatistics:
         """Run the model on batches of images, and return their statistics, with those `seen` of all whole images."""
         if self.feature_layer is None:
-            self._run([batches[0][:2]])  # finds the layer, for which all convolutions are hooked
-        samples = self._run(batches)
+            self._run_model([batches[0][:2]])  # finds the layer, for which all convolutions are hooked
+        samples = self._run_model(batches)
         count = 0 if samples.logits is None else samples.logits.shape[1]
         names = tuple(class_names or ())
         if len(names) != count and (count, len(names)) != (1, 2):
             names = ()
         return samples._replace(pixels=seen.pixels, shape=seen.shape, class_names=names)
 
-    def _run(self, batches: Sequence[Tensor]) -> SampleStatistics:
+    def _run_model(self, batches: Sequence[Tensor]) -> SampleStatistics:
         """Run the model on batches of images, and return their features and logits."""
         capture = SampleCapture(self._model, feature_layer=self.feature_layer)
-        with probing(self._model) as call, hooked(capture.hooks):
+        with isolated_calls(self._model) as call, hooked(capture.hooks):
             for images in batches:
-                call(placed(images, self._model))
+                call(copy_for_model(images, self._model))
                 capture.end_pass(len(images))
         self.feature_layer = capture.feature_layer
         return capture.collected(sum(map(len, batches)))

@@ -19,7 +19,7 @@ from lightning_anomaly._internal.tabular import Tabular, listed
 from lightning_anomaly.images.folder_images import read_image
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
-from lightning_anomaly.pages.html_page import BrowserFile, usual_score, write
+from lightning_anomaly.pages.html_page import BrowserFile, usual_score, write_page
 from lightning_anomaly.pages.thumbnails import data_uri
 from lightning_anomaly.scores.views import VIEWS, SampleView, ordered_reasons, scores_by
 
@@ -118,7 +118,7 @@ class OutlierReport(Tabular):
         position = check_integer("position", position, 0, len(self.scores) - 1)
         if position in self.unreadable:
             return {"file": f"cannot be read: {self.unreadable[position]}"}
-        return ordered_reasons(self.views, position) | self._twice.get(position, {})
+        return ordered_reasons(self.views, position) | self._reasons_of_filed_twice.get(position, {})
 
     @cached_property
     def significant(self) -> list[int]:
@@ -176,7 +176,7 @@ class OutlierReport(Tabular):
         return sorted({self.splits[place] for place in group.positions} - {""}) if self.splits else []
 
     @cached_property
-    def _twice(self) -> dict[int, dict[str, str]]:
+    def _reasons_of_filed_twice(self) -> dict[int, dict[str, str]]:
         """The reason for each image that is identical to one of another class, by position."""
         reasons = dict[int, dict[str, str]]()
         for group in self.filed_twice:
@@ -195,10 +195,10 @@ class OutlierReport(Tabular):
     def _reasons(self, position: int) -> str:
         return "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items())
 
-    def _name(self, position: int) -> str:
+    def _image_name(self, position: int) -> str:
         return f"image {position}" if self.names is None else self.names[position]
 
-    def _absolute(self, name: str) -> str:
+    def _absolute_path(self, name: str) -> str:
         return os.path.abspath(os.path.join(self.folder, name))
 
     def tabs(self, top: int = TOP) -> list[Tab]:
@@ -208,7 +208,7 @@ class OutlierReport(Tabular):
         for identical images in several classes, "identical" and "near" for duplicates, "unreadable" and "skipped".
         `save_html` and `save_csv` write them.
         """
-        usual, lists = self._usual, list[Tab]()
+        usual, lists = self._usual_scores, list[Tab]()
         for view, (title, about) in _SCORED.items():
             if view in self.views:
                 chosen = self.filed_elsewhere if view == "label" else self.top(top, by=view)
@@ -219,36 +219,36 @@ class OutlierReport(Tabular):
             self._row(position, reason=self.outlier_reasons(position).get("file", "gives NaN or infinite values"))
             for position in self.unusable
         ]
-        files = [Row(name, path=self._absolute(name), reason=why) for name, why in self.skipped.items()]
+        files = [Row(name, path=self._absolute_path(name), reason=why) for name, why in self.skipped.items()]
         return [
             *lists,
-            Tab("twice", "In several classes", "Identical images, side by side.", [*self._copies(self.filed_twice)]),
-            Tab("identical", "Identical", "Images with equal pixels, side by side.", [*self._copies(identical)]),
+            Tab("twice", "In several classes", "Identical images, side by side.", [*self._copy_rows(self.filed_twice)]),
+            Tab("identical", "Identical", "Images with equal pixels, side by side.", [*self._copy_rows(identical)]),
             Tab(
                 "near",
                 "Near duplicates",
                 "One image scaled, turned or saved again, or a still scene twice.",
-                [*self._copies(near)],
+                [*self._copy_rows(near)],
             ),
             Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", files),
         ]
 
     @cached_property
-    def _usual(self) -> dict[str, float]:
+    def _usual_scores(self) -> dict[str, float]:
         return {view: usual_score(known.scores) for view, known in self.views.items()}
 
     def _row(self, position: int, **given: Any) -> Row:
         reasons = self.outlier_reasons(position)
         scores = {view: known.scores[position].item() for view, known in self.views.items()}
         return Row(
-            self._name(position),
+            self._image_name(position),
             position,
-            path="" if self.names is None else self._absolute(self.names[position]),
+            path="" if self.names is None else self._absolute_path(self.names[position]),
             label=("" if self.labels is None else self.labels[position]) or "",
             looks_like=self.looks_like[position] if self.looks_like and "label" in reasons else "",
             bars=[
-                (view, score, self._usual[view], reasons.get(view, ""))
+                (view, score, self._usual_scores[view], reasons.get(view, ""))
                 for view, score in scores.items()
                 if not math.isnan(score)
             ],
@@ -264,7 +264,7 @@ class OutlierReport(Tabular):
         score, reason = self.views[view].scores[position].item(), self.views[view].reasons[position]
         return self._row(position, score=score, reason=reason, note=note)
 
-    def _copies(self, groups: Sequence[DuplicateGroup]) -> Iterator[Row]:
+    def _copy_rows(self, groups: Sequence[DuplicateGroup]) -> Iterator[Row]:
         """Return the rows of groups of duplicates; each but the first says what it is a copy of."""
         for number, group in enumerate(groups):
             known = [name if isinstance(name, str) else f"image {name}" for name in group.reference]
@@ -273,11 +273,11 @@ class OutlierReport(Tabular):
             leak = f"a leak, in {' and '.join(splits)}" if len(splits) > 1 else ""
             for place, position in enumerate(group.positions):
                 reason = other and f"{'as' if group.identical else 'like'} {other}"
-                twice = self._twice.get(position, {}).get("label", "") if group.identical else ""
+                twice = self._reasons_of_filed_twice.get(position, {}).get("label", "") if group.identical else ""
                 if place and not group.identical:
                     reason += f", details correlate {group.correlations[place]:.2f}"
                 yield self._row(position, group=number, reason="; ".join(filter(None, [reason, twice, leak])))
-                other = self._name(group.positions[0])
+                other = self._image_name(group.positions[0])
 
     def save_csv(self, path: str | Path, top: int = TOP, *, every: bool = False) -> None:
         """Write the lists of `tabs` as a CSV file, each image once.
@@ -329,7 +329,7 @@ class OutlierReport(Tabular):
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
         title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
         details = [sentence for sentence in self._sentences() if sentence not in lead]
-        return write(path, gallery_page(title, lead, tabs, Path(path).parent, details))
+        return write_page(path, gallery_page(title, lead, tabs, Path(path).parent, details))
 
     def _picture(self, file: str, position: int, side: int) -> str | None:
         """Draw a small copy of an image's file, or of what was read, if there is one."""
@@ -340,11 +340,11 @@ class OutlierReport(Tabular):
             return None if kept is None else data_uri(kept, side)
         return data_uri(torch.from_numpy(np.array(image)), side)
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _table_rows(self) -> list[tuple[str, ...]]:
         top = self.top(10)
         columns = {"position": [str(position) for position in top]}
         if self.names is not None:
-            columns["name"] = [self._name(position) for position in top]
+            columns["name"] = [self._image_name(position) for position in top]
         columns["score"] = [f"{self.scores[position]:.1f}" for position in top]
         if self.n_calibration:
             columns["p-value"] = [f"{self.p_values[position]:.4f}" for position in top]

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.folder_images import tell_apart
+from lightning_anomaly.images.folder_images import decoded_hashes
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
-from lightning_anomaly.outliers.absolute_faults import ask_pixels, describe_folder
+from lightning_anomaly.outliers.absolute_faults import describe_faults, pixel_faults
 from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader
 from lightning_anomaly.outliers.outlier_report import OutlierReport
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.views import VIEWS, FittedView, SampleView, fit_views, judge, larger
+from lightning_anomaly.scores.views import VIEWS, FittedView, SampleView, fit_views, larger, score_views
 
 MIN_REFERENCE = 100
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
@@ -82,7 +82,7 @@ def fit_to_reference(
     parts = slice(3 * count // 8), slice(3 * count // 8, half), slice(half, None)
     first, scale, rest = (samples.select(part) for part in parts)
     views = fit_views(first, scale)
-    found = judge(views, rest)
+    found = score_views(views, rest)
     calibration = _sorted_scores(found)
     labels = [batch.labels[place] for place in usable.tolist()]
     label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
@@ -90,7 +90,7 @@ def fit_to_reference(
     notes |= _missing_notes(source, views, label, labels)
     label_calibration = {}
     if label is not None:
-        found, _ = label.judge(rest, labels[half:], found)
+        found, _ = label.score_by_class(rest, labels[half:], found)
         label_calibration = _sorted_scores(found, ~found["label"].scores.isnan())
     places = batch.positions[usable].tolist()
     names = places if source.names is None else [source.names[place] for place in places]
@@ -195,7 +195,7 @@ def _missing_notes(
     return notes
 
 
-def search(
+def search_source(
     reader: ImageReader,
     source: ImageSource,
     state: DetectorState,
@@ -204,14 +204,14 @@ def search(
     read: Sequence[Batch] = (),
 ) -> OutlierReport:
     """Score all images and report on them; some are `read` already, to fit to them, which gave the `notes`."""
-    part = search_part(reader, source, state, read)
+    part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
-    report = report_on(part, state, notes, reference, source.folder)
+    report = make_outlier_report(part, state, notes, reference, source.folder)
     report = replace(report, skipped=source.skipped, whites=source.whites)
-    return replace(report, pictures=_draw(source, reader, report))
+    return replace(report, pictures=_draw_listed(source, reader, report))
 
 
-def search_part(
+def score_source(
     reader: ImageReader, source: ImageSource, state: DetectorState, read: Sequence[Batch] = ()
 ) -> dict[str, np.ndarray]:
     """Score all images, of which some are `read` already, to fit to them; see `OutlierDetector.search_part`."""
@@ -220,37 +220,37 @@ def search_part(
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
     whole = source.whole_shape is not None  # of a `FolderImages`, in shades of 0 to 1
-    part = join_parts([_columns(batch, state, number < len(read), whole) for number, batch in enumerate(batches)])
+    part = join_columns([_score_batch(batch, state, number < len(read), whole) for number, batch in enumerate(batches)])
     count = len(source)
     errors = [source.unreadable.get(place, "") for place in range(count)]
     part["score"][[error != "" for error in errors]] = np.inf
     texts: dict[str, Sequence[str] | None] = {"error": errors, "name": source.names, "split": source.splits}
     texts["filed_under"] = [label or "" for label in source.labels(range(count))]
-    return part | {name: _texts(known) for name, known in texts.items() if known is not None}
+    return part | {name: _text_column(known) for name, known in texts.items() if known is not None}
 
 
-def _columns(batch: Batch, state: DetectorState, fitted: bool, whole: bool) -> dict[str, np.ndarray]:
+def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) -> dict[str, np.ndarray]:
     """Score a batch, which is one of the fit or not; return the columns of a part, and positions."""
     check_features(batch.samples, state)
-    views, looks_like = judge(state.views, batch.samples), list[str]()
+    views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
-        views, looks_like = state.label.judge(batch.samples, batch.labels, views, left_out=fitted)
+        views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
     scores = _scores_of(views, len(batch.positions))
     tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
     tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
-    tensors["faults"] = ask_pixels(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
+    tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
     for values, ending in ((scores, "score"), (_p_values(scores, state), "p_value")):
         tensors |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
     columns = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
     texts = {f"{name}_reason": view.reasons for name, view in views.items()} | {"looks_like": looks_like}
-    return columns | {name: _texts(known) for name, known in texts.items() if known}
+    return columns | {name: _text_column(known) for name, known in texts.items() if known}
 
 
-def _texts(texts: Sequence[str]) -> np.ndarray:
+def _text_column(texts: Sequence[str]) -> np.ndarray:
     return np.array(texts, dtype=object)
 
 
-def join_parts(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def join_columns(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Join the columns that all parts have, sorted by positions if these are among them."""
     known = [name for name in parts[0] if all(name in part for part in parts)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in known}
@@ -258,7 +258,7 @@ def join_parts(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarra
     return {name: values[order] for name, values in joined.items()}
 
 
-def report_on(
+def make_outlier_report(
     part: Mapping[str, np.ndarray],
     state: DetectorState,
     notes: Mapping[str, str],
@@ -279,7 +279,7 @@ def report_on(
     files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
     looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
     usable = (~scores.isinf()).nonzero()[:, 0]
-    duplicates, problem = _duplicates(Fingerprints(numbers["hash"], looks), usable.tolist(), files, reference)
+    duplicates, problem = _duplicate_groups(Fingerprints(numbers["hash"], looks), usable.tolist(), files, reference)
     return OutlierReport(
         scores=scores,
         p_values=numbers["p_value"],
@@ -293,7 +293,7 @@ def report_on(
         unreadable={place: error for place, error in enumerate(texts["error"]) if error},
         duplicates=duplicates,
         duplicates_left_out=problem,
-        absolute=describe_folder(numbers["faults"], files, names) if names is not None and "faults" in numbers else "",
+        absolute=describe_faults(numbers["faults"], files, names) if names is not None and "faults" in numbers else "",
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
         splits=texts.get("split"),
         labels=[label or None for label in texts["filed_under"]] if any(texts["filed_under"]) else None,
@@ -312,7 +312,7 @@ def _p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, T
     return p_values
 
 
-def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
+def _draw_listed(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
     """Draw the images small that are in lists, unless the page can read them from files."""
     listed = {row.position: None for tab in report.tabs() for row in tab.rows if not os.path.isfile(row.path)}
     places = [place for place in listed if place is not None and place not in source.unreadable]
@@ -323,7 +323,7 @@ def _draw(source: ImageSource, reader: ImageReader, report: OutlierReport) -> di
     return pictures
 
 
-def _duplicates(
+def _duplicate_groups(
     fingerprints: Fingerprints, positions: list[int], files: Sequence[str], reference: ReferenceImages | None
 ) -> tuple[list[DuplicateGroup], str]:
     """Find duplicates among the images at some positions, and between these and a reference."""
@@ -334,7 +334,7 @@ def _duplicates(
         fingerprints = Fingerprints.join([fingerprints, reference.fingerprints])
         files, known = files + reference.files, reference.names
     hashes = fingerprints.hashes.clone()
-    hashes[images] = tell_apart(hashes[images], files)
+    hashes[images] = decoded_hashes(hashes[images], files)
     groups, problem = find_duplicates(Fingerprints(hashes, fingerprints.looks), images)
     found = []
     for group, identical, correlations in groups:

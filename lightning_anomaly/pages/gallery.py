@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lightning_anomaly.pages.html_page import assemble, finite
+from lightning_anomaly.pages.html_page import assemble_page, finite_or_none
 
 _CODE = "dom unpack wording csv colors canvas components shell gallery gallery_main"
 # Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.
@@ -90,7 +90,7 @@ def gallery_page(
     Tabs without rows are left out. Sentences of the `lead` stand above the lists, `details` are folded.
     """
     index = {"title": title, "lead": lead, "details": details, **gallery_index(tabs, folder)}
-    return assemble(_CODE, index, None)
+    return assemble_page(_CODE, index, None)
 
 
 def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> 
                 {
                     **vars(row),
                     "key": row.key,
-                    "score": row.score and finite(row.score),
-                    "bars": [(name, finite(value), usual, reason) for name, value, usual, reason in row.bars],
-                    "link": _link(row.path, Path(folder)),
+                    "score": row.score and finite_or_none(row.score),
+                    "bars": [(name, finite_or_none(value), usual, reason) for name, value, usual, reason in row.bars],
+                    "link": _file_link(row.path, Path(folder)),
                     "picture": row.picture and pictures.setdefault(row.picture, len(pictures)),
                 }
                 for row in tab.rows
@@ -113,19 +113,19 @@ def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> 
         }
         for tab in tabs
     ]
-    table = _table(tabs)
+    table = _csv_table(tabs)
     lists = json.dumps([(key, cells["list"]) for key, cells in table.items()])
     return {
         "tabs": listed,
         "pictures": [*pictures],
-        "columns": _columns(tabs),
+        "columns": _csv_columns(tabs),
         "move": move,
         "table": [(key, [*cells.values()]) for key, cells in table.items()],
         "key": hashlib.sha256(lists.encode()).hexdigest()[:16],  # under which a browser stores ticks
     }
 
 
-def _link(path: str, folder: Path) -> str | None:
+def _file_link(path: str, folder: Path) -> str | None:
     """Return the address of a file relative to a page's folder; None without a file, or if it is on another drive."""
     there, here = Path(path), folder.resolve()
     if not os.path.isfile(path) or there.anchor != here.anchor:
@@ -138,20 +138,20 @@ def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # File names may not be UTF-8.
     with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, _columns(tabs))
+        writer = csv.DictWriter(file, _csv_columns(tabs))
         writer.writeheader()
-        writer.writerows(_table(tabs).values())
+        writer.writerows(_csv_table(tabs).values())
 
 
-def _columns(tabs: Sequence[Tab]) -> list[str]:
+def _csv_columns(tabs: Sequence[Tab]) -> list[str]:
     """Return the columns of the CSV file, with one for each kind of score."""
     scores = {f"{name}_score": None for tab in tabs for row in tab.rows for name, *_ in row.bars}
     return [*COLUMNS, *scores]
 
 
-def _table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
+def _csv_table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
     """Return the columns of the CSV file for each image, by what tells it from the others."""
-    table, columns = dict[str, dict[str, Any]](), _columns(tabs)
+    table, columns = dict[str, dict[str, Any]](), _csv_columns(tabs)
     for tab in tabs:
         for row in tab.rows:
             key = row.key
@@ -162,12 +162,12 @@ def _table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
             else:
                 cells = {**vars(row), "class": row.label, "list": tab.name, "verdict": ""}
                 cells |= {f"{name}_score": score for name, score, *_ in row.bars}
-                table[key] = {column: _cell(cells.get(column)) for column in columns}
+                table[key] = {column: _csv_cell(cells.get(column)) for column in columns}
     return {key: {name: _no_formula(value) for name, value in cells.items()} for key, cells in table.items()}
 
 
-def _cell(value: Any) -> Any:
-    return "" if isinstance(value, float) and finite(value) is None else value
+def _csv_cell(value: Any) -> Any:
+    return "" if isinstance(value, float) and finite_or_none(value) is None else value
 
 
 def _no_formula(value: Any) -> Any:

@@ -36,30 +36,30 @@ class BrowserFile:
         return f'<iframe title="Browser of a report" style="{_FRAME}" srcdoc="{page}"></iframe>'
 
 
-def write(path: str | Path, text: str) -> BrowserFile:
+def write_page(path: str | Path, text: str) -> BrowserFile:
     """Write a page, creating missing folders."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8
     return BrowserFile(Path(path))
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Replace infinite numbers and NaN, which JSON does not have, by None."""
     return value if math.isfinite(value) else None
 
 
-def short(value: float) -> float | None:
+def four_digits(value: float) -> float | None:
     """Round to four digits; None for infinite numbers and NaN."""
-    return finite(float(f"{value:.4g}"))
+    return finite_or_none(float(f"{value:.4g}"))
 
 
 def usual_score(scores: Tensor) -> float:
     """Return the 0.95 quantile of the finite scores; 0 without any."""
     usual = scores[scores.isfinite()].double()
-    return short(usual.quantile(0.95).item()) or 0.0 if len(usual) else 0.0
+    return four_digits(usual.quantile(0.95).item()) or 0.0 if len(usual) else 0.0
 
 
-def assemble(
+def assemble_page(
     code: str, index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
     """Return the text of a page, which reads the `index` at once and unpacks `blocks` when it needs them.
@@ -67,14 +67,14 @@ def assemble(
     `code` names JavaScript files, each after those that it imports. They become one module, so their top-level names
     must differ. Images, uint8 `(N, height, width, channels)` with one or three channels, become one PNG file.
     """
-    placed, sprite = (None, {}) if images is None else _sprite(images)
+    placed, sprite = (None, {}) if images is None else _image_sheet(images)
     plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()
     content = {name: zlib.compress(block) for name, block in {"index": plain, **(blocks or {})}.items()} | sprite
-    module, style = _module(code), _text("page.css")
+    module, style = _javascript_module(code), _page_file("page.css")
     parts = {
         "TITLE": escape(index["title"]),
-        "CODE_HASH": _hash(module),
-        "STYLE_HASH": _hash(style),
+        "CODE_HASH": _policy_hash(module),
+        "STYLE_HASH": _policy_hash(style),
         "STYLE": style,
         "DATA": "\n".join(
             f'<script type="text/plain" id="{name}">{base64.b64encode(block).decode()}</script>'
@@ -82,10 +82,10 @@ def assemble(
         ),
         "CODE": module,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _text("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _page_file("page.html"))
 
 
-def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
+def _image_sheet(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
     """Put all images into one PNG file, row by row; return their size and the columns, and the file."""
     from PIL import Image
 
@@ -100,16 +100,16 @@ def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
     return {"height": height, "width": width, "columns": columns}, {"sprite": file.getvalue()}
 
 
-def _module(code: str) -> str:
+def _javascript_module(code: str) -> str:
     """Join the files into one module, without their imports of each other."""
-    text = "\n".join(_text(f"{name}.js") for name in code.split())
+    text = "\n".join(_page_file(f"{name}.js") for name in code.split())
     return re.sub(r"^(export |import [^;]*;\n)", "", text, flags=re.MULTILINE)
 
 
-def _text(name: str) -> str:
+def _page_file(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def _policy_hash(text: str) -> str:
     """Hash a part for the page's content security policy, so that code in a name never runs."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -15,7 +15,7 @@ _PIXELS = 6_000_000  # in all images of a page together; a browser unpacks each 
 _LOSSLESS = 128  # longest side of a picture that is stored as it is (pixels)
 
 
-def shrink(samples: Tensor, side: int) -> Tensor:
+def shrink_images(samples: Tensor, side: int) -> Tensor:
     """Reduce images `(N, C, H, W)`, or the middle slices of volumes `(N, C, D, H, W)`, to small ones, on the CPU.
 
     They have one or three channels, and sides of at most `side` pixels.
@@ -59,7 +59,7 @@ def to_bytes(images: Tensor, limits: Tensor) -> Tensor:
 
 def draw_images(images: Tensor) -> Tensor:
     """Draw the small images `(N, C, H, W)` of a page, uint8 `(N, H, W, C)`; many have shorter sides."""
-    small = shrink(images, max(1, min(SIDE, math.isqrt(_PIXELS // len(images)))))
+    small = shrink_images(images, max(1, min(SIDE, math.isqrt(_PIXELS // len(images)))))
     return to_bytes(small, black_and_white(small))
 
 

@@ -18,7 +18,7 @@ CHANNEL_NORMS = (
 
 
 @dataclass
-class Rows:
+class FilterRows:
     """The rows of one tensor that belong to some filters of a layer."""
 
     owner: nn.Module
@@ -58,7 +58,7 @@ class Rows:
         return self.index
 
 
-def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
+def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[FilterRows]:
     """Find the rows of weight and bias of some filters; raise ValueError if these are no plain parameters."""
     if not all(isinstance(part, nn.Parameter) for part in (conv.weight, conv.bias) if part is not None):
         raise ValueError(
@@ -72,15 +72,15 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
         inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
         group, column = channels // outputs, channels % outputs
         index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
-    rows = [Rows(conv, "weight", index)]
+    rows = [FilterRows(conv, "weight", index)]
     if conv.bias is not None:
-        rows.append(Rows(conv, "bias", (channels,)))
+        rows.append(FilterRows(conv, "bias", (channels,)))
     return rows
 
 
-def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
+def norm_rows(norm: Any, channels: list[int]) -> list[FilterRows]:
     """Find the rows of weight and bias of some channels of a BatchNorm or InstanceNorm."""
     index = (torch.tensor(channels, device="cpu"),)
     # Without a weight the output in evaluation is (0 - running mean) / std, so the running mean has to be 0.
     parts = ("running_mean",) if norm.weight is None else ("weight", "bias")
-    return [Rows(norm, part, index) for part in parts if getattr(norm, part) is not None]
+    return [FilterRows(norm, part, index) for part in parts if getattr(norm, part) is not None]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
-from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, Rows, conv_rows, norm_rows
+from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, FilterRows, conv_rows, norm_rows
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 
 
@@ -73,7 +73,7 @@ class FilterMask:
         self.model = model
         self._filters: dict[str, list[int]] = {}
         self._zeros: dict[str, list[int]] = {}  # `{norm: [channel, ...]}`
-        self._rows: list[Rows] = []
+        self._rows: list[FilterRows] = []
 
     @property
     def masked(self) -> dict[str, list[int]]:
@@ -125,7 +125,7 @@ class FilterMask:
                 f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is 0 "
                 "before these layers but not after them, and the output of other filters may change there."
             )
-        if tied := [f"'{layer}' with {names}" for layer in new if (names := _tied_to(modules, layer, masked))]:
+        if tied := [f"'{layer}' with {names}" for layer in new if (names := _tied_layers(modules, layer, masked))]:
             notes["tied"] = (
                 f"Masked layers share parameters: {', '.join(tied)}. These are zero in both, though the output of the "
                 "others may be a constant."
@@ -210,7 +210,7 @@ class FilterMask:
         return sorted(after - before)
 
 
-def _tied_to(modules: Mapping[str, nn.Module], layer: str, masked: Mapping[str, list[int]]) -> list[str]:
+def _tied_layers(modules: Mapping[str, nn.Module], layer: str, masked: Mapping[str, list[int]]) -> list[str]:
     """Return the modules that have a parameter of a layer, but for those whose same filters are masked."""
     own = {id(parameter) for parameter in modules[layer].parameters(recurse=False)}
     shares = {name: own & {*map(id, module.parameters(recurse=False))} for name, module in modules.items()}

@@ -12,7 +12,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_anomaly.network.forward import probing
+from lightning_anomaly.network.forward import isolated_calls
 from lightning_anomaly.network.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS
@@ -55,7 +55,7 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
 def call_model(model: nn.Module, example_input: Any) -> Any:
     """Call a model on copies of its buffers and of its input, or a tuple of inputs, and restore the random state."""
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    with probing(model) as call:
+    with isolated_calls(model) as call:
         return call(*apply_to_collection(arguments, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True))
 
 

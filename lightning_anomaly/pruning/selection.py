@@ -9,7 +9,7 @@ from lightning_anomaly.filters.anomaly_report import AnomalyReport
 Summary = dict[str, list[int]]  # a report in plain values: `{layer: [outlier samples of filter 0, of filter 1, ...]}`
 
 
-def summarize(report: AnomalyReport) -> Summary:
+def summarize_report(report: AnomalyReport) -> Summary:
     """Count the outlier samples of each filter; only anomaly filters have any."""
     return {name: layer.outliers.sum(1).tolist() for name, layer in report.layers.items()}
 

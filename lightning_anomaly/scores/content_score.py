@@ -68,7 +68,7 @@ class Content(NamedTuple):
         kept = slice(None, None, -(-len(vectors) // _NEIGHBORS))
         neighbors = vectors[kept]
         distances = torch.cdist(neighbors, neighbors)
-        knows = logits is not None and _knows(distances, two_sided(logits[kept]))
+        knows = logits is not None and _knows_classes(distances, two_class_logits(logits[kept]))
         place = _TRUSTED if trusted else 1 + (_KNOWN if knows else round(_NEAREST * len(neighbors)))
         place = min(place, len(neighbors))
         centered = neighbors - neighbors.mean(0)
@@ -95,7 +95,7 @@ class Content(NamedTuple):
         measures = [distances.log()]
         if self.knows:
             assert samples.logits is not None
-            measures.append(-two_sided(samples.logits).logsumexp(1))
+            measures.append(-two_class_logits(samples.logits).logsumexp(1))
         measured = torch.stack(measures, 1)
         return torch.where(samples.finite_rows(len(measured))[:, None] & ~measured.isnan(), measured, torch.inf)
 
@@ -113,20 +113,20 @@ def network_sees(samples: SampleStatistics) -> list[str]:
     """Say which class the network is sure to see in each sample, in parentheses; nothing without logits."""
     if samples.logits is None:
         return [""] * (0 if samples.features is None else len(samples.features))
-    found = two_sided(samples.logits).softmax(1).max(1)
+    found = two_class_logits(samples.logits).softmax(1).max(1)
     classes, sure = found.indices.tolist(), (found.values >= _SURE).tolist()
     known = samples.class_names if len(samples.class_names) > max(classes, default=0) else None
     names = [f"class {index}" if known is None else known[index] for index in classes]
     return [f" (the network sees {name})" if is_sure else "" for name, is_sure in zip(names, sure, strict=True)]
 
 
-def two_sided(logits: Tensor) -> Tensor:
+def two_class_logits(logits: Tensor) -> Tensor:
     """Return logits float64 `(n, C)`; one logit becomes the two whose difference it is."""
     logits = logits.double()
     return torch.cat([-logits / 2, logits / 2], 1) if logits.shape[1] == 1 else logits
 
 
-def _knows(distances: Tensor, logits: Tensor) -> bool:
+def _knows_classes(distances: Tensor, logits: Tensor) -> bool:
     """Return whether a network knows the classes of m images with distances `(m, m)` and logits `(m, C)`.
 
     It predicts many of its classes, and the same one for an image and its nearest neighbor, more often than by chance

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.content_score import network_sees, two_sided
+from lightning_anomaly.scores.content_score import network_sees, two_class_logits
 from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import SURPRISING, Scale
 from lightning_anomaly.scores.views import SampleView
@@ -63,9 +63,9 @@ class Label(NamedTuple):
         fitted = cls(names, ridge, means, nothing, nothing)
         measures = fitted.measure(samples, labels, left_out=True)
         known = ~measures.label.isnan()
-        if not _agree(measures.looks_like[known], targets[known]):
+        if not _agree_beyond_chance(measures.looks_like[known], targets[known]):
             return None
-        return fitted._replace(content=_scale(measures.content[known]), label=_scale(measures.label[known]))
+        return fitted._replace(content=_fit_scale(measures.content[known]), label=_fit_scale(measures.label[known]))
 
     def measure(
         self, samples: SampleStatistics, labels: Sequence[str | None], *, left_out: bool = False
@@ -88,7 +88,7 @@ class Label(NamedTuple):
         label = margins_over(own, predicted).where(known & finite, torch.nan)
         return LabelMeasures(content, label, predicted.argmax(1))
 
-    def judge(
+    def score_by_class(
         self,
         samples: SampleStatistics,
         labels: Sequence[str | None],
@@ -119,18 +119,18 @@ def predicted_view(logits: Tensor, labels: Sequence[str | None], classes: Sequen
     `logits` are `(N, C)`; `classes` name the C classes, which otherwise have the numbers 0 to C - 1. Samples without a
     label have the score NaN.
     """
-    logits = two_sided(logits)
+    logits = two_class_logits(logits)
     names = classes or [*map(str, range(logits.shape[1]))]
     targets, known = class_indices(names, labels), torch.tensor([label is not None for label in labels], device="cpu")
     if (
         len(names) != logits.shape[1]
         or (targets[known] < 0).any()
-        or not _agree(logits.argmax(1)[known], targets[known])
+        or not _agree_beyond_chance(logits.argmax(1)[known], targets[known])
     ):
         return None
     margins = margins_over(targets.clamp(min=0), logits).where(known & logits.isfinite().all(1), torch.nan)
     predicted = [names[index] for index in logits.argmax(1).tolist()]
-    return _label_view(margins, _scale(margins[~margins.isnan()]), labels, predicted, "labeled {}, predicted {}")
+    return _label_view(margins, _fit_scale(margins[~margins.isnan()]), labels, predicted, "labeled {}, predicted {}")
 
 
 def _label_view(
@@ -154,7 +154,7 @@ def margins_over(targets: Tensor, predicted: Tensor) -> Tensor:
     return predicted.scatter(1, own, -torch.inf).amax(1) - predicted.gather(1, own)[:, 0]
 
 
-def _agree(found: Tensor, targets: Tensor) -> bool:
+def _agree_beyond_chance(found: Tensor, targets: Tensor) -> bool:
     """Return whether found classes are the targets `(n,)` clearly more often than by chance, by Cohen's kappa."""
     if not (count := len(targets)):
         return False
@@ -172,5 +172,5 @@ def class_indices(names: Sequence[str], labels: Sequence[str | None]) -> Tensor:
     return torch.tensor([-1 if name is None else places.get(name, -1) for name in labels], device="cpu").long()
 
 
-def _scale(measures: Tensor) -> Scale:
+def _fit_scale(measures: Tensor) -> Scale:
     return Scale.fit(measures[:, None])

@@ -21,7 +21,7 @@ _FINITE = _OPTIONS | {"fastmath": {"contract", "reassoc", "nnan", "nsz"}}  # wit
 
 
 @compile_loop(**_OPTIONS)
-def measure(
+def measure_pixels(
     images: _Floats, near: float, flat: float, plain: float, waves: _Floats
 ) -> tuple[_Doubles, _Doubles, _Floats, _Doubles, _Doubles]:
     """Measure images `(N, C, H, W)`, with NaN for those that are not finite.
@@ -55,12 +55,12 @@ def measure(
             continue
         _brightness(plane, mean, near, brightness[n])
         step, variance = flat * (brightness[n, 4] - brightness[n, 3]), plain * brightness[n, 1]
-        _along(gray, step, variance, axes[n, 0])
+        _along_lines(gray, step, variance, axes[n, 0])
         turned = buffer.reshape(width, height)
         for x in range(width):
             for y in range(height):
                 turned[x, y] = gray[y, x]
-        _along(turned, step, variance, axes[n, 1])
+        _along_lines(turned, step, variance, axes[n, 1])
         _second_differences(gray, buffer.reshape(height, width), seconds[n])
         _patterns(images[n], waves, blocks, across, patterns[n])
         if channels > 1:
@@ -103,7 +103,7 @@ def _brightness(pixels: _Floats, mean: float, near: float, found: _Doubles) -> N
 
 
 @compile_loop(**_FINITE)
-def _along(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
+def _along_lines(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
     """Measure the first axis, across which lines lie."""
     size, length = plane.shape
     means, variances = np.zeros(size), np.zeros(size)

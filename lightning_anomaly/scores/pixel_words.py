@@ -67,7 +67,7 @@ class PixelWords(NamedTuple):
     @classmethod
     def fit(cls, statistics: Tensor, channels: int) -> PixelWords:
         """Fit to `pixel_statistics` `(N, S)` of images; those with NaN are ignored."""
-        measured = _measure(statistics[statistics.isfinite().all(1)], channels)
+        measured = _measure_properties(statistics[statistics.isfinite().all(1)], channels)
         return cls(TwoTails.fit(measured), TwoTails.fit(measured, levels=_ENDS))
 
     def reasons(self, statistics: Tensor, channels: int, surprising: Tensor | None = None) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class PixelWords(NamedTuple):
         """
         if surprising is None:
             surprising = torch.ones(len(statistics), dtype=torch.bool, device="cpu")
-        measured = _measure(statistics, channels)
+        measured = _measure_properties(statistics, channels)
         surprises = self.inner.surprise(measured) - _CAUTION
         surprises[surprising] = surprises[surprising].fmax(self.tails.surprise(measured[surprising]))
         surprises = surprises.clamp(max=_CERTAIN)
@@ -87,7 +87,7 @@ class PixelWords(NamedTuple):
         words = [word for kind in _properties(channels) for word in (kind.less, kind.more)]
         surprises = surprises.flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
         surprises[:, [not word for word in words]] = 0
-        alike = statistics[:, _places("flat share", channels)].eq(1).all(1)
+        alike = statistics[:, _statistic_places("flat share", channels)].eq(1).all(1)
         finite = statistics.isfinite().all(1)
         rows = zip(surprises.tolist(), surprising.tolist(), strict=True)
         reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE * whole for row, whole in rows]
@@ -107,16 +107,16 @@ def _properties(channels: int) -> list[_Property]:
     return [*properties, *(_Property({f"channel {i}": 1}, *words) for i, words in enumerate(names) if channels > 1)]
 
 
-def _measure(statistics: Tensor, channels: int) -> Tensor:
+def _measure_properties(statistics: Tensor, channels: int) -> Tensor:
     """Compute properties `(n, P)`, weighted sums of statistics; statistics of one name are averaged."""
     properties = _properties(channels)
     weights = torch.zeros(statistics.shape[1], len(properties), dtype=torch.float64, device="cpu")
     for column, kind in enumerate(properties):
         for name, weight in kind.weights.items():
-            places = _places(name, channels)
+            places = _statistic_places(name, channels)
             weights[places, column] = weight / len(places)
     return statistics.double() @ weights
 
 
-def _places(name: str, channels: int) -> list[int]:
+def _statistic_places(name: str, channels: int) -> list[int]:
     return [place for place, entry in enumerate(pixel_names(channels)) if entry == name]

@@ -49,14 +49,14 @@ def pixel_statistics(images: Tensor) -> Tensor:
     images = images.detach().cpu()
     images = images if images.dtype == torch.float64 else images.float()
     parts = torch.split(images.contiguous(), max(1, _VALUES // math.prod(images.shape[1:])))
-    described = torch_in_threads(lambda part: [values for _, values in _describe(part.numpy())], parts)
+    described = torch_in_threads(lambda part: [values for _, values in _named_statistics(part.numpy())], parts)
     return torch.from_numpy(np.concatenate([np.array(numbers) for numbers in described], 1).T)
 
 
 @cache
 def pixel_names(channels: int) -> tuple[str, ...]:
     """Name each of the S numbers; several patterns, axes or pairs of channels share a name."""
-    return tuple(name for name, _ in _describe(np.zeros((1, channels, _WINDOW, _WINDOW), np.float32)))
+    return tuple(name for name, _ in _named_statistics(np.zeros((1, channels, _WINDOW, _WINDOW), np.float32)))
 
 
 def noise_floors(statistics: Tensor, channels: int) -> Tensor:
@@ -73,13 +73,13 @@ def noise_floors(statistics: Tensor, channels: int) -> Tensor:
 
 
 @np.errstate(all="ignore")  # NaN and infinity stay
-def _describe(images: _Floats) -> list[tuple[str, _Floats]]:
+def _named_statistics(images: _Floats) -> list[tuple[str, _Floats]]:
     from lightning_anomaly._internal.compilation import announce_compilation
     from lightning_anomaly.scores import pixel_loops as loops  # late, as numba takes long to import
 
-    announce_compilation(loops.measure)
+    announce_compilation(loops.measure_pixels)
     channels = images.shape[1]
-    measured = loops.measure(images, _NEAR, _FLAT, _PLAIN, _WAVES.astype(images.dtype))
+    measured = loops.measure_pixels(images, _NEAR, _FLAT, _PLAIN, _WAVES.astype(images.dtype))
     brightness, axes, seconds, energies, colors = measured
     mean, variance, skewness, lowest, highest, darkest, brightest = brightness.T
     names = "mean", "lowest", "highest", "contrast", "skew", "brightest share", "darkest share"

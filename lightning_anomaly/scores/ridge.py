@@ -48,7 +48,7 @@ class Ridge(NamedTuple):
         weights = counts.clamp(min=1) ** -0.5 / counts.sqrt().sum()
         of_each = weights[targets]
         parts = [*zip(torch.split(of_each, _ROWS), torch.split(features, _ROWS), strict=True)]
-        center = torch.stack([weight @ _roots(part) for weight, part in parts]).sum(0)
+        center = torch.stack([weight @ _signed_roots(part) for weight, part in parts]).sum(0)
         # The covariance times random directions spans the directions with the most variance: Halko, Martinsson and
         # Tropp, "Finding structure with randomness" (2011).
         count, width = features.shape
@@ -58,11 +58,11 @@ class Ridge(NamedTuple):
         )
         mean, spanned = torch.zeros_like(center), torch.zeros_like(directions)
         for weight, part in parts:
-            vectors = _vectors(part, center)
+            vectors = _centered_roots(part, center)
             mean += weight @ vectors
             spanned += vectors.T @ (weight[:, None] * (vectors @ directions))
         axes = torch.linalg.qr(spanned - torch.outer(mean, mean @ directions))[0]
-        along = _along(features, center, mean, axes)
+        along = _along_axes(features, center, mean, axes)
         products = (of_each[:, None] * along).T @ along
         products.diagonal().add_(_PENALTY * products.trace() + _ROUNDING)
         whitening = torch.linalg.inv(torch.linalg.cholesky(products)).T
@@ -75,7 +75,7 @@ class Ridge(NamedTuple):
         To leave images of the fit out of it, each for itself, pass the classes `left_out` `(n,)` that they had there,
         -1 for other images.
         """
-        along = _along(features, self.center, self.mean, self.axes)
+        along = _along_axes(features, self.center, self.mean, self.axes)
         predicted = along @ self.coefficients + self.counts * self.weights
         if left_out is None:
             return predicted
@@ -84,16 +84,16 @@ class Ridge(NamedTuple):
         return (predicted - leverage * one_hot(own, len(self.counts))) / (1 - leverage)
 
 
-def _along(features: Tensor, center: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+def _along_axes(features: Tensor, center: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
     """Return what the vectors of features `(n, D)` have along the axes, `(n, k)`."""
-    return torch.cat([_vectors(part, center) @ axes for part in torch.split(features, _ROWS)]) - mean @ axes
+    return torch.cat([_centered_roots(part, center) @ axes for part in torch.split(features, _ROWS)]) - mean @ axes
 
 
-def _vectors(features: Tensor, center: Tensor) -> Tensor:
+def _centered_roots(features: Tensor, center: Tensor) -> Tensor:
     """Return the roots of features `(n, D)` less their center, scaled to norm 1."""
-    return normalize(_roots(features) - center)
+    return normalize(_signed_roots(features) - center)
 
 
-def _roots(features: Tensor) -> Tensor:
+def _signed_roots(features: Tensor) -> Tensor:
     """Return the square roots of features `(n, D)` with their signs, scaled to norm 1, float64."""
     return normalize(features.sign() * features.double().abs().sqrt())

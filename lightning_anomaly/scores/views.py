@@ -52,14 +52,14 @@ def fit_views(samples: SampleStatistics, held_out: SampleStatistics | None = Non
     return views
 
 
-def judge(views: Mapping[str, FittedView], samples: SampleStatistics) -> dict[str, SampleView]:
+def score_views(views: Mapping[str, FittedView], samples: SampleStatistics) -> dict[str, SampleView]:
     """Score samples by all views."""
     return {name: view.view(samples) for name, view in views.items()}
 
 
 def view_samples(samples: SampleStatistics) -> dict[str, SampleView]:
     """Score samples by views that were fitted to the same samples."""
-    return judge(fit_views(samples), samples)
+    return score_views(fit_views(samples), samples)
 
 
 def larger(scores: Iterable[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ _FEW = 16  # images to read twice: enough to notice a transform that changes eac
 _MIN_IMAGES = 8  # for their mean and spread to mean something
 _EQUAL = 0.01  # fraction of the validation images that may be training images
 
-Seen = tuple[Tensor, list[int]]  # `_moments` of the images, and a hash of each
+Seen = tuple[Tensor, list[int]]  # `_image_moments` of the images, and a hash of each
 
 
 def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[str, ImageSource], dict[str, Seen]]:
@@ -30,8 +30,8 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
     opened, seen = {}, {}
     for name, source in sources.items():
         held, moments, hashes = [], [], []
-        for images in source.readable():
-            moments.append(_moments(images))
+        for images in source.readable_batches():
+            moments.append(_image_moments(images))
             hashes += image_hashes(images)
             if fit and source.nbytes:
                 held.append(images.cpu())
@@ -41,7 +41,7 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
     return opened, seen
 
 
-def trained_on(loader: DataLoader[Any], batches: float) -> DataLoader[Any]:
+def images_trained_on(loader: DataLoader[Any], batches: float) -> DataLoader[Any]:
     """Load what a run trains on in epochs of so many `batches` in each process, which may be infinite."""
     # What a sampler leaves out may be the validation images.
     drawn, size = epoch_positions(loader), batch_size_of(loader)
@@ -89,9 +89,9 @@ class ModelCalls:
         images = first_tensor(batch)
         self._given, self._calls = None if images is None else images[:_FEW].clone(), []
         self._hooks.enter_context(compiled_models_eager())
-        self._hooks.callback(model.register_forward_pre_hook(self._take, with_kwargs=True).remove)
+        self._hooks.callback(model.register_forward_pre_hook(self._take_call, with_kwargs=True).remove)
 
-    def _take(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _take_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         images = next(iter((*args, *kwargs.values())), None)
         with suppress(Exception):  # the step goes on, whatever it calls the model with
             if isinstance(images, Tensor):
@@ -105,28 +105,28 @@ class ModelCalls:
     def prepared(self) -> Tensor | None:
         """What the model was called with first, if no call had the images of the batch, converted or not."""
         calls = [] if self._given is None else self._calls
-        return None if any(_alike(self._given, images) for images in calls) else next(iter(calls), None)
+        return None if any(_same_images(self._given, images) for images in calls) else next(iter(calls), None)
 
 
-def _alike(first: Any, second: Tensor) -> bool:
+def _same_images(first: Any, second: Tensor) -> bool:
     """Whether images have the same values within 1%, as conversions round them, whatever their number and shape."""
     first, second = (images[: min(len(first), len(second))].float().flatten() for images in (first, second))
     return first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-3, equal_nan=True)
 
 
-def describe_doubts(from_user: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:
+def describe_differences(from_user: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:
     """Say why the images may not be comparable: `{key: sentence}`.
 
     Images in the arguments `from_user` should be scaled like those of a validation `batch`; None skips that check.
     """
-    doubts = {}
+    differences = {}
     images = first_tensor(batch)
     if images is not None and len(images) >= _MIN_IMAGES and images.is_floating_point():
-        mean, spread = _moments(images).median(1).values.tolist()
+        mean, spread = _image_moments(images).median(1).values.tolist()
         for name in from_user:
             user_mean, user_spread = seen[name][0].median(1).values.tolist()
             if abs(user_mean - mean) > spread or not spread / 1.5 <= user_spread <= spread * 1.5:
-                doubts[name] = (
+                differences[name] = (
                     f"The images in `{name}` are not scaled as the validation batches are: mean {user_mean:.2g} "
                     f"and standard deviation {user_spread:.2g} instead of {mean:.2g} and {spread:.2g}. Give them the "
                     "transform of the validation set."
@@ -134,14 +134,14 @@ def describe_doubts(from_user: Iterable[str], seen: Mapping[str, Seen], batch: A
     training, validation = {*seen["train_inputs"][1]}, seen["val_inputs"][1]
     equal = sum(fingerprint in training for fingerprint in validation)
     if equal > _EQUAL * len(validation):
-        doubts["equal"] = (
+        differences["equal"] = (
             f"{equal} of {len(validation)} validation images are training images too, so nobody can tell whether the "
             "network knows its training images."
         )
-    return doubts
+    return differences
 
 
-def _moments(images: Tensor) -> Tensor:
+def _image_moments(images: Tensor) -> Tensor:
     """Compute mean and standard deviation of each image's pixels `(2, n)`, on the CPU."""
     spread, mean = torch.std_mean(images.detach().float().flatten(1), 1)
     return torch.stack([mean, spread]).cpu()

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.notes import nonfinite, warn_of
+from lightning_anomaly._internal.notes import nonfinite_note, warn_of
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.targets import find_contradiction
 from lightning_anomaly.network.features import SampleCapture
-from lightning_anomaly.network.forward import run, usable_layers
+from lightning_anomaly.network.forward import run_model, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layers import find_call, select_layers, unseen_layers
+from lightning_anomaly.network.layers import find_logits_call, select_layers, unseen_layers
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, SingleOutputs, compare_confidences, mean_error
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
 from lightning_anomaly.two_sample.ranks import (
@@ -39,7 +39,7 @@ def two_sample_test(
     *,
     layers: Iterable[str] | None = None,
     batch_size: int | None = None,
-    logits: str | None = None,
+    logits_from: str | None = None,
 ) -> TwoSampleReport:
     """Test whether a network treats its training images differently, by its output and by its filters.
 
@@ -64,7 +64,7 @@ def two_sample_test(
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
             name the BatchNorm.
         batch_size: See `analyze`.
-        logits: Name of a method or submodule that is called with the images, and returns logits; None calls the model.
+        logits_from: Name of a method or submodule that takes the images and returns logits; None calls the model.
             Single numbers are then logits even if all lie in 0 to 1, unless a sigmoid returns them.
 
     Returns:
@@ -72,8 +72,8 @@ def two_sample_test(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If a layer or what `logits` names does not exist, inputs hold no images or are of another type, or
-            the two kinds differ in shape.
+        ValueError: If a layer or what `logits_from` names does not exist, inputs hold no images or are of another type,
+            or the two kinds differ in shape.
 
     Examples:
         >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -84,8 +84,8 @@ def two_sample_test(
     """
     train = ImageSource(train_inputs, "train_inputs", batch_size)
     val = ImageSource(val_inputs, "val_inputs", batch_size)
-    single = SingleOutputs(named=logits is not None)
-    report = compare_groups(model, train, val, layers, call=find_call(model, logits), single=single)
+    single = SingleOutputs(named=logits_from is not None)
+    report = compare_groups(model, train, val, layers, call=find_logits_call(model, logits_from), single=single)
     warn_of(report.notes)
     return report
 
@@ -105,11 +105,11 @@ def compare_groups(
     """
     check_groups(train_inputs, val_inputs)
     judged = model if labels is not None and any(label is not None for label in labels.train) else None
-    capture = MapCapture(select_layers(model, layers), summary=_largest, samples=SampleCapture(judged))
+    capture = MapCapture(select_layers(model, layers), summary=_largest_response, samples=SampleCapture(judged))
     output = ExpectedErrors(single)
     with output:
         for inputs in (train_inputs, val_inputs):
-            run(model, inputs, capture, call=call, take_output=output.update)
+            run_model(model, inputs, capture, call=call, take_output=output.update)
     n_train, n_val = (len(inputs.positions) - len(inputs.unreadable) for inputs in (train_inputs, val_inputs))
     maps, _, notes = usable_layers(capture.maps, n_train + n_val)
     notes |= unseen_layers(model, layers) | train_inputs.notes() | val_inputs.notes()
@@ -120,8 +120,8 @@ def compare_groups(
         output.problem = find_contradiction(targets, output.shape, predicted, val_inputs.shape)
     if output.problem is not None:
         errors, notes["output"] = None, f"The output is not compared: {output.problem}."
-    if output.doubt is not None:
-        notes["single output"] = output.doubt
+    if output.caution is not None:
+        notes["single output"] = output.caution
     margins = None
     if labels is not None:
         features = capture.samples.collected(n_train + n_val).features
@@ -131,8 +131,8 @@ def compare_groups(
             else torch.cat([train_inputs.with_gaps(known[:n_train]), val_inputs.with_gaps(known[n_train:])])
             for known in (output.logits, features)
         )
-        margins = labels.judge(logits, features)
-        if margins is None and errors is not None and (problem := labels.why_not_judged(logits)):
+        margins = labels.measure_margins(logits, features)
+        if margins is None and errors is not None and (problem := labels.why_no_margins(logits)):
             notes["labels"] = f"The training labels are not judged: {problem}."
     if min(n_train, n_val) < MIN_SAMPLES:
         notes["few images"] = (
@@ -145,7 +145,7 @@ def compare_groups(
     finite = {name: int(filters.isfinite().all(1).sum()) for name, filters in values.items()}
     for name, filters in values.items():
         if finite[name] < len(filters):
-            notes |= nonfinite(name, len(filters) - finite[name], len(filters), "and are not compared")
+            notes |= nonfinite_note(name, len(filters) - finite[name], len(filters), "and are not compared")
     report = TwoSampleReport(compared, n_train, n_val, chance, notes)
     if any(finite.values()) and not report.compares_filters:
         notes["none tested"] = (
@@ -177,7 +177,7 @@ def check_groups(train_inputs: ImageSource, val_inputs: ImageSource) -> None:
         )
 
 
-def _largest(maps: Tensor) -> Tensor:
+def _largest_response(maps: Tensor) -> Tensor:
     """Return the largest rectified value `(n, F)` of each map `(n, F, ...)`."""
     return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
 

@@ -15,7 +15,7 @@ from lightning_anomaly.two_sample.ranks import rank_test
 
 _ROUNDING = 0.02  # that probabilities may be off, as sums in bfloat16 are 1 to two digits
 _SIGMOIDS = "sigmoid", "sigmoid_", "special_expit"
-_NAME = "As `logits`, name a method or submodule that returns some, if there is one"
+_NAME = "As `logits_from`, name a method or submodule that returns some, if there is one"
 
 
 @dataclass
@@ -97,12 +97,12 @@ class ExpectedErrors(TorchFunctionMode):
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
             scores = scores[:, None] if scores.ndim == 1 else scores
             self.shape = tuple(scores.shape[1:])
-            probabilities, logits = zip(*self._read(scores, sigmoids), strict=True)
+            probabilities, logits = zip(*self._read_scores(scores, sigmoids), strict=True)
             self._errors.append(torch.stack([_mean_of(expected_error(part)) for part in probabilities]).cpu())
             if scores.ndim == 2:
                 self._logits.append(torch.stack(logits).cpu())
 
-    def _read(self, scores: Tensor, sigmoids: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def _read_scores(self, scores: Tensor, sigmoids: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return probabilities and logits `(n, C, ...)`, of a single score as a probability and as a logit."""
         if scores.shape[1] == 1:
             self._single.add(scores, sigmoids)
@@ -116,7 +116,7 @@ class ExpectedErrors(TorchFunctionMode):
 
     def result(self, n_samples: int) -> Tensor | None:
         """Return the errors of all samples `(n_samples,)`; None, with a `problem`, if any is missing or not finite."""
-        errors = self._chosen(self._errors)
+        errors = self._join_batches(self._errors)
         if self.problem is None and len(errors) != n_samples:
             self.problem = f"it has {len(errors)} samples where the inputs have {n_samples}"
         if self.problem is None and not errors.isfinite().all():
@@ -128,19 +128,19 @@ class ExpectedErrors(TorchFunctionMode):
     @property
     def logits(self) -> Tensor | None:
         """The logits of all samples `(N, C)`, column 1 being a single output; None for others, or with a `problem`."""
-        return self._chosen(self._logits) if self._logits and self.problem is None else None
+        return self._join_batches(self._logits) if self._logits and self.problem is None else None
 
     @property
-    def doubt(self) -> str | None:
+    def caution(self) -> str | None:
         """What may be wrong with the reading of a single output; None if nothing is."""
         if self.problem is not None or self.shape[:1] != (1,) or not self._single.inferred:
             return None
         return (
             "The output is one number for each image, always from 0 to 1, and no sigmoid was seen to return it: it is "
-            'read as a probability. If it is a logit, name what returns it as `logits`: the model\'s is "forward".'
+            'read as a probability. If it is a logit, name what returns it as `logits_from`: the model\'s is "forward".'
         )
 
-    def _chosen(self, batches: list[Tensor]) -> Tensor:
+    def _join_batches(self, batches: list[Tensor]) -> Tensor:
         """Join what was collected, as the output is read by now."""
         reading = -1 if self._single.are_logits else 0
         return torch.cat([batch[reading] for batch in batches]) if batches else torch.zeros(0, device="cpu")

@@ -27,7 +27,7 @@ class Level(NamedTuple):
     log_ratio: float
     train: Tensor  # expected errors of the training images `(n,)`, divided by their mean; NaN for one that is missing
     val: Tensor  # expected errors of the validation images `(m,)`, divided by their mean
-    errors: float = math.inf  # number of expected errors, see `level_of`; infinite for a mean over validations
+    errors: float = math.inf  # number of expected errors, see `error_level`; infinite for a mean over validations
 
 
 class ErrorRise:
@@ -52,13 +52,13 @@ class ErrorRise:
 
         NaN stands for an image that this validation lacks. A change in the number of images resets it.
         """
-        level = level_of(train_errors, val_errors)
+        level = error_level(train_errors, val_errors)
         if len({(len(train), len(val)) for _, train, val, _ in (*self.recent, level)}) > 1:
             self.recent, self.lowest = [], None
         self.recent = [*self.recent, level][-WINDOW:]
         if len(self.recent) < WINDOW or self.too_few_expected_errors:
             return 0.0
-        now = mean_level(self.recent)
+        now = mean_error_level(self.recent)
         if self.lowest is None or now.log_ratio < self.lowest.log_ratio:
             self.lowest = now
         return rise_over(self.lowest, now)
@@ -81,7 +81,7 @@ class ErrorRise:
         self.lowest = lowest and Level(*lowest)
 
 
-def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
+def error_level(train_errors: Tensor, val_errors: Tensor) -> Level:
     """Compute the level of one validation from expected errors `(n,)` and `(m,)`."""
     present = [errors[~errors.isnan()] for errors in (train_errors, val_errors)]
     train, val = map(mean_error, present)
@@ -89,7 +89,7 @@ def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
     return Level(math.log(val / train), train_errors.double() / train, val_errors.double() / val, errors)
 
 
-def mean_level(levels: Sequence[Level]) -> Level:
+def mean_error_level(levels: Sequence[Level]) -> Level:
     """Compute the mean of several levels."""
     log_ratios, train, val, _ = zip(*levels, strict=True)
     return Level(sum(log_ratios) / len(levels), torch.stack(train).nanmean(0), torch.stack(val).nanmean(0))

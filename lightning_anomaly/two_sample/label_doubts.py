@@ -44,7 +44,7 @@ class KnownLabels(NamedTuple):
     names: Sequence[str] | None  # files of these images, if known
     problem: str = ""  # why the labels of training images are unknown although there are some
 
-    def why_not_judged(self, logits: Tensor | None) -> str:
+    def why_no_margins(self, logits: Tensor | None) -> str:
         """Say why labels are not judged by logits `(n + m, C)`; nothing if there are no labels."""
         label = next((label for label in self.train if label is not None), None)
         if self.problem:
@@ -54,7 +54,7 @@ class KnownLabels(NamedTuple):
             "" if label is None else f"this needs a logit for each class. Found {found}, and labels such as '{label}'"
         )
 
-    def judge(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
+    def measure_margins(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
         """Compute the margins from logits `(n + m, C)` and features `(n + m, D)` of n training and m validation images.
 
         None unless the known labels of training images are some of the C classes. NaN stands for an image that could

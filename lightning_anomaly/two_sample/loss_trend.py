@@ -47,6 +47,6 @@ def loss_trend(losses: Sequence[float]) -> LossTrend | None:
     return LossTrend(averages[-1], len(losses) - 1 - place, spike)
 
 
-def confirms(trend: LossTrend | None, patience: int) -> bool:
+def stalled(trend: LossTrend | None, patience: int) -> bool:
     """Whether a loss has not improved for `patience` validations and its last value is no spike."""
     return trend is not None and trend.waited >= patience and not trend.spike

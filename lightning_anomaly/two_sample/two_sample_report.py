@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_anomaly._internal.tabular import Tabular, listed
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
-from lightning_anomaly.pages.html_page import write
+from lightning_anomaly.pages.html_page import write_page
 from lightning_anomaly.pages.thumbnails import data_uri
 from lightning_anomaly.two_sample.label_doubts import LabelDoubt, LabelMargins
 from lightning_anomaly.two_sample.ranks import SIGNIFICANCE, permutation_p_value
@@ -184,7 +184,7 @@ class TwoSampleReport(Tabular):
             path: Path of the file; missing folders are created.
         """
         lead = ["Tick what is labeled wrongly, and save the list.", f"{self._labels_sentence()}."]
-        write(path, gallery_page("Training labels", lead, [self.tab(SHOWN)], Path(path).parent))
+        write_page(path, gallery_page("Training labels", lead, [self.tab(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
         """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's.
@@ -221,7 +221,7 @@ class TwoSampleReport(Tabular):
         found = f"{len(named)} of {len(self.doubts)} training labels {verb} in doubt"
         return found + (f": {listed(named, '; ')}" if named else "")
 
-    def _rows(self) -> Sequence[Sequence[str]]:
+    def _table_rows(self) -> Sequence[Sequence[str]]:
         rows = [("layer", "filters", "tested", "significant", "fraction", "mean area")]
         for name, layer in self.layers.items():
             tested, count, found = int(layer.tested.sum()), int(layer.significant.sum()), ("-", "-", "-")

@@ -25,7 +25,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from lightning_anomaly.scores.views import fit_views, judge, view_samples
+from lightning_anomaly.scores.views import fit_views, score_views, view_samples
 from recipes.common.data import load_images, mean_and_std
 from recipes.common.data import normalize as scaled
 from recipes.common.options import add_data_options
@@ -112,7 +112,7 @@ def scores_of(filed: Filed, reference: Filed | None = None) -> dict[str, Tensor]
     white = torch.linalg.cholesky(torch.linalg.inv(torch.from_numpy(covariance)))
     images, half = filed.known[0], len(known) // 2  # a search keeps the other half of a reference for p-values
     parts = (fit.known[0].select(slice(3 * half // 4)), fit.known[0].select(slice(3 * half // 4, half)))
-    found = view_samples(images) if reference is None else judge(fit_views(*parts), images)
+    found = view_samples(images) if reference is None else score_views(fit_views(*parts), images)
     return {
         "content": found["content"].scores,
         "energy": -filed.logits.double().logsumexp(1),

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
-from lightning_anomaly.network.forward import probing
+from lightning_anomaly.network.forward import isolated_calls
 from lightning_anomaly.network.hooks import hooked
-from lightning_anomaly.scores.content_score import two_sided
+from lightning_anomaly.scores.content_score import two_class_logits
 from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.views import fit_views, judge, larger, view_samples
+from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
 from recipes.common.options import add_data_options, one_sentence_errors
@@ -262,7 +262,7 @@ class PublicResNet(nn.Module):
 def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[SampleStatistics, Seen]:
     """Run a network on images uint8, and collect what scores and rivals use, with CleanVision if some are damaged."""
     capture, pixels, simple = SampleCapture(network), [], []
-    with probing(network) as call:
+    with isolated_calls(network) as call:
         for batch in torch.split(images, 64):
             with hooked(capture.hooks):
                 call(batch)
@@ -273,7 +273,7 @@ def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[Sa
     assert samples.features is not None
     assert samples.logits is not None
     cleanvision = cleanvision_scores(images) if damaged else torch.zeros(len(images))
-    return samples, Seen(two_sided(samples.logits), samples.features, torch.cat(simple), cleanvision)
+    return samples, Seen(two_class_logits(samples.logits), samples.features, torch.cat(simple), cleanvision)
 
 
 def _draws(case: Case, planted: Planted) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -319,7 +319,7 @@ def _small_references(samples: SampleStatistics, count: int) -> dict[str, list[f
             samples.select(order[part]) for part in (slice(37), slice(37, 50), slice(50, _SMALL), slice(_SMALL, 600))
         )
         views = fit_views(fit, scale)
-        known, found = ({name: view.scores for name, view in judge(views, part).items()} for part in (rest, new))
+        known, found = ({name: view.scores for name, view in score_views(views, part).items()} for part in (rest, new))
         for name, scores in {**found, "score": larger([*found.values()])}.items():
             calibration = known[name] if name in known else larger([*known.values()])
             p_values = conformal_p_values(scores, calibration.sort().values)

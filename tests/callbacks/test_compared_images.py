@@ -311,22 +311,22 @@ class Wraps(pl.LightningModule):
     ],
 )
 def test_what_gives_logits_can_be_named(tmp_path: Path, module: Any, logits: str, classify: Any, problem: str) -> None:
-    compared = TwoSampleCallback(logits=logits)
+    compared = TwoSampleCallback(logits_from=logits)
     model = fit(tmp_path, compared, module=module(), max_epochs=1).lightning_module  # warnings are errors
     with torch.no_grad():
         confidence = classify(model.eval())(images(60, seed=1)).softmax(1).amax(1)
     assert compared.report is not None
     torch.testing.assert_close(compared.report.val_errors, 1 - confidence)
     assert [name.rpartition(".")[2] for name in compared.report.layers] == ["conv1", "conv2"]
-    with pytest.warns(UserWarning, match=f"{problem}.*`logits`") as caught:
+    with pytest.warns(UserWarning, match=f"{problem}.*`logits_from`") as caught:
         fit(tmp_path, TwoSampleCallback(), module=module())
     assert len(said(caught)) == 1
 
 
 @pytest.mark.parametrize("logits", ["classify", "head.absent", "training", "head.weight"])
 def test_a_name_of_nothing_that_gives_logits_is_an_error(tmp_path: Path, logits: str) -> None:
-    with pytest.raises(ValueError, match=f"`logits`.*'{logits}'.*'conv1'"):
-        fit(tmp_path, TwoSampleCallback(logits=logits))
+    with pytest.raises(ValueError, match=f"`logits_from`.*'{logits}'.*'conv1'"):
+        fit(tmp_path, TwoSampleCallback(logits_from=logits))
 
 
 def test_incomparable_images_give_one_warning(tmp_path: Path) -> None:

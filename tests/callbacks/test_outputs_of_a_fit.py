@@ -184,4 +184,4 @@ def test_advice_is_what_can_help(tmp_path: Path, module: Any, train: Any, names_
     with pytest.warns(UserWarning, match="Could not compare.*`train_inputs`") as caught:
         fit(tmp_path, TwoSampleCallback(), module=module(), train=train, max_epochs=1)
     (text,) = said(caught)
-    assert ("`logits`" in text) == names_logits
+    assert ("`logits_from`" in text) == names_logits

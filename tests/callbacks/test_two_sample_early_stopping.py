@@ -36,7 +36,7 @@ class Written(TwoSampleCallback):
         if not trainer.sanity_checking:
             self.validations, self.report = trainer.current_epoch + 1, self.found
             errors = torch.full((200,), 0.1)
-            rise = self._rise.add(errors, errors * self.ratios[trainer.current_epoch])
+            rise = self._error_rise.add(errors, errors * self.ratios[trainer.current_epoch])
             self.history.append({"compares_output": True})
             pl_module.log(f"{self.log_key_prefix}/confidence_rise", rise, on_step=False, on_epoch=True, batch_size=1)
 

@@ -7,7 +7,7 @@ import torch
 from reports import layer
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.agreement import agreements, by_filters
+from lightning_anomaly.filters.agreement import agreements, most_singled_out
 from lightning_anomaly.filters.sample_lists import sample_lists
 
 
@@ -50,7 +50,7 @@ def test_groups_are_disjoint_and_each_agrees_with_one_of_its_filters():
 @pytest.mark.parametrize(("times", "found"), [(2, {}), (3, {5: 3}), (6, {5: 6})])
 def test_samples_that_many_filters_single_out_are_listed_with_their_number(times, found):
     report = flagged(*[[5]] * times, [9], [])
-    assert by_filters(report.layers) == found
+    assert most_singled_out(report.layers) == found
     strangest, singled = sample_lists(report)
     assert strangest.rows == []  # nothing has a score
     assert [(row.sample, row.note) for row in singled.rows] == [
@@ -59,4 +59,4 @@ def test_samples_that_many_filters_single_out_are_listed_with_their_number(times
 
 
 def test_samples_are_not_many_if_all_are_singled_out_as_often():
-    assert by_filters(flagged(*[[*range(60)]] * 8).layers) == {}
+    assert most_singled_out(flagged(*[[*range(60)]] * 8).layers) == {}

@@ -60,7 +60,7 @@ class TestFilterFigure:
     def test_components_are_numbered_by_size_and_outliers_have_rings(self):
         labels = torch.tensor([[0] * N, [0] * 5 + [1] * 2 + [3] * (N - 7)])
         index = torch.tensor([0.0, 1234.5], dtype=torch.float64)
-        conv = layer([NORMAL, ANOMALY], {1: [5, 6]}, labels=labels, calinski_harabasz=index)
+        conv = layer([NORMAL, ANOMALY], {1: [5, 6]}, clusters=labels, calinski_harabasz=index)
         figure = filter_figure(network(block__conv1=conv))
         assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
         (axes,) = figure.axes
@@ -79,7 +79,7 @@ class TestFilterFigure:
             None
         ]  # of which the second component does not vary
         many = filter_figure(
-            network(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12, points=line))
+            network(conv=layer([ANOMALY], {0: [5]}, clusters=torch.arange(N)[None] % 12, points=line))
         ).axes[0]
         assert many.get_ylim() == pytest.approx((-0.5, 0.5))
         parts = many.collections[:-1]
@@ -89,7 +89,7 @@ class TestFilterFigure:
     @pytest.mark.parametrize("count", [1, 9])
     def test_panels_are_the_clearest_filters_and_are_legible(self, count):
         labels = torch.arange(N).expand(count, N) % 8
-        conv = layer([ANOMALY] * count, {i: [i] for i in range(count)}, labels=labels)
+        conv = layer([ANOMALY] * count, {i: [i] for i in range(count)}, clusters=labels)
         found = {"backbone.with_a_long_name.layer4.2.downsample.0": conv}
         figure = filter_figure(found)
         assert figure.get_suptitle() == f"Filters with the clearest anomalies: {min(count, 6)} of {count}"

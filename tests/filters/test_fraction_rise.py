@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_anomaly.filters.fraction_rise import HOLD, rise
+from lightning_anomaly.filters.fraction_rise import HOLD, fraction_rise
 
 
 @given(st.lists(st.floats(0, 1, allow_subnormal=True), min_size=HOLD, max_size=30))
@@ -15,6 +15,6 @@ def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretc
     last, before = series[-HOLD:], series[:-HOLD]
     stretches = [before[i : i + HOLD] for i in range(len(before) - HOLD + 1)]
     gaps = [min(new - old for new in last for old in stretch) for stretch in stretches]
-    assert rise(series) == pytest.approx(max([0.0, *gaps]), abs=1e-12)
-    assert math.isfinite(rise(series))
-    assert rise([]) == 0
+    assert fraction_rise(series) == pytest.approx(max([0.0, *gaps]), abs=1e-12)
+    assert math.isfinite(fraction_rise(series))
+    assert fraction_rise([]) == 0

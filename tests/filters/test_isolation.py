@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.filters.isolation import find_borders, isolated_samples
+from lightning_anomaly.filters.isolation import isolated_samples, isolation_borders
 from lightning_anomaly.filters.pca import reduce_maps
 
 FRACTION = 0.02
@@ -136,8 +136,8 @@ def test_a_set_of_samples_is_isolated_exactly_from_the_level_of_the_formulas_on(
         for k in (1, 3):
             smaller = min(probability(row, k, place != k), probability(row, k, place > k))
             level = 2 * smaller * k * sum(1 / size for size in range(1, k + 1))
-            assert find_borders(row[None], k, 1.001 * level) == row[k - 1]
-            assert find_borders(row[None], k, 0.999 * level) > row[k - 1]
+            assert isolation_borders(row[None], k, 1.001 * level) == row[k - 1]
+            assert isolation_borders(row[None], k, 0.999 * level) > row[k - 1]
 
 
 def test_isolated_samples_are_the_planted_ones_up_to_the_rare_fraction():

@@ -11,9 +11,9 @@ from zoo import analyzed, captured
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.filters.layer_report import LayerReport
 
-PER_FILTER = ["n_components", "calinski_harabasz", "smallest_share", "labels", "points", "outliers", "isolated"]
+PER_FILTER = ["n_components", "calinski_harabasz", "smallest_share", "clusters", "points", "outliers", "isolated"]
 PER_FILTER += ["explained", "sparsity"]
-DECISIONS = ["n_components", "labels", "outliers", "smallest_share"]
+DECISIONS = ["n_components", "clusters", "outliers", "smallest_share"]
 
 
 def assert_same(found: LayerReport, expected: LayerReport, names: Iterable[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def assert_permuting_samples_permutes_labels(maps: Tensor, settings: AnalysisSet
     before, after = (analyzed(captured(values), settings) for values in (maps, maps[order]))
     assert_same(after, before, ["n_components", "smallest_share"])
     assert torch.equal(after.outliers, before.outliers[:, order])
-    assert torch.equal(after.labels, before.labels[:, order])
+    assert torch.equal(after.clusters, before.clusters[:, order])
     torch.testing.assert_close(after.points, before.points[:, order], rtol=0, atol=1e-5)
 
 
@@ -90,8 +90,8 @@ def assert_finite(report: LayerReport) -> None:
         value = getattr(report, name)
         assert ((value >= 0) & (value <= 1)).all(), name
     assert (report.calinski_harabasz >= 0).all()
-    assert report.labels.shape == report.outliers.shape == (filters, samples)
+    assert report.clusters.shape == report.outliers.shape == (filters, samples)
     assert set(report.verdicts) <= {"normal", "anomaly", "dead", "nonfinite"}
     flagged = [verdict == "anomaly" for verdict in report.verdicts]
     assert report.outliers.any(1).tolist() == flagged
-    assert ((report.labels >= 0) & (report.labels < report.n_components.clamp(min=1)[:, None])).all()
+    assert ((report.clusters >= 0) & (report.clusters < report.n_components.clamp(min=1)[:, None])).all()

@@ -26,7 +26,7 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
         "n_components": torch.full((filters,), 2),
         "calinski_harabasz": torch.rand(filters, generator=generator, dtype=torch.float64) * 1e3,
         "smallest_share": torch.full((filters,), 1 / 3, dtype=torch.float64),
-        "labels": flagged.to(torch.uint8),
+        "clusters": flagged.to(torch.uint8),
         "points": torch.randn(filters, samples, 2, generator=generator),
         "outliers": flagged,
         "isolated": torch.zeros(filters, samples, dtype=torch.bool),

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from trainers import SmallNet, loader, quiet_trainer
 
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback
-from lightning_anomaly.filters.fraction_rise import rise
+from lightning_anomaly.filters.fraction_rise import fraction_rise
 
 
 class Scripted(AnomalyFilterCallback):
@@ -29,7 +29,7 @@ class Scripted(AnomalyFilterCallback):
         self.history.append(
             {**place, "signal": signal, "analyzed": signal is not None, "clustered": signal is not None}
         )
-        value = rise([entry["signal"] for entry in self.history if entry["clustered"]])
+        value = fraction_rise([entry["signal"] for entry in self.history if entry["clustered"]])
         pl_module.log(f"{self.log_key_prefix}/rise", value, on_step=False, on_epoch=True, batch_size=1)
 
 

@@ -50,7 +50,7 @@ class Wraps(Dataset[Any]):
 
 def read(images: Any) -> list[str | None]:
     source = ImageSource(images, "images", 4)
-    assert sum(len(batch) for batch in source.readable()) == 9
+    assert sum(len(batch) for batch in source.readable_batches()) == 9
     return source.labels(range(9))
 
 

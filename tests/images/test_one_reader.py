@@ -135,6 +135,6 @@ def test_a_sample_is_the_same_each_time_and_has_positions_of_the_loader() -> Non
     assert first == again
     assert len({*first}) == 5
     assert {*first} <= {*range(1, 12)}
-    assert torch.equal(torch.cat([*sources[0].readable()]), IMAGES[first])
+    assert torch.equal(torch.cat([*sources[0].readable_batches()]), IMAGES[first])
     assert torch.equal(torch.get_rng_state(), state)
     assert sorted(ImageSource(loader, "images", max_images=50).positions) == [*range(1, 12)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly import analyze, two_sample_test
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.network.forward import run
+from lightning_anomaly.network.forward import run_model
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import select_layers
 
@@ -42,7 +42,7 @@ class Remembers(nn.Module):
 
 def maps_of(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
     capture = MapCapture(select_layers(model), rectify=False, max_map_side=9)
-    run(model, ImageSource(inputs, "inputs"), capture)
+    run_model(model, ImageSource(inputs, "inputs"), capture)
     return {name: layer.maps for name, layer in capture.maps.items()}
 
 
@@ -58,7 +58,7 @@ def test_buffers_are_restored_after_each_batch(how: str) -> None:
     model(IMAGES[:5])
     buffer, values = model.state, model.state.clone()
     with pytest.raises(RuntimeError, match="must match"):
-        run(model, ImageSource(IMAGES, "inputs"), MapCapture({}))
+        run_model(model, ImageSource(IMAGES, "inputs"), MapCapture({}))
     assert model.state is buffer
     assert torch.equal(buffer, values)
 
@@ -96,7 +96,7 @@ def test_wrapped_models_give_the_same_maps(kind: str) -> None:
 def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expected: list[int]) -> None:
     sizes: list[int] = []
     inputs = ImageSource(IMAGES, "inputs", batch_size)
-    run(nn.Flatten(), inputs, MapCapture({}), take_output=lambda out: sizes.append(len(out)))
+    run_model(nn.Flatten(), inputs, MapCapture({}), take_output=lambda out: sizes.append(len(out)))
     assert sizes == expected
 
 

@@ -16,7 +16,7 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.scores.pixels import pixel_names
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.views import fit_views, judge, larger
+from lightning_anomaly.scores.views import fit_views, larger, score_views
 
 DIGITS = torch.from_numpy(load_digits().images).float()[:, None] / 16
 
@@ -202,7 +202,9 @@ def test_p_values_of_both_scores_are_exact_for_small_references(count):
         parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, count), slice(count, None)
         fit, scale, calibration, new = (samples.select(part) for part in parts)
         views = fit_views(fit, scale)
-        known, found = ({name: view.scores for name, view in judge(views, part).items()} for part in (calibration, new))
+        known, found = (
+            {name: view.scores for name, view in score_views(views, part).items()} for part in (calibration, new)
+        )
         for scores in (known, found):
             scores["larger"] = larger([*scores.values()])
         for name, scores in found.items():

@@ -10,7 +10,7 @@ from reports import contents
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.filter_browser import page_text
+from lightning_anomaly.filters.filter_browser import filter_browser_text
 from lightning_anomaly.filters.filter_figures import clearest_filters
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>'
@@ -171,7 +171,7 @@ class TestLists:
         assert [row["sample"] for row in page.saved()] == [str(i) for i in order if i % 100 == 99]
 
     def test_a_sample_has_a_bar_for_each_view_and_the_filters_that_react_to_it(self, report, opened):
-        stored = contents(page_text(report, "", None))[0]["reactions"]
+        stored = contents(filter_browser_text(report, "", None))[0]["reactions"]
         rank, first = next(pair for pair in enumerate(report.by_outlier_score, 1) if stored[pair[1]])
         page = opened(report, f"#/sample/{first}")
         assert f"Score {report.outlier_scores[first]:.1f} {rank} of 400" in page.text(".score")

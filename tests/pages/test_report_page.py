@@ -10,7 +10,7 @@ from reports import contents, layer
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.filter_browser import page_text
+from lightning_anomaly.filters.filter_browser import filter_browser_text
 from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
 from lightning_anomaly.network.layer_maps import LayerMaps
 from lightning_anomaly.pages.thumbnails import draw_images
@@ -22,7 +22,7 @@ def made_up(filters: int, samples: int, outliers: int = 0) -> AnomalyReport:
     labels = torch.randint(0, 3, (filters, samples), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     verdicts = ["anomaly" if outliers else "normal"] * filters
     flagged = dict.fromkeys(range(filters), range(outliers))
-    return AnomalyReport({"conv": layer(*verdicts, outliers=flagged, samples=samples, labels=labels)}, samples)
+    return AnomalyReport({"conv": layer(*verdicts, outliers=flagged, samples=samples, clusters=labels)}, samples)
 
 
 def read_points(raw: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -47,7 +47,7 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
     conv = report.layers["conv"]
     conv.isolated[:, [1, 7]] = True
     conv.calinski_harabasz[0], conv.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
-    index, blocks = contents(page_text(report, "", None))
+    index, blocks = contents(filter_browser_text(report, "", None))
     assert index["layers"][0]["calinski_harabasz"][0] is index["layers"][0]["sparsity"][1] is None
     for place, (samples, points, marks) in enumerate(read_points(blocks["points-0"], 5)):
         kept, whole = samples.tolist(), conv.points[place]
@@ -56,11 +56,11 @@ def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(mo
         assert np.diff(kept).max() < 2500 / shown
         error = np.abs(points - whole[kept].numpy()) / (whole.amax(0) - whole.amin(0)).numpy()
         assert error.max() <= 0.5 / 4095 + 1e-6
-        assert marks[:, 0].tolist() == conv.labels[place, kept].tolist()
+        assert marks[:, 0].tolist() == conv.clusters[place, kept].tolist()
         assert (marks[:, 1] & 1).tolist() == conv.outliers[place, kept].tolist()
         assert (marks[:, 1] >> 1).tolist() == conv.isolated[place, kept].tolist()
     conv.points[4] = 0  # of a dead filter, which has no points to draw
-    last = read_points(contents(page_text(report, "", None))[1]["points-0"], 5)[4]
+    last = read_points(contents(filter_browser_text(report, "", None))[1]["points-0"], 5)[4]
     assert len(last[0]) == 0
     notes = [" 100 samples" in note and "1,000" in note for note in index["notes"]]
     assert notes == [True] * (shown < 1000)
@@ -71,7 +71,7 @@ def test_the_first_24_filters_that_react_to_each_sample_are_stored():
     conv = made_up(40, 50, outliers=2).layers["conv"]
     conv.isolated[7, [0, 5]] = True
     report = AnomalyReport({"first": made_up(3, 50).layers["conv"], "conv": conv}, 50)
-    stored = contents(page_text(report, "", None))[0]["reactions"]
+    stored = contents(filter_browser_text(report, "", None))[0]["reactions"]
     assert [len(reactions) for reactions in stored] == [24, 24, 0, 0, 0, 1, *[0] * 44]
     assert stored[0][0][0] == stored[5][0][0] == 3 + 7
     distances = conv.points[:, 0].norm(dim=1)
@@ -122,7 +122,7 @@ class TestMaps:
     def test_pixels_are_packed_as_the_nearest_of_sixteen_levels(self):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
         kept = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
-        index, blocks = contents(page_text(replace(made_up(2, 30), maps={"conv": kept}), "", None))
+        index, blocks = contents(filter_browser_text(replace(made_up(2, 30), maps={"conv": kept}), "", None))
         raw = blocks["maps-0"]
         assert index["notes"] == []  # no map is left out
         samples = np.frombuffer(raw, "<u4", 60).reshape(2, 30).cumsum(1)
@@ -142,10 +142,10 @@ def test_only_many_images_are_pooled():
 class TestReport:
     def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
-        assert contents(page_text(report, "", None))[0]["scores"] == [0] * 5
+        assert contents(filter_browser_text(report, "", None))[0]["scores"] == [0] * 5
         look = torch.tensor([1.25, torch.inf, 0.5, 2, 3], dtype=torch.float64)
         report = replace(report, views={"look": SampleView(look, ("a", "b", "", "d", "e"))})
-        index, _ = contents(page_text(report, "", None))
+        index, _ = contents(filter_browser_text(report, "", None))
         assert index["scores"] == [1.25, None, 0.5, 2, 3]
         assert index["ordinary"] == pytest.approx(torch.tensor([1.25, 0.5, 2, 3]).quantile(0.95).item(), rel=1e-3)
         assert index["views"] == [{"view": "look", "ordinary": index["ordinary"], "scores": index["scores"]}]
@@ -160,7 +160,7 @@ class TestReport:
         ],
     )
     def test_labels_are_numbered_in_the_order_of_their_values(self, labels, names):
-        index, _ = contents(page_text(made_up(1, 3), "", labels))
+        index, _ = contents(filter_browser_text(made_up(1, 3), "", labels))
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
 
     def test_given_labels_replace_those_of_the_report(self, tmp_path):
@@ -171,7 +171,7 @@ class TestReport:
 
     def test_a_page_without_layers_has_its_notes_alone(self):
         report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."}, names=["c", "d"])
-        index, _ = contents(page_text(report, "", ["a", "b"]))
+        index, _ = contents(filter_browser_text(report, "", ["a", "b"]))
         assert index["notes"] == ["There is no convolution."]
         assert not index["measured"]
         assert [index[name] for name in ("images", "labels", "names")] == [None] * 3

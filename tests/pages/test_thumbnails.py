@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.pages.thumbnails import black_and_white, data_uri, shrink, to_bytes
+from lightning_anomaly.pages.thumbnails import black_and_white, data_uri, shrink_images, to_bytes
 
 
 def random(*shape: int) -> Tensor:
@@ -22,7 +22,7 @@ def scaled(values: Tensor, ordinary: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
     images = random(60, channels, 9, 7)
-    pictures = to_bytes(shrink(images[:5], 64), black_and_white(shrink(images, 64)))
+    pictures = to_bytes(shrink_images(images[:5], 64), black_and_white(shrink_images(images, 64)))
     shown = range(channels if channels == 3 else 1)
     expected = np.stack([scaled(images[:5, channel], images[:, channel]) for channel in shown], -1)
     np.testing.assert_allclose(pictures.numpy() / 255, expected, atol=0.51 / 255)
@@ -39,13 +39,18 @@ def test_nan_is_black_infinity_is_white_and_equal_images_are_black() -> None:
 
 def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     images = random(2, 1, 12, 20)
-    assert torch.equal(shrink(images, 20), images)
-    assert torch.equal(shrink(images.long(), 20), images.long().float())
-    assert shrink(images.long(), 20).is_floating_point()
-    torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
-    assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
-    assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
-    assert [shrink(torch.zeros(1, 1, *sides), 20).shape[2:] for sides in ((40, 5), (5, 40))] == [(20, 3), (3, 20)]
+    assert torch.equal(shrink_images(images, 20), images)
+    assert torch.equal(shrink_images(images.long(), 20), images.long().float())
+    assert shrink_images(images.long(), 20).is_floating_point()
+    torch.testing.assert_close(
+        shrink_images(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5))
+    )
+    assert shrink_images(images.to(torch.uint8), 10).dtype == torch.uint8
+    assert torch.equal(shrink_images(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
+    assert [shrink_images(torch.zeros(1, 1, *sides), 20).shape[2:] for sides in ((40, 5), (5, 40))] == [
+        (20, 3),
+        (3, 20),
+    ]
 
 
 def test_small_copies_are_stored_as_they_are_and_large_ones_as_photographs() -> None:

@@ -4,7 +4,7 @@ import pytest
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize
+from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize_report
 
 
 def choose(*summaries: Summary, masked: dict | None = None, votes: int = 1, fraction: float = 1.0) -> dict:
@@ -14,7 +14,7 @@ def choose(*summaries: Summary, masked: dict | None = None, votes: int = 1, frac
 def test_a_summary_counts_outlier_samples() -> None:
     verdicts = ("normal", "anomaly", "dead", "anomaly", "nonfinite")
     report = AnomalyReport({"conv": made_up(*verdicts, outliers={1: [3, 5], 3: [2]})}, 60)
-    assert summarize(report) == {"conv": [0, 2, 0, 1, 0]}
+    assert summarize_report(report) == {"conv": [0, 2, 0, 1, 0]}
 
 
 def test_filters_are_ordered_by_votes_then_outlier_samples_then_index() -> None:

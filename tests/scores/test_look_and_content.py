@@ -16,7 +16,7 @@ from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.mahalanobis import RobustGaussian, _most_normal_powers, shrunk_covariance
 from lightning_anomaly.scores.pixels import pixel_names, pixel_statistics
 from lightning_anomaly.scores.scale import SURPRISING, Scale, Tail, conformal_p_values
-from lightning_anomaly.scores.views import fit_views, judge, larger, view_samples
+from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -286,7 +286,7 @@ def test_copies_of_an_image_have_its_content_score():
     features[7::40] = features[7]
     scores = view_samples(SampleStatistics(features=features))["content"].scores
     torch.testing.assert_close(scores[7::40], scores[7].expand(30))
-    half = judge(fit_views(SampleStatistics(features=features)), SampleStatistics(features=features[:9]))
+    half = score_views(fit_views(SampleStatistics(features=features)), SampleStatistics(features=features[:9]))
     torch.testing.assert_close(half["content"].scores, scores[:9])
 
 
@@ -348,5 +348,5 @@ def test_rounding_is_no_evidence(case):
         changed = x + 1e-9
     samples = [SampleStatistics(pixel_statistics(part), tuple(x.shape[1:])) for part in (x, changed)]
     views = fit_views(samples[0])
-    before, after = (judge(views, part)["look"].scores for part in samples)
+    before, after = (score_views(views, part)["look"].scores for part in samples)
     torch.testing.assert_close(after, before, rtol=0.02, atol=0.1)  # a share of pixels may change by one pixel

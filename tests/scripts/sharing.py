@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.filters import across_processes
-from lightning_anomaly.filters.across_processes import analyze_shared
+from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import analyze_maps
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.hooks import MapCapture
@@ -82,7 +82,9 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
     maps = captured({name: values[samples] for name, values in everything.items()})
     features = everything["wide"].flatten(1)
-    report = analyze_shared(maps, SETTINGS, NOTES, samples=described(features[samples], images[samples]), limit=limit)
+    report = analyze_across_processes(
+        maps, SETTINGS, NOTES, samples=described(features[samples], images[samples]), limit=limit
+    )
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
@@ -120,7 +122,7 @@ def problem(rank: int, world: int) -> Outcome:
     maps = captured(values)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    report = analyze_shared(maps, SETTINGS, NOTES, samples=described(), limit=62)
+    report = analyze_across_processes(maps, SETTINGS, NOTES, samples=described(), limit=62)
     return {"notes": report.notes, "layers": list(report.layers), "images": report.images is None}
 
 
@@ -139,7 +141,7 @@ def fails(rank: int, world: int) -> Outcome:
         if rank == 1:
             vars(across_processes).update(functions)
         try:
-            analyze_shared(maps, SETTINGS, {}, samples=described(), limit=20)
+            analyze_across_processes(maps, SETTINGS, {}, samples=described(), limit=20)
         except Exception as error:
             errors[stage] = repr(error)
     return errors

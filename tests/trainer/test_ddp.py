@@ -35,7 +35,7 @@ def test_reports_do_not_depend_on_the_number_of_processes(outcomes: Path) -> Non
     assert list(single["layers"]) == list(first["layers"])
     for name, expected in single["layers"].items():
         layer = first["layers"][name]
-        for key in ("verdicts", "n_components", "labels", "outliers", "nonfinite", "smallest_share", "map_size"):
+        for key in ("verdicts", "n_components", "clusters", "outliers", "nonfinite", "smallest_share", "map_size"):
             assert layer[key] == expected[key], (name, key)
         assert second["layers"][name] == layer
         # A convolution over other batches rounds differently; a repeated sample counts in the share of zeros.

@@ -55,7 +55,7 @@ ALL: dict[str, dict[str, Any]] = {
     "AnomalyPruneCallback": {"at_epoch": 3, "min_votes": 1, "max_fraction": 0.3},
     "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False},
     "TwoSampleEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"},
-    "TwoSampleCallback": {"sample_size": 256, "every_n_validations": 2, "logits": "net"},
+    "TwoSampleCallback": {"sample_size": 256, "every_n_validations": 2, "logits_from": "net"},
 }
 
 

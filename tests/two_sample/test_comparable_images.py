@@ -12,10 +12,10 @@ from trainers import images
 
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.two_sample.comparable_images import (
-    describe_doubts,
+    describe_differences,
+    images_trained_on,
     is_augmented,
     read_once,
-    trained_on,
     transforms_of,
 )
 
@@ -75,7 +75,7 @@ def test_images_that_a_run_never_sees_are_left_out() -> None:
         (DataLoader(data, 7, shuffle=True), 1, range(20)),
         *((DataLoader(data, 3, sampler=sampler), 2, range(12)) for sampler in each),
     ):
-        assert shown(trained_on(loader, batches)) == [*expected]
+        assert shown(images_trained_on(loader, batches)) == [*expected]
 
 
 def test_only_images_that_change_with_the_order_of_reading_are_augmented() -> None:
@@ -105,8 +105,8 @@ def test_images_are_doubted_if_they_are_scaled_otherwise_or_equal(
 ) -> None:
     sources = {"train_inputs": ImageSource(train, "train_inputs"), "val_inputs": ImageSource(val, "val_inputs")}
     _, seen = read_once(sources, 0)
-    found = describe_doubts(sources, seen, batch)
+    found = describe_differences(sources, seen, batch)
     assert len(found) == len(messages)
     for text, message in zip(found.values(), messages, strict=True):
         assert re.search(message, text)
-    assert "equal" in found or describe_doubts([], seen, batch) == {}
+    assert "equal" in found or describe_differences([], seen, batch) == {}

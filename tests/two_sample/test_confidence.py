@@ -106,7 +106,7 @@ def test_all_batches_decide_whether_one_number_is_a_probability_and_later_ones_d
         with ExpectedErrors(known) as expected:
             for batch in batches:
                 expected.update(batch)
-        assert (expected.doubt is None) == (known.from_sigmoid or known.are_logits)
+        assert (expected.caution is None) == (known.from_sigmoid or known.are_logits)
         found = expected.result(sum(map(len, batches)))
         assert found is not None
         return found
@@ -125,9 +125,9 @@ def test_all_batches_decide_whether_one_number_is_a_probability_and_later_ones_d
 
 def test_a_named_method_returns_logits_even_within_0_to_1() -> None:
     model = answers(lambda maps: maps.mean((1, 2, 3)).relu().clamp(max=1))
-    with pytest.warns(UserWarning, match="read as a probability.*`logits`"):
+    with pytest.warns(UserWarning, match="read as a probability.*`logits_from`"):
         inferred = two_sample_test(model, IMAGES[:70], IMAGES[70:])
-    named = two_sample_test(model, IMAGES[:70], IMAGES[70:], logits="forward")
+    named = two_sample_test(model, IMAGES[:70], IMAGES[70:], logits_from="forward")
     assert inferred.train_errors.min() == 0
     torch.testing.assert_close(named.train_errors.max(), torch.tensor(0.5))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.error_rise import ErrorRise, level_of, mean_level, rise_over, standard_error
+from lightning_anomaly.two_sample.error_rise import ErrorRise, error_level, mean_error_level, rise_over, standard_error
 
 
 def added(
@@ -60,7 +60,7 @@ def test_the_standard_error_is_the_spread_of_changes_over_draws_of_images() -> N
         changes, expected = [], []
         for _ in range(draws):
             pairs = [[errors(count, generator) for count in (200, 300)] for _ in range(validations)]
-            before, now = (mean_level([level_of(*(p[at] for p in pair)) for pair in pairs]) for at in (0, 1))
+            before, now = (mean_error_level([error_level(*(p[at] for p in pair)) for pair in pairs]) for at in (0, 1))
             changes.append(now.log_ratio - before.log_ratio)
             expected.append(standard_error(before, now))
         spread = torch.tensor(changes).std().item()
@@ -78,12 +78,12 @@ def test_too_few_expected_errors_are_counted_in_the_smaller_group() -> None:
 def test_a_rise_within_four_standard_errors_is_0() -> None:
     generator = torch.Generator().manual_seed(1)
     train, val = errors(100, generator)[0], errors(100, generator)[0]
-    lowest = level_of(train, val)
-    error = standard_error(lowest, level_of(train, val.flip(0)))
+    lowest = error_level(train, val)
+    error = standard_error(lowest, error_level(train, val.flip(0)))
     assert error > 0.1
     for errors_apart, counts in ((3.9, False), (4.1, True)):
         factor = math.exp(errors_apart * error)
-        found = rise_over(lowest, level_of(train, val.flip(0) * factor))
+        found = rise_over(lowest, error_level(train, val.flip(0) * factor))
         assert found == pytest.approx(factor - 1 if counts else 0)
 
 
@@ -97,7 +97,7 @@ def test_fifty_validations_without_overfitting_give_at_most_5_percent_false_alar
             logits = 0.9 * logits + (1 - 0.9**2) ** 0.5 * torch.randn(2, 1000, generator=generator)
             train, val = torch.sigmoid(2.5 * logits - 7)
             rises.append(rise.add(train, val))
-            ratios.append(level_of(train, val).log_ratio)
+            ratios.append(error_level(train, val).log_ratio)
         alarms += max(rises) > 0.1
         means = torch.tensor(ratios).unfold(0, 3, 1).mean(1)
         alarms_of_a_tenth += bool((means - means.cummin(0).values > 0.1).any())
@@ -107,8 +107,8 @@ def test_fifty_validations_without_overfitting_give_at_most_5_percent_false_alar
 
 def test_rises_of_certain_networks_are_finite_in_float32() -> None:
     nothing, all_wrong = torch.zeros(100), torch.full((100,), 0.9)
-    assert rise_over(level_of(nothing, nothing), level_of(nothing, nothing)) == 0
-    largest = rise_over(level_of(all_wrong, nothing), level_of(nothing, all_wrong))
+    assert rise_over(error_level(nothing, nothing), error_level(nothing, nothing)) == 0
+    largest = rise_over(error_level(all_wrong, nothing), error_level(nothing, all_wrong))
     assert largest > 1
     assert torch.isfinite(torch.tensor(largest, dtype=torch.float32))
 

@@ -25,7 +25,7 @@ def known(labels: Tensor = LABELS, **options: object) -> KnownLabels:
 
 @pytest.mark.parametrize("width", [2, 40])
 def test_features_that_are_all_alike_know_nothing(width: int) -> None:
-    seen = known().judge(torch.zeros(60, 3), torch.ones(60, width))
+    seen = known().measure_margins(torch.zeros(60, 3), torch.ones(60, width))
     assert seen is not None
     assert seen.margins[1].isfinite().all()
     assert (seen.margins[1] - seen.margins[1, 0]).abs().max() < 1e-9
@@ -121,7 +121,7 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     labels = known(
         train=["abc"[label] for label in wrong.tolist()], classes=("a", "b", "c"), names=names, val=["a"] * 30
     )
-    seen, means = labels.judge(logits, logits), MeanMargins()
+    seen, means = labels.measure_margins(logits, logits), MeanMargins()
     assert seen is not None
     means.add(seen, 2)
     first, *others = means.ranked(labels)
@@ -143,13 +143,13 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     ],
 )
 def test_labels_that_no_logit_belongs_to_are_not_judged(labels: KnownLabels, logits: Tensor | None) -> None:
-    assert labels.judge(logits, torch.rand(60, 4, generator=RNG)) is None
+    assert labels.measure_margins(logits, torch.rand(60, 4, generator=RNG)) is None
 
 
 def test_without_features_or_labels_of_validation_images_the_logits_still_count() -> None:
     logits = torch.randn(60, 3, generator=RNG)
     for features in (None, torch.full((60, 2), torch.inf)):
-        seen = known(val=[None] * 30).judge(logits, features)
+        seen = known(val=[None] * 30).measure_margins(logits, features)
         assert seen is not None
         torch.testing.assert_close(seen.margins[0], margins_over(LABELS, logits[:30].double()))
         assert seen.margins[1].isnan().all()
@@ -160,12 +160,12 @@ def test_images_without_a_label_are_left_out_and_the_others_are_judged_alike() -
     logits, features = torch.randn(2, 60, 3, generator=RNG)
     train: list[str | None] = [str(label) for label in LABELS.tolist()]
     rest = [place for place in range(30) if place not in (4, 17)]
-    fewer = known(LABELS[rest], val=["0"] * 29).judge(
+    fewer = known(LABELS[rest], val=["0"] * 29).measure_margins(
         logits[[*rest, *range(31, 60)]], features[[*rest, *range(31, 60)]]
     )
     train[4] = train[17] = None
     labels = known(train=train, val=[None, *["0"] * 29])
-    seen, means = labels.judge(logits, features), MeanMargins()
+    seen, means = labels.measure_margins(logits, features), MeanMargins()
     assert seen is not None
     assert fewer is not None
     torch.testing.assert_close(seen.margins[:, rest], fewer.margins)
@@ -217,7 +217,7 @@ def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass(
     assert seen is not None
     with torch.no_grad():
         features = body(pictures)
-        expected = known().judge(model[head](features), features)
+        expected = known().measure_margins(model[head](features), features)
     assert expected is not None
     torch.testing.assert_close(seen.margins, expected.margins)
     assert seen.loss == pytest.approx(expected.loss)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_anomaly.two_sample.loss_trend import SMOOTHING, SPIKE_WINDOW, confirms, loss_trend
+from lightning_anomaly.two_sample.loss_trend import SMOOTHING, SPIKE_WINDOW, loss_trend, stalled
 
 LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 
@@ -45,7 +45,7 @@ def test_the_wait_is_restarted_neither_by_a_single_low_loss_nor_by_nan() -> None
     ],
 )
 def test_a_loss_confirms_if_it_has_not_improved_and_is_no_spike(losses: list[float], expected: bool) -> None:
-    assert confirms(loss_trend(losses), 3) == expected
+    assert stalled(loss_trend(losses), 3) == expected
 
 
 @given(LOSSES, st.floats(0.1, 10))

@@ -57,7 +57,7 @@ def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
     panels[1].scatter(*points.T.numpy(), s=14, color="#555555")
     panels[1].set_title("2  two principal components", fontsize=_LETTERS)
     for cluster in range(int(layer.n_components[index])):
-        members = points[layer.labels[index] == cluster]
+        members = points[layer.clusters[index] == cluster]
         panels[2].scatter(*members.T.numpy(), s=14, color=COMPONENT_COLORS[cluster])
     panels[2].scatter(*points[outliers].T.numpy(), s=140, facecolors="none", edgecolors="black")
     rare = int(outliers.sum())

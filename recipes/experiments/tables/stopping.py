@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.filters.fraction_rise import HOLD, RISE, RISE_PATIENCE, rise
+from lightning_anomaly.filters.fraction_rise import HOLD, RISE, RISE_PATIENCE, fraction_rise
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 
@@ -41,7 +41,7 @@ def by_rise(values: Sequence[float], threshold: float = RISE, patience: int = RI
     """Stop as `AnomalyEarlyStopping` does on the values of a fraction; keep the network before the rise."""
     lasted = 0
     for position in range(len(values)):
-        lasted = lasted + 1 if rise(values[: position + 1]) > threshold else 0
+        lasted = lasted + 1 if fraction_rise(values[: position + 1]) > threshold else 0
         if lasted and lasted + HOLD - 1 >= patience:
             return Stop(position, max(0, position - lasted - HOLD + 1))
     return Stop(len(values) - 1, len(values) - 1)
