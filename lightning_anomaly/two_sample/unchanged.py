@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.network.forward import isolated_calls, placed
+from lightning_anomaly.network.forward import copy_for_model, isolated_calls
 from lightning_anomaly.network.hooks import compiled_models_eager
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.two_sample.confidence import ExpectedErrors
@@ -67,7 +67,7 @@ class BeforeLastLayer:
 
     def _outputs(self, layer: nn.Module) -> list[Tensor]:
         with isolated_calls(layer) as forward:
-            return [forward(placed(batch, layer)) for batch in torch.split(self.features, [*self._sizes])]
+            return [forward(copy_for_model(batch, layer)) for batch in torch.split(self.features, [*self._sizes])]
 
 
 def _features_of_two(model: nn.Module, call: Call | None, images: ImageSource, layer: nn.Module) -> Tensor:
@@ -76,5 +76,5 @@ def _features_of_two(model: nn.Module, call: Call | None, images: ImageSource, l
     hook = layer.register_forward_hook(lambda _, args, __: taken.append(args[0].detach().clone()))
     with hook, compiled_models_eager(), isolated_calls(model, call) as forward:
         for _, batch in images.batches(images.positions[:2]):
-            forward(placed(batch, model))
+            forward(copy_for_model(batch, model))
     return taken[-1]

@@ -45,6 +45,9 @@ def test_comparison_is_the_same_as_from_the_first_layer_on(what: str) -> None:
     net.seen = 0
     again = compare_groups(net, *sources, None, kept=kept)
     seen, anew = net.seen, compare_groups(net, *sources, None)
-    assert again.metrics() == anew.metrics() and again.filters == anew.filters and again.notes == anew.notes
-    assert torch.equal(again.train_errors, anew.train_errors) and torch.equal(again.val_errors, anew.val_errors)
+    assert again.metrics() == anew.metrics()
+    assert again.filters == anew.filters
+    assert again.notes == anew.notes
+    assert torch.equal(again.train_errors, anew.train_errors)
+    assert torch.equal(again.val_errors, anew.val_errors)
     assert (seen == 2) == (what == "head"), f"{seen} of 150 images went through the network"
