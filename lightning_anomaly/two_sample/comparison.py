@@ -109,13 +109,12 @@ def compare_groups(
     check_groups(train_inputs, val_inputs)
     kept = BeforeLastLayer() if kept is None else kept
     output = ExpectedErrors(single)
-    with output:
-        again = kept.outputs(model, call, train_inputs)
-        for outputs in again:
-            output.update(outputs)
-        report, features = (
-            (kept.report, kept.features) if again else _run(model, train_inputs, val_inputs, layers, call, output, kept)
-        )
+    again = kept.outputs(model, call, train_inputs)
+    for outputs in again:
+        output.update(outputs)
+    report, features = (
+        (kept.report, kept.features) if again else _run(model, train_inputs, val_inputs, layers, call, output, kept)
+    )
     n_train, n_val, notes = report.n_train, report.n_val, dict(report.notes)
     errors = output.result(n_train + n_val)
     if output.problem is None:
@@ -165,8 +164,9 @@ def _run(
 ) -> tuple[TwoSampleReport, Tensor | None]:
     """Run all images while `output` takes the output; return a report on the filters, and features `(N, D)`."""
     capture = MapCapture(select_layers(model, layers), summary=_largest_response, samples=SampleCapture(model))
+    watched = output.watched(model if call is None else call)
     for inputs in (train_inputs, val_inputs):
-        run_model(model, inputs, capture, call=call, take_output=output.update)
+        run_model(model, inputs, capture, call=watched, take_output=output.update)
     n_train, n_val = (len(inputs.positions) - len(inputs.unreadable) for inputs in (train_inputs, val_inputs))
     maps, _, notes = usable_layers(capture.maps, n_train + n_val)
     notes |= unseen_layers(model, layers) | train_inputs.notes() | val_inputs.notes()

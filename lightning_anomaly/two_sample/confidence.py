@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,8 @@ class SingleOutputs:
 class ExpectedErrors(TorchFunctionMode):
     """Collects, batch by batch, the expected error of each sample: 1 less its largest probability.
 
-    Run the model inside, as a context manager, to see whether a sigmoid returns its output.
+    Run what `watched` returns instead of the model, or the model inside, as a context manager, to see whether a sigmoid
+    returns its output.
     """
 
     def __init__(self, single: SingleOutputs | None = None) -> None:
@@ -79,6 +81,15 @@ class ExpectedErrors(TorchFunctionMode):
         if getattr(func, "__name__", "") in _SIGMOIDS and (result.ndim < 2 or result.shape[1] == 1):
             self._sigmoids.append(result.detach())
         return result
+
+    def watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Watch what is called, unless its output was found to be no single score, as watching takes time."""
+
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with self if self.shape[:1] in ((), (1,)) else nullcontext():
+                return call(*args, **kwargs)
+
+        return inside
 
     def update(self, output: Any) -> None:
         """Add a batch of outputs `(n, C)` or `(n, C, ...)`, or a mapping with such `logits`.
