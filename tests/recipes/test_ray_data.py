@@ -52,7 +52,9 @@ def test_two_workers_report_what_one_process_does_and_lose_nothing(tmp_path: Pat
                 pixels = generator.normal(level, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).resize((64, 64)).save(tmp_path / part / label / f"{place:02}.png")
     photos = tmp_path / "photos"
-    (photos / "dark/broken.png").write_bytes(b"no image")
+    for place in range(8):  # as many as a block has
+        (photos / f"dark/broken{place}.png").write_bytes(b"no image")
+    (photos / "dark/notes.txt").write_text("no image")
     shutil.copy(photos / "dark/03.png", photos / "light/99.png")  # a copy in another block
     for place in range(10):  # so many that some are significant
         Image.fromarray(np.full((64, 64, 3), 25 * place, np.uint8)).save(photos / f"light/flat{place}.png")
