@@ -28,7 +28,6 @@ from lightning_anomaly.images.batch_labels import (
     named_tensors,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
-from lightning_anomaly.images.targets import Targets
 from lightning_anomaly.images.whole_images import Described, WithWholeImage, collate_whole, stack_items, unpickled
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -96,7 +95,8 @@ class ImageSource:
         self.folder, self.class_names = dataset_folder(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
-        self._labels, self.targets = BatchLabels(), Targets()  # of the batches read so far
+        self._labels = BatchLabels()  # of the batches read so far
+        self.targets = self._labels.columns
         self._given: list[Any] | None = None  # labels that replace these
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
         self.shape: tuple[int, ...] = ()
@@ -298,9 +298,8 @@ class ImageSource:
         whole = batch.whole if isinstance(batch, WithWholeImage) else images
         self.whole_shape = None if whole is images else tuple(whole.shape[1:])
         self._blank = torch.zeros_like(whole[:1], device="cpu")
-        self._labels.add(positions, batch)
         if whole is images:
-            self.targets.add(batch, first_tensor(batch), positions)
+            self._labels.add(positions, batch, first_tensor(batch))
         for position in positions:
             self.unreadable.pop(position, None)
         return images, whole
