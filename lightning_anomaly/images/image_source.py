@@ -27,7 +27,7 @@ from lightning_anomaly.images.batch_labels import (
     name_labels,
     named_tensors,
 )
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_like
 from lightning_anomaly.images.whole_images import Described, WithWholeImage, collate_whole, stack_items, unpickled
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -233,50 +233,46 @@ class ImageSource:
         if workers and self.whole_shape is not None:
             describe(self._blank)  # compiles loops, which workers would otherwise do each for itself
         described = partial(collate_whole, self._loader.collate_fn, describe)
-        batches = iter(load_at(self._loader, [*map(Tensor.tolist, chunks)], num_workers=workers, collate_fn=described))
-        for number, chunk in enumerate(chunks):
+        read = self._read(chunks, num_workers=workers, collate_fn=described)
+        for chunk, (images, whole, seen) in zip(chunks, read, strict=True):
+            if images is None:
+                again = self._read(torch.split(chunk, 1), num_workers=min(1, workers))
+                alone = [self._alone(*one) for one in zip(chunk.tolist(), again, strict=True)]
+                images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
+                seen = None if self.whole_shape is None else describe(whole)
+            yield chunk, images, whole if seen is None else seen
+
+    def _read(self, chunks: Sequence[Tensor], **options: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Read batches: yield images, whole images and the description of these; for an unreadable batch the error.
+
+        Raise ChildProcessError if a worker process died or hangs, whose batches would be skipped from here on.
+        """
+        assert self._loader is not None
+        places = [*map(Tensor.tolist, chunks)]
+        batches = iter(load_like(self._loader, batch_sampler=places, **options))
+        found: tuple[Any, Any, Any]
+        for number, chunk in enumerate(places):
             with isolated_random_state(number):
                 try:
                     batch = unpickled(next(batches))  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
-                    self._raise_if_dead(error)
-                    alone = [self._blank_for(int(chunk), error)] if len(chunk) == 1 else self._read_alone(chunk)
-                    images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
-                    seen = whole if self.whole_shape is None else describe(whole)
+                    if str(error).startswith(("DataLoader worker", "DataLoader timed out")):
+                        raise ChildProcessError(
+                            f"A process that reads `{self.argument}` died or hangs, perhaps as memory ran out: use "
+                            "fewer of them, or smaller batches."
+                        ) from None
+                    found = None, None, error
                 else:
                     batch, seen = batch if isinstance(batch, Described) else (batch, None)
-                    images, whole = self._images_of(batch, chunk.tolist())
-                    seen = whole if seen is None else seen
-            yield chunk, images, seen
+                    found = *self._images_of(batch, chunk), seen
+            yield found
 
-    def _raise_if_dead(self, error: Exception) -> None:
-        """Raise ChildProcessError if a worker process died or hangs, whose batches would be skipped from here on."""
-        if str(error).startswith(("DataLoader worker", "DataLoader timed out")):
-            raise ChildProcessError(
-                f"A process that reads `{self.argument}` died or hangs, perhaps as memory ran out: use fewer of them, "
-                "or smaller batches."
-            ) from None
-
-    def _read_alone(self, chunk: Tensor) -> Iterator[list[Tensor]]:
-        """Read each image `(1, ...)` and the whole image, of a batch that could not be read."""
-        assert self._loader is not None
-        positions = chunk.tolist()
-        workers = min(1, self._loader.num_workers)
-        batches = iter(load_at(self._loader, [[position] for position in positions], num_workers=workers))
-        for position in positions:
-            try:
-                with isolated_random_state(0):
-                    batch = next(batches)
-            except Exception as error:
-                error.__traceback__ = None
-                self._raise_if_dead(error)
-                yield self._blank_for(position, error)
-            else:
-                yield [tensors.cpu() for tensors in self._images_of(batch, [position])]
-
-    def _blank_for(self, position: int, error: Exception) -> list[Tensor]:
-        """Note an image that cannot be read, and return zeros for it `(1, ...)` and for the whole image."""
+    def _alone(self, position: int, found: tuple[Any, Any, Any]) -> list[Tensor]:
+        """Return an image `(1, ...)` and the whole one that were read alone; zeros with a note if they cannot be."""
+        images, whole, error = found
+        if images is not None:
+            return [images.cpu(), whole.cpu()]
         self.unreadable[position] = _error_in_one_line(error)
         return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
 
