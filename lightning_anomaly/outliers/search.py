@@ -207,15 +207,14 @@ def search_source(
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
     report = make_outlier_report(part, state, notes, reference, source.folder)
-    report = replace(report, skipped=source.skipped, whites=source.whites)
-    return replace(report, pictures=_draw_listed(source, reader, report))
+    return replace(report, skipped=source.skipped, whites=source.whites, pictures=_draw_listed(source, reader, report))
 
 
 def score_source(
     reader: ImageReader, source: ImageSource, state: DetectorState, read: Sequence[Batch] = ()
 ) -> dict[str, np.ndarray]:
     """Score all images, of which some are `read` already, to fit to them; see `OutlierDetector.search_part`."""
-    check_shape(source.shape, source.whole_shape, state)
+    _check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
@@ -231,7 +230,7 @@ def score_source(
 
 def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) -> dict[str, np.ndarray]:
     """Score a batch, which is one of the fit or not; return the columns of a part, and positions."""
-    check_features(batch.samples, state)
+    _check_features(batch.samples, state)
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
@@ -358,7 +357,7 @@ def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = sli
     return {name: values[chosen].sort().values for name, values in scores.items()}
 
 
-def check_features(samples: SampleStatistics, state: DetectorState) -> None:
+def _check_features(samples: SampleStatistics, state: DetectorState) -> None:
     """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
     content = state.views["content"].model if "content" in state.views else None
     if not isinstance(content, Content):
@@ -372,7 +371,7 @@ def check_features(samples: SampleStatistics, state: DetectorState) -> None:
         )
 
 
-def check_shape(shape: Sequence[int], whole_shape: Sequence[int] | None, state: DetectorState) -> None:
+def _check_shape(shape: Sequence[int], whole_shape: Sequence[int] | None, state: DetectorState) -> None:
     """Raise ValueError unless images, and whole images beside them, have the shapes of the reference."""
     found, expected = (
         f"{tuple(image)}{' with whole images, as of a `FolderImages`, ' + str(tuple(whole)) if whole else ''}"
