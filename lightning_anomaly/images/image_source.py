@@ -28,7 +28,7 @@ from lightning_anomaly.images.batch_labels import (
     named_tensors,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_like
-from lightning_anomaly.images.whole_images import Described, WithWholeImage, collate_whole, stack_items, unpickled
+from lightning_anomaly.images.whole_images import WithWholeImage, collate_whole, stack_items, unpickled
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -51,10 +51,6 @@ def first_tensor(batch: Any) -> Tensor | None:
     ]
     inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
     return inputs[0] if inputs else None
-
-
-def _itself(whole: Tensor) -> Tensor:
-    return whole
 
 
 class ImageSource:
@@ -95,8 +91,7 @@ class ImageSource:
         self.folder, self.class_names = dataset_folder(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
-        self._labels = BatchLabels()  # of the batches read so far
-        self.targets = self._labels.columns
+        self.batch_labels = BatchLabels()  # of the batches read so far
         self._given: list[Any] | None = None  # labels that replace these
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
         self.shape: tuple[int, ...] = ()
@@ -143,23 +138,18 @@ class ImageSource:
         They are those given, or else the labels in the data set's batches, or else its `targets`.
         """
         places = [*positions]
-        found = self._labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
+        found = self.batch_labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
         return name_labels(found, self.label_names)
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of the classes, if they are those of the labels that were read."""
-        return () if self._labels.renamed and self._given is None else self.class_names
+        return () if self.batch_labels.renamed and self._given is None else self.class_names
 
     @property
     def labels_before_reading(self) -> Sequence[Any]:
         """What is known of the classes before images are read: those given, or else the data set's `targets`."""
         return self._given or self._targets or [None] * len(self)
-
-    @property
-    def labels_problem(self) -> str:
-        """Why the labels that were asked for are unknown, although there are some; empty without such a reason."""
-        return self._labels.problem
 
     @property
     def numel(self) -> int:
@@ -216,11 +206,11 @@ class ImageSource:
         return ((chunk, images) for chunk, images, _ in self.with_whole(positions))
 
     def with_whole(
-        self, positions: Sequence[int], describe: Callable[[Tensor], Any] = _itself
+        self, positions: Sequence[int], describe: Callable[[Tensor], Any] | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Any]]:
         """Read like `batches`, and yield whole images too, which are the images unless the data set hands both.
 
-        If it does, they are described where they are decoded, and the description comes instead of them.
+        With `describe` they are described where they are decoded, and the description comes instead of them.
         """
         if not len(positions):
             return
@@ -230,31 +220,32 @@ class ImageSource:
             yield from ((chunk, images, images) for chunk in chunks for images in [self._data[chunk]])
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
-        if workers and self.whole_shape is not None:
+        if workers and self.whole_shape is not None and describe is not None:
             describe(self._blank)  # compiles loops, which workers would otherwise do each for itself
-        described = partial(collate_whole, self._loader.collate_fn, describe)
-        read = self._read(chunks, num_workers=workers, collate_fn=described)
-        for chunk, (images, whole, seen) in zip(chunks, read, strict=True):
+        for chunk, (images, whole, seen) in zip(chunks, self._read(chunks, workers, describe), strict=True):
             if images is None:
-                again = self._read(torch.split(chunk, 1), num_workers=min(1, workers))
+                again = self._read(torch.split(chunk, 1), min(1, workers))
                 alone = [self._alone(*one) for one in zip(chunk.tolist(), again, strict=True)]
                 images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
-                seen = None if self.whole_shape is None else describe(whole)
+                seen = describe(whole) if self.whole_shape is not None and describe is not None else None
             yield chunk, images, whole if seen is None else seen
 
-    def _read(self, chunks: Sequence[Tensor], **options: Any) -> Iterator[tuple[Any, Any, Any]]:
+    def _read(
+        self, chunks: Sequence[Tensor], workers: int, describe: Callable[[Tensor], Any] | None = None
+    ) -> Iterator[tuple[Any, Any, Any]]:
         """Read batches: yield images, whole images and the description of these; for an unreadable batch the error.
 
         Raise ChildProcessError if a worker process died or hangs, whose batches would be skipped from here on.
         """
         assert self._loader is not None
         places = [*map(Tensor.tolist, chunks)]
-        batches = iter(load_like(self._loader, batch_sampler=places, **options))
+        described = partial(collate_whole, self._loader.collate_fn, describe)
+        batches = iter(load_like(self._loader, batch_sampler=places, num_workers=workers, collate_fn=described))
         found: tuple[Any, Any, Any]
         for number, chunk in enumerate(places):
             with isolated_random_state(number):
                 try:
-                    batch = unpickled(next(batches))  # goes on after an error
+                    batch, seen = unpickled(next(batches))  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
                     if str(error).startswith(("DataLoader worker", "DataLoader timed out")):
@@ -264,7 +255,6 @@ class ImageSource:
                         ) from None
                     found = None, None, error
                 else:
-                    batch, seen = batch if isinstance(batch, Described) else (batch, None)
                     found = *self._images_of(batch, chunk), seen
             yield found
 
@@ -295,7 +285,7 @@ class ImageSource:
         self.whole_shape = None if whole is images else tuple(whole.shape[1:])
         self._blank = torch.zeros_like(whole[:1], device="cpu")
         if whole is images:
-            self._labels.add(positions, batch, first_tensor(batch))
+            self.batch_labels.add(positions, batch, first_tensor(batch))
         for position in positions:
             self.unreadable.pop(position, None)
         return images, whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -70,12 +70,11 @@ class Column:
 
 
 def find_contradiction(
-    targets: Iterable[Mapping[str, Column]], shape: Sequence[int], predicted: Tensor | None, images: Sequence[int]
+    columns: Iterable[Column], shape: Sequence[int], predicted: Tensor | None, images: Sequence[int]
 ) -> str | None:
-    """Return why an output of a `shape` (scores, ...) cannot be scores of any of the targets; None if it can.
+    """Return why an output of a `shape` (scores, ...) cannot be scores of any of the columns; None if it can.
 
     `predicted` is the place of the largest score of each image `(n,)`, and `images` the shape of an image.
     """
-    columns = [column for part in targets for column in part.values() if not column.is_index]
-    problems = [column.contradicts(shape, predicted, images) for column in columns]
+    problems = [column.contradicts(shape, predicted, images) for column in columns if not column.is_index]
     return None if None in problems else next(iter(problems), None)

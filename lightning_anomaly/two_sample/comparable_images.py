@@ -36,7 +36,7 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
             if fit and source.nbytes:
                 held.append(images.cpu())
         opened[name] = ImageSource(torch.cat(held), name, source.batch_size) if held else source
-        opened[name].targets = source.targets
+        opened[name].batch_labels = source.batch_labels
         seen[name] = torch.cat(moments, 1), hashes
     return opened, seen
 
