@@ -195,18 +195,14 @@ class SampleCapture:
         # A result of the model itself replaces those of its parts. A loss is none: in several processes, Lightning
         # calls the module for its `validation_step`.
         found = self._current.features
-        if module is self._model and found is not None and any(_has_rows(tensor, len(found)) for tensor in returned):
+        floats = [tensor for tensor in returned if tensor.is_floating_point() and tensor.ndim]
+        if module is self._model and found is not None and len(found) in map(len, floats):
             self.feature_layer = None
             self._current = self._current._replace(features=None, logits=None, feature_layer=None)
 
     def _set_features(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
         self.feature_layer = FeatureLayer(self._names[layer], logits is not None)
         self._current = self._current._replace(features=features, logits=logits, feature_layer=self.feature_layer)
-
-
-def _has_rows(returned: Tensor, samples: int) -> bool:
-    """Return whether a tensor holds numbers of each sample."""
-    return returned.is_floating_point() and returned.ndim > 0 and len(returned) == samples
 
 
 def _returns_logits(returned: Tensor, logits: Tensor) -> bool:
