@@ -20,7 +20,7 @@ from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
-from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms
 from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize_report
 
 _SAMPLES = 4  # enough to find norms
@@ -253,8 +253,6 @@ def find_norms_on(
     batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
 ) -> FoundNorms:
     """Find the norms behind filters by `forward`, on a few samples of a batch."""
-    if not chosen or not has_norms(pl_module):
-        return FoundNorms({}, [], set(chosen))
     filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
     images = first_tensor(batch)
     few = batch if images is None else images[:_SAMPLES]
