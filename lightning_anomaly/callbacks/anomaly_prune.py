@@ -9,7 +9,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer
-from lightning_anomaly._internal.processes import broadcast_result, gather_results
+from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, guarded
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
@@ -171,8 +171,8 @@ class AnomalyPruneCallback(AnyCallback):
         if not self._due or self.mask is None:
             return
         self._due = False
-        chosen = broadcast_result(lambda: self._choose_filters(pl_module))
-        # The norms of process 0 count, but all processes run their model, which may communicate.
+        # What process 0 finds counts, but all processes run their model, which may communicate.
+        chosen, *_ = gather_results(lambda: self._choose_filters(pl_module))
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
             self._guard.warn(

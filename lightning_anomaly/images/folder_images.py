@@ -114,7 +114,6 @@ def load_image(
 
 
 def _default_workers(images: int) -> int:
-    """Return the number of processes that read so many images."""
     alone = images < _MANY or sys.platform != "linux" or multiprocessing.current_process().daemon
     return 0 if alone else len(os.sched_getaffinity(0))
 

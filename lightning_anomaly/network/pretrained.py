@@ -106,7 +106,6 @@ def _from_package() -> Pretrained:
 
 
 def _imagenet_names() -> tuple[str, ...]:
-    """Return the names of ImageNet's classes."""
     from torchvision.models import MobileNet_V3_Large_Weights
 
     return tuple(MobileNet_V3_Large_Weights.DEFAULT.meta["categories"])

@@ -107,7 +107,6 @@ class ImageReader:
         return samples._replace(pixels=seen.pixels, shape=seen.shape, class_names=names)
 
     def _run_model(self, batches: Sequence[Tensor]) -> SampleStatistics:
-        """Run the model on batches of images, and return their features and logits."""
         capture = SampleCapture(self._model, feature_layer=self.feature_layer)
         with isolated_calls(self._model) as call, hooked(capture.hooks):
             for images in batches:

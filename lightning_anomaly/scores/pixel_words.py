@@ -99,7 +99,6 @@ class PixelWords(NamedTuple):
 
 
 def _properties(channels: int) -> list[_Property]:
-    """List the properties of images."""
     properties = [*_PROPERTIES, *(_COLOR if channels == 3 else ()), *_PLACES]
     names = [(f"little of channel {channel}", f"much of channel {channel}") for channel in range(channels)]
     if channels == 3:
