@@ -15,15 +15,10 @@ from lightning_anomaly.pages.thumbnails import SIDE, shrink_images
 
 
 class FeatureLayer(NamedTuple):
-    """Where features and logits come from.
+    """Where features and logits come from."""
 
-    Attributes:
-        name: Its name in the model.
-        logits: Whether the model returns its output: then its input are the features. Else its pooled output is.
-    """
-
-    name: str
-    logits: bool
+    name: str  # in the model
+    logits: bool  # whether the model returns its output; then its input are the features, else its pooled output
 
     def __str__(self) -> str:
         name = f"'{self.name}'" if self.name else "the model"

@@ -30,30 +30,17 @@ _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that ju
 
 
 class DetectorState(NamedTuple):
-    """The state of a fitted detector.
+    """The state of a fitted detector."""
 
-    Attributes:
-        views: The fitted views, by name.
-        calibration: Scores of the calibration images, sorted `(m,)`: the larger ones as "larger", and of each view.
-        n_reference: Number of reference images that were used.
-        shape: Shape of an image.
-        whole_shape: Shape of the whole images that came with the images, None without these.
-        limits: The values that are drawn black and white, see `black_and_white`; None if images of this shape cannot
-            be drawn.
-        feature_layer: Where features and logits come from, None if there are none.
-        label: The classes of the reference, None if they are unknown or tell nothing.
-        label_calibration: Like `calibration`, for images of these classes: "larger", "content" and "label".
-    """
-
-    views: dict[str, FittedView]
-    calibration: dict[str, Tensor]
-    n_reference: int
-    shape: tuple[int, ...]
-    whole_shape: tuple[int, ...] | None
-    limits: Tensor | None
-    feature_layer: FeatureLayer | None
-    label: Label | None
-    label_calibration: dict[str, Tensor]
+    views: dict[str, FittedView]  # by name
+    calibration: dict[str, Tensor]  # sorted scores `(m,)` of other images in each view, the larger as "larger"
+    n_reference: int  # images that were used
+    shape: tuple[int, ...]  # of an image
+    whole_shape: tuple[int, ...] | None  # of the whole images that came with the images
+    limits: Tensor | None  # drawn black and white, see `black_and_white`; None if such images cannot be drawn
+    feature_layer: FeatureLayer | None  # where features and logits come from, if there are any
+    label: Label | None  # the classes of the reference, unless they are unknown or tell nothing
+    label_calibration: dict[str, Tensor]  # of images of these classes: "larger", "content" and "label"
 
 
 class ReferenceImages(NamedTuple):
