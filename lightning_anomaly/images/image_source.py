@@ -311,17 +311,14 @@ def scaled(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(255)
 
 
-def _loader_over(dataset: Dataset[Any]) -> DataLoader[Any]:
-    """Return a loader over a data set, with the worker processes of a `FolderImages`."""
-    given = getattr(dataset_with(dataset, "num_workers"), "num_workers", 0)
-    workers = given if isinstance(given, int) else 0
-    forked = "fork" if workers and sys.platform == "linux" else None
-    return DataLoader(dataset, BATCH, num_workers=workers, collate_fn=stack_items, multiprocessing_context=forked)
-
-
 def loader_of(images: Any, argument: str) -> DataLoader[Any]:
     """Return a loader over a data set with a length; raise TypeError or ValueError for anything else."""
-    loader = _loader_over(images) if isinstance(images, Dataset) else images
+    loader = images
+    if isinstance(images, Dataset):
+        given = getattr(dataset_with(images, "num_workers"), "num_workers", 0)  # see `FolderImages`
+        workers = given if isinstance(given, int) else 0
+        forked = "fork" if workers and sys.platform == "linux" else None
+        loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=stack_items, multiprocessing_context=forked)
     data = loader.dataset if isinstance(loader, DataLoader) else loader
     if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         found = type(data).__name__
