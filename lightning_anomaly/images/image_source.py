@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -27,7 +26,7 @@ from lightning_anomaly.images.batch_labels import (
     name_labels,
     named_tensors,
 )
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_like
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, epoch_positions, load_like, shuffled
 from lightning_anomaly.images.whole_images import WithWholeImage, collate_whole, stack_items, unpickled
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -57,8 +56,8 @@ class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
     One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
-    of torch, NumPy and Python are restored. `max_images` chooses so many of the images that a loader draws, at
-    random; None takes all images of the data set, in its order.
+    of torch, NumPy and Python are restored. `labels` replace those that come with the data. `max_images` chooses so
+    many of the images that a loader draws, at random; None takes all images of the data set, in its order.
     """
 
     def __init__(
@@ -67,6 +66,7 @@ class ImageSource:
         argument: str,
         batch_size: int | None = None,
         *,
+        labels: Sequence[Any] | None = None,
         max_images: int | None = None,
         convert: Callable[[Any], Tensor | None] = first_tensor,
     ) -> None:
@@ -82,7 +82,7 @@ class ImageSource:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.positions: Sequence[int] = range(len(self))
         if max_images is not None:
-            self.positions = draw_positions(drawn or self.positions, max_images)
+            self.positions = sorted(shuffled(drawn or self.positions)[:max_images])
         elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # not drawn with replacement
             raise ValueError(
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
@@ -92,7 +92,7 @@ class ImageSource:
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
         self.batch_labels = BatchLabels()  # of the batches read so far
-        self._given: list[Any] | None = None  # labels that replace these
+        self._given = None if labels is None else check_labels(labels, len(self))  # labels that replace these
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
         self.shape: tuple[int, ...] = ()
         self.whole_shape: tuple[int, ...] | None = None  # of whole images; None if the data set hands none
@@ -120,17 +120,9 @@ class ImageSource:
         """The part of the data that each image is of, such as train or val, see `FolderImages`."""
         return dataset_column(self._data, "splits")
 
-    def files(self, positions: Iterable[int]) -> list[str]:
-        """Return the paths of the files of images, empty if unknown."""
-        return ["" if self.names is None else os.path.join(self.folder, self.names[place]) for place in positions]
-
     @cached_property
     def _targets(self) -> list[int] | None:
         return class_targets(self._data)
-
-    def set_labels(self, labels: Sequence[Any] | None) -> None:
-        """Replace the labels that come with the data, if others are given."""
-        self._given = None if labels is None else check_labels(labels, len(self))
 
     def labels(self, positions: Iterable[int]) -> list[str | None]:
         """Return the classes of images that were read, by name if they have one; None if unknown.

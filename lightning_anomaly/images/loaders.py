@@ -77,8 +77,8 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def draw_positions(positions: Iterable[int], size: int) -> list[int]:
-    """Draw up to `size` different positions at random, in ascending order."""
+def shuffled(positions: Iterable[int]) -> list[int]:
+    """Return different positions in a random order, always the same one."""
     candidates = sorted({*positions})
     order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(0))
-    return [candidates[place] for place in order[:size].sort().values.tolist()]
+    return [candidates[place] for place in order.tolist()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +97,7 @@ class SampleCapture:
         self._current = SampleStatistics()
         self._names: dict[nn.Module, str] = {}
         self._linear: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of each linear layer called
-        self._maps: tuple[nn.Module, Tensor, Tensor, Tensor] | None = None  # the last convolution, see `_take_maps`
-        self._convolutions: set[nn.Module] = set()  # that were called in this pass
+        self._maps: dict[nn.Module, list[Tensor]] = {}  # of each convolution called in this pass, see `_take_maps`
         self._settled = False  # whether the model itself has returned the logits in this pass
         self.feature_layer = feature_layer
         self.class_names = class_names  # if the data set names its classes
@@ -132,17 +131,14 @@ class SampleCapture:
 
     def end_pass(self, count: int, room: int = sys.maxsize) -> None:
         """Keep the statistics of one pass of `count` samples, those of the first `room`."""
-        if (
-            self._current.features is None
-            and self._maps is not None
-            and not (self.feature_layer and self.feature_layer.logits)
-        ):
-            self._set_features(self._maps[0], self._maps[2], None)
+        if self._current.features is None and self._maps and not (self.feature_layer and self.feature_layer.logits):
+            last, (_, pooled, _) = next(reversed(self._maps.items()))
+            self._set_features(last, pooled, None)
         if count and room > 0:
             self._passes.append(self._current.select(slice(room)))
-        self._current, self._maps = SampleStatistics(), None
+        self._current = SampleStatistics()
         self._linear.clear()
-        self._convolutions.clear()
+        self._maps.clear()
         self._settled = False
 
     def collected(self, samples: int) -> SampleStatistics:
@@ -167,19 +163,19 @@ class SampleCapture:
 
     def _take_maps(self, module: nn.Module, args: Any, output: Any) -> None:
         """Average the input of a convolution over each map, its output, and its output after a ReLU."""
-        if module not in self._convolutions and args and isinstance(output, Tensor) and output.ndim > 2:
-            self._convolutions.add(module)
-            pooled = [maps.detach().float().flatten(2).mean(2) for maps in (args[0], output, output.clamp(min=0))]
-            self._maps = module, pooled[0], pooled[1], pooled[2]
+        if module not in self._maps and args and isinstance(output, Tensor) and output.ndim > 2:
+            maps = args[0], output, output.clamp(min=0)
+            self._maps[module] = [tensor.detach().float().flatten(2).mean(2) for tensor in maps]
 
     def _find_head(self, module: nn.Module, args: Any, output: Any) -> None:
         """Find the layer that gives features among those that were called."""
         if self._settled or not (self._linear or self._maps):
             return
         candidates = [(layer, *pair) for layer, pair in self._linear.items()]
-        if self._maps is not None and set(cast(Any, self._maps[0]).kernel_size) == {1}:
-            layer, features, *outputs = self._maps
-            candidates += [(layer, features, logits) for logits in outputs]
+        convolution, maps = next(reversed(self._maps.items()), (None, []))
+        if isinstance(convolution, CONVOLUTIONS) and {*convolution.kernel_size} == {1}:
+            features, *outputs = maps
+            candidates += [(convolution, features, logits) for logits in outputs]
         returned = tensors_in(output)
         for tensor in returned:
             for layer, features, logits in reversed(candidates):

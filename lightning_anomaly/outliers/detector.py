@@ -235,8 +235,7 @@ class OutlierDetector:
         self, images: Any, batch_size: int | None, labels: Sequence[Any] | None, progress: bool | None
     ) -> tuple[ImageReader, ImageSource]:
         state = self._fitted_state()
-        source = open_scaled(images, "images", batch_size)
-        source.set_labels(labels)
+        source = open_scaled(images, "images", batch_size, labels)
         return ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits), source
 
     def save(self, path: str | Path) -> None:
@@ -348,8 +347,7 @@ def find_outliers(
         detector.fit(reference, batch_size=batch_size, max_reference=max_reference, progress=progress)
         return detector.search(images, batch_size=batch_size, labels=labels, progress=progress)
     limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
-    source = open_scaled(images, "images", batch_size)
-    source.set_labels(labels)
+    source = open_scaled(images, "images", batch_size, labels)
     reader = ImageReader(model, detector.class_names, progress)
     state, notes, read = fit_to_images(reader, source, limit)
     report = search_source(reader, source, state, notes, read=read)

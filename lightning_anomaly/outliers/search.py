@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_anomaly.images.folder_images import decoded_hashes
 from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.images.loaders import shuffled
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.absolute_faults import describe_faults, pixel_faults
 from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
@@ -60,7 +61,7 @@ def fit_to_reference(
         raise ValueError(
             f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(source)}."
         )
-    source.positions = _random_positions(source, limit)  # of which notes tell
+    source.positions = shuffled(range(len(source)))[:limit]  # of which notes tell
     batch = Batch.join([*reader.batches(source, source.positions, "reference")])
     finite = _finite_rows(source, batch)
     usable, count = finite.nonzero()[:, 0], int(finite.sum())
@@ -79,12 +80,15 @@ def fit_to_reference(
     if label is not None:
         found, _ = label.score_by_class(rest, labels[half:], found)
         label_calibration = _sorted_scores(found, ~found["label"].scores.isnan())
-    places = batch.positions[usable].tolist()
-    names = places if source.names is None else [source.names[place] for place in places]
+    names = batch.positions[usable].tolist()
+    files = [""] * len(names)
+    if source.names is not None:
+        names = [source.names[place] for place in names]
+        files = [os.path.join(source.folder, name) for name in names]
     shapes = source.shape, source.whole_shape
     layer = reader.feature_layer
     state = DetectorState(views, calibration, count, *shapes, reader.limits, layer, label, label_calibration)
-    return state, notes, ReferenceImages(batch.fingerprints, usable, names, source.files(places))
+    return state, notes, ReferenceImages(batch.fingerprints, usable, names, files)
 
 
 def fit_to_images(
@@ -120,15 +124,9 @@ def fit_to_images(
     return state, notes, batches
 
 
-def _random_positions(source: ImageSource, limit: int) -> list[int]:
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0), device="cpu")
-    positions: list[int] = order[:limit].tolist()
-    return positions
-
-
 def _positions_by_class(source: ImageSource, limit: int) -> list[int]:
     """Draw positions at random, but some of each class first, as far as classes are known before images are read."""
-    order = _random_positions(source, len(source))
+    order = shuffled(range(len(source)))
     known = source.labels_before_reading
     labels = [known[position] for position in order]
     sizes, drawn, urgency = Counter(labels), Counter[Any](), list[tuple[float, float]]()

@@ -17,9 +17,9 @@ from torch.utils.data import (
 from lightning_anomaly import find_outliers
 from lightning_anomaly.images.loaders import (
     batch_size_of,
-    draw_positions,
     epoch_positions,
     load_like,
+    shuffled,
     shuffles,
     unpadded_length,
 )
@@ -50,11 +50,11 @@ def test_drawing_positions_is_reproducible_and_changes_no_state() -> None:
     sampler = RandomSampler(DATA, generator=torch.Generator().manual_seed(7))
     weighted = WeightedRandomSampler([1.0] * 12, 5, generator=torch.Generator())
     state, loaders = torch.get_rng_state(), [DataLoader(DATA, 3, sampler=each) for each in (sampler, weighted)]
-    before = [draw_positions(epoch_positions(loader) or [], 4) for loader in loaders]
+    before = [shuffled(epoch_positions(loader) or []) for loader in loaders]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(7).get_state())
     list(sampler), list(weighted)  # an epoch of training
-    assert [draw_positions(epoch_positions(loader) or [], 4) for loader in loaders] == before
+    assert [shuffled(epoch_positions(loader) or []) for loader in loaders] == before
 
 
 def test_the_batch_size_is_the_loader_s_or_64_or_none() -> None:
