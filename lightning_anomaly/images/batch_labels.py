@@ -57,21 +57,15 @@ class BatchLabels:
     def _choose_column(self, targets: Sequence[int] | None) -> str | None:
         """Return the column of labels; None without one, or with a `problem` if there are several."""
 
-        def is_called_so(name: str, values: Mapping[int, float]) -> bool:
-            return name.rpartition(".")[2] in _LABELS
-
-        def repeats(name: str, values: Mapping[int, float]) -> bool:
-            return len({*values.values()}) < len(values)
-
-        def equals_targets(name: str, values: Mapping[int, float]) -> bool:
-            return targets is not None and all(targets[place] == value for place, value in values.items())
+        def rank(name: str, values: Mapping[int, float]) -> tuple[bool, bool, bool]:
+            equal = targets is not None and all(targets[place] == value for place, value in values.items())
+            return name.rpartition(".")[2] in _LABELS, len({*values.values()}) < len(values), equal
 
         single = {name: column for name, column in self.columns.items() if column.single}
         integers = {name: column for name, column in single.items() if not column.floating}
         columns = {name: column.values for name, column in (integers or single).items() if column.all_whole}
-        for decides in (is_called_so, repeats, equals_targets):
-            if len(columns) > 1:
-                columns = {name: values for name, values in columns.items() if decides(name, values)} or columns
+        ranks = {name: rank(name, values) for name, values in columns.items()}
+        columns = {name: values for name, values in columns.items() if ranks[name] == max(ranks.values())}
         if len({tuple(values.items()) for values in columns.values()}) > 1:
             names = ", ".join(f"`{name}`" for name in columns)
             self.problem = f"each item has several integers, {names}, any of which may be its label"
