@@ -50,16 +50,10 @@ class DuplicateGroup(NamedTuple):
 
 
 class Fingerprints(NamedTuple):
-    """What tells N images from each other.
+    """What tells N images from each other."""
 
-    Attributes:
-        hashes: Hashes of all their values, integers of 64 bits `(N,)`.
-        looks: The images in gray, reduced to 32x32 pixels, in half precision `(N, 32, 32)`; None for signals and
-            volumes.
-    """
-
-    hashes: Tensor
-    looks: Tensor | None
+    hashes: Tensor  # of all their values, integers of 64 bits `(N,)`
+    looks: Tensor | None  # in gray and half precision, reduced to `(N, 32, 32)`; None for signals and volumes
 
     @classmethod
     def of(cls, images: Tensor) -> Fingerprints:
