@@ -125,12 +125,18 @@ class FilterMask:
         # All errors have been raised above, before the model changes.
         self._filters, self._zeros, self._rows = masked, zeros, self._rows + rows
         self.keep(optimizers)
-        if not (mixing := [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]):
-            return {}
-        return {
-            "mixing": f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output "
-            "is 0 before these layers but not after them, and the output of other filters may change there."
-        }
+        notes = {}
+        if mixing := [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]:
+            notes["mixing"] = (
+                f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is 0 "
+                "before these layers but not after them, and the output of other filters may change there."
+            )
+        if tied := [f"'{layer}' with {names}" for layer in new if (names := _tied_layers(modules, layer, masked))]:
+            notes["tied"] = (
+                f"Masked layers share parameters: {', '.join(tied)}. These are zero in both, though the output of the "
+                "others may be a constant."
+            )
+        return notes
 
     def keep_gradients(self) -> None:
         """Zero the gradients of masked filters. Call it before gradients are clipped and the optimizer steps."""
@@ -195,3 +201,10 @@ class FilterMask:
                 f"Found {len(indices)} to mask and {len(before)} masked before."
             )
         return sorted(after - before)
+
+
+def _tied_layers(modules: Mapping[str, nn.Module], layer: str, masked: Mapping[str, list[int]]) -> list[str]:
+    """Return the modules that have a parameter of a layer, but for those whose same filters are masked."""
+    own = {id(parameter) for parameter in modules[layer].parameters(recurse=False)}
+    shares = {name: own & {*map(id, module.parameters(recurse=False))} for name, module in modules.items()}
+    return [name for name, ids in shares.items() if ids and masked.get(name) != masked[layer]]
