@@ -234,8 +234,8 @@ def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tens
 def _groups(count: int, pairs: np.ndarray, correlation: np.ndarray) -> tuple[list[list[tuple[int, float]]], int]:
     """Group each image that is no copy of an earlier one with its copies, and count images that are too alike to tell.
 
-    Pairs are `(2, P)`, their correlations above `_NEXT` `(P,)`. Copies of an image are its nearest ones up to the last that is far
-    closer than the next.
+    Pairs are `(2, P)`, their correlations above `_NEXT` `(P,)`. Copies of an image are its nearest ones up to the last
+    that is far closer than the next.
     """
     (one, other), distance = np.concatenate([pairs, pairs[::-1]], 1), np.tile(1 - correlation, 2)
     order = np.lexsort((distance, one))

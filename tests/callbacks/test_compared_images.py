@@ -38,7 +38,7 @@ class Module(SmallNet):
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) != 25:
+        if len(x) != 25 and len(x) > 2:  # two tell whether the backbone has changed
             self.seen.append(x)
         return super().forward(x)
 
@@ -87,7 +87,7 @@ def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(f
     report = compared.report
     assert report is not None
     assert (report.n_train, report.n_val) == (128, 128)
-    seen = torch.cat([images for images in model.seen if len(images) > 2]).split(128)  # two tell what has changed
+    seen = torch.cat(model.seen).split(128)
     assert len(seen) == 8  # of both kinds, at four validations
     for first, again in (seen[:2], seen[-2:]), (seen[:2], seen[4:6]):
         assert all(map(torch.equal, first, again))
