@@ -2,7 +2,8 @@
 
 import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -63,18 +64,6 @@ def test_outputs_stay_exactly_0_in_a_fit(tmp_path: Path, make: Any, options: dic
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-class Run(NamedTuple):
-    """A fit that masks before epochs 1 and 2 of 4, and keeps a checkpoint of each epoch."""
-
-    model: GeluNet
-    prune: AnomalyPruneCallback
-    seen: Watching
-    folder: Path
-
-    def saved(self, epoch: int) -> dict[str, Any]:
-        return torch.load(self.folder / f"epoch={epoch}.ckpt", weights_only=True)
-
-
 class Buffered(GeluNet):
     def __init__(self) -> None:
         super().__init__()
@@ -83,32 +72,34 @@ class Buffered(GeluNet):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A fit that masks before epochs 1 and 2 of 4, and its checkpoint of each epoch."""
     folder = tmp_path_factory.mktemp("run")
     prune, model = pruner(1, max_fraction=0.34), Buffered()
     seen, saving = Watching(prune), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     fit(folder, model, prune, seen, saving, max_epochs=4)
-    return Run(model, prune, seen, folder)
+    saved = [torch.load(folder / f"epoch={epoch}.ckpt", weights_only=True) for epoch in range(4)]
+    return SimpleNamespace(model=model, prune=prune, seen=seen, saved=saved)
 
 
-def test_filters_of_all_layers_are_masked_within_the_limit(run: Run) -> None:
+def test_filters_of_all_layers_are_masked_within_the_limit(run: SimpleNamespace) -> None:
     sizes = {"conv1": 6, "conv2": 8, "up": 4}
     assert set(run.prune.masked) == {*sizes}
     assert leak(run.model, run.prune.masked) == 0
     assert all(len(filters) <= 0.34 * sizes[layer] for layer, filters in run.prune.masked.items())
 
 
-def test_checkpoints_are_ordinary_and_have_the_validated_weights(run: Run) -> None:
+def test_checkpoints_are_ordinary_and_have_the_validated_weights(run: SimpleNamespace) -> None:
     for epoch, validated in enumerate(run.seen.validated):
-        saved = run.saved(epoch)["state_dict"]
+        saved = run.saved[epoch]["state_dict"]
         assert same(saved, validated)
         assert list(saved) == list(Buffered().state_dict())
         assert torch.equal(saved["attention_mask"], torch.ones(3))
         assert torch.equal(saved["conv1.weight_mask"], torch.ones(2))
     plain = Buffered()
-    plain.load_state_dict(run.saved(3)["state_dict"])
+    plain.load_state_dict(run.saved[3]["state_dict"])
     assert torch.equal(plain.eval()(PROBE), copy.deepcopy(run.model).eval()(PROBE))
-    assert run.saved(3)["callbacks"][run.prune.state_key]["mask"] == {
+    assert run.saved[3]["callbacks"][run.prune.state_key]["mask"] == {
         "filters": run.prune.masked,
         "zeros": {"norm1": run.prune.masked["conv1"]},
     }
