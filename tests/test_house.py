@@ -41,7 +41,6 @@ def imported(tree: ast.Module, late: bool = True) -> list[str]:
 
 
 def needs(module: str) -> set[str]:
-    """The modules of the package that a module imports."""
     needed = set()
     for name in imported(MODULES[module]):
         while name not in MODULES and "." in name:
@@ -78,6 +77,12 @@ def test_imports_have_no_cycle() -> None:
 def test_only_callbacks_import_lightning() -> None:
     rooms = {room(m) for m, tree in MODULES.items() for name in imported(tree) if "lightning.pytorch" in name}
     assert rooms == {"callbacks"}
+
+
+def test_only_callbacks_and_what_they_analyze_communicate() -> None:
+    rooms = {room(m) for m, tree in MODULES.items() for name in imported(tree) if "torch.distributed" in name}
+    rooms |= {room(m) for m, tree in MODULES.items() for name in imported(tree) if "_internal.processes" in name}
+    assert rooms == {"_internal", "filters", "callbacks"}  # a search in one process does not wait for others
 
 
 def test_mathematics_is_about_tensors_and_not_modules() -> None:

@@ -1,6 +1,5 @@
 """The command line as people use it; each mistake ends in one sentence."""
 
-import csv
 import os
 import re
 import runpy
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from reports import table
 from torch import nn
 
 from lightning_anomaly import __version__
@@ -59,8 +59,7 @@ def command(*arguments: Any) -> None:
 
 
 def rows_of(file: Path) -> dict[str, dict[str, str]]:
-    with file.open(encoding="utf-8") as opened:
-        return {row["name"]: row for row in csv.DictReader(opened)}
+    return {row["name"]: row for row in table(file)}
 
 
 @pytest.mark.usefixtures("pretrained")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -80,12 +81,6 @@ FUNCTIONS: dict[str, Callable[[Any], object]] = {
     "OutlierDetector.score": lambda x: detector().score(x),
     "OutlierDetector.search": lambda x: detector().search(x, progress=False),
     "OutlierDetector.p_values": lambda x: detector().p_values(x),
-    "AnalysisSettings": lambda x: AnalysisSettings(n_init=x, rule=x),
-    "AnomalyFilterCallback": lambda x: AnomalyFilterCallback(probe_size=x),
-    "AnomalyPruneCallback": lambda x: AnomalyPruneCallback(at_epoch=x),
-    "AnomalyEarlyStopping": lambda x: AnomalyEarlyStopping(threshold=x),
-    "TwoSampleCallback": lambda x: TwoSampleCallback(x),
-    "TwoSampleEarlyStopping": lambda x: TwoSampleEarlyStopping(threshold=x),
     "save_run_page": lambda x: save_run_page(x, "run.html"),
     "mask_filters": lambda x: mask_filters(net(), x),
 }
@@ -104,6 +99,38 @@ def test_wrong_inputs_give_an_error_that_names_the_argument(name: str) -> None:
                 pytest.fail(f"{kind}: {error!r:.200}")
 
 
-def test_every_public_function_is_among_them() -> None:
-    made = {"OutlierReport", "TwoSampleReport"}  # by other functions
-    assert {name.split(",")[0] for name in FUNCTIONS} >= {*lightning_anomaly.__all__} - made - {"AnomalyReport"}
+# What is just beyond the limits of an argument.
+CLASSES: dict[Any, dict[str, list[Any]]] = {
+    AnalysisSettings: {
+        "max_components": [1, 256],  # labels are stored in a byte each
+        "rare_fraction": [0, 0.51, float("nan")],
+        "seed": [2**64],
+        **{name: [0] for name in ("n_init", "max_map_side", "max_memory_mb")},
+    },
+    AnomalyFilterCallback: {"probe_size": [49], "every_n_validations": [0, True, "5"], "log_key_prefix": [""]},
+    AnomalyPruneCallback: {"at_epoch": [0], "min_votes": [0], "last_reports": [0], "max_fraction": [0, True]},
+    AnomalyEarlyStopping: {"threshold": [1.1], "patience": [4, 6.0]},
+    TwoSampleCallback: {"sample_size": [0], "batch_size": [0], "log_key_prefix": [""], "layers": [[], "conv1", [None]]},
+    TwoSampleEarlyStopping: {"threshold": [1.1], "patience": [0]},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (kind, name, value)
+        for kind, refused in CLASSES.items()
+        for name in signature(kind).parameters
+        for value in (object(), -1, *refused.get(name, ()))
+    ],
+)
+def test_every_argument_of_a_constructor_is_checked(kind: Any, name: str, value: Any) -> None:
+    required = {"at_epoch": 1} if kind is AnomalyPruneCallback else {}
+    with pytest.raises((TypeError, ValueError), match=f"^Parameter `{name}` should be .* Found"):
+        kind(**{**required, name: value})
+
+
+def test_every_public_name_is_among_them() -> None:
+    made = {"AnomalyReport", "OutlierReport", "TwoSampleReport"}  # by functions
+    known = {name.split(",")[0] for name in FUNCTIONS} | {kind.__name__ for kind in CLASSES}
+    assert known >= {*lightning_anomaly.__all__} - made

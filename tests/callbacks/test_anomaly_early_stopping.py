@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from scripted import Scripted, run, validations
-from trainers import QUIET, SmallNet, loader, quiet_trainer
+from trainers import SmallNet, loader, quiet_trainer
 
 from lightning_anomaly import AnomalyEarlyStopping
 from lightning_anomaly.filters.fraction_rise import HOLD, RISE_PATIENCE
 
-pytestmark = QUIET
 STEP = [0.1] * 12 + [0.3] * 20
 
 
@@ -38,9 +37,7 @@ def test_repeated_values_do_not_count_as_validations_of_a_rise(tmp_path: Path) -
     assert f"for {stopping.patience} validations" in str(stopping.stopping_reason_message)
 
 
-def test_it_works_beside_lightning_callbacks_and_logs_its_reason(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_works_beside_lightning_callbacks_and_logs_its_reason(tmp_path: Path, caplog: Any) -> None:
     on_loss = EarlyStopping("val_loss", patience=100)
     best = ModelCheckpoint(tmp_path, monitor="anomaly_filters/rise", mode="min")
     with caplog.at_level(logging.INFO):
@@ -50,22 +47,14 @@ def test_it_works_beside_lightning_callbacks_and_logs_its_reason(
     assert len({callback.state_key for callback in trainer.callbacks}) == len(trainer.callbacks)
     reason = str(stopping.stopping_reason_message)
     assert reason in caplog.messages
+    assert any("watches 'anomaly_filters/rise'" in text and "above 0.05 for 6" in text for text in caplog.messages)
     assert all(part in reason for part in ("for 6 validations", "anomaly_filters/rise = 0.200"))
     kind = getattr(stopping, "stopping_reason", None)
     assert kind is None or kind.name == "DIVERGENCE_THRESHOLD"
     caplog.clear()
     with caplog.at_level(logging.INFO):
         run(tmp_path, STEP, verbose=False)
-    assert not any("risen" in message for message in caplog.messages)
-
-
-@pytest.mark.parametrize(
-    "options", [{"threshold": 5}, {"threshold": True}, {"patience": 6.0}, {"patience": 4}, {"verbose": "no"}], ids=str
-)
-def test_arguments_are_checked(options: dict[str, Any]) -> None:
-    ((name, value),) = options.items()
-    with pytest.raises(ValueError if type(value) is int else TypeError, match=rf"Found `{name} = {value!r}`"):
-        AnomalyEarlyStopping(**options)
+    assert not any("EarlyStopping" in text or "risen" in text for text in caplog.messages)
 
 
 def test_two_thresholds_in_one_trainer_are_independent_even_after_a_resume(tmp_path: Path) -> None:
@@ -88,12 +77,3 @@ def test_an_anomaly_filter_callback_is_required(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"AnomalyEarlyStopping .* AnomalyFilterCallback.*Found none"):
         trainer.fit(SmallNet(), loader(), loader())
     trainer.validate(SmallNet(), loader(), verbose=False)  # nothing to stop
-
-
-def test_a_run_that_is_not_stopped_logs_only_the_rule(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        run(tmp_path, STEP[: 12 + HOLD], patience=HOLD + 1)
-    assert [text for text in caplog.messages if "EarlyStopping" in text] == [
-        "AnomalyEarlyStopping watches 'anomaly_filters/rise' and stops the run when it has been above 0.05 for 6 "
-        "validations, after 11 validations at the earliest.",
-    ]

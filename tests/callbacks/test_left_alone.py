@@ -10,11 +10,9 @@ import torch
 from acting import GeluNet, fit, probe_loader, pruner
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from trainers import QUIET, SmallNet, images, loader, quiet_trainer
+from trainers import SmallNet, images, loader, quiet_trainer
 
 from lightning_anomaly import TwoSampleCallback
-
-pytestmark = QUIET
 
 
 class Logs(GeluNet):

@@ -2,7 +2,8 @@
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,18 +12,13 @@ from PIL import Image
 from reports import contents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from trainers import QUIET, SmallNet, fit, loader, said, watcher
+from trainers import SmallNet, fit, loader, said, watcher
 
-from lightning_anomaly import AnomalyFilterCallback
-
-pytestmark = QUIET
 FIGURES = {f"anomaly_filters/{name}" for name in ("curves", "verdicts", "filters", "outliers")}
 SHOWN = [2, 5, 11]  # the steps of the 1st, 2nd and 4th validation
 
 
 class Other(Logger):
-    """A logger that takes no figures."""
-
     name, version = "other", "0"
     experiment: Any = None
 
@@ -49,16 +45,9 @@ class Halves(SmallNet):
         return super().forward(torch.cat(x.chunk(2, 3))).unflatten(0, (2, -1)).mean(0)
 
 
-class Fitted(NamedTuple):
-    """Four epochs with a logger of each kind, one of them broken, and the warnings."""
-
-    ours: AnomalyFilterCallback
-    loggers: dict[str, Any]
-    warnings: list[str]
-
-
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Four epochs with a logger of each kind, one of them broken, and the warnings."""
     folder, ours = tmp_path_factory.mktemp("logged"), watcher(log_figures=True)
     probe, names = loader(seed=1), ["ape", "bee", "cat"]
     probe.dataset.tensors[0][7] *= 20
@@ -70,15 +59,15 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     loggers = {"broken": Broken(), "tensorboard": tensorboard, "csv": CSVLogger(folder / "csv"), "other": Other()}
     with pytest.warns(UserWarning, match="to Broken") as caught:
         fit(folder, ours, train=loader(), val=probe, logger=list(loggers.values()), max_epochs=4)
-    return Fitted(ours, loggers, said(caught))
+    return SimpleNamespace(ours=ours, loggers=loggers, warnings=said(caught))
 
 
-def test_a_failing_logger_gives_one_warning(fitted: Fitted) -> None:
+def test_a_failing_logger_gives_one_warning(fitted: SimpleNamespace) -> None:
     assert [re.findall("log a (.*) to Broken", text) for text in fitted.warnings] == [["figure"]]
     assert len(fitted.ours.history) == 4
 
 
-def test_csv_logger_has_pictures_beside_its_table(fitted: Fitted) -> None:
+def test_csv_logger_has_pictures_beside_its_table(fitted: SimpleNamespace) -> None:
     folder = Path(fitted.loggers["csv"].log_dir)
     names = {f"{name}/step={step:06d}.png" for name in FIGURES for step in SHOWN}
     assert {file.relative_to(folder).as_posix() for file in folder.rglob("*.png")} == names
@@ -89,14 +78,13 @@ def test_csv_logger_has_pictures_beside_its_table(fitted: Fitted) -> None:
 def test_maps_of_parts_of_images_have_no_figure_of_images(tmp_path: Path) -> None:
     ours = watcher(log_figures=True)
     fit(tmp_path, ours, module=Halves(), logger=CSVLogger(tmp_path), max_epochs=1)
-    assert ours.report is not None
     assert ours.report.n_samples == 60
     drawn = {file.parent.name for file in tmp_path.rglob("*.png")}
     assert "verdicts" in drawn
     assert "outliers" not in drawn
 
 
-def test_tensorboard_has_each_figure_once_at_a_step_and_the_history_all_losses(fitted: Fitted) -> None:
+def test_tensorboard_has_each_figure_once_at_a_step_and_the_history_all_losses(fitted: SimpleNamespace) -> None:
     events = EventAccumulator(fitted.loggers["tensorboard"].log_dir, {"images": 0}).Reload()
     tags = events.Tags()
     assert set(tags["images"]) == {f"run.1-{name}" for name in FIGURES}
@@ -105,7 +93,7 @@ def test_tensorboard_has_each_figure_once_at_a_step_and_the_history_all_losses(f
     assert [set(entry["losses"]) for entry in fitted.ours.history] == [{"train_loss", "val_loss"}] * 4
 
 
-def test_the_page_of_a_report_has_votes_images_labels_and_files(fitted: Fitted, tmp_path: Path) -> None:
+def test_the_page_of_a_report_has_votes_images_labels_and_files(fitted: SimpleNamespace, tmp_path: Path) -> None:
     index, blocks = contents(fitted.ours.report.save_html(tmp_path / "filters.html").path.read_text())
     assert index["votes"] == fitted.ours.report.votes
     assert index["images"] == {"height": 8, "width": 8, "columns": 8}
@@ -114,23 +102,10 @@ def test_the_page_of_a_report_has_votes_images_labels_and_files(fitted: Fitted, 
     assert set(blocks) == {"points-0", "points-1"}
 
 
-MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))
-
-
-@pytest.mark.parametrize(
-    ("logged", "options", "expected"),
-    [
-        (BOTH, {}, {"train_loss_epoch": [1, 11, 21, 31]}),
-        (MEAN, {"val_check_interval": 1}, {"train_loss": [x for last in (1, 11, 21, 31) for x in (None, None, last)]}),
-    ],
-    ids=["both", "mean, every batch"],
-)
-def test_losses_in_a_history_are_of_their_epochs(logged: Any, options: Any, expected: Any, tmp_path: Path) -> None:
+def test_losses_in_a_history_are_of_their_epochs(tmp_path: Path) -> None:
     class Losses(SmallNet):
-        """Logs the epoch and the batch as losses."""
-
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            self.log("train_loss", 10.0 * self.current_epoch + batch_idx, **logged)
+            self.log("train_loss", 10.0 * self.current_epoch + batch_idx, on_step=False, on_epoch=True)
             return self.loss(batch)
 
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -138,8 +113,8 @@ def test_losses_in_a_history_are_of_their_epochs(logged: Any, options: Any, expe
             self.log("val_loss", 100.0 + self.current_epoch)
 
     ours = watcher()
-    fit(tmp_path, ours, module=Losses(), train=loader(), max_epochs=4, **options)
+    fit(tmp_path, ours, module=Losses(), train=loader(), max_epochs=4, val_check_interval=1)
     found = [entry["losses"] for entry in ours.history]
-    assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
-    assert {name for losses in found for name in losses} == set(expected)
-    assert {name: [losses.get(name) for losses in found] for name in expected} == expected
+    assert [losses["val_loss"] for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
+    known = [value for mean in (1, 11, 21, 31) for value in (None, None, mean)]  # at the last of three batches
+    assert [losses.get("train_loss") for losses in found] == known

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
-from trainers import QUIET, SmallNet, fit, images, loader, said
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from trainers import SmallNet, fit, images, loader, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
 
-pytestmark = QUIET
 RNG = torch.Generator().manual_seed(0)
 CLASSES = torch.arange(60) % 5
 ONE_HOT = torch.eye(5)[CLASSES]
@@ -21,8 +20,6 @@ SEVERAL = torch.rand(60, 5, generator=RNG) < 0.5
 
 
 class Answers(SmallNet):
-    """A network with an output of its own, and some loss."""
-
     def __init__(self, width: int, answer: Callable[[Tensor], Tensor] = lambda scores: scores) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
@@ -116,34 +113,6 @@ def test_masks_and_a_target_beside_others_are_classes(tmp_path: Path) -> None:
         assert "confidence_auc" in compared.history[-1]["metrics"]
 
 
-class Items(Dataset[dict[str, Tensor]]):
-    """Labels come before the images."""
-
-    def __init__(self, seed: int) -> None:
-        self.images = images(60, seed=seed)
-
-    def __len__(self) -> int:
-        return 60
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"labels": ONE_HOT[index], "image": self.images[index]}
-
-
-class Mapped(SmallNet):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(6, 5)
-
-    def loss(self, batch: Any) -> Tensor:
-        return functional.cross_entropy(self(batch["image"]), batch["labels"])
-
-
-def test_labels_that_come_first_are_not_taken_for_images(tmp_path: Path) -> None:
-    compared = TwoSampleCallback()
-    fit(tmp_path, compared, module=Mapped(), train=DataLoader(Items(0), 20), val=DataLoader(Items(1), 20))
-    assert "confidence_auc" in compared.history[-1]["metrics"]
-
-
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(loader(60).dataset)
@@ -163,25 +132,16 @@ class Padded(SmallNet):
         super().log(*args, **{**options, "batch_size": 20})
 
 
-class NeedsLabels(SmallNet):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return super().forward(x)
-
-    def loss(self, batch: Any) -> Tensor:
-        return functional.cross_entropy(self(*batch), batch[1])
-
-
 @pytest.mark.parametrize(
-    ("module", "train", "names_logits"),
+    ("module", "train"),
     [
-        (SmallNet, DataLoader(Stream(), 20), False),
-        (Padded, DataLoader(loader(60).dataset, 20, collate_fn=several_sizes), False),
-        (NeedsLabels, loader(60), True),
+        (SmallNet, DataLoader(Stream(), 20)),
+        (Padded, DataLoader(loader(60).dataset, 20, collate_fn=several_sizes)),
     ],
-    ids=["iterable", "several sizes", "call with labels"],
+    ids=["iterable", "several sizes"],
 )
-def test_advice_is_what_can_help(tmp_path: Path, module: Any, train: Any, names_logits: bool) -> None:
+def test_advice_is_what_can_help(tmp_path: Path, module: Any, train: Any) -> None:
     with pytest.warns(UserWarning, match="Could not compare.*`train_inputs`") as caught:
         fit(tmp_path, TwoSampleCallback(), module=module(), train=train, max_epochs=1)
     (text,) = said(caught)
-    assert ("`logits_from`" in text) == names_logits
+    assert "`logits_from`" not in text

@@ -11,12 +11,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerStatus
 from reports import contents
 from test_labels_of_a_fit import WRONG, fit_lit
-from trainers import QUIET, fit, quiet_trainer, watcher
+from trainers import fit, quiet_trainer, watcher
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, save_run_page
 from lightning_anomaly.callbacks._run_story import Story
 
-pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")
 
 
 def read(trainer: Any, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -99,7 +99,6 @@ def test_a_run_without_callbacks_or_without_a_fit(tmp_path: Path) -> None:
 
 
 def story(**columns: list[float]) -> Story:
-    """Make a run of one validation in each epoch, by the values of its curves."""
     names = {"rises": "output/confidence_rise", "losses": "val_loss"}
     count = len(next(iter(columns.values())))
     rows = {(epoch, 10 * epoch): dict[str, float]() for epoch in range(count)}

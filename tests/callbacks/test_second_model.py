@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
-from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, watcher
+from trainers import SmallNet, fit, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
-
-pytestmark = QUIET
 
 
 def lasts(folder: Path, signal: Scripted, stopping: AnomalyEarlyStopping, values: list[float]) -> int:

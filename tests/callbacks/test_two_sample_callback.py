@@ -4,7 +4,8 @@ import gc
 import re
 import weakref
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,19 +17,16 @@ from lightning.pytorch.loggers import CSVLogger
 from reports import facts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
+from trainers import SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, two_sample_test
 
-pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
 LAYERS = ["conv1", "conv2"]
 OUTPUT = [f"confidence_{name}" for name in ("auc", "gap", "error_ratio", "rise", "p_value")]
 
 
 class Seen(pl.Callback):
-    """Keeps the logged values of each validation."""
-
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
         self.bar: set[str] = set()
@@ -49,24 +47,15 @@ def keys(values: dict[str, float], prefix: str = "two_sample") -> dict[str, floa
     return {f"{prefix}/{name}".replace("/layer/", "_layers/"): value for name, value in values.items()}
 
 
-class Fitted(NamedTuple):
-    """Five epochs with a checkpoint of each."""
-
-    model: pl.LightningModule
-    compared: TwoSampleCallback
-    seen: Seen
-    folder: Path
-
-
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("compared")
     compared, keep = TwoSampleCallback(TRAIN, VAL, layers=LAYERS), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     model, seen = fit(folder, compared, keep, max_epochs=5, num_sanity_val_steps=1)
-    return Fitted(model, compared, seen, folder)
+    return SimpleNamespace(model=model, compared=compared, seen=seen, folder=folder)
 
 
-def test_every_validation_logs_the_results_of_the_test(fitted: Fitted) -> None:
+def test_every_validation_logs_the_results_of_the_test(fitted: SimpleNamespace) -> None:
     report = two_sample_test(fitted.model, TRAIN, VAL, layers=LAYERS)  # with the weights of the last validation
     assert len(fitted.seen.values) == 5
     expected = {name: getattr(report, name) for name in ("count", "fraction", "p_value", *OUTPUT) if "rise" not in name}
@@ -75,12 +64,11 @@ def test_every_validation_logs_the_results_of_the_test(fitted: Fitted) -> None:
     untested = {key: last[key] for key in keys({"confidence_rise": 0, "seconds": 0})}
     assert last == pytest.approx(keys(expected) | untested)
     assert report.count > 0
-    assert fitted.compared.report is not None
     assert fitted.compared.report.filters == report.filters
     assert fitted.seen.bar == {"two_sample/fraction"}
 
 
-def test_a_history_has_the_logged_values_in_plain_types(fitted: Fitted) -> None:
+def test_a_history_has_the_logged_values_in_plain_types(fitted: SimpleNamespace) -> None:
     history = fitted.compared.history
     assert [(entry["epoch"], entry["step"]) for entry in history] == [(i, 4 * i + 4) for i in range(5)]
     for entry, values in zip(history, fitted.seen.values, strict=True):
@@ -90,7 +78,7 @@ def test_a_history_has_the_logged_values_in_plain_types(fitted: Fitted) -> None:
     assert states[fitted.compared.state_key]["history"] == history
 
 
-def test_a_resumed_fit_continues_the_history_and_another_model_begins_anew(fitted: Fitted, tmp_path: Path) -> None:
+def test_a_resumed_fit_continues_the_history_and_another_model_begins_anew(fitted: Any, tmp_path: Path) -> None:
     second = TwoSampleCallback(TRAIN, VAL, layers=LAYERS)
     fit(tmp_path, second, ckpt_path=fitted.folder / "epoch=2.ckpt", max_epochs=5)
     assert second.history[:3] == fitted.compared.history[:3]
@@ -143,8 +131,6 @@ def test_a_failing_first_comparison_logs_only_the_monitored_keys_and_names_them(
 
 
 class Scores(SmallNet):
-    """Returns a dict."""
-
     def forward(self, x: Tensor) -> Any:
         return {"scores": super().forward(x)}
 
@@ -200,8 +186,6 @@ def test_every_nth_validation_compares_and_too_few_expected_errors_give_a_warnin
 
 def test_layers_batch_size_precision_and_prefix_are_respected(tmp_path: Path) -> None:
     class Notes(SmallNet):
-        """Records its batches, and has a layer that is never called."""
-
         def __init__(self) -> None:
             super().__init__()
             self.idle = nn.Conv2d(1, 1, 1).requires_grad_(False)
@@ -237,8 +221,6 @@ def test_compared_images_affect_neither_a_probe_nor_logged_values(tmp_path: Path
     model, _ = fit(tmp_path, TwoSampleCallback(TRAIN, VAL), beside, module=Logs())
     assert model.trainer.callback_metrics["largest"] == largest
     assert "log" not in vars(model)
-    assert alone.report is not None
-    assert beside.report is not None
     assert facts(beside.report) == facts(alone.report)
 
 
@@ -253,19 +235,15 @@ def test_a_validation_outside_a_fit_compares_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("val_inputs", "message"),
     [
-        ({"val_inputs": VAL[:, :, 1:]}, r"Found \(1, 8, 8\) and \(1, 7, 8\)"),
-        ({"val_inputs": DataLoader(VAL, batch_size=None)}, "`val_inputs` .* Found `batch_size=None`"),
-        ({"sample_size": 0}, "Found `sample_size = 0`"),
-        ({"batch_size": 0}, "Found `batch_size = 0`"),
-        ({"layers": "conv1"}, "`layers` .* Found 'conv1'"),
-        ({"log_key_prefix": ""}, "`log_key_prefix` .* Found ''"),
+        (VAL[:, :, 1:], r"Found \(1, 8, 8\) and \(1, 7, 8\)"),
+        (DataLoader(VAL, batch_size=None), "`val_inputs` .* Found `batch_size=None`"),
     ],
 )
-def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError if "layers" in changed else ValueError, match=message):
-        TwoSampleCallback(**{"train_inputs": TRAIN, "val_inputs": VAL, **changed})
+def test_images_that_cannot_be_compared_are_an_error(val_inputs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TwoSampleCallback(TRAIN, val_inputs)
 
 
 def test_layer_names_are_checked_before_training(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def below_zero(share: float, normal: Callable[[], Tensor]) -> Tensor:
-    """Draw values with a given share below zero."""
     return normal() - torch.special.ndtri(torch.tensor(share, dtype=torch.float64))
 
 
@@ -61,13 +60,11 @@ def draw(
 
 
 def flagged(drawn: tuple[Tensor, Tensor]) -> float:
-    """Compute the share of filters with isolated samples."""
     coordinates, extremes = drawn
     return isolated_samples(coordinates, FRACTION, extremes).any(1).double().mean().item()
 
 
 def points() -> Tensor:
-    """Six Gaussian filters, the first two of them with outliers."""
     found = gaussian(6, 512, 2)
     found[0, 7] = torch.tensor([9.0, 0.0])
     found[1, [3, 50, 200, 511]] = torch.tensor([[-8.0, 0.0], [0.0, 12.0], [9.0, 9.0], [30.0, 0.0]]).double()

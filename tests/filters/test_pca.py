@@ -13,7 +13,6 @@ SHAPES = [((1, 2), 60), ((4, 4), 10), ((5, 5), 60), ((8, 8), 300), ((14, 14), 20
 
 
 def up_to_sign(found, expected) -> np.ndarray:
-    """Compute the largest difference on each axis, up to its sign."""
     return np.abs(found - expected * np.sign((found * expected).sum(0))).max(0)
 
 

@@ -21,13 +21,13 @@ PROBE[[3, 20, 41]] *= 20  # over-exposed: outliers of nearly every filter
 class GeluNet(SmallNet):
     """Convolutions with and without a BatchNorm behind them; GELU alone does not hold a filter at zero."""
 
-    def __init__(self, optimizer: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, optimizer: Callable[[Any], Any] | None = None, norm: Any = nn.BatchNorm2d) -> None:
         pl.LightningModule.__init__(self)
         self.optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
-            self.norm1 = nn.BatchNorm2d(6)
+            self.norm1 = norm(6)
             self.conv2 = nn.Conv2d(6, 8, 3)
             self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2)
             self.head = nn.Linear(4, 3)
@@ -47,8 +47,6 @@ class GeluNet(SmallNet):
 
 
 class ManualNet(GeluNet):
-    """The same network with manual optimization and two optimizers."""
-
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -74,7 +72,6 @@ def probe_loader() -> DataLoader[Any]:
 
 
 def pruner(at_epoch: Any = 1, **options: Any) -> AnomalyPruneCallback:
-    """A callback that masks by a single report."""
     return AnomalyPruneCallback(at_epoch, **{"min_votes": 1, "last_reports": 1, **options})
 
 

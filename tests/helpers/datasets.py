@@ -5,8 +5,6 @@ from torch.utils.data import Dataset
 
 
 class Broken(Dataset[Tensor]):
-    """Images of which those at some positions cannot be read."""
-
     def __init__(self, images: Tensor, *positions: int) -> None:
         self.images, self.positions = images, positions
 

@@ -38,10 +38,8 @@ def lived_in(model: nn.Module) -> nn.Module:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the state of a model."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Whether two states have the same keys and bit-identical tensors."""
     return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)

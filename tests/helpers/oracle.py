@@ -33,7 +33,6 @@ def random_start(points: np.ndarray, n_components: int, seed: int) -> tuple[np.n
 
 
 def fit_mixture(points, weights, means, precisions, *, max_iter=100, tol=1e-3, reg_covar=1e-6) -> Fit:
-    """Fit scikit-learn's mixture to points `(N, 2)` from one start."""
     options = {"weights_init": weights / weights.sum(), "means_init": means, "precisions_init": precisions}
     options |= {"init_params": "random", "random_state": 0, "max_iter": max_iter, "tol": tol, "reg_covar": reg_covar}
     mixture = GaussianMixture(len(weights), **options)
@@ -52,7 +51,6 @@ def factors(precisions) -> np.ndarray:
 
 
 def precisions(factors) -> np.ndarray:
-    """Compute precisions `(..., 2, 2)` from the entries of their factors."""
     upper = np.stack([factors[..., 0], factors[..., 1], 0 * factors[..., 0], factors[..., 2]], -1)
     upper = upper.reshape(*upper.shape[:-1], 2, 2)
     return upper @ np.swapaxes(upper, -1, -2)

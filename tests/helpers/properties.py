@@ -43,7 +43,6 @@ def assert_filters_are_independent(maps: Tensor, settings: AnalysisSettings) -> 
 
 
 def assert_permuting_filters_permutes_verdicts(maps: Tensor, settings: AnalysisSettings) -> None:
-    """Verdicts and all numbers are permuted as the filters are."""
     order = torch.randperm(maps.shape[1], generator=torch.Generator().manual_seed(0))
     before, after = (analyzed(captured(values), settings) for values in (maps, maps[:, order]))
     assert after.verdicts == tuple(before.verdicts[index] for index in order)
@@ -68,14 +67,6 @@ def assert_scaling_and_shifting_change_nothing(
     before, after = (analyzed(captured(values), settings) for values in (maps, (maps + shift) * scale))
     assert_same(after, before, DECISIONS)
     torch.testing.assert_close(after.points, before.points, rtol=0, atol=1e-5)
-
-
-def assert_all_the_same(reports: Iterable[LayerReport]) -> None:
-    """All reports are equal."""
-    first, *others = reports
-    assert others
-    for other in others:
-        assert_same(other, first)
 
 
 def assert_finite(report: LayerReport) -> None:

@@ -1,12 +1,14 @@
-"""Made-up layers of a report, with given verdicts and outliers, its values, and the contents of its page."""
+"""Made-up layers of a report, with given verdicts and outliers, its values, and what pages and tables contain."""
 
 import base64
+import csv
 import json
 import math
 import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,3 +62,9 @@ def contents(page: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     blocks = re.findall(r'<script type="text/plain" id="([\w-]+)">([^<]*)<', page)
     raw = {name: zlib.decompress(base64.b64decode(text)) for name, text in blocks if name != "sprite"}
     return json.loads(raw.pop("index")), raw
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        return [*csv.DictReader(opened)]

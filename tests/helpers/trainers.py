@@ -6,29 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import pytest
 import torch
 from functional import SEED
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
-
-# Lightning's warnings about loaders without workers and resumed checkpoints, which these tests have on purpose, and
-# one of torch about Lightning.
-QUIET = [
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
-    pytest.mark.filterwarnings(r"ignore:The '\w+_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
-]
-
-# Lightning's warning about the few batches that recipes are tested with.
-SMALL_RUNS = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
-]
 
 
 def images(samples: int = 60, channels: int = 1, side: int = 8, seed: int = 0) -> Tensor:
@@ -80,14 +63,9 @@ class SmallNet(pl.LightningModule):
 def watcher(**options: Any) -> AnomalyFilterCallback:
     """A quick callback: a probe of all 60 samples, few starts, and no figures."""
     quick = {"probe_size": 60, "rare_fraction": 0.05, "n_init": 2, "max_components": 3, "log_figures": False}
-    return AnomalyFilterCallback(**arguments({**quick, **options}))
-
-
-def arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Move options that are arguments of `AnalysisSettings` into `settings`."""
-    names = {field.name for field in fields(AnalysisSettings)}
-    settings = AnalysisSettings(**{name: value for name, value in options.items() if name in names})
-    return {**{name: value for name, value in options.items() if name not in names}, "settings": settings}
+    given, names = {**quick, **options}, [field.name for field in fields(AnalysisSettings)]
+    settings = AnalysisSettings(**{name: given.pop(name) for name in names if name in given})
+    return AnomalyFilterCallback(**given, settings=settings)
 
 
 def quiet_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
@@ -123,8 +101,6 @@ def fit(
 
 
 class Values(pl.Callback):
-    """Keeps the logged values at the end of each training epoch."""
-
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
 

@@ -80,5 +80,4 @@ def captured(values: Tensor, *, batch: int | None = None, max_map_side: int = 10
 
 
 def analyzed(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
-    """Analyze one layer."""
     return analyze_maps({"layer": layer}, settings).layers["layer"]

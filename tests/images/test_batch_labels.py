@@ -35,8 +35,6 @@ class Files(Dataset[Any]):
 
 
 class Wraps(Dataset[Any]):
-    """Calls some labels another, without names for these."""
-
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
@@ -161,8 +159,6 @@ def test_missing_labels_of_a_table_are_unknown_and_the_others_integers() -> None
 
 
 class Parity(Files):
-    """Has other classes than its parent, whose names it inherits."""
-
     def __getitem__(self, index: int) -> Any:
         return IMAGES[index], self.targets[index] // 2
 

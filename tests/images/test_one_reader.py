@@ -70,15 +70,11 @@ class Stream(IterableDataset[Tensor]):
         (Stream(), "Found Stream"),
         (DataLoader(DATA, batch_size=None), "Found `batch_size=None`: give"),
         (DataLoader(DATA, 30, sampler=range(100)), "Found a sampler that leaves some out"),
-        ([*IMAGES], "Found list"),
-        (IMAGES.numpy(), "Found ndarray"),
-        (IMAGES[:0], "Found none"),
     ],
-    ids=["loader of a stream", "stream", "no batches", "sampler", "list", "array", "empty"],
+    ids=["loader of a stream", "stream", "no batches", "sampler"],
 )
 def test_other_images_are_the_same_short_error(net: nn.Module, name: str, images: Any, found: str) -> None:
-    error = ValueError if isinstance(images, (Tensor, DataLoader, Dataset)) else TypeError
-    with pytest.raises(error, match=rf"^Parameter `\w+` should .*{found}") as caught:
+    with pytest.raises(ValueError, match=rf"^Parameter `\w+` should .*{found}") as caught:
         FUNCTIONS[name](net, images)
     assert len(str(caught.value)) < 300
 

@@ -16,8 +16,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are f
 
 
 class Zipped(Dataset[Tensor]):
-    """Reads from an archive that stays open."""
-
     def __init__(self, path: Path) -> None:
         self.archive = zipfile.ZipFile(path)
 

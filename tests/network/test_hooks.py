@@ -35,9 +35,6 @@ def take(layer: nn.Module, *batches, **options) -> LayerMaps:
     return taken.maps["layer"]
 
 
-# captured maps
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 def test_maps_are_the_outputs_of_the_layer_in_the_order_of_the_samples(mode):
     """Even before an in-place ReLU, and in any mode and memory layout."""
@@ -141,9 +138,6 @@ def test_sparsity_is_the_share_of_values_that_are_not_positive_before_pooling():
     assert take(nn.Identity(), torch.full((2, 1, 2, 2), torch.nan)).sparsity.tolist() == [0]
 
 
-# other outputs
-
-
 @pytest.mark.parametrize(
     ("outputs", "problem"),
     [
@@ -169,9 +163,6 @@ def test_a_failing_summary_is_a_problem_and_no_error():
     assert "ZeroDivisionError" in take(nn.Identity(), torch.ones(2, 1, 1, 1), summary=fails).problem
 
 
-# hooks
-
-
 def test_hooks_exist_only_inside_the_capture_and_foreign_hooks_stay():
     model = network()
     model[0].register_forward_hook(lambda *_: None)
@@ -187,7 +178,6 @@ def test_hooks_exist_only_inside_the_capture_and_foreign_hooks_stay():
 
 @pytest.fixture
 def compiled() -> Iterator[tuple[nn.Module, list[object]]]:
-    """A compiled network and its graphs."""
     graphs: list[object] = []
     yield torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward), graphs
     torch._dynamo.reset()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Broken
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import find_outliers
 
@@ -41,25 +41,6 @@ def test_batches_that_are_not_one_image_for_each_item_are_refused(net, loader, f
     """Otherwise scores would belong to other images."""
     with pytest.raises(ValueError, match=f"Found .*{found}"):
         find_outliers(loader, net)
-
-
-def files(*classes: int) -> TensorDataset:
-    """Images with files and classes, as torchvision's `ImageFolder`."""
-    data: Any = TensorDataset(DATA.tensors[0])
-    data.root = "photos"
-    data.samples = [(f"photos/{index % len(classes)}/{index}.png", index % len(classes)) for index in range(120)]
-    data.targets = [classes[index % len(classes)] for index in range(120)]
-    return data
-
-
-@pytest.mark.filterwarnings("ignore:The folders or labels")
-def test_the_report_has_the_names_of_files_even_of_a_subset(net):
-    for data, first in ((files(0, 1), 0), (Subset(files(0, 1), range(3, 120)), 3)):
-        report = find_outliers(DataLoader(data, 32), net)
-        names = [f"{index % 2}/{index}.png" for index in range(first, 120)]
-        assert report.names == names
-        assert f"  {names[report.top(1)[0]]}  " in str(report)
-    assert find_outliers(IMAGES, net).names is None
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -164,7 +164,6 @@ def test_score_takes_no_images_one_image_and_no_bytes(fitted):
 
 
 def seen(report: OutlierReport) -> set[str]:
-    """What the network sees in odd images."""
     reasons = [report.outlier_reasons(position).get("content", "") for position in range(len(report.scores))]
     return {name for reason in reasons for name in re.findall(r"the network sees ([\w ]+)", reason)}
 

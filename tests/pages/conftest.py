@@ -1,12 +1,12 @@
 """A real Chromium that opens pages from disk, and a report with images."""
 
-import csv
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reports import table
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, OutlierReport, analyze
@@ -17,7 +17,6 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgr
 
 @pytest.fixture(scope="session")
 def report(trained: Any) -> AnomalyReport:
-    """A report with images, of a network with anomaly filters."""
     found = analyze(trained.model, trained.probe, settings=AnalysisSettings(n_init=2), keep_images=True)
     assert found.count > 3
     return found
@@ -87,7 +86,6 @@ class Opened:
         return self.page.inner_text(selector)
 
     def find(self, text: str) -> None:
-        """Type into the search field of a list."""
         self.press("/")
         self.page.keyboard.type(text)
         self.press("Enter")
@@ -96,8 +94,7 @@ class Opened:
         """Press a button that saves a CSV file, and return its rows."""
         with self.page.expect_download() as download:
             self.page.get_by_role("button", name=button).click()
-        with Path(download.value.path()).open(newline="") as file:
-            return list(csv.DictReader(file))
+        return table(Path(download.value.path()))
 
     @property
     def hash(self) -> str:

@@ -1,6 +1,5 @@
 """The page of `find_outliers` in a real browser: lists to look through, ticks, and what is saved."""
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from reports import contents
+from reports import contents, table
 from torch import nn
 
 from lightning_anomaly import OutlierReport, find_outliers
@@ -86,8 +85,7 @@ def test_lists_have_the_images_of_each_kind_in_order(tmp_path):
     report.save_html(tmp_path / "a.html", top=7)
     assert len(contents((tmp_path / "a.html").read_text())[0]["tabs"][0]["rows"]) == 7
     report.save_csv(tmp_path / "a.csv", 7)
-    with (tmp_path / "a.csv").open() as file:
-        rows = [*csv.DictReader(file)]
+    rows = table(tmp_path / "a.csv")
     assert rows[0]["score"] == str(report.views["look"].scores[int(rows[0]["position"])].item())  # not the larger one
     for save in (report.save_html, report.save_csv):
         with pytest.raises(ValueError, match="`top`"):
@@ -109,8 +107,7 @@ def test_copies_in_two_splits_are_a_leak_at_the_top_of_the_page_and_in_the_list(
 def test_the_table_has_a_row_for_every_image_on_request_with_each_score(tmp_path):
     report = planted()
     report.save_csv(tmp_path / "a.csv", every=True)
-    with (tmp_path / "a.csv").open(newline="") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
+    rows = {row["name"]: row for row in table(tmp_path / "a.csv")}
     assert len(rows) == 5003
     for place, name in enumerate(report.names):
         for view, known in report.views.items():
@@ -152,7 +149,6 @@ def planted_page(opened: Any) -> Iterator[Any]:
 
 
 def cards(page: Any) -> list[str]:
-    """The names of the shown images."""
     return page.page.eval_on_selector_all(".card .frame", "links => links.map(link => link.title)")
 
 
@@ -216,9 +212,7 @@ class TestPage:
         assert [row["name"] for row in rows if row["verdict"] == "ticked"] == expected
         assert {row["verdict"] for row in rows} == {"ticked", ""}
         report.save_csv(tmp_path / "rows.csv")
-        with (tmp_path / "rows.csv").open(newline="") as file:
-            plain = list(csv.DictReader(file))
-        assert [row | {"verdict": ""} for row in rows] == plain
+        assert [row | {"verdict": ""} for row in rows] == table(tmp_path / "rows.csv")
         page.page.reload()
         page.settle()
         page.page.get_by_role("link", name="Ticked 3").click()

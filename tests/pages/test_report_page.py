@@ -13,6 +13,7 @@ from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.filter_browser import filter_browser_text
 from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
 from lightning_anomaly.network.layer_maps import LayerMaps
+from lightning_anomaly.pages.html_page import usual_score
 from lightning_anomaly.pages.thumbnails import draw_images
 from lightning_anomaly.scores.views import SampleView
 
@@ -143,6 +144,7 @@ class TestReport:
     def test_a_page_has_all_scores_and_their_95th_percentile(self):
         report = made_up(1, 5)
         assert contents(filter_browser_text(report, "", None))[0]["scores"] == [0] * 5
+        assert usual_score(torch.tensor([torch.inf])) == usual_score(torch.zeros(9)) == 0
         look = torch.tensor([1.25, torch.inf, 0.5, 2, 3], dtype=torch.float64)
         report = replace(report, views={"look": SampleView(look, ("a", "b", "", "d", "e"))})
         index, _ = contents(filter_browser_text(report, "", None))

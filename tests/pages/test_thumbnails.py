@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.pages.thumbnails import black_and_white, data_uri, shrink_images, to_bytes
+from lightning_anomaly.pages.thumbnails import black_and_white, shrink_images, to_bytes
 
 
 def random(*shape: int) -> Tensor:
@@ -50,8 +50,3 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
         (20, 3),
         (3, 20),
     ]
-
-
-def test_small_copies_are_stored_as_they_are_and_large_ones_as_photographs() -> None:
-    kinds = [data_uri(torch.zeros(side, 5, 3, dtype=torch.uint8)).partition(";")[0] for side in (128, 129)]
-    assert kinds == ["data:image/png", "data:image/jpeg"]

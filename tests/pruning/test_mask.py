@@ -3,55 +3,28 @@
 import copy
 import json
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from acting import leak
+from acting import GeluNet, leak
 from functional import same, state_of
 from reports import layer as made_up
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.pruning import FilterMask, mask_filters
 
-IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(8) % 3
 FILTERS = {"conv1": [1, 4], "conv2": [0], "up": [2]}
 
 
-class Model(nn.Module):
-    """Layers that are called in another order than defined, a shortcut, and GELU, which does not hold zeros."""
-
-    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d, **options: bool) -> None:
-        super().__init__()
-        self.norm2 = norm(6, **options)
-        self.head = nn.Linear(4, 3)
-        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
-        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, groups=3)
-        self.norm1 = norm(6, **options)
-        self.conv1 = nn.Conv2d(3, 6, 3)
-
-    def maps(self, x: Tensor) -> dict[str, Tensor]:
-        """The masked layers' outputs, before and after their norm."""
-        conv1 = self.conv1(x)
-        norm1 = self.norm1(conv1)
-        hidden = F.gelu(norm1)
-        conv2 = self.conv2(hidden)
-        norm2 = self.norm2(conv2)
-        up = self.up(F.gelu(norm2 + hidden))
-        return {"conv1": conv1, "norm1": norm1, "conv2": conv2, "norm2": norm2, "up": up}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.gelu(self.maps(x)["up"]).mean((2, 3)))
-
-
-def pretrained(seed: int = 0, **options: Any) -> Model:
+def pretrained(norm: Any = nn.BatchNorm2d, **options: Any) -> GeluNet:
     """Make a network with running statistics as after training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Model(**options)
+    model = GeluNet(norm=partial(norm, **options))
     for _ in range(3):
         model(3 * IMAGES + 1)
     return model
@@ -68,22 +41,13 @@ def train(model, optimizer, mask, steps=5) -> None:
         mask.keep([optimizer])
 
 
-def leaks(model: Model) -> int:
-    """Count values of the masked filters' maps that are not 0."""
+def leaks(model: GeluNet) -> int:
     return leak(model, FILTERS, IMAGES)
 
 
-@pytest.mark.parametrize(
-    ("make", "options"),
-    [
-        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-        (torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}),
-    ],
-    ids=str,
-)
-def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, Any]) -> None:
+def test_outputs_stay_exactly_0_through_training() -> None:
     model = pretrained()
-    optimizer = make(model.parameters(), **options)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True, weight_decay=0.1)
     train(model, optimizer, FilterMask(model))  # so that the optimizer has a state
     assert leaks(model) > 0
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
@@ -107,7 +71,7 @@ def test_masking_clears_only_the_masked_rows_of_an_optimizer() -> None:
     optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
     train(model, optimizer, FilterMask(model))
     before = copy.deepcopy(optimizer.state[model.conv1.weight])
-    others = {"row_var": torch.ones(6, 3, 3, 1), "name": "not a tensor"}
+    others = {"row_var": torch.ones(6, 1, 3, 1), "name": "not a tensor"}
     optimizer.state[model.conv1.weight].update(others)
     mask_filters(model, {"conv1": [1, 4]}, example_input=IMAGES, optimizers=[optimizer])
     after = optimizer.state[model.conv1.weight]
@@ -133,7 +97,7 @@ def test_outputs_are_0_behind_every_norm_of_single_channels(options: dict[str, A
 
 def test_norms_that_mix_channels_give_one_warning_and_are_unchanged() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 3, padding=1), nn.LayerNorm([6, 6, 6])
+        nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 3, padding=1), nn.LayerNorm([6, 6, 6])
     )
     before = state_of(model[1])
     with pytest.warns(UserWarning, match=r"'1' \(GroupNorm\), '3' \(LayerNorm\)") as caught:
@@ -151,10 +115,10 @@ def test_a_mask_can_grow_and_counts_its_parameters() -> None:
     others = [0, 1, 2, 3, 5]
     assert torch.equal(model.maps(IMAGES)["norm1"][:, others], maps[:, others])  # bit-identical
     size = sum(p.numel() for p in model.parameters())
-    assert mask.parameter_fraction == (3 * 9 + 1 + 2) / size
+    assert mask.parameter_fraction == (9 + 1 + 2) / size
     mask.add({"conv1": [1, 4], "conv2": [0], "up": (2,)}, example_input=IMAGES)
     assert mask.masked == FILTERS
-    assert mask.parameter_fraction == (2 * (3 * 9 + 1 + 2) + (2 * 9 + 1 + 2) + (3 * 4 + 1)) / size
+    assert mask.parameter_fraction == (2 * (9 + 1 + 2) + (6 * 9 + 1) + (4 * 4 + 1)) / size
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     train(model, optimizer, mask, steps=3)
     assert leaks(model) == 0
@@ -164,7 +128,7 @@ def test_a_mask_can_grow_and_counts_its_parameters() -> None:
 
 def test_layers_that_share_a_weight_are_masked_together_and_named_unless_both_are() -> None:
     for filters in ({"0": [1]}, {"0": [1], "1": [1, 2]}, {"0": [1, 2], "1": [1, 2]}):
-        tied = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, bias=False))
+        tied = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(1, 3, 3, bias=False))
         tied[1].weight = tied[0].weight
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -178,17 +142,17 @@ def test_layers_that_share_a_weight_are_masked_together_and_named_unless_both_ar
 def test_a_mask_follows_parameters_to_other_tensors() -> None:
     model = pretrained()
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
-    model.load_state_dict(pretrained(seed=1).double().state_dict(), assign=True)
+    model.load_state_dict(pretrained().double().state_dict(), assign=True)
     assert not mask.verify()
     mask.keep()
     assert mask.verify()
 
 
 def test_a_state_has_plain_values_and_masks_another_copy(tmp_path) -> None:
-    model, average = pretrained(), pretrained(seed=1)
+    model, average = pretrained(), pretrained()
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     state = mask.state_dict()
-    assert state == {"filters": FILTERS, "zeros": {"norm1": [1, 4], "norm2": [0]}}
+    assert state == {"filters": FILTERS, "zeros": {"norm1": [1, 4]}}
     torch.save(state, tmp_path / "mask.ckpt")
     again = FilterMask.from_state_dict(average, torch.load(tmp_path / "mask.ckpt", weights_only=True))
     assert leaks(average) == 0
@@ -204,7 +168,7 @@ def test_a_state_has_plain_values_and_masks_another_copy(tmp_path) -> None:
 def test_a_state_of_another_model_is_refused() -> None:
     for state in ({"filters": {"conv9": [1]}, "zeros": {}}, {"filters": {}, "zeros": {"conv1": [0]}}):
         with pytest.raises(ValueError, match=r"Found .*conv"):
-            FilterMask.from_state_dict(Model(), state)
+            FilterMask.from_state_dict(GeluNet(), state)
 
 
 def test_a_report_masks_its_anomaly_filters() -> None:
@@ -220,7 +184,7 @@ def test_a_report_masks_its_anomaly_filters() -> None:
 @pytest.mark.parametrize(
     ("filters", "found"),
     [
-        ({"conv9": [0]}, r"\['up', 'conv2', 'conv1'\]. Found 'conv9'"),
+        ({"conv9": [0]}, r"\['conv1', 'conv2', 'up'\]. Found 'conv9'"),
         ({"head": [0]}, "Found 'head'"),
         ({"conv1": [6]}, r"from 0 to 5 for layer 'conv1'. Found \[6\]"),
         ({"conv1": [-1]}, r"Found \[-1\]"),

@@ -22,7 +22,6 @@ def drawn(count: int, seed: int = 0, classes: int = 3, width: int = 12) -> tuple
 
 def fitted(samples: SampleStatistics, labels: list[str | None]) -> Label:
     label = Label.fit(samples, labels)
-    assert label is not None
     return label
 
 
@@ -135,7 +134,6 @@ def test_the_label_that_a_network_doubts_stands_first(names):
     labels[4] = named[0]
     logits[9, 1] = torch.nan
     view = predicted_view(logits, labels, names)
-    assert view is not None
     assert view.scores.nan_to_num(-1).argmax() == 4
     assert view.scores.isnan().nonzero()[:, 0].tolist() == [9]
     assert [place for place, reason in enumerate(view.reasons) if reason] == [4]

@@ -38,7 +38,6 @@ def test_distances_are_those_of_scikit_learn_after_its_power_transform():
     transformed = power.transform(standard)
     expected = LedoitWolf().fit(transformed).mahalanobis(transformed)
     model = RobustGaussian.fit(values, FLOORS)
-    assert model is not None
     squared = model.mahalanobis_squared(values).numpy()
     assert spearmanr(squared, expected).statistic > 0.97
     assert np.median(squared) == pytest.approx(np.median(expected), rel=0.15)  # its scale is that of the inliers
@@ -67,7 +66,6 @@ def test_similar_outliers_are_the_farthest(share):
     values, count = correlated(500), int(500 * share)
     values[:count] = values[:count] * 0.1 + 12 * torch.randn(6, generator=rng(5), dtype=torch.float64)
     model = RobustGaussian.fit(values, FLOORS)
-    assert model is not None
     distances = model.mahalanobis_squared(values)
     assert set(distances.argsort(descending=True)[:count].tolist()) == set(range(count))
 
@@ -78,7 +76,6 @@ def test_changes_up_to_the_floor_are_no_evidence_and_samples_with_nan_are_infini
     constant, twin = torch.full((300, 1), 7.0, dtype=torch.float64), values[:, :1]
     wide = torch.cat([values, constant, twin], 1)
     model = RobustGaussian.fit(wide, floors)
-    assert model is not None
     before = model.mahalanobis_squared(wide)
     noise = 1e-6 * torch.randn(wide.shape, generator=rng(3), dtype=torch.float64)
     torch.testing.assert_close(model.mahalanobis_squared(wide + noise), before, rtol=0.02, atol=0.02)
@@ -90,7 +87,6 @@ def test_changes_up_to_the_floor_are_no_evidence_and_samples_with_nan_are_infini
         assert RobustGaussian.fit(nothing, FLOORS) is None
     mostly_equal = torch.cat([torch.zeros(60, 6, dtype=torch.float64), correlated(40)])
     model = RobustGaussian.fit(mostly_equal, floors[:6])
-    assert model is not None
     distances = model.mahalanobis_squared(mostly_equal)
     assert distances.isfinite().all()
     assert distances[60:].median() > distances[0]
@@ -151,7 +147,6 @@ def test_scores_within_rounding_are_ties():
 
 
 def pictures() -> Tensor:
-    """Smooth colored images with a little noise."""
     coarse = torch.rand(200, 3, 4, 4, generator=rng())
     return nn.functional.interpolate(coarse, size=16, mode="bilinear") + 0.05 * torch.rand(
         200, 3, 16, 16, generator=rng(1)
@@ -170,8 +165,6 @@ def test_odd_looks_and_odd_contents_are_found_and_have_reasons():
     x, samples = pictures(), seen_by_a_network()
     x[7] *= 0.2
     x[30] += 3
-    assert samples.features is not None
-    assert samples.logits is not None
     samples.features[50] = -8 * torch.eye(20)[10]  # like no class
     samples.logits[60] = torch.tensor([-20.0, -20, -17, -20])  # small
     samples = samples._replace(pixels=pixel_statistics(x), shape=(3, 16, 16), class_names=("cat", "dog", "hen", "pig"))
@@ -215,8 +208,6 @@ def test_a_view_needs_images_or_features_that_vary():
 def test_a_sample_with_nan_or_infinite_numbers_is_infinitely_odd_and_changes_no_other(value):
     samples = seen_by_a_network()
     expected = view_samples(samples.select(slice(2, None)))["content"].scores
-    assert samples.features is not None
-    assert samples.logits is not None
     samples.features[0, 3], samples.logits[1, 2] = value, value
     scores = view_samples(samples)["content"].scores
     assert scores.isinf().nonzero()[:, 0].tolist() == [0, 1]
@@ -226,7 +217,6 @@ def test_a_sample_with_nan_or_infinite_numbers_is_infinitely_odd_and_changes_no_
 def test_small_logits_count_only_if_the_network_knows_the_classes():
     """It uses many of its classes, and sees the same one in an image and in its nearest neighbor."""
     sure = seen_by_a_network()
-    assert sure.logits is not None
     fits = {
         "sure": sure,
         "unsure": sure._replace(logits=0.1 * sure.logits),
@@ -255,13 +245,11 @@ def test_distances_of_features_are_those_of_scikit_learn(count, trusted, neighbo
     known = unit[:count:2] if count > 1024 else unit[:count]
     theirs, _ = NearestNeighbors(n_neighbors=neighbor).fit(known.numpy()).kneighbors(unit.numpy())
     content = Content.fit(SampleStatistics(features=3 * unit[:count]), trusted=trusted)
-    assert content is not None
     distances = content.measure(SampleStatistics(features=unit)).exp()
     np.testing.assert_allclose(distances[:, 0], theirs[:, -1], rtol=1e-6)
 
 
 def kinds(count: int, of_each: int, seed: int = 0) -> Tensor:
-    """Features of images of some kinds."""
     means = 3 * torch.randn(count, 300, generator=rng(seed))
     return means.repeat_interleave(of_each, 0) + torch.randn(count * of_each, 300, generator=rng(seed + 1))
 
@@ -292,7 +280,6 @@ def test_copies_of_an_image_have_its_content_score():
 
 def test_a_sample_of_a_known_class_may_differ_a_little():
     samples = seen_by_a_network(noise=0.01)
-    assert samples.features is not None
     samples.features[50, 10] = 1.0  # of a known class, but for this
     samples.features[60] = 1.0  # far from all classes
     scores = view_samples(samples)["content"].scores

@@ -14,7 +14,6 @@ from recipes.development.reasons import ACCEPTED, PLAIN, reasons_of, words_of
 
 
 def digits() -> Tensor:
-    """uint8, 16 pixels a side."""
     images = torch.tensor(load_digits().images[:, None] * 255 / 16).to(torch.uint8)
     return images.repeat_interleave(2, 2).repeat_interleave(2, 3)
 

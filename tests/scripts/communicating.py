@@ -91,8 +91,6 @@ class Foreign(pl.Callback):
 
 
 class Logging(Small):
-    """Logs values that are reduced at steps, at epochs and by a metric."""
-
     def __init__(self) -> None:
         super().__init__(norm=False)
         self.ranks = SumMetric()
@@ -112,8 +110,6 @@ class Logging(Small):
 
 
 class Silent(Small):
-    """Logs no reduced values."""
-
     def __init__(self) -> None:
         super().__init__(norm=False)
 

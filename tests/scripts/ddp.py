@@ -1,4 +1,4 @@
-"""Fits and searches for outliers in one and in two processes, which must give the same results.
+"""Fits in one and in two processes, which must give the same results.
 
 `python ddp.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
 """
@@ -12,20 +12,12 @@ from typing import Any
 import torch
 from forked import LIMIT, Outcome, run_scenarios
 from lightning.pytorch.strategies import DDPStrategy
-from network import images, network
+from network import images
 from reports import facts
 from small import loader, module, quiet
-from torch import nn
 
-from lightning_anomaly import (
-    AnomalyFilterCallback,
-    OutlierReport,
-    TwoSampleCallback,
-    TwoSampleEarlyStopping,
-    find_outliers,
-)
+from lightning_anomaly import AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping
 from lightning_anomaly.callbacks import two_sample
-from lightning_anomaly.filters import across_processes
 
 
 def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
@@ -64,41 +56,5 @@ def output_stops(rank: int, world: int) -> Outcome:
     return {**seen, "reason": stopping.stopping_reason_message}
 
 
-def fails_and_raises(rank: int, world: int) -> Outcome:
-    if rank == 0:
-        across_processes.analyze_layers = lambda *args, **kwargs: 1 / 0
-    watching = AnomalyFilterCallback(probe_size=90)
-    watching.on_error = "raise"
-    return fit(world, watching)
-
-
-def connect(rank: int, world: int) -> nn.Module:
-    if world > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=LIMIT))
-    torch.manual_seed(0)
-    return network()
-
-
-def values(report: OutlierReport) -> Outcome:
-    """All values of a report, with NaN and infinity as words."""
-    parts = {key: getattr(report, key) for key in ("scores", "look_scores", "content_scores", "p_values")}
-    return {
-        "numbers": {key: [str(value) for value in part.tolist()] for key, part in parts.items()},
-        "pictures": {place: picture.tolist() for place, picture in report.pictures.items()},
-        "reasons": [report.outlier_reasons(position) for position in range(len(report.scores))],
-        "top": report.top(4),
-        "notes": dict(report.notes),
-    }
-
-
-def searches(rank: int, world: int) -> Outcome:
-    """Search in process 0 alone, while the other waits for something else."""
-    net = connect(rank, world)
-    found = values(find_outliers(images(217).tensors[0], net)) if rank == 0 else {}
-    if world > 1:
-        torch.distributed.barrier()
-    return found
-
-
 if __name__ == "__main__":
-    run_scenarios(globals(), same_images=(1, 2), searches=(1, 2))
+    run_scenarios(globals(), same_images=(1, 2))

@@ -76,7 +76,6 @@ def uneven(rank: int, world: int) -> Outcome:
 
 
 def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, world: int) -> Outcome:
-    """Compare the shared analysis with that of a single process."""
     begin(rank, world)
     everything, samples = outputs(sum(counts), dtype), dealt(counts, rank)
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from importlib.util import find_spec
 from typing import Any
 
 import lightning.pytorch
@@ -42,18 +41,11 @@ class Steps:
 
 
 class Small(Steps, lightning.pytorch.LightningModule):
-    """The module for `lightning.pytorch`."""
-
-
-if find_spec("pytorch_lightning") is not None:
-    import pytorch_lightning
-
-    class OtherSmall(Steps, pytorch_lightning.LightningModule):
-        """The module for `pytorch_lightning`."""
+    """The module of LightningCLI and of classes made from it."""
 
 
 def module(tree: str = "lightning.pytorch", lr: float = 0.05, norm: bool = True) -> Any:
-    return Small(lr, norm) if tree == "lightning.pytorch" else OtherSmall(lr, norm)
+    return type("Small", (Steps, importlib.import_module(tree).LightningModule), {})(lr, norm)
 
 
 def quiet(tree: str = "lightning.pytorch", **options: Any) -> Any:

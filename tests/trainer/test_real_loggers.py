@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CometLogger, MLFlowLogger, WandbLogger
 from PIL import Image
-from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
+from trainers import SmallNet, loader, quiet_trainer, watcher
 
 pytestmark = [
-    *QUIET,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow to SQLAlchemy
 ]
@@ -93,7 +92,6 @@ def comet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[
 
 
 def check(file: Path) -> None:
-    """Check that a picture can be opened."""
     with Image.open(file) as image:
         assert image.width > 400
         image.load()

@@ -1,7 +1,8 @@
 """A resumed run has the same history and the same weights as an unbroken one."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from network import images
 from small import loader, module, quiet
 from torch.utils.data import ConcatDataset, DataLoader
-from trainers import SMALL_RUNS, plain
+from trainers import plain
 
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback, TwoSampleCallback
-
-pytestmark = SMALL_RUNS
 
 
 def watcher(**options: Any) -> AnomalyFilterCallback:
@@ -34,23 +33,15 @@ def weights(trainer: Any) -> dict[str, Any]:
     return trainer.lightning_module.state_dict()
 
 
-class Whole(NamedTuple):
-    """A fit of seven epochs, with a checkpoint of each."""
-
-    ours: AnomalyFilterCallback
-    trainer: Any
-    folder: Path
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder, ours = tmp_path_factory.mktemp("whole"), watcher()
     trainer = fit([ours, ModelCheckpoint(folder, "{epoch}", save_top_k=-1)], max_epochs=7)
     assert len({entry["metrics"]["fraction"] for entry in ours.history}) > 1
-    return Whole(ours, trainer, folder)
+    return SimpleNamespace(ours=ours, trainer=trainer, folder=folder)
 
 
-def test_a_run_resumed_at_the_end_of_an_epoch_is_the_same(whole: Whole) -> None:
+def test_a_run_resumed_at_the_end_of_an_epoch_is_the_same(whole: SimpleNamespace) -> None:
     second = watcher()
     resumed = fit([second], whole.folder / "epoch=2.ckpt", max_epochs=7)
     assert plain(second.history) == plain(whole.ours.history)
@@ -63,8 +54,6 @@ def test_a_run_resumed_at_the_end_of_an_epoch_is_the_same(whole: Whole) -> None:
 
 
 class Validations(Callback):
-    """Records the steps of the validations."""
-
     def __init__(self) -> None:
         self.steps: list[int] = []
 
@@ -77,18 +66,19 @@ HALVES = {"val_check_interval": 0.5, "max_epochs": 3}
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def halves(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Six batches in an epoch, a validation after every third, and a checkpoint of each step and each validation."""
     folder, ours = tmp_path_factory.mktemp("halves"), watcher()
     of_steps = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     of_validations = ModelCheckpoint(folder, "validated-{step}", monitor="anomaly_filters/count", save_top_k=-1)
-    return Whole(ours, fit([ours, of_steps, of_validations], **HALVES), folder)
+    trainer = fit([ours, of_steps, of_validations], **HALVES)
+    return SimpleNamespace(ours=ours, trainer=trainer, folder=folder)
 
 
 # The checkpoint of step 6 is written before the validation of that step, which a resumed Lightning does not repeat. So
 # the entry is missing, like the loss; a validation of our own would change what others read.
 @pytest.mark.parametrize(("saved", "missing"), [("step=2", []), ("step=6", [6]), ("validated-step=3", [])])
-def test_a_run_resumed_within_an_epoch_is_the_same(halves: Whole, saved: str, missing: list[int]) -> None:
+def test_a_run_resumed_within_an_epoch_is_the_same(halves: SimpleNamespace, saved: str, missing: list[int]) -> None:
     second, validations, steps = watcher(), Validations(), int(saved.partition("=")[2])
     resumed = fit([second, validations], halves.folder / f"{saved}.ckpt", **HALVES)
     assert [entry["step"] for entry in second.history if entry["step"] > steps] == validations.steps
@@ -97,7 +87,7 @@ def test_a_run_resumed_within_an_epoch_is_the_same(halves: Whole, saved: str, mi
     assert same(weights(resumed), weights(halves.trainer))
 
 
-def test_a_resumed_run_may_add_callbacks_and_change_their_order(whole: Whole, tmp_path: Path) -> None:
+def test_a_resumed_run_may_add_callbacks_and_change_their_order(whole: SimpleNamespace, tmp_path: Path) -> None:
     new, old = watcher(log_key_prefix="new", layers=["net.0"]), watcher()
     trainer = fit([new, old], whole.folder / "epoch=1.ckpt", max_epochs=3)
     assert {"anomaly_filters/count", "new/count", "new_layers/net.0"} <= set(trainer.callback_metrics)

@@ -10,11 +10,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Stochast
 from reports import facts
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, fit, hook_count, loader, plain, quiet_trainer, watcher
+from trainers import SmallNet, fit, hook_count, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
-
-pytestmark = QUIET
 
 COUNT = "anomaly_filters/count"
 

@@ -108,7 +108,6 @@ def test_all_batches_decide_whether_one_number_is_a_probability_and_later_ones_d
                 expected.update(batch)
         assert (expected.caution is None) == (known.from_sigmoid or known.are_logits)
         found = expected.result(sum(map(len, batches)))
-        assert found is not None
         return found
 
     as_logits = expected_error(torch.stack([inside, torch.zeros(30)], 1).softmax(1))
@@ -147,7 +146,6 @@ def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
         expected.update(torch.tensor([second]))
         wrong = expected_error(first.softmax(1)) if largest is None else torch.full((4,), 1 - largest)
         found = expected.result(5)
-        assert found is not None
         torch.testing.assert_close(found[:4], wrong)
         assert found[4].item() == pytest.approx(0 if largest else 1 - max(torch.tensor(second).softmax(0)).item())
 
@@ -157,7 +155,6 @@ def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() ->
         expected = ExpectedErrors()
         expected.update(torch.tensor([[margin, 0.0]] * 4))
         found = expected.result(4)
-        assert found is not None
         return found
 
     # Although 1 minus the largest probability is 0 in float32.

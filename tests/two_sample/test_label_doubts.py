@@ -26,7 +26,6 @@ def known(labels: Tensor = LABELS, **options: object) -> KnownLabels:
 @pytest.mark.parametrize("width", [2, 40])
 def test_features_that_are_all_alike_know_nothing(width: int) -> None:
     seen = known().measure_margins(torch.zeros(60, 3), torch.ones(60, width))
-    assert seen is not None
     assert seen.margins[1].isfinite().all()
     assert (seen.margins[1] - seen.margins[1, 0]).abs().max() < 1e-9
 
@@ -122,7 +121,6 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
         train=["abc"[label] for label in wrong.tolist()], classes=("a", "b", "c"), names=names, val=["a"] * 30
     )
     seen, means = labels.measure_margins(logits, logits), MeanMargins()
-    assert seen is not None
     means.add(seen, 2)
     first, *others = means.ranked(labels)
     assert (first.position, first.name, first.label, first.looks_like) == (40, "40.png", "c", "b")
@@ -150,7 +148,6 @@ def test_without_features_or_labels_of_validation_images_the_logits_still_count(
     logits = torch.randn(60, 3, generator=RNG)
     for features in (None, torch.full((60, 2), torch.inf)):
         seen = known(val=[None] * 30).measure_margins(logits, features)
-        assert seen is not None
         torch.testing.assert_close(seen.margins[0], margins_over(LABELS, logits[:30].double()))
         assert seen.margins[1].isnan().all()
         assert math.isnan(seen.loss)
@@ -166,8 +163,6 @@ def test_images_without_a_label_are_left_out_and_the_others_are_judged_alike() -
     train[4] = train[17] = None
     labels = known(train=train, val=[None, *["0"] * 29])
     seen, means = labels.measure_margins(logits, features), MeanMargins()
-    assert seen is not None
-    assert fewer is not None
     torch.testing.assert_close(seen.margins[:, rest], fewer.margins)
     assert seen.margins[:, [4, 17]].isnan().all()
     assert seen.loss == pytest.approx(fewer.loss)
@@ -214,11 +209,9 @@ def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass(
     pictures = torch.rand(60, 1, 8, 8, generator=RNG)
     sources = [ImageSource(part, "inputs", 16) for part in pictures.split(30)]
     seen = compare_groups(model, *sources, None, labels=known()).label_margins
-    assert seen is not None
     with torch.no_grad():
         features = body(pictures)
         expected = known().measure_margins(model[head](features), features)
-    assert expected is not None
     torch.testing.assert_close(seen.margins, expected.margins)
     assert seen.loss == pytest.approx(expected.loss)
     assert compare_groups(model, *sources, None).label_margins is None

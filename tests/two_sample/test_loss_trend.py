@@ -57,9 +57,7 @@ def test_a_trend_is_that_of_the_exponential_average_in_any_unit(losses: list[flo
     beyond = losses[-1] - averages.iloc[-1] - pstdev(losses[-SPIKE_WINDOW:])
     assume(averages.is_unique and abs(beyond) > 1e-6)  # rounding decides otherwise
     trend = loss_trend(losses)
-    assert trend is not None
     assert trend[:2] == pytest.approx((averages.iloc[-1], len(losses) - 1 - int(averages.argmin())), abs=1e-8)
     for changed in ([loss - 5 for loss in losses], [loss * unit for loss in losses]):
         other = loss_trend(changed)
-        assert other is not None
         assert (other.waited, other.spike) == (trend.waited, trend.spike) == (trend.waited, beyond > 0)

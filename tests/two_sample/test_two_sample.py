@@ -77,13 +77,6 @@ def test_only_the_layer_that_differs_is_named_even_if_it_has_one_filter() -> Non
     assert report.where == "in filters of 'brightness' (100%)"
 
 
-def test_images_get_the_type_of_the_parameters() -> None:
-    expected = two_sample_test(pair(), IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
-    report = two_sample_test(pair(), (IMAGES[:70] + 1).double(), IMAGES[70:].double(), layers=["conv"])
-    assert torch.equal(report.val_errors, expected.val_errors)
-    assert report.filters == expected.filters == {"conv": [1]}
-
-
 def test_a_report_has_a_table_and_totals() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))

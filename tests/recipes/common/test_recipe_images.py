@@ -104,15 +104,6 @@ def test_torchvision_fetches_only_what_is_missing(
     check_cifar100(tmp_path)
 
 
-def test_a_data_set_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **options: Any) -> None:
-        raise RuntimeError("Error downloading")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
-    with pytest.raises(OSError, match=r"fashion_mnist.*Error downloading"):
-        download(["fashion_mnist"], str(tmp_path))
-
-
 def test_random_functions_depend_only_on_their_seed() -> None:
     state = torch.get_rng_state()
     draws = [
@@ -190,6 +181,3 @@ def test_every_other_kind_does_what_its_name_says(images: Tensor) -> None:
     for kind in ("quarter_turn", "half_turn", "upside_down", "transposed", "shifted"):  # the same pixels elsewhere
         assert torch.equal(damaged[kind].flatten(2).sort().values, images.flatten(2).sort().values)
     torch.testing.assert_close(damaged["quarter_turn"].rot90(3, (2, 3)), images)
-    assert (damaged["digits"] == 200).all()
-    assert torch.equal(damaged["blended"][1].int(), (images[1].int() + images[0].int()) // 2)
-    assert damaged["cropped"].float().std() < images.float().std()  # enlarged, so smoother

@@ -6,13 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from trainers import SMALL_RUNS
 
 from recipes.development.benchmarks import __main__ as benchmark
 from recipes.development.benchmarks.parts import PARTS
 from recipes.development.benchmarks.timing import in_turns
-
-pytestmark = SMALL_RUNS
 
 
 def test_sides_take_turns_and_the_first_turn_is_a_warm_up() -> None:
@@ -20,11 +17,6 @@ def test_sides_take_turns_and_the_first_turn_is_a_warm_up() -> None:
     found = in_turns({name: partial(calls.append, name) for name in "ab"}, rounds=2)
     assert calls == ["a", "b"] * 3
     assert list(found.index) == ["a", "b"]
-
-
-def test_an_unknown_part_is_named() -> None:
-    with pytest.raises(ValueError, match=r"speed, .*Found sped"):
-        benchmark.run(benchmark.parse(["sped"]))
 
 
 @pytest.mark.slow

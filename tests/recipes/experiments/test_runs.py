@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainers import SMALL_RUNS
 
 from recipes.experiments.__main__ import parse, run
 from recipes.experiments.fitting import best_and_last, every_epoch, prepare
 from recipes.experiments.spec import EXPERIMENTS
 from recipes.experiments.store import RESULTS, read_lines
 
-pytestmark = [*SMALL_RUNS, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 NAMES = {experiment.measure: name for name, experiment in reversed(EXPERIMENTS.items())}
 
 
