@@ -142,7 +142,7 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
             if suffix not in suffixes:
                 try:
                     Image.open(path, formats=recognized).close()
-                except UnidentifiedImageError:
+                except (UnidentifiedImageError, ValueError):  # the latter of a C header that looks like an XBM
                     skipped[name] = "not an image that Pillow reads"
                     if suffix in (".heic", ".heif"):
                         skipped[name] += _HEIF

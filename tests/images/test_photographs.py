@@ -41,7 +41,7 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
     others = {
         "phone.HEIC": b"\0\0\0\x18ftypheic",
         "notes.txt": b"Python",
-        "head.h": b"#define A 1",
+        "head.h": b"#define x_width _alloca\n#define x_height 3\n",
     }
     for name, content in {**broken, **others, ".DS_Store": b"", "Thumbs.db": b""}.items():
         (tmp_path / name).write_bytes(content)
