@@ -142,3 +142,4 @@ def test_the_label_that_a_network_doubts_stands_first(names):
     assert view.reasons[4] == f"labeled {named[0]}, predicted {named[1]}"
     assert predicted_view(logits, ["unknown", *labels[1:]], names) is None
     assert predicted_view(logits, [*labels[1:], labels[0]], names) is None
+    assert predicted_view(logits[:3], labels[:3], names) is None  # too few to tell

@@ -330,6 +330,8 @@ def test_look_scores_do_not_depend_on_the_unit_and_a_constant_that_changes_is_od
     gray = x.expand(-1, 3, -1, -1).clone()
     gray[5, 1:] *= 0.9
     assert scores_of(gray).argmax() == 5
+    color = pixel_statistics(gray)[5, pixel_names(3).index("color")]
+    assert color.item() == pytest.approx((gray - gray.mean(1, keepdim=True))[5].square().mean().log().item(), rel=1e-4)
     expected = pixel_statistics(255 * x)
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(pixel_statistics(255 * x), expected)
