@@ -133,6 +133,7 @@ def test_the_label_that_a_network_doubts_stands_first(names):
     named = names or ("0", "1", "2")
     labels = [named[target] for target in targets.tolist()]
     labels[4] = named[0]
+    logits[7, 1] -= 1.5  # unsure, and right
     logits[9, 1] = torch.nan
     view = predicted_view(logits, labels, names)
     assert view is not None

@@ -15,7 +15,7 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.mahalanobis import RobustGaussian, _most_normal_powers, shrunk_covariance
 from lightning_anomaly.scores.pixels import pixel_names, pixel_statistics
-from lightning_anomaly.scores.scale import SURPRISING, Scale, Tail, conformal_p_values
+from lightning_anomaly.scores.scale import SURPRISING, Scale, Tail, TwoTails, conformal_p_values
 from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
 
 
@@ -109,6 +109,8 @@ def test_tail_probabilities_are_shares_and_beyond_the_data_exponential():
     mostly_equal = Tail.fit(torch.cat([torch.zeros(950), torch.ones(50)]))
     surprises = mostly_equal.surprise(torch.tensor([0.0, 0.5, 1.0, 3.0])).tolist()
     assert surprises == pytest.approx([0, math.log(1001 / 50), math.log(1001 / 50), math.log(1001 / 50) + 2])
+    tails = TwoTails.fit(torch.arange(100.0)[:, None]).surprise(torch.tensor([[10.0], [90.0]]))
+    assert tails[[0, 1], 0, [0, 1]].tolist() == pytest.approx([math.log(10), math.log(10)])
     equal = Tail.fit(torch.zeros(1000))
     assert equal.surprise(torch.tensor([0.0, 3.0])).tolist() == [0, math.log(1001)]
     assert Tail.fit(torch.zeros(9)).surprise(torch.tensor([0.0, math.inf])).tolist() == [0, math.inf]

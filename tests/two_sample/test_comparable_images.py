@@ -58,6 +58,8 @@ def test_a_training_set_takes_over_the_transforms_of_a_validation_set_of_its_cla
         assert set(found) == {"transform", "transforms"}
         assert found["transform"] is torch.neg
     assert data.transform is noisy
+    fixed = type("Fixed", (Shown,), {"transform": property(lambda _: torch.neg)})()
+    assert transforms_of(fixed, fixed) == {}
 
 
 @pytest.mark.parametrize("train", [Shown(), OTHERS, Subset(OTHERS, [0])])
