@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly import analyze
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -82,12 +82,3 @@ def test_a_note_names_samples_with_nan_unless_the_weights_have_nan():
     notes = notes_of(model, inputs)
     assert list(notes) == ["0 nonfinite", "2 nonfinite"]
     assert "of sample 17 and" in notes["0 nonfinite"]
-
-
-def test_too_few_samples_give_a_note():
-    settings = AnalysisSettings(rare_fraction=0.01)
-    notes = notes_of(nn.Conv2d(1, 2, 3), PROBE[:99], settings=settings)
-    assert list(notes) == ["few samples"]
-    for part in ("99 samples", "at least 100", "`rare_fraction = 0.01`", "`max_components = 5`"):
-        assert part in notes["few samples"]
-    assert notes_of(nn.Conv2d(1, 2, 3), PROBE[:100], settings=settings) == {}

@@ -5,12 +5,15 @@ from dataclasses import replace
 import properties
 import pytest
 import torch
+import torch.distributed as dist
 import zoo
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import analyze_maps
+from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import select_layers
 
@@ -71,6 +74,19 @@ def test_layers_are_analyzed_independently():
     assert list(report.layers) == list(layers)
     for name, layer in layers.items():
         properties.assert_same(report.layers[name], zoo.analyzed(layer, settings))
+
+
+def test_processes_analyze_the_first_samples_and_count_the_zeros_of_all():
+    values = zoo.maps("sparse", 4, 130, (5, 5))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        report = analyze_across_processes(
+            {"": zoo.captured(values)}, DEFAULT, {}, samples=SampleCapture(None), limit=100
+        )
+    finally:
+        dist.destroy_process_group()
+    properties.assert_same(report.layers[""], zoo.analyzed(zoo.captured(values[:100]), DEFAULT), properties.DECISIONS)
+    assert report.layers[""].sparsity.tolist() == pytest.approx((values <= 0).double().mean((0, 2, 3)).tolist())
 
 
 def test_threads_and_the_memory_bound_do_not_change_a_report():
@@ -182,8 +198,6 @@ def test_a_report_has_map_sizes_sample_count_and_settings():
     assert (layer.map_size, layer.analyzed_size) == ((20, 10), (7, 5))
     assert report.n_samples == 120
     assert AnalysisSettings(**report.settings) == AnalysisSettings(max_components=3)
-    assert report.notes == {}
-    assert "20x10 pooled to 7x5" in str(report)
 
 
 def test_images_and_maps_are_kept_on_request_alone():
@@ -192,6 +206,14 @@ def test_images_and_maps_are_kept_on_request_alone():
     assert kept.maps[""].maps.shape == (2, 120, 6, 6)
     plain = analyze(conv, PROBE)
     assert (plain.images, plain.maps) == (None, {})
+
+
+def test_too_few_samples_give_a_note():
+    settings, conv = AnalysisSettings(rare_fraction=0.01), nn.Conv2d(1, 2, 3)
+    with pytest.warns(UserWarning, match="99 samples.* at least 100 are .*`rare_fraction = 0.01` and `max_comp.* = 5`"):
+        report = analyze(conv, PROBE[:99], settings=settings)
+    assert list(report.notes) == ["few samples"]
+    assert analyze(conv, PROBE[:100], settings=settings).notes == {}
 
 
 def test_maps_of_one_pixel_and_dead_filters_are_analyzed():

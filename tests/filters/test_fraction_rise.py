@@ -3,12 +3,13 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_anomaly.filters.fraction_rise import HOLD, fraction_rise
 
 
+@example([0.0] * HOLD + [1.0] * HOLD)
 @given(st.lists(st.floats(0, 1, allow_subnormal=True), min_size=HOLD, max_size=30))
 def test_a_rise_is_the_largest_gap_between_the_last_values_and_an_earlier_stretch(series: list[float]) -> None:
     """All of the last five values lie above all five values of the stretch, by at least that much."""

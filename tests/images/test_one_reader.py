@@ -1,6 +1,7 @@
 """Every function takes images as a tensor, a Dataset or a DataLoader, with the same results and the same errors."""
 
 import random
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_anomaly.images.image_source import ImageSource
 IMAGES = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(1)) * 1.2
 DATA = TensorDataset(IMAGES, torch.arange(120))
+NOT_FORKED = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +108,14 @@ class Noisy(Dataset[Tensor]):
         return IMAGES[index] + torch.rand(()) + np.random.rand() + random.random()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=NOT_FORKED)])
 def test_reading_changes_no_random_state_is_reproducible_and_opens_a_file_once(workers: int) -> None:
     def states() -> list[Any]:
         return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
 
     before, data = states(), Noisy()
-    source = ImageSource(DataLoader(data, 2, num_workers=workers), "images")
+    context = "fork" if workers else None  # before Python 3.14, the default on Linux
+    source = ImageSource(DataLoader(data, 2, num_workers=workers, multiprocessing_context=context), "images")
     first = [images for _, images in source.batches(range(40))]
     assert states() == before
     torch.rand(3), random.random(), np.random.rand()

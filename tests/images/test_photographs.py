@@ -36,8 +36,9 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
     for name, form in (("a.jfif", "JPEG"), ("b.JPE", "JPEG"), ("c.jp2", "JPEG2000"), ("d.tga", "TGA"), ("e", "PNG")):
         photograph(1).save(tmp_path / name, form)
     broken = {"cut": (tmp_path / "a.jfif").read_bytes()[:300], "text.jpg": b"no image", "film.mpg": b"\0\0\1\xb3"}
-    os.mkfifo(tmp_path / "pipe")
-    os.mkfifo(tmp_path / "pipe.jpg")
+    pipes = ["pipe", "pipe.jpg"] if hasattr(os, "mkfifo") else []  # Windows has none
+    for name in pipes:
+        os.mkfifo(tmp_path / name)
     others = {
         "phone.HEIC": b"\0\0\0\x18ftypheic",
         "notes.txt": b"Python",
@@ -48,7 +49,7 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
     for name in ("class", "locked", ".hidden"):
         (tmp_path / name).mkdir()
         photograph(2).save(tmp_path / name / "f.png")
-    (tmp_path / "class" / "loop").symlink_to(tmp_path)
+    (tmp_path / "class" / "loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "nowhere").symlink_to("nothing")
     scan = os.scandir
 
@@ -59,10 +60,10 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
 
     monkeypatch.setattr(os, "scandir", refuse)
     images = FolderImages(tmp_path)
-    names = [os.path.relpath(file, tmp_path) for file, _ in images.samples]
+    names = [Path(file).relative_to(tmp_path).as_posix() for file, _ in images.samples]
     assert names == sorted(["a.jfif", "b.JPE", "c.jp2", "class/f.png", "d.tga", "e", *broken])
     assert [images.classes[target] for target in images.targets] == ["class" if "/" in name else "" for name in names]
-    assert sorted(images.skipped) == sorted([*others, "class/loop", "locked", "nowhere", "pipe", "pipe.jpg"])
+    assert sorted(images.skipped) == sorted([*others, str(Path("class/loop")), "locked", "nowhere", *pipes])
     assert "pillow-heif" in images.skipped["phone.HEIC"]
     assert images.skipped["locked"] == "Permission denied"
     for name in broken:

@@ -132,6 +132,7 @@ def test_the_label_that_a_network_doubts_stands_first(names):
     named = names or ("0", "1", "2")
     labels = [named[target] for target in targets.tolist()]
     labels[4] = named[0]
+    logits[7, 1] -= 1.5  # unsure, and right
     logits[9, 1] = torch.nan
     view = predicted_view(logits, labels, names)
     assert view.scores.nan_to_num(-1).argmax() == 4
@@ -140,3 +141,4 @@ def test_the_label_that_a_network_doubts_stands_first(names):
     assert view.reasons[4] == f"labeled {named[0]}, predicted {named[1]}"
     assert predicted_view(logits, ["unknown", *labels[1:]], names) is None
     assert predicted_view(logits, [*labels[1:], labels[0]], names) is None
+    assert predicted_view(logits[:3], labels[:3], names) is None  # too few to tell

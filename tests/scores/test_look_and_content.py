@@ -15,7 +15,7 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.mahalanobis import RobustGaussian, _most_normal_powers, shrunk_covariance
 from lightning_anomaly.scores.pixels import pixel_names, pixel_statistics
-from lightning_anomaly.scores.scale import SURPRISING, Scale, Tail, conformal_p_values
+from lightning_anomaly.scores.scale import SURPRISING, Scale, Tail, TwoTails, conformal_p_values
 from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
 
 
@@ -105,6 +105,8 @@ def test_tail_probabilities_are_shares_and_beyond_the_data_exponential():
     mostly_equal = Tail.fit(torch.cat([torch.zeros(950), torch.ones(50)]))
     surprises = mostly_equal.surprise(torch.tensor([0.0, 0.5, 1.0, 3.0])).tolist()
     assert surprises == pytest.approx([0, math.log(1001 / 50), math.log(1001 / 50), math.log(1001 / 50) + 2])
+    tails = TwoTails.fit(torch.arange(100.0)[:, None]).surprise(torch.tensor([[10.0], [90.0]]))
+    assert tails[[0, 1], 0, [0, 1]].tolist() == pytest.approx([math.log(10), math.log(10)])
     equal = Tail.fit(torch.zeros(1000))
     assert equal.surprise(torch.tensor([0.0, 3.0])).tolist() == [0, math.log(1001)]
     assert Tail.fit(torch.zeros(9)).surprise(torch.tensor([0.0, math.inf])).tolist() == [0, math.inf]
@@ -317,6 +319,8 @@ def test_look_scores_do_not_depend_on_the_unit_and_a_constant_that_changes_is_od
     gray = x.expand(-1, 3, -1, -1).clone()
     gray[5, 1:] *= 0.9
     assert scores_of(gray).argmax() == 5
+    color = pixel_statistics(gray)[5, pixel_names(3).index("color")]
+    assert color.item() == pytest.approx((gray - gray.mean(1, keepdim=True))[5].square().mean().log().item(), rel=1e-4)
     expected = pixel_statistics(255 * x)
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(pixel_statistics(255 * x), expected)

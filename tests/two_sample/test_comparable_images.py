@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from trainers import images
 
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.two_sample.comparable_images import (
+    ModelCalls,
     describe_differences,
     images_trained_on,
     is_augmented,
@@ -57,6 +58,8 @@ def test_a_training_set_takes_over_the_transforms_of_a_validation_set_of_its_cla
         assert set(found) == {"transform", "transforms"}
         assert found["transform"] is torch.neg
     assert data.transform is noisy
+    fixed = type("Fixed", (Shown,), {"transform": property(lambda _: torch.neg)})()
+    assert transforms_of(fixed, fixed) == {}
 
 
 @pytest.mark.parametrize("train", [Shown(), OTHERS, Subset(OTHERS, [0])])
@@ -84,6 +87,16 @@ def test_only_images_that_change_with_the_order_of_reading_are_augmented() -> No
 
 
 VAL = images(100, seed=2)
+
+
+def test_only_a_step_that_prepares_its_images_calls_the_model_with_others() -> None:
+    calls, model = ModelCalls(), nn.Flatten()
+    for given, prepared in ((VAL, False), (VAL / 2, True)):
+        calls.attach(model, given)
+        model(VAL)
+        calls.remove()
+        model(given)
+        assert (calls.prepared is not None) == prepared
 
 
 @pytest.mark.parametrize(
