@@ -6,21 +6,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
+from lightning_anomaly._internal.checks import check_one_of
 from lightning_anomaly._internal.notes import merge_notes
 from lightning_anomaly._internal.processes import rank_and_world, run_together
 
+OnError = Literal["warn", "raise"]
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
 class Guard:
-    """Warn once of each problem of a callback, by its name, in process 0.
+    """Warn once of each problem of a callback, by its name, in process 0; or let exceptions pass, by its `on_error`."""
 
-    The callback's attribute `on_error` is "warn", or "raise" to let exceptions pass.
-    """
-
-    def __init__(self, callback: Any) -> None:
+    def __init__(self, callback: Any, on_error: OnError) -> None:
+        callback.on_error = check_one_of("on_error", on_error, get_args(OnError))
         self.name = type(callback).__name__
         self._callback = callback
         self._warned: set[str] = set()

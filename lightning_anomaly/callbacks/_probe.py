@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,15 +105,3 @@ def class_order_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
         "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
         "shuffle the data set once, with a fixed seed, before it goes into the loader."
     }
-
-
-@contextmanager
-def without_module_logging(pl_module: Any) -> Iterator[None]:
-    """Ignore what the module logs meanwhile, in its `forward` for example: these are not values of the validation."""
-    before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # set by a user
-    vars(pl_module)["log"] = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        del vars(pl_module)["log"]
-        vars(pl_module).update(before)

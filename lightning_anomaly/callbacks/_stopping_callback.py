@@ -9,27 +9,25 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction
 from lightning_anomaly.callbacks._fitted_module import FittedModule
-from lightning_anomaly.callbacks._guard import Guard
+from lightning_anomaly.callbacks._guard import Guard, OnError
 from lightning_anomaly.callbacks._lightning_packages import AnyEarlyStopping
-from lightning_anomaly.callbacks._logged_values import find_callback
+from lightning_anomaly.callbacks._trainer_checks import find_callback
 
 
 class StoppingCallback(AnyEarlyStopping):
     """Judge what another callback has logged, at the end of each validation of a fit."""
 
-    on_error = "warn"
-
     _watched_type: ClassVar[type]  # the callback whose reports it judges
     _signal: ClassVar[str]  # name of the logged value, without the prefix
     _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
 
-    def __init__(self, threshold: float, patience: int, verbose: bool) -> None:
+    def __init__(self, threshold: float, patience: int, verbose: bool, on_error: OnError) -> None:
         self.threshold = check_fraction("threshold", threshold, zero=True)
         verbose = check_bool("verbose", verbose)
         # Not None: Lightning would then read `Trainer.val_check_interval`, which a time-based one does not have.
         super().__init__(self._signal, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
         self.divergence_threshold = self.threshold
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._reset()
 

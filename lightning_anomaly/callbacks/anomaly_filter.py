@@ -6,12 +6,15 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
-from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._fitted_module import FittedModule
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_figures import log_report_figures, remember_losses
-from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
+from lightning_anomaly.callbacks._logged_figures import log_report_figures
+from lightning_anomaly.callbacks._logged_values import LoggedValues
+from lightning_anomaly.callbacks._losses import remember_losses
 from lightning_anomaly.callbacks._probe import Probe
+from lightning_anomaly.callbacks._schedule import Schedule
+from lightning_anomaly.callbacks._trainer_checks import check_logging
 from lightning_anomaly.filters.analyze import KnownLayers
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.fraction_rise import fraction_rise
@@ -43,6 +46,7 @@ class AnomalyFilterCallback(AnyCallback):
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Its `save_html` shows every filter with the
@@ -62,8 +66,6 @@ class AnomalyFilterCallback(AnyCallback):
         (True, [])
     """
 
-    on_error = "warn"
-
     def __init__(
         self,
         layers: list[str] | None = None,
@@ -72,6 +74,7 @@ class AnomalyFilterCallback(AnyCallback):
         log_key_prefix: str = "anomaly_filters",
         log_figures: bool = True,
         settings: AnalysisSettings | None = None,
+        on_error: OnError = "warn",
     ) -> None:
         super().__init__()
         self.settings = checked_settings(settings)
@@ -79,7 +82,7 @@ class AnomalyFilterCallback(AnyCallback):
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._schedule = Schedule(self.every_n_validations)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="count")

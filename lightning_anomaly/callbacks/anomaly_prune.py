@@ -11,10 +11,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_anomaly._internal.checks import check_fraction, check_integer
 from lightning_anomaly._internal.processes import broadcast_result, gather_results
 from lightning_anomaly.callbacks._fitted_module import FittedModule
-from lightning_anomaly.callbacks._guard import Guard, guarded
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging, find_callback
-from lightning_anomaly.callbacks._probe import without_module_logging
+from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._trainer_checks import MisconfiguredTrainer, check_logging, find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
@@ -46,6 +46,7 @@ class AnomalyPruneCallback(AnyCallback):
         last_reports: Number of most recent reports that vote; a report that clustered no filter is ignored.
         max_fraction: Largest fraction of a layer's filters to mask, including those masked before.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
         mask: The `FilterMask`; None before there is a model.
@@ -61,8 +62,6 @@ class AnomalyPruneCallback(AnyCallback):
         {}
     """
 
-    on_error = "warn"
-
     def __init__(
         self,
         at_epoch: int = 10,
@@ -70,6 +69,7 @@ class AnomalyPruneCallback(AnyCallback):
         last_reports: int = 3,
         max_fraction: float = 0.5,
         log_key_prefix: str = "anomaly_prune",
+        on_error: OnError = "warn",
     ) -> None:
         super().__init__()
         self.at_epoch = check_integer("at_epoch", at_epoch, 1)
@@ -83,7 +83,7 @@ class AnomalyPruneCallback(AnyCallback):
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
         self._values = LoggedValues(log_key_prefix, {})
         self.log_key_prefix = self._values.prefix
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._reset()
 
@@ -131,7 +131,7 @@ class AnomalyPruneCallback(AnyCallback):
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
-                raise ValueError(
+                raise MisconfiguredTrainer(
                     "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, "
                     f"such as DDP. Found {type(trainer.strategy).__name__}, which shards them."
                 )

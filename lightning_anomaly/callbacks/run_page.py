@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_anomaly.callbacks._run_story import Rows, Story
+from lightning_anomaly.callbacks._trainer_checks import find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
@@ -56,7 +57,7 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     """
     if not isinstance(getattr(trainer, "callbacks", None), list):
         raise TypeError(f"Parameter `trainer` should be a Trainer. Found {type(trainer).__name__}.")
-    watcher, comparison = (_first_callback(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
+    watcher, comparison = (find_callback(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
     if watcher is None and comparison is None:
         raise ValueError(
             "Parameter `trainer` should have an AnomalyFilterCallback or a TwoSampleCallback among its callbacks. "
@@ -65,7 +66,7 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
     if not trainer.is_global_zero:
         return BrowserFile(Path(path))
-    waiting = _first_callback(trainer, TwoSampleEarlyStopping)
+    waiting = find_callback(trainer, TwoSampleEarlyStopping)
     threshold = GAP if waiting is None else waiting.threshold
     story = Story(_join_histories(watcher, comparison, waiting))
     if story.times:
@@ -79,10 +80,6 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     content |= {"title": title, "lead": [], "details": []}
     content |= {"sentences": story.sentences, "curves": story.curves(threshold)}
     return write_page(path, assemble_page(_CODE, content, filters.images, blocks))
-
-
-def _first_callback(trainer: Any, kind: type[Any]) -> Any:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
 def _join_histories(watcher: Any, comparison: Any, waiting: Any) -> Rows:

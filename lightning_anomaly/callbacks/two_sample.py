@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_names, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_images
-from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
-from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._fitted_module import FittedModule
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
-from lightning_anomaly.callbacks._probe import without_module_logging
+from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._schedule import Schedule
+from lightning_anomaly.callbacks._trainer_checks import check_logging
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.network.layers import find_logits_call, select_layers
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
@@ -82,6 +83,7 @@ class TwoSampleCallback(AnyCallback):
             they are read again at each comparison.
         logits_from: Name of a method or submodule that takes images and returns logits, such as `"classify"` or
             `"networks.student"`; None calls the module itself.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -97,8 +99,6 @@ class TwoSampleCallback(AnyCallback):
         True
     """
 
-    on_error = "warn"
-
     def __init__(
         self,
         train_inputs: Source = None,
@@ -110,6 +110,7 @@ class TwoSampleCallback(AnyCallback):
         every_n_validations: int = 1,
         max_memory_mb: int = 256,
         logits_from: str | None = None,
+        on_error: OnError = "warn",
     ) -> None:
         super().__init__()
         self.train_inputs, self.val_inputs = train_inputs, val_inputs
@@ -127,7 +128,7 @@ class TwoSampleCallback(AnyCallback):
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self.logits_from = None if logits_from is None else check_text("logits_from", logits_from)
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._schedule = Schedule(self.every_n_validations)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="fraction")
