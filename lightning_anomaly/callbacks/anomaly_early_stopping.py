@@ -30,11 +30,6 @@ class AnomalyEarlyStopping(StoppingCallback):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed, or the Trainer has no such `AnomalyFilterCallback`.
-
-    Examples:
-        >>> stopping = AnomalyEarlyStopping()  # used with an `AnomalyFilterCallback()`
-        >>> stopping.stopping_reason_message is None
-        True
     """
 
     _watched_type = AnomalyFilterCallback

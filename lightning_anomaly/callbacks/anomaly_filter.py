@@ -61,9 +61,28 @@ class AnomalyFilterCallback(AnyCallback):
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
 
     Examples:
-        >>> callback = AnomalyFilterCallback(probe_size=256)
-        >>> callback.report is None, callback.history
-        (True, [])
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> images = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> images[7] *= 5
+        >>> model, loader = BoringModel(), torch.utils.data.DataLoader(images, batch_size=60)
+        >>> model.layer = torch.nn.Conv2d(1, 2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.layer.weight)
+        >>> callback = AnomalyFilterCallback(probe_size=120)
+        >>> options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=callback, **options)
+        >>> trainer.fit(model, loader, loader)
+        >>> [entry["metrics"]["count"] for entry in callback.history]
+        [2.0, 2.0]
+        >>> print(callback.report)  # doctest: +ELLIPSIS
+        strangest samples:
+          7, score ...
+        2 filters isolate a sample; chance gives up to 1
+        anomaly filters: 2, 100.0% of those with varying maps...
+        layer  filters  anomaly  isolated  dead  sparsity  maps  anomaly filters (outlier samples)
+        ------------------------------------------------------------------------------------------
+        layer  2        2        2         0     0.00      8x8   0 (1), 1 (1)
     """
 
     def __init__(

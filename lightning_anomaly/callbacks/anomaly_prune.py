@@ -56,10 +56,6 @@ class AnomalyPruneCallback(AnyCallback):
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
             strategy shards parameters, or a layer cannot be masked.
-
-    Examples:
-        >>> AnomalyPruneCallback(at_epoch=5).masked
-        {}
     """
 
     def __init__(

@@ -93,10 +93,6 @@ class TwoSampleCallback(AnyCallback):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed; names of layers and `logits_from` are checked when the fit begins.
-
-    Examples:
-        >>> TwoSampleCallback(sample_size=512).report is None
-        True
     """
 
     def __init__(

@@ -41,11 +41,6 @@ class TwoSampleEarlyStopping(StoppingCallback):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed, or the Trainer has no such `TwoSampleCallback`.
-
-    Examples:
-        >>> stopping = TwoSampleEarlyStopping(confirm="val/ce")  # used with a `TwoSampleCallback()`
-        >>> stopping.threshold, stopping.patience
-        (0.05, 3)
     """
 
     _watched_type = TwoSampleCallback

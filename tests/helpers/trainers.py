@@ -14,14 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 
-# Lightning's warnings about loaders without workers and resumed checkpoints, which these tests have on purpose, and
-# one of torch about Lightning.
+# Lightning's warnings about resumed checkpoints, which these tests have on purpose.
 QUIET = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
-    pytest.mark.filterwarnings(r"ignore:The '\w+_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
 ]
 
 # Lightning's warning about the few batches that recipes are tested with.

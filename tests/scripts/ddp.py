@@ -67,9 +67,7 @@ def output_stops(rank: int, world: int) -> Outcome:
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
         across_processes.analyze_layers = lambda *args, **kwargs: 1 / 0
-    watching = AnomalyFilterCallback(probe_size=90)
-    watching.on_error = "raise"
-    return fit(world, watching)
+    return fit(world, AnomalyFilterCallback(probe_size=90, on_error="raise"))
 
 
 def connect(rank: int, world: int) -> nn.Module:
