@@ -26,12 +26,12 @@ from lightning_anomaly.outliers.search import (
     ReferenceImages,
     check_features,
     check_shape,
-    fit_to_images,
     fit_to_reference,
     join_columns,
     make_outlier_report,
     score_source,
     search_source,
+    search_without_reference,
 )
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
@@ -309,12 +309,12 @@ def find_outliers(
     labels: Sequence[Any] | None = None,
     progress: bool | None = None,
 ) -> OutlierReport:
-    """Score every image of a data set by how unusual it is among the images of a reference.
+    """Score every image of a data set by how unusual it is among the images of a reference, or among all of them.
 
     Labels are not needed. If images have classes that tell something about what they show, each is compared with the
     others of its class, and those that look like another class have large label scores.
 
-    A shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
+    With a reference it is a shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
 
     Args:
         images: See `OutlierDetector.search`.
@@ -352,7 +352,6 @@ def find_outliers(
     source = open_scaled(images, "images", batch_size)
     source.set_labels(labels)
     reader = ImageReader(model, detector.class_names, progress)
-    state, notes, read = fit_to_images(reader, source, limit)
-    report = search_source(reader, source, state, notes, read=read)
+    report = search_without_reference(reader, source, limit)
     warn_of(report.notes)
     return report

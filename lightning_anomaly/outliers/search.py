@@ -100,10 +100,8 @@ def fit_to_reference(
     return state, notes, ReferenceImages(batch.fingerprints, usable, names, source.files(places))
 
 
-def fit_to_images(
-    reader: ImageReader, source: ImageSource, limit: int
-) -> tuple[DetectorState, dict[str, str], list[Batch]]:
-    """Fit to up to `limit` of the images that are searched; return also notes, and what is known of these images."""
+def search_without_reference(reader: ImageReader, source: ImageSource, limit: int) -> OutlierReport:
+    """Fit to up to `limit` of the images, score all of them and report on them."""
     count = len(source)
     if count > limit:
         chosen = _positions_by_class(source, limit)
@@ -130,7 +128,7 @@ def fit_to_images(
         notes = _missing_notes(source, views, label, labels)
     shapes = source.shape, source.whole_shape
     state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label, {})
-    return state, notes, batches
+    return search_source(reader, source, state, notes, read=batches)
 
 
 def _random_positions(source: ImageSource, limit: int) -> list[int]:
