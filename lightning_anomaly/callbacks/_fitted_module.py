@@ -32,9 +32,3 @@ class FittedModule:
         """Return the current module, whose state a checkpoint restores; None without one."""
         self._fitted = self._current
         return None if self._current is None else self._current()
-
-    def state_key(self, callback: Any) -> str:
-        """Return the key of a callback's state in a checkpoint."""
-        key = f"{type(callback).__name__}[{callback.log_key_prefix}]"
-        # Contains an identity until `setup`, whose error for two equal prefixes is clearer than the Trainer's.
-        return f"{key} {id(callback)}" if self.fitting is None else key

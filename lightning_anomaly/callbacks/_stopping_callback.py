@@ -92,7 +92,8 @@ class StoppingCallback(AnyEarlyStopping):
             self._take_metrics(metrics)
             if not self._announced:
                 self._announced = True
-                self._inform(f"{type(self).__name__} {self._rule()}.")
+                if self.verbose:
+                    rank_zero_info(f"{type(self).__name__} {self._rule()}.")
             if self.monitor in metrics:
                 measured = self._watched.history[-1][self._measured_key]
                 # Rounded, as metrics are in single precision, where 0.05 is above the threshold 0.05.
@@ -106,12 +107,8 @@ class StoppingCallback(AnyEarlyStopping):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log why the run was stopped."""
-        if self.stopping_reason_message is not None:
-            self._inform(self.stopping_reason_message)
-
-    def _inform(self, sentence: str) -> None:
-        if self.verbose:
-            rank_zero_info(sentence)
+        if self.verbose and self.stopping_reason_message is not None:
+            rank_zero_info(self.stopping_reason_message)
 
     def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Store other metrics of a validation; a collective call."""

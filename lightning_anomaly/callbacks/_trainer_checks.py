@@ -19,10 +19,8 @@ def check_logging(callback: Any, trainer: Any, pl_module: Any, stage: str) -> No
     for other in trainer.callbacks:
         values = vars(other).get("_values")
         if other is not callback and isinstance(values, LoggedValues) and values.prefix == prefix:
-            raise MisconfiguredTrainer(
-                "Parameter `log_key_prefix` should be different for each callback of a Trainer. "
-                f"Found {prefix!r} twice."
-            )
+            needed = "Parameter `log_key_prefix` should be different for each callback of a Trainer"
+            raise MisconfiguredTrainer(f"{needed}. Found {prefix!r} twice.")
     flag = "allow_zero_length_dataloader_with_multiple_devices"
     owners = (pl_module, trainer.datamodule) if stage in ("fit", "validate") and trainer.world_size > 1 else ()
     if any(getattr(owner, flag, False) for owner in owners):

@@ -37,11 +37,7 @@ class AnomalyEarlyStopping(StoppingCallback):
     _measured_key = "clustered"
 
     def __init__(
-        self,
-        threshold: float = RISE,
-        patience: int = RISE_PATIENCE,
-        verbose: bool = True,
-        on_error: OnError = "warn",
+        self, threshold: float = RISE, patience: int = RISE_PATIENCE, verbose: bool = True, on_error: OnError = "warn"
     ) -> None:
         super().__init__(threshold, check_integer("patience", patience, HOLD), verbose, on_error)
 

@@ -117,11 +117,6 @@ class AnomalyFilterCallback(AnyCallback):
         self._undrawn: int | None = None  # step of the last analysis, until its figures are logged
         self._guard.forget_warnings()
 
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return self._module.state_key(self)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""
         return {"history": [dict(entry) for entry in self.history]}

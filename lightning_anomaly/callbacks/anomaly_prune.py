@@ -96,11 +96,6 @@ class AnomalyPruneCallback(AnyCallback):
         """`{layer: [filter, ...]}` of all filters that are masked."""
         return {} if self.mask is None else self.mask.masked
 
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return self._module.state_key(self)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the mask and the basis of the next decision, in plain types."""
         return {

@@ -147,11 +147,6 @@ class TwoSampleCallback(AnyCallback):
         self._single = SingleOutputs(named=self.logits_from is not None)
         self._identity: str | None = None  # of the images that were measured
 
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return self._module.state_key(self)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the history and what was measured, the rise and the mean margins, and of which images."""
         return {
