@@ -16,7 +16,7 @@ from lightning_anomaly._internal.tabular import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
 from lightning_anomaly.filters.layer_table import count_sentences, filter_columns, layer_rows
-from lightning_anomaly.scores.views import VIEWS, SampleView, larger, ordered_reasons, scores_by
+from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, larger, ordered_reasons, scores_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ class AnomalyReport(Tabular):
         with NaN or infinite maps.
         """
         zeros = torch.zeros(self.n_samples, device="cpu")
-        odd = [view.scores for name, view in self.views.items() if name in VIEWS]
+        odd = [view.scores for name, view in self.views.items() if name in ODD_VIEWS]
         scores = larger(odd) if odd else zeros
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores

@@ -21,7 +21,7 @@ from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.html_page import BrowserFile, usual_score, write_page
 from lightning_anomaly.pages.thumbnails import data_uri
-from lightning_anomaly.scores.views import VIEWS, SampleView, ordered_reasons, scores_by
+from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, ordered_reasons, scores_by
 
 TOP = 100  # images in the lists of look and content, by default
 _LARGE, _SMALL = 512, 256  # sides of the copies on the page: of the first images of each list, and of the others
@@ -319,7 +319,7 @@ class OutlierReport(Tabular):
                 if row.position is not None:
                     side = _LARGE if place < _LARGE_COUNT else _SMALL
                     row.picture = self._picture(row.path, row.position, side)
-        found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in VIEWS]
+        found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
         odd = "the oddest come first in look and content" if self.views else ""
         lead = [
             f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
@@ -357,7 +357,7 @@ class OutlierReport(Tabular):
         if self.feature_layer:
             sentences.append(f"Content scores: {self.feature_layer}.")
         for tab in self.tabs(1):
-            if tab.rows and tab.name not in (*VIEWS, "unreadable"):
+            if tab.rows and tab.name not in (*ODD_VIEWS, "unreadable"):
                 named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
                 sentences.append(f"{tab.title}: {len(tab.rows):,}. {listed(named)}.")
         return [*sentences, *self._cautions(), *(f"note: {note}" for note in self.notes.values())]

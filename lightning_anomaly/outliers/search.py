@@ -23,7 +23,7 @@ from lightning_anomaly.outliers.outlier_report import OutlierReport
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.views import VIEWS, FittedView, SampleView, fit_views, larger, score_views
+from lightning_anomaly.scores.views import ODD_VIEWS, VIEWS, FittedView, SampleView, fit_views, larger, score_views
 
 MIN_REFERENCE = 100
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
@@ -269,7 +269,7 @@ def make_outlier_report(
     scores, names = numbers["score"], texts.get("name")
     views = {
         name: SampleView(numbers[f"{name}_score"], tuple(texts[f"{name}_reason"]))
-        for name in (*VIEWS, "label")
+        for name in VIEWS
         if f"{name}_score" in numbers
     }
     if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
@@ -346,7 +346,7 @@ def _duplicate_groups(
 def _scores_of(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
     """Return the scores of `count` images in each view, and the larger of look and content; NaN without these."""
     scores = {name: view.scores for name, view in views.items()}
-    odd = [values for name, values in scores.items() if name in VIEWS]
+    odd = [values for name, values in scores.items() if name in ODD_VIEWS]
     unscored = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
     return scores | {"larger": larger(odd) if odd else unscored}
 

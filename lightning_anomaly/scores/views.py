@@ -13,7 +13,8 @@ from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.look_score import Look
 from lightning_anomaly.scores.scale import NOTICED, SURPRISING, Scale
 
-VIEWS = "look", "content"
+VIEWS = "look", "content", "label"  # the last one where classes are known
+ODD_VIEWS = VIEWS[:2]  # of which an outlier score is the larger one
 
 
 class SampleView(NamedTuple):
