@@ -24,7 +24,7 @@ class Guard:
         self.name = type(callback).__name__
         self._callback = callback
         self._warned: set[str] = set()
-        self._failure: Exception | None = None  # of the current validation
+        self.failure: Exception | None = None  # of the current validation
 
     @contextmanager
     def __call__(self, task: str, consequence: str = "") -> Iterator[None]:
@@ -61,22 +61,13 @@ class Guard:
         """Warn of everything again."""
         self._warned.clear()
 
-    def begin_validation(self) -> None:
-        """Drop what failed in a validation that never ended."""
-        self._failure = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether a hook has failed in this validation."""
-        return self._failure is not None
-
     def keep_failure(self, error: Exception) -> None:
         """Keep an exception until `raise_kept_failure`; if it is not raised, without its frames, which keep tensors."""
-        self._failure = error if self._callback.on_error == "raise" else error.with_traceback(None)
+        self.failure = error if self._callback.on_error == "raise" else error.with_traceback(None)
 
     def raise_kept_failure(self) -> None:
         """Raise in all processes what `keep_failure` kept in one of them; a collective call."""
-        failure, self._failure = self._failure, None
+        failure, self.failure = self.failure, None
 
         def raise_failure() -> None:
             if failure is not None:
@@ -104,7 +95,7 @@ def guarded_until_validation_ends(hook: Hook) -> Hook:
 
     @wraps(hook)
     def run(self: Any, *args: Any, **kwargs: Any) -> None:
-        if not self._guard.failed:
+        if self._guard.failure is None:
             try:
                 hook(self, *args, **kwargs)
             except Exception as error:

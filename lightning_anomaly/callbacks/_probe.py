@@ -14,7 +14,8 @@ from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.images.batch_labels import BatchLabels, class_names, in_drawn_order, name_labels
+from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
+from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
 from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.network.features import SampleCapture

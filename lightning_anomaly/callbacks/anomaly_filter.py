@@ -151,7 +151,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values, and prepare the probe if this validation is analyzed."""
         self._remove_hooks()
-        self._guard.begin_validation()
+        self._guard.failure = None  # of a validation that never ended
         if not trainer.sanity_checking:
             self._begin_validation(trainer, pl_module)
 

@@ -187,7 +187,7 @@ class TwoSampleCallback(AnyCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values."""
         self._remove_hooks()
-        self._guard.begin_validation()
+        self._guard.failure = None  # of a validation that never ended
         self._schedule.due = False
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._begin_validation(trainer, pl_module)

@@ -16,16 +16,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.batch_labels import (
-    BatchLabels,
+from lightning_anomaly.images.batch_labels import BatchLabels, name_labels, named_tensors
+from lightning_anomaly.images.dataset_facts import (
     class_names,
     class_targets,
     dataset_column,
     dataset_folder,
     dataset_with,
     file_names,
-    name_labels,
-    named_tensors,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
 from lightning_anomaly.images.targets import Targets

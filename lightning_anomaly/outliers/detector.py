@@ -43,7 +43,7 @@ from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_va
 from lightning_anomaly.scores.views import FittedView, larger, score_views
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 11
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 12
 _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
     Content, DetectorState, FeatureLayer, FittedView, Label, Look, PixelWords, Ridge, RobustGaussian, Scale, Tail,
     TwoTails,
@@ -148,6 +148,7 @@ class OutlierDetector:
 
         Raises:
             NotFittedError: If the detector is not fitted.
+            TypeError: If the scores are no tensor.
         """
         state = self._fitted_state()
         if not isinstance(scores, Tensor):
@@ -292,7 +293,7 @@ def _read_detector(path: Path) -> dict[str, Any]:
         if found == expected and isinstance(content["fit"], DetectorState):
             return content
     except Exception as error:  # torch raises many types
-        found = f"{type(error).__name__}: an incomplete file, or another one"
+        found = f"{type(error).__name__}: an incomplete file, or one of another version"
     raise ValueError(
         f"Parameter `path` should be a file of `OutlierDetector.save`, {expected}. Found '{path.name}': {found}."
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_anomaly.images.batch_labels import dataset_with
+from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.image_source import ImageSource, first_tensor, image_hashes
 from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, sampler_of, shuffles
 from lightning_anomaly.network.hooks import compiled_models_eager
