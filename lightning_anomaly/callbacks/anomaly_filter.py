@@ -73,8 +73,6 @@ class AnomalyFilterCallback(AnyCallback):
         >>> options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         >>> trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=callback, **options)
         >>> trainer.fit(model, loader, loader)
-        >>> [entry["metrics"]["count"] for entry in callback.history]
-        [2.0, 2.0]
         >>> print(callback.report)  # doctest: +ELLIPSIS
         strangest samples:
           7, score ...
@@ -182,9 +180,7 @@ class AnomalyFilterCallback(AnyCallback):
             self._probe.before_batch(batch)
 
     @guarded_until_validation_ends
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any, **options: Any) -> None:
         """Remove the hooks."""
         if self._probe is not None:
             self._probe.capture.remove()

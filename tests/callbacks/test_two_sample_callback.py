@@ -257,6 +257,7 @@ def test_a_validation_outside_a_fit_compares_nothing(tmp_path: Path) -> None:
     [
         ({"val_inputs": VAL[:, :, 1:]}, r"Found \(1, 8, 8\) and \(1, 7, 8\)"),
         ({"val_inputs": DataLoader(VAL, batch_size=None)}, "`val_inputs` .* Found `batch_size=None`"),
+        ({"on_error": "stop"}, r"\['warn', 'raise'\]. Found `on_error = 'stop'`"),
         ({"sample_size": 0}, "Found `sample_size = 0`"),
         ({"batch_size": 0}, "Found `batch_size = 0`"),
         ({"layers": "conv1"}, "`layers` .* Found 'conv1'"),
