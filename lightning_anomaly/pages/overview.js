@@ -18,8 +18,8 @@ export function overview(report, withSamples = true) {
   const tile = (value, text, href, title) =>
     make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
   return [
-    report.samples && withSamples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
     ...report.agreements.slice(0, GROUPS).map((group, place) => agreement(report, group, place)),
+    report.samples && withSamples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
     make(
       "section",
       { class: "stats" },
@@ -81,7 +81,7 @@ function agreement(report, [filters, shared], agree) {
     heading,
     div(
       "strip",
-      shared.slice(0, TOP_SAMPLES).map((sample) => sampleTile(report, sample, sampleCaption(report, sample))),
+      shared.slice(0, TOP_SAMPLES).map((sample) => sampleTile(report, sample, captionWithReason(report, sample))),
     ),
     div(
       "cards",
@@ -91,6 +91,11 @@ function agreement(report, [filters, shared], agree) {
       ? make("p", {}, make("a", { href: address(["filters"], { agree }) }, `All ${number(filters.length)} of them`))
       : null,
   );
+}
+
+function captionWithReason(report, sample) {
+  const [reason] = Object.values(report.reasons[sample]);
+  return [sampleCaption(report, sample), reason ? make("span", { class: "quiet tile-label" }, reason) : null];
 }
 
 /** The query for the filters of a kind: the verdict if it finds the same number, else the exact kind. */
