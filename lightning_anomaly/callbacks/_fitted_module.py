@@ -25,7 +25,7 @@ class FittedModule:
     def __getstate__(self) -> dict[str, Any]:
         return {"fitting": self.fitting, "_fitted": None, "_current": None}  # a weak reference cannot be copied
 
-    def enter_stage(self, callback: Any, pl_module: Any, stage: str) -> None:
+    def enter_module(self, callback: Any, pl_module: Any, stage: str) -> None:
         """Reset a callback if another module is fitted than before; it warns again if some module is validated."""
         self.fitting = stage == "fit"
         self._current = weakref.ref(pl_module)
@@ -36,7 +36,7 @@ class FittedModule:
             callback._reset()
         self._fitted = self._current
 
-    def resume(self) -> Any:
+    def resume_module(self) -> Any:
         """Return the current module, whose state a checkpoint restores; None without one."""
         self._fitted = self._current
         return None if self._current is None else self._current()

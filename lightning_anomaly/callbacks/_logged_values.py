@@ -37,7 +37,7 @@ class LoggedValues:
         kept = self._neutral.keys() | {f"layer/{name}" for name in self._layers}
         self.measured = {name: value for name, value in last.items() if name in kept}
 
-    def log(self, trainer: Any, pl_module: Any) -> None:
+    def log_values(self, trainer: Any, pl_module: Any) -> None:
         """Log what all processes have measured, and the monitored keys; a collective call."""
         common = set.intersection(*gather_results(lambda: set(self.measured)))
         monitored = self.monitored_keys(trainer)
@@ -65,7 +65,7 @@ class LoggedValues:
         constant = f" Whatever monitors {', '.join(dead)} will only see a constant." if dead else ""
         return f" Nothing is measured.{advice}{constant}"
 
-    def check_validations(self, trainer: Any, guard: Guard) -> None:
+    def warn_without_validations(self, trainer: Any, guard: Guard) -> None:
         """Warn if a fit has no validations."""
         if not trainer.enable_validation:
             self.measured = {}

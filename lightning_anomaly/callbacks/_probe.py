@@ -52,7 +52,7 @@ class Probe:
             ),
         )
 
-    def before_batch(self, batch: Any) -> None:
+    def before_probe_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come, and keep small images of its samples."""
         # If no layer gives usable maps, count the samples of the batches instead.
         if self.capture.full or not (most_samples(self.capture.maps) or self._seen < self._limit):
@@ -66,7 +66,7 @@ class Probe:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def analyze(self, notes: Mapping[str, str], known: KnownLayers) -> AnomalyReport:
+    def analyze_probe(self, notes: Mapping[str, str], known: KnownLayers) -> AnomalyReport:
         """Analyze the maps of all processes, see `analyze_layers`; a collective call."""
         loaders, maps, samples = self.trainer.val_dataloaders, self.capture.maps, self.capture.samples
         if rank_and_world()[1] > 1:
@@ -75,7 +75,7 @@ class Probe:
         else:
             report = analyze_maps(maps, self.settings, notes, samples=samples, known=known)
         targets, names = (None, None) if shuffles(loaders) else in_drawn_order(loaders)
-        report = replace(report, notes={**report.notes, **class_order_notes(targets or [], report.n_samples)})
+        report = replace(report, notes={**report.notes, **probe_class_notes(targets or [], report.n_samples)})
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
@@ -94,7 +94,7 @@ class Probe:
         return report if view is None else replace(report, views={**report.views, "label": view})
 
 
-def class_order_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
+def probe_class_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
     """Note if evenly spaced samples of a validation, as many as in the probe, would have clearly more classes."""
     if not labels or not samples:
         return {}

@@ -45,9 +45,9 @@ class StoppingCallback(AnyEarlyStopping):
         self._announced = False
         self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None
-        self._set_reason("NOT_STOPPED")
+        self._set_stopping_reason("NOT_STOPPED")
 
-    def _set_reason(self, name: str) -> None:
+    def _set_stopping_reason(self, name: str) -> None:
         """Set Lightning's `stopping_reason`, in versions that have it."""
         if hasattr(self, "stopping_reason"):
             self.stopping_reason = getattr(type(self.stopping_reason), name)
@@ -74,7 +74,7 @@ class StoppingCallback(AnyEarlyStopping):
         if stage == "fit":
             self._watched = find_callback(trainer, self._watched_type, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -94,7 +94,7 @@ class StoppingCallback(AnyEarlyStopping):
             self._take_metrics(metrics)
             if not self._announced:
                 self._announced = True
-                self._inform(f"{type(self).__name__} {self._rule()}.")
+                self._inform(f"{type(self).__name__} {self._stopping_rule()}.")
             if self.monitor in metrics:
                 measured = self._watched.history[-1][self._measured_key]
                 # Rounded, as metrics are in single precision, where 0.05 is above the threshold 0.05.
@@ -104,7 +104,7 @@ class StoppingCallback(AnyEarlyStopping):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = reason
-            self._set_reason("DIVERGENCE_THRESHOLD")
+            self._set_stopping_reason("DIVERGENCE_THRESHOLD")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log why the run was stopped."""
@@ -118,7 +118,7 @@ class StoppingCallback(AnyEarlyStopping):
     def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Store other metrics of a validation; a collective call."""
 
-    def _rule(self) -> str:
+    def _stopping_rule(self) -> str:
         """Describe what is watched and when the run is stopped."""
         raise NotImplementedError
 

@@ -47,7 +47,7 @@ class AnomalyEarlyStopping(StoppingCallback):
     ) -> None:
         super().__init__(threshold, check_integer("patience", patience, HOLD), verbose)
 
-    def _rule(self) -> str:
+    def _stopping_rule(self) -> str:
         return (
             f"watches '{self.monitor}' and stops the run when it has been above {self.threshold:g} for "
             f"{say_validations(self.patience)}, after {self.patience + HOLD} validations at the earliest"

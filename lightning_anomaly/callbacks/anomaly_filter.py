@@ -113,7 +113,7 @@ class AnomalyFilterCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, and drop the state if another module is fitted than before."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
@@ -124,7 +124,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
         self._schedule.begin_fit()
-        self._values.check_validations(trainer, self._guard)
+        self._values.warn_without_validations(trainer, self._guard)
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -162,7 +162,7 @@ class AnomalyFilterCallback(AnyCallback):
     ) -> None:
         """Hook the layers, until the probe is full."""
         if self._probe is not None and dataloader_idx == 0:
-            self._probe.before_batch(batch)
+            self._probe.before_probe_batch(batch)
 
     @guarded_until_validation_ends
     def on_validation_batch_end(
@@ -184,13 +184,13 @@ class AnomalyFilterCallback(AnyCallback):
         if trainer.state.fn == "fit":
             self._record_history(trainer, report)
         with self._guard("log"):
-            self._values.log(trainer, pl_module)
+            self._values.log_values(trainer, pl_module)
         self._remove_hooks()
 
     def _analyze_probe(self, trainer: Any, probe: Probe) -> AnomalyReport | None:
         """Analyze the probe and return the report; None if an earlier measurement stands. A collective call."""
         started = perf_counter()
-        report = probe.analyze(unseen_layers(probe.module, self.layers), self._known)
+        report = probe.analyze_probe(unseen_layers(probe.module, self.layers), self._known)
         seconds = perf_counter() - started
         notes = dict(report.notes)
         if trainer.fast_dev_run:

@@ -118,7 +118,7 @@ class AnomalyPruneCallback(AnyCallback):
         if self._module.fitting is False and self.mask is not None:
             return
         self._reset()
-        model = self._module.resume()
+        model = self._module.resume_module()
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self._done = bool(state_dict["done"])
         if model is not None:
@@ -127,7 +127,7 @@ class AnomalyPruneCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the `AnomalyFilterCallback`, and refuse strategies that shard parameters."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
@@ -222,7 +222,7 @@ class AnomalyPruneCallback(AnyCallback):
         if self.mask is not None and self.mask.model is pl_module and self.mask.verify():
             values["masked"] = float(sum(map(len, self.masked.values())))
             values["masked_fraction"] = self.mask.parameter_fraction
-        self._values.log(trainer, pl_module)
+        self._values.log_values(trainer, pl_module)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_names, check_text
-from lightning_anomaly.callbacks._compared_images import ComparedImages, read_images
+from lightning_anomaly.callbacks._compared_images import ComparedImages, read_compared_images
 from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
 from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
@@ -176,7 +176,7 @@ class TwoSampleCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, begin to measure anew, and drop all state if another module is fitted."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
         if stage == "fit":
             self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
@@ -190,7 +190,7 @@ class TwoSampleCallback(AnyCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
         self._schedule.begin_fit()
-        self._values.check_validations(trainer, self._guard)
+        self._values.warn_without_validations(trainer, self._guard)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values."""
@@ -242,7 +242,7 @@ class TwoSampleCallback(AnyCallback):
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
         given = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
-        images = read_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
+        images = read_compared_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
         check_groups(images.train, images.val)
         self._guard.warn_of(images.notes)
         if self._identity not in (None, images.identity):
@@ -270,7 +270,7 @@ class TwoSampleCallback(AnyCallback):
             }
         )
         with self._guard("log"):
-            self._values.log(trainer, pl_module)
+            self._values.log_values(trainer, pl_module)
         self._remove_hooks()
 
     def _take_comparison(self, trainer: Any, report: TwoSampleReport, seconds: float) -> TwoSampleReport | None:
@@ -281,7 +281,7 @@ class TwoSampleCallback(AnyCallback):
             return None
         if report.label_margins is not None and self._images is not None:
             self._margins.add(report.label_margins, trainer.current_epoch)
-            report = replace(report, doubts=self._margins.ranked(self._images.labels))
+            report = replace(report, doubts=self._margins.ranked_doubts(self._images.labels))
         self.report = report
         if measured:
             values |= {**report.metrics(), "seconds": seconds}

@@ -93,7 +93,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
                 f"Found {problem} among the logged metrics, so the run is not stopped: name one as `confirm`.",
             )
 
-    def _rule(self) -> str:
+    def _stopping_rule(self) -> str:
         loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
         return (
             f"watches '{self.monitor}' and stops the run when it is above {self.threshold:g} and {loss} has not "

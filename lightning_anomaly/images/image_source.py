@@ -255,7 +255,7 @@ class ImageSource:
         images, whole, error = found
         if images is not None:
             return [images.cpu(), whole.cpu()]
-        self.unreadable[position] = _error_in_one_line(error)
+        self.unreadable[position] = _source_error(error)
         return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
 
     def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
@@ -283,7 +283,7 @@ class ImageSource:
         return images, whole
 
 
-def _error_in_one_line(error: Exception) -> str:
+def _source_error(error: Exception) -> str:
     """Return the kind of an error and its text, of one in a worker process without the traceback."""
     kind, _, text = f"{type(error).__name__}: {error}".partition(": ")
     if "Original Traceback" in text:

@@ -75,7 +75,7 @@ def fit_to_reference(
     labels = [batch.labels[place] for place in usable.tolist()]
     label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
     notes = source.notes(batch.positions[~finite].tolist())
-    notes |= _missing_notes(source, views, label, labels)
+    notes |= _search_notes(source, views, label, labels)
     label_calibration = {}
     if label is not None:
         found, _ = label.score_by_class(rest, labels[half:], found)
@@ -118,7 +118,7 @@ def fit_to_images(
         samples, labels = batch.samples.select(order), [batch.labels[place] for place in order.tolist()]
         views = fit_views(samples)
         label = Label.fit(samples, labels) if "content" in views else None
-        notes = _missing_notes(source, views, label, labels)
+        notes = _search_notes(source, views, label, labels)
     shapes = source.shape, source.whole_shape
     state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label, {})
     return state, notes, batches
@@ -153,7 +153,7 @@ def _finite_rows(source: ImageSource, batch: Batch) -> Tensor:
     return finite
 
 
-def _missing_notes(
+def _search_notes(
     source: ImageSource, views: Mapping[str, FittedView], label: Label | None, labels: Iterable[str | None]
 ) -> dict[str, str]:
     """Note the view that is missing, and labels that tell nothing; raise ValueError if both views are missing."""
@@ -192,7 +192,9 @@ def search_source(
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
     report = make_outlier_report(part, state, notes, reference, source.folder)
-    return replace(report, skipped=source.skipped, whites=source.whites, pictures=_draw_listed(source, reader, report))
+    return replace(
+        report, skipped=source.skipped, whites=source.whites, pictures=_draw_search_results(source, reader, report)
+    )
 
 
 def score_source(
@@ -219,11 +221,11 @@ def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) 
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
-    scores = _scores_of(views, len(batch.positions))
+    scores = _search_scores(views, len(batch.positions))
     tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
     tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
     tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
-    for values, ending in ((scores, "score"), (_p_values(scores, state), "p_value")):
+    for values, ending in ((scores, "score"), (_search_p_values(scores, state), "p_value")):
         tensors |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
     columns = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
     texts = {f"{name}_reason": view.reasons for name, view in views.items()} | {"looks_like": looks_like}
@@ -285,7 +287,7 @@ def make_outlier_report(
     )
 
 
-def _p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
+def _search_p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
     """Return the p-values of all scores; images with a label score are compared with those of the classes."""
     p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
     p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
@@ -296,7 +298,7 @@ def _p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, T
     return p_values
 
 
-def _draw_listed(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
+def _draw_search_results(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
     """Draw the images small that are in lists, unless the page can read them from files."""
     listed = {row.position: None for tab in report.tabs() for row in tab.rows if not os.path.isfile(row.path)}
     places = [place for place in listed if place is not None and place not in source.unreadable]
@@ -329,7 +331,7 @@ def _duplicate_groups(
     return found, problem
 
 
-def _scores_of(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
+def _search_scores(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
     """Return the scores of `count` images in each view, and the larger of look and content; NaN without these."""
     scores = {name: view.scores for name, view in views.items()}
     odd = [values for name, values in scores.items() if name in VIEWS]
@@ -338,7 +340,7 @@ def _scores_of(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]
 
 
 def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = slice(None)) -> dict[str, Tensor]:
-    scores = _scores_of(views, 0)
+    scores = _search_scores(views, 0)
     return {name: values[chosen].sort().values for name, values in scores.items()}
 
 

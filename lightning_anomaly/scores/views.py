@@ -67,7 +67,7 @@ def larger(scores: Iterable[Tensor]) -> Tensor:
     return torch.stack([*scores]).amax(0)
 
 
-def scores_by(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
+def scores_by_view(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
     """Return the scores of `count` samples in a view `(count,)`; NaN without it."""
     return views[view].scores if view in views else torch.full((count,), torch.nan, device="cpu")
 

@@ -50,7 +50,7 @@ def images_trained_on(loader: DataLoader[Any], batches: float) -> DataLoader[Any
     return load_like(loader, batch_size=size, sampler=drawn)
 
 
-def transforms_of(val_dataset: Any, dataset: Any) -> dict[str, Any]:
+def comparable_transforms(val_dataset: Any, dataset: Any) -> dict[str, Any]:
     """Return the transforms of a validation set that a training set can take over; none if their classes differ."""
     source, target = (dataset_with(data, "transform") for data in (val_dataset, dataset))
     names = [name for name in ("transform", "transforms") if hasattr(source, name)]
