@@ -9,11 +9,6 @@ from collections.abc import Mapping
 from lightning_anomaly._internal.tabular import listed
 
 
-def left_out_note(name: str, problem: str) -> dict[str, str]:
-    """Note that a layer is left out."""
-    return {f"{name} left out": f"Layer '{name}' is left out of the analysis: {problem}."}
-
-
 def nonfinite_note(name: str, count: int, filters: int, ending: str) -> dict[str, str]:
     """Note that some filters of a layer have NaN or infinite values; `ending` ends the sentence."""
     return {f"{name} nonfinite": f"Layer '{name}': {count} of {filters} filters have NaN or infinite values {ending}."}

@@ -1,13 +1,13 @@
 """Collective operations of processes that `torch.distributed` connects.
 
-All processes call `run_together`, `gather_results`, `broadcast_result` and `exchange_filters` in the same order. None
-waits for a process that has failed.
+All processes call `run_together`, `gather_results` and `exchange_filters` in the same order. None waits for a process
+that has failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -48,15 +48,6 @@ def run_together(work: Callable[[], T]) -> T:
     results: list[T] = []
     gather_results(lambda: results.append(work()))  # None is sent, and not the result
     return results[0]
-
-
-def broadcast_result(work: Callable[[], T]) -> T:
-    """Run `work` in process 0 and return its result in every process; it is pickled."""
-    rank, world = rank_and_world()
-    results: list[Any] = [run_together(lambda: work() if rank == 0 else None)]
-    if world > 1:
-        dist.broadcast_object_list(results, src=0)
-    return cast(T, results[0])
 
 
 def even_slices(count: int, world: int) -> list[slice]:

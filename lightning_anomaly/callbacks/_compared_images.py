@@ -101,7 +101,7 @@ def read_compared_images(
             "augmentation as `train_inputs`."
         )
     known = train.labels(places), val.labels(val_places)
-    labels = KnownLabels(*known, train.label_names, places, train.names, train.labels_problem)
+    labels = KnownLabels(*known, train.label_names, places, train.names, train.batch_labels.problem)
     return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences, BeforeLastLayer())
 
 

@@ -60,7 +60,7 @@ class Probe:
         self.capture.attach()
         images = first_tensor(batch)
         if images is not None:
-            self._labels.add(range(self._seen, self._seen + len(images)), batch)
+            self._labels.add(range(self._seen, self._seen + len(images)), batch, images)
             self._seen += len(images)
             self.capture.samples.take_images(images)
 

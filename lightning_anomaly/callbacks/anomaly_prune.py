@@ -9,7 +9,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer
-from lightning_anomaly._internal.processes import broadcast_result, gather_results
+from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, OnError, guarded
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
@@ -20,7 +20,7 @@ from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
-from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms
 from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize_report
 
 _SAMPLES = 4  # enough to find norms
@@ -162,8 +162,8 @@ class AnomalyPruneCallback(AnyCallback):
         if not self._due or self.mask is None:
             return
         self._due = False
-        chosen = broadcast_result(lambda: self._choose_filters(pl_module))
-        # The norms of process 0 count, but all processes run their model, which may communicate.
+        # What process 0 finds counts, but all processes run their model, which may communicate.
+        chosen, *_ = gather_results(lambda: self._choose_filters(pl_module))
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
             self._guard.warn(
@@ -244,8 +244,6 @@ def find_norms_on(
     batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
 ) -> FoundNorms:
     """Find the norms behind filters by `forward`, on a few samples of a batch."""
-    if not chosen or not has_norms(pl_module):
-        return FoundNorms({}, [], set(chosen))
     filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
     images = first_tensor(batch)
     few = batch if images is None else images[:_SAMPLES]

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_anomaly.images.targets import Column
+
 _LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # what labels are usually called
 
 
@@ -21,21 +23,19 @@ class BatchLabels:
     """
 
     def __init__(self) -> None:
-        self._columns: dict[str, dict[int, float]] = {}  # values by position, of each column of whole numbers
-        self._floats: set[str] = set()  # columns of floating-point numbers
+        self.columns: dict[str, Column] = {}  # by name
         self._chosen: str | None = None
         self._settled = False
         self.problem = ""  # why labels are unknown although there are some
         self.renamed = False  # whether most are others than the data set's `targets`, so that it does not name them
 
-    def add(self, positions: Sequence[int], batch: Any) -> None:
-        """Add a batch of the items at `positions`."""
-        for name, values in named_tensors(batch):
-            if values.shape not in ((len(positions),), (len(positions), 1)) or values.is_complex():
-                continue
-            if values.is_floating_point():
-                self._floats.add(name)
-            self._columns.setdefault(name, {}).update(zip(positions, values.flatten().tolist(), strict=True))
+    def add(self, positions: Sequence[int], batch: Any, images: Tensor | None) -> None:
+        """Add a batch of the items at `positions`, except its `images`."""
+        for name, tensor in named_tensors(batch):
+            numbers = tensor.ndim and len(tensor) == len(positions) and tensor.numel() and not tensor.is_complex()
+            if tensor is not images and numbers:
+                known = Column(f"{tensor.dtype} of shape {tuple(tensor.shape[1:])}", tensor.is_floating_point())
+                self.columns.setdefault(name, known).add(tensor.detach(), positions)
 
     def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> list[int | None]:
         """Return the labels at some positions, or the data set's `targets` where batches have none; None if unknown.
@@ -45,7 +45,7 @@ class BatchLabels:
         if not self._settled:
             self._settled, self._chosen = True, self._choose_column(targets)
         if self._chosen is not None:
-            values = [self._columns[self._chosen].get(position) for position in positions]
+            values = [self.columns[self._chosen].values.get(position) for position in positions]
             found = [None if value is None or not math.isfinite(value) else int(value) for value in values]
         else:
             found = [None if targets is None or self.problem else targets[position] for position in positions]
@@ -54,20 +54,15 @@ class BatchLabels:
     def _choose_column(self, targets: Sequence[int] | None) -> str | None:
         """Return the column of labels; None without one, or with a `problem` if there are several."""
 
-        def is_called_so(name: str, values: Mapping[int, float]) -> bool:
-            return name.rpartition(".")[2] in _LABELS
+        def rank(name: str, values: Mapping[int, float]) -> tuple[bool, bool, bool]:
+            equal = targets is not None and all(targets[place] == value for place, value in values.items())
+            return name.rpartition(".")[2] in _LABELS, len({*values.values()}) < len(values), equal
 
-        def repeats(name: str, values: Mapping[int, float]) -> bool:
-            return len({*values.values()}) < len(values)
-
-        def equals_targets(name: str, values: Mapping[int, float]) -> bool:
-            return targets is not None and all(targets[place] == value for place, value in values.items())
-
-        columns = {name: values for name, values in self._columns.items() if name not in self._floats}
-        columns = columns or {name: values for name, values in self._columns.items() if _all_whole(values.values())}
-        for decides in (is_called_so, repeats, equals_targets):
-            if len(columns) > 1:
-                columns = {name: values for name, values in columns.items() if decides(name, values)} or columns
+        single = {name: column for name, column in self.columns.items() if column.single}
+        integers = {name: column for name, column in single.items() if not column.floating}
+        columns = {name: column.values for name, column in (integers or single).items() if column.all_whole}
+        ranks = {name: rank(name, values) for name, values in columns.items()}
+        columns = {name: values for name, values in columns.items() if ranks[name] == max(ranks.values())}
         if len({tuple(values.items()) for values in columns.values()}) > 1:
             names = ", ".join(f"`{name}`" for name in columns)
             self.problem = f"each item has several integers, {names}, any of which may be its label"
@@ -77,10 +72,6 @@ class BatchLabels:
             equal = sum(targets[place] == value for place, value in columns[chosen].items())
             self.renamed = 2 * equal < len(columns[chosen])
         return chosen
-
-
-def _all_whole(values: Iterable[float]) -> bool:
-    return all(float(value).is_integer() for value in values if math.isfinite(value))
 
 
 def name_labels(labels: Iterable[Any], names: Sequence[str]) -> list[str | None]:

@@ -82,9 +82,9 @@ class FolderImages(Dataset[Any]):
         self.classes = [*numbers] if any(labels) else []
         self.targets = [number for _, number in self.samples] if self.classes else []
         self.whites = _find_folder_whites([file for file, _ in self.samples[:: -(-len(names) // _DEPTHS)]])
-        self.num_workers = (
-            _default_workers(len(names)) if num_workers is None else check_integer("num_workers", num_workers, 0)
-        )
+        alone = len(names) < _MANY or sys.platform != "linux" or multiprocessing.current_process().daemon
+        default = 0 if alone else len(os.sched_getaffinity(0))
+        self.num_workers = default if num_workers is None else check_integer("num_workers", num_workers, 0)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -111,12 +111,6 @@ def load_image(
     if transform is not None:
         return WithWholeImage(transform(opened), whole)
     return WithWholeImage(scaled(_file_tensor(ImageOps.fit(opened, (size, size), scaling))), whole)
-
-
-def _default_workers(images: int) -> int:
-    """Return the number of processes that read so many images."""
-    alone = images < _MANY or sys.platform != "linux" or multiprocessing.current_process().daemon
-    return 0 if alone else len(os.sched_getaffinity(0))
 
 
 def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:

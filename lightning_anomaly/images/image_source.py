@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -25,9 +24,8 @@ from lightning_anomaly.images.dataset_facts import (
     dataset_with,
     file_names,
 )
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, draw_positions, epoch_positions, load_at
-from lightning_anomaly.images.targets import Targets
-from lightning_anomaly.images.whole_images import Described, WithWholeImage, collate_whole, stack_items, unpickled
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, epoch_positions, load_like, shuffled
+from lightning_anomaly.images.whole_images import WithWholeImage, collate_whole, stack_items, unpickled
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -52,16 +50,12 @@ def first_tensor(batch: Any) -> Tensor | None:
     return inputs[0] if inputs else None
 
 
-def _itself(whole: Tensor) -> Tensor:
-    return whole
-
-
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
     One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
-    of torch, NumPy and Python are restored. `max_images` chooses so many of the images that a loader draws, at
-    random; None takes all images of the data set, in its order.
+    of torch, NumPy and Python are restored. `labels` replace those that come with the data. `max_images` chooses so
+    many of the images that a loader draws, at random; None takes all images of the data set, in its order.
     """
 
     def __init__(
@@ -70,6 +64,7 @@ class ImageSource:
         argument: str,
         batch_size: int | None = None,
         *,
+        labels: Sequence[Any] | None = None,
         max_images: int | None = None,
         convert: Callable[[Any], Tensor | None] = first_tensor,
     ) -> None:
@@ -85,7 +80,7 @@ class ImageSource:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.positions: Sequence[int] = range(len(self))
         if max_images is not None:
-            self.positions = draw_positions(drawn or self.positions, max_images)
+            self.positions = sorted(shuffled(drawn or self.positions)[:max_images])
         elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # not drawn with replacement
             raise ValueError(
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
@@ -94,8 +89,8 @@ class ImageSource:
         self.folder, self.class_names = dataset_folder(self._data), class_names(self._data)
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
-        self._labels, self.targets = BatchLabels(), Targets()  # of the batches read so far
-        self._given: list[Any] | None = None  # labels that replace these
+        self.batch_labels = BatchLabels()  # of the batches read so far
+        self._given = None if labels is None else check_labels(labels, len(self))  # labels that replace these
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
         self.shape: tuple[int, ...] = ()
         self.whole_shape: tuple[int, ...] | None = None  # of whole images; None if the data set hands none
@@ -123,17 +118,9 @@ class ImageSource:
         """The part of the data that each image is of, such as train or val, see `FolderImages`."""
         return dataset_column(self._data, "splits")
 
-    def files(self, positions: Iterable[int]) -> list[str]:
-        """Return the paths of the files of images, empty if unknown."""
-        return ["" if self.names is None else os.path.join(self.folder, self.names[place]) for place in positions]
-
     @cached_property
     def _targets(self) -> list[int] | None:
         return class_targets(self._data)
-
-    def set_labels(self, labels: Sequence[Any] | None) -> None:
-        """Replace the labels that come with the data, if others are given."""
-        self._given = None if labels is None else check_labels(labels, len(self))
 
     def labels(self, positions: Iterable[int]) -> list[str | None]:
         """Return the classes of images that were read, by name if they have one; None if unknown.
@@ -141,23 +128,18 @@ class ImageSource:
         They are those given, or else the labels in the data set's batches, or else its `targets`.
         """
         places = [*positions]
-        found = self._labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
+        found = self.batch_labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
         return name_labels(found, self.label_names)
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of the classes, if they are those of the labels that were read."""
-        return () if self._labels.renamed and self._given is None else self.class_names
+        return () if self.batch_labels.renamed and self._given is None else self.class_names
 
     @property
     def labels_before_reading(self) -> Sequence[Any]:
         """What is known of the classes before images are read: those given, or else the data set's `targets`."""
         return self._given or self._targets or [None] * len(self)
-
-    @property
-    def labels_problem(self) -> str:
-        """Why the labels that were asked for are unknown, although there are some; empty without such a reason."""
-        return self._labels.problem
 
     @property
     def numel(self) -> int:
@@ -214,11 +196,11 @@ class ImageSource:
         return ((chunk, images) for chunk, images, _ in self.with_whole(positions))
 
     def with_whole(
-        self, positions: Sequence[int], describe: Callable[[Tensor], Any] = _itself
+        self, positions: Sequence[int], describe: Callable[[Tensor], Any] | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Any]]:
         """Read like `batches`, and yield whole images too, which are the images unless the data set hands both.
 
-        If it does, they are described where they are decoded, and the description comes instead of them.
+        With `describe` they are described where they are decoded, and the description comes instead of them.
         """
         if not len(positions):
             return
@@ -228,53 +210,49 @@ class ImageSource:
             yield from ((chunk, images, images) for chunk in chunks for images in [self._data[chunk]])
             return
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
-        if workers and self.whole_shape is not None:
+        if workers and self.whole_shape is not None and describe is not None:
             describe(self._blank)  # compiles loops, which workers would otherwise do each for itself
+        for chunk, (images, whole, seen) in zip(chunks, self._read(chunks, workers, describe), strict=True):
+            if images is None:
+                again = self._read(torch.split(chunk, 1), min(1, workers))
+                alone = [self._alone(*one) for one in zip(chunk.tolist(), again, strict=True)]
+                images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
+                seen = describe(whole) if self.whole_shape is not None and describe is not None else None
+            yield chunk, images, whole if seen is None else seen
+
+    def _read(
+        self, chunks: Sequence[Tensor], workers: int, describe: Callable[[Tensor], Any] | None = None
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """Read batches: yield images, whole images and the description of these; for an unreadable batch the error.
+
+        Raise ChildProcessError if a worker process died or hangs, whose batches would be skipped from here on.
+        """
+        assert self._loader is not None
+        places = [*map(Tensor.tolist, chunks)]
         described = partial(collate_whole, self._loader.collate_fn, describe)
-        batches = iter(load_at(self._loader, [*map(Tensor.tolist, chunks)], num_workers=workers, collate_fn=described))
-        for number, chunk in enumerate(chunks):
+        batches = iter(load_like(self._loader, batch_sampler=places, num_workers=workers, collate_fn=described))
+        found: tuple[Any, Any, Any]
+        for number, chunk in enumerate(places):
             with isolated_random_state(number):
                 try:
-                    batch = unpickled(next(batches))  # goes on after an error
+                    batch, seen = unpickled(next(batches))  # goes on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the worker processes alive
-                    self._raise_if_dead(error)
-                    alone = [self._blank_for(int(chunk), error)] if len(chunk) == 1 else self._read_alone(chunk)
-                    images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
-                    seen = whole if self.whole_shape is None else describe(whole)
+                    if str(error).startswith(("DataLoader worker", "DataLoader timed out")):
+                        raise ChildProcessError(
+                            f"A process that reads `{self.argument}` died or hangs, perhaps as memory ran out: use "
+                            "fewer of them, or smaller batches."
+                        ) from None
+                    found = None, None, error
                 else:
-                    batch, seen = batch if isinstance(batch, Described) else (batch, None)
-                    images, whole = self._images_of(batch, chunk.tolist())
-                    seen = whole if seen is None else seen
-            yield chunk, images, seen
+                    found = *self._images_of(batch, chunk), seen
+            yield found
 
-    def _raise_if_dead(self, error: Exception) -> None:
-        """Raise ChildProcessError if a worker process died or hangs, whose batches would be skipped from here on."""
-        if str(error).startswith(("DataLoader worker", "DataLoader timed out")):
-            raise ChildProcessError(
-                f"A process that reads `{self.argument}` died or hangs, perhaps as memory ran out: use fewer of them, "
-                "or smaller batches."
-            ) from None
-
-    def _read_alone(self, chunk: Tensor) -> Iterator[list[Tensor]]:
-        """Read each image `(1, ...)` and the whole image, of a batch that could not be read."""
-        assert self._loader is not None
-        positions = chunk.tolist()
-        workers = min(1, self._loader.num_workers)
-        batches = iter(load_at(self._loader, [[position] for position in positions], num_workers=workers))
-        for position in positions:
-            try:
-                with isolated_random_state(0):
-                    batch = next(batches)
-            except Exception as error:
-                error.__traceback__ = None
-                self._raise_if_dead(error)
-                yield self._blank_for(position, error)
-            else:
-                yield [tensors.cpu() for tensors in self._images_of(batch, [position])]
-
-    def _blank_for(self, position: int, error: Exception) -> list[Tensor]:
-        """Note an image that cannot be read, and return zeros for it `(1, ...)` and for the whole image."""
+    def _alone(self, position: int, found: tuple[Any, Any, Any]) -> list[Tensor]:
+        """Return an image `(1, ...)` and the whole one that were read alone; zeros with a note if they cannot be."""
+        images, whole, error = found
+        if images is not None:
+            return [images.cpu(), whole.cpu()]
         self.unreadable[position] = _source_error(error)
         return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
 
@@ -296,9 +274,8 @@ class ImageSource:
         whole = batch.whole if isinstance(batch, WithWholeImage) else images
         self.whole_shape = None if whole is images else tuple(whole.shape[1:])
         self._blank = torch.zeros_like(whole[:1], device="cpu")
-        self._labels.add(positions, batch)
         if whole is images:
-            self.targets.add(batch, first_tensor(batch), positions)
+            self.batch_labels.add(positions, batch, first_tensor(batch))
         for position in positions:
             self.unreadable.pop(position, None)
         return images, whole
@@ -324,17 +301,14 @@ def scaled(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(255)
 
 
-def _loader_over(dataset: Dataset[Any]) -> DataLoader[Any]:
-    """Return a loader over a data set, with the worker processes of a `FolderImages`."""
-    given = getattr(dataset_with(dataset, "num_workers"), "num_workers", 0)
-    workers = given if isinstance(given, int) else 0
-    forked = "fork" if workers and sys.platform == "linux" else None
-    return DataLoader(dataset, BATCH, num_workers=workers, collate_fn=stack_items, multiprocessing_context=forked)
-
-
 def loader_of(images: Any, argument: str) -> DataLoader[Any]:
     """Return a loader over a data set with a length; raise TypeError or ValueError for anything else."""
-    loader = _loader_over(images) if isinstance(images, Dataset) else images
+    loader = images
+    if isinstance(images, Dataset):
+        given = getattr(dataset_with(images, "num_workers"), "num_workers", 0)  # see `FolderImages`
+        workers = given if isinstance(given, int) else 0
+        forked = "fork" if workers and sys.platform == "linux" else None
+        loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=stack_items, multiprocessing_context=forked)
     data = loader.dataset if isinstance(loader, DataLoader) else loader
     if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         found = type(data).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -16,20 +16,13 @@ from lightning_anomaly._internal.random_state import isolated_random_state
 BATCH = 64  # images, the default batch size
 
 
-def load_at(
-    loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int, collate_fn: Any = None
-) -> DataLoader[Any]:
-    """Load the items at `batches` of positions as the loader does, without drawing a global random number."""
-    return DataLoader(
-        loader.dataset,  # no copy, as `worker_init_fn` may refer to it
-        batch_sampler=batches,
-        collate_fn=loader.collate_fn if collate_fn is None else collate_fn,
-        num_workers=num_workers,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if num_workers else None,
-        timeout=loader.timeout if num_workers else 0,
-        generator=torch.Generator().manual_seed(0),  # without it a DataLoader draws a global random number
-    )
+def load_like(loader: DataLoader[Any], **changed: Any) -> DataLoader[Any]:
+    """Load a loader's data set as it does, but for what is `changed`, without drawing a global random number."""
+    kept = "dataset", "collate_fn", "num_workers", "worker_init_fn", "multiprocessing_context", "timeout"
+    options = {name: getattr(loader, name) for name in kept} | changed
+    if not options["num_workers"]:
+        options |= {"multiprocessing_context": None, "timeout": 0}
+    return DataLoader(**options, generator=torch.Generator().manual_seed(0))  # without it a random number is drawn
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int | None:
@@ -84,8 +77,8 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def draw_positions(positions: Iterable[int], size: int) -> list[int]:
-    """Draw up to `size` different positions at random, in ascending order."""
+def shuffled(positions: Iterable[int]) -> list[int]:
+    """Return different positions in a random order, always the same one."""
     candidates = sorted({*positions})
     order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(0))
-    return [candidates[place] for place in order[:size].sort().values.tolist()]
+    return [candidates[place] for place in order.tolist()]

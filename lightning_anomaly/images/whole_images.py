@@ -25,27 +25,21 @@ def stack_items(items: list[Any]) -> Any:
     return WithWholeImage(*(torch.stack(images) for images in zip(*items, strict=True)))
 
 
-class Described(NamedTuple):
-    """A batch with the first of its whole images, and the description of all of them."""
+def collate_whole(
+    collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any] | None, items: Sequence[Any]
+) -> tuple[Any, Any] | bytes:
+    """Put items into a batch; return it with the first of its whole images, if any, and the description of all.
 
-    batch: WithWholeImage
-    description: Any
-
-
-class _Pickled(NamedTuple):
-    """A batch from a worker, which would send tensors through shared memory, of which containers have little."""
-
-    data: bytes
-
-
-def collate_whole(collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any], items: Sequence[Any]) -> Any:
-    """Put items into a batch, and describe its whole images if it has any."""
-    batch = collate_fn(items)
-    if isinstance(batch, WithWholeImage):
-        batch = Described(batch._replace(whole=batch.whole[:1].clone()), describe(batch.whole))
-    return batch if get_worker_info() is None else _Pickled(pickle.dumps(batch, pickle.HIGHEST_PROTOCOL))
+    Without `describe` they stay as they are. A worker would send tensors through shared memory, of which containers
+    have little, and returns bytes instead.
+    """
+    batch, description = collate_fn(items), None
+    if isinstance(batch, WithWholeImage) and describe is not None:
+        batch, description = batch._replace(whole=batch.whole[:1].clone()), describe(batch.whole)
+    collated = batch, description
+    return collated if get_worker_info() is None else pickle.dumps(collated, pickle.HIGHEST_PROTOCOL)
 
 
-def unpickled(batch: Any) -> Any:
+def unpickled(collated: Any) -> Any:
     """Return what `collate_whole` made, also in a worker."""
-    return pickle.loads(batch.data) if isinstance(batch, _Pickled) else batch
+    return pickle.loads(collated) if isinstance(collated, bytes) else collated

@@ -13,28 +13,29 @@ from typing import Any
 from torch.utils.data import DataLoader, get_worker_info
 
 from lightning_anomaly.images.dataset_facts import dataset_with
+from lightning_anomaly.images.loaders import load_like
 
 _TIMEOUT = 60  # seconds for a batch; a data set with threads of its own may wait for these forever in another process
 
 
 def in_worker(
-    loader: DataLoader[Any], *, attributes: Mapping[str, Any] | None = None, collate_fn: Any = None
+    loader: DataLoader[Any], *, attributes: Mapping[str, Any] | None = None, **changed: Any
 ) -> DataLoader[Any]:
-    """Load the loader's batches in at least one worker process, where the data set may get other `attributes`.
+    """Load like a loader, but in at least one worker process, where the data set may get other `attributes`.
 
     Raise RuntimeError where a process cannot be forked and the loader has none: starting one runs the user's script
     again, which may not allow for that.
     """
     if not loader.num_workers and sys.platform != "linux":
         raise RuntimeError(f"on {sys.platform}, give the loader a worker, `num_workers=1`")
-    return DataLoader(
-        loader.dataset,
+    return load_like(
+        loader,
         batch_sampler=loader.batch_sampler,
-        collate_fn=loader.collate_fn if collate_fn is None else collate_fn,
         num_workers=max(1, loader.num_workers),
         timeout=loader.timeout or _TIMEOUT,
         worker_init_fn=partial(_begin_worker, loader.worker_init_fn, dict(attributes or {})),
         multiprocessing_context=loader.multiprocessing_context if loader.num_workers else "fork",
+        **changed,
     )
 
 

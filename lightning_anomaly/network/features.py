@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,10 @@ from lightning_anomaly.pages.thumbnails import SIDE, shrink_images
 
 
 class FeatureLayer(NamedTuple):
-    """Where features and logits come from.
+    """Where features and logits come from."""
 
-    Attributes:
-        name: Its name in the model.
-        logits: Whether the model returns its output: then its input are the features. Else its pooled output is.
-    """
-
-    name: str
-    logits: bool
+    name: str  # in the model
+    logits: bool  # whether the model returns its output; then its input are the features, else its pooled output
 
     def __str__(self) -> str:
         name = f"'{self.name}'" if self.name else "the model"
@@ -102,8 +97,7 @@ class SampleCapture:
         self._current = SampleStatistics()
         self._names: dict[nn.Module, str] = {}
         self._linear: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of each linear layer called
-        self._maps: tuple[nn.Module, Tensor, Tensor, Tensor] | None = None  # the last convolution, see `_take_maps`
-        self._convolutions: set[nn.Module] = set()  # that were called in this pass
+        self._maps: dict[nn.Module, list[Tensor]] = {}  # of each convolution called in this pass, see `_take_maps`
         self._settled = False  # whether the model itself has returned the logits in this pass
         self.feature_layer = feature_layer
         self.class_names = class_names  # if the data set names its classes
@@ -137,17 +131,14 @@ class SampleCapture:
 
     def end_pass(self, count: int, room: int = sys.maxsize) -> None:
         """Keep the statistics of one pass of `count` samples, those of the first `room`."""
-        if (
-            self._current.features is None
-            and self._maps is not None
-            and not (self.feature_layer and self.feature_layer.logits)
-        ):
-            self._set_features(self._maps[0], self._maps[2], None)
+        if self._current.features is None and self._maps and not (self.feature_layer and self.feature_layer.logits):
+            last, (_, pooled, _) = next(reversed(self._maps.items()))
+            self._set_features(last, pooled, None)
         if count and room > 0:
             self._passes.append(self._current.select(slice(room)))
-        self._current, self._maps = SampleStatistics(), None
+        self._current = SampleStatistics()
         self._linear.clear()
-        self._convolutions.clear()
+        self._maps.clear()
         self._settled = False
 
     def collected(self, samples: int) -> SampleStatistics:
@@ -172,19 +163,19 @@ class SampleCapture:
 
     def _take_maps(self, module: nn.Module, args: Any, output: Any) -> None:
         """Average the input of a convolution over each map, its output, and its output after a ReLU."""
-        if module not in self._convolutions and args and isinstance(output, Tensor) and output.ndim > 2:
-            self._convolutions.add(module)
-            pooled = [maps.detach().float().flatten(2).mean(2) for maps in (args[0], output, output.clamp(min=0))]
-            self._maps = module, pooled[0], pooled[1], pooled[2]
+        if module not in self._maps and args and isinstance(output, Tensor) and output.ndim > 2:
+            maps = args[0], output, output.clamp(min=0)
+            self._maps[module] = [tensor.detach().float().flatten(2).mean(2) for tensor in maps]
 
     def _find_head(self, module: nn.Module, args: Any, output: Any) -> None:
         """Find the layer that gives features among those that were called."""
         if self._settled or not (self._linear or self._maps):
             return
         candidates = [(layer, *pair) for layer, pair in self._linear.items()]
-        if self._maps is not None and set(cast(Any, self._maps[0]).kernel_size) == {1}:
-            layer, features, *outputs = self._maps
-            candidates += [(layer, features, logits) for logits in outputs]
+        convolution, maps = next(reversed(self._maps.items()), (None, []))
+        if isinstance(convolution, CONVOLUTIONS) and {*convolution.kernel_size} == {1}:
+            features, *outputs = maps
+            candidates += [(convolution, features, logits) for logits in outputs]
         returned = tensors_in(output)
         for tensor in returned:
             for layer, features, logits in reversed(candidates):
@@ -195,18 +186,14 @@ class SampleCapture:
         # A result of the model itself replaces those of its parts. A loss is none: in several processes, Lightning
         # calls the module for its `validation_step`.
         found = self._current.features
-        if module is self._model and found is not None and any(_has_rows(tensor, len(found)) for tensor in returned):
+        floats = [tensor for tensor in returned if tensor.is_floating_point() and tensor.ndim]
+        if module is self._model and found is not None and len(found) in map(len, floats):
             self.feature_layer = None
             self._current = self._current._replace(features=None, logits=None, feature_layer=None)
 
     def _set_features(self, layer: nn.Module, features: Tensor, logits: Tensor | None) -> None:
         self.feature_layer = FeatureLayer(self._names[layer], logits is not None)
         self._current = self._current._replace(features=features, logits=logits, feature_layer=self.feature_layer)
-
-
-def _has_rows(returned: Tensor, samples: int) -> bool:
-    """Return whether a tensor holds numbers of each sample."""
-    return returned.is_floating_point() and returned.ndim > 0 and len(returned) == samples
 
 
 def _returns_logits(returned: Tensor, logits: Tensor) -> bool:

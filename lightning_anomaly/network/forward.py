@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.notes import left_out_note
 from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.hooks import MapCapture, evaluating
@@ -88,7 +87,7 @@ def usable_layers(
             others = "most layers gave" if expected is None else "the samples are"
             problem = f"it gave {layer.count} maps where {others} {n_samples}"
         if problem:
-            notes |= left_out_note(name, problem)
+            notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
         else:
             usable[name] = layer
     return usable, n_samples, notes

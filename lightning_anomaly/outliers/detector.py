@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.images.whole_images import WithWholeImage, stack_items
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
-from lightning_anomaly.outliers.image_reader import ImageReader, Seen, check_scaled, open_scaled
+from lightning_anomaly.outliers.image_reader import ImageReader, open_scaled
 from lightning_anomaly.outliers.outlier_report import OutlierReport
 from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
     DetectorState,
     ReferenceImages,
-    check_features,
-    check_shape,
     fit_to_reference,
     join_columns,
     make_outlier_report,
@@ -40,7 +40,7 @@ from lightning_anomaly.scores.mahalanobis import RobustGaussian
 from lightning_anomaly.scores.pixel_words import PixelWords
 from lightning_anomaly.scores.ridge import Ridge
 from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_values
-from lightning_anomaly.scores.views import FittedView, larger, score_views
+from lightning_anomaly.scores.views import FittedView
 
 _MAX_REFERENCE = 4000
 _FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 12
@@ -127,18 +127,17 @@ class OutlierDetector:
             ValueError: If they are of another type or shape than the reference, or came with whole images and the
                 reference did not, or the other way round.
         """
-        state = self._fitted_state()
-        if not isinstance(images, Tensor):
+        self._fitted_state()
+        if not isinstance(images, Tensor) or not images.ndim:
             raise TypeError(f"Parameter `images` should be a tensor (n, ...). Found {type(images).__name__}.")
-        check_scaled("images", images.dtype)
-        check_shape(images.shape[1:], None if whole_images is None else whole_images.shape[1:], state)
         if not len(images):
             return torch.zeros(0, dtype=torch.float64, device="cpu")
-        reader = ImageReader(self.model, self.class_names, False, state.feature_layer)
-        seen = Seen.of(images if whole_images is None else whole_images)
-        samples = reader.statistics([images], seen.samples, self.class_names)
-        check_features(samples, state)
-        return larger(view.scores for view in score_views(state.views, samples).values())
+        searched: Any = images
+        if whole_images is not None:
+            items: Any = [WithWholeImage(*both) for both in zip(images, whole_images, strict=True)]
+            searched = DataLoader(items, collate_fn=stack_items)
+        part = self.search_part(searched, batch_size=len(images), progress=False)
+        return torch.from_numpy(part["score"])
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Compute p-values `(n,)` of scores `(n,)`: the probability that an ordinary image has at least this score.
@@ -237,8 +236,7 @@ class OutlierDetector:
         self, images: Any, batch_size: int | None, labels: Sequence[Any] | None, progress: bool | None
     ) -> tuple[ImageReader, ImageSource]:
         state = self._fitted_state()
-        source = open_scaled(images, "images", batch_size)
-        source.set_labels(labels)
+        source = open_scaled(images, "images", batch_size, labels)
         return ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits), source
 
     def save(self, path: str | Path) -> None:
@@ -350,8 +348,7 @@ def find_outliers(
         detector.fit(reference, batch_size=batch_size, max_reference=max_reference, progress=progress)
         return detector.search(images, batch_size=batch_size, labels=labels, progress=progress)
     limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
-    source = open_scaled(images, "images", batch_size)
-    source.set_labels(labels)
+    source = open_scaled(images, "images", batch_size, labels)
     reader = ImageReader(model, detector.class_names, progress)
     report = search_without_reference(reader, source, limit)
     warn_of(report.notes)

@@ -50,16 +50,10 @@ class DuplicateGroup(NamedTuple):
 
 
 class Fingerprints(NamedTuple):
-    """What tells N images from each other.
+    """What tells N images from each other."""
 
-    Attributes:
-        hashes: Hashes of all their values, integers of 64 bits `(N,)`.
-        looks: The images in gray, reduced to 32x32 pixels, in half precision `(N, 32, 32)`; None for signals and
-            volumes.
-    """
-
-    hashes: Tensor
-    looks: Tensor | None
+    hashes: Tensor  # of all their values, integers of 64 bits `(N,)`
+    looks: Tensor | None  # in gray and half precision, reduced to `(N, 32, 32)`; None for signals and volumes
 
     @classmethod
     def of(cls, images: Tensor) -> Fingerprints:
@@ -105,7 +99,9 @@ def find_duplicates(
     looks = fingerprints.looks[images[first]]
     coarse = _coarse_looks(looks)
     pairs = _duplicate_candidates(coarse)
-    groups, undecided = _copy_groups(len(first), pairs.numpy(), _correlations(looks, coarse, pairs).numpy())
+    correlation = _correlations(looks, coarse, pairs)
+    close = correlation > _NEXT
+    groups, undecided = _copy_groups(len(first), pairs[:, close].numpy(), correlation[close].numpy())
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
     found = [([place for place, _ in group], False, [value for _, value in group]) for group in near]
     many = 2 * undecided > len(first)
@@ -121,7 +117,7 @@ def _in_eight_ways(looks: Tensor) -> Tensor:
 
 def _coarse_looks(looks: Tensor) -> Tensor:
     """Reduce looks to 8x8 pixels, centered by the mean look and by their own mean, and scaled to norm 1."""
-    small = functional.adaptive_avg_pool2d(looks.float(), 8)
+    small = torch.cat([functional.adaptive_avg_pool2d(part.float(), 8) for part in torch.split(looks, _BLOCK)])
     small = (small - _in_eight_ways(small.mean(0, keepdim=True)).mean(1)).flatten(1)
     return functional.normalize(small - small.mean(1, keepdim=True)).view(-1, 8, 8)
 
@@ -238,14 +234,14 @@ def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tens
 def _copy_groups(count: int, pairs: np.ndarray, correlation: np.ndarray) -> tuple[list[list[tuple[int, float]]], int]:
     """Group each image that is no copy of an earlier one with its copies, and count images that are too alike to tell.
 
-    Pairs are `(2, P)`, their correlations `(P,)`. Copies of an image are its nearest ones up to the last that is far
-    closer than the next.
+    Pairs are `(2, P)`, their correlations above `_NEXT` `(P,)`. Copies of an image are its nearest ones up to the last
+    that is far closer than the next.
     """
     (one, other), distance = np.concatenate([pairs, pairs[::-1]], 1), np.tile(1 - correlation, 2)
     order = np.lexsort((distance, one))
     one, other, distance = one[order], other[order], distance[order]
     rank = np.arange(len(one)) - np.searchsorted(one, one)
-    nearest, known = np.full((count, _CANDIDATES), 1 - _NEXT), (rank < _CANDIDATES) & (distance < 1 - _NEXT)
+    nearest, known = np.full((count, _CANDIDATES), 1 - _NEXT), rank < _CANDIDATES
     nearest[one[known], rank[known]] = distance[known]
     far_closer = nearest[:, :-1] + _ROUNDING < _RATIO * nearest[:, 1:]
     copies = (far_closer * np.arange(1, _CANDIDATES)).max(1)

@@ -38,23 +38,10 @@ class Batch(NamedTuple):
         return Batch(torch.cat(positions), *joined)
 
 
-class Seen(NamedTuple):
-    """What is known of n whole images by their pixels alone."""
-
-    samples: SampleStatistics
-    fingerprints: Fingerprints
-
-    @classmethod
-    def of(cls, whole: Tensor) -> Seen:
-        """Describe images."""
-        samples = SampleStatistics(describe_pixels(scaled(whole)), tuple(whole.shape[1:]))
-        return cls(samples, Fingerprints.of(whole))
-
-    @classmethod
-    def join(cls, parts: Sequence[Seen]) -> Seen:
-        """Join parts."""
-        samples, fingerprints = zip(*parts, strict=True)
-        return cls(SampleStatistics.join(samples), Fingerprints.join(fingerprints))
+def describe_whole(whole: Tensor) -> tuple[SampleStatistics, Fingerprints]:
+    """Describe whole images by their pixels alone."""
+    samples = SampleStatistics(describe_pixels(scaled(whole)), tuple(whole.shape[1:]))
+    return samples, Fingerprints.of(whole)
 
 
 class ImageReader:
@@ -79,24 +66,23 @@ class ImageReader:
         """Describe images, several batches at once if they are small."""
         class_names = source.class_names if self._class_names is None else self._class_names
         steps = -(-len(positions) // source.batch_size)
-        batches = iter(track(source.with_whole(positions, Seen.of), steps, description, self._progress))
+        batches = iter(track(source.with_whole(positions, describe_whole), steps, description, self._progress))
         count = max(1, _AT_ONCE // (source.batch_size * source.numel))
         while group := list(islice(batches, count)):
             chosen, images, whole = zip(*group, strict=True)
             places = torch.cat(chosen)
-            if isinstance(whole[0], Seen):
-                seen = Seen.join(whole)
-            else:
-                joined = torch.cat([part.cpu() for part in whole]) if len(group) > 1 else whole[0]
-                seen = Seen.of(joined)
+            if isinstance(whole[0], Tensor):
+                joined = torch.cat([part.cpu() for part in whole])
+                whole = (describe_whole(joined),)
                 if self.limits is None:
                     self.thumbnails(joined)
-            statistics = self.statistics(images, seen.samples, class_names)
+            pixels, fingerprints = zip(*whole, strict=True)
+            statistics = self._statistics(images, SampleStatistics.join(pixels), class_names)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (statistics.pixels, statistics.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            yield Batch(places, statistics, seen.fingerprints, source.labels(places.tolist()))
+            yield Batch(places, statistics, Fingerprints.join(fingerprints), source.labels(places.tolist()))
 
     def thumbnails(self, whole: Tensor) -> Tensor | None:
         """Draw whole images small; None if they are neither images nor volumes."""
@@ -107,7 +93,7 @@ class ImageReader:
             self.limits = black_and_white(small)
         return to_bytes(small, self.limits)
 
-    def statistics(
+    def _statistics(
         self, batches: Sequence[Tensor], seen: SampleStatistics, class_names: Sequence[str] | None
     ) -> SampleStatistics:
         """Run the model on batches of images, and return their statistics, with those `seen` of all whole images."""
@@ -121,7 +107,6 @@ class ImageReader:
         return samples._replace(pixels=seen.pixels, shape=seen.shape, class_names=names)
 
     def _run_model(self, batches: Sequence[Tensor]) -> SampleStatistics:
-        """Run the model on batches of images, and return their features and logits."""
         capture = SampleCapture(self._model, feature_layer=self.feature_layer)
         with isolated_calls(self._model) as call, hooked(capture.hooks):
             for images in batches:
@@ -131,14 +116,9 @@ class ImageReader:
         return capture.collected(sum(map(len, batches)))
 
 
-def open_scaled(images: Any, argument: str, batch_size: int | None) -> ImageSource:
+def open_scaled(images: Any, argument: str, batch_size: int | None, labels: Sequence[Any] | None = None) -> ImageSource:
     """Open images of a floating-point type, or raise ValueError."""
-    source = ImageSource(images, argument, batch_size)
-    check_scaled(argument, source.dtype)
+    source = ImageSource(images, argument, batch_size, labels=labels)
+    if not source.dtype.is_floating_point:
+        raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {source.dtype}.")
     return source
-
-
-def check_scaled(argument: str, dtype: torch.dtype) -> None:
-    """Raise ValueError unless images are of a floating-point type."""
-    if not dtype.is_floating_point:
-        raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {dtype}.")

@@ -370,7 +370,6 @@ class OutlierReport(Tabular):
         return [sentence for sentence in (leak, self.duplicates_left_out, self.absolute) if sentence]
 
     def _headline(self) -> str:
-        """Say what is significant."""
         count, found, known = len(self.scores), len(self.significant), self.n_calibration
         if not self.scores.isfinite().any():
             return "No image has a score."

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_anomaly.images.folder_images import decoded_hashes
 from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.images.loaders import shuffled
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.absolute_faults import describe_faults, pixel_faults
 from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
@@ -30,30 +31,17 @@ _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that ju
 
 
 class DetectorState(NamedTuple):
-    """The state of a fitted detector.
+    """The state of a fitted detector."""
 
-    Attributes:
-        views: The fitted views, by name.
-        calibration: Scores of the calibration images, sorted `(m,)`: the larger ones as "larger", and of each view.
-        n_reference: Number of reference images that were used.
-        shape: Shape of an image.
-        whole_shape: Shape of the whole images that came with the images, None without these.
-        limits: The values that are drawn black and white, see `black_and_white`; None if images of this shape cannot
-            be drawn.
-        feature_layer: Where features and logits come from, None if there are none.
-        label: The classes of the reference, None if they are unknown or tell nothing.
-        label_calibration: Like `calibration`, for images of these classes: "larger", "content" and "label".
-    """
-
-    views: dict[str, FittedView]
-    calibration: dict[str, Tensor]
-    n_reference: int
-    shape: tuple[int, ...]
-    whole_shape: tuple[int, ...] | None
-    limits: Tensor | None
-    feature_layer: FeatureLayer | None
-    label: Label | None
-    label_calibration: dict[str, Tensor]
+    views: dict[str, FittedView]  # by name
+    calibration: dict[str, Tensor]  # sorted scores `(m,)` of other images in each view, the larger as "larger"
+    n_reference: int  # images that were used
+    shape: tuple[int, ...]  # of an image
+    whole_shape: tuple[int, ...] | None  # of the whole images that came with the images
+    limits: Tensor | None  # drawn black and white, see `black_and_white`; None if such images cannot be drawn
+    feature_layer: FeatureLayer | None  # where features and logits come from, if there are any
+    label: Label | None  # the classes of the reference, unless they are unknown or tell nothing
+    label_calibration: dict[str, Tensor]  # of images of these classes: "larger", "content" and "label"
 
 
 class ReferenceImages(NamedTuple):
@@ -73,7 +61,7 @@ def fit_to_reference(
         raise ValueError(
             f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(source)}."
         )
-    source.positions = _random_positions(source, limit)  # of which notes tell
+    source.positions = shuffled(range(len(source)))[:limit]  # of which notes tell
     batch = Batch.join([*reader.batches(source, source.positions, "reference")])
     finite = _finite_rows(source, batch)
     usable, count = finite.nonzero()[:, 0], int(finite.sum())
@@ -92,12 +80,15 @@ def fit_to_reference(
     if label is not None:
         found, _ = label.score_by_class(rest, labels[half:], found)
         label_calibration = _sorted_scores(found, ~found["label"].scores.isnan())
-    places = batch.positions[usable].tolist()
-    names = places if source.names is None else [source.names[place] for place in places]
+    names = batch.positions[usable].tolist()
+    files = [""] * len(names)
+    if source.names is not None:
+        names = [source.names[place] for place in names]
+        files = [os.path.join(source.folder, name) for name in names]
     shapes = source.shape, source.whole_shape
     layer = reader.feature_layer
     state = DetectorState(views, calibration, count, *shapes, reader.limits, layer, label, label_calibration)
-    return state, notes, ReferenceImages(batch.fingerprints, usable, names, source.files(places))
+    return state, notes, ReferenceImages(batch.fingerprints, usable, names, files)
 
 
 def search_without_reference(reader: ImageReader, source: ImageSource, limit: int) -> OutlierReport:
@@ -131,15 +122,9 @@ def search_without_reference(reader: ImageReader, source: ImageSource, limit: in
     return search_source(reader, source, state, notes, read=batches)
 
 
-def _random_positions(source: ImageSource, limit: int) -> list[int]:
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0), device="cpu")
-    positions: list[int] = order[:limit].tolist()
-    return positions
-
-
 def _positions_by_class(source: ImageSource, limit: int) -> list[int]:
     """Draw positions at random, but some of each class first, as far as classes are known before images are read."""
-    order = _random_positions(source, len(source))
+    order = shuffled(range(len(source)))
     known = source.labels_before_reading
     labels = [known[position] for position in order]
     sizes, drawn, urgency = Counter(labels), Counter[Any](), list[tuple[float, float]]()
@@ -205,15 +190,16 @@ def search_source(
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
     report = make_outlier_report(part, state, notes, reference, source.folder)
-    report = replace(report, skipped=source.skipped, whites=source.whites)
-    return replace(report, pictures=_draw_search_results(source, reader, report))
+    return replace(
+        report, skipped=source.skipped, whites=source.whites, pictures=_draw_search_results(source, reader, report)
+    )
 
 
 def score_source(
     reader: ImageReader, source: ImageSource, state: DetectorState, read: Sequence[Batch] = ()
 ) -> dict[str, np.ndarray]:
     """Score all images, of which some are `read` already, to fit to them; see `OutlierDetector.search_part`."""
-    check_shape(source.shape, source.whole_shape, state)
+    _check_shape(source.shape, source.whole_shape, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
@@ -229,7 +215,7 @@ def score_source(
 
 def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) -> dict[str, np.ndarray]:
     """Score a batch, which is one of the fit or not; return the columns of a part, and positions."""
-    check_features(batch.samples, state)
+    _check_features(batch.samples, state)
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
@@ -356,7 +342,7 @@ def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = sli
     return {name: values[chosen].sort().values for name, values in scores.items()}
 
 
-def check_features(samples: SampleStatistics, state: DetectorState) -> None:
+def _check_features(samples: SampleStatistics, state: DetectorState) -> None:
     """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
     content = state.views["content"].model if "content" in state.views else None
     if not isinstance(content, Content):
@@ -370,7 +356,7 @@ def check_features(samples: SampleStatistics, state: DetectorState) -> None:
         )
 
 
-def check_shape(shape: Sequence[int], whole_shape: Sequence[int] | None, state: DetectorState) -> None:
+def _check_shape(shape: Sequence[int], whole_shape: Sequence[int] | None, state: DetectorState) -> None:
     """Raise ValueError unless images, and whole images beside them, have the shapes of the reference."""
     found, expected = (
         f"{tuple(image)}{' with whole images, as of a `FolderImages`, ' + str(tuple(whole)) if whole else ''}"

@@ -36,35 +36,20 @@ COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "loo
 
 @dataclass
 class Row:
-    """An image in a list; what is unknown or does not apply keeps its default.
+    """An image in a list; what is unknown or does not apply keeps its default."""
 
-    Attributes:
-        name: What a reader calls it: its file in the data set, or `image 7`.
-        position: Its position in the data set.
-        path: Absolute path of its file.
-        label: Its class.
-        looks_like: The class that it looks like instead.
-        score: What the list is ordered by.
-        reason: Why it is in the list, in words.
-        note: A short remark, such as a p-value.
-        group: Rows with the same number follow each other, and are shown side by side.
-        bars: The name, value, usual value and reason of each of its scores, shown when it is opened.
-        picture: A small copy, see `data_uri`.
-        sample: Its index in the probe, if the page has a report with its image and scores.
-    """
-
-    name: str
-    position: int | None = None
-    path: str = ""
-    label: str = ""
-    looks_like: str = ""
-    score: float | None = None
-    reason: str = ""
-    note: str = ""
-    group: int | None = None
-    bars: Sequence[tuple[str, float, float, str]] = ()
-    picture: str | None = None
-    sample: int | None = None
+    name: str  # what a reader calls it: its file in the data set, or `image 7`
+    position: int | None = None  # in the data set
+    path: str = ""  # of its file, absolute
+    label: str = ""  # its class
+    looks_like: str = ""  # the class that it looks like instead
+    score: float | None = None  # what the list is ordered by
+    reason: str = ""  # why it is in the list, in words
+    note: str = ""  # a short remark, such as a p-value
+    group: int | None = None  # rows with the same number follow each other, and are shown side by side
+    bars: Sequence[tuple[str, float, float, str]] = ()  # name, value, usual value and reason of each of its scores
+    picture: str | None = None  # a small copy, see `data_uri`
+    sample: int | None = None  # its index in the probe, if the page has a report with its image and scores
 
     @property
     def key(self) -> str:

@@ -21,8 +21,6 @@ def shrink_images(samples: Tensor, side: int) -> Tensor:
     They have one or three channels, and sides of at most `side` pixels.
     """
     samples = samples.detach()
-    if not samples.is_floating_point() and samples.dtype != torch.uint8:
-        samples = samples.float()
     if samples.ndim == 5:
         samples = samples[:, :, samples.shape[2] // 2]
     if samples.shape[1] != 3:
@@ -36,25 +34,22 @@ def shrink_images(samples: Tensor, side: int) -> Tensor:
 
 def black_and_white(images: Tensor) -> Tensor:
     """Compute the values that are drawn black and white `(2, C, 1, 1)`: the range of most images `(n, C, H, W)`."""
-    pixels = images.detach().flatten(2)
+    pixels = images.flatten(2)
     # Quantiles, as up to 5% of the images may be too dark, and up to 5% too bright.
     low, high = pixels.amin(2).float().nanquantile(0.05, dim=0), pixels.amax(2).float().nanquantile(0.95, dim=0)
-    return torch.stack([low, high])[..., None, None].cpu()
+    return torch.stack([low, high])[..., None, None]
 
 
 def to_bytes(images: Tensor, limits: Tensor) -> Tensor:
-    """Convert images `(n, C, H, W)` to uint8 `(n, H, W, C)` with one or three channels.
+    """Convert small images `(n, C, H, W)` to uint8 `(n, H, W, C)`.
 
     Values between the `limits`, see `black_and_white`, become black to white; bytes stay as they are.
     """
-    shown = images.detach().cpu()
-    if images.shape[1] != 3:
-        shown, limits = shown[:, :1], limits[:, :1]
     if images.dtype != torch.uint8:
         low, high = limits
-        scaled = (shown.float() - low).div_((high - low).clamp_min(1e-12))
-        shown = scaled.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-    return shown.permute(0, 2, 3, 1)
+        scaled = (images.float() - low).div_((high - low).clamp_min(1e-12))
+        images = scaled.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+    return images.permute(0, 2, 3, 1)
 
 
 def draw_images(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, FilterRows, conv_rows, norm_rows
-from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms
 
 
 def mask_filters(
@@ -109,7 +109,13 @@ class FilterMask:
         new = {layer: self._filters_to_mask(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
         masked = self._filters | {layer: sorted([*self._filters.get(layer, ()), *new[layer]]) for layer in new}
-        norms = self._find_norms(new, masked, example_input) if norms is None else norms
+        if norms is None:
+            norms = find_norms(self.model, masked if new else {}, partial(call_model, self.model, example_input))
+            if uncalled := [layer for layer in new if layer not in norms.called]:
+                raise ValueError(
+                    "Parameter `example_input` should make the model call the layers to mask. Found no call of "
+                    f"{uncalled}."
+                )
         rows = [row for layer, indices in new.items() for row in conv_rows(layer, modules[layer], indices)]
         zeros = dict(self._zeros)
         for norm, channels in norms.channels.items():
@@ -119,18 +125,12 @@ class FilterMask:
         # All errors have been raised above, before the model changes.
         self._filters, self._zeros, self._rows = masked, zeros, self._rows + rows
         self.keep(optimizers)
-        notes = {}
-        if mixing := [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]:
-            notes["mixing"] = (
-                f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is 0 "
-                "before these layers but not after them, and the output of other filters may change there."
-            )
-        if tied := [f"'{layer}' with {names}" for layer in new if (names := _tied_layers(modules, layer, masked))]:
-            notes["tied"] = (
-                f"Masked layers share parameters: {', '.join(tied)}. These are zero in both, though the output of the "
-                "others may be a constant."
-            )
-        return notes
+        if not (mixing := [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]):
+            return {}
+        return {
+            "mixing": f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output "
+            "is 0 before these layers but not after them, and the output of other filters may change there."
+        }
 
     def keep_gradients(self) -> None:
         """Zero the gradients of masked filters. Call it before gradients are clipped and the optimizer steps."""
@@ -176,19 +176,6 @@ class FilterMask:
         mask.add(state["filters"], norms=FoundNorms(zeros, [], set()))
         return mask
 
-    def _find_norms(self, new: Mapping[str, Any], masked: Mapping[str, Any], example_input: Any) -> FoundNorms:
-        """Run the model to find the norms that follow its masked filters, if it has any norm."""
-        if not new or not has_norms(self.model):
-            return FoundNorms({}, [], set())
-        if example_input is None:
-            raise ValueError("Parameter `example_input` should be given for a model with norm layers. Found None.")
-        norms = find_norms(self.model, masked, partial(call_model, self.model, example_input))
-        if uncalled := [layer for layer in new if layer not in norms.called]:
-            raise ValueError(
-                f"Parameter `example_input` should make the model call the layers to mask. Found no call of {uncalled}."
-            )
-        return norms
-
     def _filters_to_mask(self, modules: Mapping[str, nn.Module], layer: str, indices: Iterable[int]) -> list[int]:
         """Return the filters of a layer that are not masked yet, ascending; raise ValueError for wrong ones."""
         module = modules.get(layer)
@@ -208,10 +195,3 @@ class FilterMask:
                 f"Found {len(indices)} to mask and {len(before)} masked before."
             )
         return sorted(after - before)
-
-
-def _tied_layers(modules: Mapping[str, nn.Module], layer: str, masked: Mapping[str, list[int]]) -> list[str]:
-    """Return the modules that have a parameter of a layer, but for those whose same filters are masked."""
-    own = {id(parameter) for parameter in modules[layer].parameters(recurse=False)}
-    shares = {name: own & {*map(id, module.parameters(recurse=False))} for name, module in modules.items()}
-    return [name for name, ids in shares.items() if ids and masked.get(name) != masked[layer]]

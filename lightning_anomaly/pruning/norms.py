@@ -37,8 +37,11 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     output becomes 0 in the same pass, for the layers that follow. Rectifiers make zeros, too: noise is positive in a
     first pass and negative in a second one, and only zeros in both passes count.
 
-    The model's flags and the random state are restored; other changes made by `run` are not.
+    The model's flags and the random state are restored; other changes made by `run` are not. Without masked filters or
+    norms it does not run, and all convolutions with masked filters count as called.
     """
+    if not filters or not any(isinstance(module, _NORMS) for module in modules_by_name(model).values()):
+        return FoundNorms({}, [], {*filters})
     first = _Pass(filters, 1.0, {})
     second = _Pass(filters, -1.0, first.zeros)
     for noisy in (first, second):
@@ -54,6 +57,8 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
 
 def call_model(model: nn.Module, example_input: Any) -> Any:
     """Call a model on copies of its buffers and of its input, or a tuple of inputs, and restore the random state."""
+    if example_input is None:
+        raise ValueError("Parameter `example_input` should be given for a model with norm layers. Found None.")
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     with isolated_calls(model) as call:
         return call(*apply_to_collection(arguments, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True))
@@ -92,11 +97,6 @@ class _Pass:
                 self.mixing.add(name)
             return noise
         return noise.masked_fill(zero.view(-1, *[1] * (output.dim() - 2)), 0.0)
-
-
-def has_norms(model: nn.Module) -> bool:
-    """Whether a model has any normalization layer."""
-    return any(isinstance(module, _NORMS) for module in modules_by_name(model).values())
 
 
 def zero_norm_channels(tensor: Tensor, axis: int = 1) -> Tensor:

@@ -34,20 +34,13 @@ class Content(NamedTuple):
 
     Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
     "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
-
-    Attributes:
-        neighbors: Features of up to 1,024 of the images `(m, D)`, evenly spaced.
-        place: Which neighbor counts; an image that is among these is its own first one.
-        axes: Directions along which a Mahalanobis distance is measured `(D, k)`.
-        gaussian: The distribution along these; None where neighbors count.
-        knows: Whether the network knows the classes of the images, so that small logits mean something.
     """
 
-    neighbors: Tensor
-    place: int
-    axes: Tensor
-    gaussian: RobustGaussian | None
-    knows: bool
+    neighbors: Tensor  # features of up to 1,024 of the images `(m, D)`, evenly spaced
+    place: int  # which neighbor counts; an image that is among these is its own first one
+    axes: Tensor  # directions along which a Mahalanobis distance is measured `(D, k)`
+    gaussian: RobustGaussian | None  # the distribution along these; None where neighbors count
+    knows: bool  # whether the network knows the classes of the images, so that small logits mean something
 
     @classmethod
     def fit(cls, samples: SampleStatistics, *, trusted: bool = False) -> Content | None:

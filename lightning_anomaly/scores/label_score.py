@@ -29,21 +29,13 @@ class LabelMeasures(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A model of C classes of ordinary images.
+    """A model of C classes of ordinary images."""
 
-    Attributes:
-        names: The classes.
-        ridge: What predicts them.
-        means: The mean features, scaled to norm 1, of each `(C, D)`.
-        content: The scale of `LabelMeasures.content`.
-        label: The scale of `LabelMeasures.label`.
-    """
-
-    names: tuple[str, ...]
-    ridge: Ridge
-    means: Tensor
-    content: Scale
-    label: Scale
+    names: tuple[str, ...]  # of the classes
+    ridge: Ridge  # predicts them
+    means: Tensor  # mean features, scaled to norm 1, of each `(C, D)`
+    content: Scale  # of `LabelMeasures.content`
+    label: Scale  # of `LabelMeasures.label`
 
     @classmethod
     def fit(cls, samples: SampleStatistics, labels: Sequence[str | None]) -> Label | None:

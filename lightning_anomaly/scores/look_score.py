@@ -20,16 +20,11 @@ class Look(NamedTuple):
     """A model of the pixel statistics of ordinary images.
 
     Where images differ much, many statistics are rare in a damaged one without being far from a normal distribution.
-
-    Attributes:
-        gaussian: Joint distribution of `pixel_statistics`.
-        tails: Distribution of each.
-        words: Distribution of the properties that have names.
     """
 
-    gaussian: RobustGaussian
-    tails: TwoTails
-    words: PixelWords
+    gaussian: RobustGaussian  # of `pixel_statistics`
+    tails: TwoTails  # of each of them
+    words: PixelWords  # of the properties that have names
 
     @classmethod
     def fit(cls, samples: SampleStatistics) -> Look | None:

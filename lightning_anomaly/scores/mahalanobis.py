@@ -34,23 +34,14 @@ class RobustGaussian:
     transformations to improve normality or symmetry", 2000), so that samples in a long tail are not outliers.
 
     Each number has a floor, the change that is rounding: its variance is increased by the square of that.
-
-    Attributes:
-        mean: Means `(V,)`.
-        scale: Standard deviations, at least the floors `(V,)`.
-        powers: Powers of the transformation `(V,)`.
-        limits: Smallest and largest standardized numbers of the fit, `(V,)` each; beyond them the transformation is
-            linear.
-        center: Means of the transformed numbers `(V,)`.
-        precision: Inverse of their covariance `(V, V)`.
     """
 
-    mean: Tensor
-    scale: Tensor
-    powers: Tensor
-    limits: tuple[Tensor, Tensor]
-    center: Tensor
-    precision: Tensor
+    mean: Tensor  # `(V,)`
+    scale: Tensor  # standard deviations, at least the floors `(V,)`
+    powers: Tensor  # of the transformation `(V,)`
+    limits: tuple[Tensor, Tensor]  # smallest and largest standardized numbers of the fit `(V,)`
+    center: Tensor  # means of the transformed numbers `(V,)`
+    precision: Tensor  # inverse of their covariance `(V, V)`
 
     @classmethod
     def fit(cls, values: Tensor, floors: Tensor) -> RobustGaussian | None:

@@ -70,13 +70,11 @@ class PixelWords(NamedTuple):
         measured = _measure_words(statistics[statistics.isfinite().all(1)], channels)
         return cls(TwoTails.fit(measured), TwoTails.fit(measured, levels=_ENDS))
 
-    def reasons(self, statistics: Tensor, channels: int, surprising: Tensor | None = None) -> tuple[str, ...]:
+    def reasons(self, statistics: Tensor, channels: int, surprising: Tensor) -> tuple[str, ...]:
         """Name the rarest property of each image `(n, S)`, if it is clearly odd.
 
-        Images that are `surprising` as a whole `(n,)`, by default all, have a reason even without such a property.
+        Images that are `surprising` as a whole `(n,)` have a reason even without such a property.
         """
-        if surprising is None:
-            surprising = torch.ones(len(statistics), dtype=torch.bool, device="cpu")
         measured = _measure_words(statistics, channels)
         surprises = self.inner.surprise(measured) - _CAUTION
         surprises[surprising] = surprises[surprising].fmax(self.tails.surprise(measured[surprising]))
@@ -99,7 +97,6 @@ class PixelWords(NamedTuple):
 
 
 def _word_properties(channels: int) -> list[_Property]:
-    """List the properties of images."""
     properties = [*_PROPERTIES, *(_COLOR if channels == 3 else ()), *_PLACES]
     names = [(f"little of channel {channel}", f"much of channel {channel}") for channel in range(channels)]
     if channels == 3:

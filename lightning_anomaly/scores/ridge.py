@@ -23,22 +23,14 @@ class Ridge(NamedTuple):
 
     For an image that was fitted to, the prediction from the others is `(p - h y) / (1 - h)`, where p is that from all,
     y its target, 0 or 1, and h its leverage, of which a part is its weight in the mean of all targets.
-
-    Attributes:
-        counts: The number of images in each class `(C,)`.
-        weights: The weight of an image of each class; those of all images sum to 1 `(C,)`.
-        center: The weighted mean of the scaled roots `(D,)`.
-        mean: That of the vectors that come of them, before they are centered again `(D,)`.
-        axes: Directions of these vectors `(D, k)`, in each of which the variance and the penalty are 1.
-        coefficients: Of what the vectors have along these `(k, C)`.
     """
 
-    counts: Tensor
-    weights: Tensor
-    center: Tensor
-    mean: Tensor
-    axes: Tensor
-    coefficients: Tensor
+    counts: Tensor  # images in each class `(C,)`
+    weights: Tensor  # of an image of each class; those of all images sum to 1 `(C,)`
+    center: Tensor  # the weighted mean of the scaled roots `(D,)`
+    mean: Tensor  # that of the vectors that come of them, before they are centered again `(D,)`
+    axes: Tensor  # directions of these vectors `(D, k)`, in each of which the variance and the penalty are 1
+    coefficients: Tensor  # of what the vectors have along these `(k, C)`
 
     @classmethod
     def fit(cls, features: Tensor, targets: Tensor, classes: int) -> Ridge:

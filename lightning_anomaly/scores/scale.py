@@ -29,18 +29,12 @@ class Tail(NamedTuple):
     rounding does not show. Beyond the last one it rises with the slope between the 0.75 and the 0.9 quantile, as in an
     exponential tail. Logarithms of squared Mahalanobis distances have such a tail. If most scores are equal, the tail
     begins at the next larger score instead, and rises with the mean beyond that.
-
-    Attributes:
-        knots: The quantiles `(19,)`.
-        start: Where the exponential tail begins.
-        least: Surprise up to there, beyond the last quantile (nats).
-        scale: Scale of the exponential tail, in units of the scores; infinite if no score tells it.
     """
 
-    knots: Tensor
-    start: float
-    least: float
-    scale: float
+    knots: Tensor  # the quantiles `(19,)`
+    start: float  # where the exponential tail begins
+    least: float  # surprise up to there, beyond the last quantile (nats)
+    scale: float  # of the exponential tail, in units of the scores; infinite if no score tells it
 
     @classmethod
     def fit(cls, scores: Tensor) -> Tail:
@@ -73,17 +67,11 @@ class Tail(NamedTuple):
 
 
 class TwoTails(NamedTuple):
-    """Tail probabilities of V numbers on both sides among those of ordinary samples; both tails are exponential.
+    """Tail probabilities of V numbers on both sides among those of ordinary samples; both tails are exponential."""
 
-    Attributes:
-        ends: Two quantiles below the median and two above it, which few outliers do not move `(4, V)`.
-        narrowest: Smallest scales of the tails `(V,)`.
-        levels: Which quantiles the first two are; the others are as far from 1.
-    """
-
-    ends: Tensor
-    narrowest: Tensor
-    levels: tuple[float, float]
+    ends: Tensor  # two quantiles below the median and two above it, which few outliers do not move `(4, V)`
+    narrowest: Tensor  # smallest scales of the tails `(V,)`
+    levels: tuple[float, float]  # which quantiles the first two are; the others are as far from 1
 
     @classmethod
     def fit(cls, values: Tensor, floors: Tensor | float = 0.0, levels: tuple[float, float] = _ENDS) -> TwoTails:
@@ -104,18 +92,11 @@ class TwoTails(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Scores by several measures, in nats.
+    """Scores by several measures, in nats: negative logarithms of tail probabilities."""
 
-    Attributes:
-        tails: The distribution of each measure among ordinary samples.
-        joint: The distribution of the largest surprise of several measures, or of their sum, so that a score is again
-            the negative logarithm of a tail probability.
-        summed: Whether surprises are added up.
-    """
-
-    tails: tuple[Tail, ...]
-    joint: Tail
-    summed: bool
+    tails: tuple[Tail, ...]  # the distribution of each measure among ordinary samples
+    joint: Tail  # that of the largest surprise of several measures, or of their sum
+    summed: bool  # whether surprises are added up
 
     @classmethod
     def fit(cls, measures: Tensor, *, summed: bool = False) -> Scale:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.image_source import ImageSource, first_tensor, image_hashes
-from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, sampler_of, shuffles
+from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, load_like, sampler_of, shuffles
 from lightning_anomaly.network.hooks import compiled_models_eager
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
@@ -36,7 +36,7 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
             if fit and source.nbytes:
                 held.append(images.cpu())
         opened[name] = ImageSource(torch.cat(held), name, source.batch_size) if held else source
-        opened[name].targets = source.targets
+        opened[name].batch_labels = source.batch_labels
         seen[name] = torch.cat(moments, 1), hashes
     return opened, seen
 
@@ -47,15 +47,7 @@ def images_trained_on(loader: DataLoader[Any], batches: float) -> DataLoader[Any
     drawn, size = epoch_positions(loader), batch_size_of(loader)
     if drawn is not None and size is not None and not shuffles(loader) and batches < math.inf:
         drawn = drawn[: int(batches) * size * getattr(sampler_of(loader), "num_replicas", 1)]
-    return DataLoader(
-        loader.dataset,
-        size,
-        sampler=drawn,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
+    return load_like(loader, batch_size=size, sampler=drawn)
 
 
 def comparable_transforms(val_dataset: Any, dataset: Any) -> dict[str, Any]:

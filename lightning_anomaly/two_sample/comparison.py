@@ -119,8 +119,9 @@ def compare_groups(
     errors = output.result(n_train + n_val)
     if output.problem is None:
         predicted = None if output.logits is None else output.logits.argmax(1)
-        targets = train_inputs.targets, val_inputs.targets
-        output.problem = find_contradiction(targets, output.shape, predicted, val_inputs.shape)
+        targets = train_inputs.batch_labels, val_inputs.batch_labels
+        columns = [column for known in targets for column in known.columns.values()]
+        output.problem = find_contradiction(columns, output.shape, predicted, val_inputs.shape)
     if output.problem is not None:
         errors, notes["output"] = None, f"The output is not compared: {output.problem}."
     if output.caution is not None:

@@ -78,7 +78,8 @@ def words_of(reference: Tensor) -> PixelWords:
 
 def reasons_of(words: PixelWords, images: Tensor) -> tuple[str, ...]:
     """Describe what is odd about the pixels of images uint8 `(n, C, H, W)`."""
-    return words.reasons(pixel_statistics(images.float() / 255), images.shape[1])
+    every = torch.ones(len(images), dtype=torch.bool)
+    return words.reasons(pixel_statistics(images.float() / 255), images.shape[1], every)
 
 
 def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:

@@ -8,7 +8,6 @@ from run import outcomes_of, run_processes
 from torch.utils.data import DistributedSampler
 
 from lightning_anomaly._internal.processes import (
-    broadcast_result,
     gather_results,
     rank_and_world,
     sample_order,
@@ -23,7 +22,6 @@ def test_a_distributed_sampler_deals_samples_in_the_assumed_order() -> None:
 def test_a_single_process_gets_its_own_results_and_errors() -> None:
     assert rank_and_world() == (0, 1)
     assert gather_results(lambda: "alone") == ["alone"]
-    assert broadcast_result(lambda: "alone") == "alone"
     with pytest.raises(ZeroDivisionError):
         gather_results(lambda: 1 / 0)
 

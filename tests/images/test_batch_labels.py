@@ -136,7 +136,7 @@ def test_the_label_is_told_from_other_integers_or_unknown_with_a_reason(
 ) -> None:
     found = BatchLabels()
     for places in ([0, 1, 2, 3], [4, 5, 6, 7, 8]):
-        found.add(places, apply_to_collection(batch, Tensor, itemgetter(places)))
+        found.add(places, apply_to_collection(batch, Tensor, itemgetter(places)), None)
     labels = found.at(range(9), None if targets is None else targets.tolist())
     assert labels == (expected.tolist() if isinstance(expected, Tensor) else [None] * 9)
     assert (expected if isinstance(expected, str) else "") in found.problem
@@ -145,7 +145,7 @@ def test_the_label_is_told_from_other_integers_or_unknown_with_a_reason(
 
 def test_negative_labels_are_unknown_whichever_labels_are_asked_for_with_them() -> None:
     found = BatchLabels()
-    found.add(range(4), (IMAGES[:4], torch.tensor([0, -100, 1, -1])))
+    found.add(range(4), (IMAGES[:4], torch.tensor([0, -100, 1, -1])), None)
     assert found.at(range(4), None) == [0, None, 1, None]
     assert found.at([0, 1], None) == [0, None]
 

@@ -17,9 +17,9 @@ from torch.utils.data import (
 from lightning_anomaly import find_outliers
 from lightning_anomaly.images.loaders import (
     batch_size_of,
-    draw_positions,
     epoch_positions,
-    load_at,
+    load_like,
+    shuffled,
     shuffles,
     unpadded_length,
 )
@@ -50,11 +50,11 @@ def test_drawing_positions_is_reproducible_and_changes_no_state() -> None:
     sampler = RandomSampler(DATA, generator=torch.Generator().manual_seed(7))
     weighted = WeightedRandomSampler([1.0] * 12, 5, generator=torch.Generator())
     state, loaders = torch.get_rng_state(), [DataLoader(DATA, 3, sampler=each) for each in (sampler, weighted)]
-    before = [draw_positions(epoch_positions(loader) or [], 4) for loader in loaders]
+    before = [shuffled(epoch_positions(loader) or []) for loader in loaders]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(7).get_state())
     list(sampler), list(weighted)  # an epoch of training
-    assert [draw_positions(epoch_positions(loader) or [], 4) for loader in loaders] == before
+    assert [shuffled(epoch_positions(loader) or []) for loader in loaders] == before
 
 
 def test_the_batch_size_is_the_loader_s_or_64_or_none() -> None:
@@ -66,7 +66,7 @@ def test_the_batch_size_is_the_loader_s_or_64_or_none() -> None:
 def test_a_reread_loader_starts_its_workers_like_the_original() -> None:
     loader = DataLoader(DATA, num_workers=2, multiprocessing_context="spawn", worker_init_fn=print, collate_fn=list)
     for workers, method in ((2, "spawn"), (0, None)):
-        again = load_at(loader, [[1]], num_workers=workers)
+        again = load_like(loader, batch_sampler=[[1]], num_workers=workers)
         context = again.multiprocessing_context
         assert (again.num_workers, context and context.get_start_method()) == (workers, method)
         assert (again.dataset, again.worker_init_fn, again.collate_fn) == (DATA, print, list)

@@ -27,7 +27,8 @@ def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
     expected = np.stack([scaled(images[:5, channel], images[:, channel]) for channel in shown], -1)
     np.testing.assert_allclose(pictures.numpy() / 255, expected, atol=0.51 / 255)
     raw = images.mul(50).clamp(0, 255).to(torch.uint8)
-    assert torch.equal(to_bytes(raw[:5], black_and_white(raw)), raw[:5, list(shown)].permute(0, 2, 3, 1))
+    shrunk = shrink_images(raw, 64)
+    assert torch.equal(to_bytes(shrunk[:5], black_and_white(shrunk)), raw[:5, list(shown)].permute(0, 2, 3, 1))
 
 
 def test_nan_is_black_infinity_is_white_and_equal_images_are_black() -> None:
@@ -40,8 +41,6 @@ def test_nan_is_black_infinity_is_white_and_equal_images_are_black() -> None:
 def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     images = random(2, 1, 12, 20)
     assert torch.equal(shrink_images(images, 20), images)
-    assert torch.equal(shrink_images(images.long(), 20), images.long().float())
-    assert shrink_images(images.long(), 20).is_floating_point()
     pooled = images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5))
     torch.testing.assert_close(shrink_images(images, 10), pooled)
     assert shrink_images(images.to(torch.uint8), 10).dtype == torch.uint8

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import warnings
 from typing import Any
 
 import pytest
@@ -160,19 +159,6 @@ def test_a_mask_can_grow_and_counts_its_parameters() -> None:
     assert leaks(model) == 0
     model.norm1.bias.data[4] = 1
     assert not mask.verify()
-
-
-def test_layers_that_share_a_weight_are_masked_together_and_named_unless_both_are() -> None:
-    for filters in ({"0": [1]}, {"0": [1], "1": [1, 2]}, {"0": [1, 2], "1": [1, 2]}):
-        tied = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, bias=False))
-        tied[1].weight = tied[0].weight
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            mask_filters(tied, filters)
-        masked = filters.get("1", [1])
-        assert tied[1](IMAGES)[:, masked].count_nonzero() == 0
-        assert len(caught) == (filters.get("0") != filters.get("1"))
-        assert all("'0' with ['1']" in str(warning.message) for warning in caught)
 
 
 def test_a_mask_follows_parameters_to_other_tensors() -> None:

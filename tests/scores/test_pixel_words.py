@@ -66,6 +66,6 @@ def test_channels_that_are_no_colors_are_numbered_and_nan_is_a_reason() -> None:
     odd[0] += torch.tensor([-9.0, 9])[:, None, None]
     odd[1] = torch.nan
     odd[2] = 0.5
-    reasons = words.reasons(pixel_statistics(odd), 2)
+    reasons = words.reasons(pixel_statistics(odd), 2, torch.ones(3, dtype=torch.bool))
     assert "of channel" in reasons[0]
     assert reasons[1:] == ("NaN or infinite pixels", "the same everywhere")
