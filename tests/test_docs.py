@@ -82,3 +82,10 @@ def test_the_tutorial_was_run_and_has_its_pictures() -> None:
     assert sum('<iframe title="Browser of a report"' in page for page in pages) == 1
     assert tempfile.gettempdir() not in file.read_text()
     assert file.stat().st_size < 1_500_000
+
+
+def test_api_pages_show_all_public_names_by_their_public_paths() -> None:
+    rooms = ("lightning_anomaly", "lightning_anomaly.images", "lightning_anomaly.pruning")
+    public = [f"{room}.{name}" for room in rooms for name in importlib.import_module(room).__all__]
+    shown = re.findall("^::: (.+)$", "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md")), re.M)
+    assert sorted(shown) == sorted(public)

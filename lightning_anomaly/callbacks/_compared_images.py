@@ -15,11 +15,11 @@ from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.worker_process import in_worker
 from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
 from lightning_anomaly.two_sample.comparable_images import (
+    comparable_transforms,
     describe_differences,
     images_trained_on,
     is_augmented,
     read_once,
-    transforms_of,
 )
 from lightning_anomaly.two_sample.label_doubts import KnownLabels
 from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
@@ -53,7 +53,7 @@ class ComparedImages(NamedTuple):
         return to_bytes(images, black_and_white(images)).clone()  # no view, which would keep its base
 
 
-def read_images(
+def read_compared_images(
     trainer: Any,
     pl_module: Any,
     given: Mapping[str, Any],
@@ -68,7 +68,7 @@ def read_images(
     `given` are `train_inputs` and `val_inputs`, None for those of the Trainer. The first validation `batch` was
     `prepared`, if it was, before the step called the module.
     """
-    opened, notes = partial(_open_sources, trainer, pl_module, given, batch_size, sample_size), {}
+    opened, notes = partial(_open_compared, trainer, pl_module, given, batch_size, sample_size), {}
     try:
         sources = opened()
         images, seen = read_once(sources, max_bytes)
@@ -105,7 +105,7 @@ def read_images(
     return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences, BeforeLastLayer())
 
 
-def _open_sources(
+def _open_compared(
     trainer: Any, pl_module: Any, given: Mapping[str, Any], batch_size: int, sample_size: int, *, apart: bool = True
 ) -> dict[str, ImageSource]:
     """Open both kinds of images; data sets are read in a worker process, `apart` from this one."""
@@ -116,7 +116,7 @@ def _open_sources(
     if given["train_inputs"] is None:
         loader = loaders["train_inputs"] = images_trained_on(loaders["train_inputs"], trainer.num_training_batches)
         val_loader = loaders.get("val_inputs")
-        if val_loader is not None and (transforms := transforms_of(val_loader.dataset, loader.dataset)):
+        if val_loader is not None and (transforms := comparable_transforms(val_loader.dataset, loader.dataset)):
             prepared["train_inputs"] = {"attributes": transforms, "collate_fn": val_loader.collate_fn}
     sources = dict[str, ImageSource]()
     for name, images in chosen.items():

@@ -6,25 +6,25 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
+from lightning_anomaly._internal.checks import check_one_of
 from lightning_anomaly._internal.notes import merge_notes
 from lightning_anomaly._internal.processes import rank_and_world, run_together
 
+OnError = Literal["warn", "raise"]
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
 class Guard:
-    """Warn once of each problem of a callback, by its name, in process 0.
+    """Warn once of each problem of a callback, by its name, in process 0; or let exceptions pass, by its `on_error`."""
 
-    The callback's attribute `on_error` is "warn", or "raise" to let exceptions pass.
-    """
-
-    def __init__(self, callback: Any) -> None:
+    def __init__(self, callback: Any, on_error: OnError) -> None:
+        callback.on_error = check_one_of("on_error", on_error, get_args(OnError))
         self.name = type(callback).__name__
         self._callback = callback
         self._warned: set[str] = set()
-        self._failure: Exception | None = None  # of the current validation
+        self.failure: Exception | None = None  # of the current validation
 
     @contextmanager
     def __call__(self, task: str, consequence: str = "") -> Iterator[None]:
@@ -61,22 +61,13 @@ class Guard:
         """Warn of everything again."""
         self._warned.clear()
 
-    def begin_validation(self) -> None:
-        """Drop what failed in a validation that never ended."""
-        self._failure = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether a hook has failed in this validation."""
-        return self._failure is not None
-
     def keep_failure(self, error: Exception) -> None:
         """Keep an exception until `raise_kept_failure`; if it is not raised, without its frames, which keep tensors."""
-        self._failure = error if self._callback.on_error == "raise" else error.with_traceback(None)
+        self.failure = error if self._callback.on_error == "raise" else error.with_traceback(None)
 
     def raise_kept_failure(self) -> None:
         """Raise in all processes what `keep_failure` kept in one of them; a collective call."""
-        failure, self._failure = self._failure, None
+        failure, self.failure = self.failure, None
 
         def raise_failure() -> None:
             if failure is not None:
@@ -104,7 +95,7 @@ def guarded_until_validation_ends(hook: Hook) -> Hook:
 
     @wraps(hook)
     def run(self: Any, *args: Any, **kwargs: Any) -> None:
-        if not self._guard.failed:
+        if self._guard.failure is None:
             try:
                 hook(self, *args, **kwargs)
             except Exception as error:

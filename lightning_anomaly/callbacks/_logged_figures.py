@@ -1,12 +1,19 @@
-"""Draw figures for a Trainer's loggers, and remember the losses that they show."""
+"""Draw figures and log them to any logger.
+
+A logger is recognized by the methods of its type, because `lightning` and `pytorch_lightning` have two sets of classes.
+Lightning's dummy loggers answer to every name, but their types do not. Call this on global rank 0 only, and guarded: a
+logger may fail.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from lightning_anomaly.callbacks._guard import Guard
-from lightning_anomaly.callbacks._loggers import log_figure
 from lightning_anomaly.callbacks._losses import loss_tags
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.curves_figure import curves_figure
@@ -36,18 +43,41 @@ def _draw_figures(report: AnomalyReport, history: list[dict[str, Any]]) -> Itera
         yield "outliers", outlier_figure(report.images, report.outlier_scores, report.votes)
 
 
-def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
-    """Add the logged losses to their entries of the history; a collective call, as it reads metrics.
+def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
+    """Log a figure, with CSVLogger as a PNG file; slashes in the name make groups or folders."""
+    experiment: Any = getattr(logger, "experiment", None)
+    file = re.sub(r"[^\w./=-]", "_", f"{name}/step={step:06d}.png")  # a path that every file system allows
+    if _can(logger, "log_image"):  # W&B
+        # The logger turns the step into a metric, "trainer/global_step". W&B counts its own step, and would discard
+        # values that are logged with a smaller one than before.
+        from PIL import Image
 
-    The losses of a validation and of a training step are known when the validation ends. The mean training loss of an
-    epoch is known later: when the next epoch starts, or the fit ends.
-    """
-    results = trainer.fit_loop.epoch_loop._results.values()
-    means = {result.meta.name for result in results if result.meta.on_epoch}
-    metrics = trainer.logged_metrics
-    for kind, name in loss_tags(metrics).items():
-        spellings = {name, name.removesuffix("_epoch"), name.removesuffix("_step")}
-        late = kind == "training" and not means.isdisjoint(spellings)
-        owners = [entry for entry in history if not late or entry["epoch"] == trainer.current_epoch - 1]
-        if late == epoch_ended and owners:
-            owners[-1].setdefault("losses", {})[name] = float(metrics[name])
+        logger.log_image(key=name, images=[Image.open(io.BytesIO(figure._repr_png_()))], step=step)
+    elif _can(experiment, "add_figure"):  # TensorBoard
+        experiment.add_figure(_tensorboard_name(logger, name), figure, global_step=step, close=False)
+    elif _can(experiment, "log_figure") and hasattr(type(logger), "run_id"):  # MLflow, whose client serves many runs
+        experiment.log_figure(logger.run_id, figure, file)
+    elif _can(experiment, "log_figure"):  # Comet
+        experiment.log_figure(figure_name=name, figure=figure, step=step)
+    elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):  # CSVLogger
+        _write_picture(os.path.join(os.path.dirname(table), file), figure._repr_png_())
+
+
+def _can(thing: Any, method: str) -> bool:
+    return callable(getattr(type(thing), method, None))
+
+
+def _tensorboard_name(logger: Any, name: str) -> str:
+    """Return the name under which TensorBoardLogger logs a metric."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{name}" if prefix and isinstance(prefix, str) else name
+
+
+def _write_picture(path: str, content: bytes) -> None:
+    """Write a file, creating missing folders."""
+    from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
+
+    system = get_filesystem(path)
+    system.makedirs(os.path.dirname(path), exist_ok=True)
+    with system.open(path, "wb") as file:
+        file.write(content)

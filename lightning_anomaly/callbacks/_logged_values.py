@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_text
@@ -37,7 +38,7 @@ class LoggedValues:
         kept = self._neutral.keys() | {f"layer/{name}" for name in self._layers}
         self.measured = {name: value for name, value in last.items() if name in kept}
 
-    def log(self, trainer: Any, pl_module: Any) -> None:
+    def log_values(self, trainer: Any, pl_module: Any) -> None:
         """Log what all processes have measured, and the monitored keys; a collective call."""
         common = set.intersection(*gather_results(lambda: set(self.measured)))
         monitored = self.monitored_keys(trainer)
@@ -65,7 +66,7 @@ class LoggedValues:
         constant = f" Whatever monitors {', '.join(dead)} will only see a constant." if dead else ""
         return f" Nothing is measured.{advice}{constant}"
 
-    def check_validations(self, trainer: Any, guard: Guard) -> None:
+    def warn_without_validations(self, trainer: Any, guard: Guard) -> None:
         """Warn if a fit has no validations."""
         if not trainer.enable_validation:
             self.measured = {}
@@ -80,26 +81,13 @@ class LoggedValues:
         return f"{self.prefix}/{name}" if layer == name else f"{self.prefix}_layers/{layer}"
 
 
-def check_logging(callback: Any, trainer: Any, pl_module: Any, stage: str) -> None:
-    """Raise if another callback logs under the same prefix, or if a process may have no validation batch."""
-    prefix = callback.log_key_prefix
-    for other in trainer.callbacks:
-        values = vars(other).get("_values")
-        if other is not callback and isinstance(values, LoggedValues) and values.prefix == prefix:
-            raise ValueError(
-                "Parameter `log_key_prefix` should be different for each callback of a Trainer. "
-                f"Found {prefix!r} twice."
-            )
-    flag = "allow_zero_length_dataloader_with_multiple_devices"
-    owners = (pl_module, trainer.datamodule) if stage in ("fit", "validate") and trainer.world_size > 1 else ()
-    if any(getattr(owner, flag, False) for owner in owners):
-        name = type(callback).__name__
-        raise ValueError(f"{name} needs validation batches in every process. Found `{flag} = True`.")
-
-
-def find_callback(trainer: Any, kind: type[Any], needed_by: str) -> Any:
-    """Return the Trainer's first callback of a kind."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, kind):
-            return callback
-    raise ValueError(f"{needed_by} should be used with {kind.__name__} among the Trainer's callbacks. Found none.")
+@contextmanager
+def without_module_logging(pl_module: Any) -> Iterator[None]:
+    """Ignore what the module logs meanwhile, in its `forward` for example: these are not values of the validation."""
+    before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # set by a user
+    vars(pl_module)["log"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del vars(pl_module)["log"]
+        vars(pl_module).update(before)

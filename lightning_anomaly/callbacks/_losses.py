@@ -1,9 +1,10 @@
-"""Find losses among logged metrics by their names."""
+"""Find losses among logged metrics by their names, and remember them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _TRAIN, _VALIDATION = {"train", "training"}, {"val", "valid", "validation", "dev", "eval", "evaluation"}
 _OTHER = {"test", "testing", "predict", "prediction"}
@@ -36,6 +37,23 @@ def validation_losses(names: Iterable[str]) -> list[str]:
     ranked = sorted(loss for loss in map(_loss_rank, names) if loss is not None and loss[0] == "validation")
     best = {re.sub("[/_](step|epoch|dataloader_idx_.*)", "", name): name for _, _, name in reversed(ranked)}
     return sorted(name for _, rank, name in ranked if name in best.values() and rank[0] == ranked[0][1][0])
+
+
+def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
+    """Add the logged losses to their entries of the history; a collective call, as it reads metrics.
+
+    The losses of a validation and of a training step are known when the validation ends. The mean training loss of an
+    epoch is known later: when the next epoch starts, or the fit ends.
+    """
+    results = trainer.fit_loop.epoch_loop._results.values()
+    means = {result.meta.name for result in results if result.meta.on_epoch}
+    metrics = trainer.logged_metrics
+    for kind, name in loss_tags(metrics).items():
+        spellings = {name, name.removesuffix("_epoch"), name.removesuffix("_step")}
+        late = kind == "training" and not means.isdisjoint(spellings)
+        owners = [entry for entry in history if not late or entry["epoch"] == trainer.current_epoch - 1]
+        if late == epoch_ended and owners:
+            owners[-1].setdefault("losses", {})[name] = float(metrics[name])
 
 
 def _loss_rank(name: str) -> tuple[str, tuple[int, ...], str] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,8 @@ from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.images.batch_labels import BatchLabels, class_names, in_drawn_order, name_labels
+from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
+from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
 from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.network.features import SampleCapture
@@ -52,7 +52,7 @@ class Probe:
             ),
         )
 
-    def before_batch(self, batch: Any) -> None:
+    def before_probe_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come, and keep small images of its samples."""
         # If no layer gives usable maps, count the samples of the batches instead.
         if self.capture.full or not (most_samples(self.capture.maps) or self._seen < self._limit):
@@ -66,7 +66,7 @@ class Probe:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def analyze(self, notes: Mapping[str, str], known: KnownLayers) -> AnomalyReport:
+    def analyze_probe(self, notes: Mapping[str, str], known: KnownLayers) -> AnomalyReport:
         """Analyze the maps of all processes, see `analyze_layers`; a collective call."""
         loaders, maps, samples = self.trainer.val_dataloaders, self.capture.maps, self.capture.samples
         if rank_and_world()[1] > 1:
@@ -75,7 +75,7 @@ class Probe:
         else:
             report = analyze_maps(maps, self.settings, notes, samples=samples, known=known)
         targets, names = (None, None) if shuffles(loaders) else in_drawn_order(loaders)
-        report = replace(report, notes={**report.notes, **class_order_notes(targets or [], report.n_samples)})
+        report = replace(report, notes={**report.notes, **probe_class_notes(targets or [], report.n_samples)})
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
@@ -94,7 +94,7 @@ class Probe:
         return report if view is None else replace(report, views={**report.views, "label": view})
 
 
-def class_order_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
+def probe_class_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
     """Note if evenly spaced samples of a validation, as many as in the probe, would have clearly more classes."""
     if not labels or not samples:
         return {}
@@ -106,15 +106,3 @@ def class_order_notes(labels: Sequence[int], samples: int) -> dict[str, str]:
         "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {total} classes: "
         "shuffle the data set once, with a fixed seed, before it goes into the loader."
     }
-
-
-@contextmanager
-def without_module_logging(pl_module: Any) -> Iterator[None]:
-    """Ignore what the module logs meanwhile, in its `forward` for example: these are not values of the validation."""
-    before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # set by a user
-    vars(pl_module)["log"] = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        del vars(pl_module)["log"]
-        vars(pl_module).update(before)

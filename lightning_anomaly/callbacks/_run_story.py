@@ -10,7 +10,7 @@ from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly.callbacks._losses import loss_tags
 from lightning_anomaly.filters.agreement import agreements, singled_out
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
-from lightning_anomaly.filters.layer_table import count_sentences
+from lightning_anomaly.filters.layer_table import layer_table_sentences
 from lightning_anomaly.filters.sample_lists import sample_name
 from lightning_anomaly.pages.html_page import four_digits, usual_score
 from lightning_anomaly.two_sample.error_rise import MIN_ERRORS, WINDOW
@@ -42,7 +42,7 @@ class Story:
         epochs = [epoch for epoch, _ in self.times]
         self.by_epoch = len({*epochs}) == len(epochs)
 
-    def when(self, at: int) -> str:
+    def tell_when(self, at: int) -> str:
         """Name a validation by its epoch, and by its step if epochs have several."""
         epoch, step = self.times[at]
         return f"epoch {epoch}" + ("" if self.by_epoch else f" (step {step:,})")
@@ -51,7 +51,7 @@ class Story:
         """Return the values of all validations; NaN where it was not measured."""
         return [row.get(name, math.nan) for row in self.rows]
 
-    def say(self, *parts: str) -> None:
+    def tell(self, *parts: str) -> None:
         """Add a sentence."""
         self.sentences.append(parts)
 
@@ -61,20 +61,20 @@ class Story:
         values = dict(enumerate(self.column(name)))
         finite = [at for at, value in values.items() if math.isfinite(value)]
         if not finite:
-            self.say("Validation loss", "Not known: no logged metric is named like one, such as `val_loss`.")
+            self.tell("Validation loss", "Not known: no logged metric is named like one, such as `val_loss`.")
             return
         lowest, last = min(finite, key=values.__getitem__), finite[-1]
         self.marks.append((f"lowest {name}", lowest))
-        text = f"`{name}` was lowest in {self.when(lowest)}: {values[lowest]:.3g}."
+        text = f"`{name}` was lowest in {self.tell_when(lowest)}: {values[lowest]:.3g}."
         path, score = checkpoints.get(name, ("", math.nan))
         if lowest == last:
             text += " This is the end of the run: a longer run may be better."
         else:
-            text += f" In the last validation, {self.when(last)}, it was {values[last]:.3g}."
+            text += f" In the last validation, {self.tell_when(last)}, it was {values[last]:.3g}."
             kept = math.isclose(score, values[lowest], rel_tol=1e-4)
             missing = f'No checkpoint has the weights of then: add `ModelCheckpoint(monitor="{name}")`.'
             text += f" The weights of then are in `{path}`: use these." if kept else f" {missing}"
-        self.say("Validation loss", text)
+        self.tell("Validation loss", text)
 
     def tell_gap(self, threshold: float, too_few_errors: bool) -> None:
         """Tell when a gap between training and validation images opened, if it did.
@@ -93,8 +93,8 @@ class Story:
             first, last = opened[0], max(rises)
             self.marks.append(("gap opened", first))
             text = (
-                f"A gap opened in {self.when(first)}: the {ratio} was {100 * rises[first]:.0f}% above its lowest "
-                f"level. In {self.when(last)} it was {100 * rises[last]:.0f}% above it."
+                f"A gap opened in {self.tell_when(first)}: the {ratio} was {100 * rises[first]:.0f}% above its lowest "
+                f"level. In {self.tell_when(last)} it was {100 * rises[last]:.0f}% above it."
             )
             text += f" Later {few}" if too_few_errors else ""
         elif too_few_errors:
@@ -105,13 +105,13 @@ class Story:
             most = max(rises.values())
             rose = f"rose by at most {100 * most:.0f}%" if most else "did not rise measurably"
             text = f"No gap opened: the {ratio} {rose} above its lowest level; a gap is more than {100 * threshold:g}%."
-        self.say("Gap", text)
+        self.tell("Gap", text)
 
     def tell_labels(self, report: TwoSampleReport | None) -> None:
         """Tell how many training labels are in doubt."""
         if report is None or not report.doubts:
             note = "" if report is None else report.notes.get("labels", "")
-            self.say("Labels", f"Not measured: no class is known of each training image. {note}".strip())
+            self.tell("Labels", f"Not measured: no class is known of each training image. {note}".strip())
             return
         looked, found = len(report.doubts), report.labels_in_doubt
         text = f"How many of {looked:,} training labels are wrong cannot be estimated from this network."
@@ -119,7 +119,7 @@ class Story:
             share = f"{len(found) / looked:.1%}"
             text = f"{len(found):,} of {looked:,} training labels that were looked at are in doubt ({share})."
         link = "Look at the most doubtful, and tick those that are wrong"
-        self.say("Labels", text, "#/training%20labels", link)
+        self.tell("Labels", text, "#/training%20labels", link)
 
     def tell_samples(self, report: AnomalyReport) -> None:
         """Tell which samples are the strangest, and why."""
@@ -128,16 +128,16 @@ class Story:
             facts = "; ".join([f"score {scores[sample]:.1f}", *report.outlier_reasons(sample).values()])
             told.append(f"{sample_name(report, sample)} ({facts})")
         if not report.views:
-            self.say("Samples", "Not measured: no sample has a score.")
+            self.tell("Samples", "Not measured: no sample has a score.")
             return
         text = f"Strangest of {report.n_samples:,} validation samples: {', '.join(told)}."
         text += f" 95% have a score below {usual_score(scores):.1f}."
-        self.say("Samples", text, "#/strangest%20samples", "Look at them, and tick what does not belong")
+        self.tell("Samples", text, "#/strangest%20samples", "Look at them, and tick what does not belong")
 
     def tell_filters(self, report: AnomalyReport) -> None:
         """Tell how many filters single out samples, in which layers, and whether their number follows sparsity."""
         if not report.measured:
-            self.say("Filters", f"Not measured. {' '.join(report.notes.values())}".strip())
+            self.tell("Filters", f"Not measured. {' '.join(report.notes.values())}".strip())
             return
         found = {name: singled_out({name: layer}).any(1) for name, layer in report.layers.items()}
         most = sorted((name for name in found if found[name].any()), key=lambda name: -int(found[name].sum()))
@@ -147,11 +147,11 @@ class Story:
         if groups := agreements(report.layers):
             filters, samples = groups[0]
             text += f" {len(filters):,} of them agree on {listed([sample_name(report, sample) for sample in samples])}."
-        counts = [sentence[0].upper() + sentence[1:] for sentence in count_sentences(report.layers)]
+        counts = [sentence[0].upper() + sentence[1:] for sentence in layer_table_sentences(report.layers)]
         text += f" {'. '.join(counts)}."
-        self.say("Filters", text, "#/overview", "See the filters that agree")
+        self.tell("Filters", text, "#/overview", "See the filters that agree")
 
-    def curves(self, threshold: float) -> dict[str, Any]:
+    def story_curves(self, threshold: float) -> dict[str, Any]:
         """Return the curves with values, on one axis of epochs, or of steps if an epoch has several validations."""
         panels = list[dict[str, Any]]()
         for (title, percent), sources in {("Loss", False): {n: n for n in self.losses.values()}, **_CURVES}.items():

@@ -9,27 +9,25 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction
 from lightning_anomaly.callbacks._fitted_module import FittedModule
-from lightning_anomaly.callbacks._guard import Guard
+from lightning_anomaly.callbacks._guard import Guard, OnError
 from lightning_anomaly.callbacks._lightning_packages import AnyEarlyStopping
-from lightning_anomaly.callbacks._logged_values import find_callback
+from lightning_anomaly.callbacks._trainer_checks import find_callback
 
 
 class StoppingCallback(AnyEarlyStopping):
     """Judge what another callback has logged, at the end of each validation of a fit."""
 
-    on_error = "warn"
-
     _watched_type: ClassVar[type]  # the callback whose reports it judges
     _signal: ClassVar[str]  # name of the logged value, without the prefix
     _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
 
-    def __init__(self, threshold: float, patience: int, verbose: bool) -> None:
+    def __init__(self, threshold: float, patience: int, verbose: bool, on_error: OnError) -> None:
         self.threshold = check_fraction("threshold", threshold, zero=True)
         verbose = check_bool("verbose", verbose)
         # Not None: Lightning would then read `Trainer.val_check_interval`, which a time-based one does not have.
         super().__init__(self._signal, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
         self.divergence_threshold = self.threshold
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._reset()
 
@@ -45,9 +43,9 @@ class StoppingCallback(AnyEarlyStopping):
         self._announced = False
         self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None
-        self._set_reason("NOT_STOPPED")
+        self._set_stopping_reason("NOT_STOPPED")
 
-    def _set_reason(self, name: str) -> None:
+    def _set_stopping_reason(self, name: str) -> None:
         """Set Lightning's `stopping_reason`, in versions that have it."""
         if hasattr(self, "stopping_reason"):
             self.stopping_reason = getattr(type(self.stopping_reason), name)
@@ -74,7 +72,7 @@ class StoppingCallback(AnyEarlyStopping):
         if stage == "fit":
             self._watched = find_callback(trainer, self._watched_type, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -94,7 +92,8 @@ class StoppingCallback(AnyEarlyStopping):
             self._take_metrics(metrics)
             if not self._announced:
                 self._announced = True
-                self._inform(f"{type(self).__name__} {self._rule()}.")
+                if self.verbose:
+                    rank_zero_info(f"{type(self).__name__} {self._stopping_rule()}.")
             if self.monitor in metrics:
                 measured = self._watched.history[-1][self._measured_key]
                 # Rounded, as metrics are in single precision, where 0.05 is above the threshold 0.05.
@@ -104,21 +103,17 @@ class StoppingCallback(AnyEarlyStopping):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = reason
-            self._set_reason("DIVERGENCE_THRESHOLD")
+            self._set_stopping_reason("DIVERGENCE_THRESHOLD")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log why the run was stopped."""
-        if self.stopping_reason_message is not None:
-            self._inform(self.stopping_reason_message)
-
-    def _inform(self, sentence: str) -> None:
-        if self.verbose:
-            rank_zero_info(sentence)
+        if self.verbose and self.stopping_reason_message is not None:
+            rank_zero_info(self.stopping_reason_message)
 
     def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Store other metrics of a validation; a collective call."""
 
-    def _rule(self) -> str:
+    def _stopping_rule(self) -> str:
         """Describe what is watched and when the run is stopped."""
         raise NotImplementedError
 

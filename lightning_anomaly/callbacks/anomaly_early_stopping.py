@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 
 from lightning_anomaly._internal.checks import check_integer
+from lightning_anomaly.callbacks._guard import OnError
 from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, say_validations
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.filters.fraction_rise import HOLD, RISE, RISE_PATIENCE
@@ -24,15 +25,11 @@ class AnomalyEarlyStopping(StoppingCallback):
         threshold: The rise to exceed, as a fraction of the filters.
         patience: How many validations the rise must last. Validations that find nothing do not count. At least 5.
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed, or the Trainer has no such `AnomalyFilterCallback`.
-
-    Examples:
-        >>> stopping = AnomalyEarlyStopping()  # used with an `AnomalyFilterCallback()`
-        >>> stopping.stopping_reason_message is None
-        True
     """
 
     _watched_type = AnomalyFilterCallback
@@ -40,14 +37,11 @@ class AnomalyEarlyStopping(StoppingCallback):
     _measured_key = "clustered"
 
     def __init__(
-        self,
-        threshold: float = RISE,
-        patience: int = RISE_PATIENCE,
-        verbose: bool = True,
+        self, threshold: float = RISE, patience: int = RISE_PATIENCE, verbose: bool = True, on_error: OnError = "warn"
     ) -> None:
-        super().__init__(threshold, check_integer("patience", patience, HOLD), verbose)
+        super().__init__(threshold, check_integer("patience", patience, HOLD), verbose, on_error)
 
-    def _rule(self) -> str:
+    def _stopping_rule(self) -> str:
         return (
             f"watches '{self.monitor}' and stops the run when it has been above {self.threshold:g} for "
             f"{say_validations(self.patience)}, after {self.patience + HOLD} validations at the earliest"

@@ -6,12 +6,15 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
-from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._fitted_module import FittedModule
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_figures import log_report_figures, remember_losses
-from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
+from lightning_anomaly.callbacks._logged_figures import log_report_figures
+from lightning_anomaly.callbacks._logged_values import LoggedValues
+from lightning_anomaly.callbacks._losses import remember_losses
 from lightning_anomaly.callbacks._probe import Probe
+from lightning_anomaly.callbacks._schedule import Schedule
+from lightning_anomaly.callbacks._trainer_checks import check_logging
 from lightning_anomaly.filters.analyze import KnownLayers
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.fraction_rise import fraction_rise
@@ -43,6 +46,7 @@ class AnomalyFilterCallback(AnyCallback):
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Its `save_html` shows every filter with the
@@ -57,12 +61,27 @@ class AnomalyFilterCallback(AnyCallback):
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
 
     Examples:
-        >>> callback = AnomalyFilterCallback(probe_size=256)
-        >>> callback.report is None, callback.history
-        (True, [])
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> images = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> images[7] *= 5
+        >>> model, loader = BoringModel(), torch.utils.data.DataLoader(images, batch_size=60)
+        >>> model.layer = torch.nn.Conv2d(1, 2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.layer.weight)
+        >>> callback = AnomalyFilterCallback(probe_size=120)
+        >>> options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=callback, **options)
+        >>> trainer.fit(model, loader, loader)
+        >>> print(callback.report)  # doctest: +ELLIPSIS
+        strangest samples:
+          7, score ...
+        2 filters isolate a sample; chance gives up to 1
+        anomaly filters: 2, 100.0% of those with varying maps...
+        layer  filters  anomaly  isolated  dead  sparsity  maps  anomaly filters (outlier samples)
+        ------------------------------------------------------------------------------------------
+        layer  2        2        2         0     0.00      8x8   0 (1), 1 (1)
     """
-
-    on_error = "warn"
 
     def __init__(
         self,
@@ -72,6 +91,7 @@ class AnomalyFilterCallback(AnyCallback):
         log_key_prefix: str = "anomaly_filters",
         log_figures: bool = True,
         settings: AnalysisSettings | None = None,
+        on_error: OnError = "warn",
     ) -> None:
         super().__init__()
         self.settings = checked_settings(settings)
@@ -79,7 +99,7 @@ class AnomalyFilterCallback(AnyCallback):
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._schedule = Schedule(self.every_n_validations)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="count")
@@ -95,11 +115,6 @@ class AnomalyFilterCallback(AnyCallback):
         self._undrawn: int | None = None  # step of the last analysis, until its figures are logged
         self._guard.forget_warnings()
 
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return self._module.state_key(self)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""
         return {"history": [dict(entry) for entry in self.history]}
@@ -113,7 +128,7 @@ class AnomalyFilterCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, and drop the state if another module is fitted than before."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
@@ -124,7 +139,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
         self._schedule.begin_fit()
-        self._values.check_validations(trainer, self._guard)
+        self._values.warn_without_validations(trainer, self._guard)
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -134,7 +149,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values, and prepare the probe if this validation is analyzed."""
         self._remove_hooks()
-        self._guard.begin_validation()
+        self._guard.failure = None  # of a validation that never ended
         if not trainer.sanity_checking:
             self._begin_validation(trainer, pl_module)
 
@@ -162,12 +177,10 @@ class AnomalyFilterCallback(AnyCallback):
     ) -> None:
         """Hook the layers, until the probe is full."""
         if self._probe is not None and dataloader_idx == 0:
-            self._probe.before_batch(batch)
+            self._probe.before_probe_batch(batch)
 
     @guarded_until_validation_ends
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any, **options: Any) -> None:
         """Remove the hooks."""
         if self._probe is not None:
             self._probe.capture.remove()
@@ -184,13 +197,13 @@ class AnomalyFilterCallback(AnyCallback):
         if trainer.state.fn == "fit":
             self._record_history(trainer, report)
         with self._guard("log"):
-            self._values.log(trainer, pl_module)
+            self._values.log_values(trainer, pl_module)
         self._remove_hooks()
 
     def _analyze_probe(self, trainer: Any, probe: Probe) -> AnomalyReport | None:
         """Analyze the probe and return the report; None if an earlier measurement stands. A collective call."""
         started = perf_counter()
-        report = probe.analyze(unseen_layers(probe.module, self.layers), self._known)
+        report = probe.analyze_probe(unseen_layers(probe.module, self.layers), self._known)
         seconds = perf_counter() - started
         notes = dict(report.notes)
         if trainer.fast_dev_run:

@@ -11,10 +11,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_anomaly._internal.checks import check_fraction, check_integer
 from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._fitted_module import FittedModule
-from lightning_anomaly.callbacks._guard import Guard, guarded
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging, find_callback
-from lightning_anomaly.callbacks._probe import without_module_logging
+from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._trainer_checks import MisconfiguredTrainer, check_logging, find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
@@ -46,6 +46,7 @@ class AnomalyPruneCallback(AnyCallback):
         last_reports: Number of most recent reports that vote; a report that clustered no filter is ignored.
         max_fraction: Largest fraction of a layer's filters to mask, including those masked before.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
         mask: The `FilterMask`; None before there is a model.
@@ -55,13 +56,7 @@ class AnomalyPruneCallback(AnyCallback):
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
             strategy shards parameters, or a layer cannot be masked.
-
-    Examples:
-        >>> AnomalyPruneCallback(at_epoch=5).masked
-        {}
     """
-
-    on_error = "warn"
 
     def __init__(
         self,
@@ -70,6 +65,7 @@ class AnomalyPruneCallback(AnyCallback):
         last_reports: int = 3,
         max_fraction: float = 0.5,
         log_key_prefix: str = "anomaly_prune",
+        on_error: OnError = "warn",
     ) -> None:
         super().__init__()
         self.at_epoch = check_integer("at_epoch", at_epoch, 1)
@@ -83,7 +79,7 @@ class AnomalyPruneCallback(AnyCallback):
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
         self._values = LoggedValues(log_key_prefix, {})
         self.log_key_prefix = self._values.prefix
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._reset()
 
@@ -100,11 +96,6 @@ class AnomalyPruneCallback(AnyCallback):
         """`{layer: [filter, ...]}` of all filters that are masked."""
         return {} if self.mask is None else self.mask.masked
 
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return self._module.state_key(self)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the mask and the basis of the next decision, in plain types."""
         return {
@@ -118,7 +109,7 @@ class AnomalyPruneCallback(AnyCallback):
         if self._module.fitting is False and self.mask is not None:
             return
         self._reset()
-        model = self._module.resume()
+        model = self._module.resume_module()
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self._done = bool(state_dict["done"])
         if model is not None:
@@ -127,11 +118,11 @@ class AnomalyPruneCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the `AnomalyFilterCallback`, and refuse strategies that shard parameters."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
-                raise ValueError(
+                raise MisconfiguredTrainer(
                     "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, "
                     f"such as DDP. Found {type(trainer.strategy).__name__}, which shards them."
                 )
@@ -222,7 +213,7 @@ class AnomalyPruneCallback(AnyCallback):
         if self.mask is not None and self.mask.model is pl_module and self.mask.verify():
             values["masked"] = float(sum(map(len, self.masked.values())))
             values["masked_fraction"] = self.mask.parameter_fraction
-        self._values.log(trainer, pl_module)
+        self._values.log_values(trainer, pl_module)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_anomaly.callbacks._run_story import Rows, Story
+from lightning_anomaly.callbacks._trainer_checks import find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
@@ -56,7 +57,7 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     """
     if not isinstance(getattr(trainer, "callbacks", None), list):
         raise TypeError(f"Parameter `trainer` should be a Trainer. Found {type(trainer).__name__}.")
-    watcher, comparison = (_first_callback(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
+    watcher, comparison = (find_callback(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
     if watcher is None and comparison is None:
         raise ValueError(
             "Parameter `trainer` should have an AnomalyFilterCallback or a TwoSampleCallback among its callbacks. "
@@ -65,24 +66,20 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
     if not trainer.is_global_zero:
         return BrowserFile(Path(path))
-    waiting = _first_callback(trainer, TwoSampleEarlyStopping)
+    waiting = find_callback(trainer, TwoSampleEarlyStopping)
     threshold = GAP if waiting is None else waiting.threshold
     story = Story(_join_histories(watcher, comparison, waiting))
     if story.times:
         _tell_run(story, trainer, watcher, comparison, threshold)
     else:
-        story.say("Run", f"Nothing was measured. {_lost_reports(trainer)}".strip())
+        story.tell("Run", f"Nothing was measured. {_lost_reports(trainer)}".strip())
     if comparison is not None and comparison.report is not None:
         tabs.append(comparison.report.tab(SHOWN))
     content, blocks = filter_browser_content(filters, filters.labels)
     content |= gallery_index(tabs + sample_lists(filters), Path(path).parent, _LEAVE_OUT)
     content |= {"title": title, "lead": [], "details": []}
-    content |= {"sentences": story.sentences, "curves": story.curves(threshold)}
+    content |= {"sentences": story.sentences, "curves": story.story_curves(threshold)}
     return write_page(path, assemble_page(_CODE, content, filters.images, blocks))
-
-
-def _first_callback(trainer: Any, kind: type[Any]) -> Any:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
 def _join_histories(watcher: Any, comparison: Any, waiting: Any) -> Rows:
@@ -109,20 +106,20 @@ def _tell_run(story: Story, trainer: Any, watcher: Any, comparison: Any, thresho
         }
     )
     if comparison is None:
-        story.say("Gap", "Not measured: a `TwoSampleCallback` compares training with validation images.")
+        story.tell("Gap", "Not measured: a `TwoSampleCallback` compares training with validation images.")
     else:
         story.tell_gap(threshold, comparison._error_rise.too_few_expected_errors)
-    story.say("End", _how_it_ended(trainer, story))
+    story.tell("End", _tell_run_end(trainer, story))
     if comparison is not None:
         story.tell_labels(comparison.report)
     if watcher is None or watcher.report is None:
-        story.say("Filters", "Not measured: an `AnomalyFilterCallback` looks at filters and validation samples.")
+        story.tell("Filters", "Not measured: an `AnomalyFilterCallback` looks at filters and validation samples.")
     else:
         story.tell_samples(watcher.report)
         story.tell_filters(watcher.report)
 
 
-def _how_it_ended(trainer: Any, story: Story) -> str:
+def _tell_run_end(trainer: Any, story: Story) -> str:
     """Say what ended the run, and if that was no early stopping, why none did."""
     why = list[str]()
     for callback in trainer.callbacks:
@@ -139,7 +136,7 @@ def _how_it_ended(trainer: Any, story: Story) -> str:
         why.append(f"{name} {found}")
     limit = f" with `max_epochs = {trainer.max_epochs}`" if trainer.current_epoch == trainer.max_epochs else ""
     ended = "was interrupted" if trainer.interrupted else f"ended{limit}"
-    return f"It {ended} in {story.when(-1)}: {'; '.join(why) or 'there was no early stopping'}."
+    return f"It {ended} in {story.tell_when(-1)}: {'; '.join(why) or 'there was no early stopping'}."
 
 
 def _lost_reports(trainer: Any) -> str:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_names, check_text
-from lightning_anomaly.callbacks._compared_images import ComparedImages, read_images
-from lightning_anomaly.callbacks._fitted_module import FittedModule, Schedule
-from lightning_anomaly.callbacks._guard import Guard, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._compared_images import ComparedImages, read_compared_images
+from lightning_anomaly.callbacks._fitted_module import FittedModule
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_values import LoggedValues, check_logging
-from lightning_anomaly.callbacks._probe import without_module_logging
+from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._schedule import Schedule
+from lightning_anomaly.callbacks._trainer_checks import check_logging
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.network.layers import find_logits_call, select_layers
 from lightning_anomaly.two_sample.comparable_images import ModelCalls
@@ -82,6 +83,7 @@ class TwoSampleCallback(AnyCallback):
             they are read again at each comparison.
         logits_from: Name of a method or submodule that takes images and returns logits, such as `"classify"` or
             `"networks.student"`; None calls the module itself.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -91,13 +93,7 @@ class TwoSampleCallback(AnyCallback):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed; names of layers and `logits_from` are checked when the fit begins.
-
-    Examples:
-        >>> TwoSampleCallback(sample_size=512).report is None
-        True
     """
-
-    on_error = "warn"
 
     def __init__(
         self,
@@ -110,6 +106,7 @@ class TwoSampleCallback(AnyCallback):
         every_n_validations: int = 1,
         max_memory_mb: int = 256,
         logits_from: str | None = None,
+        on_error: OnError = "warn",
     ) -> None:
         super().__init__()
         self.train_inputs, self.val_inputs = train_inputs, val_inputs
@@ -127,7 +124,7 @@ class TwoSampleCallback(AnyCallback):
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self.logits_from = None if logits_from is None else check_text("logits_from", logits_from)
-        self._guard = Guard(self)
+        self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._schedule = Schedule(self.every_n_validations)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="fraction")
@@ -150,11 +147,6 @@ class TwoSampleCallback(AnyCallback):
         self._single = SingleOutputs(named=self.logits_from is not None)
         self._identity: str | None = None  # of the images that were measured
 
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return self._module.state_key(self)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the history and what was measured, the rise and the mean margins, and of which images."""
         return {
@@ -176,7 +168,7 @@ class TwoSampleCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, begin to measure anew, and drop all state if another module is fitted."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_stage(self, pl_module, stage)
+        self._module.enter_module(self, pl_module, stage)
         if stage == "fit":
             self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
@@ -190,12 +182,12 @@ class TwoSampleCallback(AnyCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
         self._schedule.begin_fit()
-        self._values.check_validations(trainer, self._guard)
+        self._values.warn_without_validations(trainer, self._guard)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values."""
         self._remove_hooks()
-        self._guard.begin_validation()
+        self._guard.failure = None  # of a validation that never ended
         self._schedule.due = False
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._begin_validation(trainer, pl_module)
@@ -242,7 +234,7 @@ class TwoSampleCallback(AnyCallback):
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
         given = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
-        images = read_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
+        images = read_compared_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
         check_groups(images.train, images.val)
         self._guard.warn_of(images.notes)
         if self._identity not in (None, images.identity):
@@ -270,7 +262,7 @@ class TwoSampleCallback(AnyCallback):
             }
         )
         with self._guard("log"):
-            self._values.log(trainer, pl_module)
+            self._values.log_values(trainer, pl_module)
         self._remove_hooks()
 
     def _take_comparison(self, trainer: Any, report: TwoSampleReport, seconds: float) -> TwoSampleReport | None:
@@ -281,7 +273,7 @@ class TwoSampleCallback(AnyCallback):
             return None
         if report.label_margins is not None and self._images is not None:
             self._margins.add(report.label_margins, trainer.current_epoch)
-            report = replace(report, doubts=self._margins.ranked(self._images.labels))
+            report = replace(report, doubts=self._margins.ranked_doubts(self._images.labels))
         self.report = report
         if measured:
             values |= {**report.metrics(), "seconds": seconds}

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly._internal.processes import gather_results
+from lightning_anomaly.callbacks._guard import OnError
 from lightning_anomaly.callbacks._losses import validation_losses
 from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, say_validations
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
@@ -35,15 +36,11 @@ class TwoSampleEarlyStopping(StoppingCallback):
         verbose: Whether it logs its rule and its reason; `stopping_reason_message` has the reason in any case.
         confirm: Name of the logged metric that has to confirm the gap; lower is better. "auto" finds the validation
             loss by its name; if there is none, or several fit, it warns and does not stop.
+        on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is not allowed, or the Trainer has no such `TwoSampleCallback`.
-
-    Examples:
-        >>> stopping = TwoSampleEarlyStopping(confirm="val/ce")  # used with a `TwoSampleCallback()`
-        >>> stopping.threshold, stopping.patience
-        (0.05, 3)
     """
 
     _watched_type = TwoSampleCallback
@@ -56,9 +53,10 @@ class TwoSampleEarlyStopping(StoppingCallback):
         patience: int = LOSS_PATIENCE,
         verbose: bool = True,
         confirm: str = "auto",
+        on_error: OnError = "warn",
     ) -> None:
         self.confirm = check_text("confirm", confirm)
-        super().__init__(threshold, check_integer("patience", patience, 1), verbose)
+        super().__init__(threshold, check_integer("patience", patience, 1), verbose, on_error)
 
     def _reset(self) -> None:
         super()._reset()
@@ -93,7 +91,7 @@ class TwoSampleEarlyStopping(StoppingCallback):
                 f"Found {problem} among the logged metrics, so the run is not stopped: name one as `confirm`.",
             )
 
-    def _rule(self) -> str:
+    def _stopping_rule(self) -> str:
         loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
         return (
             f"watches '{self.monitor}' and stops the run when it is above {self.threshold:g} and {loss} has not "

@@ -42,10 +42,10 @@ def analyze_across_processes(
     rank, world = rank_and_world()
 
     def describe() -> tuple[dict[str, LayerMaps], SampleStatistics]:
-        return {name: _header(layer) for name, layer in maps.items()}, samples.collected(most_samples(maps))
+        return {name: _process_header(layer) for name, layer in maps.items()}, samples.collected(most_samples(maps))
 
     headers, statistics = zip(*gather_results(describe), strict=True)
-    layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
+    layers = {name: _join_process_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     counts = {name: [header[name].count for header in headers] for name in usable}  # of each process
     slices = {name: even_slices(layer.batches[0].shape[1], world) for name, layer in usable.items()}
@@ -63,7 +63,7 @@ def analyze_across_processes(
         parts = {}
         for name, layer in usable.items():
             rows = torch.cat(received.pop(name), 1)[:, sample_order(counts[name], limit)]
-            parts[name] = _slice_maps(layer, rows, slices[name][rank])
+            parts[name] = _slice_process_maps(layer, rows, slices[name][rank])
         return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics(), known=known)
 
     parts, views = zip(*gather_results(analyze), strict=True)
@@ -71,7 +71,7 @@ def analyze_across_processes(
     return make_anomaly_report(found, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
 
 
-def _header(layer: LayerMaps) -> LayerMaps:
+def _process_header(layer: LayerMaps) -> LayerMaps:
     """Copy a layer without its samples: the types and shapes of its maps and extremes stay."""
     batches, extremes = (
         [values.new_empty(0, *values.shape[1:], device="cpu") for values in batches[:1]]
@@ -81,7 +81,7 @@ def _header(layer: LayerMaps) -> LayerMaps:
     return LayerMaps(batches, layer.count, layer.size, zeros, layer.problem, extremes)
 
 
-def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
+def _join_process_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     """Join the headers of a layer in all processes; types and shapes must be the same."""
     seen = [header for header in headers if header.batches]
     problems = [header.problem for header in headers if header.problem is not None]
@@ -96,7 +96,7 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
 
 
-def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
+def _slice_process_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
     """Split the `rows` of some filters, see `LayerMaps.rows`."""
     assert layer.zeros is not None
     pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)

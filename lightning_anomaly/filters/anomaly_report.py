@@ -15,8 +15,8 @@ from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tabular import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
-from lightning_anomaly.filters.layer_table import count_sentences, filter_columns, layer_rows
-from lightning_anomaly.scores.views import VIEWS, SampleView, larger, ordered_reasons, scores_by
+from lightning_anomaly.filters.layer_table import layer_table_columns, layer_table_rows, layer_table_sentences
+from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, larger, ordered_reasons, scores_by_view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ class AnomalyReport(Tabular):
         with NaN or infinite maps.
         """
         zeros = torch.zeros(self.n_samples, device="cpu")
-        odd = [view.scores for name, view in self.views.items() if name in VIEWS]
+        odd = [view.scores for name, view in self.views.items() if name in ODD_VIEWS]
         scores = larger(odd) if odd else zeros
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
@@ -127,12 +127,12 @@ class AnomalyReport(Tabular):
     @property
     def look_scores(self) -> Tensor:
         """How unlike the others each sample looks by its pixels `(N,)`, in nats; NaN if samples are no images."""
-        return scores_by("look", self.views, self.n_samples)
+        return scores_by_view("look", self.views, self.n_samples)
 
     @property
     def content_scores(self) -> Tensor:
         """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features."""
-        return scores_by("content", self.views, self.n_samples)
+        return scores_by_view("content", self.views, self.n_samples)
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:
         """Return why a probe sample looks odd or shows something else, the larger score first.
@@ -173,7 +173,7 @@ class AnomalyReport(Tabular):
         """
         from pandas import DataFrame
 
-        return DataFrame(filter_columns(self.layers))
+        return DataFrame(layer_table_columns(self.layers))
 
     def plot(self) -> Figure:
         """Draw a map of all filters, colored by verdict, which notebooks show and `savefig("plot.png")` writes."""
@@ -209,7 +209,7 @@ class AnomalyReport(Tabular):
         return str(sample) if self.names is None else self.names[sample]
 
     def _table_rows(self) -> list[tuple[str, ...]]:
-        return layer_rows(self.layers, self.measured)
+        return layer_table_rows(self.layers, self.measured)
 
     def _introduction(self) -> list[str]:
         """Begin with the strangest samples, and count the anomaly filters."""
@@ -227,7 +227,7 @@ class AnomalyReport(Tabular):
             if doubted:
                 lines.append("labels that the network doubts most:")
             lines += [f"  {self._sample_name(sample)}: {told[sample]}" for sample in doubted[:_FIRST]]
-        return [*lines, *(count_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
+        return [*lines, *(layer_table_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:
         return [f"note: {note}" for note in self.notes.values()]

@@ -46,14 +46,14 @@ def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str
         right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         left.yaxis.set_major_locator(MaxNLocator(5))
         left.grid(axis="y", color="#E5E5E5")
-        _number_validations(left, history)
+        _label_curve_axis(left, history)
         for axes in (left, right):
             axes.spines["top"].set_visible(False)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
-def _number_validations(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+def _label_curve_axis(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     """Label validations with epochs, or with steps if an epoch has several."""
     from matplotlib.ticker import MaxNLocator
 

@@ -50,9 +50,9 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
     ranks = {place: rank for rank, place in enumerate(clearest_filters(layers, filters))}
     blocks = {}
     for number, (name, layer) in enumerate(layers.items()):
-        blocks[f"points-{number}"] = _pack_points(layer, shown)
+        blocks[f"points-{number}"] = _browser_points(layer, shown)
         if name in maps:
-            blocks[f"maps-{number}"] = _pack_maps(maps[name])
+            blocks[f"maps-{number}"] = _browser_maps(maps[name])
     index = {
         "count": report.count,
         "fraction": report.fraction,
@@ -74,16 +74,16 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
         ],
         "agreements": agreements(layers)[:_GROUPS],
         "singled": singled_out(layers).sum(0).tolist() if layers else [],
-        "reactions": _filter_reactions(layers, n_samples),
-        "layers": [_layer_index(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
-        "labels": None if labels is None else _index_labels(check_labels(labels, n_samples)),
+        "reactions": _browser_reactions(layers, n_samples),
+        "layers": [_browser_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
+        "labels": None if labels is None else _browser_labels(check_labels(labels, n_samples)),
         "names": names,
-        "notes": [*report.notes.values(), *_omissions(n_samples, count, [*maps.values()])],
+        "notes": [*report.notes.values(), *_browser_omissions(n_samples, count, [*maps.values()])],
     }
     return index, blocks
 
 
-def _filter_reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:
+def _browser_reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:
     """List the filters that react to each sample, and its distance from their mean (standard deviations).
 
     Those that isolate it come before those with it in a rare cluster, each kind by descending distance. Filters are
@@ -101,7 +101,7 @@ def _filter_reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list
     return [[(number, four_digits(-near)) for _, near, number in sorted(reactions)[:_REACTIONS]] for reactions in found]
 
 
-def _layer_index(
+def _browser_layer(
     name: str, layer: LayerReport, ranks: Mapping[tuple[str, int], int], kept: KeptMaps | None
 ) -> dict[str, Any]:
     verdict_names = list(dict.fromkeys(layer.verdicts))
@@ -110,8 +110,8 @@ def _layer_index(
         "verdict_names": verdict_names,
         "verdicts": [verdict_names.index(verdict) for verdict in layer.verdicts],
         "clearest": [ranks.get((name, index)) for index in range(len(layer.verdicts))],
-        "outliers": _list_true_columns(layer.outliers),
-        "isolated": _list_true_columns(layer.isolated),
+        "outliers": _browser_rows(layer.outliers),
+        "isolated": _browser_rows(layer.isolated),
         "map_size": list(layer.map_size),
         "analyzed_size": list(layer.analyzed_size),
         "maps": None,
@@ -124,7 +124,7 @@ def _layer_index(
     return described
 
 
-def _list_true_columns(flags: Tensor) -> dict[str, list[int]]:
+def _browser_rows(flags: Tensor) -> dict[str, list[int]]:
     """List the columns that are true in each row, without empty rows."""
     rows: dict[str, list[int]] = {}
     for row, column in flags.nonzero().tolist():
@@ -132,7 +132,7 @@ def _list_true_columns(flags: Tensor) -> dict[str, list[int]]:
     return rows
 
 
-def _pack_points(layer: LayerReport, shown: Tensor) -> bytes:
+def _browser_points(layer: LayerReport, shown: Tensor) -> bytes:
     """Pack each filter's points of the `shown` samples, its outliers and its isolated samples."""
     points = layer.points.nan_to_num(0.0, 0.0, 0.0)
     low, high = points.amin(1), points.amax(1)
@@ -157,7 +157,7 @@ def _pack_points(layer: LayerReport, shown: Tensor) -> bytes:
     return b"".join(part.tobytes() for part in parts)
 
 
-def _pack_maps(kept: KeptMaps) -> bytes:
+def _browser_maps(kept: KeptMaps) -> bytes:
     """Pack maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
     samples, order = kept.samples.sort(1)
     steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
@@ -169,7 +169,7 @@ def _pack_maps(kept: KeptMaps) -> bytes:
     return steps.numpy().astype("<u4").tobytes() + packed.numpy().tobytes()
 
 
-def _index_labels(values: list[Any]) -> dict[str, Any]:
+def _browser_labels(values: list[Any]) -> dict[str, Any]:
     """List the distinct labels in order, and for each sample the place of its label among them."""
     texts = ["unknown" if value is None else str(value) for value in values]  # lists have no hash
     value_of = dict(zip(texts, values, strict=True))
@@ -179,7 +179,7 @@ def _index_labels(values: list[Any]) -> dict[str, Any]:
     return {"names": names, "of": [places[text] for text in texts]}
 
 
-def _omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
+def _browser_omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
     """Describe in sentences what the page omits: points beyond `count` samples, and maps."""
     notes, kept = [], [layer.samples.shape[1] for layer in maps]
     if count < samples:

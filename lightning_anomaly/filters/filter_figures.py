@@ -56,7 +56,7 @@ def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Fig
         top = free = 0.0  # where the next block begins, and where the next name has room
         for name, layer in layers.items():
             height = _block_height(len(layer.verdicts)) * shrink
-            _draw_block(axes, layer, top, height)
+            _draw_verdict_block(axes, layer, top, height)
             if top >= free:
                 free = top + _LINE
                 text: dict[str, Any] = {"va": "center", "fontsize": 13, "parse_math": False}
@@ -88,7 +88,7 @@ def _block_height(size: int) -> float:
     return max(_LINE, math.ceil(size / _COLUMNS) * _MAP_WIDTH / _COLUMNS)
 
 
-def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float) -> None:
+def _draw_verdict_block(axes: Axes, layer: LayerReport, top: float, height: float) -> None:
     import numpy as np
     from matplotlib.colors import ListedColormap
 

@@ -56,13 +56,13 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     views = [points.double().numpy()]
     with np.errstate(invalid="ignore"):  # NaN for filters with NaN or infinite values
         if extremes is not None:
-            views.append(_in_deviations(extremes.double().numpy()))
-        distances = [_center_distances(view) for view in views]
+            views.append(_isolation_deviations(extremes.double().numpy()))
+        distances = [_isolation_distances(view) for view in views]
     isolated = [values >= isolation_borders(values, max_size, _FALSE_ALARMS / len(views)) for values in distances]
     return torch.from_numpy(np.any(isolated, axis=0))
 
 
-def _center_distances(points: _Array) -> _Array:
+def _isolation_distances(points: _Array) -> _Array:
     """Compute the distances `(F, N)` of points `(F, N, 2)` from the mean of the half of them that is closest to it.
 
     The mean is the silent point of a filter that is silent for more than half of the samples. It rotates with the
@@ -76,7 +76,7 @@ def _center_distances(points: _Array) -> _Array:
     return distances
 
 
-def _in_deviations(values: _Array) -> _Array:
+def _isolation_deviations(values: _Array) -> _Array:
     """Center values `(F, N, 2)` at their medians and divide by the median absolute deviations; 0 where that is 0."""
     exponents = np.frexp(np.abs(values).max((1, 2), keepdims=True))[1]
     values = np.ldexp(values, -exponents)  # exact, and nothing overflows

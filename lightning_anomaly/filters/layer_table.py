@@ -17,7 +17,7 @@ _HEADING = ("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
 
 
-def layer_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[str, ...]]:
+def layer_table_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[str, ...]]:
     """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters.
 
     Where nothing was `measured`, a dash stands for a count of anomaly or isolated filters.
@@ -34,13 +34,13 @@ def layer_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[
         maps = size if size == analyzed else f"{size} pooled to {analyzed}"
         if len(anomalies) > 6:
             first.append("...")
-        rows.append((name or "(the model)", *_layer_counts([layer], measured), maps, ", ".join(first)))
+        rows.append((name or "(the model)", *_layer_table_counts([layer], measured), maps, ", ".join(first)))
     if others := [layer for name, layer in layers.items() if name not in shown]:
-        rows.append((f"{len(others)} others", *_layer_counts(others, measured), "", ""))
+        rows.append((f"{len(others)} others", *_layer_table_counts(others, measured), "", ""))
     return rows
 
 
-def _layer_counts(layers: Sequence[LayerReport], measured: bool) -> list[str]:
+def _layer_table_counts(layers: Sequence[LayerReport], measured: bool) -> list[str]:
     """Count all, anomaly, isolated and dead filters of some layers, and compute their mean sparsity."""
     kinds = ((layer.verdicts, layer.filters(ANOMALY), layer.isolated_filters, layer.filters(DEAD)) for layer in layers)
     total, anomalies, isolated, dead = (str(sum(map(len, kind))) for kind in zip(*kinds, strict=True))
@@ -49,7 +49,7 @@ def _layer_counts(layers: Sequence[LayerReport], measured: bool) -> list[str]:
     return [total, anomalies, isolated, dead, f"{torch.cat([layer.sparsity for layer in layers]).mean().item():.2f}"]
 
 
-def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
+def layer_table_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
     """Say how many filters isolate a sample, and how many are flagged, of sparse filters and of others."""
     verdicts = [verdict for layer in layers.values() for verdict in layer.verdicts]
     clustered, flagged = (
@@ -68,7 +68,7 @@ def count_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
     ]
 
 
-def filter_columns(layers: Mapping[str, LayerReport]) -> dict[str, list[Any]]:
+def layer_table_columns(layers: Mapping[str, LayerReport]) -> dict[str, list[Any]]:
     """Collect the columns of `AnomalyReport.to_frame`, with an entry for each filter."""
     columns: dict[str, list[Any]] = {key: [] for key in ("layer", "filter", "verdict", *_COLUMNS)}
     for name, layer in layers.items():

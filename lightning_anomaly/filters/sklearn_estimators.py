@@ -15,11 +15,11 @@ from torch.nn import functional
 
 def sklearn_pca(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Compute what `principal_components` does."""
-    scores, axes = zip(*map(_pca, rows.numpy()), strict=True)
+    scores, axes = zip(*map(_sklearn_pca_of_filter, rows.numpy()), strict=True)
     return torch.stack(scores), torch.stack(axes)
 
 
-def _pca(rows: Any) -> tuple[Tensor, Tensor]:
+def _sklearn_pca_of_filter(rows: Any) -> tuple[Tensor, Tensor]:
     """Compute scores `(N, 2)` and axes `(P, 2)` of one filter's rows `(N, P)`."""
     pca = PCA(min(2, *rows.shape), svd_solver="full")
     scores = torch.from_numpy(pca.fit_transform(rows))
@@ -33,10 +33,10 @@ def sklearn_mixtures(points: Tensor, weights: Tensor, means: Tensor, factors: Te
     u11, u12, u22 = factors.unbind(2)
     precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
     filters = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
-    return torch.stack([torch.from_numpy(_mixture_labels(*one_filter)) for one_filter in filters])
+    return torch.stack([torch.from_numpy(_sklearn_mixture_of_filter(*one_filter)) for one_filter in filters])
 
 
-def _mixture_labels(points: Any, weights: Any, means: Any, precisions: Any) -> Any:
+def _sklearn_mixture_of_filter(points: Any, weights: Any, means: Any, precisions: Any) -> Any:
     """Fit the mixture of one filter to its points `(N, 2)`, and return the labels `(N,)`."""
     mixture = GaussianMixture(
         len(weights),

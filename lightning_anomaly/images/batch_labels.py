@@ -1,17 +1,14 @@
-"""What a data set and its batches tell of its images: their classes and their files."""
+"""The labels in the batches of a data set."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Subset
 
-from lightning_anomaly.images.loaders import epoch_positions, first_loader
 from lightning_anomaly.images.targets import Column
 
 _LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # what labels are usually called
@@ -97,66 +94,3 @@ def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         parts = zip(getattr(values, "_fields", range(len(values))), values, strict=True)
     for key, part in parts:
         yield from named_tensors(part, f"{name}.{key}" if name else str(key))
-
-
-def file_names(dataset: Any) -> list[str] | None:
-    """Return the file of each image relative to the data set's `root`; None without `samples` that name files."""
-    samples = dataset_column(dataset, "samples")
-    if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
-        return None
-    root = os.path.join(dataset_folder(dataset), "")
-    return [path.removeprefix(root) for path, *_ in samples]
-
-
-def dataset_folder(dataset: Any) -> str:
-    """Return the data set's `root`; empty if it has none, or one that is no path."""
-    root = getattr(dataset_with(dataset, "root"), "root", None)
-    return os.fspath(root) if isinstance(root, (str, os.PathLike)) else ""
-
-
-def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the different names in a data set's `classes`, if they are those of its labels; else none.
-
-    They may not be where a data set wraps another or has a `target_transform`.
-    """
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    if not isinstance(names, (list, tuple)) or getattr(dataset, "target_transform", None) is not None:
-        return ()
-    return tuple(map(str, names)) if len({*map(str, names)}) == len(names) else ()
-
-
-def class_targets(dataset: Any) -> list[int] | None:
-    """Return a data set's `targets`, one for each image; None if these are no integers."""
-    targets = dataset_column(dataset, "targets")
-    return targets if targets is not None and all(isinstance(target, int) for target in targets) else None
-
-
-def in_drawn_order(loaders: Any) -> tuple[list[int] | None, list[str] | None]:
-    """Return `targets` and files in the order in which the first of a Trainer's loaders draws them; None if unknown."""
-    loader = first_loader(loaders)
-    dataset = getattr(loader, "dataset", None)
-    targets, names = class_targets(dataset), file_names(dataset)
-    positions = epoch_positions(loader) if targets or names else None
-    if positions is None:
-        return None, None
-    return targets and [targets[place] for place in positions], names and [names[place] for place in positions]
-
-
-def dataset_with(dataset: Any, attribute: str) -> Any:
-    """Return the data set with an attribute: this one or the one that it wraps; None if neither has it."""
-    while dataset is not None and not hasattr(dataset, attribute):
-        dataset = getattr(dataset, "dataset", None)
-    return dataset
-
-
-def dataset_column(dataset: Any, name: str) -> list[Any] | None:
-    """Return an attribute with a value for each item, of a data set or of the one that it is a subset of."""
-    if isinstance(dataset, Subset):
-        whole = dataset_column(dataset.dataset, name)
-        return None if whole is None else [whole[index] for index in dataset.indices]
-    values = getattr(dataset, name, None)
-    if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):
-        return None
-    return values if isinstance(values, list) else values.tolist()

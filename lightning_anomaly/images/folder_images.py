@@ -81,7 +81,7 @@ class FolderImages(Dataset[Any]):
         self.samples = [(os.path.join(folder, n), numbers[label]) for n, label in zip(names, labels, strict=True)]
         self.classes = [*numbers] if any(labels) else []
         self.targets = [number for _, number in self.samples] if self.classes else []
-        self.whites = _find_whites([file for file, _ in self.samples[:: -(-len(names) // _DEPTHS)]])
+        self.whites = _find_folder_whites([file for file, _ in self.samples[:: -(-len(names) // _DEPTHS)]])
         alone = len(names) < _MANY or sys.platform != "linux" or multiprocessing.current_process().daemon
         default = 0 if alone else len(os.sched_getaffinity(0))
         self.num_workers = default if num_workers is None else check_integer("num_workers", num_workers, 0)
@@ -107,10 +107,10 @@ def load_image(
     from PIL import Image, ImageOps
 
     opened, scaling = read_image(file, whites=whites), Image.Resampling.BILINEAR
-    whole = _channels_first(opened.resize((size, size), scaling))
+    whole = _file_tensor(opened.resize((size, size), scaling))
     if transform is not None:
         return WithWholeImage(transform(opened), whole)
-    return WithWholeImage(scaled(_channels_first(ImageOps.fit(opened, (size, size), scaling))), whole)
+    return WithWholeImage(scaled(_file_tensor(ImageOps.fit(opened, (size, size), scaling))), whole)
 
 
 def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
@@ -153,7 +153,7 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
     return sorted(names, key=lambda name: name.split(os.sep)), dict(sorted(skipped.items()))
 
 
-def _find_whites(files: Sequence[str]) -> dict[str, float]:
+def _find_folder_whites(files: Sequence[str]) -> dict[str, float]:
     """Return the value that is white in images of more than 8 bits, by mode."""
     from PIL import Image
 
@@ -161,7 +161,7 @@ def _find_whites(files: Sequence[str]) -> dict[str, float]:
     for file in files:
         with suppress(Exception), Image.open(file) as opened:  # a broken one has no depth
             if opened.mode[0] in "IF":
-                whites[opened.mode] = max(_white_value(opened), whites.get(opened.mode, 0))
+                whites[opened.mode] = max(_file_white(opened), whites.get(opened.mode, 0))
     return whites
 
 
@@ -173,14 +173,14 @@ def read_image(file: Any, side: int | None = None, whites: Mapping[str, float] |
     """
     from PIL import Image
 
-    image = _decode(file, side)
+    image = _decode_file(file, side)
     if image.mode == "RGB":
         return image
-    white = (whites or {}).get(image.mode) or _white_value(image)
-    return Image.fromarray((_finite_pixels(image) * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
+    white = (whites or {}).get(image.mode) or _file_white(image)
+    return Image.fromarray((_file_pixels(image) * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
 
 
-def _decode(file: Any, side: int | None = None) -> Any:
+def _decode_file(file: Any, side: int | None = None) -> Any:
     """Decode an image, into RGB unless it has more than 8 bits, which Pillow would clip at 255."""
     from PIL import Image, ImageOps
 
@@ -196,7 +196,7 @@ def _decode(file: Any, side: int | None = None) -> Any:
     return image.convert("RGB")
 
 
-def _finite_pixels(image: Any) -> Any:
+def _file_pixels(image: Any) -> Any:
     values = np.asarray(image, np.float32)
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high < np.inf:
@@ -204,8 +204,8 @@ def _finite_pixels(image: Any) -> Any:
     return values
 
 
-def _white_value(image: Any) -> float:
-    highest, depths = _finite_pixels(image).max(), range(129) if image.mode == "F" else (8, 12, *range(16, 33))
+def _file_white(image: Any) -> float:
+    highest, depths = _file_pixels(image).max(), range(129) if image.mode == "F" else (8, 12, *range(16, 33))
     return next(2.0**bits for bits in depths if highest <= 2.0**bits)
 
 
@@ -226,11 +226,11 @@ def decoded_hashes(hashes: Tensor, files: Sequence[str]) -> Tensor:
 
 
 def _decoded_hash(file: str) -> int:
-    image = _decode(file)
+    image = _decode_file(file)
     pixels = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
     return int.from_bytes(pixels.digest()[:8], "little", signed=True)
 
 
-def _channels_first(image: Any) -> Tensor:
+def _file_tensor(image: Any) -> Tensor:
     """Return an image as a tensor of bytes `(3, H, W)`."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

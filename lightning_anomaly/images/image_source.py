@@ -15,16 +15,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.batch_labels import (
-    BatchLabels,
+from lightning_anomaly.images.batch_labels import BatchLabels, name_labels, named_tensors
+from lightning_anomaly.images.dataset_facts import (
     class_names,
     class_targets,
     dataset_column,
     dataset_folder,
     dataset_with,
     file_names,
-    name_labels,
-    named_tensors,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, epoch_positions, load_like, shuffled
 from lightning_anomaly.images.whole_images import WithWholeImage, collate_whole, stack_items, unpickled
@@ -255,7 +253,7 @@ class ImageSource:
         images, whole, error = found
         if images is not None:
             return [images.cpu(), whole.cpu()]
-        self.unreadable[position] = _error_in_one_line(error)
+        self.unreadable[position] = _source_error(error)
         return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
 
     def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
@@ -283,7 +281,7 @@ class ImageSource:
         return images, whole
 
 
-def _error_in_one_line(error: Exception) -> str:
+def _source_error(error: Exception) -> str:
     """Return the kind of an error and its text, of one in a worker process without the traceback."""
     kind, _, text = f"{type(error).__name__}: {error}".partition(": ")
     if "Original Traceback" in text:

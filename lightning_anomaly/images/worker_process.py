@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, get_worker_info
 
-from lightning_anomaly.images.batch_labels import dataset_with
+from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.loaders import load_like
 
 _TIMEOUT = 60  # seconds for a batch; a data set with threads of its own may wait for these forever in another process

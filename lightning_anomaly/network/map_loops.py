@@ -41,7 +41,7 @@ def reduce_and_pool(maps: Tensor, windows: Sequence[int], rectify: bool) -> tupl
     def reduce(first: int) -> None:
         part = slice(first, first + step)
         bits = values[part].view(integer), ends[part].view(integer)
-        _reduce(values[part], grid, rectify, means[part], ends[part], counts[part], bits)
+        _reduce_map(values[part], grid, rectify, means[part], ends[part], counts[part], bits)
 
     step = max(1, _VALUES // len(cells))
     for _ in torch_in_threads(reduce, range(0, len(values), step)):
@@ -50,7 +50,7 @@ def reduce_and_pool(maps: Tensor, windows: Sequence[int], rectify: bool) -> tupl
 
 
 @compile_loop()
-def _extremes(bits: _Integers) -> tuple[int, int]:
+def _map_extremes(bits: _Integers) -> tuple[int, int]:
     """Find the bits of the largest and the smallest float by comparing integers, as vectors; NaN is beyond all."""
     most, shift = np.iinfo(bits.dtype).max, bits.itemsize * 8 - 1
     first = bits[0] ^ ((bits[0] >> shift) & most)
@@ -63,7 +63,7 @@ def _extremes(bits: _Integers) -> tuple[int, int]:
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _reduce(
+def _reduce_map(
     maps: _Floats,
     grid: _Grid,
     rectify: bool,
@@ -82,7 +82,7 @@ def _reduce(
     sums = np.empty((rows.max() + 1, width))
     for m in range(len(maps)):
         x = maps[m]
-        end_bits[m, 0], end_bits[m, 1] = _extremes(map_bits[m])
+        end_bits[m, 0], end_bits[m, 1] = _map_extremes(map_bits[m])
         zero = 0
         for i in range(x.size):
             zero += x[i] <= 0

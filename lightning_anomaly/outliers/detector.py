@@ -26,12 +26,12 @@ from lightning_anomaly.outliers.search import (
     MIN_REFERENCE,
     DetectorState,
     ReferenceImages,
-    fit_to_images,
     fit_to_reference,
     join_columns,
     make_outlier_report,
     score_source,
     search_source,
+    search_without_reference,
 )
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
@@ -43,7 +43,7 @@ from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_va
 from lightning_anomaly.scores.views import FittedView
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 11
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 12
 _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
     Content, DetectorState, FeatureLayer, FittedView, Label, Look, PixelWords, Ridge, RobustGaussian, Scale, Tail,
     TwoTails,
@@ -147,6 +147,7 @@ class OutlierDetector:
 
         Raises:
             NotFittedError: If the detector is not fitted.
+            TypeError: If the scores are no tensor.
         """
         state = self._fitted_state()
         if not isinstance(scores, Tensor):
@@ -290,7 +291,7 @@ def _read_detector(path: Path) -> dict[str, Any]:
         if found == expected and isinstance(content["fit"], DetectorState):
             return content
     except Exception as error:  # torch raises many types
-        found = f"{type(error).__name__}: an incomplete file, or another one"
+        found = f"{type(error).__name__}: an incomplete file, or one of another version"
     raise ValueError(
         f"Parameter `path` should be a file of `OutlierDetector.save`, {expected}. Found '{path.name}': {found}."
     )
@@ -307,12 +308,12 @@ def find_outliers(
     labels: Sequence[Any] | None = None,
     progress: bool | None = None,
 ) -> OutlierReport:
-    """Score every image of a data set by how unusual it is among the images of a reference.
+    """Score every image of a data set by how unusual it is among the images of a reference, or among all of them.
 
     Labels are not needed. If images have classes that tell something about what they show, each is compared with the
     others of its class, and those that look like another class have large label scores.
 
-    A shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
+    With a reference it is a shortcut for `OutlierDetector(model, class_names).fit(reference).search(images)`.
 
     Args:
         images: See `OutlierDetector.search`.
@@ -349,7 +350,6 @@ def find_outliers(
     limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
     source = open_scaled(images, "images", batch_size, labels)
     reader = ImageReader(model, detector.class_names, progress)
-    state, notes, read = fit_to_images(reader, source, limit)
-    report = search_source(reader, source, state, notes, read=read)
+    report = search_without_reference(reader, source, limit)
     warn_of(report.notes)
     return report

@@ -97,11 +97,11 @@ def find_duplicates(
     if len(first) < 2 or fingerprints.looks is None:
         return identical, ""
     looks = fingerprints.looks[images[first]]
-    coarse = _coarse(looks)
-    pairs = _candidates(coarse)
+    coarse = _coarse_looks(looks)
+    pairs = _duplicate_candidates(coarse)
     correlation = _correlations(looks, coarse, pairs)
     close = correlation > _NEXT
-    groups, undecided = _groups(len(first), pairs[:, close].numpy(), correlation[close].numpy())
+    groups, undecided = _copy_groups(len(first), pairs[:, close].numpy(), correlation[close].numpy())
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
     found = [([place for place, _ in group], False, [value for _, value in group]) for group in near]
     many = 2 * undecided > len(first)
@@ -115,7 +115,7 @@ def _in_eight_ways(looks: Tensor) -> Tensor:
     return torch.stack([*ways, *(way.flip(1, 2) for way in ways)], 1)
 
 
-def _coarse(looks: Tensor) -> Tensor:
+def _coarse_looks(looks: Tensor) -> Tensor:
     """Reduce looks to 8x8 pixels, centered by the mean look and by their own mean, and scaled to norm 1."""
     small = torch.cat([functional.adaptive_avg_pool2d(part.float(), 8) for part in torch.split(looks, _BLOCK)])
     small = (small - _in_eight_ways(small.mean(0, keepdim=True)).mean(1)).flatten(1)
@@ -128,7 +128,7 @@ def _similarity(coarse: Tensor, others: Tensor) -> Tensor:
     return reduce(torch.maximum, (coarse.flatten(1) @ way.T for way in ways))
 
 
-def _cells(coarse: Tensor) -> Sequence[Tensor]:
+def _candidate_cells(coarse: Tensor) -> Sequence[Tensor]:
     """Return the cells in which candidates are sought: all images `(N, 8, 8)`, or those that are like the same images.
 
     Many images are each in the cells of the few centers that they are most like; centers are evenly spaced images.
@@ -141,7 +141,7 @@ def _cells(coarse: Tensor) -> Sequence[Tensor]:
     return torch.split(places.argsort(stable=True) // _CELLS, places.bincount(minlength=len(centers)).tolist())
 
 
-def _candidates(coarse: Tensor) -> Tensor:
+def _duplicate_candidates(coarse: Tensor) -> Tensor:
     """Pair each image `(N, 8, 8)` with those that are most alike, turned or mirrored; return pairs `(2, P)`."""
 
     def of(block: tuple[Tensor, Tensor]) -> Tensor:
@@ -157,7 +157,7 @@ def _candidates(coarse: Tensor) -> Tensor:
         ends = torch.stack([rows[row], others.gather(1, place)[row, chosen]])
         return ends.amin(0) * len(coarse) + ends.amax(0)
 
-    blocks = [(rows, cell) for cell in _cells(coarse) for rows in torch.split(cell, _ROWS)]
+    blocks = [(rows, cell) for cell in _candidate_cells(coarse) for rows in torch.split(cell, _ROWS)]
     pairs = np.unique(torch.cat([*torch_in_threads(of, blocks)]).numpy())
     return torch.from_numpy(np.stack(np.divmod(pairs, len(coarse))))
 
@@ -231,7 +231,7 @@ def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tens
     return best, best_warp
 
 
-def _groups(count: int, pairs: np.ndarray, correlation: np.ndarray) -> tuple[list[list[tuple[int, float]]], int]:
+def _copy_groups(count: int, pairs: np.ndarray, correlation: np.ndarray) -> tuple[list[list[tuple[int, float]]], int]:
     """Group each image that is no copy of an earlier one with its copies, and count images that are too alike to tell.
 
     Pairs are `(2, P)`, their correlations above `_NEXT` `(P,)`. Copies of an image are its nearest ones up to the last

@@ -21,7 +21,7 @@ from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.html_page import BrowserFile, usual_score, write_page
 from lightning_anomaly.pages.thumbnails import data_uri
-from lightning_anomaly.scores.views import VIEWS, SampleView, ordered_reasons, scores_by
+from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, ordered_reasons, scores_by_view
 
 TOP = 100  # images in the lists of look and content, by default
 _LARGE, _SMALL = 512, 256  # sides of the copies on the page: of the first images of each list, and of the others
@@ -90,12 +90,12 @@ class OutlierReport(Tabular):
     @property
     def look_scores(self) -> Tensor:
         """How unlike the others each image looks, by its pixels, in nats `(N,)`; NaN without such a view."""
-        return scores_by("look", self.views, len(self.scores))
+        return scores_by_view("look", self.views, len(self.scores))
 
     @property
     def content_scores(self) -> Tensor:
         """How unlike the others is what the network sees in each image, in nats `(N,)`; NaN without such a view."""
-        return scores_by("content", self.views, len(self.scores))
+        return scores_by_view("content", self.views, len(self.scores))
 
     @property
     def label_scores(self) -> Tensor:
@@ -104,7 +104,7 @@ class OutlierReport(Tabular):
         NaN for images whose class is unknown or has only one or two images among those of the fit, and for all if
         labels tell nothing.
         """
-        return scores_by("label", self.views, len(self.scores))
+        return scores_by_view("label", self.views, len(self.scores))
 
     def outlier_reasons(self, position: int) -> dict[str, str]:
         """Describe what is unusual about an image's look, content and label, the larger score first.
@@ -319,7 +319,7 @@ class OutlierReport(Tabular):
                 if row.position is not None:
                     side = _LARGE if place < _LARGE_COUNT else _SMALL
                     row.picture = self._picture(row.path, row.position, side)
-        found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in VIEWS]
+        found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
         odd = "the oddest come first in look and content" if self.views else ""
         lead = [
             f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
@@ -357,7 +357,7 @@ class OutlierReport(Tabular):
         if self.feature_layer:
             sentences.append(f"Content scores: {self.feature_layer}.")
         for tab in self.tabs(1):
-            if tab.rows and tab.name not in (*VIEWS, "unreadable"):
+            if tab.rows and tab.name not in (*ODD_VIEWS, "unreadable"):
                 named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
                 sentences.append(f"{tab.title}: {len(tab.rows):,}. {listed(named)}.")
         return [*sentences, *self._cautions(), *(f"note: {note}" for note in self.notes.values())]

@@ -24,7 +24,7 @@ from lightning_anomaly.outliers.outlier_report import OutlierReport
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
 from lightning_anomaly.scores.scale import conformal_p_values
-from lightning_anomaly.scores.views import VIEWS, FittedView, SampleView, fit_views, larger, score_views
+from lightning_anomaly.scores.views import ODD_VIEWS, VIEWS, FittedView, SampleView, fit_views, larger, score_views
 
 MIN_REFERENCE = 100
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
@@ -75,7 +75,7 @@ def fit_to_reference(
     labels = [batch.labels[place] for place in usable.tolist()]
     label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
     notes = source.notes(batch.positions[~finite].tolist())
-    notes |= _missing_notes(source, views, label, labels)
+    notes |= _search_notes(source, views, label, labels)
     label_calibration = {}
     if label is not None:
         found, _ = label.score_by_class(rest, labels[half:], found)
@@ -91,10 +91,8 @@ def fit_to_reference(
     return state, notes, ReferenceImages(batch.fingerprints, usable, names, files)
 
 
-def fit_to_images(
-    reader: ImageReader, source: ImageSource, limit: int
-) -> tuple[DetectorState, dict[str, str], list[Batch]]:
-    """Fit to up to `limit` of the images that are searched; return also notes, and what is known of these images."""
+def search_without_reference(reader: ImageReader, source: ImageSource, limit: int) -> OutlierReport:
+    """Fit to up to `limit` of the images, score all of them and report on them."""
     count = len(source)
     if count > limit:
         chosen = _positions_by_class(source, limit)
@@ -118,10 +116,10 @@ def fit_to_images(
         samples, labels = batch.samples.select(order), [batch.labels[place] for place in order.tolist()]
         views = fit_views(samples)
         label = Label.fit(samples, labels) if "content" in views else None
-        notes = _missing_notes(source, views, label, labels)
+        notes = _search_notes(source, views, label, labels)
     shapes = source.shape, source.whole_shape
     state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label, {})
-    return state, notes, batches
+    return search_source(reader, source, state, notes, read=batches)
 
 
 def _positions_by_class(source: ImageSource, limit: int) -> list[int]:
@@ -153,7 +151,7 @@ def _finite_rows(source: ImageSource, batch: Batch) -> Tensor:
     return finite
 
 
-def _missing_notes(
+def _search_notes(
     source: ImageSource, views: Mapping[str, FittedView], label: Label | None, labels: Iterable[str | None]
 ) -> dict[str, str]:
     """Note the view that is missing, and labels that tell nothing; raise ValueError if both views are missing."""
@@ -192,7 +190,9 @@ def search_source(
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
     report = make_outlier_report(part, state, notes, reference, source.folder)
-    return replace(report, skipped=source.skipped, whites=source.whites, pictures=_draw_listed(source, reader, report))
+    return replace(
+        report, skipped=source.skipped, whites=source.whites, pictures=_draw_search_results(source, reader, report)
+    )
 
 
 def score_source(
@@ -219,11 +219,11 @@ def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) 
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
-    scores = _scores_of(views, len(batch.positions))
+    scores = _search_scores(views, len(batch.positions))
     tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
     tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
     tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
-    for values, ending in ((scores, "score"), (_p_values(scores, state), "p_value")):
+    for values, ending in ((scores, "score"), (_search_p_values(scores, state), "p_value")):
         tensors |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
     columns = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
     texts = {f"{name}_reason": view.reasons for name, view in views.items()} | {"looks_like": looks_like}
@@ -255,7 +255,7 @@ def make_outlier_report(
     scores, names = numbers["score"], texts.get("name")
     views = {
         name: SampleView(numbers[f"{name}_score"], tuple(texts[f"{name}_reason"]))
-        for name in (*VIEWS, "label")
+        for name in VIEWS
         if f"{name}_score" in numbers
     }
     if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
@@ -285,7 +285,7 @@ def make_outlier_report(
     )
 
 
-def _p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
+def _search_p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
     """Return the p-values of all scores; images with a label score are compared with those of the classes."""
     p_values = {name: torch.full_like(values, torch.nan) for name, values in scores.items()}
     p_values |= {name: conformal_p_values(scores[name], known) for name, known in state.calibration.items()}
@@ -296,7 +296,7 @@ def _p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, T
     return p_values
 
 
-def _draw_listed(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
+def _draw_search_results(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
     """Draw the images small that are in lists, unless the page can read them from files."""
     listed = {row.position: None for tab in report.tabs() for row in tab.rows if not os.path.isfile(row.path)}
     places = [place for place in listed if place is not None and place not in source.unreadable]
@@ -329,16 +329,16 @@ def _duplicate_groups(
     return found, problem
 
 
-def _scores_of(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
+def _search_scores(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
     """Return the scores of `count` images in each view, and the larger of look and content; NaN without these."""
     scores = {name: view.scores for name, view in views.items()}
-    odd = [values for name, values in scores.items() if name in VIEWS]
+    odd = [values for name, values in scores.items() if name in ODD_VIEWS]
     unscored = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
     return scores | {"larger": larger(odd) if odd else unscored}
 
 
 def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = slice(None)) -> dict[str, Tensor]:
-    scores = _scores_of(views, 0)
+    scores = _search_scores(views, 0)
     return {name: values[chosen].sort().values for name, values in scores.items()}
 
 

@@ -106,7 +106,7 @@ class FilterMask:
                 f"{type(filters).__name__}."
             )
         optimizers = list(optimizers)
-        new = {layer: self._new_filters(modules, layer, indices) for layer, indices in filters.items()}
+        new = {layer: self._filters_to_mask(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
         masked = self._filters | {layer: sorted([*self._filters.get(layer, ()), *new[layer]]) for layer in new}
         if norms is None:
@@ -182,7 +182,7 @@ class FilterMask:
         mask.add(state["filters"], norms=FoundNorms(zeros, [], set()))
         return mask
 
-    def _new_filters(self, modules: Mapping[str, nn.Module], layer: str, indices: Iterable[int]) -> list[int]:
+    def _filters_to_mask(self, modules: Mapping[str, nn.Module], layer: str, indices: Iterable[int]) -> list[int]:
         """Return the filters of a layer that are not masked yet, ascending; raise ValueError for wrong ones."""
         module = modules.get(layer)
         if not isinstance(module, CONVOLUTIONS):

@@ -86,19 +86,19 @@ class _Pass:
             zero = torch.zeros(module.out_channels, dtype=torch.bool, device=output.device)
             zero[[*self._filters.get(name, ())]] = True
             if module.bias is None:
-                group = zero_channels(inputs).view(module.groups, -1).all(1)
+                group = zero_norm_channels(inputs).view(module.groups, -1).all(1)
                 zero |= group.repeat_interleave(module.out_channels // module.groups)
         elif isinstance(module, CHANNEL_NORMS):
-            zero = zero_channels(inputs)
+            zero = zero_norm_channels(inputs)
             zero &= self._before.get(name, zero)
             self.zeros[name] = zero & self.zeros.get(name, zero)
         else:
-            if isinstance(module, _NORMS) and any(zero_channels(inputs, axis).any() for axis in (1, -1)):
+            if isinstance(module, _NORMS) and any(zero_norm_channels(inputs, axis).any() for axis in (1, -1)):
                 self.mixing.add(name)
             return noise
         return noise.masked_fill(zero.view(-1, *[1] * (output.dim() - 2)), 0.0)
 
 
-def zero_channels(tensor: Tensor, axis: int = 1) -> Tensor:
+def zero_norm_channels(tensor: Tensor, axis: int = 1) -> Tensor:
     """Find the channels that are 0 for all samples and positions, bool `(C,)`."""
     return (tensor == 0).movedim(axis, 0).flatten(1).all(1)

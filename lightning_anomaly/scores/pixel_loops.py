@@ -50,26 +50,26 @@ def measure_pixels(
     across = np.empty((side + 1, rows * columns), dtype)
     for n in range(n_images):
         planes, plane = images[n].reshape(channels, -1), gray.ravel()
-        mean = _average(planes, plane)
+        mean = _average_pixels(planes, plane)
         if not np.isfinite(mean):
             continue
-        _brightness(plane, mean, near, brightness[n])
+        _pixel_brightness(plane, mean, near, brightness[n])
         step, variance = flat * (brightness[n, 4] - brightness[n, 3]), plain * brightness[n, 1]
-        _along_lines(gray, step, variance, axes[n, 0])
+        _pixel_lines(gray, step, variance, axes[n, 0])
         turned = buffer.reshape(width, height)
         for x in range(width):
             for y in range(height):
                 turned[x, y] = gray[y, x]
-        _along_lines(turned, step, variance, axes[n, 1])
+        _pixel_lines(turned, step, variance, axes[n, 1])
         _second_differences(gray, buffer.reshape(height, width), seconds[n])
-        _patterns(images[n], waves, blocks, across, patterns[n])
+        _pixel_patterns(images[n], waves, blocks, across, patterns[n])
         if channels > 1:
-            _colors(planes, plane, buffer, colors[n])
+            _pixel_colors(planes, plane, buffer, colors[n])
     return brightness, axes, seconds, patterns.reshape(n_images, 2, -1), colors
 
 
 @compile_loop(**_SUMS)
-def _average(planes: _Floats, gray: _Floats) -> float:
+def _average_pixels(planes: _Floats, gray: _Floats) -> float:
     """Average planes `(C, M)`, and return the mean of the average `(M,)`."""
     for i in range(gray.size):
         gray[i] = planes[0, i]
@@ -84,7 +84,7 @@ def _average(planes: _Floats, gray: _Floats) -> float:
 
 
 @compile_loop(**_FINITE)
-def _brightness(pixels: _Floats, mean: float, near: float, found: _Doubles) -> None:
+def _pixel_brightness(pixels: _Floats, mean: float, near: float, found: _Doubles) -> None:
     lowest, highest = pixels[0], pixels[0]
     for i in range(pixels.size):
         lowest, highest = min(lowest, pixels[i]), max(highest, pixels[i])
@@ -103,7 +103,7 @@ def _brightness(pixels: _Floats, mean: float, near: float, found: _Doubles) -> N
 
 
 @compile_loop(**_FINITE)
-def _along_lines(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
+def _pixel_lines(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
     """Measure the first axis, across which lines lie."""
     size, length = plane.shape
     means, variances = np.zeros(size), np.zeros(size)
@@ -145,7 +145,7 @@ def _second_differences(plane: _Floats, buffer: _Floats, found: _Floats) -> None
 
 
 @compile_loop(**_SUMS)
-def _patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, found: _Doubles) -> None:
+def _pixel_patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, found: _Doubles) -> None:
     channels, side = len(image), len(waves)
     rows, columns = image.shape[1] // side, image.shape[2] // side
     # Pixels at the same place of all blocks follow each other, so that sums run over blocks as vectors.
@@ -158,7 +158,7 @@ def _patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, 
                     place[first + column] = line[column * side + x]
     planes = blocks.reshape(channels + 1, -1)
     gray = planes[channels]
-    _average(planes[:channels], gray)
+    _average_pixels(planes[:channels], gray)
     found[:] = 0
     for c in range(channels if channels == 1 else 0, channels + 1):  # gray images have no color
         kind, share = (0, 1) if c == channels else (1, channels)
@@ -166,14 +166,14 @@ def _patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, 
             planes[c, i] -= gray[i]
         for k in range(side):
             for x in range(side):
-                _weighted_sum(blocks[c, x], waves[:, k], across[x])
+                _weighted_pixel_lines(blocks[c, x], waves[:, k], across[x])
             for m in range(side):
-                energy = _weighted_sum(across, waves[:, m], across[side])
+                energy = _weighted_pixel_lines(across, waves[:, m], across[side])
                 found[kind, k, m] += energy / (rows * columns * share)
 
 
 @compile_loop(**_SUMS)
-def _weighted_sum(lines: _Floats, weights: _Floats, total: _Floats) -> float:
+def _weighted_pixel_lines(lines: _Floats, weights: _Floats, total: _Floats) -> float:
     """Write the weighted sum of the first four lines into `total` `(B,)`, and return the sum of its squares."""
     a, b, c, d = lines[0], lines[1], lines[2], lines[3]
     energy = total.dtype.type(0)
@@ -184,7 +184,7 @@ def _weighted_sum(lines: _Floats, weights: _Floats, total: _Floats) -> float:
 
 
 @compile_loop(**_FINITE)
-def _colors(image: _Floats, gray: _Floats, energies: _Floats, found: _Doubles) -> None:
+def _pixel_colors(image: _Floats, gray: _Floats, energies: _Floats, found: _Doubles) -> None:
     channels, size = image.shape
     energies[:] = 0
     norm = 0.0

@@ -67,7 +67,7 @@ class PixelWords(NamedTuple):
     @classmethod
     def fit(cls, statistics: Tensor, channels: int) -> PixelWords:
         """Fit to `pixel_statistics` `(N, S)` of images; those with NaN are ignored."""
-        measured = _measure_properties(statistics[statistics.isfinite().all(1)], channels)
+        measured = _measure_words(statistics[statistics.isfinite().all(1)], channels)
         return cls(TwoTails.fit(measured), TwoTails.fit(measured, levels=_ENDS))
 
     def reasons(self, statistics: Tensor, channels: int, surprising: Tensor) -> tuple[str, ...]:
@@ -75,17 +75,17 @@ class PixelWords(NamedTuple):
 
         Images that are `surprising` as a whole `(n,)` have a reason even without such a property.
         """
-        measured = _measure_properties(statistics, channels)
+        measured = _measure_words(statistics, channels)
         surprises = self.inner.surprise(measured) - _CAUTION
         surprises[surprising] = surprises[surprising].fmax(self.tails.surprise(measured[surprising]))
         surprises = surprises.clamp(max=_CERTAIN)
         # A yellow image lacks blue more than it has red and green: of several colors, that which differs most counts.
         differ = (measured - self.tails.ends[1:3].mean(0))[:, -channels:].abs()
         surprises[:, -channels:][differ < differ.amax(1, keepdim=True)] = 0
-        words = [word for kind in _properties(channels) for word in (kind.less, kind.more)]
+        words = [word for kind in _word_properties(channels) for word in (kind.less, kind.more)]
         surprises = surprises.flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
         surprises[:, [not word for word in words]] = 0
-        alike = statistics[:, _statistic_places("flat share", channels)].eq(1).all(1)
+        alike = statistics[:, _word_places("flat share", channels)].eq(1).all(1)
         finite = statistics.isfinite().all(1)
         rows = zip(surprises.tolist(), surprising.tolist(), strict=True)
         reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE * whole for row, whole in rows]
@@ -96,7 +96,7 @@ class PixelWords(NamedTuple):
         return tuple(reasons)
 
 
-def _properties(channels: int) -> list[_Property]:
+def _word_properties(channels: int) -> list[_Property]:
     properties = [*_PROPERTIES, *(_COLOR if channels == 3 else ()), *_PLACES]
     names = [(f"little of channel {channel}", f"much of channel {channel}") for channel in range(channels)]
     if channels == 3:
@@ -104,16 +104,16 @@ def _properties(channels: int) -> list[_Property]:
     return [*properties, *(_Property({f"channel {i}": 1}, *words) for i, words in enumerate(names) if channels > 1)]
 
 
-def _measure_properties(statistics: Tensor, channels: int) -> Tensor:
+def _measure_words(statistics: Tensor, channels: int) -> Tensor:
     """Compute properties `(n, P)`, weighted sums of statistics; statistics of one name are averaged."""
-    properties = _properties(channels)
+    properties = _word_properties(channels)
     weights = torch.zeros(statistics.shape[1], len(properties), dtype=torch.float64, device="cpu")
     for column, kind in enumerate(properties):
         for name, weight in kind.weights.items():
-            places = _statistic_places(name, channels)
+            places = _word_places(name, channels)
             weights[places, column] = weight / len(places)
     return statistics.double() @ weights
 
 
-def _statistic_places(name: str, channels: int) -> list[int]:
+def _word_places(name: str, channels: int) -> list[int]:
     return [place for place, entry in enumerate(pixel_names(channels)) if entry == name]

@@ -90,7 +90,7 @@ def _named_statistics(images: _Floats) -> list[tuple[str, _Floats]]:
         numbers += [("edges", step), ("flat share", flat), (f"ends {axis}", first - last), ("middle", middle - mean)]
         numbers += [("plainest line", np.log(plainest + _RELATIVE * variance + _TINY))]
         numbers += [("plain border", np.log((border + 1) / size))]
-    numbers += zip(("noise", "detail"), _grain(seconds, variance), strict=True)
+    numbers += zip(("noise", "detail"), _pixel_grain(seconds, variance), strict=True)
     patterns = np.log(energies + _RELATIVE * variance[:, None, None] + _TINY)
     numbers += [(f"{kind} patterns", patterns[:, 0, place]) for place, kind in _VARYING]
     if channels > 1:
@@ -102,7 +102,7 @@ def _named_statistics(images: _Floats) -> list[tuple[str, _Floats]]:
     return numbers
 
 
-def _grain(second: _Floats, variance: _Floats) -> _Floats:
+def _pixel_grain(second: _Floats, variance: _Floats) -> _Floats:
     """Compute noise and detail `(2, N)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
     sizes, quantiles = np.abs(second, out=second), []
     for share in (0.5, 0.9):  # one at a time: NumPy has vectorized code for a single place only, six times as fast

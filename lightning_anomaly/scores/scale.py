@@ -102,11 +102,11 @@ class Scale(NamedTuple):
     def fit(cls, measures: Tensor, *, summed: bool = False) -> Scale:
         """Fit to the measures `(n, m)` of ordinary samples."""
         tails = tuple(map(Tail.fit, measures.unbind(1)))
-        return cls(tails, Tail.fit(_joint_surprise(_surprises(tails, measures), summed)), summed)
+        return cls(tails, Tail.fit(_joint_surprise(_scale_surprises(tails, measures), summed)), summed)
 
     def scores(self, measures: Tensor) -> tuple[Tensor, Tensor]:
         """Compute scores in nats `(n,)`, and which of the measures `(n, m)` is the most surprising `(n,)`."""
-        surprises = _surprises(self.tails, measures)
+        surprises = _scale_surprises(self.tails, measures)
         joint = _joint_surprise(surprises, self.summed)
         scores = self.joint.surprise(joint) if len(self.tails) > 1 else joint
         return torch.where(scores > _MOST, _MOST + (scores / _MOST).log(), scores), surprises.argmax(1)
@@ -116,7 +116,7 @@ def _joint_surprise(surprises: Tensor, summed: bool) -> Tensor:
     return surprises.sum(1) if summed else surprises.amax(1)
 
 
-def _surprises(tails: tuple[Tail, ...], measures: Tensor) -> Tensor:
+def _scale_surprises(tails: tuple[Tail, ...], measures: Tensor) -> Tensor:
     columns = zip(tails, measures.unbind(1), strict=True)
     return torch.stack([tail.surprise(column) for tail, column in columns], 1)
 

@@ -13,7 +13,8 @@ from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.look_score import Look
 from lightning_anomaly.scores.scale import NOTICED, SURPRISING, Scale
 
-VIEWS = "look", "content"
+VIEWS = "look", "content", "label"  # the last one where classes are known
+ODD_VIEWS = VIEWS[:2]  # of which an outlier score is the larger one
 
 
 class SampleView(NamedTuple):
@@ -67,7 +68,7 @@ def larger(scores: Iterable[Tensor]) -> Tensor:
     return torch.stack([*scores]).amax(0)
 
 
-def scores_by(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
+def scores_by_view(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
     """Return the scores of `count` samples in a view `(count,)`; NaN without it."""
     return views[view].scores if view in views else torch.full((count,), torch.nan, device="cpu")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_anomaly.images.batch_labels import dataset_with
+from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.image_source import ImageSource, first_tensor, image_hashes
 from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, load_like, sampler_of, shuffles
 from lightning_anomaly.network.hooks import compiled_models_eager
@@ -50,7 +50,7 @@ def images_trained_on(loader: DataLoader[Any], batches: float) -> DataLoader[Any
     return load_like(loader, batch_size=size, sampler=drawn)
 
 
-def transforms_of(val_dataset: Any, dataset: Any) -> dict[str, Any]:
+def comparable_transforms(val_dataset: Any, dataset: Any) -> dict[str, Any]:
     """Return the transforms of a validation set that a training set can take over; none if their classes differ."""
     source, target = (dataset_with(data, "transform") for data in (val_dataset, dataset))
     names = [name for name in ("transform", "transforms") if hasattr(source, name)]

@@ -181,7 +181,7 @@ class MeanMargins:
             self._lowest = now.loss
             self._best = {"means": means, "looks_like": looks_like, "since": self._since, "share": share}
 
-    def ranked(self, labels: KnownLabels) -> list[LabelDoubt]:
+    def ranked_doubts(self, labels: KnownLabels) -> list[LabelDoubt]:
         """Rank the images that were judged by their labels after a first validation, the most doubtful first."""
         means, since = self._best["means"], self._best["since"].tolist()
         judged = ~means[0].isnan()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from reports import facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -117,7 +118,7 @@ def test_several_callbacks_have_independent_layers(tmp_path: Any) -> None:
     assert plain(late.history) == plain(alone.history)
     assert facts(late.report) == facts(alone.report)
     assert list(both.report.layers) == ["conv1", "conv2"]
-    with pytest.raises(ValueError, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
+    with pytest.raises(MisconfigurationException, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
         fit(tmp_path, watcher(), watcher())
 
 
@@ -125,6 +126,6 @@ def test_processes_without_validations_are_refused() -> None:
     module = SmallNet()
     module.allow_zero_length_dataloader_with_multiple_devices = True
     trainer = SimpleNamespace(callbacks=[], datamodule=None, world_size=2)
-    with pytest.raises(ValueError, match=r"every process\. Found `allow_zero_length"):
+    with pytest.raises(MisconfigurationException, match=r"every process\. Found `allow_zero_length"):
         watcher().setup(trainer, module, "fit")
     watcher().setup(trainer, module, "test")

@@ -111,8 +111,7 @@ def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tm
         assert callback.history[2]["metrics"] == callback.history[0]["metrics"]
     assert all(values.seen[0][key] == values.seen[2][key] for key in values.seen[0] if "anomaly" in key)
     assert hook_count(module) == 0
-    ours = watcher(layers=["body.conv"])
-    ours.on_error = "raise"
+    ours = watcher(layers=["body.conv"], on_error="raise")
     trainer = quiet_trainer(tmp_path, ours, max_epochs=3)
     with pytest.raises(ValueError, match=r"`layers` .* Found \['body.conv'\]"):
         trainer.fit(module := Wraps(), loader(), loader())

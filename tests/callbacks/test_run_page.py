@@ -155,4 +155,4 @@ def test_several_validations_of_an_epoch_are_told_by_their_steps() -> None:
     run = Story({(0, 1000 * place): {"val_loss": value} for place, value in enumerate([3.0, 1.0, 2.0])})
     run.tell_loss({})
     assert "lowest in epoch 0 (step 1,000)" in run.sentences[0][1]
-    assert run.curves(0.05)["times"] == [0, 1000, 2000]
+    assert run.story_curves(0.05)["times"] == [0, 1000, 2000]

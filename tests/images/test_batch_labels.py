@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_anomaly._internal.checks import check_labels
-from lightning_anomaly.images.batch_labels import BatchLabels, class_names, in_drawn_order
+from lightning_anomaly.images.batch_labels import BatchLabels
+from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
 from lightning_anomaly.images.image_source import ImageSource
 
 IMAGES = torch.rand(9, 1, 4, 4)

@@ -132,7 +132,7 @@ def test_a_file_that_is_none_is_refused(fitted, tmp_path):
     state = torch.load(tmp_path / "detector.pt", weights_only=False)
     torch.save({name: part for name, part in state.items() if name != "fit"}, tmp_path / "lacking.pt")
     for name in ("text", "old", "list", "cut", "empty", "lacking"):
-        with pytest.raises(ValueError, match=rf"version 11. Found '{name}.pt'"):
+        with pytest.raises(ValueError, match=rf"version 12. Found '{name}.pt'"):
             OutlierDetector.load(tmp_path / f"{name}.pt", classifier())
     with pytest.raises(FileNotFoundError):
         OutlierDetector.load(tmp_path / "nothing.pt", classifier())
@@ -199,11 +199,9 @@ def test_p_values_of_both_scores_are_exact_for_small_references(count):
         samples = SampleStatistics(pixels, (1, 8, 8), features, 9 * logits)
         samples = samples._replace(pixels=pixels[:, : len(pixel_names(1))])
         parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, count), slice(count, None)
-        fit, scale, calibration, new = (samples.select(part) for part in parts)
+        fit, scale, rest, new = (samples.select(part) for part in parts)
         views = fit_views(fit, scale)
-        known, found = (
-            {name: view.scores for name, view in score_views(views, part).items()} for part in (calibration, new)
-        )
+        known, found = ({name: view.scores for name, view in score_views(views, part).items()} for part in (rest, new))
         for scores in (known, found):
             scores["larger"] = larger([*scores.values()])
         for name, scores in found.items():

@@ -41,12 +41,9 @@ def test_nan_is_black_infinity_is_white_and_equal_images_are_black() -> None:
 def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     images = random(2, 1, 12, 20)
     assert torch.equal(shrink_images(images, 20), images)
-    torch.testing.assert_close(
-        shrink_images(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5))
-    )
+    pooled = images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5))
+    torch.testing.assert_close(shrink_images(images, 10), pooled)
     assert shrink_images(images.to(torch.uint8), 10).dtype == torch.uint8
     assert torch.equal(shrink_images(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
-    assert [shrink_images(torch.zeros(1, 1, *sides), 20).shape[2:] for sides in ((40, 5), (5, 40))] == [
-        (20, 3),
-        (3, 20),
-    ]
+    shapes = [shrink_images(torch.zeros(1, 1, *sides), 20).shape[2:] for sides in ((40, 5), (5, 40))]
+    assert shapes == [(20, 3), (3, 20)]

@@ -1,8 +1,15 @@
 """A pytest plugin for a checkout of Lightning's tests that gives each Trainer our callbacks, or a neutral one instead.
 
-CONTRIBUTING.md has the commands. In both cases the BoringModel gets a convolution that has no effect, and after each
-fit a line is written to a file: the test, and a fingerprint of weights, optimizers, flags and random states. Comparing
-the files of both runs shows what our callbacks change.
+    pip install pytest-rerunfailures pytest-timeout
+    git clone --depth 1 --branch 2.6.5 https://github.com/Lightning-AI/pytorch-lightning ../lightning-tests
+    export PYTHONPATH=$PWD:$PWD/tests/scripts:$PWD/../lightning-tests/tests && cd ../lightning-tests/tests/tests_pytorch
+    python -m pytest -q -p every_trainer --fingerprints ../ours callbacks trainer
+    python -m pytest -q -p every_trainer --fingerprints ../neutral --neutral callbacks trainer
+    diff ../ours ../neutral
+
+In both runs the BoringModel gets a convolution that has no effect, and after each fit a line is written to a file: the
+test, and a fingerprint of weights, optimizers, flags and random states. Lines differ where our callbacks change a fit,
+and where it depends on the clock or on the order of a set.
 """
 
 import hashlib

@@ -128,10 +128,10 @@ def problem(rank: int, world: int) -> Outcome:
 def fails(rank: int, world: int) -> Outcome:
     """Process 1 fails before it sends its maps, while it sends them, and while it analyzes its filters."""
     begin(rank, world)
-    header, exchange = across_processes._header, across_processes.exchange_filters
+    header, exchange = across_processes._process_header, across_processes.exchange_filters
     broken: dict[str, dict[str, Any]] = {
-        "before": {"_header": _break},
-        "sending": {"_header": header, "exchange_filters": lambda make, *args: exchange(_break, *args)},
+        "before": {"_process_header": _break},
+        "sending": {"_process_header": header, "exchange_filters": lambda make, *args: exchange(_break, *args)},
         "analyzing": {"exchange_filters": exchange, "analyze_layers": _break},
     }
     errors = {}

@@ -47,13 +47,14 @@ GIVEN: dict[str, Any] = {
         "seed": 11,
         "max_memory_mb": 100,
     },
+    "on_error": "raise",
 }
 ALL: dict[str, dict[str, Any]] = {
     "AnomalyFilterCallback": GIVEN,
-    "AnomalyPruneCallback": {"at_epoch": 3, "min_votes": 1, "max_fraction": 0.3},
-    "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False},
-    "TwoSampleEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"},
-    "TwoSampleCallback": {"sample_size": 256, "every_n_validations": 2, "logits_from": "net"},
+    "AnomalyPruneCallback": {"at_epoch": 3, "min_votes": 1, "max_fraction": 0.3, "on_error": "raise"},
+    "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "on_error": "raise"},
+    "TwoSampleEarlyStopping": {"threshold": 0.3, "verbose": False, "confirm": "val/ce", "on_error": "raise"},
+    "TwoSampleCallback": {"sample_size": 256, "every_n_validations": 2, "logits_from": "net", "on_error": "raise"},
 }
 
 

@@ -61,9 +61,8 @@ def test_sanity_checks_log_nothing_and_validations_outside_a_fit_have_no_history
     assert ours.report is None
     (result,) = trainer.validate(module, loader(seed=1), verbose=False)
     assert result[COUNT] == ours.report.count
-    assert not any(
-        layer.points.is_inference() or layer.clusters.is_inference() for layer in ours.report.layers.values()
-    )
+    for layer in ours.report.layers.values():
+        assert not any(part.is_inference() for part in (layer.points, layer.clusters))
 
     trainer = fit(tmp_path, ours, AfterSanityCheck(), module=module, num_sanity_val_steps=2, max_epochs=1)
     assert checked == [0]

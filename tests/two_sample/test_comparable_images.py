@@ -13,11 +13,11 @@ from trainers import images
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.two_sample.comparable_images import (
     ModelCalls,
+    comparable_transforms,
     describe_differences,
     images_trained_on,
     is_augmented,
     read_once,
-    transforms_of,
 )
 
 
@@ -54,18 +54,18 @@ def shown(loader: Any) -> list[float]:
 def test_a_training_set_takes_over_the_transforms_of_a_validation_set_of_its_class(val: Any) -> None:
     data = Shown(noisy)
     for train in (data, Subset(Subset(data, range(1, 9)), [0, 5])):
-        found = transforms_of(val, train)
+        found = comparable_transforms(val, train)
         assert set(found) == {"transform", "transforms"}
         assert found["transform"] is torch.neg
     assert data.transform is noisy
     fixed = type("Fixed", (Shown,), {"transform": property(lambda _: torch.neg)})()
-    assert transforms_of(fixed, fixed) == {}
+    assert comparable_transforms(fixed, fixed) == {}
 
 
 @pytest.mark.parametrize("train", [Shown(), OTHERS, Subset(OTHERS, [0])])
 @pytest.mark.parametrize("val", [Shown(torch.neg), Shown(), None])
 def test_a_set_of_another_class_or_without_a_transform_takes_over_none(train: Any, val: Any) -> None:
-    assert transforms_of(val, train) == {}
+    assert comparable_transforms(val, train) == {}
 
 
 def test_images_that_a_run_never_sees_are_left_out() -> None:

@@ -45,7 +45,7 @@ def at(loss: float, *first: float) -> LabelMargins:
 
 
 def order(means: MeanMargins, labels: KnownLabels) -> list[int]:
-    return [doubt.position for doubt in means.ranked(labels)]
+    return [doubt.position for doubt in means.ranked_doubts(labels)]
 
 
 def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
@@ -55,14 +55,14 @@ def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
         means.add(now, epoch)
         orders.append(order(means, labels))
     assert orders == [[10, 0, 20], [0, 10, 20], [0, 10, 20], [20, 10, 0]]
-    found = means.ranked(labels)
+    found = means.ranked_doubts(labels)
     assert [(doubt.label, doubt.since) for doubt in found] == [("2", 3), ("1", None), ("0", None)]
     assert [doubt.score for doubt in found] == sorted((doubt.score for doubt in found), reverse=True)
     assert {doubt.in_doubt for doubt in found} == {None}
     again = MeanMargins()
     again.load_state_dict(means.state_dict())
     again.add(at(0.4, 0, 5000, 1), 4)
-    assert [(doubt.position, doubt.since) for doubt in again.ranked(labels)] == [(10, 4), (20, 3), (0, None)]
+    assert [(doubt.position, doubt.since) for doubt in again.ranked_doubts(labels)] == [(10, 4), (20, 3), (0, None)]
     assert order(means, labels) == orders[-1]
 
 
@@ -72,7 +72,7 @@ def test_without_a_loss_every_validation_counts_and_other_images_begin_anew() ->
         means.add(now, 0)
     assert order(means, labels) == [0, 20, 10]
     means.add(at(5.0, 1, 2), 7)
-    assert [(doubt.position, doubt.since) for doubt in means.ranked(known(LABELS[:2]))] == [(10, 7), (0, 7)]
+    assert [(doubt.position, doubt.since) for doubt in means.ranked_doubts(known(LABELS[:2]))] == [(10, 7), (0, 7)]
 
 
 def judged(wrong: float, unsure: float, seed: int = 0) -> Tensor:
@@ -88,7 +88,7 @@ def judged(wrong: float, unsure: float, seed: int = 0) -> Tensor:
 def test_the_first_labels_are_in_doubt_as_many_as_are_wrong(wrong: float, unsure: float) -> None:
     margins, labels, means = judged(wrong, unsure), known(torch.zeros(2000).long()), MeanMargins()
     means.add(LabelMargins(margins, ["b"] * 2000, 1.0), 0)
-    found = [doubt.in_doubt for doubt in means.ranked(labels)]
+    found = [doubt.in_doubt for doubt in means.ranked_doubts(labels)]
     assert wrong / 2 <= found.count(True) / 2000 <= max(2 * wrong, 0.01)
     assert found == sorted(found, key=lambda in_doubt: not in_doubt)
 
@@ -98,7 +98,7 @@ def test_the_number_in_doubt_does_not_fall_when_the_network_learns_wrong_labels(
     for epoch, (wrong, unsure, loss) in enumerate([(0.1, 0.9, 3), (0.1, 0.3, 2), (0.001, 0.2, 1.9), (0, 0.01, 1.8)]):
         for _ in range(1 + 9 * (epoch > 1)):
             means.add(LabelMargins(judged(wrong, unsure), ["b"] * 2000, loss), epoch)
-        counts.append([doubt.in_doubt for doubt in means.ranked(labels)].count(True))
+        counts.append([doubt.in_doubt for doubt in means.ranked_doubts(labels)].count(True))
     assert counts[1] == counts[2] == counts[3]
     assert 100 <= counts[1] <= 400
 
@@ -122,7 +122,7 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     )
     seen, means = labels.measure_margins(logits, logits), MeanMargins()
     means.add(seen, 2)
-    first, *others = means.ranked(labels)
+    first, *others = means.ranked_doubts(labels)
     assert (first.position, first.name, first.label, first.looks_like) == (40, "40.png", "c", "b")
     assert first.reason == "labeled c, looks like b (since epoch 2)"
     assert first.left_out > max(doubt.left_out for doubt in others) + 1
@@ -175,7 +175,7 @@ def test_an_image_that_is_missing_once_keeps_its_place_and_its_mean() -> None:
     means.add(at(2, 4, 3, math.nan), 0)
     assert order(means, labels) == [0, 10]
     means.add(LabelMargins(at(1, 4, math.nan, 3.5).margins, ["b", "", "c"], 1), 1)
-    found = means.ranked(labels)
+    found = means.ranked_doubts(labels)
     assert [(doubt.position, doubt.looks_like, doubt.since) for doubt in found] == [
         (0, "b", 0),
         (20, "c", 1),
@@ -190,9 +190,9 @@ def test_a_state_of_0_4_0_goes_on() -> None:
     best = {"means": margins / 2, "looks_like": ["a", "b", "c"], "since": torch.tensor([0.0, 1.0, -1.0]).double()}
     means.load_state_dict({"validations": 2, "sums": margins, "since": best["since"], "lowest": 2.0, "best": best})
     labels, expected = known(LABELS[:3]), [(0, 0.5), (10, 0.5), (20, -0.5)]
-    assert [(doubt.position, doubt.left_out) for doubt in means.ranked(labels)] == expected
+    assert [(doubt.position, doubt.left_out) for doubt in means.ranked_doubts(labels)] == expected
     means.add(LabelMargins(torch.zeros(3, 3).double(), ["c"] * 3, 1.0), 2)
-    found = means.ranked(labels)
+    found = means.ranked_doubts(labels)
     assert [(doubt.position, doubt.left_out) for doubt in found] == [
         (place, pytest.approx(mean * 2 / 3)) for place, mean in expected
     ]
