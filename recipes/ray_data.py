@@ -6,7 +6,6 @@ Photographs and trusted ones lie in folders or buckets, the output in a folder t
 import hashlib
 import io
 import os
-import random
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -68,8 +67,8 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in formats)
     done = {path for file in output.glob("*.parquet") for path in pd.read_parquet(file, columns=["name"])["name"]}
     if missing := [path for path in paths if path not in done]:
-        random.Random(0).shuffle(missing)  # or the broken files of one folder could fill a block
-        read = ray.data.read_binary_files(missing, filesystem=files, include_paths=True)
+        # Shuffled, or the broken files of one folder could fill a block.
+        read = ray.data.read_binary_files(missing, filesystem=files, include_paths=True, shuffle="files")
         scored = read.map_batches(
             Scorer, fn_constructor_args=(model, output), batch_size=block_size, concurrency=actors
         )
