@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.image_source import ImageSource, first_tensor, loader_of
+from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.worker_process import in_worker
 from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
@@ -125,12 +126,12 @@ def _open_compared(
             sources[name] = ImageSource(images, name, batch_size)
             continue
         loader = in_worker(loaders[name], **prepared.get(name, {})) if apart else loaders[name]
-        convert = partial(_transfer_batch, trainer, pl_module)
+        convert = partial(_transferred_images, trainer, pl_module)
         sources[name] = ImageSource(loader, name, batch_size, max_images=sample_size, convert=convert)
     return sources
 
 
-def _transfer_batch(trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
+def _transferred_images(trainer: Any, pl_module: Any, batch: Any) -> Tensor | None:
     """Convert and move a batch as a validation does, and return its images."""
     batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
     return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))

@@ -15,13 +15,13 @@ from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
+from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
-from lightning_anomaly.images.image_source import first_tensor
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import most_samples
 from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.scores.label_score import predicted_view
+from lightning_anomaly.scores.label_score import predicted_label_view
 from lightning_anomaly.scores.pixels import describe_pixels
 
 
@@ -90,7 +90,7 @@ class Probe:
         logits = self.capture.samples.collected(report.n_samples).logits
         if report.labels is None or logits is None:
             return report
-        view = predicted_view(logits, report.labels, class_names)
+        view = predicted_label_view(logits, report.labels, class_names)
         return report if view is None else replace(report, views={**report.views, "label": view})
 
 

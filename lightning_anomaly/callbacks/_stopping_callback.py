@@ -122,6 +122,6 @@ class StoppingCallback(AnyEarlyStopping):
         raise NotImplementedError
 
 
-def say_validations(count: int) -> str:
+def patience_in_words(count: int) -> str:
     """Write a number of validations in words."""
     return f"{count} validation{'s' * (count != 1)}"

@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly.callbacks._guard import OnError
-from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, say_validations
+from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, patience_in_words
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.filters.fraction_rise import HOLD, RISE, RISE_PATIENCE
 
@@ -44,7 +44,7 @@ class AnomalyEarlyStopping(StoppingCallback):
     def _stopping_rule(self) -> str:
         return (
             f"watches '{self.monitor}' and stops the run when it has been above {self.threshold:g} for "
-            f"{say_validations(self.patience)}, after {self.patience + HOLD} validations at the earliest"
+            f"{patience_in_words(self.patience)}, after {self.patience + HOLD} validations at the earliest"
         )
 
     def _reason_to_stop(self, measured: bool) -> str | None:
@@ -55,5 +55,5 @@ class AnomalyEarlyStopping(StoppingCallback):
             return None
         return (
             f"The fraction of anomaly filters has been more than {self.threshold:g} above an earlier level for "
-            f"{say_validations(lasted)}; now {self.monitor} = {self._rises[-1]:.3f}."
+            f"{patience_in_words(lasted)}; now {self.monitor} = {self._rises[-1]:.3f}."
         )

@@ -16,7 +16,7 @@ from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
 from lightning_anomaly.callbacks._trainer_checks import MisconfiguredTrainer, check_logging, find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.images.image_source import first_tensor
+from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask

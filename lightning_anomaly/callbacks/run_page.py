@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning_anomaly.callbacks._run_story import Rows, Story
+from lightning_anomaly.callbacks._story import Rows, Story
 from lightning_anomaly.callbacks._trainer_checks import find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback

@@ -10,7 +10,7 @@ from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._guard import OnError
 from lightning_anomaly.callbacks._losses import validation_losses
-from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, say_validations
+from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, patience_in_words
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.two_sample.error_rise import WINDOW
 from lightning_anomaly.two_sample.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
@@ -95,8 +95,8 @@ class TwoSampleEarlyStopping(StoppingCallback):
         loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
         return (
             f"watches '{self.monitor}' and stops the run when it is above {self.threshold:g} and {loss} has not "
-            f"improved for {say_validations(self.patience)}, after {max(WINDOW, self.patience) + 1} validations at the "
-            "earliest"
+            f"improved for {patience_in_words(self.patience)}, after {max(WINDOW, self.patience) + 1} validations at "
+            "the earliest"
         )
 
     def _reason_to_stop(self, measured: bool) -> str | None:
@@ -110,5 +110,5 @@ class TwoSampleEarlyStopping(StoppingCallback):
             "The network knows its training images: the ratio of errors that it expects on validation and on training "
             f"images is {100 * self._rises[-1]:.0f}% above its lowest level. {self.monitor} = {self._rises[-1]:.3f} is "
             f"above {self.threshold:g}, and the smoothed '{self._loss}', now {trend.average:.4g}, has not improved for "
-            f"{say_validations(trend.waited)}.{where}"
+            f"{patience_in_words(trend.waited)}.{where}"
         )

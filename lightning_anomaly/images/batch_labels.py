@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from lightning_anomaly.images.batch_tensors import named_tensors
 from lightning_anomaly.images.targets import Column
 
 _LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # what labels are usually called
@@ -78,19 +78,3 @@ def name_labels(labels: Iterable[Any], names: Sequence[str]) -> list[str | None]
     """Return labels by name, if they are places of names, or as they are; None for unknown and empty ones."""
     name_of = dict(enumerate(names))
     return [None if label is None else str(name_of.get(label, label)) or None for label in labels]
-
-
-def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors in nested mappings, sequences and dataclasses, with the keys or places that lead to them."""
-    if isinstance(values, Tensor):
-        yield name, values
-        return
-    parts: Iterable[tuple[Any, Any]] = ()
-    if isinstance(values, Mapping):
-        parts = values.items()
-    elif is_dataclass(values) and not isinstance(values, type):
-        parts = ((field.name, getattr(values, field.name)) for field in fields(values))
-    elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
-        parts = zip(getattr(values, "_fields", range(len(values))), values, strict=True)
-    for key, part in parts:
-        yield from named_tensors(part, f"{name}.{key}" if name else str(key))

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.batch_labels import BatchLabels, name_labels, named_tensors
+from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
+from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.dataset_facts import (
     class_names,
     class_targets,
@@ -29,25 +30,6 @@ from lightning_anomaly.images.whole_images import WithWholeImage, collate_whole,
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
-
-
-def tensors_in(values: Any) -> list[Tensor]:
-    """Find all tensors in nested mappings, sequences and dataclasses."""
-    return [tensor for _, tensor in named_tensors(values)]
-
-
-def first_tensor(batch: Any) -> Tensor | None:
-    """Find the input of a model in a nested batch: its first tensor of floating-point numbers or of images in bytes.
-
-    A tensor without axes of an image is taken only if none with such axes follows.
-    """
-    inputs = [
-        tensor
-        for tensor in tensors_in(batch)
-        if (tensor.ndim >= 3 if tensor.dtype == torch.uint8 else tensor.ndim >= 1 and tensor.is_floating_point())
-    ]
-    inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
-    return inputs[0] if inputs else None
 
 
 class ImageSource:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.images.image_source import tensors_in
+from lightning_anomaly.images.batch_tensors import tensors_in
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pages.thumbnails import SIDE, shrink_images
 

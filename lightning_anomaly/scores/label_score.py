@@ -105,7 +105,7 @@ class Label(NamedTuple):
         return {**views, "content": SampleView(content, tuple(reasons)), "label": label}, looks_like
 
 
-def predicted_view(logits: Tensor, labels: Sequence[str | None], classes: Sequence[str]) -> SampleView | None:
+def predicted_label_view(logits: Tensor, labels: Sequence[str | None], classes: Sequence[str]) -> SampleView | None:
     """Score how much a network prefers another class to the label of each of N samples; None if they never agree.
 
     `logits` are `(N, C)`; `classes` name the C classes, which otherwise have the numbers 0 to C - 1. Samples without a

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.dataset_facts import dataset_with
-from lightning_anomaly.images.image_source import ImageSource, first_tensor, image_hashes
+from lightning_anomaly.images.image_source import ImageSource, image_hashes
 from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, load_like, sampler_of, shuffles
 from lightning_anomaly.network.hooks import compiled_models_eager
 

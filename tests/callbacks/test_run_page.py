@@ -14,7 +14,7 @@ from test_labels_of_a_fit import WRONG, fit_lit
 from trainers import fit, quiet_trainer, watcher
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, save_run_page
-from lightning_anomaly.callbacks._run_story import Story
+from lightning_anomaly.callbacks._story import Story
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")
 

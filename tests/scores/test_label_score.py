@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.label_score import Label, predicted_view
+from lightning_anomaly.scores.label_score import Label, predicted_label_view
 from lightning_anomaly.scores.scale import conformal_p_values
 
 
@@ -134,11 +134,11 @@ def test_the_label_that_a_network_doubts_stands_first(names):
     labels[4] = named[0]
     logits[7, 1] -= 1.5  # unsure, and right
     logits[9, 1] = torch.nan
-    view = predicted_view(logits, labels, names)
+    view = predicted_label_view(logits, labels, names)
     assert view.scores.nan_to_num(-1).argmax() == 4
     assert view.scores.isnan().nonzero()[:, 0].tolist() == [9]
     assert [place for place, reason in enumerate(view.reasons) if reason] == [4]
     assert view.reasons[4] == f"labeled {named[0]}, predicted {named[1]}"
-    assert predicted_view(logits, ["unknown", *labels[1:]], names) is None
-    assert predicted_view(logits, [*labels[1:], labels[0]], names) is None
-    assert predicted_view(logits[:3], labels[:3], names) is None  # too few to tell
+    assert predicted_label_view(logits, ["unknown", *labels[1:]], names) is None
+    assert predicted_label_view(logits, [*labels[1:], labels[0]], names) is None
+    assert predicted_label_view(logits[:3], labels[:3], names) is None  # too few to tell

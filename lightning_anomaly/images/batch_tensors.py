@@ -1,0 +1,45 @@
+"""Find the tensors, and the images, in a nested batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in nested mappings, sequences and dataclasses, with the keys or places that lead to them."""
+    if isinstance(values, Tensor):
+        yield name, values
+        return
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, Mapping):
+        parts = values.items()
+    elif is_dataclass(values) and not isinstance(values, type):
+        parts = ((field.name, getattr(values, field.name)) for field in fields(values))
+    elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        parts = zip(getattr(values, "_fields", range(len(values))), values, strict=True)
+    for key, part in parts:
+        yield from named_tensors(part, f"{name}.{key}" if name else str(key))
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Find all tensors in nested mappings, sequences and dataclasses."""
+    return [tensor for _, tensor in named_tensors(values)]
+
+
+def first_tensor(batch: Any) -> Tensor | None:
+    """Find the input of a model in a nested batch: its first tensor of floating-point numbers or of images in bytes.
+
+    A tensor without axes of an image is taken only if none with such axes follows.
+    """
+    inputs = [
+        tensor
+        for tensor in tensors_in(batch)
+        if (tensor.ndim >= 3 if tensor.dtype == torch.uint8 else tensor.ndim >= 1 and tensor.is_floating_point())
+    ]
+    inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
+    return inputs[0] if inputs else None
