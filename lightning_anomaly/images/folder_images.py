@@ -159,6 +159,8 @@ def _find_folder_whites(files: Sequence[str]) -> dict[str, float]:
 
     whites = dict[str, float]()
     for file in files:
+        if file.lower().endswith((".jpg", ".jpeg")):
+            continue  # 8 bits, and opening many takes time
         with suppress(Exception), Image.open(file) as opened:  # a broken one has no depth
             if opened.mode[0] in "IF":
                 whites[opened.mode] = max(_file_white(opened), whites.get(opened.mode, 0))
