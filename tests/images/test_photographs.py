@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ import torch
 from PIL import Image
 from reports import contents, table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.outliers import detector
 
@@ -30,6 +33,16 @@ def photograph(seed: int, width: int = 64, height: int = 48) -> Image.Image:
     patches = generator.integers(30, 220, (4, 5, 3), dtype=np.uint8)
     soft = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
     return Image.fromarray((np.asarray(soft) + generator.integers(-9, 9, (height, width, 3))).clip(0, 255).astype("u1"))
+
+
+@NOT_FORKED
+@pytest.mark.parametrize("free", [0, 2**40])
+def test_batches_come_through_shared_memory_if_it_has_room(monkeypatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    expected = torch.rand(600, 1, 4, 4)
+    (images,) = ImageSource(DataLoader(TensorDataset(expected), 600, num_workers=1), "images").readable_batches()
+    assert torch.equal(images, expected)
+    assert images.is_shared() == bool(free)
 
 
 def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_path: Path, monkeypatch) -> None:
