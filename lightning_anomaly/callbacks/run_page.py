@@ -70,7 +70,7 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     threshold = GAP if waiting is None else waiting.threshold
     story = Story(_join_histories(watcher, comparison, waiting))
     if story.times:
-        _tell_run(story, trainer, watcher, comparison, threshold)
+        _run_page_story(story, trainer, watcher, comparison, threshold)
     else:
         story.tell("Run", f"Nothing was measured. {_lost_reports(trainer)}".strip())
     if comparison is not None and comparison.report is not None:
@@ -96,7 +96,7 @@ def _join_histories(watcher: Any, comparison: Any, waiting: Any) -> Rows:
     return rows
 
 
-def _tell_run(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float) -> None:
+def _run_page_story(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float) -> None:
     """Tell the run by what the callbacks know; what was not measured is said."""
     story.tell_loss(
         {
@@ -109,7 +109,7 @@ def _tell_run(story: Story, trainer: Any, watcher: Any, comparison: Any, thresho
         story.tell("Gap", "Not measured: a `TwoSampleCallback` compares training with validation images.")
     else:
         story.tell_gap(threshold, comparison._error_rise.too_few_expected_errors)
-    story.tell("End", _tell_run_end(trainer, story))
+    story.tell("End", _run_page_ending(trainer, story))
     if comparison is not None:
         story.tell_labels(comparison.report)
     if watcher is None or watcher.report is None:
@@ -119,7 +119,7 @@ def _tell_run(story: Story, trainer: Any, watcher: Any, comparison: Any, thresho
         story.tell_filters(watcher.report)
 
 
-def _tell_run_end(trainer: Any, story: Story) -> str:
+def _run_page_ending(trainer: Any, story: Story) -> str:
     """Say what ended the run, and if that was no early stopping, why none did."""
     why = list[str]()
     for callback in trainer.callbacks:

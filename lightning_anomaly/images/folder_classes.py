@@ -23,12 +23,16 @@ def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
         [('break', ''), ('crack', '')]
     """
     places = [tuple(name.split(os.sep)[:-1]) for name in names]
-    children, splits, kept = _children(places), dict[tuple[str, ...], str](), dict[tuple[str, ...], tuple[str, ...]]()
+    children, splits, kept = (
+        _child_folders(places),
+        dict[tuple[str, ...], str](),
+        dict[tuple[str, ...], tuple[str, ...]](),
+    )
     for place in {*places}:
         are_splits = [_is_split(name) and _hold_splits(children[place[:i]]) for i, name in enumerate(place)]
         kept[place] = tuple(name for name, is_split in zip(place, are_splits, strict=True) if not is_split)
         splits[place] = "/".join(name for name, is_split in zip(place, are_splits, strict=True) if is_split)
-    children, classes = _children(kept.values()), dict[tuple[str, ...], str]()
+    children, classes = _child_folders(kept.values()), dict[tuple[str, ...], str]()
     for place, rest in kept.items():
         while rest and len(children[rest[:-1]]) == 1:
             rest = rest[:-1]
@@ -36,7 +40,7 @@ def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(classes[place], splits[place]) for place in places]
 
 
-def _children(places: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
+def _child_folders(places: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
     """Return the folders in each folder; images beside the outermost ones count as one."""
     children = defaultdict[tuple[str, ...], set[str]](set)
     for place in {*places}:

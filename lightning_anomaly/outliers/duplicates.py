@@ -166,7 +166,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
     """Correlate the details of pairs `(2, P)`, the second laid as its coarse look is most alike; return `(P,)`."""
     details, ways = dict[int, Tensor](), dict[int, Tensor]()
     for side in _STEPS:
-        details[side] = torch.cat([_details(part, side) for part in torch.split(looks, _BLOCK)])
+        details[side] = torch.cat([_look_details(part, side) for part in torch.split(looks, _BLOCK)])
         ways[side] = _in_eight_ways(torch.arange(side**2, device="cpu").view(1, side, side)).flatten(2)[0]
 
     def of(part: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
     return torch.cat([*torch_in_threads(of, torch.split(pairs, _PAIRS, 1))]).clamp(max=1)  # rounding
 
 
-def _details(looks: Tensor, side: int) -> Tensor:
+def _look_details(looks: Tensor, side: int) -> Tensor:
     """Subtract the mean of 9x9 pixels from that of 3x3, and reduce to norm 1; return `(N, side**2)` in half precision.
 
     They are centered, too.

@@ -215,7 +215,7 @@ def score_source(
 
 def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) -> dict[str, np.ndarray]:
     """Score a batch, which is one of the fit or not; return the columns of a part, and positions."""
-    _check_features(batch.samples, state)
+    _check_searched_features(batch.samples, state)
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
@@ -342,7 +342,7 @@ def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = sli
     return {name: values[chosen].sort().values for name, values in scores.items()}
 
 
-def _check_features(samples: SampleStatistics, state: DetectorState) -> None:
+def _check_searched_features(samples: SampleStatistics, state: DetectorState) -> None:
     """Raise ValueError if the fit scores features, and samples lack them or have those of another layer."""
     content = state.views["content"].model if "content" in state.views else None
     if not isinstance(content, Content):

@@ -42,8 +42,8 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     """
     if not filters or not any(isinstance(module, _NORMS) for module in modules_by_name(model).values()):
         return FoundNorms({}, [], {*filters})
-    first = _Pass(filters, 1.0, {})
-    second = _Pass(filters, -1.0, first.zeros)
+    first = _NormsPass(filters, 1.0, {})
+    second = _NormsPass(filters, -1.0, first.zeros)
     for noisy in (first, second):
         with ExitStack() as hooks, torch.no_grad(), evaluating(model), compiled_models_eager():
             for name, module in modules_by_name(model).items():
@@ -64,7 +64,7 @@ def call_model(model: nn.Module, example_input: Any) -> Any:
         return call(*apply_to_collection(arguments, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True))
 
 
-class _Pass:
+class _NormsPass:
     """A pass with noise of one sign."""
 
     def __init__(self, filters: Mapping[str, Iterable[int]], sign: float, before: Mapping[str, Tensor]) -> None:

@@ -119,6 +119,7 @@ def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_in_l
         "Skipped: 1. notes.txt (no picture).",
         "There are too many.",
     ]
+    assert ["0", "a", "9.0"] in [line.split()[:3] for line in str(report).splitlines()]
     assert "image 2 (as image 1)" in str(replace(report, names=None))
     assert [(row.name, tab.name, row.reason, row.group) for tab in report.tabs(2) for row in tab.rows] == [
         ("b", "identical", "", 0),

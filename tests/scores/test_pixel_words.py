@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lightning_anomaly.scores.pixel_words import PixelWords
-from lightning_anomaly.scores.pixels import pixel_statistics
+from lightning_anomaly.scores.pixels import describe_pixels, pixel_names, pixel_statistics
 from recipes.common.damage import DAMAGES
 from recipes.development.reasons import ACCEPTED, PLAIN, reasons_of, words_of
 
@@ -56,6 +56,17 @@ def test_colors_and_sides_are_named(change: Tensor, reasons: set[str]) -> None:
     images = colored(600)
     changed = (images[500:] + change).clamp(0, 255).to(torch.uint8)
     assert Counter(reasons_of(words_of(images[:500]), changed)).most_common(1)[0][0] in reasons
+
+
+def test_what_all_channels_share_is_no_color() -> None:
+    images, names = colored(4).double(), pixel_names(3)
+    shared = 30 * torch.rand(4, 1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    change = pixel_statistics(images + shared) - pixel_statistics(images)  # of logarithms
+    color = torch.tensor(["color patterns" in name for name in names])
+    assert change[:, color].abs().max() < 0.3
+    assert change[:, names.index("fine patterns")].min() > 1
+    assert describe_pixels(images).shape == (4, len(names))
+    assert describe_pixels(images.flatten(1)) is None
 
 
 def test_channels_that_are_no_colors_are_numbered_and_nan_is_a_reason() -> None:
