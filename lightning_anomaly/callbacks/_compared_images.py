@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_anomaly._internal.processes import rank_and_world
 from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.images.loaders import first_loader
@@ -29,14 +30,15 @@ from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
 class ComparedImages(NamedTuple):
     """Training and validation images, in memory if they fit, their labels, and notes as `{key: sentence}`.
 
-    What the last comparison `kept` of them holds for the next one while only the last layer changes.
+    What the last comparison `kept` of them holds for the next one while only the last layer changes. Several processes
+    keep nothing: if a last digit differed between them, one would run a model without the others that it waits for.
     """
 
     train: ImageSource
     val: ImageSource
     labels: KnownLabels
     notes: Mapping[str, str]
-    kept: BeforeLastLayer
+    kept: BeforeLastLayer | None
 
     @property
     def identity(self) -> str:
@@ -103,7 +105,8 @@ def read_compared_images(
         )
     known = train.labels(places), val.labels(val_places)
     labels = KnownLabels(*known, train.label_names, places, train.names, train.batch_labels.problem)
-    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences, BeforeLastLayer())
+    kept = BeforeLastLayer() if rank_and_world()[1] == 1 else None
+    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences, kept)
 
 
 def _open_compared(

@@ -47,12 +47,13 @@ class BeforeLastLayer:
         report: TwoSampleReport,
     ) -> None:
         """Keep the first comparison, if a linear layer turns the features into just this output."""
-        if self._changed or samples.features is None or samples.feature_layer is None or output.logits is None:
+        if samples.features is None or samples.feature_layer is None or output.logits is None:
             return
         layer = modules_by_name(model)[samples.feature_layer.name]
+        if self._changed or not isinstance(layer, nn.Linear):
+            return
         self.features, self.report, self._sizes = samples.features, report, output.sizes
-        alone = isinstance(layer, nn.Linear) and torch.cat(self._outputs(layer)).float().cpu()
-        if isinstance(alone, Tensor) and torch.equal(alone, output.logits):
+        if torch.equal(torch.cat(self._outputs(layer)).float().cpu(), output.logits):
             self._layer, self._state = layer, state_hash(model, without=layer)
             self._of_two = _features_of_two(model, call, images, layer)
 

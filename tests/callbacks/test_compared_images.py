@@ -18,6 +18,7 @@ from torchvision.datasets import FakeData
 from trainers import SmallNet, fit, hook_count, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
+from lightning_anomaly.callbacks import _compared_images
 
 PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
 AUGMENTED = transforms.Compose([transforms.RandomCrop(8, 2), transforms.RandomHorizontalFlip(), PLAIN])
@@ -60,6 +61,25 @@ def sources(seen: Tensor, train: bool) -> list[int]:
     """Return the positions of images in the plain data set; -1 for other images."""
     positions = {PLAIN(image).numpy().tobytes(): place for place, (image, _) in enumerate(pictures(train))}
     return [positions.get(image.numpy().tobytes(), -1) for image in seen]
+
+
+class Frozen(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.eval()  # keeps its running means
+        return super().forward(x)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.head.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_frozen_backbone_sees_the_images_once_unless_another_process_may_wait(
+    processes: int, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(_compared_images, "rank_and_world", lambda: (0, processes))
+    model = Frozen()
+    quiet_trainer(tmp_path, TwoSampleCallback(sample_size=128), max_epochs=3).fit(model, datamodule=Data())
+    assert len(torch.cat(model.seen)) == 256 * (1 if processes == 1 else 3)
 
 
 def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(tmp_path: Path) -> None:
