@@ -1,7 +1,12 @@
-"""Data sets with faults."""
+"""Data sets with faults, and the systems on which a worker process can be forked to read one."""
 
+import sys
+
+import pytest
 from torch import Tensor
 from torch.utils.data import Dataset
+
+NEEDS_FORK = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 
 
 class Broken(Dataset[Tensor]):

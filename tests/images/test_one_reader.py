@@ -1,7 +1,6 @@
 """Every function takes images as a tensor, a Dataset or a DataLoader, with the same results and the same errors."""
 
 import random
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Broken
+from datasets import NEEDS_FORK, Broken
 from reports import facts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -20,7 +19,6 @@ from lightning_anomaly.images.image_source import ImageSource
 IMAGES = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(1)) * 1.2
 DATA = TensorDataset(IMAGES, torch.arange(120))
-NOT_FORKED = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +106,7 @@ class Noisy(Dataset[Tensor]):
         return IMAGES[index] + torch.rand(()) + np.random.rand() + random.random()
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=NOT_FORKED)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=NEEDS_FORK)])
 def test_reading_changes_no_random_state_is_reproducible_and_opens_a_file_once(workers: int) -> None:
     def states() -> list[Any]:
         return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import NEEDS_FORK
 from PIL import Image
 from reports import contents, table
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.outliers import detector
 
-NOT_FORKED = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -35,7 +34,7 @@ def photograph(seed: int, width: int = 64, height: int = 48) -> Image.Image:
     return Image.fromarray((np.asarray(soft) + generator.integers(-9, 9, (height, width, 3))).clip(0, 255).astype("u1"))
 
 
-@NOT_FORKED
+@NEEDS_FORK
 @pytest.mark.parametrize("free", [0, 2**40])
 def test_batches_come_through_shared_memory_if_it_has_room(monkeypatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
@@ -284,7 +283,7 @@ def pooled() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "context", [pytest.param("fork", marks=NOT_FORKED), pytest.param("spawn", marks=pytest.mark.slow)]
+    "context", [pytest.param("fork", marks=NEEDS_FORK), pytest.param("spawn", marks=pytest.mark.slow)]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_processes_that_read_give_the_same_numbers_and_leave_nothing_behind(folder: Path, context: str) -> None:
@@ -314,7 +313,7 @@ class Fatal:
         return torch.zeros(3, 4, 4) + np.asarray(image, np.float32).mean()
 
 
-@NOT_FORKED
+@NEEDS_FORK
 def test_a_process_that_dies_ends_the_search_in_one_sentence(folder: Path) -> None:
     images = FolderImages(folder, 48, Fatal(), num_workers=2)
     with pytest.raises((ChildProcessError, RuntimeError), match=r"process that reads `images` died|DataLoader worker"):

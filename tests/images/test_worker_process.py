@@ -1,18 +1,17 @@
 """A data set that is read in a worker process stays as it is in this one."""
 
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from datasets import NEEDS_FORK
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_anomaly.images.worker_process import in_worker
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+pytestmark = NEEDS_FORK
 
 
 class Zipped(Dataset[Tensor]):
