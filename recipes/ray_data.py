@@ -67,8 +67,7 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in formats)
     done = {path for file in output.glob("*.parquet") for path in pd.read_parquet(file, columns=["name"])["name"]}
     if missing := [path for path in paths if path not in done]:
-        # Shuffled, or the broken files of one folder could fill a block.
-        read = ray.data.read_binary_files(missing, filesystem=files, include_paths=True, shuffle="files")
+        read = ray.data.read_binary_files(missing, filesystem=files, include_paths=True)
         scored = read.map_batches(
             Scorer, fn_constructor_args=(model, output), batch_size=block_size, concurrency=actors
         )

@@ -37,7 +37,8 @@ class ImageSource:
 
     One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
     of torch, NumPy and Python are restored. `labels` replace those that come with the data. `max_images` chooses so
-    many of the images that a loader draws, at random; None takes all images of the data set, in its order.
+    many of the images that a loader draws, at random; None takes all images of the data set, in its order. If none can
+    be read, `shapes` are those of an image and of a whole one; without them, that is an error.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ImageSource:
         labels: Sequence[Any] | None = None,
         max_images: int | None = None,
         convert: Callable[[Any], Tensor | None] = first_tensor,
+        shapes: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None,
     ) -> None:
         self.argument, self._convert = argument, convert
         self._loader = None if isinstance(images, Tensor) and images.ndim else loader_of(images, argument)
@@ -82,10 +84,13 @@ class ImageSource:
             if position not in self.unreadable:
                 self.shape, self.dtype = tuple(image.shape[1:]), image.dtype
                 return
-        raise ValueError(
-            f"Parameter `{argument}` should hold images that can be read. Found none among the first "
-            f"{len(self.unreadable)}: {next(iter(self.unreadable.values()))}."
-        )
+        if shapes is None:
+            raise ValueError(
+                f"Parameter `{argument}` should hold images that can be read. Found none among the first "
+                f"{len(self.unreadable)}: {next(iter(self.unreadable.values()))}."
+            )
+        (self.shape, self.whole_shape), self.dtype = shapes, torch.float32
+        self._blank = torch.zeros(1, *(self.whole_shape or self.shape), device="cpu")
 
     def __len__(self) -> int:
         return len(self._data)

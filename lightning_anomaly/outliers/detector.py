@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
-from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.whole_images import WithWholeImage, stack_items
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
@@ -181,7 +180,8 @@ class OutlierDetector:
             ValueError: If the images cannot be read or differ in shape from the reference, only one of the two came
                 with whole images, or an argument is not allowed.
         """
-        reader, source = self._open_images(images, batch_size, labels, progress)
+        source = open_scaled(images, "images", batch_size, labels=labels)
+        reader = self._image_reader(progress)
         report = search_source(reader, source, self._fitted_state(), self.notes, self._reference)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
@@ -196,7 +196,7 @@ class OutlierDetector:
     ) -> dict[str, np.ndarray]:
         """Score a part of a data set, in one of many processes; `join_parts` makes a report of all parts.
 
-        The arguments and errors are those of `search`.
+        The arguments and errors are those of `search`, but a part in which no image can be read is none.
 
         Returns:
             Columns with a row for each image `(n,)`, to save in whatever format.
@@ -211,8 +211,10 @@ class OutlierDetector:
 
             Columns that nothing is known of are missing.
         """
-        reader, source = self._open_images(images, batch_size, labels, progress)
-        return score_source(reader, source, self._fitted_state())
+        state = self._fitted_state()
+        shapes = state.shape, state.whole_shape
+        source = open_scaled(images, "images", batch_size, labels=labels, shapes=shapes)
+        return score_source(self._image_reader(progress), source, state)
 
     def join_parts(self, parts: Sequence[Mapping[str, np.ndarray]], folder: str = "") -> OutlierReport:
         """Report on the parts of a data set that `search_part` scored, one after the other, as `search` does on all.
@@ -232,12 +234,9 @@ class OutlierDetector:
             raise ValueError("Parameter `parts` should hold results of `search_part`. Found none.")
         return make_outlier_report(join_columns(parts), self._fitted_state(), self.notes, self._reference, folder)
 
-    def _open_images(
-        self, images: Any, batch_size: int | None, labels: Sequence[Any] | None, progress: bool | None
-    ) -> tuple[ImageReader, ImageSource]:
+    def _image_reader(self, progress: bool | None) -> ImageReader:
         state = self._fitted_state()
-        source = open_scaled(images, "images", batch_size, labels)
-        return ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits), source
+        return ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits)
 
     def save(self, path: str | Path) -> None:
         """Save the fit, without the model.
@@ -348,7 +347,7 @@ def find_outliers(
         detector.fit(reference, batch_size=batch_size, max_reference=max_reference, progress=progress)
         return detector.search(images, batch_size=batch_size, labels=labels, progress=progress)
     limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
-    source = open_scaled(images, "images", batch_size, labels)
+    source = open_scaled(images, "images", batch_size, labels=labels)
     reader = ImageReader(model, detector.class_names, progress)
     report = search_without_reference(reader, source, limit)
     warn_of(report.notes)

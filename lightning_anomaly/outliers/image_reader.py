@@ -116,9 +116,9 @@ class ImageReader:
         return capture.collected(sum(map(len, batches)))
 
 
-def open_scaled(images: Any, argument: str, batch_size: int | None, labels: Sequence[Any] | None = None) -> ImageSource:
-    """Open images of a floating-point type, or raise ValueError."""
-    source = ImageSource(images, argument, batch_size, labels=labels)
+def open_scaled(images: Any, argument: str, batch_size: int | None, **options: Any) -> ImageSource:
+    """Open images of a floating-point type, see `ImageSource`, or raise ValueError."""
+    source = ImageSource(images, argument, batch_size, **options)
     if not source.dtype.is_floating_point:
         raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {source.dtype}.")
     return source

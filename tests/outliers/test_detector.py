@@ -10,8 +10,10 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
+from lightning_anomaly.images.whole_images import WithWholeImage
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.scores.pixels import pixel_names
@@ -66,6 +68,38 @@ def test_parts_are_joined_to_the_report_of_a_search_with_copies_across_parts(fit
     assert ([91], [0]) in copies
     with pytest.raises(ValueError, match="should hold results"):
         fitted.join_parts([])
+
+
+class Photographs(Dataset):
+    """Files, of which some are broken."""
+
+    def __init__(self, places):
+        self.samples = [(f"{place}.png", -1) for place in places]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, place):
+        name = int(self.samples[place][0].removesuffix(".png"))
+        if name % 20 < 8:
+            raise OSError(f"{name} is broken")
+        image = DIGITS[800 + name]
+        return WithWholeImage(image, image.expand(3, -1, -1))
+
+
+def test_a_part_may_have_only_broken_images():
+    detector = OutlierDetector(classifier()).fit(Subset(Photographs(range(900)), [n for n in range(900) if n % 20 > 7]))
+    parts = [detector.search_part(Photographs(places)) for places in torch.arange(60).split(4)]
+    joined = detector.join_parts(parts)
+    with pytest.warns(UserWarning, match="24 of the 60 images"):
+        expected = detector.search(Photographs(range(60)))
+    assert_same_scores(joined.scores, expected.scores)
+    assert joined.unreadable == expected.unreadable
+    assert len(joined.unreadable) == 24
+    assert joined.names == expected.names
+    assert all(part.keys() == parts[0].keys() for part in parts)
+    with pytest.raises(ValueError, match="0 is broken"):
+        detector.search(Photographs(range(8)))
 
 
 def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):
