@@ -27,6 +27,7 @@ def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item]) ->
         return
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            torch.set_num_threads(1)  # for work between results, too
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(threads)  # new threads get the last setting of any thread

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -18,10 +17,10 @@ from lightning_anomaly.network.features import join_known_tensors
 
 SIDE = 32  # of a look (pixels)
 _GRAY = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601), as in other software that saves gray
-_ROWS, _BLOCK = 512, 4096  # images that are compared with as many others at once
+_ROWS, _BLOCK = 256, 1024  # images that are described at once, or compared with as many others
 _PAIRS = 128  # candidates that are aligned at once, so that they stay in the cache
 _EXACT = 30_000  # images up to which each is compared with all others
-_SPACING, _CELLS = 256, 4  # one image of so many is the center of a cell, and each is in so many cells
+_SPACING, _CELLS = 128, 9  # one image of so many is the center of a cell, and each is in so many cells
 _CANDIDATES = 16  # of each image, which may have one copy less
 _STEPS = {16: 4, SIDE: 3}  # that align candidates, at each resolution (pixels)
 _INSIDE = 0.6  # share of both images that must be in the part that is aligned
@@ -96,10 +95,10 @@ def find_duplicates(
     identical = [(same.tolist(), True, [1.0] * len(same)) for same in places if len(same) > 1]
     if len(first) < 2 or fingerprints.looks is None:
         return identical, ""
-    looks = fingerprints.looks[images[first]]
-    coarse = _coarse_looks(looks)
+    chosen = images[first]
+    coarse = _coarse_looks(fingerprints.looks, chosen)
     pairs = _duplicate_candidates(coarse)
-    correlation = _correlations(looks, coarse, pairs)
+    correlation = _correlations(_look_details(fingerprints.looks, chosen), coarse, pairs)
     close = correlation > _NEXT
     groups, undecided = _copy_groups(len(first), pairs[:, close].numpy(), correlation[close].numpy())
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
@@ -115,11 +114,14 @@ def _in_eight_ways(looks: Tensor) -> Tensor:
     return torch.stack([*ways, *(way.flip(1, 2) for way in ways)], 1)
 
 
-def _coarse_looks(looks: Tensor) -> Tensor:
-    """Reduce looks to 8x8 pixels, centered by the mean look and by their own mean, and scaled to norm 1."""
-    small = torch.cat([functional.adaptive_avg_pool2d(part.float(), 8) for part in torch.split(looks, _BLOCK)])
-    small = (small - _in_eight_ways(small.mean(0, keepdim=True)).mean(1)).flatten(1)
-    return functional.normalize(small - small.mean(1, keepdim=True)).view(-1, 8, 8)
+def _coarse_looks(looks: Tensor, chosen: Tensor) -> Tensor:
+    """Reduce the chosen looks `(N,)` to 8x8 pixels, and center by the mean look and their own mean, to norm 1."""
+    small = torch.empty(len(chosen), 8, 8, device="cpu")
+    for part, images in zip(torch.split(small, _ROWS), torch.split(chosen, _ROWS), strict=True):
+        part[:] = functional.adaptive_avg_pool2d(looks[images].float(), 8)
+    small -= _in_eight_ways(small.mean(0, keepdim=True)).mean(1)
+    small -= small.mean((1, 2), keepdim=True)
+    return functional.normalize(small.flatten(1)).view(-1, 8, 8)
 
 
 def _similarity(coarse: Tensor, others: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ def _candidate_cells(coarse: Tensor) -> Sequence[Tensor]:
 def _duplicate_candidates(coarse: Tensor) -> Tensor:
     """Pair each image `(N, 8, 8)` with those that are most alike, turned or mirrored; return pairs `(2, P)`."""
 
-    def of(block: tuple[Tensor, Tensor]) -> Tensor:
+    def nearest(block: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         rows, cell = block
         found = list[tuple[Tensor, Tensor]]()
         for columns in torch.split(cell, _BLOCK):
@@ -152,36 +154,56 @@ def _duplicate_candidates(coarse: Tensor) -> Tensor:
             near = alike.topk(min(_CANDIDATES, len(columns)))
             found.append((near.values, columns[near.indices]))
         similar, others = (torch.cat(part, 1) for part in zip(*found, strict=True))
-        similar, place = similar.topk(min(_CANDIDATES, similar.shape[1]))
-        row, chosen = (similar > _ALIKE).nonzero().unbind(1)
-        ends = torch.stack([rows[row], others.gather(1, place)[row, chosen]])
-        return ends.amin(0) * len(coarse) + ends.amax(0)
+        return rows, similar, others
 
+    best = coarse.new_full((len(coarse), _CANDIDATES), _ALIKE)
+    candidates = torch.full(best.shape, -1, device="cpu")
     blocks = [(rows, cell) for cell in _candidate_cells(coarse) for rows in torch.split(cell, _ROWS)]
-    pairs = np.unique(torch.cat([*torch_in_threads(of, blocks)]).numpy())
+    for rows, similar, others in torch_in_threads(nearest, blocks):
+        similar, (others, order) = torch.cat([best[rows], similar], 1), torch.cat([candidates[rows], others], 1).sort(1)
+        similar = similar.gather(1, order)
+        similar[:, 1:][others[:, 1:] == others[:, :-1]] = -1  # as two images may share several cells
+        best[rows], place = similar.topk(_CANDIDATES)
+        candidates[rows] = others.gather(1, place)
+    one, place = (best > _ALIKE).nonzero().unbind(1)
+    other = candidates[one, place]
+    pairs = np.unique((torch.minimum(one, other) * len(coarse) + torch.maximum(one, other)).numpy())
     return torch.from_numpy(np.stack(np.divmod(pairs, len(coarse))))
 
 
-def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
+def _look_details(looks: Tensor, chosen: Tensor) -> Tensor:
+    """Subtract the mean of 9x9 pixels of the chosen looks `(N,)` from that of 3x3; return `(N, 32, 32)`.
+
+    Details are centered, and reduced to norm 1, in half precision.
+    """
+    details = torch.empty(len(chosen), SIDE, SIDE, dtype=torch.half, device="cpu")
+    for part, images in zip(torch.split(details, _ROWS), torch.split(chosen, _ROWS), strict=True):
+        seen = looks[images].float()
+        near, far = (functional.avg_pool2d(seen, n, 1, n // 2, count_include_pad=False) for n in (3, 9))
+        part[:] = _centered(near - far)
+    return details
+
+
+def _centered(details: Tensor) -> Tensor:
+    """Center details `(N, n, n)` and scale them to norm 1."""
+    details = details - details.mean((1, 2), keepdim=True)
+    return functional.normalize(details.flatten(1)).view_as(details)
+
+
+def _correlations(details: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
     """Correlate the details of pairs `(2, P)`, the second laid as its coarse look is most alike; return `(P,)`."""
-    details, ways = dict[int, Tensor](), dict[int, Tensor]()
-    for side in _STEPS:
-        details[side] = torch.cat([_look_details(part, side) for part in torch.split(looks, _BLOCK)])
-        ways[side] = _in_eight_ways(torch.arange(side**2, device="cpu").view(1, side, side)).flatten(2)[0]
+    ways = _in_eight_ways(torch.arange(SIDE**2, device="cpu").view(1, SIDE, SIDE)).flatten(2)[0]
 
     def of(part: Tensor) -> Tensor:
         left, right = part
         way = (_in_eight_ways(coarse[right]) * coarse[left][:, None]).sum((2, 3)).argmax(1)
-
-        def laid(side: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
-            second = details[side][right[chosen]].gather(1, ways[side][way[chosen]])
-            return details[side][left[chosen]].float(), second.float()
-
+        first = details[left].float()
+        second = details[right].flatten(1).gather(1, ways[way]).view_as(first).float()
+        found, warp = (first * second).sum((1, 2)), coarse.new_zeros(len(left), 4)
         chosen = torch.arange(len(left), device="cpu")
-        first, second = laid(SIDE, chosen)
-        found, warp = (first * second).sum(1), coarse.new_zeros(len(left), 4)
         for side, steps in _STEPS.items():
-            aligned, warp = _align(*laid(side, chosen), warp, steps)
+            moved, fixed = (_centered(functional.adaptive_avg_pool2d(d[chosen], side)) for d in (first, second))
+            aligned, warp = _align(moved, fixed, warp, steps)
             near = aligned >= _NEXT
             aligned, warp, chosen = aligned[near], warp[near], chosen[near]
         found[chosen] = found[chosen].maximum(aligned)
@@ -190,25 +212,14 @@ def _correlations(looks: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
     return torch.cat([*torch_in_threads(of, torch.split(pairs, _PAIRS, 1))]).clamp(max=1)  # rounding
 
 
-def _look_details(looks: Tensor, side: int) -> Tensor:
-    """Subtract the mean of 9x9 pixels from that of 3x3, and reduce to norm 1; return `(N, side**2)` in half precision.
-
-    They are centered, too.
-    """
-    near, far = (functional.avg_pool2d(looks.float(), n, 1, n // 2, count_include_pad=False) for n in (3, 9))
-    details = functional.adaptive_avg_pool2d(near - far, side).flatten(1)
-    return functional.normalize(details - details.mean(1, keepdim=True)).half()
-
-
 def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Align details `(P, pixels)` with others in Gauss-Newton steps; return the best correlations and their warps.
+    """Align details `(P, n, n)` with others in Gauss-Newton steps; return the best correlations and their warps.
 
     A warp `(P, 4)` is the zoom, less 1, and the shift in both directions.
     """
-    side = math.isqrt(moved.shape[1])
-    images = moved.view(-1, side, side)
-    down, right = torch.gradient(images, spacing=2 / side, dim=(1, 2))
-    layers = torch.stack([images, right, down], 1)
+    side = moved.shape[2]
+    down, right = torch.gradient(moved, spacing=2 / side, dim=(1, 2))
+    layers = torch.stack([moved, right, down], 1)
     x = ((torch.arange(side, device="cpu") + 0.5) * 2 / side - 1).expand(side, side)
     place = torch.stack([x, x.T], -1)
     best, best_warp = torch.full_like(warp[:, 0], -1), warp
@@ -217,7 +228,7 @@ def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tens
         inside = (grid.abs().amax(-1) <= 1 - 1 / side).float().flatten(1)
         count = inside.sum(1, keepdim=True).clamp(min=1)
         values, right, down = functional.grid_sample(layers, grid, align_corners=False).flatten(2).unbind(1)
-        centered = ((v - (v * inside).sum(1, keepdim=True) / count) * inside for v in (values, fixed))
+        centered = ((v - (v * inside).sum(1, keepdim=True) / count) * inside for v in (values, fixed.flatten(1)))
         here, there = (v / (v.norm(dim=1, keepdim=True) + 1e-3) for v in centered)
         found = (here * there).sum(1)
         share = torch.minimum(count[:, 0] / side**2, (1 + warp[:, :2]).prod(1))
