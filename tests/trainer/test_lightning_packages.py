@@ -95,12 +95,19 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
     assert stopped.current_epoch == 3
 
 
-@pytest.mark.parametrize("user", ["lightning.pytorch", "pytorch_lightning"])
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-def test_an_import_does_not_change_the_logger_of_either_tree(user: str, first: bool) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("lightning_anomaly", "lightning.pytorch"),
+        ("lightning_anomaly", "pytorch_lightning"),
+        ("pytorch_lightning", "lightning_anomaly"),
+    ],
+    ids=", ".join,
+)
+def test_an_import_does_not_change_the_logger_of_either_tree(names: tuple[str, str]) -> None:
     """Both trees log through one module, which belongs to the tree that was imported last."""
     pytest.importorskip("pytorch_lightning")
-    names = ["lightning_anomaly", user] if first else [user, "lightning_anomaly"]
+    (user,) = {*names} - {"lightning_anomaly"}
     code = f"import {', '.join(names)}, lightning_utilities.core.rank_zero as shared; "
     code += "print(shared.log.name, shared.rank_zero_deprecation_category.__module__)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
