@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,29 +30,42 @@ from lightning_anomaly.images import FolderImages, load_image
 
 
 class Block(Dataset[Any]):
-    """Photographs that Ray has read; searches find their names in `samples`."""
+    """Photographs, read many at a time, as buckets answer slowly; searches find their names in `samples`."""
 
-    def __init__(self, contents: Sequence[bytes], paths: Sequence[str]) -> None:
-        self.contents, self.samples = contents, [(path, -1) for path in paths]
+    def __init__(self, files: FileSystem, paths: Sequence[str]) -> None:
+        self.files, self.samples = files, [(path, -1) for path in paths]
+        with ThreadPoolExecutor(16) as pool:
+            self.contents = [*pool.map(self._read, paths)]
+
+    def _read(self, path: str) -> bytes | OSError:
+        try:
+            with self.files.open_input_file(path) as file:
+                content: bytes = file.read()
+                return content
+        except OSError as error:
+            return error
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, place: int) -> Any:
-        return load_image(io.BytesIO(self.contents[place]))
+        if isinstance(content := self.contents[place], OSError):
+            raise content
+        return load_image(io.BytesIO(content))
 
 
 class Scorer:
     """Loads the detector once, scores blocks and writes each as a file."""
 
-    def __init__(self, model: nn.Module, output: Path) -> None:
-        self.detector, self.output = OutlierDetector.load(output / "detector.pt", model), output
+    def __init__(self, model: nn.Module, files: FileSystem, output: Path) -> None:
+        self.detector, self.files = OutlierDetector.load(output / "detector.pt", model), files
+        self.output = output
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Write a block under its own name: one that is scored again, as a worker died, replaces itself."""
         paths = block["path"].tolist()
         labels = [Path(path).parent.name for path in paths]
-        part = self.detector.search_part(Block(block["bytes"].tolist(), paths), labels=labels, progress=False)
+        part = self.detector.search_part(Block(self.files, paths), labels=labels, progress=False)
         file = self.output / f"{hashlib.sha256(os.fsencode(chr(10).join(paths))).hexdigest()[:16]}.parquet"
         pd.DataFrame({name: list(values) for name, values in part.items()}).to_parquet(unfinished := f"{file}.part")
         os.replace(unfinished, file)
@@ -67,9 +81,11 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in formats)
     done = {path for file in output.glob("*.parquet") for path in pd.read_parquet(file, columns=["name"])["name"]}
     if missing := [path for path in paths if path not in done]:
-        read = ray.data.read_binary_files(missing, filesystem=files, include_paths=True)
-        scored = read.map_batches(
-            Scorer, fn_constructor_args=(model, output), batch_size=block_size, concurrency=actors
+        # Ray hands on names, not images: what it read is lost with a machine, and actors may leave no processor to read
+        # it again.
+        listed = ray.data.from_items([{"path": path} for path in missing])
+        scored = listed.map_batches(
+            Scorer, fn_constructor_args=(model, files, output), batch_size=block_size, concurrency=actors
         )
         scored.materialize()
     table = pd.concat(map(pd.read_parquet, output.glob("*.parquet"))).sort_values("name", ignore_index=True)

@@ -17,6 +17,8 @@ from lightning_anomaly.images import FolderImages
 
 ray = pytest.importorskip("ray")
 
+from pyarrow.fs import LocalFileSystem  # noqa: E402
+
 from recipes.ray_data import Scorer, search  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own
@@ -67,7 +69,7 @@ def test_two_workers_report_what_one_process_does_and_lose_nothing(tmp_path: Pat
     expected = OutlierDetector.load(output / "detector.pt", model).search(FolderImages(photos))
 
     first = sorted(map(str, photos.rglob("*.png")))[:8]  # of a search that was interrupted
-    Scorer(model, output)({"path": np.array(first), "bytes": np.array([Path(f).read_bytes() for f in first], object)})
+    Scorer(model, LocalFileSystem(), output)({"path": np.array(first)})
     (before,) = output.glob("*.parquet")
     written = before.stat().st_mtime_ns
     model.mark = str(output / "died")
