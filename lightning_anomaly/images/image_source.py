@@ -37,8 +37,8 @@ class ImageSource:
 
     One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
     of torch, NumPy and Python are restored. `labels` replace those that come with the data. `max_images` chooses so
-    many of the images that a loader draws, at random; None takes all images of the data set, in its order. If none can
-    be read, `shapes` are those of an image and of a whole one; without them, that is an error.
+    many of the images that a loader draws, at random; None takes all images of the data set, in its order. If none of
+    the first 100 can be read, `shapes` are those of an image and of a whole one; without them, that is an error.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ImageSource:
                 f"{len(self.unreadable)}: {next(iter(self.unreadable.values()))}."
             )
         (self.shape, self.whole_shape), self.dtype = shapes, torch.float32
-        self._blank = torch.zeros(1, *(self.whole_shape or self.shape), device="cpu")
+        self._blank = torch.zeros(1, *(self.whole_shape or self.shape), dtype=torch.uint8, device="cpu")
 
     def __len__(self) -> int:
         return len(self._data)

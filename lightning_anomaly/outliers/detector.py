@@ -180,8 +180,8 @@ class OutlierDetector:
             ValueError: If the images cannot be read or differ in shape from the reference, only one of the two came
                 with whole images, or an argument is not allowed.
         """
-        source = open_scaled(images, "images", batch_size, labels=labels)
         reader = self._image_reader(progress)
+        source = open_scaled(images, "images", batch_size, labels=labels)
         report = search_source(reader, source, self._fitted_state(), self.notes, self._reference)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
@@ -196,7 +196,7 @@ class OutlierDetector:
     ) -> dict[str, np.ndarray]:
         """Score a part of a data set, in one of many processes; `join_parts` makes a report of all parts.
 
-        The arguments and errors are those of `search`, but a part in which no image can be read is none.
+        The arguments and errors are those of `search`, but a part in which no image can be read is no error.
 
         Returns:
             Columns with a row for each image `(n,)`, to save in whatever format.
@@ -214,7 +214,9 @@ class OutlierDetector:
         state = self._fitted_state()
         shapes = state.shape, state.whole_shape
         source = open_scaled(images, "images", batch_size, labels=labels, shapes=shapes)
-        return score_source(self._image_reader(progress), source, state)
+        part = score_source(self._image_reader(progress), source, state)
+        warn_of(source.notes(np.isinf(part["score"]).nonzero()[0].tolist()))
+        return part
 
     def join_parts(self, parts: Sequence[Mapping[str, np.ndarray]], folder: str = "") -> OutlierReport:
         """Report on the parts of a data set that `search_part` scored, one after the other, as `search` does on all.
