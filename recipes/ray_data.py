@@ -37,21 +37,16 @@ class Block(Dataset[Any]):
         with ThreadPoolExecutor(16) as pool:
             self.contents = [*pool.map(self._read, paths)]
 
-    def _read(self, path: str) -> bytes | OSError:
-        try:
-            with self.files.open_input_file(path) as file:
-                content: bytes = file.read()
-                return content
-        except OSError as error:
-            return error
+    def _read(self, path: str) -> bytes:
+        with self.files.open_input_file(path) as file:
+            content: bytes = file.read()
+            return content
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, place: int) -> Any:
-        if isinstance(content := self.contents[place], OSError):
-            raise content
-        return load_image(io.BytesIO(content))
+        return load_image(io.BytesIO(self.contents[place]))
 
 
 class Scorer:
