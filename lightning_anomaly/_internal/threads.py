@@ -16,6 +16,7 @@ def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item]) ->
     """Map a function that calls torch or compiled loops on the CPU over items, in Python's threads.
 
     Results come in order; all work begins when the first result is requested, and the threads end with the last one.
+    Until then torch has one thread in the caller, too.
 
     Torch and compiled loops release the interpreter's lock. Torch's own threads wait for each other after every
     operation, which takes most of the time if operations are small. Numba's threads would abort any process that forks
@@ -27,7 +28,7 @@ def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item]) ->
         return
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            torch.set_num_threads(1)  # for work between results, too
+            torch.set_num_threads(1)
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(threads)  # new threads get the last setting of any thread

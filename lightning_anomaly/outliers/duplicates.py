@@ -17,7 +17,7 @@ from lightning_anomaly.network.features import join_known_tensors
 
 SIDE = 32  # of a look (pixels)
 _GRAY = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601), as in other software that saves gray
-_ROWS, _BLOCK = 256, 1024  # images that are described at once, or compared with as many others
+_ROWS, _BLOCK = 256, 1024  # images described at once, or compared with so many others
 _PAIRS = 128  # candidates that are aligned at once, so that they stay in the cache
 _EXACT = 30_000  # images up to which each is compared with all others
 _SPACING, _CELLS = 128, 9  # one image of so many is the center of a cell, and each is in so many cells
@@ -115,7 +115,7 @@ def _in_eight_ways(looks: Tensor) -> Tensor:
 
 
 def _coarse_looks(looks: Tensor, chosen: Tensor) -> Tensor:
-    """Reduce the chosen looks `(N,)` to 8x8 pixels, and center by the mean look and their own mean, to norm 1."""
+    """Reduce the chosen looks `(N,)` to 8x8 pixels, center them by the mean look and their own, and scale to norm 1."""
     small = torch.empty(len(chosen), 8, 8, device="cpu")
     for part, images in zip(torch.split(small, _ROWS), torch.split(chosen, _ROWS), strict=True):
         part[:] = functional.adaptive_avg_pool2d(looks[images].float(), 8)
@@ -154,7 +154,8 @@ def _duplicate_candidates(coarse: Tensor) -> Tensor:
             near = alike.topk(min(_CANDIDATES, len(columns)))
             found.append((near.values, columns[near.indices]))
         similar, others = (torch.cat(part, 1) for part in zip(*found, strict=True))
-        return rows, similar, others
+        similar, place = similar.topk(min(_CANDIDATES, similar.shape[1]))
+        return rows, similar, others.gather(1, place)
 
     best = coarse.new_full((len(coarse), _CANDIDATES), _ALIKE)
     candidates = torch.full(best.shape, -1, device="cpu")
@@ -165,16 +166,16 @@ def _duplicate_candidates(coarse: Tensor) -> Tensor:
         similar[:, 1:][others[:, 1:] == others[:, :-1]] = -1  # as two images may share several cells
         best[rows], place = similar.topk(_CANDIDATES)
         candidates[rows] = others.gather(1, place)
-    one, place = (best > _ALIKE).nonzero().unbind(1)
-    other = candidates[one, place]
-    pairs = np.unique((torch.minimum(one, other) * len(coarse) + torch.maximum(one, other)).numpy())
+    images = torch.arange(len(coarse), device="cpu")[:, None]
+    numbers = torch.minimum(images, candidates).mul_(len(coarse)).add_(torch.maximum(images, candidates))
+    pairs = np.unique(numbers[best > _ALIKE].numpy())
     return torch.from_numpy(np.stack(np.divmod(pairs, len(coarse))))
 
 
 def _look_details(looks: Tensor, chosen: Tensor) -> Tensor:
     """Subtract the mean of 9x9 pixels of the chosen looks `(N,)` from that of 3x3; return `(N, 32, 32)`.
 
-    Details are centered, and reduced to norm 1, in half precision.
+    Details are centered and scaled to norm 1, in half precision.
     """
     details = torch.empty(len(chosen), SIDE, SIDE, dtype=torch.half, device="cpu")
     for part, images in zip(torch.split(details, _ROWS), torch.split(chosen, _ROWS), strict=True):
