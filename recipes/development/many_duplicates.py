@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_anomaly.outliers.duplicates import Fingerprints, find_duplicates
-from recipes.common.data import DATA_SETS, load_images
-from recipes.common.options import add_data_options
+from recipes.common.data import DATA_SETS, download, load_images
+from recipes.common.options import add_data_options, one_sentence_errors
 from recipes.development.benchmarks.timing import in_fresh_processes
 
 _COPIES = 1000
@@ -55,13 +55,19 @@ def _prepare(file: Path) -> Callable[[], Any]:
     return lambda: torch.save(find_duplicates(prints), file)
 
 
-def main() -> None:
-    """Measure one number of images, and print what was found."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=int)
     parser.add_argument("--data", nargs="+", choices=DATA_SETS, default=["cifar10", "fashion_mnist"])
     add_data_options(parser)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure one number of images, and print what was found."""
+    if options.download:
+        download(options.data, options.data_root)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fingerprints"
         prints, source = fingerprints(options.images, options.data, options.data_root)
@@ -75,11 +81,11 @@ def main() -> None:
     print({
         "images": options.images,
         **row.round(1).to_dict(),
-        "kB for each": round(row.peak_mib * 2**20 / 1000 / (options.images + _COPIES), 1),
+        "kB for each": round(float(row.peak_mib) * 2**20 / 1000 / (options.images + _COPIES), 1),
         "same frame": found[: _COPIES // 2].mean().item(),
         "cropped": found[_COPIES // 2 :].mean().item(),
     })  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    one_sentence_errors(run, parse)
