@@ -33,14 +33,9 @@ class Block(Dataset[Any]):
     """Photographs, read many at a time, as buckets answer slowly; searches find their names in `samples`."""
 
     def __init__(self, files: FileSystem, paths: Sequence[str]) -> None:
-        self.files, self.samples = files, [(path, -1) for path in paths]
+        self.samples = [(path, -1) for path in paths]
         with ThreadPoolExecutor(16) as pool:
-            self.contents = [*pool.map(self._read, paths)]
-
-    def _read(self, path: str) -> bytes:
-        with self.files.open_input_file(path) as file:
-            content: bytes = file.read()
-            return content
+            self.contents = [*pool.map(lambda path: files.open_input_file(path).read(), paths)]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -53,8 +48,7 @@ class Scorer:
     """Loads the detector once, scores blocks and writes each as a file."""
 
     def __init__(self, model: nn.Module, files: FileSystem, output: Path) -> None:
-        self.detector, self.files = OutlierDetector.load(output / "detector.pt", model), files
-        self.output = output
+        self.detector, self.files, self.output = OutlierDetector.load(output / "detector.pt", model), files, output
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Write a block under its own name: one that is scored again, as a worker died, replaces itself."""
@@ -76,21 +70,17 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in formats)
     done = {path for file in output.glob("*.parquet") for path in pd.read_parquet(file, columns=["name"])["name"]}
     if missing := [path for path in paths if path not in done]:
-        # Ray hands on names, not images: what it read is lost with a machine, and actors may leave no processor to read
-        # it again.
-        listed = ray.data.from_items([{"path": path} for path in missing])
-        scored = listed.map_batches(
-            Scorer, fn_constructor_args=(model, files, output), batch_size=block_size, concurrency=actors
-        )
-        scored.materialize()
+        # Names only: images that Ray read are lost with a machine, and actors may leave no core to read them again.
+        names = ray.data.from_items([{"path": path} for path in missing])
+        options = {"fn_constructor_args": (model, files, output), "batch_size": block_size, "concurrency": actors}
+        names.map_batches(Scorer, **options).materialize()
     table = pd.concat(map(pd.read_parquet, output.glob("*.parquet"))).sort_values("name", ignore_index=True)
     is_array = {name: isinstance(table[name][0], np.ndarray) for name in table}
     part = {name: np.stack([*table[name]]) if is_array[name] else table[name].to_numpy() for name in table}
     report = OutlierDetector.load(output / "detector.pt", model).join_parts([part])
     pictures = {}
     for position, name in {row.position: row.name for tab in report.tabs() for row in tab.rows}.items():
-        # Broken ones are a list of their own.
-        with suppress(Exception), files.open_input_file(name) as file:
+        with suppress(Exception), files.open_input_file(name) as file:  # broken ones are a list of their own
             if position is not None:
                 pictures[position] = load_image(file).whole.permute(1, 2, 0)
     return replace(report, pictures=pictures)
