@@ -87,28 +87,32 @@ class Photographs(Dataset):
         return WithWholeImage(image, image.mul(255).byte().expand(3, -1, -1))
 
 
-def test_a_part_may_have_only_broken_images():
-    detector = OutlierDetector(classifier()).fit(Subset(Photographs(range(900)), [n for n in range(900) if n % 20 > 7]))
+@pytest.fixture(scope="module")
+def of_photographs() -> OutlierDetector:
+    readable = Subset(Photographs(range(900)), [name for name in range(900) if name % 20 >= 8])
+    return OutlierDetector(classifier()).fit(readable)
+
+
+def test_a_part_may_have_only_broken_images(of_photographs):
     with pytest.warns(UserWarning, match="4 of the 4 images"):
-        parts = [detector.search_part(Photographs(places)) for places in torch.arange(60).split(4)]
-    joined = detector.join_parts(parts)
+        parts = [of_photographs.search_part(Photographs(places)) for places in torch.arange(60).split(4)]
+    joined = of_photographs.join_parts(parts)
     with pytest.warns(UserWarning, match="24 of the 60 images"):
-        expected = detector.search(Photographs(range(60)))
+        expected = of_photographs.search(Photographs(range(60)))
     assert_same_scores(joined.scores, expected.scores)
     assert joined.unreadable == expected.unreadable
     assert len(joined.unreadable) == 24
     assert joined.names == expected.names
     assert all(part.keys() == parts[0].keys() for part in parts)
     with pytest.raises(ValueError, match="0 is broken"):
-        detector.search(Photographs(range(8)))
+        of_photographs.search(Photographs(range(8)))
 
 
-def test_images_behind_many_broken_ones_in_a_part_have_their_scores():
-    detector = OutlierDetector(classifier()).fit(Subset(Photographs(range(900)), [n for n in range(900) if n % 20 > 7]))
+def test_images_behind_many_broken_ones_in_a_part_have_their_scores(of_photographs):
     broken, good = [20 * n for n in range(110)], range(8, 20)
     with pytest.warns(UserWarning, match="110 of the 122 images"):
-        part = detector.search_part(Photographs([*broken, *good]))
-    assert_same_scores(torch.from_numpy(part["score"][110:]), detector.search(Photographs(good)).scores)
+        part = of_photographs.search_part(Photographs([*broken, *good]))
+    assert_same_scores(torch.from_numpy(part["score"][110:]), of_photographs.search(Photographs(good)).scores)
 
 
 def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):
