@@ -14,11 +14,11 @@ __all__ = [
     "LabelDoubt",
     "LayerComparison",
     "LayerReport",
+    "MemorizationCallback",
+    "MemorizationEarlyStopping",
+    "MemorizationReport",
     "OutlierDetector",
     "OutlierReport",
-    "TwoSampleCallback",
-    "TwoSampleEarlyStopping",
-    "TwoSampleReport",
     "analyze",
     "filter_figure",
     "find_outliers",
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         AnomalyEarlyStopping,
         AnomalyFilterCallback,
         AnomalyPruneCallback,
-        TwoSampleCallback,
-        TwoSampleEarlyStopping,
+        MemorizationCallback,
+        MemorizationEarlyStopping,
         save_run_page,
     )
     from lightning_anomaly.filters.analyze import analyze
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from lightning_anomaly.filters.filter_figures import filter_figure
     from lightning_anomaly.filters.layer_report import LayerReport
     from lightning_anomaly.filters.settings import AnalysisSettings
+    from lightning_anomaly.memorization import LabelDoubt, LayerComparison, MemorizationReport, two_sample_test
     from lightning_anomaly.outliers import OutlierDetector, OutlierReport, find_outliers
     from lightning_anomaly.pages.outlier_figure import outlier_figure
-    from lightning_anomaly.two_sample import LabelDoubt, LayerComparison, TwoSampleReport, two_sample_test
 else:
 
     def __getattr__(name: str) -> object:
         """Import all of the above at the first use of any, so that `lightning-anomaly --help` need not import torch."""
         if not name.startswith("_"):
             figures = "filters.filter_figures", "pages.outlier_figure"
-            for module in ("callbacks", "filters.analyze", *figures, "outliers", "two_sample"):
+            for module in ("callbacks", "filters.analyze", *figures, "outliers", "memorization"):
                 found = vars(import_module(f"{__name__}.{module}"))
                 globals().update({public: found[public] for public in __all__ if public in found})
         if name not in globals():

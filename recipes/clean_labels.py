@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_anomaly import TwoSampleCallback
+from lightning_anomaly import MemorizationCallback
 
 
 class Classifier(pl.LightningModule):
@@ -38,10 +38,10 @@ class Classifier(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-def train(data: Subset[Any], val: Subset[Any], epochs: int) -> tuple[TwoSampleCallback, float]:
+def train(data: Subset[Any], val: Subset[Any], epochs: int) -> tuple[MemorizationCallback, float]:
     """Return the callback and the validation accuracy."""
     pl.seed_everything(0, verbose=False)
-    watcher = TwoSampleCallback(sample_size=len(data))
+    watcher = MemorizationCallback(sample_size=len(data))
     trainer = pl.Trainer(max_epochs=epochs, callbacks=[watcher], logger=False, enable_checkpointing=False)
     trainer.fit(Classifier(), DataLoader(data, batch_size=32, shuffle=True), DataLoader(val, batch_size=512))
     return watcher, float(trainer.callback_metrics["val_acc"])

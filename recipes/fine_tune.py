@@ -15,9 +15,9 @@ from torchvision import transforms as T
 
 from lightning_anomaly import (
     AnomalyFilterCallback,
+    MemorizationCallback,
+    MemorizationEarlyStopping,
     OutlierDetector,
-    TwoSampleCallback,
-    TwoSampleEarlyStopping,
     save_run_page,
 )
 
@@ -56,7 +56,7 @@ def main(train: str, val: str, epochs: int = 4, log_dir: str = "logs") -> tuple[
     order = torch.randperm(len(val_set)).tolist()  # a folder is sorted by class
     loaders = DataLoader(train_set, 32, shuffle=True), DataLoader(Subset(val_set, order), 32)
     watcher, checkpoint = AnomalyFilterCallback(), ModelCheckpoint(monitor="val_loss")
-    callbacks: list[pl.Callback] = [watcher, TwoSampleCallback(), TwoSampleEarlyStopping(), checkpoint]
+    callbacks: list[pl.Callback] = [watcher, MemorizationCallback(), MemorizationEarlyStopping(), checkpoint]
     trainer = pl.Trainer(max_epochs=epochs, default_root_dir=log_dir, callbacks=callbacks)
     trainer.fit(FineTuned(len(train_set.classes)), *loaders)
     best = FineTuned.load_from_checkpoint(checkpoint.best_model_path, classes=len(train_set.classes))

@@ -13,11 +13,11 @@ LEVELS = [  # from the ground up
     {"network"},
     {"scores"},
     {"filters"},
-    {"outliers", "two_sample", "pruning"},
+    {"outliers", "memorization", "pruning"},
     {"callbacks", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-MEETS_MODULES = {"network", "filters", "outliers", "two_sample", "pruning", "callbacks", "__main__"}
+MEETS_MODULES = {"network", "filters", "outliers", "memorization", "pruning", "callbacks", "__main__"}
 
 
 def name_of(file: Path) -> str:

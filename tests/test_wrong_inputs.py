@@ -17,9 +17,9 @@ from lightning_anomaly import (
     AnomalyEarlyStopping,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
+    MemorizationCallback,
+    MemorizationEarlyStopping,
     OutlierDetector,
-    TwoSampleCallback,
-    TwoSampleEarlyStopping,
     analyze,
     find_outliers,
     save_run_page,
@@ -110,8 +110,13 @@ CLASSES: dict[Any, dict[str, list[Any]]] = {
     AnomalyFilterCallback: {"probe_size": [49], "every_n_validations": [0, True, "5"], "log_key_prefix": [""]},
     AnomalyPruneCallback: {"at_epoch": [0], "min_votes": [0], "last_reports": [0], "max_fraction": [0, True]},
     AnomalyEarlyStopping: {"threshold": [1.1], "patience": [4, 6.0]},
-    TwoSampleCallback: {"sample_size": [0], "batch_size": [0], "log_key_prefix": [""], "layers": [[], "conv1", [None]]},
-    TwoSampleEarlyStopping: {"threshold": [1.1], "patience": [0]},
+    MemorizationCallback: {
+        "sample_size": [0],
+        "batch_size": [0],
+        "log_key_prefix": [""],
+        "layers": [[], "conv1", [None]],
+    },
+    MemorizationEarlyStopping: {"threshold": [1.1], "patience": [0]},
 }
 
 
@@ -131,7 +136,7 @@ def test_every_argument_of_a_constructor_is_checked(kind: Any, name: str, value:
 
 
 def test_every_public_name_is_among_them() -> None:
-    made = {"AnomalyReport", "LabelDoubt", "LayerComparison", "LayerReport", "OutlierReport", "TwoSampleReport"}
+    made = {"AnomalyReport", "LabelDoubt", "LayerComparison", "LayerReport", "OutlierReport", "MemorizationReport"}
     draw = {"filter_figure", "outlier_figure"}  # parts of what is made
     known = {name.split(",")[0] for name in FUNCTIONS} | {kind.__name__ for kind in CLASSES}
     assert known >= {*lightning_anomaly.__all__} - made - draw

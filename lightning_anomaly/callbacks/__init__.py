@@ -3,15 +3,15 @@
 from lightning_anomaly.callbacks.anomaly_early_stopping import AnomalyEarlyStopping
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.anomaly_prune import AnomalyPruneCallback
+from lightning_anomaly.callbacks.memorization import MemorizationCallback
+from lightning_anomaly.callbacks.memorization_early_stopping import MemorizationEarlyStopping
 from lightning_anomaly.callbacks.run_page import save_run_page
-from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
-from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
 
 __all__ = [
     "AnomalyEarlyStopping",
     "AnomalyFilterCallback",
     "AnomalyPruneCallback",
-    "TwoSampleCallback",
-    "TwoSampleEarlyStopping",
+    "MemorizationCallback",
+    "MemorizationEarlyStopping",
     "save_run_page",
 ]

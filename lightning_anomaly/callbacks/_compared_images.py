@@ -1,4 +1,4 @@
-"""The images that a `TwoSampleCallback` compares: those of the user, or those that the run sees, with their labels."""
+"""The images that a `MemorizationCallback` compares: the user's, or those that the run sees, with their labels."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.worker_process import in_worker
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
-from lightning_anomaly.two_sample.comparable_images import (
+from lightning_anomaly.memorization.comparable_images import (
     comparable_transforms,
     describe_differences,
     images_trained_on,
     is_augmented,
     read_once,
 )
-from lightning_anomaly.two_sample.label_doubts import KnownLabels
-from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
+from lightning_anomaly.memorization.label_doubts import KnownLabels
+from lightning_anomaly.memorization.unchanged import BeforeLastLayer
+from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
 
 
 class ComparedImages(NamedTuple):

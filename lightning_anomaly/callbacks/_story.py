@@ -12,13 +12,13 @@ from lightning_anomaly.filters.agreement import agreements, singled_out
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.layer_table import layer_table_sentences
 from lightning_anomaly.filters.sample_lists import sample_name
+from lightning_anomaly.memorization.error_rise import MIN_ERRORS, WINDOW
+from lightning_anomaly.memorization.memorization_report import MemorizationReport
 from lightning_anomaly.pages.html_page import four_digits, usual_score
-from lightning_anomaly.two_sample.error_rise import MIN_ERRORS, WINDOW
-from lightning_anomaly.two_sample.two_sample_report import TwoSampleReport
 
 _NAMED = 3  # samples in a sentence
 _CURVES = {  # words and names of the values of each panel, after its title and whether they are shares
-    ("Gap", True): {"rise above the lowest level": "output/confidence_rise"},
+    ("Gap", True): {"rise above the lowest level": "output/rise"},
     ("Labels in doubt", True): {"share in doubt": "output/labels_in_doubt"},
     ("Filters", False): {"anomaly filters": "filters/count", "isolated filters": "filters/isolated"},
     ("Sparsity", True): {"map values that are zero or less": "filters/sparsity"},
@@ -81,7 +81,7 @@ class Story:
 
         With `too_few_errors` at the end it was not measured there: these zeros are removed from the curve.
         """
-        name = "output/confidence_rise"
+        name = "output/rise"
         for row in reversed(self.rows if too_few_errors else ()):
             if row.get(name):
                 break
@@ -107,7 +107,7 @@ class Story:
             text = f"No gap opened: the {ratio} {rose} above its lowest level; a gap is more than {100 * threshold:g}%."
         self.tell("Gap", text)
 
-    def tell_labels(self, report: TwoSampleReport | None) -> None:
+    def tell_labels(self, report: MemorizationReport | None) -> None:
         """Tell how many training labels are in doubt."""
         if report is None or not report.doubts:
             note = "" if report is None else report.notes.get("labels", "")

@@ -16,7 +16,7 @@ class AnomalyEarlyStopping(StoppingCallback):
 
     It watches `anomaly_filters/rise` of the Trainer's first `AnomalyFilterCallback`. While the fraction is flat or
     falls, `rise` is 0 and it never stops the run. The source paper expects a rise to mean overfitting; in our
-    experiments it did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
+    experiments it did not, see `docs/results/stopping.md`. `MemorizationEarlyStopping` works better.
 
     With few filters the fraction fluctuates: raise `threshold`. The callback logs its rule after the first validation,
     and at the end of the fit why it stopped the run.

@@ -8,15 +8,15 @@ from typing import Any
 from lightning_anomaly.callbacks._story import Rows, Story
 from lightning_anomaly.callbacks._trainer_checks import find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
-from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
+from lightning_anomaly.callbacks.memorization import MemorizationCallback
+from lightning_anomaly.callbacks.memorization_early_stopping import MemorizationEarlyStopping
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.filter_browser import filter_browser_content
 from lightning_anomaly.filters.sample_lists import sample_lists
+from lightning_anomaly.memorization.loss_trend import GAP
+from lightning_anomaly.memorization.memorization_report import SHOWN
 from lightning_anomaly.pages.gallery import Tab, gallery_index
 from lightning_anomaly.pages.html_page import BrowserFile, assemble_page, write_page
-from lightning_anomaly.two_sample.loss_trend import GAP
-from lightning_anomaly.two_sample.two_sample_report import SHOWN
 
 _CODE = (
     "dom unpack wording csv data colors canvas scatter components overview filter_list filter_page samples shell "
@@ -35,7 +35,7 @@ train = Subset(train, [position for position in range(len(train)) if position no
 def save_run_page(trainer: Any, path: str | Path, title: str = "A training run") -> BrowserFile:
     """Write what happened in a fit, and what to do next, as a page: one file that needs no server and no network.
 
-    It takes what the Trainer's callbacks know: its first `AnomalyFilterCallback` and `TwoSampleCallback`, early
+    It takes what the Trainer's callbacks know: its first `AnomalyFilterCallback` and `MemorizationCallback`, early
     stoppings and checkpoints. After sentences and curves come the training labels in doubt, the strangest validation
     samples and those that many filters single out, and the filters, first those that agree. A reader ticks samples and
     saves all lists as one CSV file.
@@ -44,7 +44,7 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     the `teardown` of a callback, else after `fit`.
 
     Args:
-        trainer: The Trainer, with an `AnomalyFilterCallback`, a `TwoSampleCallback` or both among its callbacks.
+        trainer: The Trainer, with an `AnomalyFilterCallback`, a `MemorizationCallback` or both among its callbacks.
         path: Path of the file; missing folders are created.
         title: The heading.
 
@@ -57,16 +57,16 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     """
     if not isinstance(getattr(trainer, "callbacks", None), list):
         raise TypeError(f"Parameter `trainer` should be a Trainer. Found {type(trainer).__name__}.")
-    watcher, comparison = (find_callback(trainer, kind) for kind in (AnomalyFilterCallback, TwoSampleCallback))
+    watcher, comparison = (find_callback(trainer, kind) for kind in (AnomalyFilterCallback, MemorizationCallback))
     if watcher is None and comparison is None:
         raise ValueError(
-            "Parameter `trainer` should have an AnomalyFilterCallback or a TwoSampleCallback among its callbacks. "
+            "Parameter `trainer` should have an AnomalyFilterCallback or a MemorizationCallback among its callbacks. "
             f"Found {[type(callback).__name__ for callback in trainer.callbacks]}."
         )
     filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
     if not trainer.is_global_zero:
         return BrowserFile(Path(path))
-    waiting = find_callback(trainer, TwoSampleEarlyStopping)
+    waiting = find_callback(trainer, MemorizationEarlyStopping)
     threshold = GAP if waiting is None else waiting.threshold
     story = Story(_join_histories(watcher, comparison, waiting))
     if story.times:
@@ -106,7 +106,7 @@ def _run_page_story(story: Story, trainer: Any, watcher: Any, comparison: Any, t
         }
     )
     if comparison is None:
-        story.tell("Gap", "Not measured: a `TwoSampleCallback` compares training with validation images.")
+        story.tell("Gap", "Not measured: a `MemorizationCallback` compares training with validation images.")
     else:
         story.tell_gap(threshold, comparison._error_rise.too_few_expected_errors)
     story.tell("End", _run_page_ending(trainer, story))
@@ -130,7 +130,7 @@ def _run_page_ending(trainer: Any, story: Story) -> str:
             story.marks.append(("stopped", len(story.times) - 1))
             return f"{name} stopped the run in epoch {callback.stopped_epoch}. {reason or ''}".strip()
         found = "found no reason to stop"
-        if isinstance(callback, TwoSampleEarlyStopping):
+        if isinstance(callback, MemorizationEarlyStopping):
             gap = callback._rises and callback._rises[-1] > callback.threshold
             found = f"waited for {f'`{callback._loss}` to stop improving' if gap and callback._loss else 'a gap'}"
         why.append(f"{name} {found}")

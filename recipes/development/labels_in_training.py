@@ -1,7 +1,7 @@
 """Wrong labels planted among training images: which come first? See docs/results/labels_in_training.md.
 
 `python -m recipes.development.labels_in_training --data-root DIR` trains a small CNN on 5,000 images for each setting,
-with a `TwoSampleCallback` of all training images. A line for each run goes to results/labels_in_training.jsonl, and the
+with a `MemorizationCallback` of all training images. A line of each run goes to results/labels_in_training.jsonl, the
 average precision of all rules to results/labels_in_training.csv. Runs with a line are skipped; 30 runs take half an
 hour on one free core.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import TwoSampleCallback
+from lightning_anomaly import MemorizationCallback
 from recipes.common.data import load_images, split
 from recipes.common.options import SILENT, add_data_options, one_sentence_errors, quiet
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
@@ -106,7 +106,10 @@ def train(name: str, kind: str, rate: float, seed: int, similar: Sequence[int], 
     images, val_images = (part / 127.5 - 1 for part in (data.train_images, data.val_images))
     labels, wrong = plant(data.train_labels, kind, rate, seed, similar)
     val_labels, _ = plant(data.val_labels, kind, rate, seed + 500, similar)
-    module, watcher = SmallCNN(data.channels, images.shape[-1], images, labels), TwoSampleCallback(sample_size=_TRAIN)
+    module, watcher = (
+        SmallCNN(data.channels, images.shape[-1], images, labels),
+        MemorizationCallback(sample_size=_TRAIN),
+    )
     options = {"num_sanity_val_steps": 0, "accelerator": "cpu", **SILENT}
     start = time.process_time()
     loader = DataLoader(TensorDataset(images, labels), 64, shuffle=True)

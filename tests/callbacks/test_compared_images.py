@@ -1,4 +1,4 @@
-"""The images of a TwoSampleCallback: the Trainer's data without augmentation, or given ones."""
+"""The images of a MemorizationCallback: the Trainer's data without augmentation, or given ones."""
 
 import gc
 import warnings
@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import FakeData
 from trainers import SmallNet, fit, hook_count, images, loader, quiet_trainer, said
 
-from lightning_anomaly import TwoSampleCallback, two_sample_test
+from lightning_anomaly import MemorizationCallback, two_sample_test
 from lightning_anomaly.callbacks import _compared_images
 
 PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
@@ -78,12 +78,12 @@ def test_a_frozen_backbone_sees_the_images_once_unless_another_process_may_wait(
 ) -> None:
     monkeypatch.setattr(_compared_images, "rank_and_world", lambda: (0, processes))
     model = Frozen()
-    quiet_trainer(tmp_path, TwoSampleCallback(sample_size=128), max_epochs=3).fit(model, datamodule=Data())
+    quiet_trainer(tmp_path, MemorizationCallback(sample_size=128), max_epochs=3).fit(model, datamodule=Data())
     assert len(torch.cat(model.seen)) == 256 * (1 if processes == 1 else 3)
 
 
 def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(tmp_path: Path) -> None:
-    compared, keep = TwoSampleCallback(sample_size=128), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    compared, keep = MemorizationCallback(sample_size=128), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     model = fit_own(tmp_path, compared, keep, max_epochs=4)
     report = compared.report
     assert (report.n_train, report.n_val) == (128, 128)
@@ -98,8 +98,8 @@ def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(t
         assert positions != list(range(positions[0], positions[0] + 128))
         assert max(positions) >= 128
     again = two_sample_test(model, seen[0], seen[1])
-    assert again.confidence_error_ratio == pytest.approx(report.confidence_error_ratio)
-    second = TwoSampleCallback(sample_size=128)
+    assert again.error_ratio == pytest.approx(report.error_ratio)
+    second = MemorizationCallback(sample_size=128)
     resumed = fit_own(tmp_path, second, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=4)
     assert torch.equal(torch.cat(resumed.seen), torch.cat(seen[4:]))
     assert len(second.history) == 4
@@ -123,7 +123,7 @@ def test_images_beyond_the_memory_limit_are_read_at_each_comparison(tmp_path: Pa
                 (tmp_path / "fails").touch()
 
     train, val = (Fails(*loader(count, seed).dataset.tensors) for count, seed in ((80, 0), (60, 1)))
-    compared = TwoSampleCallback(train, val, max_memory_mb=limit)
+    compared = MemorizationCallback(train, val, max_memory_mb=limit)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(tmp_path, compared, module=Breaks(), max_epochs=5)
@@ -132,10 +132,10 @@ def test_images_beyond_the_memory_limit_are_read_at_each_comparison(tmp_path: Pa
     assert (compared.report.n_train, compared.report.n_val) == (80, 60)
     assert [*compared.report.label_doubts].count(5) == 1
     assert sum("position 5 (OSError: not now)" in text for text in said(caught)) == (2 if limit == 0 else 0)
-    areas = [entry["metrics"]["confidence_auc"] for entry in compared.history]
-    expected = TwoSampleCallback(images(80), images(60, seed=1))
+    areas = [entry["metrics"]["auc"] for entry in compared.history]
+    expected = MemorizationCallback(images(80), images(60, seed=1))
     fit(tmp_path, expected, max_epochs=5)
-    same = [a == entry["metrics"]["confidence_auc"] for a, entry in zip(areas, expected.history, strict=True)]
+    same = [a == entry["metrics"]["auc"] for a, entry in zip(areas, expected.history, strict=True)]
     assert same == [True, True, limit > 0, True, True]
 
 
@@ -145,7 +145,7 @@ def test_images_are_freed_when_the_fit_ends(tmp_path: Path) -> None:
         return sum(issubclass(type(one), Tensor) and one.shape == (37, 1, 8, 8) for one in gc.get_objects())
 
     before = kept()
-    compared = TwoSampleCallback(sample_size=37)
+    compared = MemorizationCallback(sample_size=37)
     fit(tmp_path, compared, max_epochs=1)
     assert compared.report is not None
     assert kept() == before
@@ -180,7 +180,7 @@ AVERAGING = [callbacks.WeightAveraging()] if hasattr(callbacks, "WeightAveraging
 
 @pytest.mark.parametrize("module", [SmallNet, Averaged, Warm, Dropping])
 def test_both_kinds_of_images_go_through_the_same_call_of_the_same_weights(tmp_path: Path, module: Any) -> None:
-    compared, model = TwoSampleCallback(sample_size=80), module()
+    compared, model = MemorizationCallback(sample_size=80), module()
     averaging = AVERAGING if module is SmallNet else []  # takes its weights back when a validation ends
     fit(tmp_path, *averaging, compared, module=model, limit_val_batches=2 if averaging else None)
     report, expected = compared.report, two_sample_test(model, images(80), images(60, seed=1))
@@ -191,7 +191,7 @@ def test_both_kinds_of_images_go_through_the_same_call_of_the_same_weights(tmp_p
 
 
 def test_training_images_that_the_run_never_sees_are_not_compared(tmp_path: Path) -> None:
-    compared = TwoSampleCallback()
+    compared = MemorizationCallback()
     trainer = fit(tmp_path, compared, max_epochs=1, limit_train_batches=2)
     expected = two_sample_test(trainer.lightning_module, images(40), images(60, seed=1))
     torch.testing.assert_close(compared.report.train_errors, expected.train_errors)
@@ -212,7 +212,7 @@ def changed(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("change", [changed, lambda images: images.sub_(0.5).mul_(8), lambda images: images[:, :, 2:]])
 def test_images_that_a_step_prepares_give_one_warning(tmp_path: Path, change: Any) -> None:
-    compared, model = TwoSampleCallback(), Prepares(change)
+    compared, model = MemorizationCallback(), Prepares(change)
     with pytest.warns(UserWarning, match="prepares images.*`train_inputs`") as caught:
         fit(tmp_path, compared, module=model)
     assert len(said(caught)) == 1
@@ -231,7 +231,7 @@ def test_images_that_a_step_prepares_give_one_warning(tmp_path: Path, change: An
 def test_prepared_images_may_be_given_and_a_conversion_is_no_preparation(
     tmp_path: Path, change: Any, given: list[Tensor]
 ) -> None:
-    compared = TwoSampleCallback(*given)
+    compared = MemorizationCallback(*given)
     model = fit(tmp_path, compared, module=Prepares(change), max_epochs=1).lightning_module  # warnings are errors
     expected = two_sample_test(model, *(given or [images(80), images(60, seed=1)]))
     torch.testing.assert_close(compared.report.val_errors, expected.val_errors)
@@ -269,32 +269,32 @@ class Wraps(SmallNet):
     ],
 )
 def test_what_gives_logits_can_be_named(tmp_path: Path, module: Any, logits: str, classify: Any, problem: str) -> None:
-    compared = TwoSampleCallback(logits_from=logits)
+    compared = MemorizationCallback(logits_from=logits)
     model = fit(tmp_path, compared, module=module(), max_epochs=1).lightning_module  # warnings are errors
     with torch.no_grad():
         confidence = classify(model.eval())(images(60, seed=1)).softmax(1).amax(1)
     torch.testing.assert_close(compared.report.val_errors, 1 - confidence)
     assert [name.rpartition(".")[2] for name in compared.report.layers] == ["conv1", "conv2"]
     with pytest.warns(UserWarning, match=f"{problem}.*`logits_from`") as caught:
-        fit(tmp_path, TwoSampleCallback(), module=module())
+        fit(tmp_path, MemorizationCallback(), module=module())
     assert len(said(caught)) == 1
 
 
 @pytest.mark.parametrize("logits", ["classify", "head.absent", "training", "head.weight"])
 def test_a_name_of_nothing_that_gives_logits_is_an_error(tmp_path: Path, logits: str) -> None:
     with pytest.raises(ValueError, match=f"`logits_from`.*'{logits}'.*'conv1'"):
-        fit(tmp_path, TwoSampleCallback(logits_from=logits))
+        fit(tmp_path, MemorizationCallback(logits_from=logits))
 
 
 def test_incomparable_images_give_one_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="`train_inputs` .* not scaled") as caught:
-        fit(tmp_path, TwoSampleCallback(images(60) + 0.5, images(60, seed=2)), max_epochs=1)
+        fit(tmp_path, MemorizationCallback(images(60) + 0.5, images(60, seed=2)), max_epochs=1)
     assert len(said(caught)) == 1
 
 
 def test_a_loader_without_positions_gives_one_short_warning(tmp_path: Path) -> None:
     train = DataLoader([loader(20).dataset[:20]] * 4, batch_size=None)
     with pytest.warns(UserWarning, match="Found `batch_size=None`") as caught:
-        fit(tmp_path, TwoSampleCallback(sample_size=16), train=train)
+        fit(tmp_path, MemorizationCallback(sample_size=16), train=train)
     (text,) = said(caught)
     assert len(text) < 600

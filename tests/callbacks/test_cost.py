@@ -6,20 +6,20 @@ import pytest
 from test_failing_analyses import NoConvolution
 from trainers import fit, watcher
 
-from lightning_anomaly import TwoSampleCallback
-from lightning_anomaly.callbacks import _schedule, anomaly_filter, two_sample
+from lightning_anomaly import MemorizationCallback
+from lightning_anomaly.callbacks import _schedule, anomaly_filter, memorization
 
 
 def test_each_callback_says_it_once_unless_it_measured_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of this test makes each analysis take two seconds; the first analysis does not count."""
     said, clock = list[str](), iter(range(0, 10**6, 2)).__next__
-    for module in (_schedule, anomaly_filter, two_sample):
+    for module in (_schedule, anomaly_filter, memorization):
         monkeypatch.setattr(module, "perf_counter", clock)
     monkeypatch.setattr(_schedule, "rank_zero_info", said.append)
-    fit(tmp_path, watcher(), TwoSampleCallback(), max_epochs=2)
+    fit(tmp_path, watcher(), MemorizationCallback(), max_epochs=2)
     assert said == []
-    fit(tmp_path, watcher(), TwoSampleCallback(), max_epochs=5)
-    assert [line.partition(" took ")[0] for line in said] == ["AnomalyFilterCallback", "TwoSampleCallback"]
+    fit(tmp_path, watcher(), MemorizationCallback(), max_epochs=5)
+    assert [line.partition(" took ")[0] for line in said] == ["AnomalyFilterCallback", "MemorizationCallback"]
     assert all(line.endswith("%): see docs/speed.md.") for line in said)
     with pytest.warns(UserWarning, match="no convolution"):
         fit(tmp_path, watcher(), module=NoConvolution(), max_epochs=5)

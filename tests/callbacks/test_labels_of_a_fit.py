@@ -1,4 +1,4 @@
-"""A TwoSampleCallback finds wrong labels among the training images of a fit."""
+"""A MemorizationCallback finds wrong labels among the training images of a fit."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import SmallNet, fit, images, said
 
-from lightning_anomaly import TwoSampleCallback, two_sample_test
+from lightning_anomaly import MemorizationCallback, two_sample_test
 
 # The networks soon know these few images.
 pytestmark = pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")
@@ -42,16 +42,16 @@ def fit_lit(folder: Path, *callbacks: Any, module: Any = None, **options: Any) -
 
 
 def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path) -> None:
-    whole, keep = TwoSampleCallback(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    whole, keep = MemorizationCallback(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     trainer = fit_lit(tmp_path, whole, keep, max_epochs=4)
     report = whole.report
     assert sorted([*report.label_doubts][:4]) == sorted(report.labels_in_doubt) == WRONG
     assert sorted(report.label_doubts) == list(range(120))
-    assert trainer.callback_metrics["two_sample/labels_in_doubt"] == pytest.approx(4 / 120)
+    assert trainer.callback_metrics["memorization/labels_in_doubt"] == pytest.approx(4 / 120)
     assert whole.history[-1]["metrics"]["labels_in_doubt"] == pytest.approx(4 / 120)
     assert "4 of 120 training labels are in doubt" in str(report)
     assert any(f"image 40 labeled 2, looks like 1 (since epoch {epoch})" in str(report) for epoch in range(4))
-    resumed = TwoSampleCallback()
+    resumed = MemorizationCallback()
     fit_lit(tmp_path, resumed, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=4)
     assert resumed.report.label_doubts == report.label_doubts
     assert report.pictures.shape == (64, 8, 8, 1)
@@ -88,10 +88,10 @@ class Regression(SmallNet):
 
 @pytest.mark.filterwarnings("ignore:.*(no convolution|never called)")
 def test_without_features_the_logits_rank_the_labels(tmp_path: Path) -> None:
-    compared = TwoSampleCallback()
+    compared = MemorizationCallback()
     trainer = fit_lit(tmp_path, compared, module=Flat(), max_epochs=5)
     assert sorted([*compared.report.label_doubts][:4]) == WRONG
-    assert "two_sample/labels_in_doubt" not in trainer.callback_metrics
+    assert "memorization/labels_in_doubt" not in trainer.callback_metrics
 
 
 @pytest.mark.parametrize(
@@ -110,15 +110,15 @@ def test_labels_that_are_not_judged_are_said_to_be_and_why(
     tmp_path: Path, labels: Any, module: Any, problem: str | None, recwarn: Any
 ) -> None:
     columns = () if labels is None else labels if isinstance(labels, tuple) else (labels,)
-    compared = TwoSampleCallback(TensorDataset(images(60), *columns), images(60, seed=1))
-    monitor = EarlyStopping("two_sample/labels_in_doubt", patience=9)
+    compared = MemorizationCallback(TensorDataset(images(60), *columns), images(60, seed=1))
+    monitor = EarlyStopping("memorization/labels_in_doubt", patience=9)
     trainer = fit(tmp_path, compared, monitor, module=module(), max_epochs=2)
     texts = [text for text in said(recwarn) if "errors, so a few images decide" not in text]
     assert len(texts) == (problem is not None)
     assert (problem or "") in "".join(texts)
     assert compared.report.label_doubts == {}
     assert compared.report.labels_in_doubt is None
-    assert trainer.callback_metrics["two_sample/labels_in_doubt"] == 0  # as it is monitored
+    assert trainer.callback_metrics["memorization/labels_in_doubt"] == 0  # as it is monitored
     assert "labels_in_doubt" not in compared.history[-1]["metrics"]
 
 
@@ -131,7 +131,7 @@ class Renamed(TensorDataset):
 
 
 def test_the_labels_are_those_that_the_run_trains_on(tmp_path: Path) -> None:
-    compared = TwoSampleCallback()
+    compared = MemorizationCallback()
     train, val = (DataLoader(Renamed(data), 20) for data in (lit(120, 0, WRONG), lit(60, 1)))
     train.dataset.tensors[1][7] = -100  # unknown
     fit(tmp_path, compared, module=Sees(), train=train, val=val, max_epochs=4)
@@ -140,12 +140,12 @@ def test_the_labels_are_those_that_the_run_trains_on(tmp_path: Path) -> None:
 
 
 def test_a_second_fit_begins_anew_and_a_resumed_one_goes_on_with_the_same_images(tmp_path: Path) -> None:
-    keep, compared, module = ModelCheckpoint(tmp_path, "first"), TwoSampleCallback(), Sees()
+    keep, compared, module = ModelCheckpoint(tmp_path, "first"), MemorizationCallback(), Sees()
     fit_lit(tmp_path, compared, keep, module=module, max_epochs=4)
     others = [5, 22, 60, 90]
     loaders = {"train": DataLoader(lit(120, 2, others), 20), "val": DataLoader(lit(60, 1), 20)}
     fit(tmp_path, compared, module=module, max_epochs=4, **loaders)
-    resumed = TwoSampleCallback()
+    resumed = MemorizationCallback()
     fit(tmp_path, resumed, module=Sees(), ckpt_path=tmp_path / "first.ckpt", max_epochs=8, **loaders)
     for callback in (compared, resumed):
         assert sorted([*callback.report.label_doubts][:4]) == others
@@ -153,7 +153,7 @@ def test_a_second_fit_begins_anew_and_a_resumed_one_goes_on_with_the_same_images
 
 def test_labels_of_a_subset_are_those_of_its_positions(tmp_path: Path) -> None:
     data = torch.utils.data.Subset(lit(120, 0, WRONG), range(30, 120))
-    compared = TwoSampleCallback(sample_size=80)
+    compared = MemorizationCallback(sample_size=80)
     fit(tmp_path, compared, module=Sees(), train=DataLoader(data, 30), val=DataLoader(lit(60, 1), 20), max_epochs=4)
     found = [*compared.report.label_doubts]
     assert len(found) == 80

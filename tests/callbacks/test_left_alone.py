@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from trainers import SmallNet, images, loader, quiet_trainer
 
-from lightning_anomaly import TwoSampleCallback
+from lightning_anomaly import MemorizationCallback
 
 
 class Logs(GeluNet):
@@ -25,7 +25,7 @@ class Logs(GeluNet):
 
 
 def test_masking_logs_nothing(tmp_path: Path) -> None:
-    prune, compared = pruner(1), TwoSampleCallback(images(40), images(40, seed=1))
+    prune, compared = pruner(1), MemorizationCallback(images(40), images(40, seed=1))
     trainer = fit(tmp_path, Logs(), prune, compared, max_epochs=2)
     assert prune.masked
     assert trainer.callback_metrics["calls"] == 3  # batches
@@ -33,10 +33,10 @@ def test_masking_logs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
 def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Path, copied: Any) -> None:
-    compared = TwoSampleCallback(images(40), images(40, seed=1))
+    compared = MemorizationCallback(images(40), images(40, seed=1))
     trainer = quiet_trainer(tmp_path, compared, max_epochs=1, limit_train_batches=1)
     trainer.fit(SmallNet(), loader(), loader(seed=1))
-    assert copied(compared).state_key == compared.state_key == "TwoSampleCallback[two_sample]"
+    assert copied(compared).state_key == compared.state_key == "MemorizationCallback[memorization]"
 
 
 def test_validating_an_earlier_checkpoint_keeps_the_mask_of_the_fit(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 from trainers import SmallNet, fit, images, loader, said
 
-from lightning_anomaly import TwoSampleCallback, two_sample_test
+from lightning_anomaly import MemorizationCallback, two_sample_test
 
 RNG = torch.Generator().manual_seed(0)
 CLASSES = torch.arange(60) % 5
@@ -67,7 +67,7 @@ def test_an_output_that_is_no_class_scores_has_no_confidence(
 ) -> None:
     if model.head.out_features == 32:  # an embedding of which any number may be the largest
         model.head.bias.data[:16] = 9
-    compared, loaders = TwoSampleCallback(), [batches(*targets, seed=seed) for seed in (0, 1)]
+    compared, loaders = MemorizationCallback(), [batches(*targets, seed=seed) for seed in (0, 1)]
     with pytest.warns(UserWarning, match="The output is not compared") as caught:
         fit(tmp_path, compared, module=model, train=loaders[0], val=loaders[1])
     assert len(said(caught)) == 1
@@ -98,19 +98,19 @@ def test_an_output_that_is_no_class_scores_has_no_confidence(
 def test_scores_of_classes_are_compared_whatever_the_type_of_the_labels(
     tmp_path: Path, width: int, targets: Tensor
 ) -> None:
-    model, compared = Answers(width), TwoSampleCallback()
+    model, compared = Answers(width), MemorizationCallback()
     model.head.weight.data[5:], model.head.bias.data[5:] = 0, -9  # outputs without a class are learned first
     fit(tmp_path, compared, module=model, train=batches(targets), val=batches(targets, seed=1))  # warnings are errors
-    assert "confidence_auc" in compared.history[-1]["metrics"]
+    assert "auc" in compared.history[-1]["metrics"]
 
 
 def test_masks_and_a_target_beside_others_are_classes(tmp_path: Path) -> None:
     masks = (images(60) > 0.5).float()
     beside = torch.rand(60, 3, generator=RNG), CLASSES % 2
     for model, targets in ((Answers(64, reconstruct), [masks]), (Answers(1), beside)):
-        compared = TwoSampleCallback()
+        compared = MemorizationCallback()
         fit(tmp_path, compared, module=model, train=batches(*targets), val=batches(*targets, seed=1))
-        assert "confidence_auc" in compared.history[-1]["metrics"]
+        assert "auc" in compared.history[-1]["metrics"]
 
 
 class Stream(IterableDataset[Any]):
@@ -142,6 +142,6 @@ class Padded(SmallNet):
 )
 def test_advice_is_what_can_help(tmp_path: Path, module: Any, train: Any) -> None:
     with pytest.warns(UserWarning, match="Could not compare.*`train_inputs`") as caught:
-        fit(tmp_path, TwoSampleCallback(), module=module(), train=train, max_epochs=1)
+        fit(tmp_path, MemorizationCallback(), module=module(), train=train, max_epochs=1)
     (text,) = said(caught)
     assert "`logits_from`" not in text

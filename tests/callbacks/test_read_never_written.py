@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from trainers import SmallNet, fit, images, said
 
-from lightning_anomaly import TwoSampleCallback
+from lightning_anomaly import MemorizationCallback
 
 
 def flipped(image: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def test_a_run_is_the_same_and_its_training_set_as_without_a_comparison(
     tmp_path: Path, kind: Any, recwarn: Any
 ) -> None:
     bare, _, expected = weights(tmp_path, kind)
-    compared = TwoSampleCallback()
+    compared = MemorizationCallback()
     watched, train, found = weights(tmp_path, kind, compared)
     assert all(map(torch.equal, watched, bare))
     assert repr(found) == repr(expected)
@@ -141,7 +141,7 @@ def test_where_no_worker_can_read_images_come_as_the_loader_yields_them(
     tmp_path: Path, kind: Any, why: str, recwarn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightning_anomaly.images.worker_process._TIMEOUT", 1)
-    compared = TwoSampleCallback(sample_size=40)
+    compared = MemorizationCallback(sample_size=40)
     weights(tmp_path, kind, compared)
     text = " ".join(said(recwarn))
     assert "Images are read in this process, as their loaders yield them" in text
@@ -162,7 +162,7 @@ def test_an_image_that_cannot_be_read_for_a_while_does_not_move_the_others(tmp_p
             return super().__getitem__(index)
 
     (tmp_path / "reads").touch()
-    compared = TwoSampleCallback()
+    compared = MemorizationCallback()
     with pytest.warns(UserWarning, match=r"position 3 \(OSError: not yet\)"):
         fit(tmp_path, compared, train=DataLoader(Flaky(80, unchanged), 20), val=DataLoader(Flaky(60, unchanged), 20))
     assert [entry["compares_output"] for entry in compared.history] == [True, True]

@@ -13,7 +13,7 @@ from reports import contents
 from test_labels_of_a_fit import WRONG, fit_lit
 from trainers import fit, quiet_trainer, watcher
 
-from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, save_run_page
+from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping, save_run_page
 from lightning_anomaly.callbacks._story import Story
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")
@@ -28,8 +28,8 @@ def read(trainer: Any, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("fit")
-    filters, labels, keep = watcher(), TwoSampleCallback(), ModelCheckpoint(folder, monitor="val_loss")
-    callbacks = filters, labels, TwoSampleEarlyStopping(), keep
+    filters, labels, keep = watcher(), MemorizationCallback(), ModelCheckpoint(folder, monitor="val_loss")
+    callbacks = filters, labels, MemorizationEarlyStopping(), keep
     trainer = fit_lit(folder, *callbacks, max_epochs=6)
     index, told = read(trainer, folder)
     return SimpleNamespace(folder=folder, trainer=trainer, filters=filters, labels=labels, index=index, told=told)
@@ -42,7 +42,7 @@ def test_sentences_have_the_numbers_of_the_callbacks(fitted: SimpleNamespace) ->
     if lowest != 5:
         assert Path(fitted.trainer.checkpoint_callback.best_model_path).name in fitted.told["Validation loss"]
     assert "`max_epochs = 6` in epoch 5" in fitted.told["End"]
-    assert "`TwoSampleEarlyStopping` waited for a gap" in fitted.told["End"]
+    assert "`MemorizationEarlyStopping` waited for a gap" in fitted.told["End"]
     assert f"{len(WRONG)} of 120 training labels" in fitted.told["Labels"]
     report = fitted.filters.report
     first = report.by_outlier_score[0]
@@ -81,14 +81,14 @@ def test_what_stopped_a_run_is_told_and_what_nobody_measured(tmp_path: Path) -> 
     _, told = read(fit(tmp_path, watcher(), stop, max_epochs=5), tmp_path)
     assert "`EarlyStopping` stopped the run in epoch 1." in told["End"]
     assert told["Gap"].startswith("Not measured")
-    _, told = read(fit(tmp_path, TwoSampleCallback(), TwoSampleEarlyStopping(), max_epochs=2), tmp_path)
+    _, told = read(fit(tmp_path, MemorizationCallback(), MemorizationEarlyStopping(), max_epochs=2), tmp_path)
     assert "`val_loss` was lowest in epoch " in told["Validation loss"]
     assert told["Filters"].startswith("Not measured")
     assert "more than 3 validations" in told["Gap"] or "fewer than 10 errors" in told["Gap"]
 
 
 def test_a_run_without_callbacks_or_without_a_fit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"AnomalyFilterCallback or a TwoSampleCallback .* Found .*EarlyStopping"):
+    with pytest.raises(ValueError, match=r"AnomalyFilterCallback or a MemorizationCallback .* Found .*EarlyStopping"):
         save_run_page(quiet_trainer(tmp_path, EarlyStopping("val_loss")), tmp_path / "run.html")
     _, told = read(quiet_trainer(tmp_path, watcher()), tmp_path)
     assert told == {"Run": "Nothing was measured."}
@@ -99,7 +99,7 @@ def test_a_run_without_callbacks_or_without_a_fit(tmp_path: Path) -> None:
 
 
 def story(**columns: list[float]) -> Story:
-    names = {"rises": "output/confidence_rise", "losses": "val_loss"}
+    names = {"rises": "output/rise", "losses": "val_loss"}
     count = len(next(iter(columns.values())))
     rows = {(epoch, 10 * epoch): dict[str, float]() for epoch in range(count)}
     for name, values in columns.items():
@@ -129,7 +129,7 @@ def test_a_gap_is_told_where_it_opened_and_its_absence_only_where_it_was_measure
     ((_, text),) = run.sentences
     assert re.search(says, text)
     assert [at for _, at in run.marks] == marks
-    assert not few or all(rise != 0 for rise in run.column("output/confidence_rise")[4:])
+    assert not few or all(rise != 0 for rise in run.column("output/rise")[4:])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
 from trainers import SmallNet, fit, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly import AnomalyEarlyStopping, MemorizationCallback
 
 
 def lasts(folder: Path, signal: Scripted, stopping: AnomalyEarlyStopping, values: list[float]) -> int:
@@ -60,7 +60,7 @@ def test_the_state_of_a_checkpoint_belongs_to_the_module_of_the_fit(tmp_path: Pa
 
 def test_results_of_a_fit_stay_when_one_of_its_checkpoints_is_tested(tmp_path: Path) -> None:
     module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    compared = TwoSampleCallback(images(40), images(40, seed=1))
+    compared = MemorizationCallback(images(40), images(40, seed=1))
     signal, stopping = Scripted([0.0] * 8 + [0.5] * 12), AnomalyEarlyStopping()
     trainer = fit(tmp_path, signal, compared, stopping, keep, module=module, max_epochs=20)
     reason, report = stopping.stopping_reason_message, compared.report

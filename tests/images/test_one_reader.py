@@ -34,7 +34,12 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Any], Any]] = {
 }
 VALUES: dict[str, Callable[[Any], Any]] = {
     "analyze": lambda found: found,
-    "two_sample_test": lambda found: (found.filters, found.train_errors, found.layers["0"].p_value, found.p_value),
+    "two_sample_test": lambda found: (
+        found.filters,
+        found.train_errors,
+        found.layers["0"].p_value,
+        found.filter_p_value,
+    ),
     "find_outliers": lambda found: (found.scores, found.look_scores, *found.pictures.values()),
 }
 

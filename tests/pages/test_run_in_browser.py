@@ -13,8 +13,14 @@ import torch
 from torch.utils.data import TensorDataset
 from trainers import quiet_trainer
 
-from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback, TwoSampleReport, save_run_page
-from lightning_anomaly.two_sample.label_doubts import LabelDoubt
+from lightning_anomaly import (
+    AnomalyFilterCallback,
+    AnomalyReport,
+    MemorizationCallback,
+    MemorizationReport,
+    save_run_page,
+)
+from lightning_anomaly.memorization.label_doubts import LabelDoubt
 
 HOSTILE = '/a/long/path<img src=x onerror="document.title=1">"\'&</script><b>`'
 LOSSES = [2.0, 1.5, 1.25, 1.0, 1.125, 1.75]
@@ -23,17 +29,17 @@ RISES = [0.0, 0.0, 0.0, 0.0, 0.25, 0.5]
 
 def run_of(report: AnomalyReport, folder: Path, name: str = "train/{}.png") -> Any:
     """Make a Trainer whose callbacks have this report, ten training labels and six validations."""
-    filters, output = AnomalyFilterCallback(), TwoSampleCallback()
+    filters, output = AnomalyFilterCallback(), MemorizationCallback()
     filters.report = report
     labels = [LabelDoubt(p, name.format(p), name.format("a"), "b", 0, 10.0 - p, 0.0, p < 3) for p in range(10)]
-    output.report = TwoSampleReport(
+    output.report = MemorizationReport(
         {}, 10, 10, torch.zeros(999), doubts=labels, pictures=torch.zeros(10, 8, 8, 1, dtype=torch.uint8)
     )
     for epoch, (loss, rise) in enumerate(zip(LOSSES, RISES, strict=True)):
         place = {"epoch": epoch, "step": 10 * epoch}
         seen = {"analyzed": True, "clustered": True, "losses": {"val_loss": loss}}
         filters.history.append({**place, **seen, "metrics": report.metrics()})
-        output.history.append({**place, "compares_output": True, "metrics": {"confidence_rise": rise}})
+        output.history.append({**place, "compares_output": True, "metrics": {"rise": rise}})
     trainer = quiet_trainer(folder, filters, output)
     return SimpleNamespace(save_html=lambda path, **options: save_run_page(trainer, path, **options))
 

@@ -63,7 +63,7 @@ def test_the_quickstart_finds_the_damaged_digits_and_stops(tmp_path: Path, capsy
     assert f"tensorboard --logdir {tmp_path}" in printed
 
     logged = scalars(tmp_path / "quickstart/version_0")
-    losses, gap = logged["val_loss"], logged["two_sample/confidence_rise"]
+    losses, gap = logged["val_loss"], logged["memorization/rise"]
     assert len(losses) == len(gap) == len(logged["train_loss"]) < 30
     assert all(len({*logged[f"anomaly_filters/{name}"]}) > 2 for name in ("count", "isolated"))
     assert re.search(r"^[4-9] images of 200 are significant", printed, re.MULTILINE)
@@ -74,7 +74,7 @@ def test_the_quickstart_finds_the_damaged_digits_and_stops(tmp_path: Path, capsy
     *_, loss, count, reason = printed.strip().splitlines()
     assert loss.endswith(f" {lowest:.2f}, in epoch {losses.index(lowest)}; the last is {losses[-1]:.2f}.")
     assert ", ".join(f"{value:.0f}" for value in logged["anomaly_filters/count"]) in count
-    assert f"two_sample/confidence_rise = {gap[-1]:.3f} is above 0.05" in reason
+    assert f"memorization/rise = {gap[-1]:.3f} is above 0.05" in reason
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_the_configuration_file_trains_with_all_callbacks_in_an_empty_folder(tmp
     assert len(logged["anomaly_filters/count"]) == len(logged["val_loss"]) == 6
     assert logged["anomaly_filters/outlier_samples"][4] == 2  # the two images that are over-exposed
     assert logged["anomaly_prune/masked"][4] == 0 < logged["anomaly_prune/masked"][5]
-    assert len(set(logged["two_sample/confidence_error_ratio"])) == 6
+    assert len(set(logged["memorization/error_ratio"])) == 6
 
 
 @pytest.mark.slow

@@ -25,10 +25,10 @@ from lightning_anomaly import (
     AnalysisSettings,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
-    TwoSampleCallback,
-    TwoSampleEarlyStopping,
+    MemorizationCallback,
+    MemorizationEarlyStopping,
 )
-from lightning_anomaly.callbacks import two_sample
+from lightning_anomaly.callbacks import memorization
 from lightning_anomaly.filters import across_processes
 
 SAMPLES = 56
@@ -120,9 +120,9 @@ class Silent(Small):
 def ours(prunes: bool = True) -> list[Any]:
     """Our callbacks; without `prunes` they do not change the weights."""
     prune = [AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1)] if prunes else []
-    compared = TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
+    compared = MemorizationCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
     settings = AnalysisSettings(n_init=2)
-    return [AnomalyFilterCallback(probe_size=SAMPLES, settings=settings), compared, *prune, TwoSampleEarlyStopping()]
+    return [AnomalyFilterCallback(probe_size=SAMPLES, settings=settings), compared, *prune, MemorizationEarlyStopping()]
 
 
 def run(
@@ -170,7 +170,7 @@ def two_processes(rank: int, world: int) -> Outcome:
 def one_fails(rank: int, world: int) -> Outcome:
     """Process 1 fails to analyze and to compare. It misses forward passes, so hooks in these do not communicate."""
     if rank == 1:
-        across_processes.analyze_layers = two_sample.compare_groups = _break
+        across_processes.analyze_layers = memorization.compare_groups = _break
     return {"fit": run(ours(), where=lambda name: "transfer" not in name and name != "forward")}
 
 

@@ -16,8 +16,8 @@ from network import images
 from reports import facts
 from small import loader, module, quiet
 
-from lightning_anomaly import AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping
-from lightning_anomaly.callbacks import two_sample
+from lightning_anomaly import AnomalyFilterCallback, MemorizationCallback, MemorizationEarlyStopping
+from lightning_anomaly.callbacks import memorization
 
 
 def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
@@ -35,14 +35,14 @@ def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
 def same_images(rank: int, world: int) -> Outcome:
     """Analyze all validation images, and compare them with training images."""
     watching = AnomalyFilterCallback(probe_size=500)
-    seen = fit(world, watching, TwoSampleCallback(sample_size=81), max_epochs=2)
+    seen = fit(world, watching, MemorizationCallback(sample_size=81), max_epochs=2)
     return {**seen, "report": facts(watching.report)}
 
 
 def output_stops(rank: int, world: int) -> Outcome:
     """From the fourth validation on, process 0 alone finds a gap between training and validation images."""
     calls: list[int] = []
-    real = two_sample.compare_groups
+    real = memorization.compare_groups
 
     def knows_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -50,9 +50,9 @@ def output_stops(rank: int, world: int) -> Outcome:
         errors = torch.full((100,), 0.1)
         return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * factor)
 
-    two_sample.compare_groups = knows_later
-    inputs, stopping = images(96).tensors[0], TwoSampleEarlyStopping()
-    seen = fit(world, TwoSampleCallback(inputs[:40] + 0.3, inputs[40:]), stopping, max_epochs=9)
+    memorization.compare_groups = knows_later
+    inputs, stopping = images(96).tensors[0], MemorizationEarlyStopping()
+    seen = fit(world, MemorizationCallback(inputs[:40] + 0.3, inputs[40:]), stopping, max_epochs=9)
     return {**seen, "reason": stopping.stopping_reason_message}
 
 

@@ -27,7 +27,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 
-from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping
+from lightning_anomaly import (
+    AnomalyEarlyStopping,
+    AnomalyFilterCallback,
+    MemorizationCallback,
+    MemorizationEarlyStopping,
+)
 
 
 class Neutral(Callback):
@@ -38,8 +43,8 @@ class Neutral(Callback):
 
 
 def ours() -> list[Callback]:
-    stops = [AnomalyEarlyStopping(threshold=1), TwoSampleEarlyStopping(threshold=1)]  # never
-    return [AnomalyFilterCallback(), TwoSampleCallback(), *stops]
+    stops = [AnomalyEarlyStopping(threshold=1), MemorizationEarlyStopping(threshold=1)]  # never
+    return [AnomalyFilterCallback(), MemorizationCallback(), *stops]
 
 
 def fingerprint(trainer: Trainer) -> str:

@@ -71,7 +71,7 @@ def _process(file: Path, scenario: Scenario, rank: int, world: int, port: int) -
     outcome["warnings"] = [
         message
         for message in ours
-        if any(word in message for word in ("nomaly", "probe", "Layer", "TwoSample", "NaN", "maps:"))
+        if any(word in message for word in ("nomaly", "probe", "Layer", "Memorization", "NaN", "maps:"))
     ]
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(outcome))

@@ -50,15 +50,15 @@ def test_processes_compare_the_same_images_of_the_trainers_data(outcomes: Path) 
     assert first["warnings"] == alone["warnings"]
     assert "are training images too" in "".join(first["warnings"])  # because both loaders have the same images
     one, two = (
-        {key: value for key, value in outcome["metrics"].items() if "two_sample" in key and "seconds" not in key}
+        {key: value for key, value in outcome["metrics"].items() if "memorization" in key and "seconds" not in key}
         for outcome in (alone, first)
     )
     assert one == pytest.approx(two, abs=1e-4)
-    assert one["two_sample/confidence_auc"] != 0.5
+    assert one["memorization/auc"] != 0.5
 
 
 def test_early_stopping_by_the_output_stops_both_processes(outcomes: Path) -> None:
     first, second = pair(outcomes, "output_stops")
     assert first["epochs"] == 4  # of 9
     assert first["reason"] == second["reason"]
-    assert "two_sample/confidence_rise = 0.239" in first["reason"]
+    assert "memorization/rise = 0.239" in first["reason"]

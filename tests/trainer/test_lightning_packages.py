@@ -25,7 +25,7 @@ from lightning_anomaly import (
     AnomalyEarlyStopping,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
-    TwoSampleCallback,
+    MemorizationCallback,
 )
 
 CLASS_PATH = "lightning_anomaly.AnomalyFilterCallback"
@@ -53,8 +53,8 @@ ALL: dict[str, dict[str, Any]] = {
     "AnomalyFilterCallback": GIVEN,
     "AnomalyPruneCallback": {"at_epoch": 3, "min_votes": 1, "max_fraction": 0.3, "on_error": "raise"},
     "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "on_error": "raise"},
-    "TwoSampleEarlyStopping": {"threshold": 0.3, "verbose": False, "confirm": "val/ce", "on_error": "raise"},
-    "TwoSampleCallback": {"sample_size": 256, "every_n_validations": 2, "logits_from": "net", "on_error": "raise"},
+    "MemorizationEarlyStopping": {"threshold": 0.3, "verbose": False, "confirm": "val/ce", "on_error": "raise"},
+    "MemorizationCallback": {"sample_size": 256, "every_n_validations": 2, "logits_from": "net", "on_error": "raise"},
 }
 
 
@@ -65,7 +65,7 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
     inputs = images(96).tensors[0]
 
     def fit(tree: str, name: str, ckpt_path: Path | None = None) -> tuple[Any, list[Any]]:
-        compared = TwoSampleCallback(inputs[:48], inputs[48:])
+        compared = MemorizationCallback(inputs[:48], inputs[48:])
         prune = AnomalyPruneCallback(at_epoch=2, min_votes=1, last_reports=1)
         watcher = AnomalyFilterCallback(probe_size=90, log_figures=False)
         ours = pickle.loads(pickle.dumps([AnomalyEarlyStopping(), prune, compared, watcher]))
@@ -78,7 +78,7 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
         assert trainer.current_epoch == 4
         assert trainer.callback_metrics["anomaly_filters/count"] == ours[3].report.count > 0
         columns = set((tmp_path / "csv" / name / "metrics.csv").read_text().splitlines()[0].split(","))
-        assert {"anomaly_filters/count", "two_sample/count", "anomaly_prune/masked"} <= columns
+        assert {"anomaly_filters/count", "memorization/count", "anomaly_prune/masked"} <= columns
         assert len(ours[2].history) == 4
         return trainer, ours
 
@@ -187,10 +187,10 @@ def test_cli_takes_flags_paper_settings_and_data_sets(cli: Callable[..., Any]) -
     trainer = cli("fit", *TRAINER, ours, *flags)
     assert trainer.current_epoch == 1
     assert (given(trainer)["probe_size"], given(trainer)["settings"]["engine"]) == (77, "sklearn")
-    compared, data = "lightning_anomaly.TwoSampleCallback", "torchvision.datasets.FakeData"
+    compared, data = "lightning_anomaly.MemorizationCallback", "torchvision.datasets.FakeData"
     flags = [f"--trainer.callbacks.train_inputs={data}", "--trainer.callbacks.train_inputs.size=300"]
     trainer = cli(*TRAINER, f"--trainer.callbacks={compared}", *flags)
-    (callback,) = (callback for callback in trainer.callbacks if isinstance(callback, TwoSampleCallback))
+    (callback,) = (callback for callback in trainer.callbacks if isinstance(callback, MemorizationCallback))
     assert (len(callback.train_inputs), callback.val_inputs) == (300, None)
 
 

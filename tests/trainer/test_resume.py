@@ -13,7 +13,7 @@ from small import loader, module, quiet
 from torch.utils.data import ConcatDataset, DataLoader
 from trainers import plain
 
-from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback, TwoSampleCallback
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback, MemorizationCallback
 
 
 def watcher(**options: Any) -> AnomalyFilterCallback:
@@ -123,9 +123,9 @@ def test_early_stopping_continues_to_count(tmp_path: Path) -> None:
     assert resumed.current_epoch == unbroken.current_epoch == 4
 
 
-@pytest.mark.filterwarnings("ignore:TwoSampleCallback")
+@pytest.mark.filterwarnings("ignore:MemorizationCallback")
 def test_a_checkpoint_of_all_callbacks_has_only_tensors_and_plain_values(tmp_path: Path) -> None:
-    callbacks = [watcher(), AnomalyEarlyStopping(), AnomalyPruneCallback(1, min_votes=1), TwoSampleCallback()]
+    callbacks = [watcher(), AnomalyEarlyStopping(), AnomalyPruneCallback(1, min_votes=1), MemorizationCallback()]
     trainer = fit(callbacks, max_epochs=2)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import SmallNet, hook_count, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping
+from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping
 
 
 class FrozenNorm(SmallNet):
@@ -76,7 +76,7 @@ class Observing(SmallNet):
 MAKE: dict[str, Any] = {
     "val": watcher,
     "figures": lambda: watcher(log_figures=True),
-    "compared": lambda: TwoSampleCallback(
+    "compared": lambda: MemorizationCallback(
         TensorDataset(images(60) + 0.1, torch.arange(60) % 3), images(80, seed=1)
     ),  # with labels, which are judged too
 }
@@ -131,8 +131,8 @@ def test_random_transforms_draw_the_same_numbers(tmp_path: Any, workers: int) ->
         quiet_trainer(tmp_path, *callbacks, looks).fit(DrawingHooks(), drawing(0), drawing(1))
         return looks.seen
 
-    compared = TwoSampleCallback(sample_size=40, max_memory_mb=0)
-    callbacks = [MAKE["val"](), compared, TwoSampleEarlyStopping()]
+    compared = MemorizationCallback(sample_size=40, max_memory_mb=0)
+    callbacks = [MAKE["val"](), compared, MemorizationEarlyStopping()]
     with pytest.warns(UserWarning, match="augmented anew"):
         watched = fit(*callbacks)
     assert compared.report is not None

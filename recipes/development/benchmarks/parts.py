@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, MemorizationCallback, analyze
 from lightning_anomaly.filters.settings import EngineName
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
@@ -53,7 +53,7 @@ def overhead(device: str, quick: bool) -> Iterator[Row]:
     callbacks: dict[str, Callable[[], list[pl.Callback]]] = {
         "": lambda: [],
         "AnomalyFilterCallback": lambda: [AnomalyFilterCallback(probe_size=size, log_figures=False)],
-        "TwoSampleCallback": lambda: [TwoSampleCallback(images[:size], images[-size:])],
+        "MemorizationCallback": lambda: [MemorizationCallback(images[:size], images[-size:])],
     }
     options: dict[str, Any] = {**SILENT, "accelerator": device, "devices": 1}
     short = {**options, "max_epochs": _EPOCHS, "limit_train_batches": 1, "num_sanity_val_steps": 0}
@@ -116,8 +116,8 @@ class _Noise(Dataset[tuple[Tensor, int]]):
 _WATCHERS: dict[str, Callable[[], list[pl.Callback]]] = {
     "none": lambda: [],
     "AnomalyFilterCallback": lambda: [AnomalyFilterCallback(log_figures=False)],
-    "TwoSampleCallback": lambda: [TwoSampleCallback()],
-    "TwoSampleCallback, all images kept": lambda: [TwoSampleCallback(max_memory_mb=10_000)],
+    "MemorizationCallback": lambda: [MemorizationCallback()],
+    "MemorizationCallback, all images kept": lambda: [MemorizationCallback(max_memory_mb=10_000)],
 }
 
 

@@ -22,7 +22,7 @@ from recipes.development.pictures.browser import IN_PAGE, figures, open_page, te
 
 _WIDTH, _HEIGHT = 1150, 3000  # pixels
 _PAGE, _GAP = (860, 920), 20
-_CURVES = "val_loss", "filters/count", "confidence_rise"
+_CURVES = "val_loss", "filters/count", "rise"
 _CARDS = 1440, 700  # pixels, as wide as three cards of curves
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.confidence import compare_confidences, expected_error, mean_error
-from lightning_anomaly.two_sample.error_rise import ErrorRise
+from lightning_anomaly.memorization.confidence import compare_confidences, expected_error, mean_error
+from lightning_anomaly.memorization.error_rise import ErrorRise
 from recipes.common.module import evaluate_parts
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.measures.gradients import batch_disparity

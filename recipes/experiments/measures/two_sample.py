@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.ranks import permutation_p_value, random_divisions, rank_test, responding_filters
+from lightning_anomaly.memorization.ranks import permutation_p_value, random_divisions, rank_test, responding_filters
 from recipes.experiments.fitting import every_epoch, prepare, watched_layers
 from recipes.experiments.spec import Training
 

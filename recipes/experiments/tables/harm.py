@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
-from lightning_anomaly.two_sample.loss_trend import LOSS_PATIENCE, loss_trend
+from lightning_anomaly.memorization.loss_trend import LOSS_PATIENCE, loss_trend
 from recipes.experiments.spec import TUNED_ON
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.output import PATIENCE, Rule, above, as_others, confirmed, cost, first_above, stopped

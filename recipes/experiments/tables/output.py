@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.two_sample.error_rise import WINDOW
-from lightning_anomaly.two_sample.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
+from lightning_anomaly.memorization.error_rise import WINDOW
+from lightning_anomaly.memorization.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
@@ -71,7 +71,7 @@ PATIENCE = (*(f"validation loss, patience {epochs}" for epochs in (3, 5, 10)), "
 _PROPOSED = ("Label Wave, patience 5", "gradient disparity, patience 5", "rise of weight variance")
 # Each rule returns the epoch at which it stops a run; that epoch's network is used.
 RULES: dict[str, Rule] = {
-    "rise of 5% and a validation loss that does not improve (`TwoSampleEarlyStopping`)": confirmed,
+    "rise of 5% and a validation loss that does not improve (`MemorizationEarlyStopping`)": confirmed,
     "ratio of expected errors, rise of 10%": above(0.1),
     "the same ratio without standard errors, rise of 10%": above(0.1, "confidence_error_ratio"),
     "the same, rise of 15%": above(0.15, "confidence_error_ratio"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_anomaly.two_sample.ranks import rank_test
+from lightning_anomaly.memorization.ranks import rank_test
 
 _ROUNDING = 0.02  # that probabilities may be off, as sums in bfloat16 are 1 to two digits
 _SIGMOIDS = "sigmoid", "sigmoid_", "special_expit"

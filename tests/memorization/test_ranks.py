@@ -5,7 +5,7 @@ import math
 import scipy.stats
 import torch
 
-from lightning_anomaly.two_sample.ranks import layer_p_values, permutation_p_value, random_divisions, rank_test
+from lightning_anomaly.memorization.ranks import layer_p_values, permutation_p_value, random_divisions, rank_test
 
 RNG = torch.Generator().manual_seed(0)
 VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties

@@ -1,4 +1,4 @@
-"""TwoSampleEarlyStopping stops a run when there is a gap and the validation loss no longer improves."""
+"""MemorizationEarlyStopping stops a run when there is a gap and the validation loss no longer improves."""
 
 import logging
 from datetime import timedelta
@@ -12,18 +12,18 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from trainers import SmallNet, fit, images, loader, quiet_trainer, said
 
-from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, TwoSampleReport, two_sample_test
-from lightning_anomaly.two_sample.error_rise import ErrorRise
+from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping, MemorizationReport, two_sample_test
+from lightning_anomaly.memorization.error_rise import ErrorRise
 
 
-class Written(TwoSampleCallback):
+class Written(MemorizationCallback):
     """Uses given ratios of expected errors, the same for all images, instead of a comparison."""
 
     def __init__(self, ratios: list[float], **options: Any) -> None:
         super().__init__(images(100), images(100, seed=1), **options)
         self.ratios = ratios
         self.validations = 0
-        self.found: TwoSampleReport | None = None
+        self.found: MemorizationReport | None = None
 
     def on_validation_start(self, *arguments: Any) -> None:
         pass
@@ -36,7 +36,7 @@ class Written(TwoSampleCallback):
             errors = torch.full((200,), 0.1)
             rise = self._error_rise.add(errors, errors * self.ratios[trainer.current_epoch])
             self.history.append({"compares_output": True})
-            pl_module.log(f"{self.log_key_prefix}/confidence_rise", rise, on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log(f"{self.log_key_prefix}/rise", rise, on_step=False, on_epoch=True, batch_size=1)
 
 
 class Loses(SmallNet):
@@ -58,9 +58,9 @@ def run(
     name: str = "val_loss",
     also: str = "accuracy",
     **options: Any,
-) -> tuple[TwoSampleEarlyStopping, int]:
+) -> tuple[MemorizationEarlyStopping, int]:
     """Fit, and return the callback and the number of validations; by default the loss never improves."""
-    stopping, written = TwoSampleEarlyStopping(**options), Written(ratios)
+    stopping, written = MemorizationEarlyStopping(**options), Written(ratios)
     trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(ratios), limit_train_batches=1)
     trainer.fit(Loses(losses or [1.0], name, also), loader(4), loader(4), ckpt_path=ckpt_path)
     return stopping, written.validations
@@ -122,12 +122,12 @@ def test_the_earliest_stop_is_at_the_announced_validation(tmp_path: Path, option
 
 def test_the_end_of_a_fit_logs_the_reason_which_names_the_layers(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
-    stopping, written = TwoSampleEarlyStopping(), Written(OPEN)
+    stopping, written = MemorizationEarlyStopping(), Written(OPEN)
     written.found = two_sample_test(SmallNet(), images(100) + 1, images(100, seed=1))
     trainer = quiet_trainer(tmp_path, stopping, written, max_epochs=12, limit_train_batches=1)
     trainer.fit(Loses(LATER, "val_loss"), loader(4), loader(4))
     reason = str(stopping.stopping_reason_message)
-    for part in ("50% above", "two_sample/confidence_rise = 0.500 is above 0.05", "'val_loss', now 0.7843"):
+    for part in ("50% above", "memorization/rise = 0.500 is above 0.05", "'val_loss', now 0.7843"):
         assert part in reason
     assert reason.endswith(f" The difference shows {written.found.where}.")
     assert "in filters of" in reason
@@ -163,8 +163,8 @@ if "timedelta" in str(signature(pl.Trainer).parameters["val_check_interval"].ann
 @pytest.mark.parametrize("options", INTERVALS, ids=str)
 def test_each_validation_is_read_once(tmp_path: Path, options: dict[str, Any], monkeypatch: Any) -> None:
     monkeypatch.setattr(ErrorRise, "add", lambda *arguments: 1.0)
-    compared = TwoSampleCallback(images(300), images(300, seed=1))
-    stopping = TwoSampleEarlyStopping(0.0, patience=100)
+    compared = MemorizationCallback(images(300), images(300, seed=1))
+    stopping = MemorizationEarlyStopping(0.0, patience=100)
     for trainer_options in (options, {}, options):
         fit(tmp_path, compared, stopping, val=loader(20), **{"max_epochs": 4, **trainer_options})
         assert len(stopping.state_dict()["losses"]) == len(compared.history)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_anomaly.two_sample.loss_trend import SMOOTHING, SPIKE_WINDOW, loss_trend, stalled
+from lightning_anomaly.memorization.loss_trend import SMOOTHING, SPIKE_WINDOW, loss_trend, stalled
 
 LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 

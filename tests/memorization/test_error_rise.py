@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.error_rise import ErrorRise, error_level, mean_error_level, rise_over, standard_error
+from lightning_anomaly.memorization.error_rise import (
+    ErrorRise,
+    error_level,
+    mean_error_level,
+    rise_over,
+    standard_error,
+)
 
 
 def added(

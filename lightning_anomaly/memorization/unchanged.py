@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.memorization.confidence import ExpectedErrors
+from lightning_anomaly.memorization.memorization_report import MemorizationReport
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.forward import copy_for_model, isolated_calls
 from lightning_anomaly.network.hooks import compiled_models_eager
 from lightning_anomaly.network.layers import modules_by_name, state_hash
-from lightning_anomaly.two_sample.confidence import ExpectedErrors
-from lightning_anomaly.two_sample.two_sample_report import TwoSampleReport
 
 Call = Callable[[Tensor], Any]
 
@@ -27,7 +27,7 @@ class BeforeLastLayer:
         features: The input of the last layer, of all images `(N, D)`.
     """
 
-    report: TwoSampleReport
+    report: MemorizationReport
     features: Tensor
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class BeforeLastLayer:
         images: ImageSource,
         samples: SampleStatistics,
         output: ExpectedErrors,
-        report: TwoSampleReport,
+        report: MemorizationReport,
     ) -> None:
         """Keep the first comparison, if a linear layer turns the features into just this output."""
         if samples.features is None or samples.feature_layer is None or output.logits is None:

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from lightning_anomaly._internal.notes import nonfinite_note, warn_of
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.targets import find_contradiction
-from lightning_anomaly.network.features import SampleCapture
-from lightning_anomaly.network.forward import run_model, usable_layers
-from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layers import find_logits_call, select_layers, unseen_layers
-from lightning_anomaly.two_sample.confidence import ExpectedErrors, SingleOutputs, compare_confidences, mean_error
-from lightning_anomaly.two_sample.label_doubts import KnownLabels
-from lightning_anomaly.two_sample.ranks import (
+from lightning_anomaly.memorization.confidence import ExpectedErrors, SingleOutputs, compare_confidences, mean_error
+from lightning_anomaly.memorization.label_doubts import KnownLabels
+from lightning_anomaly.memorization.memorization_report import LayerComparison, MemorizationReport
+from lightning_anomaly.memorization.ranks import (
     DIVISIONS,
     MIN_SAMPLES,
     SIGNIFICANCE,
@@ -27,8 +24,11 @@ from lightning_anomaly.two_sample.ranks import (
     rank_test,
     responding_filters,
 )
-from lightning_anomaly.two_sample.two_sample_report import LayerComparison, TwoSampleReport
-from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
+from lightning_anomaly.memorization.unchanged import BeforeLastLayer
+from lightning_anomaly.network.features import SampleCapture
+from lightning_anomaly.network.forward import run_model, usable_layers
+from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layers import find_logits_call, select_layers, unseen_layers
 
 _VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
 
@@ -41,11 +41,11 @@ def two_sample_test(
     layers: Iterable[str] | None = None,
     batch_size: int | None = None,
     logits_from: str | None = None,
-) -> TwoSampleReport:
+) -> MemorizationReport:
     """Test whether a network treats its training images differently, by its output and by its filters.
 
     The output says *whether* it does: an overfitted network is more confident on training images, by its largest
-    softmax probability. `confidence_auc` is 0.5 if it treats both kinds alike, whatever the number of images.
+    softmax probability. `auc` is 0.5 if it treats both kinds alike, whatever the number of images.
 
     The filters say *where*, by their largest rectified value on each image: a filter counts if a rank test of it has a
     p-value of at most 1%. By chance 1% of the filters count on average: most samples of images give none, a few 10%;
@@ -100,7 +100,7 @@ def compare_groups(
     labels: KnownLabels | None = None,
     single: SingleOutputs | None = None,
     kept: BeforeLastLayer | None = None,
-) -> TwoSampleReport:
+) -> MemorizationReport:
     """Compute the report of `two_sample_test` without issuing warnings, of a model or of what `call` returns of it.
 
     With `labels`, the report has their margins. What a `single` output is holds for the next comparison too, and what
@@ -144,10 +144,10 @@ def compare_groups(
     return replace(
         report,
         notes=notes,
-        confidence_auc=area,
-        confidence_gap=gap,
-        confidence_error_ratio=mean_error(val) / mean_error(train),
-        confidence_p_value=p_value,
+        auc=area,
+        gap=gap,
+        error_ratio=mean_error(val) / mean_error(train),
+        p_value=p_value,
         train_errors=train,
         val_errors=val,
         label_margins=margins,
@@ -162,7 +162,7 @@ def _run(
     call: Callable[[Tensor], Any] | None,
     output: ExpectedErrors,
     kept: BeforeLastLayer,
-) -> tuple[TwoSampleReport, Tensor | None]:
+) -> tuple[MemorizationReport, Tensor | None]:
     """Run all images while `output` takes the output; return a report on the filters, and features `(N, D)`."""
     capture = MapCapture(select_layers(model, layers), summary=_largest_response, samples=SampleCapture(model))
     watched = output.watched(model if call is None else call)
@@ -183,7 +183,7 @@ def _run(
     for name, filters in values.items():
         if finite[name] < len(filters):
             notes |= nonfinite_note(name, len(filters) - finite[name], len(filters), "and are not compared")
-    report = TwoSampleReport(compared, n_train, n_val, chance, notes)
+    report = MemorizationReport(compared, n_train, n_val, chance, notes)
     if any(finite.values()) and not report.compares_filters:
         notes["none tested"] = (
             f"None of the {sum(finite.values())} filters responds to enough of the {n_train} training and {n_val} "

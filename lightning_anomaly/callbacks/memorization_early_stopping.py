@@ -11,17 +11,17 @@ from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._guard import OnError
 from lightning_anomaly.callbacks._losses import validation_losses
 from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, patience_in_words
-from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
-from lightning_anomaly.two_sample.error_rise import WINDOW
-from lightning_anomaly.two_sample.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
+from lightning_anomaly.callbacks.memorization import MemorizationCallback
+from lightning_anomaly.memorization.error_rise import WINDOW
+from lightning_anomaly.memorization.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
 
 
-class TwoSampleEarlyStopping(StoppingCallback):
+class MemorizationEarlyStopping(StoppingCallback):
     """Stop a run when the network knows its training images and the validation loss no longer improves.
 
     It waits for two things:
 
-    1. A gap: `confidence_rise` of the first `TwoSampleCallback` exceeds 5%, and chance does not explain it. A gap alone
+    1. A gap: `rise` of the first `MemorizationCallback` exceeds 5%, and chance does not explain it. A gap alone
        is not yet harm: with few images a network improves on validation images long after it opens.
     2. The exponential average of the validation loss has not improved for three validations.
 
@@ -40,11 +40,11 @@ class TwoSampleEarlyStopping(StoppingCallback):
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument is not allowed, or the Trainer has no such `TwoSampleCallback`.
+        ValueError: If an argument is not allowed, or the Trainer has no such `MemorizationCallback`.
     """
 
-    _watched_type = TwoSampleCallback
-    _signal = "confidence_rise"
+    _watched_type = MemorizationCallback
+    _signal = "rise"
     _measured_key = "compares_output"
 
     def __init__(

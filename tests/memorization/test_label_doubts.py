@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.memorization.comparison import compare_groups
+from lightning_anomaly.memorization.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
 from lightning_anomaly.scores.label_score import margins_over
-from lightning_anomaly.two_sample.comparison import compare_groups
-from lightning_anomaly.two_sample.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
 
 RNG = torch.Generator().manual_seed(0)
 LABELS = torch.arange(30) % 3

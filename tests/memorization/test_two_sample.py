@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.ranks import random_divisions, rank_test, responding_filters
+from lightning_anomaly.memorization.ranks import random_divisions, rank_test, responding_filters
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
@@ -62,8 +62,8 @@ def test_the_p_value_compares_the_share_with_those_of_random_divisions() -> None
         assert report.chance[column].item() == other.fraction
     assert len(report.chance) == 999
     assert report.chance[largest].min() > 0
-    assert report.p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
-    assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
+    assert report.filter_p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
+    assert two_sample_test(network, images[:70] * 3, images[70:]).filter_p_value == 0.001
 
 
 def test_only_the_layer_that_differs_is_named_even_if_it_has_one_filter() -> None:
@@ -90,7 +90,7 @@ def test_a_report_has_a_table_and_totals() -> None:
         row = rf"^0 +4 +{tested['0']} +{counts['0']} +{counts['0'] / tested['0']:.3f} "
         assert re.search(row, text, flags=re.MULTILINE)
         assert f"{report.count} filters" in text
-        assert f"and the 80 validation images; {100 * report.p_value:.1f}% of random divisions" in text
+        assert f"and the 80 validation images; {100 * report.filter_p_value:.1f}% of random divisions" in text
     assert report._repr_html_().startswith("<table>")
 
 

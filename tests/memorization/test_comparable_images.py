@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from trainers import images
 
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.two_sample.comparable_images import (
+from lightning_anomaly.memorization.comparable_images import (
     ModelCalls,
     comparable_transforms,
     describe_differences,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.tabular import Tabular, listed
+from lightning_anomaly.memorization.label_doubts import LabelDoubt, LabelMargins
+from lightning_anomaly.memorization.ranks import SIGNIFICANCE, permutation_p_value
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.html_page import write_page
 from lightning_anomaly.pages.thumbnails import data_uri
-from lightning_anomaly.two_sample.label_doubts import LabelDoubt, LabelMargins
-from lightning_anomaly.two_sample.ranks import SIGNIFICANCE, permutation_p_value
 
 SHOWN = 64  # images on the page
 
@@ -46,7 +46,7 @@ class LayerComparison:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TwoSampleReport(Tabular):
+class MemorizationReport(Tabular):
     """How differently a network treats training and validation images. `print(report)` gives a table.
 
     The confidence is the largest softmax probability, and the expected error 1 less that. A filter distinguishes
@@ -58,11 +58,11 @@ class TwoSampleReport(Tabular):
         n_val: Number of validation images.
         chance: The `fraction` for each of 999 random divisions of the same images into two groups `(999,)`.
         notes: Sentences on what could not be compared and why.
-        confidence_auc: Probability that the confidence is larger on a training image than on a validation image, ties
+        auc: Probability that the confidence is larger on a training image than on a validation image, ties
             counted half; like the next three, NaN if the output could not be compared.
-        confidence_gap: Mean confidence on training images less that on validation images.
-        confidence_error_ratio: Mean expected error on validation images, divided by that on training images.
-        confidence_p_value: P-value of the rank test of the confidences.
+        gap: Mean confidence on training images less that on validation images.
+        error_ratio: Mean expected error on validation images, divided by that on training images.
+        p_value: P-value of the rank test of the confidences.
         train_errors: Expected error on each training image `(n_train,)`; empty if not compared.
         val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
         label_margins: How much the network prefers other classes to the labels of the training images; None without
@@ -77,10 +77,10 @@ class TwoSampleReport(Tabular):
     n_val: int
     chance: Tensor
     notes: Mapping[str, str] = field(default_factory=dict)
-    confidence_auc: float = math.nan
-    confidence_gap: float = math.nan
-    confidence_error_ratio: float = math.nan
-    confidence_p_value: float = math.nan
+    auc: float = math.nan
+    gap: float = math.nan
+    error_ratio: float = math.nan
+    p_value: float = math.nan
     train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     label_margins: LabelMargins | None = None
@@ -133,7 +133,7 @@ class TwoSampleReport(Tabular):
         if shares := self.significant_layers:
             names = [f"{repr(name) if name else 'the model'} ({100 * share:.0f}%)" for name, share in shares.items()]
             return f"in filters of {', '.join(names)}"
-        return "in the output, and in no layer" if self.confidence_p_value <= SIGNIFICANCE else "nowhere"
+        return "in the output, and in no layer" if self.p_value <= SIGNIFICANCE else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
@@ -153,7 +153,7 @@ class TwoSampleReport(Tabular):
         return self.count / n_tested if n_tested else math.nan
 
     @property
-    def p_value(self) -> float:
+    def filter_p_value(self) -> float:
         """How often a random division of the same images gives at least as large a `fraction`, 0.001 to 1, or NaN.
 
         This permutation p-value is valid however much the filters depend on each other. But images must be independent:
@@ -166,9 +166,9 @@ class TwoSampleReport(Tabular):
         """Compute the logged values of what was compared; the share of a layer is named `layer/NAME`."""
         names = list[str]()
         if self.compares_output:
-            names += ["confidence_auc", "confidence_gap", "confidence_error_ratio", "confidence_p_value"]
+            names += ["auc", "gap", "error_ratio", "p_value"]
         if self.compares_filters:
-            names += ["count", "fraction", "p_value"]
+            names += ["count", "fraction", "filter_p_value"]
         values = {name: float(getattr(self, name)) for name in names}
         values |= {f"layer/{name}": share for name, share in self.shares.items()}
         if (in_doubt := self.labels_in_doubt) is not None:
@@ -233,13 +233,13 @@ class TwoSampleReport(Tabular):
     def _sentences(self) -> list[str]:
         filters = (
             f"{self.count} filters ({100 * self.fraction:.1f}% of the tested ones) differ significantly between the "
-            f"{self.n_train} training and the {self.n_val} validation images; {100 * self.p_value:.1f}% of random "
-            "divisions of these images give as many"
+            f"{self.n_train} training and the {self.n_val} validation images; {100 * self.filter_p_value:.1f}% of "
+            "random divisions of these images give as many"
         )
         output = (
             "the output is more confident on a training image than on a validation image in "
-            f"{100 * self.confidence_auc:.1f}% of pairs (p = {self.confidence_p_value:.2g}), and expects "
-            f"{self.confidence_error_ratio:.2f} times as many errors on validation images"
+            f"{100 * self.auc:.1f}% of pairs (p = {self.p_value:.2g}), and expects "
+            f"{self.error_ratio:.2f} times as many errors on validation images"
         )
         sentences = [
             output if self.compares_output else "the output: not measured",

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.confidence import (
+from lightning_anomaly.memorization.confidence import (
     ExpectedErrors,
     SingleOutputs,
     compare_confidences,
     expected_error,
     mean_error,
 )
-from lightning_anomaly.two_sample.ranks import permutation_p_value, rank_test
+from lightning_anomaly.memorization.ranks import permutation_p_value, rank_test
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
@@ -46,17 +46,17 @@ def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_proba
     report = two_sample_test(model, train, val)
     with torch.no_grad():
         sure = [model(images).double().softmax(1).amax(1) for images in (train, val)]
-    assert report.confidence_auc == pytest.approx(roc_auc_score([True] * 70 + [False] * 80, torch.cat(sure)), abs=1e-3)
-    assert report.confidence_gap == pytest.approx((sure[0].mean() - sure[1].mean()).item(), abs=1e-6)
+    assert report.auc == pytest.approx(roc_auc_score([True] * 70 + [False] * 80, torch.cat(sure)), abs=1e-3)
+    assert report.gap == pytest.approx((sure[0].mean() - sure[1].mean()).item(), abs=1e-6)
     expected = [1 - confidence.mean().item() for confidence in sure]
-    assert report.confidence_error_ratio == pytest.approx(expected[1] / expected[0], rel=1e-5)
-    assert report.confidence_p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
-    assert report.confidence_auc > 0.55
-    assert f"than on a validation image in {100 * report.confidence_auc:.1f}%" in str(report)
+    assert report.error_ratio == pytest.approx(expected[1] / expected[0], rel=1e-5)
+    assert report.p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
+    assert report.auc > 0.55
+    assert f"than on a validation image in {100 * report.auc:.1f}%" in str(report)
     turned = two_sample_test(model, val, train)
-    assert turned.confidence_auc == pytest.approx(1 - report.confidence_auc)
-    assert turned.confidence_gap == -report.confidence_gap
-    assert turned.confidence_error_ratio == pytest.approx(1 / report.confidence_error_ratio)
+    assert turned.auc == pytest.approx(1 - report.auc)
+    assert turned.gap == -report.gap
+    assert turned.error_ratio == pytest.approx(1 / report.error_ratio)
 
 
 def test_ties_count_half_and_equal_confidences_have_no_gap() -> None:
@@ -182,7 +182,7 @@ def test_other_outputs_give_one_note_and_do_not_change_the_filters(answer, probl
     assert list(report.notes) == ["output"]
     assert problem in report.notes["output"]
     assert len(caught) == 1
-    unknown = report.confidence_auc, report.confidence_gap, report.confidence_p_value, report.confidence_error_ratio
+    unknown = report.auc, report.gap, report.p_value, report.error_ratio
     assert all(map(math.isnan, unknown))
     assert "the output: not measured" in str(report)
     assert not report.compares_output
@@ -195,9 +195,9 @@ def test_outputs_of_a_network_without_convolutions_are_compared() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(81, 5))
     with pytest.warns(UserWarning, match="no convolution"):
         report = two_sample_test(model, IMAGES[:70] * 3, IMAGES[70:])
-    assert report.confidence_auc > 0.6
+    assert report.auc > 0.6
     assert (report.count, report.compares_filters, report.shares) == (0, False, {})
-    assert all(map(math.isnan, (report.fraction, report.p_value)))
+    assert all(map(math.isnan, (report.fraction, report.filter_p_value)))
     assert "the filters: not measured" in str(report)
     assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
     assert report.where == "in the output, and in no layer"
@@ -229,7 +229,7 @@ def test_p_values_of_output_and_filters_are_exact_on_images_outside_training(tra
 
     sure = -expected_error(model(unseen).softmax(1))
     compared = [compare_confidences(sure[first], sure[~first]) for first in divisions.T]
-    assert [report.confidence_p_value for report in reports] == pytest.approx([p for *_, p in compared[:3]], rel=1e-3)
+    assert [report.p_value for report in reports] == pytest.approx([p for *_, p in compared[:3]], rel=1e-3)
     output = torch.tensor([p_value for *_, p_value in compared], dtype=torch.float64)
 
     layers = [model[:1], model[:3], model[:7]]
@@ -243,7 +243,9 @@ def test_p_values_of_output_and_filters_are_exact_on_images_outside_training(tra
         for found in (fractions, chance)
     )
     # Each report has its own 999 divisions. The standard deviation of a difference is at most 0.5 * sqrt(2 / 999).
-    assert [report.p_value for report in reports] == pytest.approx(ours[:3].tolist(), abs=5 * 0.5 * (2 / 999) ** 0.5)
+    assert [report.filter_p_value for report in reports] == pytest.approx(
+        ours[:3].tolist(), abs=5 * 0.5 * (2 / 999) ** 0.5
+    )
     for level in (0.01, 0.05, 0.5):
         # Exact, not only conservative.
         found = int((output <= level).sum())

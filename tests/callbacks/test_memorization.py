@@ -1,4 +1,4 @@
-"""TwoSampleCallback logs and stores the results of `two_sample_test` in a Trainer."""
+"""MemorizationCallback logs and stores the results of `two_sample_test` in a Trainer."""
 
 import gc
 import re
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trainers import SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping, two_sample_test
+from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping, two_sample_test
 
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
 LAYERS = ["conv1", "conv2"]
-OUTPUT = [f"confidence_{name}" for name in ("auc", "gap", "error_ratio", "rise", "p_value")]
+OUTPUT = ["auc", "gap", "error_ratio", "rise", "p_value"]
 
 
 class Seen(pl.Callback):
@@ -32,10 +32,10 @@ class Seen(pl.Callback):
         self.bar: set[str] = set()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("two_sample")}
+        logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("memorization")}
         if logged:
             self.values.append(logged)
-            self.bar = {key for key in trainer.progress_bar_metrics if key.startswith("two_sample")}
+            self.bar = {key for key in trainer.progress_bar_metrics if key.startswith("memorization")}
 
 
 def fit(folder: Path, *others: Any, **options: Any) -> tuple[Any, Seen]:
@@ -43,14 +43,14 @@ def fit(folder: Path, *others: Any, **options: Any) -> tuple[Any, Seen]:
     return trainers.fit(folder, *others, seen, **options).lightning_module, seen
 
 
-def keys(values: dict[str, float], prefix: str = "two_sample") -> dict[str, float]:
+def keys(values: dict[str, float], prefix: str = "memorization") -> dict[str, float]:
     return {f"{prefix}/{name}".replace("/layer/", "_layers/"): value for name, value in values.items()}
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("compared")
-    compared, keep = TwoSampleCallback(TRAIN, VAL, layers=LAYERS), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+    compared, keep = MemorizationCallback(TRAIN, VAL, layers=LAYERS), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     model, seen = fit(folder, compared, keep, max_epochs=5, num_sanity_val_steps=1)
     return SimpleNamespace(model=model, compared=compared, seen=seen, folder=folder)
 
@@ -58,14 +58,16 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_every_validation_logs_the_results_of_the_test(fitted: SimpleNamespace) -> None:
     report = two_sample_test(fitted.model, TRAIN, VAL, layers=LAYERS)  # with the weights of the last validation
     assert len(fitted.seen.values) == 5
-    expected = {name: getattr(report, name) for name in ("count", "fraction", "p_value", *OUTPUT) if "rise" not in name}
+    expected = {
+        name: getattr(report, name) for name in ("count", "fraction", "filter_p_value", *OUTPUT) if "rise" not in name
+    }
     expected |= {f"layer/{name}": share for name, share in report.shares.items()}
     last = fitted.seen.values[-1]
-    untested = {key: last[key] for key in keys({"confidence_rise": 0, "seconds": 0})}
+    untested = {key: last[key] for key in keys({"rise": 0, "seconds": 0})}
     assert last == pytest.approx(keys(expected) | untested)
     assert report.count > 0
     assert fitted.compared.report.filters == report.filters
-    assert fitted.seen.bar == {"two_sample/fraction"}
+    assert fitted.seen.bar == {"memorization/fraction"}
 
 
 def test_a_history_has_the_logged_values_in_plain_types(fitted: SimpleNamespace) -> None:
@@ -79,7 +81,7 @@ def test_a_history_has_the_logged_values_in_plain_types(fitted: SimpleNamespace)
 
 
 def test_a_resumed_fit_continues_the_history_and_another_model_begins_anew(fitted: Any, tmp_path: Path) -> None:
-    second = TwoSampleCallback(TRAIN, VAL, layers=LAYERS)
+    second = MemorizationCallback(TRAIN, VAL, layers=LAYERS)
     fit(tmp_path, second, ckpt_path=fitted.folder / "epoch=2.ckpt", max_epochs=5)
     assert second.history[:3] == fitted.compared.history[:3]
     assert [entry["step"] for entry in second.history] == [4, 8, 12, 16, 20]
@@ -103,7 +105,7 @@ class Fails(SmallNet):
 
 
 def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_path: Path) -> None:
-    compared = TwoSampleCallback(TRAIN, VAL, layers=LAYERS)
+    compared = MemorizationCallback(TRAIN, VAL, layers=LAYERS)
     with pytest.warns(UserWarning, match="Could not compare") as caught:
         model, seen = fit(tmp_path, compared, module=Fails(1, 2), max_epochs=3)
     assert len(said(caught)) == 1
@@ -115,19 +117,19 @@ def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_pat
 
 
 def test_a_failing_first_comparison_logs_only_the_monitored_keys_and_names_them(tmp_path: Path) -> None:
-    compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample_layers/conv2")
-    reader = EarlyStopping("two_sample/p_value", mode="max", patience=100)
+    compared, best = MemorizationCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="memorization_layers/conv2")
+    reader = EarlyStopping("memorization/p_value", mode="max", patience=100)
     with pytest.warns(UserWarning, match="Could not compare") as caught:
         _, seen = fit(tmp_path, compared, reader, best, module=Fails(0), num_sanity_val_steps=0)
     (text,) = said(caught)
     assert "`train_inputs`" in text
-    assert "'two_sample/p_value', 'two_sample_layers/conv2' will only see a constant" in text
+    assert "'memorization/p_value', 'memorization_layers/conv2' will only see a constant" in text
     assert "last values" not in text
-    assert seen.values[0] == {"two_sample/p_value": 1, "two_sample_layers/conv2": 0}
+    assert seen.values[0] == {"memorization/p_value": 1, "memorization_layers/conv2": 0}
     assert compared.history[0]["metrics"] == {}
-    names = ["count", "fraction", "p_value", "seconds", *OUTPUT, *(f"layer/{name}" for name in LAYERS)]
+    names = ["count", "fraction", "filter_p_value", "seconds", *OUTPUT, *(f"layer/{name}" for name in LAYERS)]
     assert set(seen.values[1]) == set(keys(dict.fromkeys(names, 0.0)))
-    assert seen.values[1]["two_sample/seconds"] > 0
+    assert seen.values[1]["memorization/seconds"] > 0
 
 
 class Scores(SmallNet):
@@ -142,27 +144,27 @@ class Scores(SmallNet):
     ("module", "inputs", "monitored", "message"),
     [
         (SmallNet, (TRAIN[:5], VAL[:5]), "p_value", "5 training and 5 validation images .* Nothing is measured"),
-        (Scores, (TRAIN, VAL), "confidence_auc", "The output is not compared: it is a dict"),
+        (Scores, (TRAIN, VAL), "auc", "The output is not compared: it is a dict"),
     ],
 )
 def test_little_to_compare_gives_one_warning(
     tmp_path: Path, module: Any, inputs: Any, monitored: str, message: str, recwarn: Any
 ) -> None:
-    reader = EarlyStopping(f"two_sample/{monitored}", mode="max", patience=100)
-    stopping = [TwoSampleEarlyStopping()] if module is Scores else []
-    compared, logger = TwoSampleCallback(*inputs), CSVLogger(tmp_path)
+    reader = EarlyStopping(f"memorization/{monitored}", mode="max", patience=100)
+    stopping = [MemorizationEarlyStopping()] if module is Scores else []
+    compared, logger = MemorizationCallback(*inputs), CSVLogger(tmp_path)
     _, seen = fit(tmp_path, compared, reader, *stopping, module=module(), max_epochs=3, logger=logger)
     (text,) = said(recwarn)
     assert re.search(message, text)
-    assert text.endswith(f"'two_sample/{monitored}' will only see a constant.") == (module is SmallNet)
+    assert text.endswith(f"'memorization/{monitored}' will only see a constant.") == (module is SmallNet)
     if module is Scores:
-        assert seen.values[-1]["two_sample/count"] > 0
-        waited = {"two_sample/confidence_auc": 0.5, "two_sample/confidence_rise": 0}
-        assert {key: value for key, value in seen.values[-1].items() if "confidence" in key} == waited
-        assert not any(name.startswith("confidence") for name in compared.history[-1]["metrics"])
+        assert seen.values[-1]["memorization/count"] > 0
+        waited = {"memorization/auc": 0.5, "memorization/rise": 0}
+        assert {key: value for key, value in seen.values[-1].items() if key in waited} == waited
+        assert not {"auc", "rise"}.intersection(compared.history[-1]["metrics"])
         assert "the output: not measured" in str(compared.report)
     else:
-        assert seen.values == [{"two_sample/p_value": 1}] * 3
+        assert seen.values == [{"memorization/p_value": 1}] * 3
         assert "the filters: not measured" in str(compared.report)
 
 
@@ -174,14 +176,14 @@ def test_every_nth_validation_compares_and_too_few_expected_errors_give_a_warnin
             self.compared += len(x) == len(TRAIN)  # the loaders' batches are smaller
             return 1e4 * super().forward(x)
 
-    compared = TwoSampleCallback(TRAIN, VAL, every_n_validations=2)
+    compared = MemorizationCallback(TRAIN, VAL, every_n_validations=2)
     with pytest.warns(UserWarning, match="fewer than 10 errors"):
         model, _ = fit(tmp_path, compared, max_epochs=7, module=Sure())
     assert model.compared == 4  # once at each of them, and not in the sanity check
     assert [entry["compares_output"] for entry in compared.history] == [True, False] * 3 + [True]
     metrics = [entry["metrics"] for entry in compared.history]
     assert metrics[0] == metrics[1] != metrics[2] == metrics[3]
-    assert all(0 < values["seconds"] < 60 and values["confidence_rise"] == 0 for values in metrics)
+    assert all(0 < values["seconds"] < 60 and values["rise"] == 0 for values in metrics)
 
 
 def test_layers_batch_size_precision_and_prefix_are_respected(tmp_path: Path) -> None:
@@ -196,15 +198,15 @@ def test_layers_batch_size_precision_and_prefix_are_respected(tmp_path: Path) ->
             self.kinds.add((len(x), out.dtype, torch.is_inference_mode_enabled()))
             return out
 
-    compared = TwoSampleCallback(TRAIN, VAL, ["conv2", "idle"], log_key_prefix="two_sample_too", batch_size=7)
+    compared = MemorizationCallback(TRAIN, VAL, ["conv2", "idle"], log_key_prefix="memorization_too", batch_size=7)
     with pytest.warns(UserWarning, match="'idle' .*never called") as caught:
         model, seen = fit(tmp_path, compared, module=Notes(), precision="bf16-mixed")
     assert len(said(caught)) == 1
     ours = {kind for kind in model.kinds if kind[0] != 20}
     assert {kind[1:] for kind in ours} == {(torch.bfloat16, False)}
     assert max(kind[0] for kind in ours) <= 7
-    names = ["count", "fraction", "p_value", "seconds", *OUTPUT, "layer/conv2"]  # nothing of the idle layer
-    assert set(seen.values[0]) == set(keys(dict.fromkeys(names, 0.0), "two_sample_too"))
+    names = ["count", "fraction", "filter_p_value", "seconds", *OUTPUT, "layer/conv2"]  # nothing of the idle layer
+    assert set(seen.values[0]) == set(keys(dict.fromkeys(names, 0.0), "memorization_too"))
 
 
 def test_compared_images_affect_neither_a_probe_nor_logged_values(tmp_path: Path) -> None:
@@ -218,14 +220,14 @@ def test_compared_images_affect_neither_a_probe_nor_logged_values(tmp_path: Path
     alone, beside = watcher(), watcher()
     model, _ = fit(tmp_path, alone, module=Logs())
     largest = model.trainer.callback_metrics["largest"]
-    model, _ = fit(tmp_path, TwoSampleCallback(TRAIN, VAL), beside, module=Logs())
+    model, _ = fit(tmp_path, MemorizationCallback(TRAIN, VAL), beside, module=Logs())
     assert model.trainer.callback_metrics["largest"] == largest
     assert "log" not in vars(model)
     assert facts(beside.report) == facts(alone.report)
 
 
 def test_a_validation_outside_a_fit_compares_nothing(tmp_path: Path) -> None:
-    compared = TwoSampleCallback(TRAIN, VAL)
+    compared = MemorizationCallback(TRAIN, VAL)
     fit(tmp_path, compared, max_epochs=1)
     before, report = [*compared.history], compared.report
     (logged,) = quiet_trainer(tmp_path, compared).validate(SmallNet(), loader(seed=1), verbose=False)
@@ -243,9 +245,9 @@ def test_a_validation_outside_a_fit_compares_nothing(tmp_path: Path) -> None:
 )
 def test_images_that_cannot_be_compared_are_an_error(val_inputs: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TwoSampleCallback(TRAIN, val_inputs)
+        MemorizationCallback(TRAIN, val_inputs)
 
 
 def test_layer_names_are_checked_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`layers` .* Found \['absent'\]"):
-        fit(tmp_path, TwoSampleCallback(TRAIN, VAL, layers=["absent"]))
+        fit(tmp_path, MemorizationCallback(TRAIN, VAL, layers=["absent"]))

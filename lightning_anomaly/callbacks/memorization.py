@@ -19,25 +19,25 @@ from lightning_anomaly.callbacks._logged_values import LoggedValues, without_mod
 from lightning_anomaly.callbacks._schedule import Schedule
 from lightning_anomaly.callbacks._trainer_checks import check_logging
 from lightning_anomaly.images.image_source import ImageSource, loader_of
+from lightning_anomaly.memorization.comparable_images import ModelCalls
+from lightning_anomaly.memorization.comparison import check_groups, compare_groups
+from lightning_anomaly.memorization.confidence import SingleOutputs
+from lightning_anomaly.memorization.error_rise import MIN_ERRORS, ErrorRise
+from lightning_anomaly.memorization.label_doubts import MeanMargins
+from lightning_anomaly.memorization.memorization_report import SHOWN, MemorizationReport
 from lightning_anomaly.network.layers import find_logits_call, select_layers
-from lightning_anomaly.two_sample.comparable_images import ModelCalls
-from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
-from lightning_anomaly.two_sample.confidence import SingleOutputs
-from lightning_anomaly.two_sample.error_rise import MIN_ERRORS, ErrorRise
-from lightning_anomaly.two_sample.label_doubts import MeanMargins
-from lightning_anomaly.two_sample.two_sample_report import SHOWN, TwoSampleReport
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 _NEUTRAL = {
     "count": 0.0,
     "fraction": 0.0,
+    "filter_p_value": 1.0,
+    "auc": 0.5,
+    "gap": 0.0,
+    "error_ratio": 1.0,
     "p_value": 1.0,
-    "confidence_auc": 0.5,
-    "confidence_gap": 0.0,
-    "confidence_error_ratio": 1.0,
-    "confidence_p_value": 1.0,
-    "confidence_rise": 0.0,
+    "rise": 0.0,
     "labels_in_doubt": 0.0,
     "seconds": 0.0,
 }  # of a network that treats both kinds alike
@@ -50,15 +50,15 @@ _ADVICE_OF_CALLING = (
 )
 
 
-class TwoSampleCallback(AnyCallback):
+class MemorizationCallback(AnyCallback):
     """Compare training with validation images at every validation, by the output and by the filters.
 
-    `two_sample_test` explains the comparison. It needs no labels. Add a `TwoSampleEarlyStopping` to stop the run by
-    `confidence_rise`. If each training image has one class, the report also has `label_doubts`: the network learns
+    `two_sample_test` explains the comparison. It needs no labels. Add a `MemorizationEarlyStopping` to stop the run by
+    `rise`. If each training image has one class, the report also has `label_doubts`: the network learns
     wrong labels last, so it tells which of the compared training images are labeled wrongly.
 
-    Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
-    `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
+    Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `auc`,
+    `gap`, `p_value`, `error_ratio` and `rise` of the output; `count`,
     `fraction` and `p_value` of the filters; `labels_in_doubt`, a share of the compared training images; and `seconds`.
     The fraction in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most
     twelve convolutions. Nothing is logged before the first measurement, except a key that a callback or scheduler
@@ -86,7 +86,7 @@ class TwoSampleCallback(AnyCallback):
         on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
-        report: The last `TwoSampleReport`, None before the first validation.
+        report: The last `MemorizationReport`, None before the first validation.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured) and
             `compares_output` (whether the output could be compared). A resumed fit continues it.
 
@@ -100,7 +100,7 @@ class TwoSampleCallback(AnyCallback):
         train_inputs: Source = None,
         val_inputs: Source = None,
         layers: list[str] | None = None,
-        log_key_prefix: str = "two_sample",
+        log_key_prefix: str = "memorization",
         batch_size: int = 64,
         sample_size: int = 1024,
         every_n_validations: int = 1,
@@ -131,12 +131,12 @@ class TwoSampleCallback(AnyCallback):
         self.log_key_prefix = self._values.prefix
         self._images: ComparedImages | None = None  # of the current fit
         self._calls = ModelCalls()  # of the first validation step
-        self._compared: tuple[TwoSampleReport, float] | None = None  # of the current validation, and how long it took
+        self._compared: tuple[MemorizationReport, float] | None = None  # of this validation, and its seconds
         self._reset()
 
     def _reset(self) -> None:
         """Drop everything that an earlier module left."""
-        self.report: TwoSampleReport | None = None
+        self.report: MemorizationReport | None = None
         self.history: list[dict[str, Any]] = []
         self._begin_measuring()
         self._guard.forget_warnings()
@@ -265,7 +265,7 @@ class TwoSampleCallback(AnyCallback):
             self._values.log_values(trainer, pl_module)
         self._remove_hooks()
 
-    def _take_comparison(self, trainer: Any, report: TwoSampleReport, seconds: float) -> TwoSampleReport | None:
+    def _take_comparison(self, trainer: Any, report: MemorizationReport, seconds: float) -> MemorizationReport | None:
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
         measured, values = report.compares_output or report.compares_filters, self._values.measured
         self._guard.warn_of(report.notes, "" if measured else self._values.without_measurement(trainer))
@@ -280,12 +280,12 @@ class TwoSampleCallback(AnyCallback):
         if report.compares_output:
             assert self._images is not None
             errors = self._images.train.with_gaps(report.train_errors), self._images.val.with_gaps(report.val_errors)
-            values["confidence_rise"] = self._error_rise.add(*errors)
+            values["rise"] = self._error_rise.add(*errors)
             if self._error_rise.too_few_expected_errors:
                 self._guard.warn(
                     "few errors",
                     f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "
-                    f"than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` stays 0: give more "
+                    f"than {MIN_ERRORS} errors, so a few images decide, and `rise` stays 0: give more "
                     "images.",
                 )
         return report

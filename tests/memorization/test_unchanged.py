@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.two_sample.comparison import compare_groups
-from lightning_anomaly.two_sample.unchanged import BeforeLastLayer
+from lightning_anomaly.memorization.comparison import compare_groups
+from lightning_anomaly.memorization.unchanged import BeforeLastLayer
 
 
 class Net(nn.Module):
