@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly._internal.processes import rank_and_world
+from lightning_anomaly.callbacks._run_loss import RunLoss
+from lightning_anomaly.images.batch_labels import are_renamed, name_labels
 from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.images.loaders import first_loader
@@ -23,28 +24,27 @@ from lightning_anomaly.memorization.comparable_images import (
     read_once,
 )
 from lightning_anomaly.memorization.label_doubts import KnownLabels
-from lightning_anomaly.memorization.unchanged import BeforeLastLayer
 from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
 
 
 class ComparedImages(NamedTuple):
-    """Training and validation images, in memory if they fit, their labels, and notes as `{key: sentence}`.
-
-    What the last comparison `kept` of them holds for the next one while only the last layer changes. Several processes
-    keep nothing: if a last digit differed between them, one would run a model without the others that it waits for.
-    """
+    """Training and validation images, in memory if they fit, their labels, and notes as `{key: sentence}`."""
 
     train: ImageSource
     val: ImageSource
     labels: KnownLabels
     notes: Mapping[str, str]
-    kept: BeforeLastLayer | None
+    data: Sequence[Any]  # the Trainer's data sets that they were sampled from
 
     @property
     def identity(self) -> str:
         """Tells these images with their labels from others."""
         known = self.labels.positions, len(self.val), self.labels.train, self.labels.val
         return hashlib.sha256(repr(known).encode()).hexdigest()
+
+    def are_of(self, trainer: Any, given: Mapping[str, Any]) -> bool:
+        """Whether the Trainer still has the data sets of these images."""
+        return all(one is other for one, other in zip(self.data, _trainer_data(trainer, given), strict=True))
 
     def pictures(self, positions: Sequence[int]) -> Tensor | None:
         """Return small copies of training images, uint8 `(n, H, W, C)`; None if they cannot be drawn."""
@@ -64,13 +64,13 @@ def read_compared_images(
     sample_size: int,
     max_bytes: int,
     batch: Any,
-    prepared: Tensor | None,
+    loss: RunLoss,
 ) -> ComparedImages:
     """Read the images once, those of the run without augmentation, and find what may be wrong with them.
 
-    `given` are `train_inputs` and `val_inputs`, None for those of the Trainer. The first validation `batch` was
-    `prepared`, if it was, before the step called the module.
+    `given` are `train_inputs` and `val_inputs`, None for those of the Trainer; `batch` is the first of a validation.
     """
+    prepared = loss.told.prepared
     opened, notes = partial(_open_compared, trainer, pl_module, given, batch_size, sample_size), {}
     try:
         sources = opened()
@@ -103,10 +103,27 @@ def read_compared_images(
             "The training images are augmented anew each time, which hides the gap: give images without "
             "augmentation as `train_inputs`."
         )
-    known = train.labels(places), val.labels(val_places)
-    labels = KnownLabels(*known, train.label_names, places, train.names, train.batch_labels.problem)
-    kept = BeforeLastLayer() if rank_and_world()[1] == 1 else None
-    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences, kept)
+    labels = _known_labels(loss, train, val, places, val_places)
+    data = _trainer_data(trainer, given)
+    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences, data)
+
+
+def _known_labels(
+    loss: RunLoss, train: ImageSource, val: ImageSource, places: Sequence[int], val_places: Sequence[int]
+) -> KnownLabels:
+    """Return the labels that the loss is given, by name if the numbers are the data set's."""
+    own, other, numbers = loss.labels("train"), loss.labels("val"), train.batch_labels.numbers
+    renamed = own.classes is not None or are_renamed(numbers.get(own.column, {}), train.targets)
+    names = () if renamed or len(train.class_names) != loss.told.n_classes else train.class_names
+    labels = own.at(numbers, places), other.at(val.batch_labels.numbers, val_places)
+    named = [name_labels(found, names) for found in labels]
+    return KnownLabels(named[0], named[1], names, places, train.names, own.problem)
+
+
+def _trainer_data(trainer: Any, given: Mapping[str, Any]) -> list[Any]:
+    """Return the data sets of the Trainer that are compared, as a user has not given others."""
+    own = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
+    return [getattr(first_loader(own[name]), "dataset", None) for name, images in given.items() if images is None]
 
 
 def _open_compared(

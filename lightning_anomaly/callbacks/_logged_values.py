@@ -28,7 +28,7 @@ class LoggedValues:
         self._layers: list[str] = []  # of the module
         self._log_layers = False
 
-    def begin_validation(self, last: Mapping[str, float], layers: Iterable[str], *, chosen: bool) -> None:
+    def begin_validation(self, last: Mapping[str, float], layers: Iterable[str] = (), *, chosen: bool = False) -> None:
         """Begin a validation with the `last` values, but for those of layers that the module no longer has.
 
         Layers are logged one by one if the user has `chosen` them, or if they are few.

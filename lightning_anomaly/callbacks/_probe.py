@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from lightning_anomaly._internal.processes import rank_and_world
+from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
+from lightning_anomaly.images.batch_labels import BatchLabels, are_renamed, name_labels
 from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
@@ -34,6 +35,7 @@ class Probe:
     layers: dict[str, nn.Module]
     size: int
     settings: AnalysisSettings
+    loss: RunLoss
 
     def __post_init__(self) -> None:
         self._limit = -(-self.size // rank_and_world()[1])  # samples of this process
@@ -79,9 +81,10 @@ class Probe:
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
-        found = self._labels.at(range(report.n_samples), targets)
-        class_names = () if self._labels.renamed else samples.class_names
-        labels = name_labels(found, class_names)
+        labels_of, numbers = self.loss.labels("val"), self._labels.numbers
+        renamed = labels_of.classes is not None or are_renamed(numbers.get(labels_of.column, {}), targets)
+        class_names = () if renamed else samples.class_names
+        labels = name_labels(labels_of.at(numbers, range(report.n_samples)), class_names)
         report = replace(report, labels=labels if any(labels) else None, names=names and names[: report.n_samples])
         return self._with_label_scores(report, class_names)
 

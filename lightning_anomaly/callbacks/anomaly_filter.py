@@ -13,6 +13,7 @@ from lightning_anomaly.callbacks._logged_figures import log_report_figures
 from lightning_anomaly.callbacks._logged_values import LoggedValues
 from lightning_anomaly.callbacks._losses import remember_losses
 from lightning_anomaly.callbacks._probe import Probe
+from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.callbacks._schedule import Schedule
 from lightning_anomaly.callbacks._trainer_checks import check_logging
 from lightning_anomaly.filters.analyze import KnownLayers
@@ -104,6 +105,7 @@ class AnomalyFilterCallback(AnyCallback):
         self._schedule = Schedule(self.every_n_validations)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="count")
         self.log_key_prefix = self._values.prefix
+        self._loss = RunLoss()  # of the current fit
         self._probe: Probe | None = None  # of the current validation, if it is analyzed
         self._reset()
 
@@ -133,6 +135,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
         select_layers(pl_module, self.layers)
+        self._loss.forget()
         self._undrawn = None
 
     @guarded
@@ -145,6 +148,16 @@ class AnomalyFilterCallback(AnyCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Store the losses of the last epoch."""
         remember_losses(self.history, trainer, epoch_ended=True)
+
+    @guarded
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Watch the first training step, if validation has not told all of the loss."""
+        self._loss.watch("train", pl_module, batch)
+
+    @guarded
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take what the training step has told."""
+        self._loss.take("train")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values, and prepare the probe if this validation is analyzed."""
@@ -169,19 +182,22 @@ class AnomalyFilterCallback(AnyCallback):
                     "The validation loader shuffles, so each validation has another probe and the anomaly counts are "
                     "not comparable: do not shuffle it.",
                 )
-        self._probe = Probe(trainer, pl_module, layers, self.probe_size, self.settings)
+        self._probe = Probe(trainer, pl_module, layers, self.probe_size, self.settings, self._loss)
 
     @guarded_until_validation_ends
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Hook the layers, until the probe is full."""
+        """Hook the layers, until the probe is full, and watch the loss of the first step."""
+        if batch_idx == dataloader_idx == 0:
+            self._loss.watch("val", pl_module, batch)
         if self._probe is not None and dataloader_idx == 0:
             self._probe.before_probe_batch(batch)
 
     @guarded_until_validation_ends
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any, **options: Any) -> None:
         """Remove the hooks."""
+        self._loss.take("val")
         if self._probe is not None:
             self._probe.capture.remove()
 
@@ -270,6 +286,7 @@ class AnomalyFilterCallback(AnyCallback):
             log_report_figures(self.report, self.history, trainer.loggers, self.log_key_prefix, step, self._guard)
 
     def _remove_hooks(self) -> None:
+        self._loss.remove()
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.capture.remove()

@@ -1,4 +1,4 @@
-"""The callback that compares training with validation images, by the output and by the filters."""
+"""The callback that compares how sure a network is of training and of validation images."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly._internal.checks import check_integer, check_names, check_text
+from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_compared_images
 from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.callbacks._schedule import Schedule
 from lightning_anomaly.callbacks._trainer_checks import check_logging
 from lightning_anomaly.images.image_source import ImageSource, loader_of
-from lightning_anomaly.memorization.comparable_images import ModelCalls
-from lightning_anomaly.memorization.comparison import check_groups, compare_groups
-from lightning_anomaly.memorization.confidence import SingleOutputs
+from lightning_anomaly.memorization.comparison import check_groups, compare_outputs
 from lightning_anomaly.memorization.error_rise import MIN_ERRORS, ErrorRise
 from lightning_anomaly.memorization.label_doubts import MeanMargins
 from lightning_anomaly.memorization.memorization_report import SHOWN, MemorizationReport
-from lightning_anomaly.network.layers import find_logits_call, select_layers
+from lightning_anomaly.network.layers import find_logits_call, modules_by_name
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 _NEUTRAL = {
-    "count": 0.0,
-    "fraction": 0.0,
-    "filter_p_value": 1.0,
     "auc": 0.5,
     "gap": 0.0,
     "error_ratio": 1.0,
@@ -41,28 +37,23 @@ _NEUTRAL = {
     "labels_in_doubt": 0.0,
     "seconds": 0.0,
 }  # of a network that treats both kinds alike
-_ADVICE_OF_READING = (
-    " Give images of one size, in a tensor or a data set with a length, as `train_inputs` and `val_inputs`."
-)
-_ADVICE_OF_CALLING = (
-    " Name a method or submodule that takes one tensor of images and returns logits as `logits_from`, or give such "
-    "images as `train_inputs` and `val_inputs`."
-)
+_ADVICE = " Give images of one size, in a tensor or a data set with a length, as `train_inputs` and `val_inputs`."
 
 
 class MemorizationCallback(AnyCallback):
-    """Compare training with validation images at every validation, by the output and by the filters.
+    """Compare training with validation images at every validation, by the output of the network.
 
-    `two_sample_test` explains the comparison. It needs no labels. Add a `MemorizationEarlyStopping` to stop the run by
-    `rise`. If each training image has one class, the report also has `label_doubts`: the network learns
-    wrong labels last, so it tells which of the compared training images are labeled wrongly.
+    An overfitted network is more confident on training images. Add a `MemorizationEarlyStopping` to stop the run by
+    `rise`. If each training image has one class, the report also has `label_doubts`: the network learns wrong labels
+    last, so it tells which of the compared training images are mislabeled.
 
-    Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `auc`,
-    `gap`, `p_value`, `error_ratio` and `rise` of the output; `count`,
-    `fraction` and `p_value` of the filters; `labels_in_doubt`, a share of the compared training images; and `seconds`.
-    The fraction in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most
-    twelve convolutions. Nothing is logged before the first measurement, except a key that a callback or scheduler
-    monitors.
+    What is a logit, a class and a label is what the run's own loss is given: the first validation step is watched, and
+    the first training step where that tells less. Where no loss tells, nothing is compared, and one line says why:
+    `docs/stop.md`.
+
+    Logs finite floats under `log_key_prefix` at every validation: `auc`, `gap`, `p_value`, `error_ratio` and `rise` of
+    the output; `labels_in_doubt`, a share of the compared training images; and `seconds`. Nothing is logged before the
+    first measurement, except a key that a callback or scheduler monitors.
 
     By default it takes a fixed random sample of the Trainer's images, of training images only those that the run sees
     (`overfit_batches`, `limit_train_batches`). If both data sets have the same type and a `transform`, as torchvision's
@@ -74,15 +65,14 @@ class MemorizationCallback(AnyCallback):
         train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or
             DataLoader to sample from; None takes the Trainer's.
         val_inputs: Validation images, in the same forms.
-        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
         batch_size: Largest number of images to run at a time.
         sample_size: Number of images of each kind to sample; a tensor is taken whole.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
         max_memory_mb: Largest memory (MiB) for sampled images, which are kept until the fit ends. If they need more,
             they are read again at each comparison.
-        logits_from: Name of a method or submodule that takes images and returns logits, such as `"classify"` or
-            `"networks.student"`; None calls the module itself.
+        logits_from: Name of a method or submodule that takes images and returns logits, such as `"classify"`;
+            "forward" is the module itself. None takes what the loss is given.
         on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:
@@ -92,14 +82,13 @@ class MemorizationCallback(AnyCallback):
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument is not allowed; names of layers and `logits_from` are checked when the fit begins.
+        ValueError: If an argument is not allowed; `logits_from` is checked when the fit begins.
     """
 
     def __init__(
         self,
         train_inputs: Source = None,
         val_inputs: Source = None,
-        layers: list[str] | None = None,
         log_key_prefix: str = "memorization",
         batch_size: int = 64,
         sample_size: int = 1024,
@@ -118,7 +107,6 @@ class MemorizationCallback(AnyCallback):
                 loader_of(source, name)
         if len(tensors) == 2:
             check_groups(*tensors)
-        self.layers = check_names("layers", layers, "layer names")
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
@@ -127,10 +115,10 @@ class MemorizationCallback(AnyCallback):
         self._guard = Guard(self, on_error)
         self._module = FittedModule()
         self._schedule = Schedule(self.every_n_validations)
-        self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="fraction")
+        self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="rise")
         self.log_key_prefix = self._values.prefix
         self._images: ComparedImages | None = None  # of the current fit
-        self._calls = ModelCalls()  # of the first validation step
+        self._loss = RunLoss(logits_from)  # of the current fit
         self._compared: tuple[MemorizationReport, float] | None = None  # of this validation, and its seconds
         self._reset()
 
@@ -144,7 +132,6 @@ class MemorizationCallback(AnyCallback):
     def _begin_measuring(self) -> None:
         """Forget what earlier validations measured."""
         self._error_rise, self._margins = ErrorRise(), MeanMargins()
-        self._single = SingleOutputs(named=self.logits_from is not None)
         self._identity: str | None = None  # of the images that were measured
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,10 +160,10 @@ class MemorizationCallback(AnyCallback):
             self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check layers and `logits_from`, which `setup` may have built, and drop the images of an earlier fit."""
-        select_layers(pl_module, self.layers)
+        """Check `logits_from`, which `setup` may have built, and drop what is known of an earlier fit."""
         find_logits_call(pl_module, self.logits_from)
         self._images = None
+        self._loss.forget()
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -194,47 +181,60 @@ class MemorizationCallback(AnyCallback):
 
     @guarded_until_validation_ends
     def _begin_validation(self, trainer: Any, pl_module: Any) -> None:
-        layers, last = select_layers(pl_module, self.layers), self.history[-1]["metrics"] if self.history else {}
-        self._values.begin_validation(last, layers, chosen=self.layers is not None)
+        self._values.begin_validation(self.history[-1]["metrics"] if self.history else {})
         self._schedule.begin_validation(len(self.history))
         if self._schedule.due:
             self._schedule.say_cost(self._guard, self._values.measured.get("seconds", 0.0))
+
+    @guarded
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Watch the first training step, if validation has not told all of the loss."""
+        self._loss.watch("train", pl_module, batch)
+
+    @guarded
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take what the training step has told."""
+        self._loss.take("train")
 
     @guarded_until_validation_ends
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watch what the first step calls the module with."""
-        if self._schedule.due and self._images is None and batch_idx == dataloader_idx == 0:
-            called = find_logits_call(pl_module, self.logits_from)
-            scripted = isinstance(called, torch.jit.ScriptModule)  # accepts no hooks
-            self._calls.attach(called if isinstance(called, nn.Module) and not scripted else pl_module, batch)
+        """Watch the first validation step, of the sanity check if there is one."""
+        if trainer.state.fn == "fit" and batch_idx == dataloader_idx == 0:
+            self._loss.watch("val", pl_module, batch)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Compare after the first step: averaged weights are in place then, and the buffers of process 0."""
-        self._calls.remove()
         self._compare_once(trainer, pl_module, batch)
 
     @guarded_until_validation_ends
     def _compare_once(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
         """Run both kinds of images, unless this validation has compared them already or is not compared."""
+        self._loss.take("val")
         if not self._schedule.due or self._compared is not None:
             return
-        start = perf_counter()
-        with torch.inference_mode(False), torch.no_grad(), without_module_logging(pl_module):
-            images = self._images = self._images or self._read_images(trainer, pl_module, batch)
-            call = find_logits_call(pl_module, self.logits_from)
-            with trainer.strategy.precision_plugin.forward_context():
-                inputs = images.train, images.val, self.layers, call, images.labels, self._single, images.kept
-                report = compare_groups(pl_module, *inputs)
+        start, told, modules = perf_counter(), self._loss.told, modules_by_name(pl_module)
+        if told.scores is None:
+            report = MemorizationReport(0, 0, notes={"output": f"The output is not compared: {told.problem}."})
+        else:
+            with torch.inference_mode(False), torch.no_grad(), without_module_logging(pl_module):
+                images = self._take_images(trainer, pl_module, batch)
+                named = self.logits_from is not None
+                call = find_logits_call(pl_module, self.logits_from) if named else modules[told.scores.module]
+                with trainer.strategy.precision_plugin.forward_context():
+                    report = compare_outputs(pl_module, images.train, images.val, call, told.scores, images.labels)
         self._compared = report, perf_counter() - start
 
-    def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
+    def _take_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
+        """Return the images of the fit, read if this is the first comparison of these data sets."""
         given = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
+        if self._images is not None and self._images.are_of(trainer, given):
+            return self._images
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
-        images = read_compared_images(trainer, pl_module, given, *limits, batch, self._calls.prepared)
+        images = self._images = read_compared_images(trainer, pl_module, given, *limits, batch, self._loss)
         check_groups(images.train, images.val)
         self._guard.warn_of(images.notes)
         if self._identity not in (None, images.identity):
@@ -248,7 +248,7 @@ class MemorizationCallback(AnyCallback):
             return
         self._compare_once(trainer, pl_module)
         report = None
-        advice = _ADVICE_OF_READING if self._images is None else _ADVICE_OF_CALLING
+        advice = _ADVICE if self._images is None and self._loss.told.scores is not None else ""
         with self._guard("compare", self._values.without_measurement(trainer, advice)):
             self._guard.raise_kept_failure()
             if self._compared is not None:
@@ -267,7 +267,7 @@ class MemorizationCallback(AnyCallback):
 
     def _take_comparison(self, trainer: Any, report: MemorizationReport, seconds: float) -> MemorizationReport | None:
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
-        measured, values = report.compares_output or report.compares_filters, self._values.measured
+        measured, values = report.compares_output, self._values.measured
         self._guard.warn_of(report.notes, "" if measured else self._values.without_measurement(trainer))
         if not measured and values:
             return None
@@ -276,17 +276,15 @@ class MemorizationCallback(AnyCallback):
             report = replace(report, doubts=self._margins.ranked_doubts(self._images.labels))
         self.report = report
         if measured:
-            values |= {**report.metrics(), "seconds": seconds}
-        if report.compares_output:
             assert self._images is not None
+            values |= {**report.metrics(), "seconds": seconds}
             errors = self._images.train.with_gaps(report.train_errors), self._images.val.with_gaps(report.val_errors)
             values["rise"] = self._error_rise.add(*errors)
             if self._error_rise.too_few_expected_errors:
                 self._guard.warn(
                     "few errors",
                     f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "
-                    f"than {MIN_ERRORS} errors, so a few images decide, and `rise` stays 0: give more "
-                    "images.",
+                    f"than {MIN_ERRORS} errors, so a few images decide, and `rise` stays 0: give more images.",
                 )
         return report
 
@@ -305,5 +303,5 @@ class MemorizationCallback(AnyCallback):
         self._images = None
 
     def _remove_hooks(self) -> None:
-        self._calls.remove()
-        self._calls, self._compared = ModelCalls(), None
+        self._loss.remove()
+        self._compared = None

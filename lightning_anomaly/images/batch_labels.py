@@ -1,4 +1,4 @@
-"""The labels in the batches of a data set."""
+"""The numbers of images in batches, some of which are their labels."""
 
 from __future__ import annotations
 
@@ -6,24 +6,41 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_anomaly.images.batch_tensors import named_tensors
-from lightning_anomaly.images.targets import Column
 
 _LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # what labels are usually called
+_MOSTLY = 0.9  # share of a class that makes it the label of an image
+
+
+def class_numbers(tensor: Tensor, count: int) -> Tensor | None:
+    """Return one number for each of `count` images `(count,)`; None for a tensor that has no such.
+
+    Of shares of classes `(count, C)`, it is the class that has nine tenths, and NaN without one.
+    """
+    if tensor.is_complex() or not tensor.ndim or len(tensor) != count or not tensor.numel():
+        return None
+    numbers = tensor.detach().double().cpu()
+    if numbers.numel() == count:
+        return numbers.flatten()
+    if numbers.ndim != 2 or not ((numbers >= 0).all() and ((numbers.sum(1) - 1).abs() <= 0.01).all()):
+        return None
+    share, place = numbers.max(1)
+    return place.double().where(share >= _MOSTLY, torch.nan)
 
 
 class BatchLabels:
-    """Collects what may be the labels of images in batches, and decides which of it is.
+    """Collects what may be the labels of images: in each tensor of their batches, one number for each image.
 
-    A label is one integer for each image, or one floating-point number that is whole where a batch has no integers.
-    Where it has several such columns, one that is called a label counts, numbers that are all different count as an
-    index, and a column that equals the data set's `targets` is the label.
+    A run's loss tells which tensor has its labels, see `StepLabels`. Without a run, one that is called a label comes
+    first, then the data set's `targets`, then a tensor of integers that repeat.
     """
 
     def __init__(self) -> None:
-        self.columns: dict[str, Column] = {}  # by name
+        self.numbers: dict[str, dict[int, float]] = {}  # `{name of the tensor: {position: number}}`
+        self._floating: set[str] = set()  # tensors of one floating-point number for each image
         self._chosen: str | None = None
         self._settled = False
         self.problem = ""  # why labels are unknown although there are some
@@ -32,46 +49,50 @@ class BatchLabels:
     def add(self, positions: Sequence[int], batch: Any, images: Tensor | None) -> None:
         """Add a batch of the items at `positions`, except its `images`."""
         for name, tensor in named_tensors(batch):
-            numbers = tensor.ndim and len(tensor) == len(positions) and tensor.numel() and not tensor.is_complex()
-            if tensor is not images and numbers:
-                known = Column(f"{tensor.dtype} of shape {tuple(tensor.shape[1:])}", tensor.is_floating_point())
-                self.columns.setdefault(name, known).add(tensor.detach(), positions)
+            numbers = None if tensor is images else class_numbers(tensor, len(positions))
+            if numbers is not None:
+                self.numbers.setdefault(name, {}).update(zip(positions, numbers.tolist(), strict=True))
+                if tensor.is_floating_point() and tensor.numel() == len(positions):
+                    self._floating.add(name)
 
     def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> list[int | None]:
-        """Return the labels at some positions, or the data set's `targets` where batches have none; None if unknown.
-
-        The first call decides which column counts. Negative numbers, such as -100, stand for unknown labels.
-        """
+        """Return the labels at some positions without a run; None if unknown. The first call decides what counts."""
         if not self._settled:
-            self._settled, self._chosen = True, self._choose_column(targets)
+            self._settled, self._chosen = True, self._choose_tensor(targets)
+            known = self.numbers.get(self._chosen or "", {})
+            self.renamed = are_renamed(known, targets)
         if self._chosen is not None:
-            values = [self.columns[self._chosen].values.get(position) for position in positions]
-            found = [None if value is None or not math.isfinite(value) else int(value) for value in values]
-        else:
-            found = [None if targets is None or self.problem else targets[position] for position in positions]
-        return [None if label is None or label < 0 else label for label in found]
+            return labels_at(self.numbers[self._chosen], positions)
+        return labels_at({} if targets is None else dict(enumerate(targets)), positions)
 
-    def _choose_column(self, targets: Sequence[int] | None) -> str | None:
-        """Return the column of labels; None without one, or with a `problem` if there are several."""
-
-        def rank(name: str, values: Mapping[int, float]) -> tuple[bool, bool, bool]:
-            equal = targets is not None and all(targets[place] == value for place, value in values.items())
-            return name.rpartition(".")[2] in _LABELS, len({*values.values()}) < len(values), equal
-
-        single = {name: column for name, column in self.columns.items() if column.single}
-        integers = {name: column for name, column in single.items() if not column.floating}
-        columns = {name: column.values for name, column in (integers or single).items() if column.all_whole}
-        ranks = {name: rank(name, values) for name, values in columns.items()}
-        columns = {name: values for name, values in columns.items() if ranks[name] == max(ranks.values())}
-        if len({tuple(values.items()) for values in columns.values()}) > 1:
-            names = ", ".join(f"`{name}`" for name in columns)
+    def _choose_tensor(self, targets: Sequence[int] | None) -> str | None:
+        """Choose the tensor of labels; None without one, or with a `problem` if there are several."""
+        whole = {
+            name: numbers
+            for name, numbers in self.numbers.items()
+            if all(number.is_integer() for number in numbers.values() if math.isfinite(number))
+        }
+        chosen = {name: numbers for name, numbers in whole.items() if name.rpartition(".")[2] in _LABELS}
+        if not chosen and targets is None:
+            integers = {name: numbers for name, numbers in whole.items() if name not in self._floating}
+            chosen = {name: found for name, found in integers.items() if len({*found.values()}) < len(found)}
+        if len({tuple(numbers.items()) for numbers in chosen.values()}) > 1:
+            names = ", ".join(f"`{name}`" for name in chosen)
             self.problem = f"each item has several integers, {names}, any of which may be its label"
             return None
-        chosen = next(iter(columns), None)
-        if chosen is not None and targets is not None:
-            equal = sum(targets[place] == value for place, value in columns[chosen].items())
-            self.renamed = 2 * equal < len(columns[chosen])
-        return chosen
+        return next(iter(chosen), None)
+
+
+def labels_at(numbers: Mapping[int, float], positions: Iterable[int]) -> list[int | None]:
+    """Return labels by position; None for unknown ones, which negative numbers, such as -100, and NaN stand for."""
+    found = [numbers.get(position, math.nan) for position in positions]
+    return [int(number) if number >= 0 else None for number in found]
+
+
+def are_renamed(numbers: Mapping[int, float], targets: Sequence[int] | None) -> bool:
+    """Whether most labels are others than the data set's `targets`, so that its names of classes are not theirs."""
+    equal = 0 if targets is None else sum(targets[place] == number for place, number in numbers.items())
+    return targets is not None and 2 * equal < len(numbers)
 
 
 def name_labels(labels: Iterable[Any], names: Sequence[str]) -> list[str | None]:

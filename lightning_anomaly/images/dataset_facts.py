@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -27,22 +28,29 @@ def dataset_folder(dataset: Any) -> str:
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the different names in a data set's `classes`, if they are those of its labels; else none.
+    """Return the different names of a data set's classes, by its `class_to_idx` or in the order of its `classes`.
 
-    They may not be where a data set wraps another or has a `target_transform`.
+    None if they may not be those of its labels: where it wraps another data set or has a `target_transform`.
     """
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
+    places, names = getattr(dataset, "class_to_idx", None), getattr(dataset, "classes", None)
+    if isinstance(places, dict) and all(isinstance(place, int) for place in places.values()):
+        named = {place: name for name, place in places.items()}
+        several = len(named) < len(places)  # names of one class
+        names = None if several else [named.get(place, str(place)) for place in range(max(named, default=-1) + 1)]
     if not isinstance(names, (list, tuple)) or getattr(dataset, "target_transform", None) is not None:
         return ()
     return tuple(map(str, names)) if len({*map(str, names)}) == len(names) else ()
 
 
 def class_targets(dataset: Any) -> list[int] | None:
-    """Return a data set's `targets`, one for each image; None if these are no integers."""
-    targets = dataset_column(dataset, "targets")
-    return targets if targets is not None and all(isinstance(target, int) for target in targets) else None
+    """Return a data set's `targets` or `labels`, one integer for each image; None without any."""
+    for name in ("targets", "labels"):
+        targets = dataset_column(dataset, name)
+        if targets is not None and all(isinstance(target, int) for target in targets):
+            return targets
+    return None
 
 
 def in_drawn_order(loaders: Any) -> tuple[list[int] | None, list[str] | None]:
@@ -69,6 +77,6 @@ def dataset_column(dataset: Any, name: str) -> list[Any] | None:
         whole = dataset_column(dataset.dataset, name)
         return None if whole is None else [whole[index] for index in dataset.indices]
     values = getattr(dataset, name, None)
-    if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):
+    if not isinstance(values, (list, Tensor, np.ndarray)) or len(values) != len(dataset):
         return None
     return values if isinstance(values, list) else values.tolist()

@@ -106,7 +106,8 @@ class ImageSource:
         return dataset_column(self._data, "splits")
 
     @cached_property
-    def _targets(self) -> list[int] | None:
+    def targets(self) -> list[int] | None:
+        """The classes of the images that the data set itself names, see `class_targets`."""
         return class_targets(self._data)
 
     def labels(self, positions: Iterable[int]) -> list[str | None]:
@@ -115,7 +116,7 @@ class ImageSource:
         They are those given, or else the labels in the data set's batches, or else its `targets`.
         """
         places = [*positions]
-        found = self.batch_labels.at(places, self._targets) if self._given is None else [self._given[p] for p in places]
+        found = self.batch_labels.at(places, self.targets) if self._given is None else [self._given[p] for p in places]
         return name_labels(found, self.label_names)
 
     @property
@@ -126,7 +127,7 @@ class ImageSource:
     @property
     def labels_before_reading(self) -> Sequence[Any]:
         """What is known of the classes before images are read: those given, or else the data set's `targets`."""
-        return self._given or self._targets or [None] * len(self)
+        return self._given or self.targets or [None] * len(self)
 
     @property
     def numel(self) -> int:

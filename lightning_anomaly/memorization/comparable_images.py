@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
 from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.image_source import ImageSource, image_hashes
 from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, load_like, sampler_of, shuffles
-from lightning_anomaly.network.hooks import compiled_models_eager
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
 _MIN_IMAGES = 8  # for their mean and spread to mean something
@@ -45,9 +43,13 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
 def images_trained_on(loader: DataLoader[Any], batches: float) -> DataLoader[Any]:
     """Load what a run trains on in epochs of so many `batches` in each process, which may be infinite."""
     # What a sampler leaves out may be the validation images.
-    drawn, size = epoch_positions(loader), batch_size_of(loader)
+    drawn, size, sampler = epoch_positions(loader), batch_size_of(loader), sampler_of(loader)
+    if isinstance(sampler, WeightedRandomSampler):  # an epoch has some of them
+        drawn = sampler.weights.nonzero()[:, 0].tolist()
+    elif isinstance(sampler, RandomSampler):
+        drawn = [*range(len(sampler.data_source))]
     if drawn is not None and size is not None and not shuffles(loader) and batches < math.inf:
-        drawn = drawn[: int(batches) * size * getattr(sampler_of(loader), "num_replicas", 1)]
+        drawn = drawn[: int(batches) * size * getattr(sampler, "num_replicas", 1)]
     return load_like(loader, batch_size=size, sampler=drawn)
 
 
@@ -66,45 +68,7 @@ def is_augmented(source: ImageSource) -> bool:
     """Whether images change with the order of reading, as a random transform makes them."""
     order = [*source.positions[:_FEW]]
     first, again = (torch.cat([*map(itemgetter(1), source.batches(o))]) for o in (order, order[1:] + order[:1]))
-    return not torch.equal(first, again.roll(1, 0))
-
-
-class ModelCalls:
-    """Sees whether a step prepares images before it calls a model with them."""
-
-    def __init__(self) -> None:
-        self._hooks = ExitStack()
-        self._given: Tensor | None = None  # the first images of the batch
-        self._calls: list[Tensor] = []  # the first images of each call
-
-    def attach(self, model: nn.Module, batch: Any) -> None:
-        """Hook the model for a step with a batch; `remove` must follow, also after an exception."""
-        images = first_tensor(batch)
-        self._given, self._calls = None if images is None else images[:_FEW].clone(), []
-        self._hooks.enter_context(compiled_models_eager())
-        self._hooks.callback(model.register_forward_pre_hook(self._take_call, with_kwargs=True).remove)
-
-    def _take_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        images = next(iter((*args, *kwargs.values())), None)
-        with suppress(Exception):  # the step goes on, whatever it calls the model with
-            if isinstance(images, Tensor):
-                self._calls.append(images[:_FEW].clone())
-
-    def remove(self) -> None:
-        """Take the hook off; a second call does nothing."""
-        self._hooks.close()
-
-    @property
-    def prepared(self) -> Tensor | None:
-        """What the model was called with first, if no call had the images of the batch, converted or not."""
-        calls = [] if self._given is None else self._calls
-        return None if any(_same_images(self._given, images) for images in calls) else next(iter(calls), None)
-
-
-def _same_images(first: Any, second: Tensor) -> bool:
-    """Whether images have the same values within 1%, as conversions round them, whatever their number and shape."""
-    first, second = (images[: min(len(first), len(second))].float().flatten() for images in (first, second))
-    return first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-3, equal_nan=True)
+    return not torch.allclose(first, again.roll(1, 0), 0, 0, equal_nan=True)
 
 
 def describe_differences(from_user: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:

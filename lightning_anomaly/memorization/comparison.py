@@ -1,197 +1,106 @@
-"""Compare a network's responses to training and to validation images: its output and its filters."""
+"""Compare how sure a network is of training and of validation images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly._internal.notes import nonfinite_note, warn_of
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.images.targets import find_contradiction
-from lightning_anomaly.memorization.confidence import ExpectedErrors, SingleOutputs, compare_confidences, mean_error
+from lightning_anomaly.memorization.confidence import ExpectedErrors, compare_confidences, mean_error
 from lightning_anomaly.memorization.label_doubts import KnownLabels
-from lightning_anomaly.memorization.memorization_report import LayerComparison, MemorizationReport
-from lightning_anomaly.memorization.ranks import (
-    DIVISIONS,
-    MIN_SAMPLES,
-    SIGNIFICANCE,
-    layer_p_values,
-    random_divisions,
-    rank_test,
-    responding_filters,
-)
-from lightning_anomaly.memorization.unchanged import BeforeLastLayer
+from lightning_anomaly.memorization.memorization_report import MemorizationReport
+from lightning_anomaly.memorization.ranks import MIN_SAMPLES
 from lightning_anomaly.network.features import SampleCapture
-from lightning_anomaly.network.forward import run_model, usable_layers
-from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layers import find_logits_call, select_layers, unseen_layers
-
-_VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
+from lightning_anomaly.network.forward import copy_for_model, isolated_calls
+from lightning_anomaly.network.hooks import hooked
+from lightning_anomaly.network.step_loss import Scores
 
 
-def two_sample_test(
-    model: nn.Module,
-    train_inputs: Any,
-    val_inputs: Any,
-    *,
-    layers: Iterable[str] | None = None,
-    batch_size: int | None = None,
-    logits_from: str | None = None,
-) -> MemorizationReport:
-    """Test whether a network treats its training images differently, by its output and by its filters.
+class OutputComparison:
+    """Takes the outputs of training images and then of validation images, batch by batch."""
 
-    The output says *whether* it does: an overfitted network is more confident on training images, by its largest
-    softmax probability. `auc` is 0.5 if it treats both kinds alike, whatever the number of images.
+    def __init__(self, scores: Scores) -> None:
+        self._scores, self._errors = scores, ExpectedErrors(scores.reading)
 
-    The filters say *where*, by their largest rectified value on each image: a filter counts if a rank test of it has a
-    p-value of at most 1%. By chance 1% of the filters count on average: most samples of images give none, a few 10%;
-    the report's `p_value` allows for that. A larger share says that convolutions have memorized training images, and
-    in which layers. Only strong overfitting shows there, see `docs/results/two_sample.md`.
+    def add(self, output: Any) -> None:
+        """Add the output of a batch."""
+        try:
+            scores = self._scores.of(output)
+        except ValueError as error:
+            self._errors.problem = self._errors.problem or str(error)
+        else:
+            self._errors.add(scores)
 
-    **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
-    finds any other difference between them as well. The model runs as in `analyze`.
+    def report(
+        self,
+        train_inputs: ImageSource,
+        val_inputs: ImageSource,
+        labels: KnownLabels | None = None,
+        features: Tensor | None = None,
+    ) -> MemorizationReport:
+        """Compare all that was added; with `labels` and `features` of the images, measure the margins of labels."""
+        n_train, n_val = (len(inputs.positions) - len(inputs.unreadable) for inputs in (train_inputs, val_inputs))
+        notes = train_inputs.notes() | val_inputs.notes()
+        errors = self._errors.result(n_train + n_val)
+        if errors is None:
+            notes["output"] = f"The output is not compared: {self._errors.problem}."
+        if min(n_train, n_val) < MIN_SAMPLES:
+            notes["few images"] = (
+                f"The {n_train} training and {n_val} validation images in `train_inputs` and `val_inputs` are too few "
+                f"for a rank test: give at least {MIN_SAMPLES} of each, better 1,000."
+            )
+        report = MemorizationReport(n_train, n_val, notes=notes)
+        if errors is None or min(n_train, n_val) < MIN_SAMPLES:
+            return report
+        if labels is not None:
+            parts = [
+                part
+                if part is None
+                else torch.cat([train_inputs.with_gaps(part[:n_train]), val_inputs.with_gaps(part[n_train:])])
+                for part in (self._errors.logits, features)
+            ]
+            report = replace(report, label_margins=labels.measure_margins(*parts))
+            known = [label for label in labels.train if label is not None]
+            problem = labels.problem or (f"labels such as '{known[0]}' are of none of its scores" if known else "")
+            if report.label_margins is None and problem:
+                notes["labels"] = f"The training labels are not judged: {problem}."
+        train, val = errors[:n_train], errors[n_train:]
+        area, gap, p_value = compare_confidences(-train, -val)
+        return replace(
+            report,
+            auc=area,
+            gap=gap,
+            error_ratio=mean_error(val) / mean_error(train),
+            p_value=p_value,
+            train_errors=train,
+            val_errors=val,
+        )
 
-    Args:
-        model: Any model, on any device. Its output is compared if it is logits or probabilities `(N, C)`, one logit or
-            probability `(N,)` or `(N, 1)` of two classes, or a mapping with such `logits`. For outputs `(N, C, ...)`
-            the mean over the positions counts. Anything else gives a note, as do targets in the batches that are no
-            such classes: real numbers, several classes of an image, or more classes than outputs.
-        train_inputs: Images that the model was trained on, like `inputs` of `analyze`.
-        val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
-        layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
-            name the BatchNorm.
-        batch_size: See `analyze`.
-        logits_from: Name of a method or submodule that takes the images and returns logits; None calls the model.
-            Single numbers are then logits even if all lie in 0 to 1, unless a sigmoid returns them.
 
-    Returns:
-        The report. Its `notes` say what could not be compared and are also issued as warnings.
-
-    Raises:
-        TypeError: If an argument has a wrong type.
-        ValueError: If a layer or what `logits_from` names does not exist, inputs hold no images or are of another type,
-            or the two kinds differ in shape.
-
-    Examples:
-        >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> conv = nn.Conv2d(1, 2, 3)
-        >>> _ = nn.init.ones_(conv.weight)
-        >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
-        {'': [0, 1]}
-    """
-    train = ImageSource(train_inputs, "train_inputs", batch_size)
-    val = ImageSource(val_inputs, "val_inputs", batch_size)
-    single = SingleOutputs(named=logits_from is not None)
-    report = compare_groups(model, train, val, layers, call=find_logits_call(model, logits_from), single=single)
-    warn_of(report.notes)
-    return report
-
-
-def compare_groups(
+def compare_outputs(
     model: nn.Module,
     train_inputs: ImageSource,
     val_inputs: ImageSource,
-    layers: Iterable[str] | None,
-    call: Callable[[Tensor], Any] | None = None,
-    labels: KnownLabels | None = None,
-    single: SingleOutputs | None = None,
-    kept: BeforeLastLayer | None = None,
+    call: Callable[[Tensor], Any],
+    scores: Scores,
+    labels: KnownLabels,
 ) -> MemorizationReport:
-    """Compute the report of `two_sample_test` without issuing warnings, of a model or of what `call` returns of it.
-
-    With `labels`, the report has their margins. What a `single` output is holds for the next comparison too, and what
-    is `kept` of the same images while only the last layer changes.
-    """
+    """Run a model, or its part `call`, on both kinds of images, and compare the `scores` in its output."""
     check_groups(train_inputs, val_inputs)
-    kept = BeforeLastLayer() if kept is None else kept
-    output = ExpectedErrors(single)
-    again = kept.outputs(model, call, train_inputs)
-    for outputs in again:
-        output.update(outputs)
-    report, features = (
-        (kept.report, kept.features) if again else _run(model, train_inputs, val_inputs, layers, call, output, kept)
-    )
-    n_train, n_val, notes = report.n_train, report.n_val, dict(report.notes)
-    errors = output.result(n_train + n_val)
-    if output.problem is None:
-        predicted = None if output.logits is None else output.logits.argmax(1)
-        targets = train_inputs.batch_labels, val_inputs.batch_labels
-        columns = [column for known in targets for column in known.columns.values()]
-        output.problem = find_contradiction(columns, output.shape, predicted, val_inputs.shape)
-    if output.problem is not None:
-        errors, notes["output"] = None, f"The output is not compared: {output.problem}."
-    if output.caution is not None:
-        notes["single output"] = output.caution
-    margins = None
-    if labels is not None:
-        logits, features = (
-            known
-            if known is None
-            else torch.cat([train_inputs.with_gaps(known[:n_train]), val_inputs.with_gaps(known[n_train:])])
-            for known in (output.logits, features)
-        )
-        margins = labels.measure_margins(logits, features)
-        if margins is None and errors is not None and (problem := labels.why_no_margins(logits)):
-            notes["labels"] = f"The training labels are not judged: {problem}."
-    if errors is None or min(n_train, n_val) < MIN_SAMPLES:
-        return replace(report, notes=notes)
-    train, val = errors[:n_train], errors[n_train:]
-    area, gap, p_value = compare_confidences(-train, -val)
-    return replace(
-        report,
-        notes=notes,
-        auc=area,
-        gap=gap,
-        error_ratio=mean_error(val) / mean_error(train),
-        p_value=p_value,
-        train_errors=train,
-        val_errors=val,
-        label_margins=margins,
-    )
-
-
-def _run(
-    model: nn.Module,
-    train_inputs: ImageSource,
-    val_inputs: ImageSource,
-    layers: Iterable[str] | None,
-    call: Callable[[Tensor], Any] | None,
-    output: ExpectedErrors,
-    kept: BeforeLastLayer,
-) -> tuple[MemorizationReport, Tensor | None]:
-    """Run all images while `output` takes the output; return a report on the filters, and features `(N, D)`."""
-    capture = MapCapture(select_layers(model, layers), summary=_largest_response, samples=SampleCapture(model))
-    watched = output.watched(model if call is None else call)
-    for inputs in (train_inputs, val_inputs):
-        run_model(model, inputs, capture, call=watched, take_output=output.update)
-    n_train, n_val = (len(inputs.positions) - len(inputs.unreadable) for inputs in (train_inputs, val_inputs))
-    maps, _, notes = usable_layers(capture.maps, n_train + n_val)
-    notes |= unseen_layers(model, layers) | train_inputs.notes() | val_inputs.notes()
-    if min(n_train, n_val) < MIN_SAMPLES:
-        notes["few images"] = (
-            f"The {n_train} training and {n_val} validation images in `train_inputs` and `val_inputs` are too few for "
-            f"a rank test: give at least {MIN_SAMPLES} of each, better 1,000."
-        )
-        maps = {}
-    values = {name: layer.maps.T.cpu() for name, layer in maps.items()}
-    compared, chance = _compare_filters(values, n_train, n_train + n_val)
-    finite = {name: int(filters.isfinite().all(1).sum()) for name, filters in values.items()}
-    for name, filters in values.items():
-        if finite[name] < len(filters):
-            notes |= nonfinite_note(name, len(filters) - finite[name], len(filters), "and are not compared")
-    report = MemorizationReport(compared, n_train, n_val, chance, notes)
-    if any(finite.values()) and not report.compares_filters:
-        notes["none tested"] = (
-            f"None of the {sum(finite.values())} filters responds to enough of the {n_train} training and {n_val} "
-            "validation images to be compared: give more images, or other `layers`."
-        )
-    samples = capture.samples.collected(n_train + n_val)
-    kept.keep(model, call, train_inputs, samples, output, report)
-    return report, samples.features
+    output, samples = OutputComparison(scores), SampleCapture(None if labels.problem else model)
+    count = 0
+    with isolated_calls(model, call) as forward:
+        for images in chain(train_inputs.readable_batches(), val_inputs.readable_batches()):
+            with hooked(samples.hooks):
+                output.add(forward(copy_for_model(images, model)))
+            samples.end_pass(len(images))
+            count += len(images)
+    return output.report(train_inputs, val_inputs, labels, samples.collected(count).features)
 
 
 def check_groups(train_inputs: ImageSource, val_inputs: ImageSource) -> None:
@@ -201,34 +110,3 @@ def check_groups(train_inputs: ImageSource, val_inputs: ImageSource) -> None:
             "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
             f"Found {train_inputs.shape} and {val_inputs.shape}."
         )
-
-
-def _largest_response(maps: Tensor) -> Tensor:
-    """Return the largest rectified value `(n, F)` of each map `(n, F, ...)`."""
-    return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
-
-
-def _compare_filters(
-    values: Mapping[str, Tensor], n_train: int, n_samples: int
-) -> tuple[dict[str, LayerComparison], Tensor]:
-    """Test the filters of each layer by their values on all images `(F, n_samples)`, training images first.
-
-    Also return the fraction of the tested filters that is significant in each of 999 random divisions.
-    """
-    actual = torch.arange(n_samples, device="cpu")[:, None] < n_train
-    divisions = torch.cat([actual, random_divisions(n_train, n_samples)], 1)
-    tests: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    counts = torch.zeros(1 + DIVISIONS, dtype=torch.float64, device="cpu")
-    deviations = counts.repeat(len(values), 1)
-    for (name, filters), deviation in zip(values.items(), deviations, strict=True):
-        tested = responding_filters(filters, n_train)
-        area, p_value = (filters.new_full(tested.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
-        for batch in torch.split(tested.nonzero()[:, 0], max(1, _VALUES // max(divisions.shape))):
-            areas, p_values = rank_test(filters[batch], divisions)
-            area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
-            counts += (p_values <= SIGNIFICANCE).sum(0)
-            deviation += (areas - 0.5).square().sum(0)
-        tests[name] = tested, area, p_value
-    rows = zip(tests.items(), layer_p_values(deviations), strict=True)
-    layers = {name: LayerComparison(*test, share_p_value=p_value) for (name, test), p_value in rows}
-    return layers, counts[1:] / max(1, sum(int(layer.tested.sum()) for layer in layers.values()))

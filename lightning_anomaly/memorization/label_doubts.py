@@ -42,17 +42,7 @@ class KnownLabels(NamedTuple):
     classes: Sequence[str]  # names, if the data set has some
     positions: Sequence[int]  # of the training images in their data set
     names: Sequence[str] | None  # files of these images, if known
-    problem: str = ""  # why the labels of training images are unknown although there are some
-
-    def why_no_margins(self, logits: Tensor | None) -> str:
-        """Say why labels are not judged by logits `(n + m, C)`; nothing if there are no labels."""
-        label = next((label for label in self.train if label is not None), None)
-        if self.problem:
-            return f"{self.problem}. Give a data set with one label for each image as `train_inputs`"
-        found = "none" if logits is None else logits.shape[1]
-        return (
-            "" if label is None else f"this needs a logit for each class. Found {found}, and labels such as '{label}'"
-        )
+    problem: str = ""  # why the labels of training images are unknown
 
     def measure_margins(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
         """Compute the margins from logits `(n + m, C)` and features `(n + m, D)` of n training and m validation images.

@@ -53,10 +53,10 @@ class MemorizationReport(Tabular):
     the images if its p-value is at most 1%.
 
     Attributes:
-        layers: `{layer: LayerComparison}` in the network's order.
         n_train: Number of training images.
         n_val: Number of validation images.
-        chance: The `fraction` for each of 999 random divisions of the same images into two groups `(999,)`.
+        layers: `{layer: LayerComparison}` in the network's order; empty unless filters were compared.
+        chance: The `fraction` for each of 999 random divisions of the same images into two groups `(999,)`, or empty.
         notes: Sentences on what could not be compared and why.
         auc: Probability that the confidence is larger on a training image than on a validation image, ties
             counted half; like the next three, NaN if the output could not be compared.
@@ -72,10 +72,10 @@ class MemorizationReport(Tabular):
         pictures: Small copies of the first images in `doubts`, uint8 `(n, H, W, C)`, after a fit; None without any.
     """
 
-    layers: Mapping[str, LayerComparison]
     n_train: int
     n_val: int
-    chance: Tensor
+    layers: Mapping[str, LayerComparison] = field(default_factory=dict)
+    chance: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     notes: Mapping[str, str] = field(default_factory=dict)
     auc: float = math.nan
     gap: float = math.nan
@@ -133,7 +133,8 @@ class MemorizationReport(Tabular):
         if shares := self.significant_layers:
             names = [f"{repr(name) if name else 'the model'} ({100 * share:.0f}%)" for name, share in shares.items()]
             return f"in filters of {', '.join(names)}"
-        return "in the output, and in no layer" if self.p_value <= SIGNIFICANCE else "nowhere"
+        output = "in the output, and in no layer" if self.layers else "in the output"
+        return output if self.p_value <= SIGNIFICANCE else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
@@ -222,6 +223,10 @@ class MemorizationReport(Tabular):
         return found + (f": {listed(named, '; ')}" if named else "")
 
     def _table_rows(self) -> Sequence[Sequence[str]]:
+        if not self.layers:
+            return [("", "training", "validation"), ("images", str(self.n_train), str(self.n_val))] + [
+                ("expected error", *(f"{errors.mean().item():.3f}" for errors in (self.train_errors, self.val_errors)))
+            ] * self.compares_output
         rows = [("layer", "filters", "tested", "significant", "fraction", "mean area")]
         for name, layer in self.layers.items():
             tested, count, found = int(layer.tested.sum()), int(layer.significant.sum()), ("-", "-", "-")
@@ -241,10 +246,9 @@ class MemorizationReport(Tabular):
             f"{100 * self.auc:.1f}% of pairs (p = {self.p_value:.2g}), and expects "
             f"{self.error_ratio:.2f} times as many errors on validation images"
         )
-        sentences = [
-            output if self.compares_output else "the output: not measured",
-            filters if self.compares_filters else "the filters: not measured",
-        ]
+        sentences = [output if self.compares_output else "the output: not measured"]
+        if self.layers:
+            sentences.append(filters if self.compares_filters else "the filters: not measured")
         if self.doubts:
             sentences.append(self._labels_sentence())
         return sentences + [f"note: {note}" for note in self.notes.values()]

@@ -13,7 +13,6 @@ import pytest
 import torch
 import trainers
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from reports import facts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,7 +21,6 @@ from trainers import SmallNet, hook_count, images, loader, quiet_trainer, said, 
 from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping, two_sample_test
 
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
-LAYERS = ["conv1", "conv2"]
 OUTPUT = ["auc", "gap", "error_ratio", "rise", "p_value"]
 
 
@@ -44,30 +42,27 @@ def fit(folder: Path, *others: Any, **options: Any) -> tuple[Any, Seen]:
 
 
 def keys(values: dict[str, float], prefix: str = "memorization") -> dict[str, float]:
-    return {f"{prefix}/{name}".replace("/layer/", "_layers/"): value for name, value in values.items()}
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("compared")
-    compared, keep = MemorizationCallback(TRAIN, VAL, layers=LAYERS), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+    compared, keep = MemorizationCallback(TRAIN, VAL), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     model, seen = fit(folder, compared, keep, max_epochs=5, num_sanity_val_steps=1)
     return SimpleNamespace(model=model, compared=compared, seen=seen, folder=folder)
 
 
 def test_every_validation_logs_the_results_of_the_test(fitted: SimpleNamespace) -> None:
-    report = two_sample_test(fitted.model, TRAIN, VAL, layers=LAYERS)  # with the weights of the last validation
+    report = two_sample_test(fitted.model, TRAIN, VAL)  # with the weights of the last validation
     assert len(fitted.seen.values) == 5
-    expected = {
-        name: getattr(report, name) for name in ("count", "fraction", "filter_p_value", *OUTPUT) if "rise" not in name
-    }
-    expected |= {f"layer/{name}": share for name, share in report.shares.items()}
+    expected = {name: getattr(report, name) for name in OUTPUT if name != "rise"}
     last = fitted.seen.values[-1]
     untested = {key: last[key] for key in keys({"rise": 0, "seconds": 0})}
     assert last == pytest.approx(keys(expected) | untested)
-    assert report.count > 0
-    assert fitted.compared.report.filters == report.filters
-    assert fitted.seen.bar == {"memorization/fraction"}
+    assert fitted.compared.report.layers == {}
+    assert "expected error" in str(fitted.compared.report)
+    assert fitted.seen.bar == {"memorization/rise"}
 
 
 def test_a_history_has_the_logged_values_in_plain_types(fitted: SimpleNamespace) -> None:
@@ -81,7 +76,7 @@ def test_a_history_has_the_logged_values_in_plain_types(fitted: SimpleNamespace)
 
 
 def test_a_resumed_fit_continues_the_history_and_another_model_begins_anew(fitted: Any, tmp_path: Path) -> None:
-    second = MemorizationCallback(TRAIN, VAL, layers=LAYERS)
+    second = MemorizationCallback(TRAIN, VAL)
     fit(tmp_path, second, ckpt_path=fitted.folder / "epoch=2.ckpt", max_epochs=5)
     assert second.history[:3] == fitted.compared.history[:3]
     assert [entry["step"] for entry in second.history] == [4, 8, 12, 16, 20]
@@ -105,7 +100,7 @@ class Fails(SmallNet):
 
 
 def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_path: Path) -> None:
-    compared = MemorizationCallback(TRAIN, VAL, layers=LAYERS)
+    compared = MemorizationCallback(TRAIN, VAL)
     with pytest.warns(UserWarning, match="Could not compare") as caught:
         model, seen = fit(tmp_path, compared, module=Fails(1, 2), max_epochs=3)
     assert len(said(caught)) == 1
@@ -116,56 +111,45 @@ def test_a_failing_comparison_gives_one_warning_and_logs_the_last_values(tmp_pat
     assert [maps() for maps in model.kept] == [None, None]
 
 
-def test_a_failing_first_comparison_logs_only_the_monitored_keys_and_names_them(tmp_path: Path) -> None:
-    compared, best = MemorizationCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="memorization_layers/conv2")
-    reader = EarlyStopping("memorization/p_value", mode="max", patience=100)
+def test_a_failing_first_comparison_logs_only_the_monitored_key_and_names_it(tmp_path: Path) -> None:
+    compared, reader = MemorizationCallback(TRAIN, VAL), EarlyStopping("memorization/p_value", mode="max", patience=100)
     with pytest.warns(UserWarning, match="Could not compare") as caught:
-        _, seen = fit(tmp_path, compared, reader, best, module=Fails(0), num_sanity_val_steps=0)
+        _, seen = fit(tmp_path, compared, reader, module=Fails(0), num_sanity_val_steps=0)
     (text,) = said(caught)
-    assert "`train_inputs`" in text
-    assert "'memorization/p_value', 'memorization_layers/conv2' will only see a constant" in text
+    assert "'memorization/p_value' will only see a constant" in text
     assert "last values" not in text
-    assert seen.values[0] == {"memorization/p_value": 1, "memorization_layers/conv2": 0}
+    assert seen.values[0] == {"memorization/p_value": 1}
     assert compared.history[0]["metrics"] == {}
-    names = ["count", "fraction", "filter_p_value", "seconds", *OUTPUT, *(f"layer/{name}" for name in LAYERS)]
-    assert set(seen.values[1]) == set(keys(dict.fromkeys(names, 0.0)))
+    assert set(seen.values[1]) == set(keys(dict.fromkeys(["seconds", *OUTPUT], 0.0)))
     assert seen.values[1]["memorization/seconds"] > 0
 
 
-class Scores(SmallNet):
-    def forward(self, x: Tensor) -> Any:
-        return {"scores": super().forward(x)}
-
+class Regression(SmallNet):
     def loss(self, batch: Any) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0])["scores"], batch[1])
+        return nn.functional.mse_loss(self(batch[0])[:, 0], batch[1].float())
 
 
 @pytest.mark.parametrize(
-    ("module", "inputs", "monitored", "message"),
+    ("module", "inputs", "message"),
     [
-        (SmallNet, (TRAIN[:5], VAL[:5]), "p_value", "5 training and 5 validation images .* Nothing is measured"),
-        (Scores, (TRAIN, VAL), "auc", "The output is not compared: it is a dict"),
+        (SmallNet, (TRAIN[:5], VAL[:5]), "5 training and 5 validation images .* Nothing is measured"),
+        (Regression, (TRAIN, VAL), "The output is not compared: its loss, mse_loss"),
     ],
 )
-def test_little_to_compare_gives_one_warning(
-    tmp_path: Path, module: Any, inputs: Any, monitored: str, message: str, recwarn: Any
+def test_nothing_to_compare_gives_one_warning(
+    tmp_path: Path, module: Any, inputs: Any, message: str, recwarn: Any
 ) -> None:
-    reader = EarlyStopping(f"memorization/{monitored}", mode="max", patience=100)
-    stopping = [MemorizationEarlyStopping()] if module is Scores else []
-    compared, logger = MemorizationCallback(*inputs), CSVLogger(tmp_path)
-    _, seen = fit(tmp_path, compared, reader, *stopping, module=module(), max_epochs=3, logger=logger)
+    stopping = [MemorizationEarlyStopping()] if module is Regression else []
+    compared, reader = MemorizationCallback(*inputs), EarlyStopping("memorization/auc", mode="max", patience=100)
+    _, seen = fit(tmp_path, compared, reader, *stopping, module=module(), max_epochs=3)
     (text,) = said(recwarn)
     assert re.search(message, text)
-    assert text.endswith(f"'memorization/{monitored}' will only see a constant.") == (module is SmallNet)
-    if module is Scores:
-        assert seen.values[-1]["memorization/count"] > 0
-        waited = {"memorization/auc": 0.5, "memorization/rise": 0}
-        assert {key: value for key, value in seen.values[-1].items() if key in waited} == waited
-        assert not {"auc", "rise"}.intersection(compared.history[-1]["metrics"])
-        assert "the output: not measured" in str(compared.report)
-    else:
-        assert seen.values == [{"memorization/p_value": 1}] * 3
-        assert "the filters: not measured" in str(compared.report)
+    monitored = ["'memorization/auc'", *["'memorization/rise'"] * len(stopping)]
+    assert text.endswith(f"{', '.join(monitored)} will only see a constant.")
+    rise = {"memorization/rise": 0} if stopping else {}
+    assert seen.values == [{"memorization/auc": 0.5} | rise] * 3
+    assert compared.history[-1]["metrics"] == {}
+    assert "the output: not measured" in str(compared.report)
 
 
 def test_every_nth_validation_compares_and_too_few_expected_errors_give_a_warning(tmp_path: Path) -> None:
@@ -186,11 +170,10 @@ def test_every_nth_validation_compares_and_too_few_expected_errors_give_a_warnin
     assert all(0 < values["seconds"] < 60 and values["rise"] == 0 for values in metrics)
 
 
-def test_layers_batch_size_precision_and_prefix_are_respected(tmp_path: Path) -> None:
+def test_batch_size_precision_and_prefix_are_respected(tmp_path: Path) -> None:
     class Notes(SmallNet):
         def __init__(self) -> None:
             super().__init__()
-            self.idle = nn.Conv2d(1, 1, 1).requires_grad_(False)
             self.kinds: set[Any] = set()
 
         def forward(self, x: Tensor) -> Tensor:
@@ -198,15 +181,12 @@ def test_layers_batch_size_precision_and_prefix_are_respected(tmp_path: Path) ->
             self.kinds.add((len(x), out.dtype, torch.is_inference_mode_enabled()))
             return out
 
-    compared = MemorizationCallback(TRAIN, VAL, ["conv2", "idle"], log_key_prefix="memorization_too", batch_size=7)
-    with pytest.warns(UserWarning, match="'idle' .*never called") as caught:
-        model, seen = fit(tmp_path, compared, module=Notes(), precision="bf16-mixed")
-    assert len(said(caught)) == 1
+    compared = MemorizationCallback(TRAIN, VAL, log_key_prefix="memorization_too", batch_size=7)
+    model, seen = fit(tmp_path, compared, module=Notes(), precision="bf16-mixed")
     ours = {kind for kind in model.kinds if kind[0] != 20}
     assert {kind[1:] for kind in ours} == {(torch.bfloat16, False)}
     assert max(kind[0] for kind in ours) <= 7
-    names = ["count", "fraction", "filter_p_value", "seconds", *OUTPUT, "layer/conv2"]  # nothing of the idle layer
-    assert set(seen.values[0]) == set(keys(dict.fromkeys(names, 0.0), "memorization_too"))
+    assert set(seen.values[0]) == set(keys(dict.fromkeys(["seconds", *OUTPUT], 0.0), "memorization_too"))
 
 
 def test_compared_images_affect_neither_a_probe_nor_logged_values(tmp_path: Path) -> None:
@@ -246,8 +226,3 @@ def test_a_validation_outside_a_fit_compares_nothing(tmp_path: Path) -> None:
 def test_images_that_cannot_be_compared_are_an_error(val_inputs: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MemorizationCallback(TRAIN, val_inputs)
-
-
-def test_layer_names_are_checked_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`layers` .* Found \['absent'\]"):
-        fit(tmp_path, MemorizationCallback(TRAIN, VAL, layers=["absent"]))

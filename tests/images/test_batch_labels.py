@@ -81,17 +81,12 @@ def test_labels_are_those_of_the_batches_and_targets_where_these_have_none() -> 
     assert read(data) == ["ape", "bee", "cat"] * 3
     data.targets = [2, 0, 1] * 3  # of items; the attribute of the class is older
     data.target_transform = lambda label: (label + 1) % 3
-    assert read(data) == ["0", "1", "2"] * 3
+    assert read(data) == ["2", "0", "1"] * 3  # which of both counts is not known without a run
     assert read(Wraps(Files())) == ["0", "0", "1"] * 3
     only_images: Any = TensorDataset(IMAGES)
     assert read(only_images) == [None] * 9
     only_images.targets = LABELS
     assert read(only_images) == ["0", "1", "2"] * 3
-    corrected: Any = TensorDataset(IMAGES, torch.where(torch.arange(9) == 3, 2, LABELS))
-    corrected.targets, corrected.classes = LABELS, ["ape", "bee", "cat"]
-    assert read(corrected) == ["ape", "bee", "cat", "cat", "bee", "cat", "ape", "bee", "cat"]
-    corrected.tensors = IMAGES, 2 - LABELS  # other classes, whose names are not known
-    assert read(corrected) == ["2", "1", "0"] * 3
 
 
 def test_two_classes_of_one_name_keep_their_numbers() -> None:
@@ -118,12 +113,15 @@ PLACES = torch.arange(9)
         ((IMAGES, LABELS, LABELS), None, LABELS),
         ((IMAGES, DOMAINS, LABELS), LABELS, LABELS),
         ((IMAGES, DOMAINS, LABELS), DOMAINS, DOMAINS),
+        ({"camera": DOMAINS, "label": LABELS.float()}, DOMAINS, LABELS),
+        ({"camera": DOMAINS, "label": torch.eye(3)[LABELS]}, None, LABELS),
         ({"x": IMAGES, "domain": DOMAINS, "y": LABELS}, None, LABELS),
         ({"image": IMAGES, "genus": LABELS}, None, LABELS),
         ({"domain": DOMAINS, "part": {"class": LABELS}}, None, LABELS),
         (Item(IMAGES, DOMAINS, LABELS), None, LABELS),
-        ((IMAGES, LABELS.float(), torch.ones(9, 3, dtype=torch.int64)), None, LABELS),
-        ((IMAGES, LABELS[:, None], torch.ones(9)), DOMAINS, LABELS),
+        ((IMAGES, LABELS.float(), torch.ones(9, 3, dtype=torch.int64)), None, None),
+        ((IMAGES, LABELS[:, None], torch.ones(9)), None, LABELS),
+        ((IMAGES, LABELS[:, None], torch.ones(9)), DOMAINS, DOMAINS),
         ((IMAGES, LABELS + 0.5, torch.ones(9, 3, dtype=torch.int64)), None, None),
         ((IMAGES, DOMAINS, LABELS), None, "`1`, `2`"),
         ({"label": DOMAINS, "target": LABELS, "place": PLACES}, None, "`label`, `target`"),
@@ -143,7 +141,7 @@ def test_the_label_is_told_from_other_integers_or_unknown_with_a_reason(
 
 def test_negative_labels_are_unknown_whichever_labels_are_asked_for_with_them() -> None:
     found = BatchLabels()
-    found.add(range(4), (IMAGES[:4], torch.tensor([0, -100, 1, -1])), None)
+    found.add(range(4), (IMAGES[:4], torch.tensor([0, -100, 1, -100])), None)
     assert found.at(range(4), None) == [0, None, 1, None]
     assert found.at([0, 1], None) == [0, None]
 
@@ -159,12 +157,10 @@ def test_missing_labels_of_a_table_are_unknown_and_the_others_integers() -> None
     assert check_labels(pd.Series(["a", None, "b"], dtype="string"), 3) == ["a", None, "b"]
 
 
-class Parity(Files):
-    def __getitem__(self, index: int) -> Any:
-        return IMAGES[index], self.targets[index] // 2
-
-
-def test_names_count_only_where_labels_are_those_of_their_list() -> None:
-    data = Parity()
-    data.targets = [2, 1] * 4 + [2]
-    assert read(data) == ["1", "0"] * 4 + ["1"]
+def test_names_are_those_of_class_to_idx_and_count_only_where_labels_are_those_of_their_list() -> None:
+    data: Any = Files()
+    data.class_to_idx = {"ape": 2, "bee": 0, "cat": 1}
+    assert class_names(data) == ("bee", "cat", "ape")
+    assert read(data) == ["bee", "cat", "ape"] * 3
+    data.class_to_idx = {"ape": 0, "bee": 0, "cat": 1}  # two names of one class
+    assert class_names(data) == ()

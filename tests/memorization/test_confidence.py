@@ -18,7 +18,6 @@ from torch.nn import functional
 from lightning_anomaly import two_sample_test
 from lightning_anomaly.memorization.confidence import (
     ExpectedErrors,
-    SingleOutputs,
     compare_confidences,
     expected_error,
     mean_error,
@@ -69,91 +68,50 @@ def test_errors_are_means_over_positions_of_logits_probabilities_and_their_logar
     found = {}
     for name, output in (("logits", maps), ("probabilities", maps.softmax(1)), ("logarithms", maps.log_softmax(1))):
         expected = ExpectedErrors()
-        expected.update(output[:3])
-        expected.update(output[3:])
+        expected.add(output[:3])
+        expected.add(output[3:])
         found[name] = expected.result(4)
         wrong = 1 - maps.double().softmax(1).amax(1).mean((1, 2))
         torch.testing.assert_close(found[name], wrong.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_one_logit_equals_two_and_so_does_its_probability_however_it_is_computed() -> None:
-    one, classes = (torch.randn(40, count, generator=RNG) * 3 for count in (1, 2))
-    both = torch.cat([one, torch.zeros(40, 1)], 1)
-    outputs: list[tuple[Tensor, Callable[[], Any]]] = [
-        (both, lambda: both),
-        (both, lambda: one[:, 0]),
-        (both, lambda: one),
-        (both, lambda: one[:, 0].sigmoid()),
-        (both, lambda: functional.sigmoid(one).view(-1, 1)),
-        (both, lambda: nn.Sigmoid()(one).double()),
-        (both, lambda: torch.special.expit(one)),
-        (both, lambda: 1 / (1 + torch.exp(-one))),
-        (both, lambda: one.sigmoid().clamp(1e-9, 1 - 1e-9)),
-        (classes, lambda: classes.softmax(1)[..., 1]),
-        (both, lambda: {"loss": one.sum(), "logits": both}),
-    ]
-    for expected, output in outputs:
-        with ExpectedErrors() as errors:
-            errors.update(output())
-        wrong = expected_error(expected.softmax(1))
-        torch.testing.assert_close(errors.result(40), wrong, rtol=1e-5, atol=1e-6, check_dtype=False)
-
-
-def test_all_batches_decide_whether_one_number_is_a_probability_and_later_ones_do_not_decide_again() -> None:
-    single, inside, outside = SingleOutputs(), torch.rand(30, generator=RNG), torch.tensor([0.5, -3.0])
-
-    def errors(*batches: Tensor, known: SingleOutputs = single) -> Tensor:
-        with ExpectedErrors(known) as expected:
-            for batch in batches:
-                expected.update(batch)
-        assert (expected.caution is None) == (known.from_sigmoid or known.are_logits)
-        found = expected.result(sum(map(len, batches)))
-        return found
-
-    as_logits = expected_error(torch.stack([inside, torch.zeros(30)], 1).softmax(1))
-    torch.testing.assert_close(errors(inside), torch.minimum(inside, 1 - inside))
-    torch.testing.assert_close(errors(inside, outside)[:30], as_logits)  # an untrained network had only such logits
-    torch.testing.assert_close(errors(inside), as_logits)
-    torch.testing.assert_close(errors(inside, known=SingleOutputs(named=True)), as_logits)  # the user names logits
-    sure = torch.tensor([-9.0, 9.0]).sigmoid()
-    seen = SingleOutputs()
-    with ExpectedErrors(seen) as expected:
-        expected.update(inside.logit().sigmoid())
-    assert errors(sure.clamp(0.01, 0.99), known=seen).tolist() == pytest.approx([0.01, 0.01])
+def test_one_score_is_a_logit_or_a_probability_of_the_second_of_two_classes() -> None:
+    one = torch.randn(40, 1, generator=RNG) * 3
+    both = torch.cat([torch.zeros(40, 1), one], 1)
+    for reading, scores in (("logits", one), ("logits", one.sigmoid()), ("probabilities", one.sigmoid())):
+        for told in (None, reading):
+            errors = ExpectedErrors(told)
+            errors.add(scores)
+            logits = torch.cat([torch.zeros(40, 1), scores], 1) if told == "logits" else both
+            wrong = expected_error(logits.softmax(1))
+            torch.testing.assert_close(errors.result(40), wrong, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(errors.logits.softmax(1), logits.softmax(1), rtol=1e-5, atol=1e-6)
 
 
 def test_a_named_method_returns_logits_even_within_0_to_1() -> None:
     model = answers(lambda maps: maps.mean((1, 2, 3)).relu().clamp(max=1))
-    with pytest.warns(UserWarning, match="read as a probability.*`logits_from`"):
-        inferred = two_sample_test(model, IMAGES[:70], IMAGES[70:])
+    inferred = two_sample_test(model, IMAGES[:70], IMAGES[70:])
     named = two_sample_test(model, IMAGES[:70], IMAGES[70:], logits_from="forward")
     assert inferred.train_errors.min() == 0
     torch.testing.assert_close(named.train_errors.max(), torch.tensor(0.5))
 
 
-def test_a_sigmoid_in_a_model_is_seen() -> None:
-    models = answers(lambda maps: logits(maps)[:, 0]), answers(lambda maps: logits(maps)[:, 0].sigmoid())
-    found, expected = (two_sample_test(model, IMAGES[:70], IMAGES[70:]).train_errors for model in models)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
-    """Probabilities have two digits, as in bfloat16; later ones may be below 0, as after an interpolation."""
-    values = torch.tensor([[0.71, 0.2, 0.1]]).repeat(4, 1)
-    for first, second, largest in ((values, [1.3, -0.3, 0.0], 0.7), (3 * values, [0.7, 0.2, 0.1], None)):
+def test_the_first_batch_tells_what_scores_are_and_a_later_one_that_disagrees_is_a_problem() -> None:
+    """Probabilities have two digits, as in bfloat16."""
+    rows, one = torch.tensor([[0.71, 0.2, 0.1]]).repeat(4, 1), torch.rand(4, 1, generator=RNG)
+    for first, wrong in ((rows, torch.full((4,), 0.3)), (one, torch.minimum(one, 1 - one)[:, 0])):
         expected = ExpectedErrors()
-        expected.update(first)
-        expected.update(torch.tensor([second]))
-        wrong = expected_error(first.softmax(1)) if largest is None else torch.full((4,), 1 - largest)
-        found = expected.result(5)
-        torch.testing.assert_close(found[:4], wrong)
-        assert found[4].item() == pytest.approx(0 if largest else 1 - max(torch.tensor(second).softmax(0)).item())
+        expected.add(first)
+        torch.testing.assert_close(expected.result(4), wrong)
+        expected.add(first + 1)
+        assert expected.result(8) is None
+        assert "of others" in expected.problem
 
 
 def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() -> None:
     def errors(margin: float) -> Tensor:
         expected = ExpectedErrors()
-        expected.update(torch.tensor([[margin, 0.0]] * 4))
+        expected.add(torch.tensor([[margin, 0.0]] * 4))
         found = expected.result(4)
         return found
 
@@ -168,11 +126,10 @@ def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() ->
     ("answer", "problem"),
     [
         (lambda maps: {"scores": logits(maps)}, "it is a dict"),
-        (lambda maps: logits(maps)[:, :0], "it is torch.float32 of shape (35, 0), not logits"),
-        (lambda maps: logits(maps).argmax(1)[:, None], "it is torch.int64 of shape"),
+        (lambda maps: logits(maps)[:, :0], "it has shape (35, 0)"),
+        (lambda maps: logits(maps).argmax(1)[:, None], "of torch.int64, not logits"),
         (lambda maps: logits(maps)[1:], "it has 146 samples where the inputs have 150"),
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 150 of 150 samples"),
-        (lambda maps: functional.normalize(logits(maps)), "norm 1"),
     ],
 )
 def test_other_outputs_give_one_note_and_do_not_change_the_filters(answer, problem: str) -> None:
@@ -198,9 +155,8 @@ def test_outputs_of_a_network_without_convolutions_are_compared() -> None:
     assert report.auc > 0.6
     assert (report.count, report.compares_filters, report.shares) == (0, False, {})
     assert all(map(math.isnan, (report.fraction, report.filter_p_value)))
-    assert "the filters: not measured" in str(report)
     assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
-    assert report.where == "in the output, and in no layer"
+    assert report.where == "in the output"
 
 
 def test_a_named_linear_layer_is_compared_and_said_where() -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.memorization.comparison import compare_groups
+from lightning_anomaly.memorization.comparison import compare_outputs
 from lightning_anomaly.memorization.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
+from lightning_anomaly.network.step_loss import Scores
 from lightning_anomaly.scores.label_score import margins_over
 
 RNG = torch.Generator().manual_seed(0)
@@ -208,14 +209,13 @@ def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass(
     model, head = nn.Sequential(body, nn.Linear(144, 3)), 1
     pictures = torch.rand(60, 1, 8, 8, generator=RNG)
     sources = [ImageSource(part, "inputs", 16) for part in pictures.split(30)]
-    seen = compare_groups(model, *sources, None, labels=known()).label_margins
+    seen = compare_outputs(model, *sources, model, Scores(), known()).label_margins
     with torch.no_grad():
         features = body(pictures)
         expected = known().measure_margins(model[head](features), features)
     torch.testing.assert_close(seen.margins, expected.margins)
     assert seen.loss == pytest.approx(expected.loss)
-    assert compare_groups(model, *sources, None).label_margins is None
     for train, noted in (([None] * 30, []), (["cat"] * 30, ["labels"])):
-        unknown = compare_groups(model, *sources, None, labels=known(train=train))
+        unknown = compare_outputs(model, *sources, model, Scores(), known(train=train))
         assert unknown.label_margins is None
         assert list(unknown.notes) == noted

@@ -170,7 +170,7 @@ def two_processes(rank: int, world: int) -> Outcome:
 def one_fails(rank: int, world: int) -> Outcome:
     """Process 1 fails to analyze and to compare. It misses forward passes, so hooks in these do not communicate."""
     if rank == 1:
-        across_processes.analyze_layers = memorization.compare_groups = _break
+        across_processes.analyze_layers = memorization.compare_outputs = _break
     return {"fit": run(ours(), where=lambda name: "transfer" not in name and name != "forward")}
 
 

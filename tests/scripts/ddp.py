@@ -42,7 +42,7 @@ def same_images(rank: int, world: int) -> Outcome:
 def output_stops(rank: int, world: int) -> Outcome:
     """From the fourth validation on, process 0 alone finds a gap between training and validation images."""
     calls: list[int] = []
-    real = memorization.compare_groups
+    real = memorization.compare_outputs
 
     def knows_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -50,7 +50,7 @@ def output_stops(rank: int, world: int) -> Outcome:
         errors = torch.full((100,), 0.1)
         return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * factor)
 
-    memorization.compare_groups = knows_later
+    memorization.compare_outputs = knows_later
     inputs, stopping = images(96).tensors[0], MemorizationEarlyStopping()
     seen = fit(world, MemorizationCallback(inputs[:40] + 0.3, inputs[40:]), stopping, max_epochs=9)
     return {**seen, "reason": stopping.stopping_reason_message}

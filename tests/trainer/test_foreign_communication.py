@@ -50,7 +50,7 @@ def test_foreign_messages_arrive_with_our_callbacks_and_after_a_resume(tmp_path:
     assert watched["weights"] == alone["weights"] != masked["weights"]
     assert set(theirs(masked)) == set(theirs(alone))
     for fit in (watched, masked):
-        assert {"anomaly_filters/count", "memorization/count"} <= set(fit["metrics"])
+        assert {"anomaly_filters/count", "memorization/auc"} <= set(fit["metrics"])
         assert fit["epochs"] == 2
     assert first["resumed"]["epochs"] == 3
     assert first["history"] == second["history"] == [0, 1, 2]
@@ -69,5 +69,5 @@ def test_a_failing_process_does_not_block_the_other(slow: Path) -> None:
 @pytest.mark.slow
 def test_a_process_without_batches_does_not_block_the_other(slow: Path) -> None:
     first, _ = both(slow, "no_batch", "metrics")
-    assert "memorization/count" in first["fit"]["metrics"]
+    assert "memorization/auc" in first["fit"]["metrics"]
     assert "anomaly_filters/count" not in first["fit"]["metrics"]  # half of the probe is too small
