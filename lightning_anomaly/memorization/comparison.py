@@ -92,7 +92,8 @@ def compare_outputs(
 ) -> MemorizationReport:
     """Run a model, or its part `call`, on both kinds of images, and compare the `scores` in its output."""
     check_groups(train_inputs, val_inputs)
-    output, samples = OutputComparison(scores), SampleCapture(None if labels.problem else model)
+    called = call if isinstance(call, nn.Module) else model
+    output, samples = OutputComparison(scores), SampleCapture(None if labels.problem else called)
     count = 0
     with isolated_calls(model, call) as forward:
         for images in chain(train_inputs.readable_batches(), val_inputs.readable_batches()):

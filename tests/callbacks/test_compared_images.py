@@ -258,3 +258,18 @@ def test_a_loader_without_positions_gives_one_short_warning(tmp_path: Path) -> N
         fit(tmp_path, MemorizationCallback(sample_size=16), train=train)
     (text,) = said(caught)
     assert len(text) < 600
+
+
+def test_another_data_set_of_the_training_loader_is_sampled_anew(tmp_path: Path) -> None:
+    class Shards(SmallNet):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return loader(40, seed=self.current_epoch)
+
+        def val_dataloader(self) -> DataLoader[Any]:
+            return VAL_LOADER
+
+    VAL_LOADER, model, compared = loader(seed=9), Shards(), MemorizationCallback()
+    trainer = quiet_trainer(tmp_path, compared, max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    trainer.fit(model)
+    expected = two_sample_test(model, images(40, seed=2), images(60, seed=9))
+    torch.testing.assert_close(compared.report.train_errors, expected.train_errors)
