@@ -24,13 +24,6 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
-EVERY_LOOP = """
-import torch
-from lightning_anomaly import analyze
-from lightning_anomaly.scores.pixels import pixel_statistics
-analyze(torch.nn.Conv2d(1, 2, 3), torch.rand(64, 1, 8, 8))
-pixel_statistics(torch.rand(2, 1, 8, 8))
-"""
 
 if sys.platform != "linux":  # where no process is forked, a comparison in a fit warns that its loaders need a worker
     names = ["compared_images", "cost", "labels_of_a_fit", "outputs_of_a_fit", "read_never_written", "run_page"]
@@ -44,7 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile all loops while the workers collect their tests, or each worker would compile them for itself."""
     workers = not hasattr(config, "workerinput") and config.getoption("numprocesses", None)
     if workers and not any((ROOT / "lightning_anomaly").rglob("*.nbi")):
-        compiling.append(subprocess.Popen([sys.executable, "-c", EVERY_LOOP], cwd=ROOT, stderr=subprocess.DEVNULL))
+        command = [sys.executable, "-m", "tests.scripts.every_loop"]
+        compiling.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 LEVELS = [  # from the ground up
     {"_internal"},
-    {"pages"},
     {"images"},
     {"network"},
-    {"scores"},
+    {"pages", "scores"},
     {"filters"},
     {"outliers", "memorization", "pruning"},
     {"callbacks", "__main__"},

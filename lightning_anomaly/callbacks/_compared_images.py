@@ -15,6 +15,7 @@ from lightning_anomaly.images.batch_labels import are_renamed, name_labels
 from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.images.loaders import first_loader
+from lightning_anomaly.images.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
 from lightning_anomaly.images.worker_process import in_worker
 from lightning_anomaly.memorization.comparable_images import (
     comparable_transforms,
@@ -24,7 +25,6 @@ from lightning_anomaly.memorization.comparable_images import (
     read_once,
 )
 from lightning_anomaly.memorization.label_doubts import KnownLabels
-from lightning_anomaly.pages.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
 
 
 class ComparedImages(NamedTuple):

@@ -25,7 +25,7 @@ class LoggedValues:
         self.measured: dict[str, float] = {}
         self._neutral = dict(neutral)
         self._in_progress_bar = in_progress_bar
-        self._layers: list[str] = []  # of the module
+        self._layers: list[str] = []
         self._log_layers = False
 
     def begin_validation(self, last: Mapping[str, float], layers: Iterable[str] = (), *, chosen: bool = False) -> None:

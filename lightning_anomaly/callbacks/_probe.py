@@ -40,7 +40,7 @@ class Probe:
     def __post_init__(self) -> None:
         self._limit = -(-self.size // rank_and_world()[1])  # samples of this process
         self._seen = 0  # samples in the batches so far
-        self._labels = BatchLabels()  # of these
+        self._labels = BatchLabels()
         self.capture = MapCapture(
             self.layers,
             limit=self._limit,

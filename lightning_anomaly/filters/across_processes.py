@@ -47,7 +47,7 @@ def analyze_across_processes(
     headers, statistics = zip(*gather_results(describe), strict=True)
     layers = {name: _join_process_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
-    counts = {name: [header[name].count for header in headers] for name in usable}  # of each process
+    counts = {name: [header[name].count for header in headers] for name in usable}
     slices = {name: even_slices(layer.batches[0].shape[1], world) for name, layer in usable.items()}
     joined = run_together(lambda: _join_samples(statistics, [most_samples(header) for header in headers], limit))
 

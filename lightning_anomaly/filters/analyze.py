@@ -23,12 +23,12 @@ from lightning_anomaly.filters.pca import reduce_maps
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.filters.verdicts import outlier_samples, shown_clustering, smallest_share, verdicts_of
 from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.images.thumbnails import draw_images
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import run_model, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layer_maps import LayerMaps, join_batches
 from lightning_anomaly.network.layers import select_layers, unseen_layers
-from lightning_anomaly.pages.thumbnails import draw_images
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.views import SampleView, view_samples
 

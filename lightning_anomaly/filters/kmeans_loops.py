@@ -94,7 +94,8 @@ def lloyd_loop(xs: _Array, ys: _Array, centers: _Array, labels: _Integers) -> No
             inertia = _lloyd_from(xs[f], ys[f], centers[f, s], label, distance)
             if inertia + _SAME * max(1.0, inertia) < best:
                 best = inertia
-                labels[f] = label
+                for i in range(label.size):  # numba takes seconds to compile the arithmetic of slices
+                    labels[f, i] = label[i]
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
@@ -134,7 +135,9 @@ def cluster_moments_loop(xs: _Array, ys: _Array, labels: _Integers, moments: _Ar
             moment[k, 1] += x[i]
             moment[k, 2] += y[i]
         for k in range(len(moment)):
-            moment[k, 1:3] /= max(moment[k, 0], 1.0)
+            size = max(moment[k, 0], 1.0)
+            moment[k, 1] /= size
+            moment[k, 2] /= size
         for i in range(x.size):
             k = label[i]
             dx, dy = x[i] - moment[k, 1], y[i] - moment[k, 2]
@@ -142,4 +145,7 @@ def cluster_moments_loop(xs: _Array, ys: _Array, labels: _Integers, moments: _Ar
             moment[k, 4] += dx * dy
             moment[k, 5] += dy * dy
         for k in range(len(moment)):
-            moment[k, 3:] /= max(moment[k, 0], 1.0)
+            size = max(moment[k, 0], 1.0)
+            moment[k, 3] /= size
+            moment[k, 4] /= size
+            moment[k, 5] /= size

@@ -1,4 +1,4 @@
-"""Images of a tensor, a Dataset, a DataLoader or a folder, read by their positions."""
+"""Images of a tensor, a Dataset, a DataLoader or a folder, read by their positions; and small copies of them."""
 
 from lightning_anomaly.images.folder_images import FolderImages, load_image
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.images.batch_tensors import tensors_in
+from lightning_anomaly.images.thumbnails import SIDE, shrink_images
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
-from lightning_anomaly.pages.thumbnails import SIDE, shrink_images
 
 
 class FeatureLayer(NamedTuple):

@@ -79,7 +79,7 @@ def _reduce_map(
     """
     rows, counts, width, window = grid
     map_bits, end_bits = bits
-    sums = np.empty((rows.max() + 1, width))
+    sums = np.empty((rows[-1] + 1, width))  # the last row of pixels lies in the last row of cells
     for m in range(len(maps)):
         x = maps[m]
         end_bits[m, 0], end_bits[m, 1] = _map_extremes(map_bits[m])

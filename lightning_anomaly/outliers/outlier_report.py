@@ -17,10 +17,10 @@ from torch import Tensor
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_one_of
 from lightning_anomaly._internal.tabular import Tabular, listed
 from lightning_anomaly.images.folder_images import read_image
+from lightning_anomaly.images.thumbnails import data_uri
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
 from lightning_anomaly.pages.html_page import BrowserFile, usual_score, write_page
-from lightning_anomaly.pages.thumbnails import data_uri
 from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, ordered_reasons, scores_by_view
 
 TOP = 100  # images in the lists of look and content, by default

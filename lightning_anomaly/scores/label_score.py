@@ -31,11 +31,11 @@ class LabelMeasures(NamedTuple):
 class Label(NamedTuple):
     """A model of C classes of ordinary images."""
 
-    names: tuple[str, ...]  # of the classes
+    names: tuple[str, ...]
     ridge: Ridge  # predicts them
     means: Tensor  # mean features, scaled to norm 1, of each `(C, D)`
-    content: Scale  # of `LabelMeasures.content`
-    label: Scale  # of `LabelMeasures.label`
+    content: Scale
+    label: Scale
 
     @classmethod
     def fit(cls, samples: SampleStatistics, labels: Sequence[str | None]) -> Label | None:

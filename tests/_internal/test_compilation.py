@@ -21,7 +21,7 @@ def test_numba_compiles_without_a_cache_if_no_folder_is_writable():
 
 def test_compilation_of_each_part_is_announced_once_and_only_without_a_cache(tmp_path):
     script = (
-        "{}import torch; from lightning_anomaly import AnalysisSettings"
+        "{}import torch; from lightning_anomaly.filters.settings import AnalysisSettings"
         "; from lightning_anomaly.filters.mixtures import cluster_filters"
         "; [cluster_filters(torch.rand(1, 3, 2).double(), AnalysisSettings()) for _ in range(2)]"
         "; from lightning_anomaly.scores.pixels import pixel_statistics"

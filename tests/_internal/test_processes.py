@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import sharing
 import torch
-from run import outcomes_of, run_processes
+from forked import run_scenarios
+from run import outcomes_of
 from torch.utils.data import DistributedSampler
 
 from lightning_anomaly._internal.processes import (
@@ -28,8 +30,11 @@ def test_a_single_process_gets_its_own_results_and_errors() -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    scenarios = "even", "uneven", "problem", "fails"
-    return run_processes("sharing.py", tmp_path_factory.mktemp("sharing"), *scenarios)
+    """Nothing is trained in them, so that they may be forked from this process, which has imported everything."""
+    folder = tmp_path_factory.mktemp("sharing")
+    sharing.analyze_maps(sharing.captured(sharing.outputs(20)), sharing.SETTINGS)  # loads compiled code
+    run_scenarios(vars(sharing), folder, "even", "uneven", "problem", "fails", uneven=(3,))
+    return folder
 
 
 @pytest.mark.parametrize(("scenario", "world"), [("even", 2), ("uneven", 3)])

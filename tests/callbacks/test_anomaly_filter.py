@@ -20,15 +20,14 @@ LAYERS = {"layer/conv1", "layer/conv2"}
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Three epochs with six validations, one outlier in the probe, and TensorBoard's file."""
+    """Three epochs with six validations, and TensorBoard's file."""
     folder = tmp_path_factory.mktemp("fitted")
-    logger, probe = TensorBoardLogger(folder), loader(seed=1)
-    probe.dataset.tensors[0][7] *= 20
-    ours, values, module = watcher(log_figures=True), Values(), SmallNet()
+    logger = TensorBoardLogger(folder)
+    ours, values, module = watcher(), Values(), SmallNet()
     module.allow_zero_length_dataloader_with_multiple_devices = True  # one process has all batches
     options = {"max_epochs": 3, "val_check_interval": 0.5, "logger": logger}
-    trainer = fit(folder, ours, values, module=module, val=probe, **options)
-    events = EventAccumulator(logger.log_dir, {"images": 0}).Reload()
+    trainer = fit(folder, ours, values, module=module, **options)
+    events = EventAccumulator(logger.log_dir).Reload()
     return SimpleNamespace(ours=ours, values=values.seen, events=events, bar=trainer.progress_bar_metrics)
 
 
@@ -52,7 +51,7 @@ def test_every_validation_logs_finite_floats_and_stores_plain_values(fitted: Sim
     assert not any(layer.points.is_inference() for layer in report.layers.values())
 
 
-def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers_of_two(fitted: Any) -> None:
+def test_curves_have_the_steps_of_the_validation_loss(fitted: Any) -> None:
     def steps(tag: str) -> list[int]:
         return [event.step for event in fitted.events.Scalars(tag)]
 
@@ -60,10 +59,6 @@ def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers
     assert validations == [1, 3, 5, 7, 9, 11]
     assert steps("anomaly_filters/count") == validations == steps("anomaly_filters_layers/conv1")
     assert set(steps("train_loss")) & set(validations)
-    assert fitted.ours.report.votes[7] > 0
-    for name in ("verdicts", "filters", "outliers", "curves"):
-        drawn = [event.step for event in fitted.events.Images(f"anomaly_filters/{name}")]
-        assert drawn == [validations[i] for i in (0, 1, 3, 5)], name
 
 
 class BuiltInSetup(SmallNet):

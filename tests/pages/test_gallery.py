@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from reports import contents, table
 
+from lightning_anomaly.images.thumbnails import data_uri
 from lightning_anomaly.pages.gallery import COLUMNS, MOVE, Row, Tab, gallery_page, write_csv
-from lightning_anomaly.pages.thumbnails import data_uri
 
 NAMES = ["a b#1?.png", "50%/ä:ö.png", "=1+1.png"]
 

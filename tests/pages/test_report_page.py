@@ -12,9 +12,9 @@ from torch import Tensor
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.filter_browser import filter_browser_text
 from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
+from lightning_anomaly.images.thumbnails import draw_images
 from lightning_anomaly.network.layer_maps import LayerMaps
 from lightning_anomaly.pages.html_page import usual_score
-from lightning_anomaly.pages.thumbnails import draw_images
 from lightning_anomaly.scores.views import SampleView
 
 

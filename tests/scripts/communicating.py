@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from forked import LIMIT, Outcome, run_scenarios
+from forked import LIMIT, Outcome, main
 from lightning.pytorch.strategies import DDPStrategy
 from network import images
 from small import Small, loader, quiet
@@ -199,4 +199,4 @@ def no_batch(rank: int, world: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_scenarios(globals())
+    main(globals())

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from forked import LIMIT, Outcome, run_scenarios
+from forked import LIMIT, Outcome, main
 from lightning.pytorch.strategies import DDPStrategy
 from network import images
 from reports import facts
@@ -57,4 +57,4 @@ def output_stops(rank: int, world: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_scenarios(globals(), same_images=(1, 2))
+    main(globals(), same_images=(1, 2))

@@ -24,17 +24,22 @@ Outcome = dict[str, Any]
 Scenario = Callable[[int, int], Outcome]
 
 
-def run_scenarios(functions: Mapping[str, Scenario], **worlds: Sequence[int]) -> None:
-    """Run the scenarios on the command line, which follow a folder; one that exceeds the limit is killed.
+def main(functions: Mapping[str, Scenario], **worlds: Sequence[int]) -> None:
+    """Run the scenarios on the command line, which follow a folder."""
+    torch.set_num_threads(1)
+    inputs = images(56).tensors[0]  # to load compiled code before the processes are forked
+    two_sample_test(network(), inputs, inputs)
+    analyze(network(), inputs)
+    folder, *names = sys.argv[1:]
+    run_scenarios(functions, folder, *names, **worlds)
+
+
+def run_scenarios(functions: Mapping[str, Scenario], folder: str | Path, *names: str, **worlds: Sequence[int]) -> None:
+    """Run scenarios in processes that are forked from this one; one that exceeds the limit is killed.
 
     Each is a function of the rank and the number of processes, which is 2 by default (see `worlds`). Each process
     writes its return value to `NAME-PROCESSES-RANK.json`.
     """
-    torch.set_num_threads(1)
-    folder, *names = sys.argv[1:]
-    inputs = images(56).tensors[0]  # to load compiled code before the processes are forked
-    two_sample_test(network(), inputs, inputs)
-    analyze(network(), inputs)
     for name, world in [(scenario, world) for scenario in names for world in worlds.get(scenario, (2,))]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

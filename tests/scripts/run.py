@@ -28,5 +28,5 @@ def run_processes(name: str, folder: Path, *scenarios: str) -> Path:
 def outcomes_of(folder: Path, scenario: str, world: int = 2) -> list[dict[str, Any]]:
     """Read the outcomes of all processes of a scenario; fail if one did not finish in time."""
     files = [folder / f"{scenario}-{world}-{rank}.json" for rank in range(world)]
-    assert all(file.exists() for file in files), (folder / "printed.txt").read_text()[-3000:]
+    assert all(file.exists() for file in files), [file.read_text()[-3000:] for file in folder.glob("*.txt")]
     return [json.loads(file.read_text()) for file in files]

@@ -1,7 +1,4 @@
-"""Analyses of the same maps by one process and by several processes that share the samples.
-
-`python sharing.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
-"""
+"""Analyses of the same maps by one process and by several processes that share the samples, see `forked.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from forked import LIMIT, Outcome, run_scenarios
+from forked import LIMIT, Outcome
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
@@ -148,7 +145,3 @@ def fails(rank: int, world: int) -> Outcome:
 
 def _break(*args: Any, **kwargs: Any) -> Any:
     raise MemoryError("full")
-
-
-if __name__ == "__main__":
-    run_scenarios(globals(), uneven=(3,))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import NEEDS_FORK
 from functional import same
 from lightning.pytorch import LightningDataModule
 from network import images
@@ -95,24 +96,34 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
     assert stopped.current_epoch == 3
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("lightning_anomaly", "lightning.pytorch"),
-        ("lightning_anomaly", "pytorch_lightning"),
-        ("pytorch_lightning", "lightning_anomaly"),
-    ],
-    ids=", ".join,
-)
-def test_an_import_does_not_change_the_logger_of_either_tree(names: tuple[str, str]) -> None:
+# Both trees import what is imported first here, which takes longer than they themselves.
+IMPORTS = """
+import importlib, os, sys
+import torchmetrics, torchvision
+for names in sys.argv[1:]:
+    if os.fork() == 0:
+        for name in names.split("+"):
+            importlib.import_module(name)
+        import lightning_utilities.core.rank_zero as shared
+        print(names, shared.log.name, shared.rank_zero_deprecation_category.__module__, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@NEEDS_FORK
+def test_an_import_does_not_change_the_logger_of_either_tree() -> None:
     """Both trees log through one module, which belongs to the tree that was imported last."""
     pytest.importorskip("pytorch_lightning")
-    (user,) = {*names} - {"lightning_anomaly"}
-    code = f"import {', '.join(names)}, lightning_utilities.core.rank_zero as shared; "
-    code += "print(shared.log.name, shared.rank_zero_deprecation_category.__module__)"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    fabric = "lightning.fabric" if user == "lightning.pytorch" else "lightning_fabric"
-    assert found == [f"{tree}.utilities.rank_zero" for tree in (user, fabric)]
+    ours, first, second = "lightning_anomaly.callbacks", "lightning.pytorch", "pytorch_lightning"
+    orders = [f"{ours}+{first}", f"{ours}+{second}", f"{second}+{ours}"]
+    code = [sys.executable, "-c", IMPORTS, *orders]
+    found = subprocess.run(code, check=True, capture_output=True, text=True).stdout.splitlines()
+    users = [(first, "lightning.fabric"), (second, "lightning_fabric"), (second, "lightning_fabric")]
+    assert found == [
+        " ".join([order, *(f"{tree}.utilities.rank_zero" for tree in trees)])
+        for order, trees in zip(orders, users, strict=True)
+    ]
 
 
 class Data(LightningDataModule):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.pages.thumbnails import black_and_white, shrink_images, to_bytes
+from lightning_anomaly.images.thumbnails import black_and_white, shrink_images, to_bytes
 
 
 def random(*shape: int) -> Tensor:
