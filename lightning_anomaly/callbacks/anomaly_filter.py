@@ -110,7 +110,7 @@ class AnomalyFilterCallback(AnyCallback):
         self._reset()
 
     def _reset(self) -> None:
-        """Drop everything that an earlier module left."""
+        """Drop everything that an earlier fit left."""
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
         self._known: KnownLayers = {}  # of the last analysis
@@ -128,9 +128,9 @@ class AnomalyFilterCallback(AnyCallback):
             self.history = [dict(entry) for entry in state_dict["history"]]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration, and drop the state if another module is fitted than before."""
+        """Check the configuration, and drop the state unless a fit goes on."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, pl_module, stage)
+        self._module.enter_module(self, trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""

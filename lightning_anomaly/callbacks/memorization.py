@@ -155,7 +155,7 @@ class MemorizationCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, begin to measure anew, and drop all state if another module is fitted."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, pl_module, stage)
+        self._module.enter_module(self, trainer, pl_module, stage)
         if stage == "fit":
             self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
