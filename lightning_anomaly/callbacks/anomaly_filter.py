@@ -11,7 +11,7 @@ from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_figures import log_report_figures
 from lightning_anomaly.callbacks._logged_values import LoggedValues
-from lightning_anomaly.callbacks._losses import remember_losses
+from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.callbacks._schedule import Schedule
@@ -55,7 +55,7 @@ class AnomalyFilterCallback(AnyCallback):
             `samples`. It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
             `analyzed` (False if the metrics are repeated), `clustered` (whether a filter could be clustered), and
-            `losses` if any were logged. A resumed fit continues it.
+            `logged` (what the module logged, with the losses). A resumed fit continues it.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -147,7 +147,7 @@ class AnomalyFilterCallback(AnyCallback):
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Store the losses of the last epoch."""
-        remember_losses(self.history, trainer, epoch_ended=True)
+        remember_logged(self.history, trainer, epoch_ended=True)
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -260,7 +260,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of the 1st, 2nd, 4th, 8th, ... analysis."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            remember_losses(self.history, trainer)
+            remember_logged(self.history, trainer)
             analyses = sum(entry["analyzed"] for entry in self.history)
             if analyses.bit_count() == 1:  # 1, 2, 4, 8, ...
                 self._draw_last_figures(trainer)
@@ -269,7 +269,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of the last analysis, with its losses."""
         if self.report is not None:
-            remember_losses(self.history, trainer, epoch_ended=True)
+            remember_logged(self.history, trainer, epoch_ended=True)
             self._draw_last_figures(trainer)
 
     @guarded
