@@ -78,7 +78,7 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     print(f"{watcher.report}\n\n{comparison.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
     print(f"What happened in this run: open {logger.log_dir}/run.html")
     print(f"The strangest of 200 others: open {logger.log_dir}/outliers.html\nCurves: tensorboard --logdir {log_dir}\n")
-    losses = [entry["losses"]["val_loss"] for entry in watcher.history]
+    losses = [entry["logged"]["val_loss"] for entry in watcher.history]
     counts = ", ".join(f"{entry['metrics']['count']:.0f}" for entry in watcher.history)
     print(f"Lowest val_loss: {min(losses):.2f}, in epoch {losses.index(min(losses))}; the last is {losses[-1]:.2f}.")
     print(f"The number of anomaly filters ({counts}) does not follow it. The gap does:")

@@ -1,4 +1,4 @@
-"""Know which module is fitted."""
+"""Know whether a Trainer fits, and what."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 
 class FittedModule:
-    """The module that a Trainer works on, by weak references: a callback drops its state when another one is fitted."""
+    """The module that a Trainer works on, by a weak reference: a callback drops its state when a fit begins anew."""
 
     def __init__(self) -> None:
         self.fitting: bool | None = None  # None before `setup`
-        self._fitted: weakref.ref[Any] | None = None  # of the last fit
-        self._current: weakref.ref[Any] | None = None
+        self._module: weakref.ref[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"fitting": self.fitting, "_fitted": None, "_current": None}  # a weak reference cannot be copied
+        return {"fitting": self.fitting, "_module": None}  # a weak reference cannot be copied
 
-    def enter_module(self, callback: Any, pl_module: Any, stage: str) -> None:
-        """Reset a callback if another module is fitted than before; it warns again if some module is validated."""
+    def enter_module(self, callback: Any, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Reset a callback if a fit begins at step 0; a checkpoint, which is loaded next, continues another.
+
+        A Trainer that has fitted before goes on from its last step. The callback warns again if a module is validated.
+        """
         self.fitting = stage == "fit"
-        self._current = weakref.ref(pl_module)
+        self._module = weakref.ref(pl_module)
         if not self.fitting:
             callback._guard.forget_warnings()
-            return
-        if self._fitted is None or self._fitted() is not pl_module:
+        elif trainer.global_step == 0:
             callback._reset()
-        self._fitted = self._current
 
-    def resume_module(self) -> Any:
-        """Return the current module, whose state a checkpoint restores; None without one."""
-        self._fitted = self._current
-        return None if self._current is None else self._current()
+    @property
+    def module(self) -> Any:
+        """The module, whose state a checkpoint restores; None without one."""
+        return None if self._module is None else self._module()

@@ -24,7 +24,7 @@ from lightning_anomaly.pages.outlier_figure import outlier_figure
 def log_report_figures(
     report: AnomalyReport, history: list[dict[str, Any]], loggers: list[Any], prefix: str, step: int, guard: Guard
 ) -> None:
-    """Log the figures of a report; call `remember_losses` first."""
+    """Log the figures of a report; call `remember_logged` first."""
     if not (loggers and report.layers):
         return
     for name, figure in _draw_figures(report, history):
@@ -35,7 +35,7 @@ def log_report_figures(
 
 def _draw_figures(report: AnomalyReport, history: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Draw one figure at a time, so that only one is in memory."""
-    losses = loss_tags(name for entry in history for name in entry.get("losses", {}))
+    losses = loss_tags(name for entry in history for name in entry.get("logged", {}))
     yield "curves", curves_figure(history, losses)
     yield "verdicts", verdict_map(report.layers, report.measured)
     yield "filters", filter_figure(report.layers)

@@ -1,4 +1,4 @@
-"""Find losses among logged metrics by their names, and remember them."""
+"""Find losses among logged metrics by their names, and remember what a run logs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 _TRAIN, _VALIDATION = {"train", "training"}, {"val", "valid", "validation", "dev", "eval", "evaluation"}
 _OTHER = {"test", "testing", "predict", "prediction"}
+_LOWER = {"error", "err", "mse", "rmse", "mae", "nll", "ce", "bce", "perplexity"}
+_HIGHER = {"acc", "accuracy", "precision", "recall", "f", "auc", "auroc", "iou", "dice", "map", "psnr", "ssim", "top"}
 
 
 def loss_tags(names: Iterable[str]) -> dict[str, str]:
@@ -39,27 +41,56 @@ def validation_losses(names: Iterable[str]) -> list[str]:
     return sorted(name for _, rank, name in ranked if name in best.values() and rank[0] == ranked[0][1][0])
 
 
-def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
-    """Add the logged losses to their entries of the history; a collective call, as it reads metrics.
+def remember_logged(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
+    """Add what the module logs at a validation, and its losses, to their entries of the history; a collective call.
 
-    The losses of a validation and of a training step are known when the validation ends. The mean training loss of an
+    The values of a validation and of a training step are known when the validation ends. The mean training loss of an
     epoch is known later: when the next epoch starts, or the fit ends.
     """
-    results = trainer.fit_loop.epoch_loop._results.values()
-    means = {result.meta.name for result in results if result.meta.on_epoch}
-    metrics = trainer.logged_metrics
+    loop, metrics = trainer.fit_loop.epoch_loop, trainer.logged_metrics
+    if history and not epoch_ended:
+        names = {result.meta.name for result in loop.val_loop._results.values()}
+        ours = [vars(callback).get("log_key_prefix") for callback in trainer.callbacks]
+        prefixes = tuple(f"{prefix}{end}" for prefix in ours if prefix for end in ("/", "_layers/"))
+        history[-1]["logged"] = {
+            name: float(value)
+            for name, value in metrics.items()
+            if not names.isdisjoint(_spellings(name)) and not name.startswith(prefixes)
+        }
+    means = {result.meta.name for result in loop._results.values() if result.meta.on_epoch}
     for kind, name in loss_tags(metrics).items():
-        spellings = {name, name.removesuffix("_epoch"), name.removesuffix("_step")}
-        late = kind == "training" and not means.isdisjoint(spellings)
+        late = kind == "training" and not means.isdisjoint(_spellings(name))
         owners = [entry for entry in history if not late or entry["epoch"] == trainer.current_epoch - 1]
         if late == epoch_ended and owners:
-            owners[-1].setdefault("losses", {})[name] = float(metrics[name])
+            owners[-1].setdefault("logged", {})[name] = float(metrics[name])
+
+
+def usual_mode(name: str) -> str:
+    """Return "min" for a metric that is better if lower, by its name, "max" for the opposite; empty if unknown.
+
+    Examples:
+        >>> usual_mode("val/ce_loss"), usual_mode("val_F1"), usual_mode("val_temperature")
+        ('min', 'max', '')
+    """
+    words = set(_words(name))
+    lower = bool(words & _LOWER) or any(word.endswith(("loss", "losses")) for word in words)
+    return "min" if lower else "max" if words & _HIGHER else ""
+
+
+def _spellings(name: str) -> set[str]:
+    """Return the names by which a module may have logged a metric."""
+    name = name.partition("/dataloader_idx_")[0]
+    return {name, name.removesuffix("_epoch"), name.removesuffix("_step")}
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
 
 
 def _loss_rank(name: str) -> tuple[str, tuple[int, ...], str] | None:
     """Return the kind of a loss, its rank (lower is better) and its name; None if it is no loss."""
     base, _, loader = name.partition("/dataloader_idx_")
-    words = re.findall("[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", base).lower())
+    words = _words(base)
     if not any(word.endswith(("loss", "losses")) for word in words):
         return None
     parts = {re.sub("loss(es)?$", "", word) for word in words} - {""}

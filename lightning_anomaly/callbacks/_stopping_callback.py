@@ -32,7 +32,7 @@ class StoppingCallback(AnyEarlyStopping):
         self._reset()
 
     def _reset(self) -> None:
-        """Drop everything that an earlier module left."""
+        """Drop everything that an earlier fit left."""
         self._guard.forget_warnings()
         self.wait_count = 0
         self._rises: list[float] = []  # of each validation that measured it
@@ -68,15 +68,15 @@ class StoppingCallback(AnyEarlyStopping):
             self._rises = list(state_dict["rises"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Find the callback whose reports are judged, and drop the state if another module is fitted than before."""
+        """Find the callback whose reports are judged, and drop the state unless a fit goes on."""
         if stage == "fit":
             self._watched = find_callback(trainer, self._watched_type, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
-        self._module.enter_module(self, pl_module, stage)
+        self._module.enter_module(self, trainer, pl_module, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drop the reason why an earlier fit of this module was stopped."""
+        """Drop the reason why a fit that goes on was stopped."""
         self._begin_fit()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

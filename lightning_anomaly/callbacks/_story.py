@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from lightning_anomaly._internal.tabular import listed
-from lightning_anomaly.callbacks._losses import loss_tags
-from lightning_anomaly.filters.agreement import agreements, singled_out
+from lightning_anomaly.callbacks._losses import loss_tags, usual_mode
+from lightning_anomaly.filters.agreement import most_singled_out
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.layer_table import layer_table_sentences
 from lightning_anomaly.filters.sample_lists import sample_name
@@ -17,26 +17,39 @@ from lightning_anomaly.memorization.memorization_report import MemorizationRepor
 from lightning_anomaly.pages.html_page import four_digits, usual_score
 
 _NAMED = 3  # samples in a sentence
-_CURVES = {  # words and names of the values of each panel, after its title and whether they are shares
+_MATTERS = 0.01  # relative difference from the best value of a metric, from which on it is a reason to act
+_PANELS = {  # words and names of the values of each panel, after its title and whether they are shares
     ("Gap", True): {"rise above the lowest level": "output/rise"},
-    ("Labels in doubt", True): {"share in doubt": "output/labels_in_doubt"},
-    ("Filters", False): {"anomaly filters": "filters/count", "isolated filters": "filters/isolated"},
+    ("Labels in doubt", True): {"": "output/labels_in_doubt"},
+    ("Anomaly filters", False): {"": "filters/count"},
+    ("Isolated filters", False): {"": "filters/isolated"},
     ("Sparsity", True): {"map values that are zero or less": "filters/sparsity"},
 }
 Rows = Mapping[tuple[int, int], dict[str, float]]  # of validations, by epoch and step: what was measured or logged
 
 
-class Story:
-    """The `sentences` and `marks` of a run, in the order in which they are told.
+class Checkpoint(NamedTuple):
+    """What a `ModelCheckpoint` keeps of the metric that it monitors."""
 
-    A sentence is what it is about, a text with code in backticks, and optionally an address of the page and the text of
-    a link to it. A mark is a name and the number of a validation.
+    path: str
+    score: float
+
+
+class Story:
+    """The `actions`, `sentences` and `marks` of a run, in the order in which they are told.
+
+    An action is a text with code in backticks, and optionally an address of the page and the text of a link to it; a
+    sentence has what it is about before these. A mark is a name and the number of a validation.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, logged: Iterable[str], modes: Mapping[str, str]) -> None:
         self.times = sorted(rows)
         self.rows = [rows[time] for time in self.times]
-        self.losses = loss_tags(name for row in self.rows for name in row)
+        self.losses = loss_tags(logged)
+        self._loss = self.losses.get("validation", "")
+        self._metrics = sorted({*logged} - {*self.losses.values()})
+        self._modes = modes
+        self.actions: list[tuple[str, ...]] = []
         self.sentences: list[tuple[str, ...]] = []
         self.marks: list[tuple[str, int]] = []
         epochs = [epoch for epoch, _ in self.times]
@@ -55,39 +68,62 @@ class Story:
         """Add a sentence."""
         self.sentences.append(parts)
 
-    def tell_loss(self, checkpoints: Mapping[str, tuple[str, float]]) -> None:
-        """Tell when the validation loss was lowest, and which of the `{monitor: (path, value)}` has its weights."""
-        name = self.losses.get("validation", "")
-        values = dict(enumerate(self.column(name)))
-        finite = [at for at, value in values.items() if math.isfinite(value)]
-        if not finite:
+    def _finite(self, name: str) -> dict[int, float]:
+        return {at: value for at, value in enumerate(self.column(name)) if math.isfinite(value)}
+
+    def _mode(self, name: str) -> str:
+        return self._modes.get(name) or usual_mode(name)
+
+    def best(self, name: str) -> int | None:
+        """Return the validation with the best value of a metric; None if it is not known what is better."""
+        values, mode = self._finite(name), self._mode(name)
+        return (min if mode == "min" else max)(values, key=values.__getitem__) if values and mode else None
+
+    def tell_best(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+        """Tell when the metrics of checkpoints and the validation loss were best, and which weights to use.
+
+        The first of these metrics decides.
+        """
+        names = dict.fromkeys([*checkpoints, self._loss, *self._modes, *self._metrics])
+        known = [name for name in names if self.best(name) is not None]
+        for name in [name for name in known if name in checkpoints or name == self._loss] or known[:1]:
+            self._tell_best(name, checkpoints.get(name), decides=name == known[0])
+        if not known:
             self.tell("Validation loss", "Not known: no logged metric is named like one, such as `val_loss`.")
-            return
-        lowest, last = min(finite, key=values.__getitem__), finite[-1]
-        self.marks.append((f"lowest {name}", lowest))
-        text = f"`{name}` was lowest in {self.tell_when(lowest)}: {values[lowest]:.3g}."
-        path, score = checkpoints.get(name, ("", math.nan))
-        if lowest == last:
-            text += " This is the end of the run: a longer run may be better."
+            self.actions.append(("Log a validation loss, such as `val_loss`, to see which weights are best.",))
+
+    def _tell_best(self, name: str, checkpoint: Checkpoint | None, decides: bool) -> None:
+        values, at = self._finite(name), self.best(name)
+        assert at is not None
+        best, last = values[at], max(values)
+        lowest = "lowest" if self._mode(name) == "min" else "highest"
+        self.marks.append((f"{lowest} {name}", at))
+        text = f"`{name}` was {lowest} in {self.tell_when(at)}: {best:.3g}."
+        before = [abs(value - best) for place, value in values.items() if place < at]
+        if at == last:
+            text += " This is the end of the run."
+            if decides and before and min(before) > _MATTERS * abs(best):
+                self.actions.append((f"Train longer: `{name}` was {lowest} in the last validation.",))
         else:
             text += f" In the last validation, {self.tell_when(last)}, it was {values[last]:.3g}."
-            kept = math.isclose(score, values[lowest], rel_tol=1e-4)
-            missing = f'No checkpoint has the weights of then: add `ModelCheckpoint(monitor="{name}")`.'
-            text += f" The weights of then are in `{path}`: use these." if kept else f" {missing}"
-        self.tell("Validation loss", text)
+        kept = checkpoint is not None and math.isclose(checkpoint.score, best, rel_tol=1e-4)
+        if checkpoint is not None and kept:
+            text += f" The weights of then are in `{checkpoint.path}`."
+        if decides and abs(values[last] - best) > _MATTERS * abs(best):
+            of_then = f"the weights of {self.tell_when(at)}, where `{name}` was {lowest}"
+            add = f'Keep {of_then}: add `ModelCheckpoint(monitor="{name}")`.'
+            use = f"Use {of_then}: `{checkpoint.path}`." if checkpoint is not None and kept else add
+            self.actions.append((use,))
+        self.tell("Validation loss" if name == self._loss else f"`{name}`", text)
 
-    def tell_gap(self, threshold: float, too_few_errors: bool) -> None:
-        """Tell when a gap between training and validation images opened, if it did.
+    def tell_gap(self, threshold: float, problem: str) -> None:
+        """Tell when a gap between training and validation images opened, if it did, and whether it is harm.
 
-        With `too_few_errors` at the end it was not measured there: these zeros are removed from the curve.
+        Without a comparison the `problem` is told.
         """
-        name = "output/rise"
-        for row in reversed(self.rows if too_few_errors else ()):
-            if row.get(name):
-                break
-            row.pop(name, None)
-        rises = {at: rise for at, rise in enumerate(self.column(name)) if not math.isnan(rise)}
+        rises = self._finite("output/rise")
         ratio = "ratio of the errors that the network expects on validation and on training images"
+        few_at_the_end = bool(self.rows[-1].get("output/few_errors"))
         few = f"the network expects fewer than {MIN_ERRORS} errors, too few to measure it."
         if opened := [at for at, rise in rises.items() if rise > threshold]:
             first, last = opened[0], max(rises)
@@ -96,8 +132,11 @@ class Story:
                 f"A gap opened in {self.tell_when(first)}: the {ratio} was {100 * rises[first]:.0f}% above its lowest "
                 f"level. In {self.tell_when(last)} it was {100 * rises[last]:.0f}% above it."
             )
-            text += f" Later {few}" if too_few_errors else ""
-        elif too_few_errors:
+            text += f" Later {few}" if few_at_the_end else ""
+            text += self._loss_since(first)
+        elif problem and not rises:
+            text = f"Not measured: {problem}"
+        elif few_at_the_end:
             text = f"Not measured: {few}"
         elif len(rises) <= WINDOW:
             text = f"Not measured: a gap needs more than {WINDOW} validations. Compared: {len(rises)}."
@@ -107,19 +146,32 @@ class Story:
             text = f"No gap opened: the {ratio} {rose} above its lowest level; a gap is more than {100 * threshold:g}%."
         self.tell("Gap", text)
 
-    def tell_labels(self, report: MemorizationReport | None) -> None:
-        """Tell how many training labels are in doubt."""
+    def _loss_since(self, opened: int) -> str:
+        """Say whether the validation loss still fell after a gap opened, which alone is no harm."""
+        values, lowest = self._finite(self._loss), self.best(self._loss)
+        if lowest is None or opened not in values:
+            return ""
+        if lowest > opened:
+            fell = f"`{self._loss}` still fell, from {values[opened]:.3g} to {values[lowest]:.3g}"
+            return f" That was no reason to stop: {fell} in {self.tell_when(lowest)}."
+        return f" `{self._loss}` has not been lower since."
+
+    def tell_labels(self, report: MemorizationReport | None, problem: str) -> None:
+        """Tell how many training labels are in doubt; without any the `problem`, if the gap has not told it."""
         if report is None or not report.doubts:
+            why = ": no class is known of each training image." if not problem else ", for the same reason."
             note = "" if report is None else report.notes.get("labels", "")
-            self.tell("Labels", f"Not measured: no class is known of each training image. {note}".strip())
+            self.tell("Labels", f"Not measured: {note}" if note else f"Not measured{why}")
             return
         looked, found = len(report.doubts), report.labels_in_doubt
         text = f"How many of {looked:,} training labels are wrong cannot be estimated from this network."
+        link = "#/training%20labels", "Look at the most doubtful, and tick those that are wrong"
         if found is not None:
             share = f"{len(found) / looked:.1%}"
             text = f"{len(found):,} of {looked:,} training labels that were looked at are in doubt ({share})."
-        link = "Look at the most doubtful, and tick those that are wrong"
-        self.tell("Labels", text, "#/training%20labels", link)
+        if found:
+            self.actions.append((f"{len(found):,} training labels are in doubt.", *link))
+        self.tell("Labels", text, *(() if found else link))
 
     def tell_samples(self, report: AnomalyReport) -> None:
         """Tell which samples are the strangest, and why."""
@@ -135,33 +187,42 @@ class Story:
         self.tell("Samples", text, "#/strangest%20samples", "Look at them, and tick what does not belong")
 
     def tell_filters(self, report: AnomalyReport) -> None:
-        """Tell how many filters single out samples, in which layers, and whether their number follows sparsity."""
+        """Tell which samples many filters single out, and whether the number of anomaly filters follows sparsity."""
         if not report.measured:
             self.tell("Filters", f"Not measured. {' '.join(report.notes.values())}".strip())
             return
-        found = {name: singled_out({name: layer}).any(1) for name, layer in report.layers.items()}
-        most = sorted((name for name in found if found[name].any()), key=lambda name: -int(found[name].sum()))
-        places = [f"{int(found[name].sum())} of {len(found[name])} in `{name or 'the model'}`" for name in most]
-        total, all_filters = (sum(map(count, found.values())) for count in (lambda rows: int(rows.sum()), len))
-        text = f"{total:,} of {all_filters:,} filters single out samples{': ' if places else ''}{listed(places)}."
-        if groups := agreements(report.layers):
-            filters, samples = groups[0]
-            text += f" {len(filters):,} of them agree on {listed([sample_name(report, sample) for sample in samples])}."
-        counts = [sentence[0].upper() + sentence[1:] for sentence in layer_table_sentences(report.layers)]
-        text += f" {'. '.join(counts)}."
-        self.tell("Filters", text, "#/overview", "See the filters that agree")
+        many, filters = most_singled_out(report.layers), sum(len(layer.verdicts) for layer in report.layers.values())
+        named = [f"{sample_name(report, sample)} ({count:,})" for sample, count in [*many.items()][:_NAMED]]
+        found = "No sample is singled out by more filters than chance explains."
+        if many:
+            found = f"More of the {filters:,} filters than chance explains single out {listed(named)}."
+            text = f"{len(many):,} validation samples are singled out by more filters than chance explains."
+            self.actions.append((text, "#/singled%20out", "Look at them, and tick what does not belong"))
+        counts = layer_table_sentences(report.layers)[-1]
+        self.tell("Filters", f"{found} {counts[0].upper()}{counts[1:]}.", "#/overview", "See the filters")
 
     def story_curves(self, threshold: float) -> dict[str, Any]:
-        """Return the curves with values, on one axis of epochs, or of steps if an epoch has several validations."""
-        panels = list[dict[str, Any]]()
-        for (title, percent), sources in {("Loss", False): {n: n for n in self.losses.values()}, **_CURVES}.items():
+        """Return the curves with values, on one axis of epochs, or of steps if an epoch has several validations.
+
+        A line is its name, its values and the place of the best one, if that is known.
+        """
+        shares = {name: all(0 <= value <= 1 for value in self._finite(name).values()) for name in self._metrics}
+        panels = [("Loss", False, {name: name for name in self.losses.values()})]
+        panels += [(name, share and self._mode(name) == "max", {"": name}) for name, share in shares.items()]
+        panels += [(*title, sources) for title, sources in _PANELS.items()]
+        drawn = list[dict[str, Any]]()
+        for title, percent, sources in panels:
             columns = {words: [four_digits(value) for value in self.column(name)] for words, name in sources.items()}
-            lines = [(words, values) for words, values in columns.items() if any(v is not None for v in values)]
+            lines = [
+                (words, values, self.best(sources[words]) if sources[words] in (self._loss, *self._metrics) else None)
+                for words, values in columns.items()
+                if any(value is not None for value in values)
+            ]
             line = threshold if title == "Gap" else None
-            panels += [{"title": title, "percent": percent, "threshold": line, "lines": lines}] if lines else []
+            drawn += [{"title": title, "percent": percent, "threshold": line, "lines": lines}] if lines else []
         return {
             "axis": "epoch" if self.by_epoch else "step",
             "times": [time[not self.by_epoch] for time in self.times],
-            "panels": panels,
+            "panels": drawn,
             "marks": self.marks,
         }

@@ -11,7 +11,7 @@ from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_figures import log_report_figures
 from lightning_anomaly.callbacks._logged_values import LoggedValues
-from lightning_anomaly.callbacks._losses import remember_losses
+from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.callbacks._schedule import Schedule
@@ -55,7 +55,7 @@ class AnomalyFilterCallback(AnyCallback):
             `samples`. It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
             `analyzed` (False if the metrics are repeated), `clustered` (whether a filter could be clustered), and
-            `losses` if any were logged. A resumed fit continues it.
+            `logged` (what the module logged, with the losses). A resumed fit continues it.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -110,7 +110,7 @@ class AnomalyFilterCallback(AnyCallback):
         self._reset()
 
     def _reset(self) -> None:
-        """Drop everything that an earlier module left."""
+        """Drop everything that an earlier fit left."""
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
         self._known: KnownLayers = {}  # of the last analysis
@@ -128,9 +128,9 @@ class AnomalyFilterCallback(AnyCallback):
             self.history = [dict(entry) for entry in state_dict["history"]]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration, and drop the state if another module is fitted than before."""
+        """Check the configuration, and drop the state unless a fit goes on."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, pl_module, stage)
+        self._module.enter_module(self, trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
@@ -147,7 +147,7 @@ class AnomalyFilterCallback(AnyCallback):
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Store the losses of the last epoch."""
-        remember_losses(self.history, trainer, epoch_ended=True)
+        remember_logged(self.history, trainer, epoch_ended=True)
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -260,7 +260,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of the 1st, 2nd, 4th, 8th, ... analysis."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            remember_losses(self.history, trainer)
+            remember_logged(self.history, trainer)
             analyses = sum(entry["analyzed"] for entry in self.history)
             if analyses.bit_count() == 1:  # 1, 2, 4, 8, ...
                 self._draw_last_figures(trainer)
@@ -269,7 +269,7 @@ class AnomalyFilterCallback(AnyCallback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of the last analysis, with its losses."""
         if self.report is not None:
-            remember_losses(self.history, trainer, epoch_ended=True)
+            remember_logged(self.history, trainer, epoch_ended=True)
             self._draw_last_figures(trainer)
 
     @guarded

@@ -81,12 +81,12 @@ class AnomalyPruneCallback(AnyCallback):
         self.log_key_prefix = self._values.prefix
         self._guard = Guard(self, on_error)
         self._module = FittedModule()
+        self.mask: FilterMask | None = None
         self._reset()
 
     def _reset(self) -> None:
-        """Drop everything that an earlier module left."""
+        """Drop what an earlier fit left, but for the mask, which belongs to its model."""
         self._guard.forget_warnings()
-        self.mask: FilterMask | None = None
         self._summaries: list[Summary] = []  # of the last reports
         self._done = False  # whether it has masked in this fit
         self._due = False  # whether to mask at the next batch
@@ -109,16 +109,16 @@ class AnomalyPruneCallback(AnyCallback):
         if self._module.fitting is False and self.mask is not None:
             return
         self._reset()
-        model = self._module.resume_module()
+        model = self._module.module
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self._done = bool(state_dict["done"])
         if model is not None:
             self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Find the `AnomalyFilterCallback`, and refuse strategies that shard parameters."""
+        """Find the `AnomalyFilterCallback`, begin anew, and refuse strategies that shard parameters."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, pl_module, stage)
+        self._module.enter_module(self, trainer, pl_module, stage)
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
@@ -132,14 +132,12 @@ class AnomalyPruneCallback(AnyCallback):
         for name, layer in select_layers(pl_module, self._watcher.layers).items():
             if isinstance(layer, CONVOLUTIONS):
                 conv_rows(name, layer, [0])
-        if self.mask is None:
+        if self.mask is None or self.mask.model is not pl_module:
             self.mask = FilterMask(pl_module)
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Mask the optimizers' state of a checkpoint, which is loaded by now."""
-        # Another fit of the same model counts its epochs from 0 again.
-        self._done = self._done and self.at_epoch <= trainer.current_epoch
         if self.mask is not None:
             self.mask.keep(trainer.optimizers)
 

@@ -16,6 +16,7 @@ from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.callbacks._schedule import Schedule
 from lightning_anomaly.callbacks._trainer_checks import check_logging
@@ -77,8 +78,9 @@ class MemorizationCallback(AnyCallback):
 
     Attributes:
         report: The last `MemorizationReport`, None before the first validation.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured) and
-            `compares_output` (whether the output could be compared). A resumed fit continues it.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (only what was measured),
+            `compares_output` (whether the output could be compared), `few_errors` (whether too few are expected for a
+            rise) and `logged` (what the module logged, with the losses). A resumed fit continues it.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -155,7 +157,7 @@ class MemorizationCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, begin to measure anew, and drop all state if another module is fitted."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, pl_module, stage)
+        self._module.enter_module(self, trainer, pl_module, stage)
         if stage == "fit":
             self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
@@ -170,6 +172,11 @@ class MemorizationCallback(AnyCallback):
         """Warn if there are no validations."""
         self._schedule.begin_fit()
         self._values.warn_without_validations(trainer, self._guard)
+
+    @guarded
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Store the training loss of the last epoch."""
+        remember_logged(self.history, trainer, epoch_ended=True)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values."""
@@ -259,6 +266,7 @@ class MemorizationCallback(AnyCallback):
                 "step": trainer.global_step,
                 "metrics": dict(self._values.measured),
                 "compares_output": report is not None and report.compares_output,
+                "few_errors": self._error_rise.too_few_expected_errors,
             }
         )
         with self._guard("log"):
@@ -289,8 +297,15 @@ class MemorizationCallback(AnyCallback):
         return report
 
     @guarded
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Store what the module logged."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            remember_logged(self.history, trainer)
+
+    @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Free the images but for some small copies."""
+        remember_logged(self.history, trainer, epoch_ended=True)
         if self.report is not None and self._images is not None:
             shown = [doubt.position for doubt in self.report.doubts[:SHOWN]]
             self.report = replace(self.report, pictures=self._images.pictures(shown))

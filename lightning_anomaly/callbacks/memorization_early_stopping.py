@@ -73,6 +73,15 @@ class MemorizationEarlyStopping(StoppingCallback):
         if self._module.fitting is not False:
             self._losses = list(state_dict["losses"])
 
+    @property
+    def waiting_for(self) -> str:
+        """What still has to happen before it stops the run, in words."""
+        if not self._rises:
+            return "a comparison"
+        if self._rises[-1] <= self.threshold:
+            return "a gap"
+        return "a validation loss" if self._loss is None else f"`{self._loss}` to stop improving"
+
     def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         auto = self.confirm == "auto"
         names = validation_losses(metrics) if auto else [name for name in metrics if name == self.confirm]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from lightning_anomaly.callbacks._story import Rows, Story
+from lightning_anomaly.callbacks._story import Checkpoint, Rows, Story
 from lightning_anomaly.callbacks._trainer_checks import find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.memorization import MemorizationCallback
@@ -22,6 +23,7 @@ _CODE = (
     "dom unpack wording csv data colors canvas scatter components overview filter_list filter_page samples shell "
     "report_pages gallery curves run"
 )
+_ACTIONS = 3
 _LEAVE_OUT = """\
 import csv
 from torch.utils.data import Subset
@@ -63,60 +65,66 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
             "Parameter `trainer` should have an AnomalyFilterCallback or a MemorizationCallback among its callbacks. "
             f"Found {[type(callback).__name__ for callback in trainer.callbacks]}."
         )
-    filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
     if not trainer.is_global_zero:
         return BrowserFile(Path(path))
+    filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
     waiting = find_callback(trainer, MemorizationEarlyStopping)
     threshold = GAP if waiting is None else waiting.threshold
-    story = Story(_join_histories(watcher, comparison, waiting))
-    if story.times:
-        _run_page_story(story, trainer, watcher, comparison, threshold)
-    else:
-        story.tell("Run", f"Nothing was measured. {_lost_reports(trainer)}".strip())
+    story = _run_story(trainer, watcher, comparison, threshold)
     if comparison is not None and comparison.report is not None:
         tabs.append(comparison.report.tab(SHOWN))
     content, blocks = filter_browser_content(filters, filters.labels)
     content |= gallery_index(tabs + sample_lists(filters), Path(path).parent, _LEAVE_OUT)
-    content |= {"title": title, "lead": [], "details": []}
+    content |= {"title": title, "lead": [], "details": [], "actions": story.actions[:_ACTIONS]}
     content |= {"sentences": story.sentences, "curves": story.story_curves(threshold)}
     return write_page(path, assemble_page(_CODE, content, filters.images, blocks))
 
 
-def _join_histories(watcher: Any, comparison: Any, waiting: Any) -> Rows:
-    """Join the histories, without repeated values; without a `watcher` the losses are those of the early stopping."""
-    rows = dict[tuple[int, int], dict[str, float]]()
+def _run_story(trainer: Any, watcher: Any, comparison: Any, threshold: float) -> Story:
+    """Tell the run by what the callbacks know; what was not measured is said."""
+    rows, logged = _join_histories(watcher, comparison)
+    monitors = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None) in logged]
+    story = Story(rows, logged, {callback.monitor: callback.mode for callback in monitors})
+    if not rows:
+        nothing = "Nothing was measured." if watcher is None or watcher.report is None else "No validation of a fit."
+        story.tell("Run", f"{nothing} {_lost_reports(trainer)}".strip())
+    else:
+        story.tell_best(
+            {
+                callback.monitor: Checkpoint(callback.best_model_path, float(callback.best_model_score))
+                for callback in monitors
+                if getattr(callback, "best_model_score", None) is not None
+            }
+        )
+        report = comparison and comparison.report
+        problem = "" if report is None else report.notes.get("output", "")
+        if comparison is None:
+            story.tell("Gap", "Not measured: a `MemorizationCallback` compares training with validation images.")
+        else:
+            story.tell_gap(threshold, problem)
+        story.tell("End", _run_page_ending(trainer, story))
+        if comparison is not None:
+            story.tell_labels(report, problem)
+    if watcher is not None and watcher.report is not None:
+        story.tell_samples(watcher.report)
+        story.tell_filters(watcher.report)
+    elif rows:
+        story.tell("Filters", "Not measured: an `AnomalyFilterCallback` looks at filters and validation samples.")
+    return story
+
+
+def _join_histories(watcher: Any, comparison: Any) -> tuple[Rows, set[str]]:
+    """Join the histories, without repeated values, and name what the module logged."""
+    rows, logged = dict[tuple[int, int], dict[str, float]](), set[str]()
     for kind, flag, callback in (("filters", "analyzed", watcher), ("output", "compares_output", comparison)):
         for entry in () if callback is None else callback.history:
             row = rows.setdefault((entry["epoch"], entry["step"]), {})
-            measured = entry["metrics"] if entry[flag] else {}
-            row |= entry.get("losses", {}) | {f"{kind}/{name}": value for name, value in measured.items()}
-    if watcher is None and waiting is not None and len(waiting._losses) == len(rows):
-        for row, loss in zip(rows.values(), waiting._losses, strict=True):
-            row[waiting._loss] = loss
-    return rows
-
-
-def _run_page_story(story: Story, trainer: Any, watcher: Any, comparison: Any, threshold: float) -> None:
-    """Tell the run by what the callbacks know; what was not measured is said."""
-    story.tell_loss(
-        {
-            callback.monitor: ("/".join(Path(callback.best_model_path).parts[-3:]), float(callback.best_model_score))
-            for callback in trainer.checkpoint_callbacks
-            if getattr(callback, "best_model_score", None) is not None
-        }
-    )
-    if comparison is None:
-        story.tell("Gap", "Not measured: a `MemorizationCallback` compares training with validation images.")
-    else:
-        story.tell_gap(threshold, comparison._error_rise.too_few_expected_errors)
-    story.tell("End", _run_page_ending(trainer, story))
-    if comparison is not None:
-        story.tell_labels(comparison.report)
-    if watcher is None or watcher.report is None:
-        story.tell("Filters", "Not measured: an `AnomalyFilterCallback` looks at filters and validation samples.")
-    else:
-        story.tell_samples(watcher.report)
-        story.tell_filters(watcher.report)
+            measured = dict(entry["metrics"]) if entry[flag] else {}
+            if entry.get("few_errors"):  # a rise of 0 means nothing there
+                measured |= {"rise": math.nan, "few_errors": 1.0}
+            row |= entry.get("logged", {}) | {f"{kind}/{name}": value for name, value in measured.items()}
+            logged |= entry.get("logged", {}).keys()
+    return rows, logged
 
 
 def _run_page_ending(trainer: Any, story: Story) -> str:
@@ -129,14 +137,12 @@ def _run_page_ending(trainer: Any, story: Story) -> str:
         if reason or callback.stopped_epoch:
             story.marks.append(("stopped", len(story.times) - 1))
             return f"{name} stopped the run in epoch {callback.stopped_epoch}. {reason or ''}".strip()
-        found = "found no reason to stop"
-        if isinstance(callback, MemorizationEarlyStopping):
-            gap = callback._rises and callback._rises[-1] > callback.threshold
-            found = f"waited for {f'`{callback._loss}` to stop improving' if gap and callback._loss else 'a gap'}"
-        why.append(f"{name} {found}")
+        waits = isinstance(callback, MemorizationEarlyStopping)
+        why.append(f"{name} {f'waited for {callback.waiting_for}' if waits else 'found no reason to stop'}")
     limit = f" with `max_epochs = {trainer.max_epochs}`" if trainer.current_epoch == trainer.max_epochs else ""
-    ended = "was interrupted" if trainer.interrupted else f"ended{limit}"
-    return f"It {ended} in {story.tell_when(-1)}: {'; '.join(why) or 'there was no early stopping'}."
+    ended = "was interrupted in" if trainer.interrupted else f"ended{limit} after"
+    epoch = trainer.current_epoch - (not trainer.interrupted)  # counted up when an epoch ends
+    return f"It {ended} epoch {epoch}: {'; '.join(why) or 'there was no early stopping'}."
 
 
 def _lost_reports(trainer: Any) -> str:

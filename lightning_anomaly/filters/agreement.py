@@ -14,7 +14,7 @@ from lightning_anomaly.filters.layer_report import LayerReport
 
 _SHARED = 0.5  # of the samples that two filters single out together; chance hardly gives as much
 _FILTERS = 2_000  # compared, those that single out the fewest samples: memory grows with the square
-_MANY = 3  # times as many filters as single out a sample on average
+_CHANCE = 0.01  # probability that chance lists any sample, if filters choose theirs at random
 
 
 def singled_out(layers: Mapping[str, LayerReport]) -> Tensor:
@@ -46,11 +46,12 @@ def agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[
 
 
 def most_singled_out(layers: Mapping[str, LayerReport]) -> dict[int, int]:
-    """Return `{sample: number of filters that single it out}` where they are many, the largest number first.
+    """Return `{sample: number of filters that single it out}` where chance does not explain it, the largest first.
 
-    They are many from three on, if they are three times as many as for a sample on average.
+    If each filter chose as many samples at random, the number for one sample would hardly exceed a Poisson variable of
+    the same mean.
     """
-    counts = singled_out(layers).sum(0)
-    many = counts >= max(_MANY, _MANY * counts.double().mean().item())
+    counts = singled_out(layers).sum(0).double()
+    surprising = torch.special.gammainc(counts.clamp(min=1), counts.mean()) <= _CHANCE / len(counts)
     order = counts.argsort(descending=True, stable=True)
-    return {sample: int(counts[sample]) for sample in order.tolist() if many[sample]}
+    return {sample: int(counts[sample]) for sample in order.tolist() if surprising[sample] and counts[sample]}

@@ -35,7 +35,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str
         left = figure.add_subplot(ylabel="loss" if losses else "")
         right = left.twinx()
         for kind, name in losses.items():
-            values = [entry.get("losses", {}).get(name, math.nan) for entry in history]
+            values = [entry.get("logged", {}).get(name, math.nan) for entry in history]
             left.plot(values, _LOSS_STYLES[kind], color="black", marker="o", markersize=4, label=name)
         for key, (words, color, style) in _COUNTS.items():
             values = [entry["metrics"].get(key, math.nan) for entry in history]

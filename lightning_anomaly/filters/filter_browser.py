@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_labels
-from lightning_anomaly.filters.agreement import agreements, singled_out
+from lightning_anomaly.filters.agreement import agreements, most_singled_out, singled_out
 from lightning_anomaly.filters.filter_figures import clearest_filters
 from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
@@ -72,7 +72,7 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
             }
             for name, view in report.views.items()
         ],
-        "agreements": agreements(layers)[:_GROUPS],
+        "agreements": _browser_agreements(layers),
         "singled": singled_out(layers).sum(0).tolist() if layers else [],
         "reactions": _browser_reactions(layers, n_samples),
         "layers": [_browser_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
@@ -81,6 +81,12 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
         "notes": [*report.notes.values(), *_browser_omissions(n_samples, count, [*maps.values()])],
     }
     return index, blocks
+
+
+def _browser_agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[int]]]:
+    """List the groups of filters that agree on a sample which more filters single out than chance explains."""
+    many = most_singled_out(layers).keys() if layers else ()
+    return [group for group in agreements(layers) if not many.isdisjoint(group[1])][:_GROUPS] if many else []
 
 
 def _browser_reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:

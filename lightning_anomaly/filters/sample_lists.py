@@ -14,7 +14,7 @@ def sample_lists(report: Any) -> list[Tab]:
     odd = [_sample_row(report, sample) for sample in report.by_outlier_score if report.views]
     counts = most_singled_out(report.layers) if report.measured else {}
     found = [_sample_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
-    about = "They are isolated or in a rare cluster of at least three times as many filters as a sample on average."
+    about = "More filters isolate them, or have them in a rare cluster, than chance explains."
     return [
         Tab("strangest samples", "Samples", "Validation samples, the strangest first.", odd),
         Tab("singled out", "Singled out", about, found),

@@ -27,13 +27,14 @@ export function curves({ axis, times, panels, marks }) {
       "vector-effect": "non-scaling-stroke",
       ...attributes,
     });
-  const drawn = panels.map((panel) => drawPanel(panel, across, upright, marks));
+  const when = (at) => `${axis} ${number(times[at])}`;
+  const drawn = panels.map((panel) => drawPanel(panel, across, upright, marks, when));
   const time = statusLine("");
   let shown = null;
   const show = (at) => {
     if (at === shown) return;
     shown = at;
-    time.textContent = `${axis} ${number(times[at])}`;
+    time.textContent = when(at);
     for (const panel of drawn) panel.show(at);
   };
   const axisTicks = ticks(0, Math.max(1, last))
@@ -45,7 +46,7 @@ export function curves({ axis, times, panels, marks }) {
     div(
       "legend",
       marks.map(([name, at], place) =>
-        make("span", { class: "badge" }, swatch(groupColor(MARKS + place)), `${name}: ${axis} ${number(times[at])}`),
+        make("span", { class: "badge" }, swatch(groupColor(MARKS + place)), `${name}: ${when(at)}`),
       ),
       time,
     ),
@@ -61,11 +62,18 @@ export function curves({ axis, times, panels, marks }) {
   return { element, step: (by) => show(Math.max(0, Math.min(last, shown + by))) };
 }
 
+/** The next larger of 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, ... */
+function roundedUp(value) {
+  const power = 10 ** Math.floor(Math.log10(value > 0 ? value : 1));
+  return power * [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((factor) => factor * power >= value * 0.999);
+}
+
 /** Curves of one scale: their element, its area, and `show(at)`, which writes the values of a validation. */
-function drawPanel({ title, percent: shares, threshold, lines }, across, upright, marks) {
+function drawPanel({ title, percent: shares, threshold, lines }, across, upright, marks, when) {
   const text = shares ? percent : number;
   const known = [threshold, ...lines.flatMap(([, values]) => values)].filter((value) => value !== null);
-  const [low, high] = [Math.min(0, ...known), Math.max(...known)];
+  const low = Math.min(0, ...known);
+  const high = roundedUp(Math.max(...known)); // so that similar runs have the same axis
   const down = (value) => 100 - (100 * (value - low)) / (high - low || 1);
   const stroke = { fill: "none", "stroke-width": 2, "stroke-linecap": "round", "vector-effect": "non-scaling-stroke" };
   const paths = lines.map(([, values], place) => {
@@ -93,8 +101,15 @@ function drawPanel({ title, percent: shares, threshold, lines }, across, upright
     make("span", { class: "curve-low quiet" }, text(low)),
   );
   const values = lines.map(() => make("b", {}));
-  const legend = lines.map(([name], place) =>
-    make("span", { class: "badge" }, swatch(groupColor(place)), quiet(name), values[place]),
+  const legend = lines.map(([name, known, best], place) =>
+    make(
+      "span",
+      { class: "badge" },
+      swatch(groupColor(place)),
+      quiet(name),
+      values[place],
+      best === null ? null : quiet(`best ${text(known[best])}, ${when(best)}`),
+    ),
   );
   const show = (at) => {
     for (const end of ["x1", "x2"]) cursor.setAttribute(end, across(at));

@@ -25,13 +25,17 @@ class Run extends Gallery {
   }
 }
 
-function storyPage({ title, sentences, curves: drawn }) {
-  const told = sentences.map(([about, text, href, link]) => [
-    about,
-    [prose(text), href ? make("a", { class: "next", href }, link) : null],
-  ]);
+function storyPage({ title, actions, sentences, curves: drawn }) {
+  const linked = (text, href, link) => [prose(text), href ? make("a", { href }, ` ${link}`) : null];
+  const told = sentences.map(([about, ...parts]) => [about, linked(...parts)]);
+  const todo = actions.map((parts) => make("li", {}, linked(...parts)));
   const { element = null, step = () => {} } = drawn.panels.length ? curves(drawn) : {};
-  const content = [make("h1", {}, title), termList("story", told), element];
+  const content = [
+    make("h1", {}, title),
+    sentences.length > 1 ? make("ol", { class: "todo panel" }, todo.length ? todo : "Nothing to do.") : null,
+    termList("story", told),
+    element,
+  ];
   return { content, section: "run", keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1) } };
 }
 

@@ -152,7 +152,7 @@ def test_impossible_configurations_are_reported_in_setup(tmp_path: Path) -> None
         trainer.fit(GeluNet(), training_loader(), probe_loader())
     trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
     prune = pruner()
-    trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy(), world_size=1)
+    trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy(), world_size=1, global_step=0)
     with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
         prune.setup(trainer, GeluNet(), "fit")
     watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)

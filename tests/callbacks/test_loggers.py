@@ -90,7 +90,7 @@ def test_tensorboard_has_each_figure_once_at_a_step_and_the_history_all_losses(f
     assert set(tags["images"]) == {f"run.1-{name}" for name in FIGURES}
     steps = {tag.partition("-")[2]: [event.step for event in events.Images(tag)] for tag in tags["images"]}
     assert steps == dict.fromkeys(FIGURES, SHOWN)  # TensorBoard would show the first of two at a step
-    assert [set(entry["losses"]) for entry in fitted.ours.history] == [{"train_loss", "val_loss"}] * 4
+    assert [set(entry["logged"]) for entry in fitted.ours.history] == [{"train_loss", "val_loss"}] * 4
 
 
 def test_the_page_of_a_report_has_votes_images_labels_and_files(fitted: SimpleNamespace, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_losses_in_a_history_are_of_their_epochs(tmp_path: Path) -> None:
 
     ours = watcher()
     fit(tmp_path, ours, module=Losses(), train=loader(), max_epochs=4, val_check_interval=1)
-    found = [entry["losses"] for entry in ours.history]
+    found = [entry["logged"] for entry in ours.history]
     assert [losses["val_loss"] for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
     known = [value for mean in (1, 11, 21, 31) for value in (None, None, mean)]  # at the last of three batches
     assert [losses.get("train_loss") for losses in found] == known

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerStatus
 from reports import contents
 from test_labels_of_a_fit import WRONG, fit_lit
-from trainers import fit, quiet_trainer, watcher
+from trainers import SmallNet, fit, loader, quiet_trainer, watcher
 
 from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping, save_run_page
-from lightning_anomaly.callbacks._story import Story
+from lightning_anomaly.callbacks._story import Checkpoint, Story
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")
 
@@ -36,30 +36,29 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def test_sentences_have_the_numbers_of_the_callbacks(fitted: SimpleNamespace) -> None:
-    losses = [entry["losses"]["val_loss"] for entry in fitted.filters.history]
+    losses = [entry["logged"]["val_loss"] for entry in fitted.filters.history]
     lowest = losses.index(min(losses))
     assert f"lowest in epoch {lowest}: {min(losses):.3g}" in fitted.told["Validation loss"]
     if lowest != 5:
         assert Path(fitted.trainer.checkpoint_callback.best_model_path).name in fitted.told["Validation loss"]
-    assert "`max_epochs = 6` in epoch 5" in fitted.told["End"]
+    assert "`max_epochs = 6` after epoch 5" in fitted.told["End"]
     assert "`MemorizationEarlyStopping` waited for a gap" in fitted.told["End"]
     assert f"{len(WRONG)} of 120 training labels" in fitted.told["Labels"]
     report = fitted.filters.report
     first = report.by_outlier_score[0]
     assert f"sample {first} (score {report.outlier_scores[first]:.1f}" in fitted.told["Samples"]
-    singled = sum(int((layer.isolated | layer.outliers).any(1).sum()) for layer in report.layers.values())
-    assert f"{singled} of 10 filters" in fitted.told["Filters"]
+    assert fitted.told["Filters"].startswith("No sample is singled out by more filters than chance explains.")
 
 
 def test_curves_are_the_histories_on_one_axis(fitted: SimpleNamespace) -> None:
     curves = fitted.index["curves"]
     assert (curves["axis"], curves["times"]) == ("epoch", [*range(6)])
-    drawn = {name: values for panel in curves["panels"] for name, values in panel["lines"]}
+    drawn = {name or panel["title"]: values for panel in curves["panels"] for name, values, _ in panel["lines"]}
     metrics = [entry["metrics"] for entry in fitted.filters.history]
-    assert drawn["val_loss"] == pytest.approx([e["losses"]["val_loss"] for e in fitted.filters.history], rel=1e-3)
-    assert drawn["anomaly filters"] == [values["count"] for values in metrics]
+    assert drawn["val_loss"] == pytest.approx([e["logged"]["val_loss"] for e in fitted.filters.history], rel=1e-3)
+    assert drawn["Anomaly filters"] == [values["count"] for values in metrics]
     doubts = [entry["metrics"]["labels_in_doubt"] for entry in fitted.labels.history]
-    assert drawn["share in doubt"] == pytest.approx(doubts, rel=1e-3)
+    assert drawn["Labels in doubt"] == pytest.approx(doubts, rel=1e-3)
     assert [name for name, _ in curves["marks"]] == ["lowest val_loss"]
 
 
@@ -87,6 +86,29 @@ def test_what_stopped_a_run_is_told_and_what_nobody_measured(tmp_path: Path) -> 
     assert "more than 3 validations" in told["Gap"] or "fewer than 10 errors" in told["Gap"]
 
 
+def test_the_last_epoch_is_told_whether_or_not_it_was_validated_and_if_it_was_interrupted(tmp_path: Path) -> None:
+    class Interrupts(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.current_epoch == 3:
+                raise KeyboardInterrupt
+
+    options: Any = {"max_epochs": 5, "check_val_every_n_epoch": 2}
+    assert "with `max_epochs = 5` after epoch 4" in read(fit(tmp_path, watcher(), **options), tmp_path)[1]["End"]
+    trainer = quiet_trainer(tmp_path, watcher(), Interrupts(), **options)
+    with pytest.raises(SystemExit):
+        trainer.fit(SmallNet(), loader(80), loader(seed=1))
+    assert "was interrupted in epoch 3" in read(trainer, tmp_path)[1]["End"]
+
+
+def test_a_validation_alone_tells_of_samples_and_filters(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, watcher())
+    trainer.validate(SmallNet(), loader(seed=1), verbose=False)
+    index, told = read(trainer, tmp_path)
+    assert told["Run"] == "No validation of a fit."
+    assert {"Samples", "Filters"} <= told.keys()
+    assert index["curves"]["panels"] == []
+
+
 def test_a_run_without_callbacks_or_without_a_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"AnomalyFilterCallback or a MemorizationCallback .* Found .*EarlyStopping"):
         save_run_page(quiet_trainer(tmp_path, EarlyStopping("val_loss")), tmp_path / "run.html")
@@ -98,61 +120,93 @@ def test_a_run_without_callbacks_or_without_a_fit(tmp_path: Path) -> None:
     assert "ended with the processes" in told["Run"]
 
 
-def story(**columns: list[float]) -> Story:
-    names = {"rises": "output/rise", "losses": "val_loss"}
+def story(modes: Any = (), **columns: list[float]) -> Story:
+    names = {"rises": "output/rise", "few": "output/few_errors", "losses": "val_loss", "shares": "val_acc"}
     count = len(next(iter(columns.values())))
     rows = {(epoch, 10 * epoch): dict[str, float]() for epoch in range(count)}
     for name, values in columns.items():
         for row, value in zip(rows.values(), values, strict=True):
-            row |= {} if math.isnan(value) else {names.get(name, f"filters/{name}"): value}
-    return Story(rows)
+            row |= {} if math.isnan(value) else {names[name]: value}
+    return Story(rows, {names[name] for name in columns if name in ("losses", "shares")}, dict(modes))
+
+
+NAN = math.nan
 
 
 @pytest.mark.parametrize(
-    ("rises", "few", "says", "marks"),
+    ("rises", "few", "problem", "says", "marks"),
     [
-        ([0, 0, 0, 0.04, 0.2, 0.3], False, "opened in epoch 4: .* 20% .* In epoch 5 .* 30%", [4]),
-        ([0, 0, 0, 0.04], False, "No gap opened: .* at most 4% .* more than 5%", []),
-        ([0, 0, 0, 0], True, "Not measured", []),
-        ([0, 0, 0, 0.2, 0.4, 0, 0], True, "opened in epoch 3: .* In epoch 4 .* Later .* too few", [3]),
-        ([0, 0, 0], False, "Not measured", []),
-        ([0, 0, 0, 0], False, "No gap opened: .* did not rise", []),
-        ([math.nan, math.nan, 0, 0, 0, 0.06], False, "opened in epoch 5", [5]),
-        ([math.nan] * 5, False, "Not measured", []),
+        ([0, 0, 0, 0.04, 0.2, 0.3], 6, "", "opened in epoch 4: .* 20% .* In epoch 5 .* 30%", [4]),
+        ([0, 0, 0, 0.04], 4, "", "No gap opened: .* at most 4% .* more than 5%", []),
+        ([NAN] * 4, 0, "", "Not measured: .* fewer than 10 errors", []),
+        ([0, 0, 0, 0.2, 0.4, NAN, NAN], 5, "", "opened in epoch 3: .* In epoch 4 .* Later .* too few", [3]),
+        ([0, 0, 0], 3, "", "Not measured: .* more than 3 validations", []),
+        ([0, 0, 0, 0], 4, "", "No gap opened: .* did not rise", []),
+        ([NAN, NAN, 0, 0, 0, 0.06], 6, "", "opened in epoch 5", [5]),
+        ([NAN] * 5, 5, "Several classes per image.", "^Not measured: Several classes per image.$", []),
     ],
 )
 def test_a_gap_is_told_where_it_opened_and_its_absence_only_where_it_was_measured(
-    rises: list[float], few: bool, says: str, marks: list[int]
+    rises: list[float], few: int, problem: str, says: str, marks: list[int]
 ) -> None:
-    run = story(rises=rises)
-    run.tell_gap(0.05, few)
+    run = story(rises=rises, few=[NAN] * few + [1.0] * (len(rises) - few))
+    run.tell_gap(0.05, problem)
     ((_, text),) = run.sentences
     assert re.search(says, text)
     assert [at for _, at in run.marks] == marks
-    assert not few or all(rise != 0 for rise in run.column("output/rise")[4:])
 
 
 @pytest.mark.parametrize(
-    ("losses", "kept", "says"),
+    ("losses", "says"),
     [
-        ([3, 1, 2], ("best.ckpt", 1.0), "lowest in epoch 1: 1. In the last validation, epoch 2, it was 2. The weights"),
-        ([3, 1, 2], ("other.ckpt", 2.0), "No checkpoint"),
-        ([3, 1, math.nan], ("", math.nan), "end of the run"),
-        ([math.nan] * 3, ("", math.nan), "Not known"),
+        ([4, 3, 2, 1.5, 1, 2], "no reason to stop: `val_loss` still fell, from 1.5 to 1 in epoch 4"),
+        ([4, 1, 2, 3, 4, 5], "`val_loss` has not been lower since"),
+        ([NAN] * 6, "above it.$"),
     ],
 )
-def test_the_lowest_loss_is_told_with_the_checkpoint_of_its_weights(
-    losses: list[float], kept: tuple[str, float], says: str
+def test_a_gap_that_opens_while_the_loss_falls_is_no_reason_to_act(losses: list[float], says: str) -> None:
+    run = story(losses=losses, rises=[0, 0, 0, 0.06, 0.1, 0.1])
+    run.tell_gap(0.05, "")
+    assert re.search(says, run.sentences[0][1])
+
+
+@pytest.mark.parametrize(
+    ("values", "kept", "says", "next_step"),
+    [
+        ({"losses": [3, 1, 2]}, 1.0, "lowest in epoch 1: 1. In the last validation, epoch 2, it was 2. The w", "Use"),
+        ({"losses": [3, 1, 2]}, 2.0, "epoch 2, it was 2.$", 'Keep .* epoch 1, .* add `ModelCheckpoint(monitor="val_lo'),
+        ({"losses": [3, 2, 1, NAN]}, NAN, "end of the run", "Train longer"),
+        ({"losses": [3, 1.001, 1]}, NAN, "end of the run", ""),
+        ({"losses": [3, 1, 1.001]}, NAN, "lowest in epoch 1", ""),
+        ({"losses": [NAN] * 3}, NAN, "Not known", "Log a validation loss"),
+        ({"losses": [3, 1, 2], "shares": [0.5, 0.7, 0.6]}, 1.0, "highest in epoch 1: 0.7", "Use .* highest"),
+    ],
+)  # fmt: skip
+def test_the_best_weights_are_told_with_their_checkpoint_and_what_to_do(
+    values: dict[str, list[float]], kept: float, says: str, next_step: str
 ) -> None:
-    run = story(losses=losses)
-    run.tell_loss({"val_loss": kept})
-    ((_, text),) = run.sentences
-    assert says in text
-    assert ("best.ckpt" in text) == (kept[0] == "best.ckpt")
+    run, decides = story(**values), "val_acc" if "shares" in values else "val_loss"
+    run.tell_best({decides: Checkpoint("best.ckpt", 0.7 if "shares" in values else kept)})
+    assert re.search(says.replace("(", r"\("), run.sentences[0][1])
+    assert len(run.actions) == bool(next_step)
+    assert not next_step or re.match(next_step.replace("(", r"\("), run.actions[0][0])
+    assert ("best.ckpt" in run.sentences[0][1]) == next_step.startswith("Use")
+    assert {about for about, *_ in run.sentences} <= {"Validation loss", "`val_acc`"}
+
+
+def test_every_logged_metric_is_a_curve_with_its_best_validation_by_name_or_by_its_monitor() -> None:
+    rows = {(0, 0): {"val_x": 3.0, "val_acc": 0.5, "val_q": 9.0}, (1, 9): {"val_x": 4.0, "val_acc": 0.4, "val_q": 8.0}}
+    panels = Story(rows, ["val_x", "val_acc", "val_q"], {"val_x": "max"}).story_curves(0.05)["panels"]
+    assert [(panel["title"], panel["lines"][0][2]) for panel in panels] == [
+        ("val_acc", 0),
+        ("val_q", None),
+        ("val_x", 1),
+    ]
 
 
 def test_several_validations_of_an_epoch_are_told_by_their_steps() -> None:
-    run = Story({(0, 1000 * place): {"val_loss": value} for place, value in enumerate([3.0, 1.0, 2.0])})
-    run.tell_loss({})
+    rows = {(0, 1000 * place): {"val_loss": value} for place, value in enumerate([3.0, 1.0, 2.0])}
+    run = Story(rows, ["val_loss"], {})
+    run.tell_best({})
     assert "lowest in epoch 0 (step 1,000)" in run.sentences[0][1]
     assert run.story_curves(0.05)["times"] == [0, 1000, 2000]

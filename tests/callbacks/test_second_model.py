@@ -1,4 +1,4 @@
-"""A callback that is reused for another model starts anew; for the same model it continues."""
+"""A callback that is used for another fit starts anew; if its Trainer goes on, or a checkpoint, it continues."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
 from trainers import SmallNet, fit, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyEarlyStopping, MemorizationCallback
+from lightning_anomaly import AnomalyEarlyStopping, MemorizationCallback, MemorizationEarlyStopping
 
 
 def lasts(folder: Path, signal: Scripted, stopping: AnomalyEarlyStopping, values: list[float]) -> int:
@@ -28,15 +28,19 @@ def test_a_stop_in_the_first_fold_does_not_affect_the_second(tmp_path: Path) -> 
     assert (stopping.wait_count, stopping.stopped_epoch, stopping.stopping_reason_message) == (0, 0, None)
 
 
-def test_the_same_module_keeps_its_history_and_another_module_starts_anew(tmp_path: Path) -> None:
+def test_a_fit_starts_anew_and_one_that_goes_on_keeps_its_history(tmp_path: Path) -> None:
     module, callback, fresh = SmallNet(), watcher(probe_size=100), watcher(probe_size=100)
     few = "fewer than `probe_size = 100`"
     with pytest.warns(UserWarning, match=few):
-        fit(tmp_path, callback, module=module)
-    fit(tmp_path, callback, module=module, max_epochs=1)  # without a second warning
+        trainer = fit(tmp_path, callback, module=module)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, loader(80), loader(seed=1))  # without a second warning
     with pytest.warns(UserWarning, match=few):
         quiet_trainer(tmp_path, callback).validate(SmallNet(), loader(seed=1), verbose=False)
-    assert [entry["epoch"] for entry in callback.history] == [0, 1, 0]
+    assert [entry["epoch"] for entry in callback.history] == [0, 1, 2]
+    with pytest.warns(UserWarning, match=few):
+        fit(tmp_path, callback, module=module, max_epochs=1)
+    assert [entry["epoch"] for entry in callback.history] == [0]
     callbacks = copy.deepcopy(callback), callback, fresh
     for each in callbacks:
         with pytest.warns(UserWarning, match=few):
@@ -44,6 +48,14 @@ def test_the_same_module_keeps_its_history_and_another_module_starts_anew(tmp_pa
     assert [entry["epoch"] for entry in callback.history] == [0, 1]
     fractions = [[entry["metrics"]["fraction"] for entry in each.history] for each in callbacks]
     assert fractions[0] == fractions[1] == fractions[2]
+
+
+def test_an_early_stopping_forgets_the_losses_of_an_earlier_fit_of_the_same_module(tmp_path: Path) -> None:
+    module, stopping = SmallNet(), MemorizationEarlyStopping()
+    compared = MemorizationCallback(images(40), images(40, seed=1))
+    for epochs in (4, 3):
+        fit(tmp_path, compared, stopping, module=module, max_epochs=epochs)
+        assert len(stopping.state_dict()["losses"]) == len(compared.history) == epochs
 
 
 def test_the_state_of_a_checkpoint_belongs_to_the_module_of_the_fit(tmp_path: Path) -> None:

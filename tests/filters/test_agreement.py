@@ -1,6 +1,7 @@
 """Filters that single out the same samples."""
 
 import pytest
+import torch
 from reports import layer
 
 from lightning_anomaly import AnomalyReport
@@ -41,6 +42,14 @@ def test_samples_that_many_filters_single_out_are_listed_with_their_number(times
     assert [(row.sample, row.note) for row in singled.rows] == [
         (sample, f"singled out by {count} filters") for sample, count in found.items()
     ]
+
+
+def test_filters_that_choose_at_random_hardly_ever_single_out_a_sample_together():
+    generator, listed = torch.Generator().manual_seed(0), 0
+    for filters, chosen in 100 * [(20, 1), (200, 3), (2000, 5)]:
+        sets = torch.rand(filters, 200, generator=generator).topk(chosen).indices.tolist()
+        listed += bool(most_singled_out(flagged(*sets, samples=200).layers))
+    assert listed <= 6  # 3 expected at most
 
 
 def test_samples_are_not_many_if_all_are_singled_out_as_often():

@@ -13,7 +13,7 @@ NAMES = {"training": "train_loss", "validation": "val_loss"}
 def test_losses_and_counts_are_those_of_each_validation_and_a_missing_value_is_a_gap() -> None:
     losses = [{"val_loss": 3.0}, {"train_loss": 2.0}, {"val_loss": 1.0}]  # a training loss is known later
     history = [
-        {"epoch": epoch, "step": 9 * epoch, "metrics": {"count": 4.0 + epoch, "isolated": 2.0}, "losses": logged}
+        {"epoch": epoch, "step": 9 * epoch, "metrics": {"count": 4.0 + epoch, "isolated": 2.0}, "logged": logged}
         for epoch, logged in enumerate(losses)
     ]
     left, right = curves_figure([*history, {**history[0], "epoch": 3, "metrics": {}}], NAMES).axes
@@ -24,7 +24,7 @@ def test_losses_and_counts_are_those_of_each_validation_and_a_missing_value_is_a
     np.testing.assert_array_equal(list(found.values()), expected)
     assert (left.get_ylabel(), right.get_ylabel(), right.get_ylim()[0]) == ("loss", "filters", 0)
     assert [line.get_linestyle() for line in left.get_lines()] == ["-", "--"]
-    assert curves_figure([{**history[0], "losses": {}}], {}).axes[0].get_ylabel() == ""
+    assert curves_figure([{**history[0], "logged": {}}], {}).axes[0].get_ylabel() == ""
 
 
 @pytest.mark.parametrize(

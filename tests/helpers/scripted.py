@@ -25,7 +25,7 @@ class Scripted(AnomalyFilterCallback):
         if trainer.sanity_checking:
             return
         signal = self.signal[len(self.history)]
-        place = {"epoch": trainer.current_epoch, "losses": {}}
+        place = {"epoch": trainer.current_epoch, "logged": {}}
         self.history.append(
             {**place, "signal": signal, "analyzed": signal is not None, "clustered": signal is not None}
         )

@@ -37,7 +37,7 @@ def run_of(report: AnomalyReport, folder: Path, name: str = "train/{}.png") -> A
     )
     for epoch, (loss, rise) in enumerate(zip(LOSSES, RISES, strict=True)):
         place = {"epoch": epoch, "step": 10 * epoch}
-        seen = {"analyzed": True, "clustered": True, "losses": {"val_loss": loss}}
+        seen = {"analyzed": True, "clustered": True, "logged": {"val_loss": loss}}
         filters.history.append({**place, **seen, "metrics": report.metrics()})
         output.history.append({**place, "compares_output": True, "metrics": {"rise": rise}})
     trainer = quiet_trainer(folder, filters, output)
