@@ -130,7 +130,7 @@ def share_of_wrong(left_out: Tensor, leads: Tensor, predicted: Tensor) -> tuple[
     if left_out.isnan().any() or leads.isnan().any() or among_all > MOST:
         return math.nan, among_all
     sure = torch.zeros_like(contradicted, dtype=torch.bool)
-    for first in predicted.unique():
+    for first in set(predicted.tolist()):
         alike = (predicted == first).nonzero()[:, 0]
         sure[alike[leads[alike].argsort(descending=True)[: round(SURE * len(alike))]]] = True
     return min(contradicted[sure].mean().item(), among_all), among_all
@@ -183,7 +183,7 @@ class MeanMargins:
             looks_like = [new if is_seen else old for is_seen, new, old in pairs]
             means, before = self._sums / self._counts, self._best
             judged = ~means[0].isnan()
-            share, contradicted = share_of_wrong(*means[1:, judged], now.predicted[judged])
+            share, contradicted = share_of_wrong(means[1, judged], means[2, judged], now.predicted[judged])
             knows = contradicted - share <= HARD
             if before.get("knows"):
                 share = max(before["share"], share) if knows else before["share"]
