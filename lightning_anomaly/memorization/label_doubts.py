@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from lightning_anomaly.scores.label_score import class_indices, margins_over
 from lightning_anomaly.scores.ridge import Ridge
 
-SURE = 0.4  # share of the images, with the largest leads: what they contradict is wrong
+SURE = 0.3  # share of the images that look like a class, with the largest leads: what they contradict is wrong
 HARD = 0.1  # share of contradicted labels beyond the wrong ones, up to which a network knows the classes
 MOST = 0.3  # share of contradicted labels above which a network is too often wrong itself
 
@@ -25,11 +25,13 @@ class LabelMargins(NamedTuple):
         margins: Margins of its logits; the left-out margins, of what a `Ridge` on its features predicts from the other
             images; and the lead of this prediction's first class over the second `(3, n)`. NaN if the label is unknown,
             the latter two also without features.
+        predicted: Index of this prediction's first class `(n,)`; -1 where the lead is NaN.
         looks_like: The other class with the largest logit, of each image.
         loss: Mean cross-entropy of the validation images whose label is known (nats); NaN without any.
     """
 
     margins: Tensor
+    predicted: Tensor
     looks_like: list[str]
     loss: float
 
@@ -64,13 +66,15 @@ class KnownLabels(NamedTuple):
         loss = cross_entropy(logits[count:][val_known], val).item() if len(val) and (val >= 0).all() else math.nan
         logits, own = logits[:count].double(), labels.clamp(min=0)
         margins = torch.full((3, count), torch.nan, dtype=torch.float64, device="cpu")
+        first = torch.full_like(labels, -1)
         margins[0, known] = margins_over(own, logits)[known]
         if features is not None and (features := features[:count][known]).isfinite().all():
             predicted = Ridge.fit(features, own[known], width).predict(features, left_out=own[known])
             margins[1, known] = margins_over(own[known], predicted)
-            margins[2, known] = -margins_over(predicted.argmax(1), predicted)
+            first[known] = predicted.argmax(1)
+            margins[2, known] = -margins_over(first[known], predicted)
         others = logits.scatter(1, own[:, None], -torch.inf).argmax(1).tolist()
-        return LabelMargins(margins, [names[other] for other in others], loss)
+        return LabelMargins(margins, first, [names[other] for other in others], loss)
 
 
 class LabelDoubt(NamedTuple):
@@ -104,19 +108,32 @@ class LabelDoubt(NamedTuple):
         return f"labeled {self.label}, looks like {self.looks_like}{since}"
 
 
-def share_of_wrong(left_out: Tensor, leads: Tensor) -> tuple[float, float]:
-    """Estimate the share of wrong labels from mean left-out margins and leads `(n,)`, and that of contradicted ones.
+def share_of_wrong(left_out: Tensor, leads: Tensor, predicted: Tensor) -> tuple[float, float]:
+    """Estimate the share of wrong labels from n images, and return that of contradicted ones, too.
 
     Where the lead is large, a clean label is hardly ever contradicted, and a wrong one nearly always, as it has no part
-    in the lead. So it is the share of margins above 0 there, if wrong labels are as frequent there as elsewhere, and at
-    most that among all. NaN if the margins are unknown, or if too many are above 0.
+    in the lead. So it is the share of margins above 0 there, and at most that among all. The leads are compared among
+    images that look like one class: wrong labels that come from one class all lower its leads. Wrong labels of images
+    with small leads are not counted.
+
+    Args:
+        left_out: Mean left-out margins `(n,)`.
+        leads: Mean leads `(n,)`.
+        predicted: Index of the class that each image looks like `(n,)`.
+
+    Returns:
+        The share of wrong labels, NaN if the margins are unknown, no class has two images, or too many labels are
+        contradicted; and the share of contradicted labels.
     """
     contradicted = (left_out > 0).double()
     among_all = contradicted.mean().item()
     if left_out.isnan().any() or leads.isnan().any() or among_all > MOST:
         return math.nan, among_all
-    sure = contradicted[leads.argsort(descending=True)[: math.ceil(SURE * len(leads))]]
-    return min(sure.mean().item(), among_all), among_all
+    sure = torch.zeros_like(contradicted, dtype=torch.bool)
+    for first in set(predicted.tolist()):
+        alike = (predicted == first).nonzero()[:, 0]
+        sure[alike[leads[alike].argsort(descending=True)[: round(SURE * len(alike))]]] = True
+    return min(contradicted[sure].mean().item(), among_all), among_all
 
 
 class MeanMargins:
@@ -125,7 +142,7 @@ class MeanMargins:
     A network learns wrong labels last, so that they have a large margin for long: Pleiss, Zhang, Elenberg and
     Weinberger, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (2020). When the loss rises, it
     has begun to learn them. The share of wrong labels is the largest estimate since the network knows the classes, as
-    some networks learn them before.
+    some networks learn them before, and the last one as long as it does not.
     """
 
     def __init__(self) -> None:
@@ -143,20 +160,20 @@ class MeanMargins:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; what is missing is as before the first validation."""
-        sums = state_dict.get("sums", torch.zeros(3, 0, device="cpu"))
-        counts = torch.as_tensor(state_dict.get("validations", 0), device="cpu").expand_as(sums)  # 0.4.0: one number
-        # Of the margins of all validations, and how many judged each image. 0.4.0 had no leads.
-        self._sums, self._counts = (pad(part, (0, 0, 0, 3 - len(sums))) for part in (sums, counts))
+        # Of the margins of all validations, and how many judged each image.
+        self._sums: Tensor = state_dict.get("sums", torch.zeros(3, 0, device="cpu"))
+        self._counts: Tensor = state_dict.get("validations", torch.zeros_like(self._sums))
         # First of the last epochs with a margin above 0, -1 without one.
-        self._since: Tensor = state_dict.get("since", self._sums[0])
+        self._since: Tensor = state_dict.get("since", torch.full_like(self._sums[0], -1))
         self._lowest: float = state_dict.get("lowest", math.inf)  # loss
-        # Mean margins, other classes and epochs at the lowest loss, and the largest share up to it, -1 without one.
+        # Mean margins, other classes and epochs at the lowest loss; the share of wrong labels up to it, and whether the
+        # network knew the classes then.
         self._best: dict[str, Any] = state_dict.get("best", {})
 
     def add(self, now: LabelMargins, epoch: int) -> None:
         """Add the margins at a validation, NaN for images that it does not judge; other images begin anew."""
         if self._sums.shape != now.margins.shape:
-            self.load_state_dict({"sums": torch.zeros_like(now.margins), "since": torch.full_like(now.margins[0], -1)})
+            self.load_state_dict({"sums": torch.zeros_like(now.margins)})
         seen = ~now.margins.isnan()
         self._counts, self._sums = self._counts + seen, self._sums + now.margins.where(seen, 0)
         since = torch.where(now.margins[0] > 0, torch.where(self._since < 0, epoch, self._since), -1)
@@ -164,12 +181,16 @@ class MeanMargins:
         if not now.loss > self._lowest:  # if it is unknown, every validation counts
             pairs = zip(seen[0].tolist(), now.looks_like, self._best.get("looks_like", now.looks_like), strict=True)
             looks_like = [new if is_seen else old for is_seen, new, old in pairs]
-            means, share = self._sums / self._counts, self._best.get("share", -1.0)
-            estimate, contradicted = share_of_wrong(*means[1:, ~means[0].isnan()])
-            if contradicted - estimate <= HARD:
-                share = max(share, estimate)
+            means, before = self._sums / self._counts, self._best
+            judged = ~means[0].isnan()
+            share, contradicted = share_of_wrong(means[1, judged], means[2, judged], now.predicted[judged])
+            knows = contradicted - share <= HARD
+            if before.get("knows"):
+                share = max(before["share"], share) if knows else before["share"]
             self._lowest = now.loss
-            self._best = {"means": means, "looks_like": looks_like, "since": self._since, "share": share}
+            knows = knows or before.get("knows", False)
+            self._best = {"means": means, "looks_like": looks_like, "since": self._since}
+            self._best |= {"share": share, "knows": knows}
 
     def ranked_doubts(self, labels: KnownLabels) -> list[LabelDoubt]:
         """Rank the images that were judged by their labels after a first validation, the most doubtful first."""
@@ -177,9 +198,7 @@ class MeanMargins:
         judged = ~means[0].isnan()
         spread = means[:2, judged].std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
         scores = (means[:2] / spread).nan_to_num().sum(0).where(judged, -torch.inf)
-        share = self._best.get("share", -1.0)
-        if share < 0 and len(means) > 2:  # 0.4.0 had neither
-            share = share_of_wrong(*means[1:, judged])[0]
+        share: float = self._best["share"]
         order = scores.argsort(descending=True, stable=True)[: int(judged.sum())].tolist()
         return [
             LabelDoubt(
@@ -190,7 +209,7 @@ class MeanMargins:
                 None if since[place] < 0 else int(since[place]),
                 scores[place].item(),
                 means[1, place].item(),
-                rank < round(share * len(order)) if share >= 0 else None,
+                None if math.isnan(share) else rank < round(share * len(order)),
             )
             for rank, place in enumerate(order)
         ]

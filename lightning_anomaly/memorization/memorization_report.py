@@ -98,7 +98,10 @@ class MemorizationReport(Tabular):
 
     @property
     def labels_in_doubt(self) -> list[int] | None:
-        """The first positions in `label_doubts`, of as many labels as are wrong, by an estimate; None without one."""
+        """The first positions in `label_doubts`, of as many labels as are wrong, by an estimate; None without one.
+
+        Wrong labels of images that are hard for the network are not counted.
+        """
         measured = bool(self.doubts) and self.doubts[0].in_doubt is not None
         return [doubt.position for doubt in self.doubts if doubt.in_doubt] if measured else None
 

@@ -7,6 +7,7 @@ units. Its first stride is smaller, because the original one reduces a 32x32 ima
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -81,18 +82,29 @@ def vgg11_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential
 
 def resnet18(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """ResNet-18 for 32x32 images: a 3x3 stem without pooling, eight of torchvision's blocks, 4,800 filters in all."""
-    layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    for before, width in pairwise((64, 64, 64, 128, 128, 256, 256, 512, 512)):
+    return _resnet(channels, classes, dropout, (64, 64, 64, 128, 128, 256, 256, 512, 512))
+
+
+def resnet8(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """A ResNet of three blocks with 16, 32 and 64 filters, as those for CIFAR-10 are built."""
+    return _resnet(channels, classes, dropout, (16, 16, 32, 64))
+
+
+def _resnet(channels: int, classes: int, dropout: float, widths: Sequence[int]) -> nn.Sequential:
+    """Build a stem of the first width, and one of torchvision's blocks for each further one, strided if it grows."""
+    stem = widths[0]
+    layers = [nn.Conv2d(channels, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU()]
+    for before, width in pairwise(widths):
         stride = 1 if before == width else 2
         shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
         layers.append(BasicBlock(before, width, stride, shortcut if stride == 2 else None))
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(512, classes))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes))
     return nn.Sequential(*layers, *head)
 
 
 NETWORKS = {builder.__name__: builder for builder in (lenet5, alexnet, simple_cnn)}  # those of the paper
 # Experiments choose on the networks above and test on these.
-_HELD_OUT = (simple_cnn_bn, strided_cnn_bn, vgg11_bn, resnet18)
+_HELD_OUT = (simple_cnn_bn, strided_cnn_bn, vgg11_bn, resnet18, resnet8)
 
 
 def build(name: str, channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:

@@ -91,7 +91,7 @@ def _harm() -> Figure:
     axes = figure.subplots(1, 2)
     losses = [f"loss,\npatience\n{patience}" for patience in (3, 5, 10)]
     labels = ["gap and\nloss", "smooth\nloss", "gap\nalone", *losses, "accuracy,\npatience\n10", "to the\nend"]
-    parts = {name: group for name, group in harm.parts(runs("harm")).items() if name != "all"}
+    parts = {name: group for name, group in harm.parts().items() if name != "all"}
     for shift, (marker, (part, group)) in enumerate(zip("os^D", parts.items(), strict=True)):
         for place, rule in enumerate(harm.SHOWN.values()):
             costs = [output.cost(rule, line) for line in group.line]

@@ -13,6 +13,7 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "stopping": stopping.by_network,
     "output_summary": output.summary,
     "harm": harm.new_runs,
+    "harm_accuracy": harm.tried_runs,
     "harm_recorded": harm.recorded_runs,
     "harm_augmented": harm.augmented,
     "h2_gradients": h2.gradients,

@@ -7,8 +7,9 @@ from statistics import fmean, median
 
 import pandas as pd
 
-from lightning_anomaly.memorization.loss_trend import LOSS_PATIENCE, loss_trend
-from recipes.experiments.spec import TUNED_ON
+from lightning_anomaly.memorization.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
+from recipes.common.data import DATA_SETS
+from recipes.experiments.spec import TRIED_ON, TUNED_ON
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.output import PATIENCE, Rule, above, as_others, confirmed, cost, first_above, stopped
 from recipes.experiments.tables.writer import Frame, runs
@@ -21,6 +22,16 @@ def _smoothed(line: Line) -> int | None:
     return next((place for place, trend in enumerate(trends) if trend and trend.waited >= LOSS_PATIENCE), None)
 
 
+def _with_accuracy(line: Line) -> int | None:
+    """Apply the default rule, but wait until the validation accuracy has not improved for as long, either."""
+    rises, losses, accuracies = (signal(line, name) for name in ("confidence_rise", "val_loss", "val_acc"))
+    for place, rise in enumerate(rises):
+        waited = place - accuracies.index(max(accuracies[: place + 1]))
+        if rise > GAP and stalled(loss_trend(losses[: place + 1]), LOSS_PATIENCE) and waited >= LOSS_PATIENCE:
+            return place
+    return None
+
+
 SHOWN: dict[str, Rule] = {
     "gap and loss (the default)": confirmed,
     "validation loss, smoothed, patience 3": _smoothed,
@@ -28,6 +39,7 @@ SHOWN: dict[str, Rule] = {
     **{rule: as_others(rule) for rule in PATIENCE},
     "none: train to the end": lambda line: None,
 }
+_TRIED = {"gap, loss and accuracy": _with_accuracy}
 
 
 def _overfits(line: Line) -> bool:
@@ -36,8 +48,15 @@ def _overfits(line: Line) -> bool:
     return loss[-1] > 1.1 * min(loss)
 
 
-def parts(some: Frame) -> dict[str, Frame]:
+def of_harm(tried: bool) -> Frame:
+    """Read the runs of `harm` that judged the wait for the accuracy, or the others."""
+    some = runs("harm")
+    return some[some.seed.isin(TRIED_ON) == tried]
+
+
+def parts() -> dict[str, Frame]:
     """Split the new runs into parts, the last of which is all runs."""
+    some = of_harm(tried=False)
     small = (some.condition == "plain") & (some.data != "cifar10")
     norm = some.network.str.endswith("bn")
     return {
@@ -66,13 +85,21 @@ def _row(rule: Rule, some: Frame) -> list[str]:
 
 
 def _table(named: Iterable[tuple[str, Frame]]) -> Frame:
-    rows = [[name, rule, *_row(stop, group)] for name, group in named for rule, stop in SHOWN.items()]
+    rows = [[name, rule, *_row(stop, group)] for name, group in named for rule, stop in (SHOWN | _TRIED).items()]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def new_runs() -> Frame:
     """For each part of the new runs: which runs each rule stops, and at what cost."""
-    return _table(parts(runs("harm")).items())
+    return _table(parts().items())
+
+
+def tried_runs() -> Frame:
+    """The columns of `new_runs` for the runs that judged the wait for the accuracy, by whether they overfit."""
+    some = of_harm(tried=True)
+    images = some.data.isin(DATA_SETS).map({True: "from the start: ", False: "photographs: "})
+    ends = some.line.map(_overfits).map({True: "overfitting", False: "healthy"})
+    return _table([*some.groupby(images + ends), ("all", some)])
 
 
 def recorded_runs() -> Frame:
@@ -85,7 +112,7 @@ def recorded_runs() -> Frame:
 def augmented() -> Frame:
     """New runs on CIFAR-10: when the gap opens by plain and by augmented training images."""
     rows = []
-    for line in sorted(runs("harm").line, key=lambda line: str(line["key"])):
+    for line in sorted(of_harm(tried=False).line, key=lambda line: str(line["key"])):
         if line["cell"]["data"] == "cifar10" and "confidence_rise augmented" in line["epochs"][0]:
             curves = [signal(line, name) for name in ("confidence_rise", "confidence_rise augmented")]
             opens = [first_above(curve, 0.05) for curve in curves]
