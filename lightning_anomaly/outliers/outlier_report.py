@@ -230,7 +230,7 @@ class OutlierReport(Tabular):
                 "One image scaled, turned or saved again, or a still scene twice.",
                 [*self._copy_rows(near)],
             ),
-            Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
+            Tab("unreadable", "Cannot be read", "Images that cannot be read, or give no finite values.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", files),
         ]
 

@@ -1,6 +1,9 @@
 // Elements. Text from a report is never parsed as HTML.
 
-/** An element. Attributes that are functions become listeners; `style` is an object of properties. */
+/**
+ * An element. Attributes that are functions become listeners; `style` is an object of properties. Children are texts and
+ * elements, in lists of any depth; null and undefined are left out.
+ */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -9,7 +12,10 @@ export function make(tag, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
+  for (const child of children.flat(Infinity)) {
+    if (typeof child === "string" || child instanceof Node) element.append(child);
+    else if (child !== null && child !== undefined) throw new TypeError(`Found ${child} in <${tag}>.`);
+  }
   return element;
 }
 
