@@ -64,9 +64,9 @@ export function choice(label, options, chosen, change) {
   return make("label", { class: "choice" }, make("span", {}, label), list);
 }
 
-/** A search field that reacts to Enter and to losing the focus. */
+/** A search field that reacts while one types. */
 export function finder(hint, text, change) {
-  const field = make("input", { type: "search", value: text, placeholder: hint, change: () => change(field.value) });
+  const field = make("input", { type: "search", value: text, placeholder: hint, input: () => change(field.value) });
   return make("label", { class: "choice" }, make("span", {}, "Find"), field);
 }
 

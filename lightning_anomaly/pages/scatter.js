@@ -97,7 +97,8 @@ export class Scatter {
   zoom(factor, left = null, top = null) {
     const { area, view, points } = this;
     const pinned = points.samples.indexOf(this.pinned);
-    if (left === null && pinned >= 0) return this.zoom(factor, this.across(points.x[pinned]), this.down(points.y[pinned]));
+    if (left === null && pinned >= 0)
+      return this.zoom(factor, this.across(points.x[pinned]), this.down(points.y[pinned]));
     const [u, v] = left === null ? [0.5, 0.5] : [(left - area.left) / area.width, 1 - (top - area.top) / area.height];
     const scaled = (low, high, at) => {
       const [fixed, size] = [low + at * (high - low), (high - low) / factor];
