@@ -111,7 +111,7 @@ class OutlierReport(Tabular):
         """Describe what is unusual about an image's look, content and label, the larger score first.
 
         Only scores above 95% of those of ordinary images get a reason, or above 80% if a single property of the pixels
-        is clearly odd: damage of many images hides itself.
+        is clearly odd: what is wrong with many images looks ordinary.
 
         Raises:
             ValueError: If `position` is not in the data set.
@@ -254,6 +254,7 @@ class OutlierReport(Tabular):
         lead = [
             f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
             *self._cautions(),
+            *(note for name, note in self.notes.items() if name == "labels"),
             "Tick what should go, in any list; save the lists, and move what you ticked with the lines in its list.",
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
@@ -302,7 +303,7 @@ class OutlierReport(Tabular):
         for tab in self.tabs(1):
             if tab.rows and tab.name not in (*ODD_VIEWS, "unreadable"):
                 named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
-                sentences.append(f"{tab.title}: {tab.count:,}. {listed(named)}.")
+                sentences.append(f"{tab.title}: {tab.count:,}." + (f" {listed(named)}." if named else ""))
         return [*sentences, *self._cautions(), *(f"note: {note}" for note in self.notes.values())]
 
     def _cautions(self) -> list[str]:

@@ -31,6 +31,7 @@ export class Gallery {
     const rows = this.tabs.flatMap((tab) => tab.rows);
     this.images = new Map(rows.reverse().map((row) => [row.key, row])); // as the first list has them
     this.verdicts = new Map(rows.filter((row) => row.verdict).map((row) => [row.key, row.verdict]));
+    this.relabel = () => {}; // buttons of a list
     this.before = null; // the verdicts before many were changed at once
     this.store = `lightning_anomaly.verdicts.${this.key}`;
     try {
@@ -55,7 +56,7 @@ export class Gallery {
 
   /** A list by its name; that of the ticked images is made when it is shown. */
   tab(name) {
-    const about = "What you have ticked in all lists.";
+    const about = "What goes aside or to another class: save the lists, and run these lines beside verdicts.csv.";
     return name === "ticked"
       ? { name, title: "Ticked", about, rows: this.ticked }
       : this.tabs.find((tab) => tab.name === name);
@@ -88,6 +89,7 @@ export class Gallery {
 
   /** Shows the verdicts everywhere. */
   update() {
+    this.relabel();
     for (const box of document.querySelectorAll("[data-key]"))
       box.checked = this.verdicts.get(box.dataset.key) === box.dataset.verdict;
     const counts = tally(this.verdicts.values());
@@ -113,9 +115,11 @@ export class Gallery {
   }
 }
 
-/** The rows of a list with a text in their name or class. */
+/** The rows of a list with a text in their name, class or reason. */
 const found = (tab, { find = "" }) =>
-  tab.rows.filter((row) => !find || [row.name, row.label].some((name) => isMeant(row.position, name, find)));
+  tab.rows.filter(
+    (row) => !find || [row.name, row.label, row.reason].some((name) => isMeant(row.position, name, find)),
+  );
 
 /** The address of an image; that of a sample has its scores and filters too. */
 const rowAddress = (tab, row, query) =>
@@ -243,13 +247,14 @@ const sentences = (texts) => texts.map((text) => make("p", {}, prose(text)));
 function listPage(gallery, tab, query) {
   const rows = found(tab, query);
   let shown = [];
-  const offered = () => (tab.copies ? shown.filter((row) => row.spare) : shown);
-  const others = () => shown.filter(({ key }) => !gallery.verdicts.has(key));
-  const tickAll = make("button", { click: () => gallery.judge(offered(), "ticked", true) });
-  const drawn = (groups) => {
-    shown = groups.flat();
-    tickAll.textContent = `Tick the ${number(offered().length)} ${tab.copies ? "that can go" : "shown"}`;
-    tickAll.hidden = !offered().length;
+  const rest = () => shown.filter(({ key }) => !gallery.verdicts.has(key));
+  const spared = () => (tab.copies ? rest().filter((row) => row.spare) : rest());
+  const tickRest = make("button", { click: () => gallery.judge(spared(), "ticked", true) });
+  const findRight = make("button", { click: () => gallery.judge(rest(), "right", true) }, "The rest shown is right");
+  gallery.relabel = () => {
+    tickRest.textContent = `Tick the ${number(spared().length)} ${tab.copies ? "that can go" : "shown"}`;
+    tickRest.hidden = !spared().length;
+    findRight.hidden = !rest().length;
   };
   const content = [
     div("lead", sentences(gallery.lead)),
@@ -257,11 +262,9 @@ function listPage(gallery, tab, query) {
     tab.name === "ticked" ? make("pre", {}, gallery.move) : null,
     div(
       "choices",
-      finder("number, name or class", query.find ?? "", (find) => visit(address([tab.name], { find }))),
-      tickAll,
-      rows.length
-        ? make("button", { click: () => gallery.judge(others(), "right", true) }, "The rest shown is right")
-        : null,
+      finder("number, name, class, reason", query.find ?? "", (find) => visit(address([tab.name], { find }))),
+      tickRest,
+      findRight,
       statusLine(count(rows.length, "image")),
     ),
     pages(
@@ -276,7 +279,10 @@ function listPage(gallery, tab, query) {
           : card(gallery, tab, group, query),
       tab.copies ? "sets" : "cards",
       "No image matches.",
-      drawn,
+      (groups) => {
+        shown = groups.flat();
+        gallery.relabel();
+      },
     ),
     gallery.details.length
       ? make("details", {}, make("summary", {}, "About this search"), sentences(gallery.details))

@@ -239,6 +239,12 @@ class TestPage:
         assert "filed under a, looks like b" in page.text(".card >> nth=0")
         assert page.page.locator(".nearest").first.locator("a").count() == 3
         assert page.page.locator(".nearest").nth(1).locator("a").count() == 2
+        page.find("one shade")
+        assert cards(page) == []
+        page.go("#/faults")
+        page.find("one shade")
+        assert cards(page) == ["0/9.png", "0/11.png"]
+        page.go("#/label")
         page.find("105")
         assert cards(page) == ["1/105.png"]
         page.open(page.hash)
@@ -268,7 +274,7 @@ class TestPage:
         assert f"{len(named) - 1} image" in page.text(".ticked-bar")
         assert not page.page.get_by_role("button", name="Undo").is_visible()
         page.go("#/look")
-        page.page.get_by_role("button", name="Tick the 60 shown").click()
+        page.page.get_by_role("button", name="Tick the").click()
         page.page.get_by_role("button", name="Undo").click()
         assert f"{len(named) - 1} image" in page.text(".ticked-bar")
 
@@ -290,6 +296,7 @@ class TestPage:
         assert verdicts[119]["move_to"].endswith("/b/119.png")
         page.go("#/ticked")
         assert cards(page) == ["a/119.png"]
+        assert not page.page.get_by_role("button", name="shown").filter(visible=True).count()  # a move stays one
 
     def test_copies_are_one_card_whose_verdict_is_that_of_all(self, opened):
         report = made_up()
