@@ -40,6 +40,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--reference", type=Path, metavar="PATH", help="folder of ordinary images; default: some of --data")
     top_help = "oddest images to list by look and by content, default: %(default)s"
     add("--top", type=_positive_option, default=100, metavar="COUNT", help=top_help)
+    reviewed_help = "verdicts.csv of an earlier search: what is right there is in no list"
+    add("--reviewed", type=Path, metavar="FILE", help=reviewed_help)
     add("--all", action="store_true", help="write a row for every image into the table")
     add("--device", type=_device_option, help="device of the network, such as cuda, default: cpu")
     workers_help = "processes that read the images, default: one for each core on Linux, if there are many images"
@@ -70,6 +72,9 @@ def _check_options(options: argparse.Namespace) -> None:
         if folder is not None and not folder.is_dir():
             found = "a file" if folder.exists() else "nothing"
             raise ValueError(f"`{option}` should be a folder of images. Found {found} at `{folder}`.")
+    if options.reviewed is not None and not options.reviewed.is_file():
+        found = "a folder" if options.reviewed.exists() else "nothing"
+        raise ValueError(f"`--reviewed` should be a file that the page saved. Found {found} at `{options.reviewed}`.")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=options.output).close()
@@ -97,14 +102,16 @@ def _search_folder(options: argparse.Namespace) -> None:
     print(f"network: {name}, pretrained on ImageNet")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table has the notes
-        report = find_outliers(images, model.to(options.device), reference, class_names=class_names)
+        report = find_outliers(
+            images, model.to(options.device), reference, class_names=class_names, reviewed=options.reviewed
+        )
     print(report)
     page = _unused_page_name(options.output / "outliers.html")
     report.save_html(page, top=options.top)
     report.save_csv(page.with_suffix(".csv"), options.top, every=options.all)
     print(f"the same lists as a table: {page.with_suffix('.csv')}")
     print(f"to look through them and tick what should go: open {page}")
-    print(f"to move what you ticked, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}", end="")
+    print(f"to move the files, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}", end="")
 
 
 def _unused_page_name(page: Path) -> Path:

@@ -98,12 +98,23 @@ def test_a_reference_and_a_top_are_used_and_a_second_run_overwrites_nothing(fold
     command("outliers", *options)
     assert "60 calibration images" in capsys.readouterr().out
     rows = rows_of(tmp_path / "found" / "outliers.csv")
-    assert {name: row["list"] for name, row in rows.items()} == {"odd.png": "look; content", "008.png": "identical"}
+    assert {name: row["list"] for name, row in rows.items()} == {
+        "odd.png": "look; content",
+        "008.png": "identical; faults",
+    }
     (tmp_path / "found" / "outliers.csv").unlink()
     command("outliers", *options)
     assert f"open {tmp_path / 'found' / 'outliers-2.html'}" in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "found").iterdir()}
     assert written == {"outliers.html", "outliers-2.html", "outliers-2.csv"}
+
+
+@pytest.mark.usefixtures("pretrained")
+def test_what_was_found_right_before_is_in_no_list(folder, tmp_path):
+    (tmp_path / "verdicts.csv").write_text("name,verdict\nright/004.png,right\nright/005.png,ticked\n")
+    command("outliers", "--data", folder, "--reviewed", tmp_path / "verdicts.csv", "--output", tmp_path)
+    rows = rows_of(tmp_path / "outliers.csv")
+    assert {name: row["verdict"] for name, row in rows.items() if row["list"] == "right"} == {"right/004.png": "right"}
 
 
 @pytest.mark.parametrize(
@@ -112,6 +123,7 @@ def test_a_reference_and_a_top_are_used_and_a_second_run_overwrites_nothing(fold
         ({"--data": "absent"}, "`--data` should be a folder of images. Found nothing at `absent`"),
         ({"--data": "."}, "`.` should hold images. Found no file"),
         ({"--reference": __file__}, "`--reference` should be a folder of images. Found a file"),
+        ({"--reviewed": "absent"}, "`--reviewed` should be a file that the page saved. Found nothing at `absent`"),
         ({"--output": f"{__file__}/below"}, "`--output` should be a folder that can be written to"),
         ({"--top": 0}, "Found '0'"),
         ({"--device": "abacus"}, "Found 'abacus'"),

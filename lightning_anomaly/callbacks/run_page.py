@@ -29,7 +29,7 @@ import csv
 from torch.utils.data import Subset
 
 with open("verdicts.csv", encoding="utf-8") as file:
-    rows = [row for row in csv.DictReader(file) if row["verdict"] and "training labels" in row["list"]]
+    rows = [row for row in csv.DictReader(file) if row["verdict"] == "ticked" and "training labels" in row["list"]]
 wrong = {int(row["position"]) for row in rows}
 train = Subset(train, [position for position in range(len(train)) if position not in wrong])"""
 

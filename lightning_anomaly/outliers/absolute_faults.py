@@ -13,7 +13,6 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly.scores.pixels import pixel_names
 
 _DARK, _LIGHT = 0.2, 0.8  # shade of the brightest pixel of a dark image, and of the darkest of a light one, from 0 to 1
@@ -31,18 +30,12 @@ def pixel_faults(pixels: Tensor) -> Tensor:
     return torch.stack([highest < _DARK, lowest > _LIGHT, highest - lowest <= _SHADE, color <= _GRAY], 1)
 
 
-def describe_faults(answers: Tensor, files: Sequence[str], names: Sequence[str]) -> str:
-    """Say how many of N images have a fault, by `pixel_faults` `(N, 4)` and their files; empty if none."""
+def find_faults(answers: Tensor, files: Sequence[str]) -> dict[str, list[int]]:
+    """Return the positions of the images that have each fault, by `pixel_faults` `(N, 4)` and their files."""
     found = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
     if 2 * len(found["gray among color"]) > len(files):
         found["gray among color"] = []
-    found |= _size_faults(files)
-    parts = [
-        f"{fault}: {len(places):,} ({listed([names[place] for place in places], limit=3)})"
-        for fault, places in found.items()
-        if places
-    ]
-    return f"Judged one by one, of {len(files):,} images: {'; '.join(parts)}." if parts else ""
+    return {fault: places for fault, places in {**found, **_size_faults(files)}.items() if places}
 
 
 def _size_faults(files: Sequence[str]) -> dict[str, list[int]]:

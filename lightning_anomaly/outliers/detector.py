@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lightning_anomaly.outliers.search import (
     search_source,
     search_without_reference,
 )
+from lightning_anomaly.pages.gallery import read_reviewed
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
 from lightning_anomaly.scores.look_score import Look
@@ -159,6 +161,7 @@ class OutlierDetector:
         *,
         batch_size: int | None = None,
         labels: Sequence[Any] | None = None,
+        reviewed: str | Path | None = None,
         progress: bool | None = None,
     ) -> OutlierReport:
         """Score every image of a data set and report the most unusual ones.
@@ -169,6 +172,8 @@ class OutlierDetector:
             batch_size: See `fit`.
             labels: The class of each image, a name or number; None for those unknown. By default they are those in the
                 batches, or else the data set's `targets`. They count if the reference has such classes too.
+            reviewed: A CSV file that the page of an earlier search saved. Images that have the verdict "right" there,
+                by their names, are left out of the lists.
             progress: See `analyze`.
 
         Returns:
@@ -180,9 +185,10 @@ class OutlierDetector:
             ValueError: If the images cannot be read or differ in shape from the reference, only one of the two came
                 with whole images, or an argument is not allowed.
         """
-        reader = self._image_reader(progress)
+        reader, right = self._image_reader(progress), read_reviewed(reviewed)
         source = open_scaled(images, "images", batch_size, labels=labels)
         report = search_source(reader, source, self._fitted_state(), self.notes, self._reference)
+        report = replace(report, reviewed=right)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
 
@@ -207,7 +213,7 @@ class OutlierDetector:
             - `filed_under` and `looks_like`: classes, empty if unknown
             - `error`: why an image cannot be read, empty if it can
             - `name` and `split`: of images that have files
-            - `faults` `(n, 4)`: answers for the report's `absolute`
+            - `faults` `(n, 4)`: answers for the report's `faults`
 
             Columns that nothing is known of are missing.
         """
@@ -307,6 +313,7 @@ def find_outliers(
     batch_size: int | None = None,
     max_reference: int = _MAX_REFERENCE,
     labels: Sequence[Any] | None = None,
+    reviewed: str | Path | None = None,
     progress: bool | None = None,
 ) -> OutlierReport:
     """Score every image of a data set by how unusual it is among the images of a reference, or among all of them.
@@ -327,6 +334,7 @@ def find_outliers(
         batch_size: See `OutlierDetector.fit`.
         max_reference: See `OutlierDetector.fit`. Without a reference, they are drawn by class.
         labels: See `OutlierDetector.search`.
+        reviewed: See `OutlierDetector.search`.
         progress: See `analyze`.
 
     Returns:
@@ -341,16 +349,17 @@ def find_outliers(
         >>> find_outliers(images, nn.Conv2d(1, 4, 3)).top(1)
         [7]
     """
+    right = read_reviewed(reviewed)
     if model is None:
         _, model, names = load_pretrained()
         class_names = class_names or names
     detector = OutlierDetector(model, class_names)
     if reference is not None:
         detector.fit(reference, batch_size=batch_size, max_reference=max_reference, progress=progress)
-        return detector.search(images, batch_size=batch_size, labels=labels, progress=progress)
+        return detector.search(images, batch_size=batch_size, labels=labels, reviewed=reviewed, progress=progress)
     limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
     source = open_scaled(images, "images", batch_size, labels=labels)
     reader = ImageReader(model, detector.class_names, progress)
-    report = search_without_reference(reader, source, limit)
+    report = replace(search_without_reference(reader, source, limit), reviewed=right)
     warn_of(report.notes)
     return report

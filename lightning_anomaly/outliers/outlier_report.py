@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +17,15 @@ from lightning_anomaly._internal.tabular import Tabular, listed
 from lightning_anomaly.images.folder_images import read_image
 from lightning_anomaly.images.thumbnails import data_uri
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
-from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
-from lightning_anomaly.pages.html_page import BrowserFile, usual_score, write_page
+from lightning_anomaly.outliers.outlier_lists import OutlierLists
+from lightning_anomaly.pages.gallery import Tab, gallery_page, write_csv
+from lightning_anomaly.pages.html_page import BrowserFile, write_page
 from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, ordered_reasons, scores_by_view
 
 TOP = 100  # images in the lists of look and content, by default
-_LARGE, _SMALL = 512, 256  # sides of the copies on the page: of the first images of each list, and of the others
+# Sides of the copies on the page: of the first images of each list, of the others, and of those beside one.
+_LARGE, _SMALL, _BESIDE = 512, 256, 144
 _LARGE_COUNT = 24
-_SCORED = {
-    "look": ("Look", "Images whose pixels are unlike those of the others"),
-    "content": ("Content", "Images in which the network sees something else than in the others, or of their class"),
-    "label": ("Filed elsewhere", "Images that look like another class"),
-}
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
 
 
@@ -56,13 +51,17 @@ class OutlierReport(Tabular):
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
         duplicates_left_out: Why near duplicates may be missing; empty if none should be.
         skipped: Files of a folder that are no images, and why, see `FolderImages`.
-        absolute: What holds for images whatever the others are, such as being dark or tiny, in a sentence; empty if
-            nothing does, and unless a `FolderImages` was searched.
+        faults: Positions of the images that are dark, tiny, narrow and the like, whatever the others are, by fault;
+            empty unless a `FolderImages` was searched.
         whites: What is white in files of more than 8 bits, see `FolderImages`.
         feature_layer: What the content scores compare, in words; empty without them.
         splits: The part of the data that each image is of, such as train or val, see `FolderImages`; None if unknown.
         labels: The class of each image, None if that is unknown; None without any.
         looks_like: The class that each image looks like most; None without label scores.
+        nearest: Positions of the three images of its class, and of that it looks like, whose features are nearest to
+            those of each image that looks like another class `(N, 2, 3)`; -1 for none. None with a reference.
+        reviewed: Names of the images that a reader found right before, see `find_outliers`: they are in a list of their
+            own only.
     """
 
     scores: Tensor
@@ -80,12 +79,14 @@ class OutlierReport(Tabular):
     duplicates: Sequence[DuplicateGroup] = ()
     duplicates_left_out: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    absolute: str = ""
+    faults: Mapping[str, Sequence[int]] = field(default_factory=dict)
     whites: Mapping[str, float] = field(default_factory=dict)
     feature_layer: str = ""
     splits: Sequence[str] | None = None
     labels: Sequence[str | None] | None = None
     looks_like: Sequence[str] | None = None
+    nearest: Tensor | None = None
+    reviewed: Collection[str] = frozenset()
 
     @property
     def look_scores(self) -> Tensor:
@@ -110,7 +111,7 @@ class OutlierReport(Tabular):
         """Describe what is unusual about an image's look, content and label, the larger score first.
 
         Only scores above 95% of those of ordinary images get a reason, or above 80% if a single property of the pixels
-        is clearly odd: damage of many images hides itself.
+        is clearly odd: what is wrong with many images looks ordinary.
 
         Raises:
             ValueError: If `position` is not in the data set.
@@ -167,12 +168,13 @@ class OutlierReport(Tabular):
     @cached_property
     def leaks(self) -> list[DuplicateGroup]:
         """The groups of duplicates that are in several parts of the data, such as train and val."""
-        return [group for group in self.duplicates if len(self._splits_in(group)) > 1]
+        return [group for group in self.duplicates if len(self.splits_in(group)) > 1]
 
     def _labels_in(self, group: DuplicateGroup) -> list[str]:
         return sorted({label for place in group.positions if self.labels and (label := self.labels[place])})
 
-    def _splits_in(self, group: DuplicateGroup) -> list[str]:
+    def splits_in(self, group: DuplicateGroup) -> list[str]:
+        """Return the parts of the data that a group of duplicates is in."""
         return sorted({self.splits[place] for place in group.positions} - {""}) if self.splits else []
 
     @cached_property
@@ -195,96 +197,27 @@ class OutlierReport(Tabular):
     def _reasons(self, position: int) -> str:
         return "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items())
 
-    def _image_name(self, position: int) -> str:
+    def image_name(self, position: int) -> str:
+        """Return the file of an image, or else what tells it from the others."""
         return f"image {position}" if self.names is None else self.names[position]
-
-    def _absolute_path(self, name: str) -> str:
-        return os.path.abspath(os.path.join(self.folder, name))
 
     def tabs(self, top: int = TOP) -> list[Tab]:
         """Return what is to be looked at as lists.
 
         They are "look" and "content" with up to `top` images, "label" for images that look like another class, "twice"
-        for identical images in several classes, "identical" and "near" for duplicates, "unreadable" and "skipped".
+        for identical images in several classes, "identical" and "near" for duplicates, "faults", "unreadable",
+        "skipped", and "right" for images that were `reviewed`. Copies that are in a list of scores count as one image.
         `save_html` and `save_csv` write them.
         """
-        usual, lists = self._usual_scores, list[Tab]()
-        for view, (title, about) in _SCORED.items():
-            if view in self.views:
-                chosen = self.filed_elsewhere if view == "label" else self.top(top, by=view)
-                about += f", the largest score first. 95% of the images have a score below {usual[view]:.1f}."
-                lists.append(Tab(view, title, about, [self._scored_row(position, view) for position in chosen]))
-        identical, near = ([group for group in self.duplicates if group.identical is kind] for kind in (True, False))
-        broken = [
-            self._row(position, reason=self.outlier_reasons(position).get("file", "gives NaN or infinite values"))
-            for position in self.unusable
-        ]
-        files = [Row(name, path=self._absolute_path(name), reason=why) for name, why in self.skipped.items()]
-        return [
-            *lists,
-            Tab("twice", "In several classes", "Identical images, side by side.", [*self._copy_rows(self.filed_twice)]),
-            Tab("identical", "Identical", "Images with equal pixels, side by side.", [*self._copy_rows(identical)]),
-            Tab(
-                "near",
-                "Near duplicates",
-                "One image scaled, turned or saved again, or a still scene twice.",
-                [*self._copy_rows(near)],
-            ),
-            Tab("unreadable", "Cannot be read", "Images that cannot be read or give NaN.", broken),
-            Tab("skipped", "Skipped", "Files that are no images.", files),
-        ]
-
-    @cached_property
-    def _usual_scores(self) -> dict[str, float]:
-        return {view: usual_score(known.scores) for view, known in self.views.items()}
-
-    def _row(self, position: int, **given: Any) -> Row:
-        reasons = self.outlier_reasons(position)
-        scores = {view: known.scores[position].item() for view, known in self.views.items()}
-        return Row(
-            self._image_name(position),
-            position,
-            path="" if self.names is None else self._absolute_path(self.names[position]),
-            label=("" if self.labels is None else self.labels[position]) or "",
-            looks_like=self.looks_like[position] if self.looks_like and "label" in reasons else "",
-            bars=[
-                (view, score, self._usual_scores[view], reasons.get(view, ""))
-                for view, score in scores.items()
-                if not math.isnan(score)
-            ],
-            **given,
-        )
-
-    def _scored_row(self, position: int, view: str) -> Row:
-        """Return a row of a list that a view orders, with its p-value if there is one."""
-        note = ""
-        if self.n_calibration:
-            note = f"p-value {self.view_p_values[view][position].item():.2g}"
-            note += ", significant" if position in self.significant else ""
-        score, reason = self.views[view].scores[position].item(), self.views[view].reasons[position]
-        return self._row(position, score=score, reason=reason, note=note)
-
-    def _copy_rows(self, groups: Sequence[DuplicateGroup]) -> Iterator[Row]:
-        """Return the rows of groups of duplicates; each but the first says what it is a copy of."""
-        for number, group in enumerate(groups):
-            known = [name if isinstance(name, str) else f"image {name}" for name in group.reference]
-            other = f"{listed(known)} of the reference" if known else ""
-            splits = self._splits_in(group)
-            leak = f"a leak, in {' and '.join(splits)}" if len(splits) > 1 else ""
-            for place, position in enumerate(group.positions):
-                reason = other and f"{'as' if group.identical else 'like'} {other}"
-                twice = self._reasons_of_filed_twice.get(position, {}).get("label", "") if group.identical else ""
-                if place and not group.identical:
-                    reason += f", details correlate {group.correlations[place]:.2f}"
-                yield self._row(position, group=number, reason="; ".join(filter(None, [reason, twice, leak])))
-                other = self._image_name(group.positions[0])
+        return OutlierLists(self).tabs(top)
 
     def save_csv(self, path: str | Path, top: int = TOP, *, every: bool = False) -> None:
         """Write the lists of `tabs` as a CSV file, each image once.
 
-        Columns are path (absolute), name, class, list, verdict, position, score (of the first list), looks_like, reason
-        and each of the scores, such as look_score. The verdict is empty: the page fills it for ticked images. Texts
-        that a spreadsheet would take for formulas begin with `./`.
+        Columns are path (absolute), name, class, list, verdict, position, score (of the first list), looks_like,
+        move_to (where the file would be in that class), reason and each of the scores, such as look_score. The page
+        fills the verdict: "ticked", "move" or "right". Texts that a spreadsheet would take for formulas begin with
+        `./`.
 
         Args:
             path: Where to write it; missing folders are created.
@@ -295,7 +228,8 @@ class OutlierReport(Tabular):
         tabs = self.tabs(check_integer("top", top, 1))
         if every:
             others = {*range(len(self.scores))}.difference(row.position for tab in tabs for row in tab.rows)
-            tabs.append(Tab("", "", "", [self._row(place, reason=self._reasons(place)) for place in sorted(others)]))
+            row = OutlierLists(self).row
+            tabs.append(Tab("", "", "", [row(place, reason=self._reasons(place)) for place in sorted(others)]))
         write_csv(path, tabs)
 
     def save_html(self, path: str | Path, title: str | None = None, top: int = TOP) -> BrowserFile:
@@ -314,22 +248,32 @@ class OutlierReport(Tabular):
             The file; a notebook shows the page.
         """
         tabs = self.tabs(check_integer("top", top, 1))
-        for tab in tabs:
-            for place, row in enumerate(tab.rows[:top]):
-                if row.position is not None:
-                    side = _LARGE if place < _LARGE_COUNT else _SMALL
-                    row.picture = self._picture(row.path, row.position, side)
-        found = [f"{len(tab.rows):,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
+        self._draw_rows(tabs, top)
+        found = [f"{tab.count:,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
         odd = "the oddest come first in look and content" if self.views else ""
         lead = [
             f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
             *self._cautions(),
-            "Tick what should go, in any list; then save the lists, and move what you ticked.",
+            *(note for name, note in self.notes.items() if name == "labels"),
+            "Tick what should go, in any list; save the lists, and move what you ticked with the lines in its list.",
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
         title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
         details = [sentence for sentence in self._sentences() if sentence not in lead]
         return write_page(path, gallery_page(title, lead, tabs, Path(path).parent, details))
+
+    def _draw_rows(self, tabs: Sequence[Tab], top: int) -> None:
+        """Give the first rows of each list small copies of their images, and of those to compare them with."""
+        drawn, lists = dict[tuple[int, int], str | None](), OutlierLists(self)
+        for tab in tabs:
+            for place, row in enumerate(tab.rows[:top]):
+                row.nearest = lists.nearest_rows(row) if tab.name == "label" else ()
+                beside = [(other, _BESIDE) for _, others in row.nearest for other in others]
+                for each, side in [(row, _LARGE if place < _LARGE_COUNT else _SMALL), *beside]:
+                    if each.position is not None:
+                        if (key := (each.position, side)) not in drawn:
+                            drawn[key] = self._picture(each.path, each.position, side)
+                        each.picture = drawn[key]
 
     def _picture(self, file: str, position: int, side: int) -> str | None:
         """Draw a small copy of an image's file, or of what was read, if there is one."""
@@ -344,7 +288,7 @@ class OutlierReport(Tabular):
         top = self.top(10)
         columns = {"position": [str(position) for position in top]}
         if self.names is not None:
-            columns["name"] = [self._image_name(position) for position in top]
+            columns["name"] = [self.image_name(position) for position in top]
         columns["score"] = [f"{self.scores[position]:.1f}" for position in top]
         if self.n_calibration:
             columns["p-value"] = [f"{self.p_values[position]:.4f}" for position in top]
@@ -359,15 +303,15 @@ class OutlierReport(Tabular):
         for tab in self.tabs(1):
             if tab.rows and tab.name not in (*ODD_VIEWS, "unreadable"):
                 named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
-                sentences.append(f"{tab.title}: {len(tab.rows):,}. {listed(named)}.")
+                sentences.append(f"{tab.title}: {tab.count:,}." + (f" {listed(named)}." if named else ""))
         return [*sentences, *self._cautions(), *(f"note: {note}" for note in self.notes.values())]
 
     def _cautions(self) -> list[str]:
-        """Say what nobody should miss: leaks, what was not sought, and what holds for many images."""
-        splits = sorted({name for group in self.leaks for name in self._splits_in(group)})
+        """Say what nobody should miss: leaks, and what was not sought."""
+        splits = sorted({name for group in self.leaks for name in self.splits_in(group)})
         count = "1 set of copies lies" if len(self.leaks) == 1 else f"{len(self.leaks):,} sets of copies lie"
         leak = f"A leak: {count} in more than one of {' and '.join(splits)}." if splits else ""
-        return [sentence for sentence in (leak, self.duplicates_left_out, self.absolute) if sentence]
+        return [sentence for sentence in (leak, self.duplicates_left_out) if sentence]
 
     def _headline(self) -> str:
         count, found, known = len(self.scores), len(self.significant), self.n_calibration

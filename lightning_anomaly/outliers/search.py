@@ -17,10 +17,11 @@ from lightning_anomaly.images.folder_images import decoded_hashes
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.loaders import shuffled
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
-from lightning_anomaly.outliers.absolute_faults import describe_faults, pixel_faults
+from lightning_anomaly.outliers.absolute_faults import find_faults, pixel_faults
 from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader
-from lightning_anomaly.outliers.outlier_report import OutlierReport
+from lightning_anomaly.outliers.nearest_images import NearestImages
+from lightning_anomaly.outliers.outlier_report import TOP, OutlierReport
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.label_score import Label
 from lightning_anomaly.scores.scale import conformal_p_values
@@ -204,7 +205,10 @@ def score_source(
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
     whole = source.whole_shape is not None  # of a `FolderImages`, in shades of 0 to 1
-    part = join_columns([_score_batch(batch, state, number < len(read), whole) for number, batch in enumerate(batches)])
+    nearest = NearestImages.of(read, state.label.names) if read and state.label is not None else None
+    part = join_columns(
+        [_score_batch(batch, state, number < len(read), whole, nearest) for number, batch in enumerate(batches)]
+    )
     count = len(source)
     errors = [source.unreadable.get(place, "") for place in range(count)]
     part["score"][[error != "" for error in errors]] = np.inf
@@ -213,7 +217,9 @@ def score_source(
     return part | {name: _text_column(known) for name, known in texts.items() if known is not None}
 
 
-def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) -> dict[str, np.ndarray]:
+def _score_batch(
+    batch: Batch, state: DetectorState, fitted: bool, whole: bool, nearest: NearestImages | None
+) -> dict[str, np.ndarray]:
     """Score a batch, which is one of the fit or not; return the columns of a part, and positions."""
     _check_searched_features(batch.samples, state)
     views, looks_like = score_views(state.views, batch.samples), list[str]()
@@ -223,6 +229,7 @@ def _score_batch(batch: Batch, state: DetectorState, fitted: bool, whole: bool) 
     tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
     tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
     tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
+    tensors["nearest"] = None if nearest is None else nearest.of_batch(batch, looks_like)
     for values, ending in ((scores, "score"), (_search_p_values(scores, state), "p_value")):
         tensors |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
     columns = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
@@ -277,7 +284,8 @@ def make_outlier_report(
         unreadable={place: error for place, error in enumerate(texts["error"]) if error},
         duplicates=duplicates,
         duplicates_left_out=problem,
-        absolute=describe_faults(numbers["faults"], files, names) if names is not None and "faults" in numbers else "",
+        faults=find_faults(numbers["faults"], files) if names is not None and "faults" in numbers else {},
+        nearest=numbers.get("nearest"),
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
         splits=texts.get("split"),
         labels=[label or None for label in texts["filed_under"]] if any(texts["filed_under"]) else None,
@@ -299,6 +307,8 @@ def _search_p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict
 def _draw_search_results(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
     """Draw the images small that are in lists, unless the page can read them from files."""
     listed = {row.position: None for tab in report.tabs() for row in tab.rows if not os.path.isfile(row.path)}
+    if listed and report.nearest is not None:
+        listed |= dict.fromkeys(report.nearest[report.filed_elsewhere[:TOP]].clamp(min=0).flatten().tolist())
     places = [place for place in listed if place is not None and place not in source.unreadable]
     pictures = dict[int, Tensor]()
     for positions, _, whole in source.with_whole(places):

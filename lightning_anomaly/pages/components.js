@@ -18,8 +18,10 @@ export const filterAddress = (report, { layer, filter }, query) =>
   address(["filter", report.layers[layer].name, filter], query);
 export const sampleAddress = (sample, query) => address(["sample", sample], query);
 
+/** Goes to an address; while one types in a search field, it replaces the last one. */
 export function visit(hash) {
-  window.location.hash = hash;
+  if (document.activeElement?.type === "search") window.location.replace(window.location.href.split("#")[0] + hash);
+  else window.location.hash = hash;
 }
 
 /** A sample's image, or its number if there are no images. */
@@ -170,8 +172,12 @@ export const titleRow = (heading, steps) => div("title-row", heading, steps);
 
 const reached = new Map(); // how many items of a list were shown
 
-/** The first items of a list, and a button for more; a text if the list is empty. */
-export function pages(items, size, draw, className, emptyText) {
+/**
+ * The first items of a list, and a button for more; a text if the list is empty. `drawn` is called with the items that
+ * are shown.
+ */
+export function pages(items, size, draw, className, emptyText, drawn = () => {}) {
+  drawn([]);
   if (!items.length) return emptyState(emptyText);
   const key = [className, items.length, window.location.hash.split("?")[1]].join();
   const list = div(className);
@@ -183,6 +189,7 @@ export function pages(items, size, draw, className, emptyText) {
     more.hidden = shown === items.length;
     more.textContent = `Show more (${items.length - shown} left)`;
     reached.set(key, shown);
+    drawn(items.slice(0, shown));
   };
   const before = reached.get(key) ?? 0;
   do add();

@@ -1,6 +1,9 @@
 // Elements. Text from a report is never parsed as HTML.
 
-/** An element. Attributes that are functions become listeners; `style` is an object of properties. */
+/**
+ * An element. Attributes that are functions become listeners; `style` is an object of properties. Children are texts and
+ * elements, in lists of any depth; null and undefined are left out.
+ */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -9,7 +12,10 @@ export function make(tag, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
+  for (const child of children.flat(Infinity)) {
+    if (typeof child === "string" || child instanceof Node) element.append(child);
+    else if (child !== null && child !== undefined) throw new TypeError(`Found ${child} in <${tag}>.`);
+  }
   return element;
 }
 
@@ -58,9 +64,9 @@ export function choice(label, options, chosen, change) {
   return make("label", { class: "choice" }, make("span", {}, label), list);
 }
 
-/** A search field that reacts to Enter and to losing the focus. */
+/** A search field that reacts while one types. */
 export function finder(hint, text, change) {
-  const field = make("input", { type: "search", value: text, placeholder: hint, change: () => change(field.value) });
+  const field = make("input", { type: "search", value: text, placeholder: hint, input: () => change(field.value) });
   return make("label", { class: "choice" }, make("span", {}, "Find"), field);
 }
 

@@ -146,7 +146,7 @@ function inspected(report, place, points, map, sample, isPinned) {
           make(
             "p",
             { class: "hint" },
-            "Point at a dot to see its sample, click or tap to pin it. Drag to move, zoom with Ctrl and the wheel.",
+            "Point at a dot to see its sample, click or tap to pin it. Zoom with Ctrl and the wheel.",
           ),
         ]
       : [];

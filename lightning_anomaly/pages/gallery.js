@@ -15,14 +15,11 @@ import {
 import { csvText, download } from "./csv.js";
 import { cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
 import { openIndex } from "./unpack.js";
-import { count, isMeant, layerText, number, scoreText } from "./wording.js";
+import { count, isMeant, layerText, number, scoreText, tally } from "./wording.js";
 
 const AT_ONCE = 60;
 const RESPONDING = 3; // filters on a card
 const PIXELATED = 64; // images with shorter sides are enlarged pixel by pixel
-
-/** What tells an image from the others, in all lists. */
-const keyOf = (row) => row.key;
 
 export class Gallery {
   static async open() {
@@ -32,67 +29,97 @@ export class Gallery {
   constructor(index) {
     Object.assign(this, index);
     const rows = this.tabs.flatMap((tab) => tab.rows);
-    this.images = new Map(rows.reverse().map((row) => [keyOf(row), row])); // as the first list has them
-    this.store = `lightning_anomaly.ticked.${this.key}`;
-    this.ticked = new Set();
+    this.images = new Map(rows.reverse().map((row) => [row.key, row])); // as the first list has them
+    this.verdicts = new Map(rows.filter((row) => row.verdict).map((row) => [row.key, row.verdict]));
+    this.relabel = () => {}; // buttons of a list
+    this.before = null; // the verdicts before many were changed at once
+    this.store = `lightning_anomaly.verdicts.${this.key}`;
     try {
-      const stored = JSON.parse(window.localStorage.getItem(this.store)) ?? [];
-      this.ticked = new Set(stored.filter((key) => this.images.has(key)));
+      const stored = JSON.parse(window.localStorage.getItem(this.store));
+      if (stored) this.verdicts = new Map(stored.filter(([key]) => this.images.has(key)));
     } catch {} // a frame may have no storage
   }
 
   get sections() {
-    return [
-      ...this.tabs.map(({ name, title, rows }) => [name, `${title} ${number(rows.length)}`]),
-      ["ticked", "Ticked"],
-    ];
+    return [...this.tabs.map((tab) => [tab.name, `${tab.title} ${number(tab.count)}`]), ["ticked", "Ticked"]];
   }
 
   get terms() {
     return this.tabs.map(({ title, about }) => [title, about]);
   }
 
-  /** A list by its name; that of the ticked images is made when it is shown. */
-  tab(name) {
-    const rows = [...this.ticked].map((key) => ({ ...this.images.get(key), group: null }));
-    const ticked = { name: "ticked", title: "Ticked", about: "What you have ticked in all lists.", rows };
-    return [...this.tabs, ticked].find((tab) => tab.name === name);
+  /** What is to be moved, aside or to another class. */
+  get ticked() {
+    const keys = [...this.verdicts.keys()].filter((key) => this.verdicts.get(key) !== "right");
+    return keys.map((key) => ({ ...this.images.get(key), group: null }));
   }
 
-  tick(rows, on) {
-    for (const row of rows)
-      if (on) this.ticked.add(keyOf(row));
-      else this.ticked.delete(keyOf(row));
+  /** A list by its name; that of the ticked images is made when it is shown. */
+  tab(name) {
+    const about = "What goes aside or to another class: save the lists, and run these lines beside verdicts.csv.";
+    return name === "ticked"
+      ? { name, title: "Ticked", about, rows: this.ticked }
+      : this.tabs.find((tab) => tab.name === name);
+  }
+
+  /** Gives images a verdict, or takes it back; `many` at once can be undone. */
+  judge(rows, verdict, many = false) {
+    this.before = many ? new Map(this.verdicts) : null;
+    for (const { key } of rows)
+      if (verdict) this.verdicts.set(key, verdict);
+      else this.verdicts.delete(key);
+    this.keep();
+  }
+
+  toggle(rows, verdict) {
+    this.judge(rows, this.verdicts.get(rows[0].key) === verdict ? null : verdict);
+  }
+
+  undo() {
+    [this.verdicts, this.before] = [this.before, null];
+    this.keep();
+  }
+
+  keep() {
     try {
-      window.localStorage.setItem(this.store, JSON.stringify([...this.ticked]));
-    } catch {} // ticks last until the page is closed
+      window.localStorage.setItem(this.store, JSON.stringify([...this.verdicts]));
+    } catch {} // verdicts last until the page is closed
     this.update();
   }
 
-  /** Shows the ticks everywhere. */
+  /** Shows the verdicts everywhere. */
   update() {
-    for (const box of document.querySelectorAll("[data-key]")) box.checked = this.ticked.has(box.dataset.key);
+    this.relabel();
+    for (const box of document.querySelectorAll("[data-key]"))
+      box.checked = this.verdicts.get(box.dataset.key) === box.dataset.verdict;
+    const counts = tally(this.verdicts.values());
+    const of = (verdict, text) => (counts.has(verdict) ? `, ${number(counts.get(verdict))} ${text}` : "");
     for (const line of document.querySelectorAll(".ticked-count"))
-      line.textContent = `${count(this.ticked.size, "image")} ticked`;
+      line.textContent = `${count(counts.get("ticked") ?? 0, "image")} ticked${of("move", "to move")}${of("right", "right")}`;
     const link = document.querySelector("[data-page='ticked']");
-    link.textContent = `Ticked ${number(this.ticked.size)}`;
-    for (const part of [link, ...document.querySelectorAll("[data-ticked]")]) part.hidden = !this.ticked.size;
+    link.textContent = `Ticked ${number(this.ticked.length)}`;
+    for (const part of [link, ...document.querySelectorAll("[data-ticked]")]) part.hidden = !this.ticked.length;
+    for (const button of document.querySelectorAll("[data-undo]")) button.hidden = !this.before;
   }
 
   /** Saves all lists, as `OutlierReport.save_csv` does, with the verdicts. */
   save() {
-    const verdict = this.columns.indexOf("verdict");
     const cell =
-      (place) =>
+      (name, place) =>
       ([key, cells]) =>
-        place === verdict && this.ticked.has(key) ? "ticked" : cells[place];
-    download("verdicts.csv", csvText(Object.fromEntries(this.columns.map((name, i) => [name, cell(i)])), this.table));
+        name === "verdict" ? this.verdicts.get(key) : cells[place];
+    download(
+      "verdicts.csv",
+      csvText(Object.fromEntries(this.columns.map((name, i) => [name, cell(name, i)])), this.table),
+    );
   }
 }
 
-/** The rows of a list with a text in their name or class. */
+/** The rows of a list with a text in their name, class or reason. */
 const found = (tab, { find = "" }) =>
-  tab.rows.filter((row) => !find || [row.name, row.label].some((name) => isMeant(row.position, name, find)));
+  tab.rows.filter(
+    (row) => !find || [row.name, row.label, row.reason].some((name) => isMeant(row.position, name, find)),
+  );
 
 /** The address of an image; that of a sample has its scores and filters too. */
 const rowAddress = (tab, row, query) =>
@@ -124,15 +151,25 @@ function picture(row, sources) {
   return image;
 }
 
-export function tickBox(gallery, row, text) {
+/** A box that gives images a verdict, or takes it back. */
+export function tickBox(gallery, rows, text, verdict = "ticked") {
   const box = make("input", {
     type: "checkbox",
-    checked: gallery.ticked.has(keyOf(row)),
-    "data-key": keyOf(row),
-    change: () => gallery.tick([row], box.checked),
+    checked: gallery.verdicts.get(rows[0].key) === verdict,
+    "data-key": rows[0].key,
+    "data-verdict": verdict,
+    change: () => gallery.toggle(rows, verdict),
   });
   return make("label", { class: "tick" }, box, text);
 }
+
+/** Boxes for the other verdicts. */
+const otherBoxes = (gallery, rows) =>
+  div(
+    "verdicts",
+    rows[0].move_to ? tickBox(gallery, rows, `move to ${rows[0].looks_like}`, "move") : null,
+    tickBox(gallery, rows, "right", "right"),
+  );
 
 /** The class of an image, and the one that it looks like. */
 const classes = (row) =>
@@ -140,20 +177,43 @@ const classes = (row) =>
     ? make("span", {}, row.label, row.looks_like && row.looks_like !== row.label ? ` → ${row.looks_like}?` : null)
     : null;
 
-function card(gallery, tab, row, query) {
+/** The images of its class, and of the class that it looks like, that are most like an image. */
+const nearest = (gallery, row) =>
+  row.nearest
+    .filter(([, rows]) => rows.length)
+    .map(([name, rows]) => [
+      quiet(`nearest in ${name}`),
+      div(
+        "nearest",
+        rows.map((other) =>
+          make(
+            "a",
+            { href: other.link, target: "_blank", title: other.name },
+            picture(other, [gallery.pictures[other.picture], other.link]),
+          ),
+        ),
+      ),
+    ]);
+
+/** An image, or the first of several copies. */
+function card(gallery, tab, rows, query) {
+  const [row] = rows;
   const small = gallery.pictures[row.picture];
   const drawn = row.sample !== null && gallery.report.images;
   const shown = drawn ? imageOf(gallery.report, row.sample, row.name) : picture(row, [small, row.link]);
   const about = row.score === null ? "" : `score ${scoreText(row.score)}`;
+  const copies = rows.length > 1 ? make("strong", { class: "label" }, `× ${rows.length}`) : null;
   return div(
     "card",
     make("a", { class: "frame", href: rowAddress(tab, row, query), title: row.name }, shown),
-    tickBox(gallery, row, about ? make("strong", {}, about) : cutLine(row.name)),
+    tickBox(gallery, rows, [about ? make("strong", {}, about) : cutLine(row.name), copies]),
     about ? cutLine(row.name) : null,
     classes(row),
     row.reason ? quiet(row.reason) : null,
     row.note ? quiet(row.note) : null,
+    nearest(gallery, row),
     row.sample === null ? null : respond(gallery.report, row.sample),
+    otherBoxes(gallery, rows),
   );
 }
 
@@ -171,12 +231,13 @@ function respond(report, sample) {
   return links.length ? div("respond", links) : null;
 }
 
-/** The bar that counts the ticks and saves the lists. */
+/** The bar that counts the verdicts and saves the lists. */
 export const tickedBar = (gallery) =>
   div(
     "ticked-bar",
     make("span", { class: "ticked-count", role: "status" }),
-    make("button", { "data-ticked": true, click: () => gallery.tick(gallery.tab("ticked").rows, false) }, "Untick all"),
+    make("button", { "data-undo": true, click: () => gallery.undo() }, "Undo"),
+    make("button", { "data-ticked": true, click: () => gallery.judge(gallery.ticked, null, true) }, "Untick all"),
     make("a", { "data-ticked": true, href: address(["ticked"]) }, "Use the ticked"),
     make("button", { class: "main-button", title: "as CSV (key s)", click: () => gallery.save() }, "Save the lists"),
   );
@@ -185,49 +246,72 @@ const sentences = (texts) => texts.map((text) => make("p", {}, prose(text)));
 
 function listPage(gallery, tab, query) {
   const rows = found(tab, query);
-  const groups = grouped(rows);
-  const copies = groups.length < rows.length;
-  const offered = copies ? groups.flatMap((group) => group.slice(1)) : rows;
-  const cards = (group) => group.map((row) => card(gallery, tab, row, query));
+  let shown = [];
+  const rest = () => shown.filter(({ key }) => !gallery.verdicts.has(key));
+  const spared = () => (tab.copies ? rest().filter((row) => row.spare) : rest());
+  const tickRest = make("button", { click: () => gallery.judge(spared(), "ticked", true) });
+  const findRight = make("button", { click: () => gallery.judge(rest(), "right", true) }, "The rest shown is right");
+  gallery.relabel = () => {
+    tickRest.textContent = `Tick the ${number(spared().length)} ${tab.copies ? "that can go" : "shown"}`;
+    tickRest.hidden = !spared().length;
+    findRight.hidden = !rest().length;
+  };
   const content = [
     div("lead", sentences(gallery.lead)),
     make("h1", {}, `${tab.title} `, quiet(tab.about)),
     tab.name === "ticked" ? make("pre", {}, gallery.move) : null,
     div(
       "choices",
-      finder("number, name or class", query.find ?? "", (find) => visit(address([tab.name], { find }))),
-      offered.length
-        ? make(
-            "button",
-            { click: () => gallery.tick(offered, true) },
-            copies ? "Tick all but the first of each" : `Tick all ${number(offered.length)}`,
-          )
-        : null,
+      finder("number, name, class, reason", query.find ?? "", (find) => visit(address([tab.name], { find }))),
+      tickRest,
+      findRight,
       statusLine(count(rows.length, "image")),
     ),
     pages(
-      groups,
+      grouped(rows),
       AT_ONCE,
-      (group) => (copies ? div("copies", cards(group)) : cards(group)[0]),
-      copies ? "sets" : "cards",
+      (group) =>
+        tab.copies
+          ? div(
+              "copies",
+              group.map((row) => card(gallery, tab, [row], query)),
+            )
+          : card(gallery, tab, group, query),
+      tab.copies ? "sets" : "cards",
       "No image matches.",
+      (groups) => {
+        shown = groups.flat();
+        gallery.relabel();
+      },
     ),
     gallery.details.length
       ? make("details", {}, make("summary", {}, "About this search"), sentences(gallery.details))
       : null,
     tickedBar(gallery),
   ];
-  const focused = () => document.activeElement.closest(".card")?.querySelector("[data-key]");
-  return { content, section: tab.name, keys: { x: () => focused()?.click(), s: () => gallery.save() } };
+  const click = (verdict) =>
+    document.activeElement.closest(".card")?.querySelector(`[data-verdict=${verdict}]`)?.click();
+  return { content, section: tab.name, keys: verdictKeys(gallery, click) };
 }
 
-/** One image, as large as the window allows, beside the others of its group. */
+/** The keys that give verdicts, and save. */
+export const verdictKeys = (gallery, judge) => ({
+  x: () => judge("ticked"),
+  m: () => judge("move"),
+  r: () => judge("right"),
+  u: () => gallery.before && gallery.undo(),
+  s: () => gallery.save(),
+});
+
+/** One image, as large as the window allows, beside the one that it is a copy of. */
 function imagePage(gallery, tab, row, query) {
   const rows = found(tab, query);
-  const list = rows.includes(row) ? rows : tab.rows;
+  const all = rows.includes(row) ? rows : tab.rows;
+  const list = tab.copies ? all : grouped(all).map(([first]) => first);
   const { element, step } = stepper(list, row, "image", (next) => visit(rowAddress(tab, next, query)));
-  const group = tab.rows.filter((other) => other === row || (row.group !== null && other.group === row.group));
-  const shown = group.length > 2 ? [group[0], row === group[0] ? group[1] : row] : group;
+  const group = grouped(tab.rows).find((others) => others.includes(row));
+  const judged = tab.copies ? [row] : group;
+  const shown = tab.copies ? [...new Set([group[0], row === group[0] ? (group[1] ?? row) : row])] : [row];
   const large = (other) =>
     make(
       "figure",
@@ -237,7 +321,7 @@ function imagePage(gallery, tab, row, query) {
         { class: "frame", href: other.link, target: "_blank", title: "open the file" },
         picture(other, [other.link, gallery.pictures[other.picture]]),
       ),
-      shown.length > 1 ? make("figcaption", {}, tickBox(gallery, other, cutLine(other.name))) : null,
+      shown.length > 1 ? make("figcaption", {}, tickBox(gallery, [other], cutLine(other.name))) : null,
     );
   const facts = [
     ["Score", row.score === null || row.bars.length ? "" : scoreText(row.score)],
@@ -246,6 +330,13 @@ function imagePage(gallery, tab, row, query) {
     ["Reason", row.bars.some(([, , , reason]) => reason === row.reason) ? "" : row.reason],
     ["Note", row.note],
     ["File", row.path || row.name],
+    [
+      "Copies",
+      judged
+        .slice(1)
+        .map((other) => other.name)
+        .join(", "),
+    ],
   ].filter(([, text]) => text);
   return {
     content: [
@@ -255,11 +346,13 @@ function imagePage(gallery, tab, row, query) {
         div("large", shown.map(large)),
         div(
           "about",
-          tickBox(gallery, row, "Tick this image"),
+          tickBox(gallery, judged, judged.length > 1 ? `Tick all ${judged.length} copies` : "Tick this image"),
+          otherBoxes(gallery, judged),
           row.bars.length
             ? bars(row.bars.map(([name, value, usual, reason]) => ({ name, value: value ?? Infinity, usual, reason })))
             : null,
           termList("facts", facts),
+          nearest(gallery, row),
         ),
       ),
       tickedBar(gallery),
@@ -267,8 +360,9 @@ function imagePage(gallery, tab, row, query) {
     section: tab.name,
     keys: {
       ...stepKeys(step),
-      x: () => gallery.tick([row], !gallery.ticked.has(keyOf(row))),
-      s: () => gallery.save(),
+      ...verdictKeys(gallery, (verdict) => {
+        if (verdict !== "move" || row.move_to) gallery.toggle(judged, verdict);
+      }),
       Escape: () => visit(address([tab.name], query)),
     },
   };
@@ -277,7 +371,8 @@ function imagePage(gallery, tab, row, query) {
 export const GALLERY_KEYS = [
   ["←  →", "previous, next image"],
   ["Enter", "open the image"],
-  ["x", "tick it, or untick it"],
+  ["x  m  r", "tick it, move it to the class that it looks like, or find it right; once more takes that back"],
+  ["u", "undo what changed many at once"],
   ["s", "save the lists as CSV"],
   ["/", "find images of a list"],
   ["1  2 …", "first, second list"],

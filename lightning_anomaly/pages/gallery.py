@@ -21,9 +21,9 @@ MOVE = """\
 import csv, os, shutil
 
 for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
-    if row["verdict"] and os.path.isfile(row["path"]):
-        name, ending = os.path.splitext("set_aside/" + row["name"])
-        new, number = name + ending, 1
+    new = {"ticked": "set_aside/" + row["name"], "move": row["move_to"]}.get(row["verdict"])
+    if new and os.path.isfile(row["path"]):
+        (name, ending), number = os.path.splitext(new), 1
         while os.path.lexists(new):
             number += 1
             new = f"{name}-{number}{ending}"
@@ -31,7 +31,8 @@ for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
         shutil.move(row["path"], new)
 """
 _FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
-COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "reason")
+RIGHT = "right"  # the verdict on an image that should stay as it is
+COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "move_to", "reason")
 
 
 @dataclass
@@ -46,7 +47,11 @@ class Row:
     score: float | None = None  # what the list is ordered by
     reason: str = ""  # why it is in the list, in words
     note: str = ""  # a short remark, such as a p-value
-    group: int | None = None  # rows with the same number follow each other, and are shown side by side
+    group: int | None = None  # rows with the same number, which are copies, follow each other
+    spare: bool = False  # a copy that can go, as another stays
+    verdict: str = ""  # "ticked" if it should go, "move" or "right"
+    move_to: str = ""  # where its file would be if it was of the class that it looks like
+    nearest: Sequence[tuple[str, Sequence[Row]]] = ()  # names of classes, and images of theirs that are most like it
     bars: Sequence[tuple[str, float, float, str]] = ()  # name, value, usual value and reason of each of its scores
     picture: str | None = None  # a small copy, see `data_uri`
     sample: int | None = None  # its index in the probe, if the page has a report with its image and scores
@@ -65,6 +70,13 @@ class Tab:
     title: str
     about: str
     rows: Sequence[Row]
+    copies: bool = False  # whether copies are shown side by side, else as one
+
+    @property
+    def count(self) -> int:
+        """Number of copies that can go, or else of different images."""
+        spare = sum(row.spare for row in self.rows)
+        return spare or len({place if row.group is None else -1 - row.group for place, row in enumerate(self.rows)})
 
 
 def gallery_page(
@@ -81,23 +93,19 @@ def gallery_page(
 def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
     """Return the lists of a page, which will lie in `folder`; the code `move` is for the ticked images."""
     tabs, pictures = [tab for tab in tabs if tab.rows], dict[str, int]()
-    listed = [
-        {
-            **vars(tab),
-            "rows": [
-                {
-                    **vars(row),
-                    "key": row.key,
-                    "score": row.score and finite_or_none(row.score),
-                    "bars": [(name, finite_or_none(value), usual, reason) for name, value, usual, reason in row.bars],
-                    "link": _file_link(row.path, Path(folder)),
-                    "picture": row.picture and pictures.setdefault(row.picture, len(pictures)),
-                }
-                for row in tab.rows
-            ],
+
+    def entry(row: Row) -> dict[str, Any]:
+        return {
+            **vars(row),
+            "key": row.key,
+            "score": row.score and finite_or_none(row.score),
+            "bars": [(name, finite_or_none(value), usual, reason) for name, value, usual, reason in row.bars],
+            "link": _file_link(row.path, Path(folder)),
+            "picture": row.picture and pictures.setdefault(row.picture, len(pictures)),
+            "nearest": [(name, [*map(entry, rows)]) for name, rows in row.nearest],
         }
-        for tab in tabs
-    ]
+
+    listed = [{**vars(tab), "count": tab.count, "rows": [*map(entry, tab.rows)]} for tab in tabs]
     table = _csv_table(tabs)
     lists = json.dumps([(key, cells["list"]) for key, cells in table.items()])
     return {
@@ -119,13 +127,30 @@ def _file_link(path: str, folder: Path) -> str | None:
 
 
 def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
-    """Write the images of all lists as the page saves them: once each, with the names of its lists and no verdict."""
+    """Write the images of all lists as the page saves them: once each, with the names of its lists."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # File names may not be UTF-8.
     with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, _csv_columns(tabs))
         writer.writeheader()
         writer.writerows(_csv_table(tabs).values())
+
+
+def read_reviewed(path: str | Path | None) -> set[str]:
+    """Return the names of the images with the verdict "right" in a CSV file that a page saved; none without a file."""
+    if path is None:
+        return set()
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if not {"name", "verdict"} <= {*(rows.fieldnames or ())}:
+            found = f"the columns {', '.join(rows.fieldnames or ())}" if rows.fieldnames else "no columns"
+            raise ValueError(f"Parameter `reviewed` should be a CSV file that a page of a search saved. Found {found}.")
+        return {row["name"] for row in rows if row["verdict"] == RIGHT}
+
+
+def name_in_csv(name: str) -> str:
+    """Return a name as CSV files have it."""
+    return str(_no_formula(name.encode("utf-8", "backslashreplace").decode()))
 
 
 def _csv_columns(tabs: Sequence[Tab]) -> list[str]:
@@ -142,10 +167,11 @@ def _csv_table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
             key = row.key
             if key in table:
                 table[key]["list"] = "; ".join(filter(None, [table[key]["list"], tab.name]))
+                table[key]["verdict"] = table[key]["verdict"] or row.verdict
                 if row.reason not in table[key]["reason"]:
                     table[key]["reason"] = "; ".join(filter(None, [table[key]["reason"], row.reason]))
             else:
-                cells = {**vars(row), "class": row.label, "list": tab.name, "verdict": ""}
+                cells = {**vars(row), "class": row.label, "list": tab.name}
                 cells |= {f"{name}_score": score for name, score, *_ in row.bars}
                 table[key] = {column: _csv_cell(cells.get(column)) for column in columns}
     return {key: {name: _no_formula(value) for name, value in cells.items()} for key, cells in table.items()}

@@ -2,7 +2,7 @@
 import { curves } from "./curves.js";
 import { Report } from "./data.js";
 import { make, prose, termList } from "./dom.js";
-import { GALLERY_KEYS, Gallery, galleryPage, tickBox, tickedBar } from "./gallery.js";
+import { GALLERY_KEYS, Gallery, galleryPage, tickBox, tickedBar, verdictKeys } from "./gallery.js";
 import { overview } from "./overview.js";
 import { REPORT_KEYS, REPORT_TERMS, reportPage } from "./report_pages.js";
 import { run } from "./shell.js";
@@ -43,9 +43,9 @@ function storyPage({ title, actions, sentences, curves: drawn }) {
 function tickable(gallery, page) {
   const row = gallery.images.get(`sample ${page.sample}`);
   if (!row) return page;
-  const keys = { x: () => gallery.tick([row], !gallery.ticked.has(row.key)), s: () => gallery.save() };
+  const keys = verdictKeys(gallery, (verdict) => verdict !== "move" && gallery.toggle([row], verdict));
   const [heading, ...others] = page.content;
-  const content = [heading, tickBox(gallery, row, "Tick this sample"), ...others, tickedBar(gallery)];
+  const content = [heading, tickBox(gallery, [row], "Tick this sample"), ...others, tickedBar(gallery)];
   return { ...page, content, keys: { ...page.keys, ...keys } };
 }
 

@@ -1,4 +1,4 @@
-// The scatter plot of one filter: hover, pin, zoom and pan.
+// The scatter plot of one filter: hover, pin and zoom.
 
 import { extent, mark, ticks } from "./canvas.js";
 import { groupColor, groupShape, ink } from "./colors.js";
@@ -21,7 +21,6 @@ export class Scatter {
     this.ellipses = ellipsesOf(points);
     this.hovered = this.pinned = null;
     this.only = null;
-    this.pointers = new Map();
     this.canvas = make("canvas", { class: "scatter", role: "img", "aria-label": description });
     this.element = div("plot", this.canvas);
     this.listen();
@@ -94,9 +93,12 @@ export class Scatter {
     return nearest;
   }
 
-  /** Magnifies about a place on the canvas, by default its middle. */
+  /** Magnifies about a place on the canvas, by default the pinned point, or else the middle. */
   zoom(factor, left = null, top = null) {
-    const { area, view } = this;
+    const { area, view, points } = this;
+    const pinned = points.samples.indexOf(this.pinned);
+    if (left === null && pinned >= 0)
+      return this.zoom(factor, this.across(points.x[pinned]), this.down(points.y[pinned]));
     const [u, v] = left === null ? [0.5, 0.5] : [(left - area.left) / area.width, 1 - (top - area.top) / area.height];
     const scaled = (low, high, at) => {
       const [fixed, size] = [low + at * (high - low), (high - low) / factor];
@@ -107,57 +109,21 @@ export class Scatter {
     this.draw();
   }
 
-  pan(right, down) {
-    const { area, view } = this;
-    const [dx, dy] = [(right / area.width) * (view.highX - view.lowX), (down / area.height) * (view.highY - view.lowY)];
-    view.lowX -= dx;
-    view.highX -= dx;
-    view.lowY += dy;
-    view.highY += dy;
-    this.draw();
-  }
-
   listen() {
-    const place = (event) => {
-      const box = this.canvas.getBoundingClientRect();
-      return [event.clientX - box.left, event.clientY - box.top];
-    };
-    this.canvas.addEventListener("pointerdown", (event) => {
-      if (event.button) return; // such as that of the menu
-      this.canvas.setPointerCapture(event.pointerId);
-      this.pointers.set(event.pointerId, place(event));
-      this.moved = 0;
-    });
-    this.canvas.addEventListener("pointermove", (event) => {
-      const [left, top] = place(event);
-      if (!this.pointers.has(event.pointerId)) {
-        this.hover(this.nearest(left, top));
-        return;
-      }
-      const [oldLeft, oldTop] = this.pointers.get(event.pointerId);
-      const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
-      this.pointers.set(event.pointerId, [left, top]);
-      this.moved += Math.abs(left - oldLeft) + Math.abs(top - oldTop);
-      if (other) {
-        const before = Math.hypot(oldLeft - other[0], oldTop - other[1]);
-        const after = Math.hypot(left - other[0], top - other[1]);
-        this.zoom(after / Math.max(1, before), (left + other[0]) / 2, (top + other[1]) / 2);
-      } else if (this.moved > 4) this.pan(left - oldLeft, top - oldTop);
-    });
-    this.canvas.addEventListener("pointerup", (event) => {
-      if (!this.pointers.delete(event.pointerId) || this.moved > 4) return;
-      const sample = this.nearest(...place(event));
+    const at = (event) => this.nearest(event.offsetX, event.offsetY);
+    this.canvas.addEventListener("pointermove", (event) => this.hover(at(event)));
+    this.canvas.addEventListener("pointerleave", () => this.hover(null));
+    this.canvas.addEventListener("click", (event) => {
+      const sample = at(event);
       this.pin(sample === this.pinned ? null : sample);
     });
-    this.canvas.addEventListener("pointercancel", (event) => this.pointers.delete(event.pointerId));
-    this.canvas.addEventListener("pointerleave", () => this.hover(null));
     this.canvas.addEventListener("dblclick", () => this.reset());
     this.canvas.addEventListener(
       "wheel",
       (event) => {
         if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
         event.preventDefault();
-        this.zoom(Math.exp(-event.deltaY / 300), ...place(event));
+        this.zoom(Math.exp(-event.deltaY / 300), event.offsetX, event.offsetY);
       },
       { passive: false },
     );

@@ -74,11 +74,15 @@ async function show(report, { sections, pageOf, shown }, redraw = true) {
   const kept = current.path === path ? window.scrollY : before;
   followed = false;
   const controls = () => [...main.querySelectorAll("select, .step, [type=search]")];
-  const held = current.section === next.section ? controls().indexOf(document.activeElement) : -1;
+  const active = document.activeElement;
+  const held = current.section === next.section ? controls().indexOf(active) : -1;
   const isFirst = current.name === undefined;
   current = { keys: {}, ...next, name, path, place };
   main.replaceChildren(...next.content.filter(Boolean));
-  if (!isFirst) (controls()[held] ?? main).focus({ preventScroll: true });
+  const control = controls()[held];
+  const typing = active.type === "search" && control?.type === "search";
+  if (typing) control.replaceWith(active); // with what was typed meanwhile
+  if (!isFirst) (typing ? active : (control ?? main)).focus({ preventScroll: true });
   window.scrollTo(0, kept);
   document.title = [main.querySelector("h1")?.textContent, report.title].filter(Boolean).join(" · ");
   for (const link of document.querySelectorAll("[data-page]")) {

@@ -35,14 +35,14 @@ _PROPERTIES = (
     _Property({"mean": 5, "highest": 1, "lowest": 1}, "darker than the rest", ""),
     _Property({"contrast": 1}, "low contrast", "high contrast"),
     _Property({"mean": 1}, "darker than the rest", "brighter than the rest"),
-    _Property({"brightest share": 1}, "", "large areas as bright as its brightest pixel"),
+    _Property({"brightest share": 1}, "", "overexposed, or a white area"),
     _Property(
         {"darkest share": 1}, "no areas as dark as its darkest pixel", "large areas as dark as its darkest pixel"
     ),
     _Property({"flat share": 1}, "no flat areas", "large flat areas"),
     _Property({"edges": 1}, "", "unusually sharp edges"),
     _Property({"middle": 1}, "dark in the middle", "bright in the middle"),
-    _Property({"plain border": 1}, "", "a plain border"),
+    _Property({"plain border": 1}, "", "a plain edge, such as a frame or sky"),
     _Property({"plainest line": 1, "contrast": -1}, "a line of one color across it", ""),
 )
 _COLOR = (

@@ -38,7 +38,7 @@ PLAIN: dict[str, Damage] = {
     "faded": lambda images, rng: (0.4 * 255 + 0.2 * images.float()).to(torch.uint8),
 }
 
-_BRIGHT = {"brighter than the rest", "large areas as bright as its brightest pixel"}
+_BRIGHT = {"brighter than the rest", "overexposed, or a white area"}
 _NOISE = {"noise or fine lines all over", "colors that change from pixel to pixel"}
 _SOFT = {"little fine detail"}
 _HAZE = {"low contrast", "little color", "no areas as dark as its darkest pixel"}

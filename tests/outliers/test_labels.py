@@ -37,6 +37,16 @@ def test_wrong_labels_stand_first_with_the_class_that_they_look_like(net):
     assert report.outlier_reasons(3)["label"] == reason
     assert reason in str(report)
     assert torch.equal(report.scores, torch.maximum(report.look_scores, report.content_scores))
+    assert report.nearest is not None
+    alike = torch.nn.functional.cosine_similarity(IMAGES[WRONG].flatten(1)[:, None], IMAGES[:COUNT].flatten(1), dim=2)
+    for place, values in zip(WRONG, alike, strict=True):  # the features are the pixels
+        values[place] = -1
+        for side, label in enumerate((FILED[place], TRUTH[place])):
+            near = values.where(FILED[:COUNT] == label, -1).argsort(descending=True)[:3]
+            assert report.nearest[place, side].tolist() == near.tolist()
+        assert {*report.nearest[place].flatten().tolist()} <= {*report.pictures}
+    agree = [place for place, label in enumerate(report.labels) if label == report.looks_like[place]]
+    assert (report.nearest[agree] == -1).all()
 
 
 def test_labels_that_tell_nothing_are_noted_and_change_nothing(net):

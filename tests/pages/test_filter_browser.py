@@ -37,9 +37,15 @@ def test_hovering_a_point_shows_its_sample_image_and_map(report, opened):
     points = report.layers[layer].points[index]
     alone = (torch.cdist(points, points).fill_diagonal_(9).amin(1) > 0.3).nonzero()[:, 0].tolist()
     assert len(alone) >= 2
-    for sample in alone:
-        page.page.mouse.move(*page.place_of(points[sample]))
-        assert page.text(".sample-link") == f"Sample {sample}"
+    for zoomed in (False, True):
+        before = page.page.get_attribute("canvas.scatter", "data-view")
+        for sample in alone[-1:] if zoomed else alone:
+            page.page.mouse.move(*page.place_of(points[sample]))
+            assert page.text(".sample-link") == f"Sample {sample}"
+        page.page.keyboard.down("Control")
+        page.page.mouse.wheel(0, -200)  # about the point that the pointer is on
+        page.page.keyboard.up("Control")
+        page.page.wait_for_selector(f"canvas.scatter:not([data-view='{before}'])")
 
 
 @pytest.mark.slow

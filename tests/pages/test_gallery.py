@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,7 +12,7 @@ from PIL import Image
 from reports import contents, table
 
 from lightning_anomaly.images.thumbnails import data_uri
-from lightning_anomaly.pages.gallery import COLUMNS, MOVE, Row, Tab, gallery_page, write_csv
+from lightning_anomaly.pages.gallery import COLUMNS, MOVE, Row, Tab, gallery_page, name_in_csv, read_reviewed, write_csv
 
 NAMES = ["a b#1?.png", "50%/ä:ö.png", "=1+1.png"]
 
@@ -66,26 +67,42 @@ def test_a_page_has_the_lists_with_rows_and_links_to_the_files_that_there_are(tm
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python closes the file as it ends
-def test_the_printed_lines_move_the_ticked_files_and_overwrite_and_remove_nothing(tmp_path, monkeypatch):
+def test_the_printed_lines_move_files_by_their_verdicts_and_overwrite_and_remove_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    verdicts = {
+        "cats/1.png": "ticked",
+        "dogs/1.png": "ticked",
+        "dogs/2.png": "move",
+        "dogs/3.png": "right",
+        "4.png": "",
+    }
     for folder in ("first", "second", "third"):
-        rows = [Row(name, path=str(tmp_path / folder / name)) for name in ("cats/1.png", "dogs/1.png", "dogs/2.png")]
+        rows = [Row(name, path=str(tmp_path / folder / name), verdict=found) for name, found in verdicts.items()]
         for row in rows:
             Path(row.path).parent.mkdir(parents=True, exist_ok=True)
             Path(row.path).write_text(f"{folder} {row.name}")
-        verdicts = tmp_path / "verdicts.csv"
-        write_csv(verdicts, [Tab("look", "Look", "", rows)])
-        verdicts.write_text(verdicts.read_text().replace("1.png,,look,", "1.png,,look,ticked"))  # as the page does
+            row.move_to = str(tmp_path / "cats" / "2.png")
+        write_csv(tmp_path / "verdicts.csv", [Tab("look", "Look", "", rows)])
         for _ in range(2):  # what is moved already is left alone
             exec(MOVE, {})
-        assert [*(tmp_path / folder / "cats").iterdir()] == []
     files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.png")}
-    assert files == {
-        f"set_aside/{name}/1{number}.png": f"{folder} {name}/1.png"
-        for number, folder in (("", "first"), ("-2", "second"), ("-3", "third"))
-        for name in ("cats", "dogs")
-    } | {f"{folder}/dogs/2.png": f"{folder} dogs/2.png" for folder in ("first", "second", "third")}
+    expected = {f"{folder}/{name}": f"{folder} {name}" for folder in ("first", "second", "third") for name in verdicts}
+    for number, folder in (("", "first"), ("-2", "second"), ("-3", "third")):
+        for old, new in (("cats/1", "set_aside/cats/1"), ("dogs/1", "set_aside/dogs/1"), ("dogs/2", "cats/2")):
+            expected[f"{new}{number}.png"] = expected.pop(f"{folder}/{old}.png")
+    assert files == expected
     assert f"```python\n{MOVE}```" in (Path(__file__).parents[2] / "docs" / "outliers.md").read_text()
+
+
+def test_what_was_found_right_is_read_by_the_names_that_the_file_has(tmp_path):
+    names = ["=1.png", os.fsdecode(b"caf\xe9.png"), "a, b.png", "other.png"]
+    rows = [Row(name, verdict="right" if place < 3 else "ticked") for place, name in enumerate(names)]
+    write_csv(tmp_path / "verdicts.csv", [Tab("look", "Look", "", rows)])
+    assert read_reviewed(tmp_path / "verdicts.csv") == {name_in_csv(name) for name in names[:3]}
+    assert read_reviewed(None) == set()
+    (tmp_path / "other.csv").write_text("path,label\n1,2\n")
+    with pytest.raises(ValueError, match=r"`reviewed`.*Found the columns path, label"):
+        read_reviewed(tmp_path / "other.csv")
 
 
 def test_pictures_keep_their_shape_and_small_ones_their_pixels():

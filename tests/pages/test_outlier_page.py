@@ -1,8 +1,10 @@
 """The page of `find_outliers` in a real browser: lists to look through, ticks, and what is saved."""
 
+import csv
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
+from lightning_anomaly.pages.gallery import read_reviewed
 from lightning_anomaly.scores.views import SampleView
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
@@ -55,6 +58,8 @@ def planted() -> OutlierReport:
         splits=["val" if 405 <= place < 420 else "train" for place in range(5000)],
         duplicates_left_out="Some were not sought.",
         looks_like=["b"] * 5000,
+        faults={"nearly black": [7, 9], "of one shade": [9, 11]},
+        nearest=torch.tensor([[[1, 2, 3], [4, 5, -1]]]).repeat(5000, 1, 1),
         duplicates=[
             *(DuplicateGroup([i, i + 1], True, []) for i in range(200, 218, 2)),
             DuplicateGroup([218, 300], True, []),
@@ -68,20 +73,23 @@ def planted() -> OutlierReport:
     )
 
 
-COUNTS = {"look": 100, "content": 100, "label": 20, "twice": 4, "identical": 20, "near": 12, "unreadable": 5}
-COUNTS["skipped"] = 3
+ROWS = {"look": 100, "content": 100, "label": 20, "twice": 4, "identical": 20, "near": 12, "faults": 3, "unreadable": 5}
+ROWS["skipped"] = 3
+COUNTS = ROWS | {"twice": 2, "identical": 10, "near": 8}  # of copies, those that can go
 
 
 def test_lists_have_the_images_of_each_kind_in_order(tmp_path):
     report = planted()
     tabs = {tab.name: [row.position for row in tab.rows] for tab in report.tabs()}
-    assert {name: len(rows) for name, rows in tabs.items()} == COUNTS
+    assert {name: len(rows) for name, rows in tabs.items()} == ROWS | {"right": 0}
+    assert {tab.name: tab.count for tab in report.tabs() if tab.rows} == COUNTS
     for view in ("look", "content"):
         assert tabs[view] == report.top(100, by=view)
     assert tabs["label"] == [*range(119, 99, -1)]
     assert tabs["identical"][-4:] == [216, 217, 218, 300]
+    assert tabs["faults"] == [7, 9, 11]
     few = {tab.name: len(tab.rows) for tab in report.tabs(7)}
-    assert few == COUNTS | {"look": 7, "content": 7}
+    assert few == ROWS | {"look": 7, "content": 7, "right": 0}
     report.save_html(tmp_path / "a.html", top=7)
     assert len(contents((tmp_path / "a.html").read_text())[0]["tabs"][0]["rows"]) == 7
     report.save_csv(tmp_path / "a.csv", 7)
@@ -90,6 +98,59 @@ def test_lists_have_the_images_of_each_kind_in_order(tmp_path):
     for save in (report.save_html, report.save_csv):
         with pytest.raises(ValueError, match="`top`"):
             save(tmp_path / "b", top=0)
+
+
+def test_copies_are_one_image_in_the_lists_of_scores_and_those_that_can_go_are_counted_once():
+    report = made_up()
+    first, second, third, fourth, fifth = report.top(5, by="look")
+    copies = DuplicateGroup(sorted([first, third, fourth]), False, [], [1.0, 0.99, 0.98])
+    identical = DuplicateGroup(sorted([first, third]), True, [])
+    report = replace(report, duplicates=[identical, copies])
+    tabs = {tab.name: tab for tab in report.tabs(3)}
+    assert [row.position for row in tabs["look"].rows] == [first, third, fourth, second, fifth]
+    assert [row.group is not None for row in tabs["look"].rows] == [True] * 3 + [False] * 2
+    assert tabs["look"].count == 3
+    assert (tabs["identical"].count, tabs["near"].count) == (1, 1)
+
+
+def test_what_was_found_right_is_in_a_list_of_its_own_only_and_stays_there(tmp_path):
+    report = planted()
+    right = [report.top(1, by="look")[0], 119, 7, 4000, 400, 401, 402, 210]  # of two copies one, of others all
+    names = {report.names[place] for place in right} | {"a.txt"}
+    report.save_csv(tmp_path / "a.csv")
+    for number in range(2):  # what an earlier search found stays right in the next table
+        rows = table(tmp_path / "a.csv")
+        with (tmp_path / "verdicts.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            judged = dict.fromkeys(names, "right") if number == 0 else {}
+            writer.writerows(row | {"verdict": judged.get(row["name"], row["verdict"])} for row in rows)
+        report = replace(report, reviewed=read_reviewed(tmp_path / "verdicts.csv"))
+        report.save_csv(tmp_path / "a.csv")
+        lists = {tab.name: [row.name for row in tab.rows] for tab in report.tabs()}
+        assert {*lists.pop("right")} == names
+        assert names.isdisjoint(chain(*(rows for name, rows in lists.items() if name != "identical")))
+        assert len(lists["near"]) == ROWS["near"] - 3
+        assert len(lists["identical"]) == ROWS["identical"]
+        assert len(lists["look"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "expected"),
+    [
+        ("train/cats/7.png", "cats", "train/dogs/7.png"),
+        ("cats/images/cats.png", "cats", "dogs/images/cats.png"),
+        ("cats/cats/7.png", "cats", "cats/dogs/7.png"),
+        ("7.png", "7.png", ""),
+        ("birds/7.png", "cats", ""),
+    ],
+)
+def test_a_file_would_move_to_the_folder_of_the_class_that_it_looks_like(name, label, expected, tmp_path):
+    report = made_up(1, n_calibration=0, names=[name], labels=[label], looks_like=["dogs"], folder=str(tmp_path))
+    view = SampleView(torch.ones(1).double(), ("looks like dogs",))
+    report = replace(report, views=report.views | {"label": view}, view_p_values={"label": report.p_values})
+    (row,) = [tab.rows[0] for tab in report.tabs() if tab.name == "label"]
+    assert row.move_to == (str(tmp_path / expected) if expected else "")
 
 
 def test_copies_in_two_splits_are_a_leak_at_the_top_of_the_page_and_in_the_list(tmp_path):
@@ -176,10 +237,82 @@ class TestPage:
         assert cards(page)[0] == "1/119.png"
         assert "a → b?" in page.text(".card >> nth=0")
         assert "filed under a, looks like b" in page.text(".card >> nth=0")
+        assert page.page.locator(".nearest").first.locator("a").count() == 3
+        assert page.page.locator(".nearest").nth(1).locator("a").count() == 2
+        page.find("one shade")
+        assert cards(page) == []
+        page.go("#/faults")
+        page.find("one shade")
+        assert cards(page) == ["0/9.png", "0/11.png"]
+        page.go("#/label")
         page.find("105")
         assert cards(page) == ["1/105.png"]
         page.open(page.hash)
         assert cards(page) == ["1/105.png"]
+
+    def test_a_list_is_filtered_while_one_types_and_ticks_at_once_are_of_what_is_shown_and_can_be_undone(
+        self, planted_page
+    ):
+        page, report = planted_page, planted()
+        history = "window.history.length"
+        before = page.page.evaluate(history)
+        page.press("/")
+        for typed in "9.png":
+            page.page.keyboard.type(typed)
+        page.settle()
+        named = [report.names[place] for place in report.top(100, by="look") if "9.png" in report.names[place]]
+        assert page.page.locator("[type=search]").input_value() == "9.png"
+        assert cards(page) == named
+        assert 2 < len(named) < 60
+        assert page.page.evaluate(history) == before
+        page.page.get_by_role("button", name=f"Tick the {len(named)} shown").click()
+        assert {row["name"] for row in page.saved("Save the lists") if row["verdict"]} == {*named}
+        page.page.locator("[data-verdict=ticked]").first.uncheck()
+        page.page.get_by_role("button", name="Untick all").click()
+        assert "0 images ticked" in page.text(".ticked-bar")
+        page.press("u")
+        assert f"{len(named) - 1} image" in page.text(".ticked-bar")
+        assert not page.page.get_by_role("button", name="Undo").is_visible()
+        page.go("#/look")
+        page.page.get_by_role("button", name="Tick the").click()
+        page.page.get_by_role("button", name="Undo").click()
+        assert f"{len(named) - 1} image" in page.text(".ticked-bar")
+
+    def test_an_image_can_be_moved_to_the_class_that_it_looks_like_or_be_right(self, opened):
+        report = replace(planted(), names=[f"a/{place}.png" for place in range(5000)])
+        page = opened(report, "#/label")
+        page.page.locator("[data-verdict=move]").first.check()
+        page.page.locator("[data-verdict=ticked]").nth(1).check()
+        page.page.locator("[data-verdict=right]").nth(1).check()  # instead
+        page.page.get_by_role("button", name="The rest shown is right").click()
+        assert "0 images ticked, 1 to move, 19 right" in page.text(".ticked-bar")
+        page.go("#/label/3")
+        page.press("m")
+        page.press("x")
+        page.press("x")
+        verdicts = {int(row["position"]): row for row in page.saved("Save the lists") if row["list"] == "label"}
+        found = [verdicts[place]["verdict"] for place in range(119, 99, -1)]
+        assert found == ["move", "right", "right", "", *["right"] * 16]
+        assert verdicts[119]["move_to"].endswith("/b/119.png")
+        page.go("#/ticked")
+        assert cards(page) == ["a/119.png"]
+        assert not page.page.get_by_role("button", name="shown").filter(visible=True).count()  # a move stays one
+
+    def test_copies_are_one_card_whose_verdict_is_that_of_all(self, opened):
+        report = made_up()
+        first, second, third = report.top(3, by="look")
+        copies = DuplicateGroup(sorted([first, third]), False, [], [1.0, 0.99])
+        page = opened(replace(report, duplicates=[copies]))
+        assert cards(page)[:2] == [f"image {place}" for place in (first, second)]
+        assert "\u00d7 2" in page.text(".card >> nth=0")
+        page.page.locator("[data-verdict=ticked]").first.check()
+        assert "2 images ticked" in page.text(".ticked-bar")
+        page.page.locator(".frame").first.click()
+        page.settle()
+        assert f"image {third}" in page.text(".facts")
+        assert "1 of 100" in page.text(".steps")
+        page.press("ArrowRight")
+        assert page.text("h1") == f"image {second}"
 
     def test_duplicates_stand_side_by_side_and_all_but_the_first_can_be_ticked(self, planted_page):
         page = planted_page
@@ -187,7 +320,7 @@ class TestPage:
         assert page.page.locator(".copies").count() == 4
         for text in ("like old.png of the reference", "like 4/400.png, details correlate 0.97"):
             assert text in page.text(".copies >> nth=0")
-        page.page.get_by_role("button", name="Tick all but the first").click()
+        page.page.get_by_role("button", name="Tick the 8 that can go").click()
         assert "8 images ticked" in page.text(".ticked-bar")
         page.page.locator(".frame").nth(2).click()
         page.settle()
@@ -202,10 +335,10 @@ class TestPage:
     def test_ticks_are_verdicts_in_the_saved_lists_and_are_remembered(self, opened, tmp_path):
         page, report = opened(planted()), planted()
         assert len(tabs(page)) == len(COUNTS)
-        page.page.locator(".tick").nth(3).click()
+        page.page.locator("[data-verdict=ticked]").nth(3).click()
         for address in ("#/unreadable", "#/skipped"):
             page.go(address)
-            page.page.locator(".tick").first.click()
+            page.page.locator("[data-verdict=ticked]").first.click()
         expected = [report.names[report.top(4, by="look")[3]], "40/4000.png", "a.txt"]
         assert tabs(page)[-1] == "Ticked 3"
         rows = page.saved("Save the lists")

@@ -89,7 +89,7 @@ class TestRun:
         self, run: Any, report: AnomalyReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run.go("#/training%20labels")
-        run.page.get_by_role("checkbox").nth(1).check()
+        run.page.locator("[data-verdict=ticked]").nth(1).check()
         run.go(f"#/sample/{report.by_outlier_score[0]}")
         run.press("x")
         run.go("#/ticked")

@@ -1,0 +1,175 @@
+"""The lists of a search: what a person should look at."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_anomaly._internal.tabular import listed
+from lightning_anomaly.outliers.duplicates import DuplicateGroup
+from lightning_anomaly.pages.gallery import RIGHT, Row, Tab, name_in_csv
+from lightning_anomaly.pages.html_page import usual_score
+
+_SCORED = {
+    "look": ("Look", "Images whose pixels are unlike those of the others"),
+    "content": ("Content", "Images in which the network sees something else than in the others, or of their class"),
+    "label": ("Filed elsewhere", "Images that look like another class"),
+}
+
+
+class OutlierLists:
+    """What makes lists of the images of an `OutlierReport`."""
+
+    def __init__(self, report: Any) -> None:
+        self._report = report
+        self._usual = {view: usual_score(known.scores) for view, known in report.views.items()}
+        # Found right before, in order.
+        places = range(len(report.scores)) if report.reviewed else ()
+        self._right = dict.fromkeys(place for place in places if self._is_right(report.image_name(place)))
+        # The number of the set of copies that an image is in; one that has near duplicates is in the set of these.
+        self._sets = {place: number for number, group in enumerate(report.duplicates) for place in group.positions}
+
+    def tabs(self, top: int) -> list[Tab]:
+        """Return all lists, see `OutlierReport.tabs`."""
+        report, lists = self._report, list[Tab]()
+        for view, (title, about) in _SCORED.items():
+            if view in report.views:
+                ranked = report.filed_elsewhere if view == "label" else report.top(len(report.scores), by=view)
+                about += f", the largest score first. 95% of the images have a score below {self._usual[view]:.1f}."
+                lists.append(Tab(view, title, about, self._scored_rows(ranked, view, top)))
+        copies = [
+            ("twice", "In several classes", "Identical images, side by side.", report.filed_twice),
+            ("identical", "Identical", "Images with equal pixels.", [g for g in report.duplicates if g.identical]),
+            (
+                "near",
+                "Near duplicates",
+                "One image scaled, turned or saved again, or a still scene twice.",
+                [group for group in report.duplicates if not group.identical],
+            ),
+        ]
+        for name, title, about, groups in copies:
+            lists.append(Tab(name, title, about, self._copy_rows(groups, name != "twice"), copies=True))
+        broken = [
+            self.row(position, reason=report.outlier_reasons(position).get("file", "gives NaN or infinite values"))
+            for position in report.unusable
+            if position not in self._right
+        ]
+        skipped = [Row(name, path=self._path(name), reason=why) for name, why in report.skipped.items()]
+        right = [self.row(place, verdict=RIGHT) for place in self._right]
+        right += [replace(row, verdict=RIGHT) for row in skipped if self._is_right(row.name)]
+        return [
+            *lists,
+            self._faulty(),
+            Tab("unreadable", "Cannot be read", "Images that cannot be read, or give no finite values.", broken),
+            Tab("skipped", "Skipped", "Files that are no images.", [r for r in skipped if not self._is_right(r.name)]),
+            Tab("right", "Right", "Found right in an earlier search.", right),
+        ]
+
+    def row(self, position: int, **given: Any) -> Row:
+        """Return what a list says of an image."""
+        report, reasons = self._report, self._report.outlier_reasons(position)
+        scores = {view: known.scores[position].item() for view, known in report.views.items()}
+        name, label = report.image_name(position), ("" if report.labels is None else report.labels[position]) or ""
+        looks_like = report.looks_like[position] if report.looks_like and "label" in reasons else ""
+        return Row(
+            name,
+            position,
+            path="" if report.names is None else self._path(name),
+            label=label,
+            looks_like=looks_like,
+            move_to=self._path_in_class(name, label, looks_like),
+            bars=[
+                (view, score, self._usual[view], reasons.get(view, ""))
+                for view, score in scores.items()
+                if not math.isnan(score)
+            ],
+            **given,
+        )
+
+    def _is_right(self, name: str) -> bool:
+        return name_in_csv(name) in self._report.reviewed
+
+    def _path(self, name: str) -> str:
+        return os.path.abspath(os.path.join(self._report.folder, name))
+
+    def _path_in_class(self, name: str, label: str, other: str) -> str:
+        """Return where a file would be in another class; empty if its class is none of its folders."""
+        parts = name.split(os.sep)
+        if self._report.names is None or label not in parts[:-1] or other in ("", label):
+            return ""
+        parts[len(parts) - 2 - parts[-2::-1].index(label)] = other  # the innermost one
+        return self._path(os.sep.join(parts))
+
+    def _scored_rows(self, ranked: Sequence[int], view: str, top: int) -> list[Row]:
+        """Return the rows of up to `top` images, or all that look like another class, each with its copies among them.
+
+        Copies follow each other as a group.
+        """
+        sets = dict[int, list[int]]()
+        for position in ranked:
+            key = self._sets.get(position, -1 - position)
+            if len(sets) == top and key not in sets and view != "label":
+                break
+            if position not in self._right:
+                sets.setdefault(key, []).append(position)
+        return [
+            self._scored_row(position, view, number if len(copies) > 1 else None)
+            for number, copies in enumerate(sets.values())
+            for position in copies
+        ]
+
+    def _scored_row(self, position: int, view: str, group: int | None) -> Row:
+        """Return a row of a list that a view orders, with its p-value if there is one."""
+        report, note = self._report, ""
+        if report.n_calibration:
+            note = f"p-value {report.view_p_values[view][position].item():.2g}"
+            note += ", significant" if position in report.significant else ""
+        score, reason = report.views[view].scores[position].item(), report.views[view].reasons[position]
+        return self.row(position, score=score, reason=reason, note=note, group=group)
+
+    def nearest_rows(self, row: Row) -> list[tuple[str, list[Row]]]:
+        """Return the images that are nearest to one that looks like another class: of its class, and of that one."""
+        if row.position is None or self._report.nearest is None:
+            return []
+        sides = zip((row.label, row.looks_like), self._report.nearest[row.position].tolist(), strict=True)
+        return [(name, [self.row(place) for place in places if place >= 0]) for name, places in sides]
+
+    def _copy_rows(self, groups: Sequence[DuplicateGroup], can_go: bool) -> list[Row]:
+        """Return the rows of groups of duplicates; each but the first says what it is a copy of, and may be spared.
+
+        An image that is spared as an identical one is not counted again as a near duplicate.
+        """
+        report, rows = self._report, list[Row]()
+        in_classes = {group.positions[0] for group in report.filed_twice}
+        counted = {place for group in report.duplicates if group.identical for place in group.positions[1:]}
+        for number, group in enumerate(groups):
+            if self._right.keys() >= {*group.positions}:
+                continue
+            known = [name if isinstance(name, str) else f"image {name}" for name in group.reference]
+            other = f"{listed(known)} of the reference" if known else ""
+            splits = report.splits_in(group)
+            is_twice = group.identical and group.positions[0] in in_classes
+            leak = f"a leak, in {' and '.join(splits)}" if len(splits) > 1 else ""
+            for place, position in enumerate(group.positions):
+                reason = other and f"{'as' if group.identical else 'like'} {other}"
+                twice = report.outlier_reasons(position).get("label", "") if is_twice else ""
+                if place and not group.identical:
+                    reason += f", details correlate {group.correlations[place]:.2f}"
+                why = "; ".join(filter(None, [reason, twice, leak]))
+                spare = can_go and place > 0 and (group.identical or position not in counted)
+                rows.append(self.row(position, group=number, reason=why, spare=spare))
+                other = report.image_name(group.positions[0])
+        return rows
+
+    def _faulty(self) -> Tab:
+        """Return the images that have faults whatever the others are."""
+        found = dict[int, list[str]]()
+        for fault, places in self._report.faults.items():
+            for place in places:
+                found.setdefault(place, []).append(fault)
+        rows = [self.row(place, reason="; ".join(why)) for place, why in found.items() if place not in self._right]
+        counts = "; ".join(f"{fault}: {len(places):,}" for fault, places in self._report.faults.items())
+        return Tab("faults", "Dark, plain or tiny", f"Whatever the others are. {counts.capitalize()}.", rows)
