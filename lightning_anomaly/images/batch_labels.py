@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_anomaly.images.batch_tensors import named_tensors
 
 _LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # what labels are usually called
+_COLUMNS = 64  # of a table of labels
 _MOSTLY = 0.9  # share of a class that makes it the label of an image
 
 
@@ -31,6 +32,20 @@ def class_numbers(tensor: Tensor, count: int) -> Tensor | None:
     return place.double().where(share >= _MOSTLY, torch.nan)
 
 
+def label_columns(batch: Any, count: int, images: Tensor | None) -> dict[str, Tensor]:
+    """Return what may be labels of `count` images by name: tensors of one number for each, and columns of tables."""
+    columns = dict[str, Tensor]()
+    for name, tensor in named_tensors(batch):
+        if tensor is images:
+            continue
+        if (numbers := class_numbers(tensor, count)) is not None:
+            columns[name] = numbers
+        elif tensor.ndim == 2 and len(tensor) == count and tensor.shape[1] <= _COLUMNS:
+            table = tensor.detach().double().cpu()
+            columns |= {f"{name}.{place}": column for place, column in enumerate(table.T)}
+    return columns
+
+
 class BatchLabels:
     """Collects what may be the labels of images: in each tensor of their batches, one number for each image.
 
@@ -40,7 +55,7 @@ class BatchLabels:
 
     def __init__(self) -> None:
         self.numbers: dict[str, dict[int, float]] = {}  # `{name of the tensor: {position: number}}`
-        self._floating: set[str] = set()  # tensors of one floating-point number for each image
+        self._integers: set[str] = set()  # tensors of one integer for each image
         self._chosen: str | None = None
         self._settled = False
         self.problem = ""  # why labels are unknown although there are some
@@ -48,12 +63,11 @@ class BatchLabels:
 
     def add(self, positions: Sequence[int], batch: Any, images: Tensor | None) -> None:
         """Add a batch of the items at `positions`, except its `images`."""
+        for name, numbers in label_columns(batch, len(positions), images).items():
+            self.numbers.setdefault(name, {}).update(zip(positions, numbers.tolist(), strict=True))
         for name, tensor in named_tensors(batch):
-            numbers = None if tensor is images else class_numbers(tensor, len(positions))
-            if numbers is not None:
-                self.numbers.setdefault(name, {}).update(zip(positions, numbers.tolist(), strict=True))
-                if tensor.is_floating_point() and tensor.numel() == len(positions):
-                    self._floating.add(name)
+            if tensor.numel() == len(positions) and not tensor.is_floating_point():
+                self._integers.add(name)
 
     def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> list[int | None]:
         """Return the labels at some positions without a run; None if unknown. The first call decides what counts."""
@@ -74,7 +88,7 @@ class BatchLabels:
         }
         chosen = {name: numbers for name, numbers in whole.items() if name.rpartition(".")[2] in _LABELS}
         if not chosen and targets is None:
-            integers = {name: numbers for name, numbers in whole.items() if name not in self._floating}
+            integers = {name: numbers for name, numbers in whole.items() if name in self._integers}
             chosen = {name: found for name, found in integers.items() if len({*found.values()}) < len(found)}
         if len({tuple(numbers.items()) for numbers in chosen.values()}) > 1:
             names = ", ".join(f"`{name}`" for name in chosen)

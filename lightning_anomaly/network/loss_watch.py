@@ -85,8 +85,9 @@ class StepWatch(TorchFunctionMode):
         self._shape = () if images is None else tuple(images.shape)
         self._given = None if images is None else images[:_FEW].clone()  # a step may change them in place
         self._stack.enter_context(compiled_models_eager())
+        self._watch_forward(model)
         for name, module in modules_by_name(model).items():
-            if not isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
+            if module is not model and not isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
                 hook = module.register_forward_hook(partial(self._take_module, name), with_kwargs=True)
                 self._stack.callback(hook.remove)
         self._stack.enter_context(self)
@@ -109,6 +110,19 @@ class StepWatch(TorchFunctionMode):
                     target = None if name in SOFTMAX or not others else others[0]
                     self.losses.append(LossCall(name, given.detach(), target))
         return result
+
+    def _watch_forward(self, model: nn.Module) -> None:
+        """Watch `forward` itself, as a step may call it without the hooks of the module."""
+        attributes, forward = vars(model), model.forward
+        before = {name: value for name, value in attributes.items() if name == "forward"}
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            self._take_module("", model, args, kwargs, output)
+            return output
+
+        attributes["forward"] = watched
+        self._stack.callback(lambda: (attributes.pop("forward", None), attributes.update(before)))
 
     def _take_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Keep what a module returns for images."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.batch_labels import class_numbers
+from lightning_anomaly.images.batch_labels import class_numbers, label_columns, labels_at
 from lightning_anomaly.images.batch_tensors import first_tensor, named_tensors
 from lightning_anomaly.network.forward import isolated_calls
 from lightning_anomaly.network.layers import find_logits_call
@@ -48,10 +48,8 @@ class Scores:
         """Return the scores `(n, C, ...)` in an output, or raise ValueError."""
         found = dict(named_tensors(output)).get(self.key)
         if found is None or not found.ndim or not found.is_floating_point():
-            kind = (
-                f"{output.dtype} of shape {tuple(output.shape)}" if isinstance(output, Tensor) else _described([output])
-            )
-            raise ValueError(f"it is {kind}, not logits. {_NAME_IT}")
+            kind = f"of {output.dtype}, " if isinstance(output, Tensor) else ""
+            raise ValueError(f"it is {_described([output])}, {kind}not logits. {_NAME_IT}")
         if found.ndim == 1:
             return found[:, None]
         return found if self.classes is None else found.movedim((self.samples, self.classes), (0, 1))
@@ -69,7 +67,7 @@ class StepLabels(NamedTuple):
         numbers = [columns.get(self.column, {}).get(position, torch.nan) for position in positions]
         if self.classes is not None:
             numbers = [self.classes.get(number, torch.nan) for number in numbers]
-        return [int(label) if label >= 0 else None for label in numbers]
+        return labels_at(dict(enumerate(numbers)), range(len(numbers)))
 
 
 class StepLoss(NamedTuple):
@@ -267,15 +265,12 @@ def _labels_in(step: StepWatch, target: Any) -> StepLabels:
         shape = f"targets of shape {tuple(target.shape)} for {step.count} images"
         return StepLabels(problem=f"the loss is given {shape}, not one class for each")
     wanted = wanted.round().where((wanted - wanted.round()).abs() <= 0.1, torch.nan)  # smoothed ones
-    known, images, columns = wanted >= 0, first_tensor(step.batch), dict[str, list[float]]()
-    labels, functions = wanted[known].tolist(), dict[int, list[StepLabels]]()  # by the number of different numbers
-    if not labels:
+    known, functions = wanted >= 0, dict[int, list[StepLabels]]()  # by the number of different numbers
+    if not (labels := wanted[known].tolist()):
         return StepLabels(problem="no target of the loss is a class")
-    for name, tensor in named_tensors(step.batch):
-        if tensor is not images and (numbers := class_numbers(tensor, step.count)) is not None:
-            columns[name] = numbers[known].tolist()
-    for name, values in columns.items():
-        if values == labels:
+    columns = label_columns(step.batch, step.count, first_tensor(step.batch))
+    for name, numbers in sorted(columns.items(), key=lambda column: column[1][known].tolist() != labels):
+        if (values := numbers[known].tolist()) == labels:
             return StepLabels(name)
         classes = dict(zip(values, labels, strict=True))
         if len(labels) - len(classes) >= _REPEATED and [classes[value] for value in values] == labels:

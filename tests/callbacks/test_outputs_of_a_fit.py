@@ -226,13 +226,18 @@ class Segmentation(Program):
         return functional.cross_entropy(rows, (batch[0] > 0.5).long().flatten())
 
 
+class CallsForward(Program):
+    def loss(self, batch: Any) -> Tensor:
+        return functional.cross_entropy(self.forward(batch[0]), batch[1])
+
+
 class OnlyInTraining(Program):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_accuracy", (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
 
 JUDGED = [Smoothed, Mapped, OneLogit, Focal, Probability, SigmoidInTheStep, ColumnOfASoftmax, LogProbabilities]
-JUDGED += [LogInTheStep, Compiled, WithMetric, Student, Nested, DeepSupervision, OnlyInTraining]
+JUDGED += [LogInTheStep, Compiled, WithMetric, Student, Nested, DeepSupervision, CallsForward, OnlyInTraining]
 NOT_JUDGED = [Captcha, CaptchaByPlaces, CaptchaInRows, Sequence, OwnLoss, Mask, Segmentation]
 
 
@@ -373,7 +378,7 @@ def test_where_no_loss_tells_nothing_is_compared_and_one_line_says_why(
     assert compared.report.label_doubts == {}
 
 
-@pytest.mark.filterwarnings(FEW, "ignore:.*not judged: no loss of classes")
+@pytest.mark.filterwarnings(FEW, "ignore:.*training labels are not judged")
 @pytest.mark.parametrize(("name", "labels"), [("second", 2), ("forward", 0)])
 def test_a_user_may_name_what_returns_logits(tmp_path: Path, name: str, labels: int) -> None:
     """Of several tasks the one that is named, with its labels; what no loss tells has none."""
@@ -394,13 +399,15 @@ def test_a_user_may_name_what_returns_logits(tmp_path: Path, name: str, labels: 
         functional.one_hot(CLASSES, 3),
         torch.where(torch.arange(60) < 9, -100, CLASSES),
         CLASSES[:, None],
+        torch.stack([torch.rand(60, generator=RNG), CLASSES], 1),
     ],
-    ids=["one-hot", "integer one-hot", "unknown", "column"],
+    ids=["one-hot", "integer one-hot", "unknown", "column", "table"],
 )
 def test_labels_have_any_form_beside_another_integer(tmp_path: Path, target: Tensor) -> None:
     class Net(Program):
         def loss(self, batch: Any) -> Tensor:
-            wanted = batch[2].float() if batch[2].shape[1:] == (3,) else batch[2].flatten()
+            width = batch[2][0].numel()
+            wanted = {1: batch[2].flatten(), 2: batch[2][:, -1].long(), 3: batch[2].float()}[width]
             return functional.cross_entropy(self(batch[0]), wanted)
 
     camera = torch.arange(60) // 30
