@@ -228,6 +228,19 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
         OutlierDetector(net).fit(plain).score(images, pictures)
 
 
+def test_values_above_the_white_of_a_folder_are_not_clipped(tmp_path: Path) -> None:
+    ramp = np.arange(256).reshape(16, 16)
+    for number in range(102):  # the second is not among the images that tell the depth
+        Image.fromarray((ramp * (250 if number == 1 else 15)).astype(np.uint16)).save(tmp_path / f"{number:03}.png")
+    folder = FolderImages(tmp_path, 16)
+    assert folder.whites == {"I;16": 4096}
+    with pytest.warns(UserWarning, match="above 4096, which is white in their folder"):
+        brighter = folder[1].whole
+    usual = folder[0].whole
+    for found in (brighter, usual):
+        assert len(found.unique()) > 200
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # they are few
 def test_identical_images_have_the_same_pixels_once_decoded(tmp_path: Path) -> None:
     """A search sees them squeezed."""
