@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tabular import listed
+from lightning_anomaly.images.batch_tensors import WithWholeImage
 from lightning_anomaly.images.folder_classes import classes_and_splits
 from lightning_anomaly.images.image_source import scaled
-from lightning_anomaly.images.whole_images import WithWholeImage
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 _DEPTHS = 100  # images, evenly spaced, that tell the depth of a folder's images
@@ -183,11 +183,7 @@ def read_image(file: Any, side: int | None = None, whites: Mapping[str, float] |
     pixels, usual = _file_pixels(image), (whites or {}).get(image.mode, 0)
     white = max(_white(pixels, image.mode), usual)
     if 0 < usual < white:
-        warnings.warn(
-            f"Some images of mode {image.mode} have values above {usual:g}, which is white in their folder: each has a "
-            "white of its own.",
-            stacklevel=2,
-        )
+        warnings.warn(f"An image has values above {usual:g}, white in its folder: it has its own white.", stacklevel=2)
     return Image.fromarray((pixels * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
 
 

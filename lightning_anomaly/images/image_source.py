@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.batch_bytes import attempt
 from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
-from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.batch_tensors import WithWholeImage, collate_whole, first_tensor
 from lightning_anomaly.images.dataset_facts import (
     class_names,
     class_targets,
@@ -27,7 +26,6 @@ from lightning_anomaly.images.dataset_facts import (
     file_names,
 )
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, epoch_positions, shuffled
-from lightning_anomaly.images.whole_images import WithWholeImage, collate_whole
 from lightning_anomaly.images.worker_process import load_batches
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -213,10 +211,7 @@ class ImageSource:
     def _read(
         self, chunks: Sequence[Tensor], workers: int, describe: Callable[[Tensor], Any] | None = None
     ) -> Iterator[tuple[Any, Any, Any]]:
-        """Read batches: yield images, whole images and the description of these; for an unreadable batch the error.
-
-        Raise ChildProcessError if a worker process died or hangs.
-        """
+        """Read batches: yield images, whole images and the description of these; for an unreadable batch the error."""
         assert self._loader is not None
         places = [*map(Tensor.tolist, chunks)]
         loaded = load_batches(self._loader, places, partial(collate_whole, self._loader.collate_fn, describe), workers)
@@ -230,7 +225,7 @@ class ImageSource:
                 ) from None
             if not error:
                 with isolated_random_state(number):
-                    images, error = attempt(self._images_of, batch[0], chunk)
+                    images = self._images_of(batch[0], chunk)
             yield (None, None, error) if error else (*images, batch[1])
 
     def _alone(self, position: int, found: tuple[Any, Any, Any]) -> list[Tensor]:

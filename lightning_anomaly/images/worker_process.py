@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import socket
-import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from lightning_anomaly._internal.forked import attempt, receive, send, share_nothing
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.batch_bytes import attempt, pickled, receive_parts, send_parts, unpickled
 from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.loaders import load_like
 
@@ -45,9 +43,7 @@ def in_worker(
     )
 
 
-def _begin_worker(
-    dataset: Any, begin: Callable[[int], None] | None, attributes: Mapping[str, Any], number: int
-) -> None:
+def _begin_worker(dataset: Any, begin: Any, attributes: Mapping[str, Any], number: int) -> None:
     """Set the attributes of a worker's copy of the data set, and begin it as the user's function does."""
     for name, value in attributes.items():
         setattr(dataset_with(dataset, name), name, value)
@@ -61,11 +57,8 @@ def load_batches(
     """Load items by their positions like a loader; yield each batch, or None and why it cannot be read.
 
     Each batch has random numbers of its own, the same in any process. Of several workers, each reads every so many
-    batches and is one ahead. They are processes as the loader starts them, but no `DataLoader`'s: these send batches
-    through shared memory, of which a container has little.
-
-    Raises:
-        OSError or EOFError: If a worker process died or hangs.
+    batches. They are processes as the loader starts them, but no `DataLoader`'s, which send batches through shared
+    memory, of which a container has little. Raise OSError or EOFError if one died or hangs.
     """
     load = partial(_load, loader.dataset, collate_fn)
     if not workers:
@@ -82,12 +75,10 @@ def load_batches(
                 ours.settimeout(loader.timeout or None)
                 streams.append(ours.makefile("rb"))
                 arguments = theirs, load, worker, loader.worker_init_fn, own
-                process = context.Process(target=_work, args=arguments, daemon=True)
-                process.start()
-            processes.append(process)
+                processes.append(context.Process(target=_work, args=arguments, daemon=True))
+                processes[-1].start()
         for number in range(len(batches)):
-            error, *parts = receive_parts(streams[number % workers])
-            yield (None, bytes(error).decode()) if len(error) else attempt(unpickled, parts)
+            yield receive(streams[number % workers])
     finally:
         for stream in streams:
             stream.close()
@@ -109,48 +100,22 @@ def _load(dataset: Any, collate_fn: Callable[[Any], Any], worker: Any, number: i
 def _known_as(worker: Any) -> Iterator[None]:
     """Tell `get_worker_info`, for which torch has no public way: a `worker_init_fn` relies on it, such as MONAI's."""
     known = get_worker_info.__globals__
-    before = known["_worker_info"]
+    before, known["_worker_info"] = known["_worker_info"], worker
     try:
-        known["_worker_info"] = worker
         yield
     finally:
         known["_worker_info"] = before
 
 
-def _work(
-    connection: socket.socket, load: Any, worker: Any, begin: Callable[[int], None] | None, batches: Sequence[Any]
-) -> None:
+def _work(connection: socket.socket, load: Any, worker: Any, begin: Any, batches: Sequence[Any]) -> None:
     """Load and send batches of a number and positions each, in a worker process."""
-    _share_nothing(connection.fileno())
+    share_nothing(connection.fileno())
     connection.settimeout(None)
     torch.set_num_threads(1)
     with _known_as(worker):
         _, failed = attempt(begin, worker.id) if begin else (None, "")
     with suppress(KeyboardInterrupt, ConnectionError), connection.makefile("wb") as stream:  # nobody wants more
         for batch in batches:
-            parts, error = ([], failed) if failed else attempt(lambda batch=batch: pickled(load(worker, *batch)))
-            send_parts([error.encode(), *(parts or [])], stream)
-
-
-def _share_nothing(connection: int) -> None:
-    """Share no place in a file, and no connection but one, with the process that was forked.
-
-    Reading moves the place from which both read on: the run would read wrong bytes of an archive that is kept open. So
-    files are opened again, as they were. Both would take from a connection, which counts its records if it is
-    encrypted. So it is lost, and whoever uses it gets an error.
-    """
-    if not os.path.isdir("/proc/self/fd"):
-        return  # not on Linux
-    from fcntl import F_GETFL, fcntl
-
-    kept, lost = (0, 1, 2, connection), socket.socket()
-    for number in {*map(int, os.listdir("/proc/self/fd"))}.difference(kept):
-        with suppress(OSError):  # the listing's own is closed by now
-            mode, flags = os.fstat(number).st_mode, fcntl(number, F_GETFL)
-            if stat.S_ISSOCK(mode):
-                os.dup2(lost.fileno(), number)
-            elif stat.S_ISREG(mode) and flags & os.O_ACCMODE != os.O_WRONLY:
-                again = os.open(f"/proc/self/fd/{number}", flags)
-                os.lseek(again, os.lseek(number, 0, os.SEEK_CUR), os.SEEK_SET)
-                os.dup2(again, number)
-                os.close(again)
+            _, unsent = attempt(send, (None, failed) if failed else attempt(load, worker, *batch), stream)
+            if unsent:
+                send((None, unsent), stream)

@@ -234,7 +234,7 @@ def test_values_above_the_white_of_a_folder_are_not_clipped(tmp_path: Path) -> N
         Image.fromarray((ramp * (250 if number == 1 else 15)).astype(np.uint16)).save(tmp_path / f"{number:03}.png")
     folder = FolderImages(tmp_path, 16)
     assert folder.whites == {"I;16": 4096}
-    with pytest.warns(UserWarning, match="above 4096, which is white in their folder"):
+    with pytest.warns(UserWarning, match="above 4096, white in its folder"):
         brighter = folder[1].whole
     usual = folder[0].whole
     for found in (brighter, usual):
