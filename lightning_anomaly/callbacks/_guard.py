@@ -21,6 +21,7 @@ class Guard:
 
     def __init__(self, callback: Any, on_error: OnError) -> None:
         callback.on_error = check_one_of("on_error", on_error, get_args(OnError))
+        callback.on_after_setup = self.refuse_fabric  # the one hook that Fabric calls by itself
         self.name = type(callback).__name__
         self._callback = callback
         self._warned: set[str] = set()
@@ -36,6 +37,11 @@ class Guard:
                 raise
             problem = f"{type(error).__name__}: {error}"
             self.warn(task + consequence, f"Could not {task} ({problem}).{consequence}")
+
+    def refuse_fabric(self, fabric: Any) -> None:
+        """Raise TypeError: Fabric calls no other hook, and whoever calls them has no Trainer."""
+        found = f"{type(fabric).__name__}: call `analyze` in your own loop"
+        raise TypeError(f"{self.name} should be among the callbacks of a Trainer. Found {found}.")
 
     def warn(self, key: str, message: str) -> None:
         """Warn once for each key."""

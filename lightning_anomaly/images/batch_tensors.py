@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,3 +43,23 @@ def first_tensor(batch: Any) -> Tensor | None:
     ]
     inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
     return inputs[0] if inputs else None
+
+
+class WithWholeImage(NamedTuple):
+    """An image for a network, or a batch of them, and the whole image: an item of `FolderImages`."""
+
+    image: Tensor
+    whole: Tensor
+
+
+def collate_whole(
+    collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any] | None, items: Sequence[Any]
+) -> tuple[Any, Any]:
+    """Put items into a batch; return it with the first of its whole images, if any, and the description of all.
+
+    Without `describe` they stay as they are.
+    """
+    batch, description = collate_fn(items), None
+    if isinstance(batch, WithWholeImage) and describe is not None:
+        batch, description = batch._replace(whole=batch.whole[:1]), describe(batch.whole)
+    return batch, description

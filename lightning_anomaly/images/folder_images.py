@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +20,9 @@ from torch.utils.data import Dataset
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tabular import listed
+from lightning_anomaly.images.batch_tensors import WithWholeImage
 from lightning_anomaly.images.folder_classes import classes_and_splits
 from lightning_anomaly.images.image_source import scaled
-from lightning_anomaly.images.whole_images import WithWholeImage
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
 _DEPTHS = 100  # images, evenly spaced, that tell the depth of a folder's images
@@ -44,7 +45,8 @@ class FolderImages(Dataset[Any]):
 
     `whites` has the value that is white in images of more than 8 bits, by Pillow's mode, such as "I;16": one for the
     folder, so that a dark image stays dark. It is that of the smallest depth that holds the values of up to 100 images,
-    evenly spaced: 8, 12, 16 or more bits, or for floating point a power of two.
+    evenly spaced: 8, 12, 16 or more bits, or for floating point a power of two. An image with values above it has a
+    white of its own, and a warning says so.
 
     Args:
         folder: The folder.
@@ -163,7 +165,7 @@ def _find_folder_whites(files: Sequence[str]) -> dict[str, float]:
             continue  # 8 bits, and opening many takes time
         with suppress(Exception), Image.open(file) as opened:  # a broken one has no depth
             if opened.mode[0] in "IF":
-                whites[opened.mode] = max(_file_white(opened), whites.get(opened.mode, 0))
+                whites[opened.mode] = max(_white(_file_pixels(opened), opened.mode), whites.get(opened.mode, 0))
     return whites
 
 
@@ -178,8 +180,11 @@ def read_image(file: Any, side: int | None = None, whites: Mapping[str, float] |
     image = _decode_file(file, side)
     if image.mode == "RGB":
         return image
-    white = (whites or {}).get(image.mode) or _file_white(image)
-    return Image.fromarray((_file_pixels(image) * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
+    pixels, usual = _file_pixels(image), (whites or {}).get(image.mode, 0)
+    white = max(_white(pixels, image.mode), usual)
+    if 0 < usual < white:
+        warnings.warn(f"An image has values above {usual:g}, white in its folder: it has its own white.", stacklevel=2)
+    return Image.fromarray((pixels * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
 
 
 def _decode_file(file: Any, side: int | None = None) -> Any:
@@ -206,8 +211,8 @@ def _file_pixels(image: Any) -> Any:
     return values
 
 
-def _file_white(image: Any) -> float:
-    highest, depths = _file_pixels(image).max(), range(129) if image.mode == "F" else (8, 12, *range(16, 33))
+def _white(pixels: Any, mode: str) -> float:
+    highest, depths = pixels.max(), range(129) if mode == "F" else (8, 12, *range(16, 33))
     return next(2.0**bits for bits in depths if highest <= 2.0**bits)
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
 from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
-from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.batch_tensors import WithWholeImage, collate_whole, first_tensor
 from lightning_anomaly.images.dataset_facts import (
     class_names,
     class_targets,
@@ -25,8 +25,8 @@ from lightning_anomaly.images.dataset_facts import (
     dataset_with,
     file_names,
 )
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, epoch_positions, load_like, shuffled
-from lightning_anomaly.images.whole_images import WithWholeImage, collate_whole, stack_items, unpickled
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, epoch_positions, shuffled
+from lightning_anomaly.images.worker_process import load_batches
 
 _ATTEMPTS = 100  # images to try before none counts as readable
 _BATCHES = 8  # for each worker process, so that it is worth starting
@@ -202,7 +202,7 @@ class ImageSource:
             describe(self._blank)  # compiles loops, which workers would otherwise do each for itself
         for chunk, (images, whole, seen) in zip(chunks, self._read(chunks, workers, describe), strict=True):
             if images is None:
-                again = self._read(torch.split(chunk, 1), min(1, workers))
+                again = self._read(torch.split(chunk, 1), min(1, workers)) if len(chunk) > 1 else [(None, None, seen)]
                 alone = [self._alone(*one) for one in zip(chunk.tolist(), again, strict=True)]
                 images, whole = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
                 seen = describe(whole) if self.whole_shape is not None and describe is not None else None
@@ -211,37 +211,29 @@ class ImageSource:
     def _read(
         self, chunks: Sequence[Tensor], workers: int, describe: Callable[[Tensor], Any] | None = None
     ) -> Iterator[tuple[Any, Any, Any]]:
-        """Read batches: yield images, whole images and the description of these; for an unreadable batch the error.
-
-        Raise ChildProcessError if a worker process died or hangs, whose batches would be skipped from here on.
-        """
+        """Read batches: yield images, whole images and the description of these; for an unreadable batch the error."""
         assert self._loader is not None
         places = [*map(Tensor.tolist, chunks)]
-        described = partial(collate_whole, self._loader.collate_fn, describe)
-        batches = iter(load_like(self._loader, batch_sampler=places, num_workers=workers, collate_fn=described))
-        found: tuple[Any, Any, Any]
+        loaded = load_batches(self._loader, places, partial(collate_whole, self._loader.collate_fn, describe), workers)
         for number, chunk in enumerate(places):
-            with isolated_random_state(number):
-                try:
-                    batch, seen = unpickled(next(batches))  # goes on after an error
-                except Exception as error:  # whatever the data set raises
-                    error.__traceback__ = None  # it would keep the worker processes alive
-                    if str(error).startswith(("DataLoader worker", "DataLoader timed out")):
-                        raise ChildProcessError(
-                            f"A process that reads `{self.argument}` died or hangs, perhaps as memory ran out: use "
-                            "fewer of them, or smaller batches."
-                        ) from None
-                    found = None, None, error
-                else:
-                    found = *self._images_of(batch, chunk), seen
-            yield found
+            try:
+                batch, error = next(loaded)
+            except (OSError, EOFError):
+                raise ChildProcessError(
+                    f"A process that reads `{self.argument}` died or hangs, perhaps as memory ran out: use fewer of "
+                    "them, or smaller batches."
+                ) from None
+            if not error:
+                with isolated_random_state(number):
+                    images = self._images_of(batch[0], chunk)
+            yield (None, None, error) if error else (*images, batch[1])
 
     def _alone(self, position: int, found: tuple[Any, Any, Any]) -> list[Tensor]:
         """Return an image `(1, ...)` and the whole one that were read alone; zeros with a note if they cannot be."""
         images, whole, error = found
         if images is not None:
             return [images.cpu(), whole.cpu()]
-        self.unreadable[position] = _source_error(error)
+        self.unreadable[position] = error
         return [torch.zeros(1, *self.shape, device="cpu"), self._blank]
 
     def _images_of(self, batch: Any, positions: list[int]) -> tuple[Tensor, Tensor]:
@@ -269,15 +261,6 @@ class ImageSource:
         return images, whole
 
 
-def _source_error(error: Exception) -> str:
-    """Return the kind of an error and its text, of one in a worker process without the traceback."""
-    kind, _, text = f"{type(error).__name__}: {error}".partition(": ")
-    if "Original Traceback" in text:
-        kind, _, text = text.strip().splitlines()[-1].partition(": ")
-    # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
-    return kind.rpartition(".")[2] if "<" in text or not text else f"{kind.rpartition('.')[2]}: {text}"
-
-
 def image_hashes(images: Tensor) -> list[int]:
     """Hash the bytes of each image to 64 bits."""
     rows = images.detach().cpu().reshape(len(images), math.prod(images.shape[1:])).contiguous().view(torch.uint8)
@@ -296,7 +279,7 @@ def loader_of(images: Any, argument: str) -> DataLoader[Any]:
         given = getattr(dataset_with(images, "num_workers"), "num_workers", 0)  # see `FolderImages`
         workers = given if isinstance(given, int) else 0
         forked = "fork" if workers and sys.platform == "linux" else None
-        loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=stack_items, multiprocessing_context=forked)
+        loader = DataLoader(images, BATCH, num_workers=workers, multiprocessing_context=forked)
     data = loader.dataset if isinstance(loader, DataLoader) else loader
     if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         found = type(data).__name__

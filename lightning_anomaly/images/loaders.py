@@ -20,8 +20,6 @@ def load_like(loader: DataLoader[Any], **changed: Any) -> DataLoader[Any]:
     """Load a loader's data set as it does, but for what is `changed`, without drawing a global random number."""
     kept = "dataset", "collate_fn", "num_workers", "worker_init_fn", "multiprocessing_context", "timeout"
     options = {name: getattr(loader, name) for name in kept} | changed
-    if not options["num_workers"]:
-        options |= {"multiprocessing_context": None, "timeout": 0}
     return DataLoader(**options, generator=torch.Generator().manual_seed(0))  # without it a random number is drawn
 
 

@@ -1,17 +1,21 @@
-"""Read a data set in a worker process, so that whatever it does to itself, it does to a copy."""
+"""Read a data set in worker processes, so that whatever it does to itself, it does to a copy."""
 
 from __future__ import annotations
 
-import os
-import stat
+import multiprocessing
+import socket
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from lightning_anomaly._internal.forked import attempt, receive, send, share_nothing
+from lightning_anomaly._internal.random_state import isolated_random_state
 from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.loaders import load_like
 
@@ -33,37 +37,85 @@ def in_worker(
         batch_sampler=loader.batch_sampler,
         num_workers=max(1, loader.num_workers),
         timeout=loader.timeout or _TIMEOUT,
-        worker_init_fn=partial(_begin_worker, loader.worker_init_fn, dict(attributes or {})),
+        worker_init_fn=partial(_begin_worker, loader.dataset, loader.worker_init_fn, dict(attributes or {})),
         multiprocessing_context=loader.multiprocessing_context if loader.num_workers else "fork",
         **changed,
     )
 
 
-def _begin_worker(begin: Callable[[int], None] | None, attributes: Mapping[str, Any], number: int) -> None:
-    """Begin a worker as the user's function does, and set the attributes of its copy of the data set."""
-    _reopen_files()
-    info = get_worker_info()
+def _begin_worker(dataset: Any, begin: Any, attributes: Mapping[str, Any], number: int) -> None:
+    """Set the attributes of a worker's copy of the data set, and begin it as the user's function does."""
     for name, value in attributes.items():
-        setattr(dataset_with(info.dataset if info else None, name), name, value)
+        setattr(dataset_with(dataset, name), name, value)
     if begin is not None:
         begin(number)
 
 
-def _reopen_files() -> None:
-    """Open all files for reading again, as a forked process moves the place from which the other one reads on.
+def load_batches(
+    loader: DataLoader[Any], batches: Sequence[list[int]], collate_fn: Callable[[Any], Any], workers: int
+) -> Iterator[tuple[Any, str]]:
+    """Load items by their positions like a loader; yield each batch, or None and why it cannot be read.
 
-    A data set that keeps a zip archive open would read wrong bytes in the run.
+    Each batch has random numbers of its own, the same in any process. Of several workers, each reads every so many
+    batches. They are processes as the loader starts them, but no `DataLoader`'s, which send batches through shared
+    memory, of which a container has little. Raise OSError or EOFError if one died or hangs.
     """
-    if not os.path.isdir("/proc/self/fd"):
-        return  # not on Linux, where no process is forked
-    from fcntl import F_GETFL, fcntl
+    load = partial(_load, loader.dataset, collate_fn)
+    if not workers:
+        yield from (attempt(load, get_worker_info(), *batch) for batch in enumerate(batches))
+        return
+    context: Any = loader.multiprocessing_context or multiprocessing.get_context()
+    streams, processes = [], []
+    try:
+        for number in range(workers):
+            worker = SimpleNamespace(id=number, num_workers=workers, seed=number, dataset=loader.dataset)
+            own = [*enumerate(batches)][number::workers]
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                ours.settimeout(loader.timeout or None)
+                streams.append(ours.makefile("rb"))
+                arguments = theirs, load, worker, loader.worker_init_fn, own
+                processes.append(context.Process(target=_work, args=arguments, daemon=True))
+                processes[-1].start()
+        for number in range(len(batches)):
+            yield receive(streams[number % workers])
+    finally:
+        for stream in streams:
+            stream.close()
+        for process in processes:
+            process.join(1)
+            process.kill()  # it hangs, and may ignore to be terminated
+            process.join()
 
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the listing's own is closed by now
-            number = int(name)
-            is_read = fcntl(number, F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-            if is_read and stat.S_ISREG(os.fstat(number).st_mode):
-                again = os.open(f"/proc/self/fd/{name}", os.O_RDONLY)
-                os.lseek(again, os.lseek(number, 0, os.SEEK_CUR), os.SEEK_SET)
-                os.dup2(again, number)
-                os.close(again)
+
+def _load(dataset: Any, collate_fn: Callable[[Any], Any], worker: Any, number: int, positions: list[int]) -> Any:
+    with isolated_random_state(number):
+        with _known_as(worker):
+            several = getattr(dataset, "__getitems__", None)
+            items = several(positions) if several else [dataset[position] for position in positions]
+        return collate_fn(items)  # torch's takes shared memory if it knows to be in a worker
+
+
+@contextmanager
+def _known_as(worker: Any) -> Iterator[None]:
+    """Tell `get_worker_info`, for which torch has no public way: a `worker_init_fn` relies on it, such as MONAI's."""
+    known = get_worker_info.__globals__
+    before, known["_worker_info"] = known["_worker_info"], worker
+    try:
+        yield
+    finally:
+        known["_worker_info"] = before
+
+
+def _work(connection: socket.socket, load: Any, worker: Any, begin: Any, batches: Sequence[Any]) -> None:
+    """Load and send batches of a number and positions each, in a worker process."""
+    share_nothing(connection.fileno())
+    connection.settimeout(None)
+    torch.set_num_threads(1)
+    with _known_as(worker):
+        _, failed = attempt(begin, worker.id) if begin else (None, "")
+    with suppress(KeyboardInterrupt, ConnectionError), connection.makefile("wb") as stream:  # nobody wants more
+        for batch in batches:
+            _, unsent = attempt(send, (None, failed) if failed else attempt(load, worker, *batch), stream)
+            if unsent:
+                send((None, unsent), stream)

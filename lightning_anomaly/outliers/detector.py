@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
-from lightning_anomaly.images.whole_images import WithWholeImage, stack_items
+from lightning_anomaly.images.batch_tensors import WithWholeImage
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
@@ -136,7 +136,7 @@ class OutlierDetector:
         searched: Any = images
         if whole_images is not None:
             items: Any = [WithWholeImage(*both) for both in zip(images, whole_images, strict=True)]
-            searched = DataLoader(items, collate_fn=stack_items)
+            searched = DataLoader(items)
         part = self.search_part(searched, batch_size=len(images), progress=False)
         return torch.from_numpy(part["score"])
 

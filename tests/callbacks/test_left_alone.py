@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 import torch
 from acting import GeluNet, fit, probe_loader, pruner
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from trainers import SmallNet, images, loader, quiet_trainer
 
-from lightning_anomaly import MemorizationCallback
+from lightning_anomaly import (
+    AnomalyEarlyStopping,
+    AnomalyFilterCallback,
+    AnomalyPruneCallback,
+    MemorizationCallback,
+    MemorizationEarlyStopping,
+)
 
 
 class Logs(GeluNet):
@@ -47,3 +54,18 @@ def test_validating_an_earlier_checkpoint_keeps_the_mask_of_the_fit(tmp_path: Pa
     assert prune.masked == masked != {}
     assert trainer.callback_metrics["anomaly_prune/masked"] == 0  # of that checkpoint
     assert torch.isfinite(trainer.callback_metrics["val_loss"])
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        AnomalyFilterCallback(),
+        AnomalyPruneCallback(at_epoch=1),
+        AnomalyEarlyStopping(),
+        MemorizationCallback(),
+        MemorizationEarlyStopping(),
+    ],
+)
+def test_fabric_is_refused_when_it_sets_up_a_model(callback: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{type(callback).__name__} .* of a Trainer\. Found Fabric"):
+        Fabric(accelerator="cpu", callbacks=[callback]).setup(SmallNet())

@@ -1,7 +1,11 @@
 """A data set is read, never written: not its transform, whatever that is, nor its caches."""
 
 import copy
+import socket
+import ssl
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +138,45 @@ class InThreads(Pictures):
         return self.pool.submit(super().__getitem__, index).result()
 
 
+def answer(connection: socket.socket) -> None:
+    """Encrypt a connection without a certificate, and send back what comes."""
+    with suppress(OSError), server.wrap_socket(connection, server_side=True) as encrypted:
+        while sent := encrypted.recv(1):
+            encrypted.sendall(sent)
+
+
+server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+for context in (server, client):
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AECDH-AES256-SHA:@SECLEVEL=0")
+
+
+class Remote(Pictures):
+    """Asks a server for each item, over an encrypted connection that it keeps open."""
+
+    def __init__(self, count: int, transform: Any) -> None:
+        super().__init__(count, transform)
+        ours, theirs = socket.socketpair()
+        threading.Thread(target=answer, args=(theirs,), daemon=True).start()
+        self.open = [client.wrap_socket(ours)]
+
+    def __getitem__(self, index: int) -> Any:
+        self.open[0].sendall(bytes([index]))
+        assert self.open[0].recv(1) == bytes([index])
+        return super().__getitem__(index)
+
+    def __del__(self) -> None:
+        self.open[0].close()
+
+
 @pytest.mark.parametrize(
-    ("kind", "why"), [(InThisProcess, "RuntimeError: only in the process that made it"), (InThreads, "died or hangs")]
+    ("kind", "why"),
+    [
+        (InThisProcess, "RuntimeError: only in the process that made it"),
+        (InThreads, "died or hangs"),
+        (Remote, "Found none among the first 40"),
+    ],
 )
 def test_where_no_worker_can_read_images_come_as_the_loader_yields_them(
     tmp_path: Path, kind: Any, why: str, recwarn: Any, monkeypatch: pytest.MonkeyPatch

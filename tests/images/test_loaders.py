@@ -65,11 +65,10 @@ def test_the_batch_size_is_the_loader_s_or_64_or_none() -> None:
 
 def test_a_reread_loader_starts_its_workers_like_the_original() -> None:
     loader = DataLoader(DATA, num_workers=2, multiprocessing_context="spawn", worker_init_fn=print, collate_fn=list)
-    for workers, method in ((2, "spawn"), (0, None)):
-        again = load_like(loader, batch_sampler=[[1]], num_workers=workers)
-        context = again.multiprocessing_context
-        assert (again.num_workers, context and context.get_start_method()) == (workers, method)
-        assert (again.dataset, again.worker_init_fn, again.collate_fn) == (DATA, print, list)
+    again = load_like(loader, batch_sampler=[[1]])
+    context: Any = again.multiprocessing_context
+    assert (again.num_workers, context.get_start_method()) == (2, "spawn")
+    assert (again.dataset, again.worker_init_fn, again.collate_fn) == (DATA, print, list)
 
 
 def test_repeated_samples_of_a_distributed_sampler_are_not_counted() -> None:

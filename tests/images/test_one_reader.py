@@ -124,6 +124,7 @@ def test_reading_changes_no_random_state_is_reproducible_and_opens_a_file_once(w
     torch.rand(3), random.random(), np.random.rand()
     again = [images for _, images in source.batches(range(40))]
     assert all(map(torch.equal, first, again))
+    assert all(map(torch.equal, first, ImageSource(DataLoader(Noisy(), 2), "images").readable_batches()))
     noise = torch.stack([batch.flatten()[0] - IMAGES[2 * number, 0, 0, 0] for number, batch in enumerate(first)])
     assert len(noise.unique()) == 20  # each batch has other noise
     assert data.openings == (workers == 0)  # a worker opens its own

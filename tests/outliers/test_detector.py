@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
-from lightning_anomaly.images.whole_images import WithWholeImage
+from lightning_anomaly.images.batch_tensors import WithWholeImage
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.scores.pixels import pixel_names
