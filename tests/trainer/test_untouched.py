@@ -86,7 +86,7 @@ MAKE: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("module", "options", "kinds"),
     [
-        (SmallNet, {"logger": TensorBoardLogger}, ["figures"]),
+        (SmallNet, {"logger": TensorBoardLogger, "max_epochs": 2}, ["figures"]),
         (FrozenNorm, {"val_check_interval": 0.5}, ["val"]),
         (FrozenNorm, {"precision": "bf16-mixed"}, ["compared"]),
         (FrozenNorm, {"accumulate_grad_batches": 3, "inference_mode": False}, ["compared", "val"]),
