@@ -205,7 +205,9 @@ class AnomalyReport(Tabular):
         from lightning_anomaly.filters.filter_browser import filter_browser_text
         from lightning_anomaly.pages.html_page import write_page
 
-        return write_page(path, filter_browser_text(self, title, self.labels if labels is None else labels))
+        return write_page(
+            path, filter_browser_text(self, title, self.labels if labels is None else labels, Path(path).parent)
+        )
 
     def _sample_name(self, sample: int) -> str:
         return str(sample) if self.names is None else self.names[sample]
