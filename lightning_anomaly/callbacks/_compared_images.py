@@ -117,7 +117,7 @@ def _known_labels(
     names = () if renamed or len(train.class_names) != loss.told.n_classes else train.class_names
     labels = own.at(numbers, places), other.at(val.batch_labels.numbers, val_places)
     named = [name_labels(found, names) for found in labels]
-    return KnownLabels(named[0], named[1], names, places, train.names, own.problem)
+    return KnownLabels(named[0], named[1], names, places, train.names, own.problem, train.folder)
 
 
 def _trainer_data(trainer: Any, given: Mapping[str, Any]) -> list[Any]:

@@ -17,7 +17,7 @@ from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.images.batch_labels import BatchLabels, are_renamed, name_labels
 from lightning_anomaly.images.batch_tensors import first_tensor
-from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
+from lightning_anomaly.images.dataset_facts import class_names, dataset_folder, in_drawn_order
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import most_samples
@@ -85,7 +85,9 @@ class Probe:
         renamed = labels_of.classes is not None or are_renamed(numbers.get(labels_of.column, {}), targets)
         class_names = () if renamed else samples.class_names
         labels = name_labels(labels_of.at(numbers, range(report.n_samples)), class_names)
-        report = replace(report, labels=labels if any(labels) else None, names=names and names[: report.n_samples])
+        folder = dataset_folder(getattr(first_loader(loaders), "dataset", None))
+        names = names and names[: report.n_samples]
+        report = replace(report, labels=labels if any(labels) else None, names=names, folder=folder)
         return self._with_label_scores(report, class_names)
 
     def _with_label_scores(self, report: AnomalyReport, class_names: Sequence[str]) -> AnomalyReport:

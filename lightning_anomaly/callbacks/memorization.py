@@ -125,7 +125,7 @@ class MemorizationCallback(AnyCallback):
         self._reset()
 
     def _reset(self) -> None:
-        """Drop everything that an earlier module left."""
+        """Drop everything that an earlier fit left."""
         self.report: MemorizationReport | None = None
         self.history: list[dict[str, Any]] = []
         self._begin_measuring()
@@ -155,11 +155,9 @@ class MemorizationCallback(AnyCallback):
             self._identity = state_dict.get("images")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration, begin to measure anew, and drop all state if another module is fitted."""
+        """Check the configuration, and drop the state unless a fit goes on."""
         check_logging(self, trainer, pl_module, stage)
         self._module.enter_module(self, trainer, pl_module, stage)
-        if stage == "fit":
-            self._begin_measuring()  # a checkpoint, which is loaded next, continues
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check `logits_from`, which `setup` may have built, and drop what is known of an earlier fit."""

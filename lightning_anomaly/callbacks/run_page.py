@@ -12,17 +12,13 @@ from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.memorization import MemorizationCallback
 from lightning_anomaly.callbacks.memorization_early_stopping import MemorizationEarlyStopping
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
-from lightning_anomaly.filters.filter_browser import filter_browser_content
+from lightning_anomaly.filters.filter_browser import FILTER_CODE, filter_browser_content
 from lightning_anomaly.filters.sample_lists import sample_lists
 from lightning_anomaly.memorization.loss_trend import GAP
 from lightning_anomaly.memorization.memorization_report import SHOWN
 from lightning_anomaly.pages.gallery import Tab, gallery_index
 from lightning_anomaly.pages.html_page import BrowserFile, assemble_page, write_page
 
-_CODE = (
-    "dom unpack wording csv data colors canvas scatter components overview filter_list filter_page samples shell "
-    "report_pages gallery curves run"
-)
 _ACTIONS = 3
 _LEAVE_OUT = """\
 import csv
@@ -77,7 +73,7 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
     content |= gallery_index(tabs + sample_lists(filters), Path(path).parent, _LEAVE_OUT)
     content |= {"title": title, "lead": [], "details": [], "actions": story.actions[:_ACTIONS]}
     content |= {"sentences": story.sentences, "curves": story.story_curves(threshold)}
-    return write_page(path, assemble_page(_CODE, content, filters.images, blocks))
+    return write_page(path, assemble_page(FILTER_CODE, content, filters.images, blocks))
 
 
 def _run_story(trainer: Any, watcher: Any, comparison: Any, threshold: float) -> Story:

@@ -42,6 +42,7 @@ class AnomalyReport(Tabular):
         maps: Some maps of each layer's filters, if they were kept.
         labels: Class of each sample, None where unknown, by which the page colors points; None without any.
         names: File of each sample, if known, by which the table and the page name it.
+        folder: Folder that these files are relative to.
     """
 
     layers: Mapping[str, LayerReport]
@@ -53,6 +54,7 @@ class AnomalyReport(Tabular):
     maps: Mapping[str, KeptMaps] = field(default_factory=dict)
     labels: Sequence[str | None] | None = None
     names: Sequence[str] | None = None
+    folder: str = ""
 
     @property
     def anomaly_filters(self) -> dict[str, list[int]]:
@@ -203,7 +205,9 @@ class AnomalyReport(Tabular):
         from lightning_anomaly.filters.filter_browser import filter_browser_text
         from lightning_anomaly.pages.html_page import write_page
 
-        return write_page(path, filter_browser_text(self, title, self.labels if labels is None else labels))
+        return write_page(
+            path, filter_browser_text(self, title, self.labels if labels is None else labels, Path(path).parent)
+        )
 
     def _sample_name(self, sample: int) -> str:
         return str(sample) if self.names is None else self.names[sample]

@@ -7,6 +7,8 @@ each layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,23 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_labels
-from lightning_anomaly.filters.agreement import agreements, most_singled_out, singled_out
+from lightning_anomaly.filters.agreement import agreements, most_singled_out
 from lightning_anomaly.filters.filter_figures import clearest_filters
 from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
+from lightning_anomaly.filters.sample_lists import sample_lists
+from lightning_anomaly.pages.gallery import gallery_index
 from lightning_anomaly.pages.html_page import assemble_page, finite_or_none, four_digits, usual_score
 
-_CODE = (
+FILTER_CODE = (
     "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell "
-    "report_pages main"
+    "gallery curves run"
 )
+_LEAVE_OUT = """\
+import csv
+
+with open("verdicts.csv", encoding="utf-8") as file:
+    ticked = [int(row["position"]) for row in csv.DictReader(file) if row["verdict"]]"""
 _POINTS = 2_500_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
 _REACTIONS = 24  # filters listed for each sample
@@ -31,10 +40,15 @@ _GROUPS = 24  # of filters that agree
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
-def filter_browser_text(report: Any, title: str, labels: Sequence[Any] | None) -> str:
-    """Return the text of the page of an `AnomalyReport`."""
+def filter_browser_text(report: Any, title: str, labels: Sequence[Any] | None, folder: str | Path = "") -> str:
+    """Return the text of the page of an `AnomalyReport`, which will lie in `folder`."""
     index, blocks = filter_browser_content(report, labels)
-    return assemble_page(_CODE, {"title": title, **index}, report.images, blocks)
+    index |= {"title": title, "lead": [], "details": [], "sentences": None}
+    if known := index["labels"]:
+        report = replace(report, labels=[known["names"][place] for place in known["of"]])
+    return assemble_page(
+        FILTER_CODE, index | gallery_index(sample_lists(report), folder, _LEAVE_OUT), report.images, blocks
+    )
 
 
 def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -73,7 +87,6 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
             for name, view in report.views.items()
         ],
         "agreements": _browser_agreements(layers),
-        "singled": singled_out(layers).sum(0).tolist() if layers else [],
         "reactions": _browser_reactions(layers, n_samples),
         "layers": [_browser_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _browser_labels(check_labels(labels, n_samples)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning_anomaly.filters.agreement import most_singled_out
@@ -31,6 +32,7 @@ def _sample_row(report: Any, sample: int, note: str = "") -> Row:
     return Row(
         sample_name(report, sample),
         sample,
+        "" if report.names is None else os.path.abspath(os.path.join(report.folder, report.names[sample])),
         label=("" if report.labels is None else report.labels[sample]) or "",
         score=finite_or_none(report.outlier_scores[sample].item()),
         reason="; ".join(reasons.values()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class KnownLabels(NamedTuple):
     positions: Sequence[int]  # of the training images in their data set
     names: Sequence[str] | None  # files of these images, if known
     problem: str = ""  # why the labels of training images are unknown
+    folder: str = ""  # of these files
 
     def measure_margins(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
         """Compute the margins from logits `(n + m, C)` and features `(n + m, D)` of n training and m validation images.
@@ -90,6 +92,7 @@ class LabelDoubt(NamedTuple):
         left_out: Mean left-out margin, about -1 to 1, see `LabelMargins`; NaN without features.
         in_doubt: Whether it is one of the first, of as many as are wrong, see `share_of_wrong`; None if this is not
             known.
+        path: Path of its file; empty if the data set names none.
     """
 
     position: int
@@ -100,6 +103,7 @@ class LabelDoubt(NamedTuple):
     score: float
     left_out: float
     in_doubt: bool | None
+    path: str = ""
 
     @property
     def reason(self) -> str:
@@ -210,6 +214,7 @@ class MeanMargins:
                 scores[place].item(),
                 means[1, place].item(),
                 None if math.isnan(share) else rank < round(share * len(order)),
+                "" if labels.names is None else os.path.abspath(os.path.join(labels.folder, labels.names[position])),
             )
             for rank, place in enumerate(order)
         ]

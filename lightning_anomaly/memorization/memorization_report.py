@@ -205,6 +205,7 @@ class MemorizationReport(Tabular):
             Row(
                 doubt.name,
                 doubt.position,
+                doubt.path,
                 label=doubt.label,
                 looks_like=doubt.looks_like,
                 score=doubt.score,

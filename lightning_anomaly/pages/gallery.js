@@ -125,7 +125,7 @@ const found = (tab, { find = "" }) =>
 const rowAddress = (tab, row, query) =>
   row.sample === null
     ? address([tab.name, tab.rows.indexOf(row)], query)
-    : sampleAddress(row.sample, { sort: tab.name === "singled out" ? "filters" : "score" });
+    : sampleAddress(row.sample, { list: tab.name });
 
 /** Rows that belong together, as arrays; others alone. */
 function grouped(rows) {

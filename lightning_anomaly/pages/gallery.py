@@ -59,7 +59,7 @@ class Row:
     @property
     def key(self) -> str:
         """What tells it from the images of all lists."""
-        return self.path or (self.name if self.sample is None else f"sample {self.sample}")
+        return self.path or self.name if self.sample is None else f"sample {self.sample}"
 
 
 @dataclass

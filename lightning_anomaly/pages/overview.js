@@ -11,15 +11,14 @@ const TOP_SAMPLES = 12;
 const GROUPS = 4; // of filters that agree
 const SIDE_BY_SIDE = 6; // filters of a group
 
-/** The whole network; a page that has lists of samples needs none here. */
-export function overview(report, withSamples = true) {
+/** The whole network. */
+export function overview(report) {
   const isolated = report.filters.filter((place) => report.isolated(place).length).length;
   const first = byScore(report)[0];
   const tile = (value, text, href, title) =>
     make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
   return [
     ...report.agreements.slice(0, GROUPS).map((group, place) => agreement(report, group, place)),
-    report.samples && withSamples ? make("section", {}, make("h2", {}, "Strangest samples"), samples(report)) : null,
     make(
       "section",
       { class: "stats" },
@@ -28,7 +27,7 @@ export function overview(report, withSamples = true) {
         : tile(
             scoreText(report.scores[first]),
             `the largest score; ${ordinaryText(report, "samples")}`,
-            address(["samples"]),
+            address(["strangest samples"]),
           ),
       ...(report.measured
         ? [
@@ -201,13 +200,4 @@ function cells(report, place, size) {
   });
   new ResizeObserver(draw).observe(box);
   return box;
-}
-
-function samples(report) {
-  const top = byScore(report).slice(0, TOP_SAMPLES);
-  const tile = (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score" } });
-  return [
-    div("tiles", top.map(tile)),
-    make("p", {}, make("a", { href: address(["samples"]) }, `All ${number(report.samples)} samples by score`)),
-  ];
 }

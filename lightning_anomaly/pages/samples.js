@@ -1,89 +1,14 @@
-// The samples of the probe, and one sample: its score and the filters that react to it.
+// A sample of the probe: its score and the filters that react to it.
 
-import {
-  address,
-  bars,
-  byScore,
-  filterCard,
-  imageOf,
-  pages,
-  sampleAddress,
-  sampleCaption,
-  sampleTile,
-  stepKeys,
-  stepper,
-  titleRow,
-  visit,
-} from "./components.js";
-import { exportButton } from "./csv.js";
-import { choice, div, finder, headingOf, make, quiet, statusLine } from "./dom.js";
-import { count, isMeant, number, ordinaryText, percent, scoreText } from "./wording.js";
+import { bars, byScore, filterCard, imageOf, sampleAddress, stepKeys, stepper, titleRow, visit } from "./components.js";
+import { div, headingOf, make, quiet } from "./dom.js";
+import { count, number, ordinaryText, percent, scoreText } from "./wording.js";
 
-const TILES = 96;
-const SORTS = { score: "largest score", filters: "most filters", number: "number" };
-
-/** The samples that an address asks for, in the order it asks for. */
-function chosenSamples(report, { sort, label, find = "" }) {
-  const samples = byScore(report).filter(
-    (sample) =>
-      (!label || report.labels?.of[sample] === Number(label)) &&
-      (!find ||
-        [report.label(sample), report.name(sample)].some((name) =>
-          isMeant(sample, name, find.replace(/^sample\s+/i, "")),
-        )),
-  );
-  const orders = { number: (a, b) => a - b, filters: (a, b) => report.singled[b] - report.singled[a] };
-  return orders[sort] ? samples.sort(orders[sort]) : samples;
-}
-
-export function samplesPage(report, query) {
-  const change = (name) => (value) => visit(address(["samples"], { ...query, [name]: value === "score" ? "" : value }));
-  const samples = chosenSamples(report, query);
-  const columns = {
-    sample: (sample) => sample,
-    score: (sample) => report.scores[sample] ?? "inf",
-    ...(report.names ? { name: (sample) => report.name(sample) } : {}),
-    ...(report.labels ? { label: (sample) => report.label(sample) } : {}),
-  };
-  return [
-    make("h1", {}, "Samples"),
-    div(
-      "choices",
-      report.labels
-        ? choice(
-            "Label",
-            [["", "any"], ...report.labels.names.map((name, place) => [String(place), name])],
-            query.label ?? "",
-            change("label"),
-          )
-        : null,
-      choice("Sort by", Object.entries(SORTS), query.sort ?? "score", change("sort")),
-      finder(report.labels || report.names ? "number or name" : "number", query.find ?? "", change("find")),
-      samples.length ? exportButton("samples.csv", columns, samples) : null,
-      statusLine(count(samples.length, "sample")),
-    ),
-    make("p", { class: "quiet" }, `The larger its score, the less a sample is like the others: ${ordinary(report)}.`),
-    pages(
-      samples,
-      TILES,
-      (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score", ...query } }),
-      "tiles",
-      "No sample matches. Choose another label, or find another name.",
-    ),
-  ];
-}
-
-const ordinary = (report) => ordinaryText(report, "samples");
-
-/** One sample. Arrows lead through the samples that the `query` asks for, by default all. */
-export function samplePage(report, sample, query) {
+/** One sample. Arrows lead through the samples of a list, or through all if it is in none. */
+export function samplePage(report, sample, query, listed) {
   const label = report.label(sample);
-  const all = report.scores.map((_, place) => place);
-  const chosen = query.sort ? chosenSamples(report, query) : all;
-  const list = chosen.includes(sample) ? chosen : all;
-  const about = list === all ? "" : `, by ${SORTS[query.sort] ?? SORTS.score}`;
-  const go = (next) => visit(sampleAddress(next, list === all ? {} : query));
-  const { element, step } = stepper(list, sample, "sample", go, about);
+  const list = listed.includes(sample) ? listed : report.scores.map((_, place) => place);
+  const { element, step } = stepper(list, sample, "sample", (next) => visit(sampleAddress(next, query)));
   const [scores, reactions] = [report.scoresOf(sample), report.reactionsTo(sample)];
   const content = [
     titleRow(make("h1", {}, `Sample ${sample}`), element),
@@ -113,7 +38,7 @@ export function samplePage(report, sample, query) {
         make(
           "p",
           { class: "quiet" },
-          `A line marks the value that 95% of the samples stay below; ${ordinary(report)}.`,
+          `A line marks the value that 95% of the samples stay below; ${ordinaryText(report, "samples")}.`,
         ),
         report.images
           ? null

@@ -50,7 +50,7 @@ export const SCORE_TERMS = [
   ["Score", "How unlike the others an image is: the larger of look and content."],
   ["Look", "The score by statistics of the pixels such as brightness, noise and color."],
   ["Content", "The score by what the network makes of the image: its features, and logits of classes it knows."],
-  ["Label", "The score by how much another class is predicted more than that of its folder, from the other images."],
+  ["Label", "The score by how much the network prefers another class to the label, that of the data set."],
 ];
 
 /** The facts of a filter, as pairs of a term and a sentence. */

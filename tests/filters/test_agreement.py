@@ -1,5 +1,7 @@
 """Filters that single out the same samples."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reports import layer
@@ -54,3 +56,9 @@ def test_filters_that_choose_at_random_hardly_ever_single_out_a_sample_together(
 
 def test_samples_are_not_many_if_all_are_singled_out_as_often():
     assert most_singled_out(flagged(*[[*range(60)]] * 8).layers) == {}
+
+
+def test_listed_samples_have_the_paths_of_their_files(tmp_path):
+    report = replace(flagged(*[[5]] * 6), names=[f"a/{place}.png" for place in range(60)], folder=str(tmp_path))
+    (row,) = sample_lists(report)[1].rows
+    assert (row.name, row.path, row.key) == ("a/5.png", str(tmp_path / "a" / "5.png"), "sample 5")

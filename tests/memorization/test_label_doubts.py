@@ -1,6 +1,8 @@
 """Margins of labels, of logits and of predictions from the other images, and their means over validations."""
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,13 +138,13 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     wrong = LABELS.clone()
     wrong[4] = 2
     names = [f"{place}.png" for place in range(300)]
-    labels = known(
-        train=["abc"[label] for label in wrong.tolist()], classes=("a", "b", "c"), names=names, val=["a"] * 30
-    )
+    texts, folder = ["abc"[label] for label in wrong.tolist()], str(Path("/data"))
+    labels = known(train=texts, classes=("a", "b", "c"), names=names, val=["a"] * 30, folder=folder)
     seen, means = labels.measure_margins(logits, logits), MeanMargins()
     means.add(seen, 2)
     first, *others = means.ranked_doubts(labels)
     assert (first.position, first.name, first.label, first.looks_like) == (40, "40.png", "c", "b")
+    assert first.path == os.path.abspath(os.path.join(folder, "40.png"))
     assert first.reason == "labeled c, looks like b (since epoch 2)"
     assert first.left_out > max(doubt.left_out for doubt in others) + 1
     assert seen.loss == pytest.approx(torch.nn.functional.cross_entropy(features, LABELS * 0).item())

@@ -157,21 +157,23 @@ class TestLists:
         assert page.text("[role=status]") == "3 filters"
         assert {row["filter"] for row in page.saved()} == {"5"}
 
-    def test_samples_are_ranked_found_and_exported_and_arrows_follow_the_ranking(self, report, opened):
-        scores, order = report.outlier_scores, report.by_outlier_score
-        page = opened(report, "#/samples", labels=[f"{place}.png" for place in range(400)])
-        tiles = page.page.locator("a.tile").all_inner_texts()
-        expected = [f"{i} score {scores[i]:.1f}\n{i}.png" for i in order]
-        assert [tile.strip() for tile in tiles] == expected[: len(tiles)]
-        assert [(int(row["sample"]), row["label"]) for row in page.saved()] == [(i, f"{i}.png") for i in order]
-        page.page.locator("a.tile").first.click()
+    def test_samples_are_ranked_found_ticked_and_saved_and_arrows_follow_the_ranking(self, report, opened):
+        order = report.by_outlier_score
+        page = opened(report, "#/strangest%20samples", labels=[f"{place}.png" for place in range(400)])
+        names = page.page.locator(".card .tick + .cut").all_inner_texts()
+        assert names == [f"sample {i}" for i in order[: len(names)]]
+        page.page.locator(".card .frame").first.click()
         page.settle()
         for place in (1, 2):
             page.press("ArrowRight")
             assert page.text("h1") == f"Sample {order[place]}"
-        page.go("#/samples")
+        page.press("x")
+        page.go("#/strangest%20samples")
+        rows = page.saved("Save the lists")
+        assert [(int(row["position"]), row["class"]) for row in rows] == [(i, f"{i}.png") for i in order]
+        assert [int(row["position"]) for row in rows if row["verdict"]] == [order[2]]
         page.find("99.PNG")
-        assert [row["sample"] for row in page.saved()] == [str(i) for i in order if i % 100 == 99]
+        assert page.text("[role=status]").startswith("4 images")
 
     def test_a_sample_has_a_bar_for_each_view_and_the_filters_that_react_to_it(self, report, opened):
         stored = contents(filter_browser_text(report, "", None))[0]["reactions"]

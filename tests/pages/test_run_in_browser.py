@@ -37,10 +37,15 @@ def run_of(report: AnomalyReport, folder: Path, name: str = "train/{}.png") -> A
     )
     for epoch, (loss, rise) in enumerate(zip(LOSSES, RISES, strict=True)):
         place = {"epoch": epoch, "step": 10 * epoch}
-        seen = {"analyzed": True, "clustered": True, "logged": {"val_loss": loss}}
+        seen = {
+            "analyzed": True,
+            "clustered": True,
+            "logged": {"val_loss": loss, "val_acc": (0.25, 0.75, 0.5)[min(epoch, 2)]},
+        }
         filters.history.append({**place, **seen, "metrics": report.metrics()})
         output.history.append({**place, "compares_output": True, "metrics": {"rise": rise}})
     trainer = quiet_trainer(folder, filters, output)
+    trainer.fit_loop.epoch_progress.current.processed = len(LOSSES)
     return SimpleNamespace(save_html=lambda path, **options: save_run_page(trainer, path, **options))
 
 
@@ -57,6 +62,12 @@ def test_the_run_is_told_and_the_keyboard_moves_through_its_curves(run: Any) -> 
     text = run.text(".story")
     for told in ("epoch 3: 1.", "opened in epoch 4", "25%", "3 of 10 training labels", "no early stopping"):
         assert told in text
+    todo = run.text(".todo").split("\n")
+    assert [line.split()[0] for line in todo[:2]] == ["Keep", "3"]  # weights, labels
+    assert {panel.split("\n")[0] for panel in run.page.locator(".curves figure").all_inner_texts()} >= {
+        "Loss", "val_acc", "Gap", "Anomaly filters", "Isolated filters"
+    }  # fmt: skip
+    assert "best 75%, epoch 1" in run.text("figure:has-text('val_acc') figcaption")
     assert (value(run, "val_loss"), value(run, "rise")) == ("1.75", "50%")
     run.press("ArrowLeft")
     run.press("ArrowLeft")
@@ -126,7 +137,7 @@ class TestRun:
         options = {"width": 360, "title": HOSTILE, "name": "<img src=x onerror=alert(1)>.html"}
         page = opened(run_of(hostile, tmp_path, HOSTILE + "{}"), **options)
         a_filter = f"filter/{quote(HOSTILE + '0', safe='')}/0?pin=7&by=label"
-        lists = "training%20labels", "strangest%20samples", "singled%20out", "filters", "samples"
+        lists = "training%20labels", "strangest%20samples", "singled%20out", "filters"
         for place in ("run", *lists, "overview", a_filter, "sample/7"):
             page.go(f"#/{place}")
             assert page.page.evaluate("document.documentElement.scrollWidth") <= 360, place
