@@ -37,5 +37,5 @@ class Schedule:
         period = now - self._began[-1] if len(self._began) > 1 else math.inf
         if seconds > max(_SECONDS, _SHARE * period) and guard.is_first_time("cost"):
             share = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
-            rank_zero_info(f"{guard.name} took {share}: see docs/speed.md.")
+            rank_zero_info(f"{guard.name} took {share}: raise `every_n_validations` to cut it.")
         self._began.append(now)

@@ -75,8 +75,6 @@ class ErrorRise:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; what is missing is as before the first validation."""
         lowest = state_dict.get("lowest")
-        if isinstance(lowest, list):  # 0.4.0: of at most one
-            lowest = lowest[0] if lowest else None
         self.recent = [Level(*level) for level in state_dict.get("recent", [])]
         self.lowest = lowest and Level(*lowest)
 
