@@ -108,7 +108,7 @@ class Story:
             text += f" In the last validation, {self.tell_when(last)}, it was {values[last]:.3g}."
         kept = checkpoint is not None and math.isclose(checkpoint.score, best, rel_tol=1e-4)
         if checkpoint is not None and kept:
-            text += f" The weights of then are in `{checkpoint.path}`."
+            text += f" That epoch's weights are in `{checkpoint.path}`."
         if decides and abs(values[last] - best) > _MATTERS * abs(best):
             of_then = f"the weights of {self.tell_when(at)}, where `{name}` was {lowest}"
             add = f'Keep {of_then}: add `ModelCheckpoint(monitor="{name}")`.'

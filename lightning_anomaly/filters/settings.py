@@ -18,7 +18,7 @@ class AnalysisSettings:
 
     Args:
         max_components: Largest number of components, 2 to 255. Mixtures of 2, 3, ... components are fitted to every
-            filter. With 5, 87 to 97% of the flagged filters stay flagged when 2% of the probe is left out; with 8,
+            filter. With 5, 85 to 97% of the flagged filters stay flagged when 2% of the probe is left out; with 8,
             fewer.
         rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, a cluster of
             ten odd images in 512 is still found.

@@ -1,4 +1,4 @@
-"""Which training labels are wrong: how a network sees training images before it knows their labels by heart."""
+"""Which training labels are wrong: how a network sees training images before it memorizes their labels."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class MemorizationReport(Tabular):
         Args:
             path: Path of the file; missing folders are created.
         """
-        lead = ["Tick what is labeled wrongly, and save the list.", f"{self._labels_sentence()}."]
+        lead = ["Tick what is mislabeled, and save the list.", f"{self._labels_sentence()}."]
         write_page(path, gallery_page("Training labels", lead, [self.tab(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
@@ -215,7 +215,7 @@ class MemorizationReport(Tabular):
             )
             for doubt, picture in zip_longest(self.doubts[:count], pictures[:count])
         ]
-        about = "By how much the network prefers another class, before it knows the labels by heart."
+        about = "By how much the network prefers another class, before it memorizes the labels."
         return Tab("training labels", "Most doubtful", about, rows)
 
     def _labels_sentence(self) -> str:

@@ -56,7 +56,7 @@ class OutlierDetector:
 
     An image has two scores, each the negative logarithm of a tail probability (nats). The look score compares
     statistics of its pixels. The content score compares what the model makes of it: the features that enter its last
-    layer, and the energy of the logits if the model is small and knows the classes of ordinary images. The outlier
+    layer, and the energy of the logits if the model knows the classes of ordinary images. The outlier
     score is the larger one. P-values are conformal: the share of held-out reference images with scores as large (Bates,
     Candes, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
 
