@@ -35,7 +35,7 @@ class Written(MemorizationCallback):
             self.validations, self.report = trainer.current_epoch + 1, self.found
             errors = torch.full((200,), 0.1)
             rise = self._error_rise.add(errors, errors * self.ratios[trainer.current_epoch])
-            self.history.append({"compares_output": True})
+            self.history.append({"epoch": trainer.current_epoch, "compares_output": True})
             pl_module.log(f"{self.log_key_prefix}/rise", rise, on_step=False, on_epoch=True, batch_size=1)
 
 
