@@ -18,7 +18,8 @@ from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.loaders import shuffled
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.absolute_faults import find_faults, pixel_faults
-from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, find_duplicates
+from lightning_anomaly.outliers.fingerprints import SIDE, Fingerprints
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader
 from lightning_anomaly.outliers.nearest_images import NearestImages
 from lightning_anomaly.outliers.outlier_report import TOP, OutlierReport
