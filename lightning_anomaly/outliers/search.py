@@ -72,6 +72,11 @@ def fit_to_reference(
     parts = slice(3 * count // 8), slice(3 * count // 8, half), slice(half, None)
     first, scale, rest = (samples.select(part) for part in parts)
     views = fit_views(first, scale)
+    if not views:
+        raise ValueError(
+            f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
+            f"images of shape {tuple(source.shape)}."
+        )
     found = score_views(views, rest)
     calibration = _sorted_scores(found)
     labels = [batch.labels[place] for place in usable.tolist()]
@@ -156,13 +161,8 @@ def _finite_rows(source: ImageSource, batch: Batch) -> Tensor:
 def _search_notes(
     source: ImageSource, views: Mapping[str, FittedView], label: Label | None, labels: Iterable[str | None]
 ) -> dict[str, str]:
-    """Note the view that is missing, and labels that tell nothing; raise ValueError if both views are missing."""
+    """Note the view that is missing, and labels that tell nothing."""
     notes = {}
-    if not views:
-        raise ValueError(
-            f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
-            f"images of shape {tuple(source.shape)}."
-        )
     if "content" not in views:
         notes["no content"] = "There are no content scores: the model gives no features that vary."
     if "look" not in views:
@@ -226,7 +226,8 @@ def _score_batch(
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
-    scores = _search_scores(views, len(batch.positions))
+    finite = batch.samples.finite_rows(len(batch.positions))
+    scores = _search_scores(views, torch.where(finite, torch.nan, torch.inf).double())
     tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
     tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
     tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
@@ -340,16 +341,15 @@ def _duplicate_groups(
     return found, problem
 
 
-def _search_scores(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
-    """Return the scores of `count` images in each view, and the larger of look and content; NaN without these."""
+def _search_scores(views: Mapping[str, SampleView], unscored: Tensor) -> dict[str, Tensor]:
+    """Return the scores of images in each view, and the larger of look and content; `unscored` without these."""
     scores = {name: view.scores for name, view in views.items()}
     odd = [values for name, values in scores.items() if name in ODD_VIEWS]
-    unscored = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
     return scores | {"larger": larger(odd) if odd else unscored}
 
 
 def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = slice(None)) -> dict[str, Tensor]:
-    scores = _search_scores(views, 0)
+    scores = _search_scores(views, torch.zeros(0, device="cpu"))
     return {name: values[chosen].sort().values for name, values in scores.items()}
 
 
