@@ -44,7 +44,7 @@ from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_va
 from lightning_anomaly.scores.views import FittedView
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 12
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 13
 _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
     Content, DetectorState, FeatureLayer, FittedView, Label, Look, PixelWords, Ridge, RobustGaussian, Scale, Tail,
     TwoTails,
