@@ -32,6 +32,15 @@ MIN_REFERENCE = 100
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
 
 
+class ReferenceImages(NamedTuple):
+    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their names, or else positions."""
+
+    fingerprints: Fingerprints
+    usable: Tensor
+    names: list[str | int]
+    files: list[str]
+
+
 class DetectorState(NamedTuple):
     """The state of a fitted detector."""
 
@@ -43,22 +52,13 @@ class DetectorState(NamedTuple):
     limits: Tensor | None  # drawn black and white, see `black_and_white`; None if such images cannot be drawn
     feature_layer: FeatureLayer | None  # where features and logits come from, if there are any
     label: Label | None  # the classes of the reference, unless they are unknown or tell nothing
-    label_calibration: dict[str, Tensor]  # of images of these classes: "larger", "content" and "label"
+    label_calibration: dict[str, Tensor] = {}  # of images of these classes: "larger", "content" and "label"
+    reference: ReferenceImages | None = None  # of which copies are sought
+    whites: Mapping[str, float] = {}  # of files of more than 8 bits, see `FolderImages`
 
 
-class ReferenceImages(NamedTuple):
-    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their names, or else positions."""
-
-    fingerprints: Fingerprints
-    usable: Tensor
-    names: list[str | int]
-    files: list[str]
-
-
-def fit_to_reference(
-    reader: ImageReader, source: ImageSource, limit: int
-) -> tuple[DetectorState, dict[str, str], ReferenceImages]:
-    """Fit to up to `limit` images of a reference; return also notes, and what finds duplicates of these images."""
+def fit_to_reference(reader: ImageReader, source: ImageSource, limit: int) -> tuple[DetectorState, dict[str, str]]:
+    """Fit to up to `limit` images of a reference; return also notes."""
     if len(source) < MIN_REFERENCE:
         raise ValueError(
             f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(source)}."
@@ -94,8 +94,10 @@ def fit_to_reference(
         files = [os.path.join(source.folder, name) for name in names]
     shapes = source.shape, source.whole_shape
     layer = reader.feature_layer
-    state = DetectorState(views, calibration, count, *shapes, reader.limits, layer, label, label_calibration)
-    return state, notes, ReferenceImages(batch.fingerprints, usable, names, files)
+    known = ReferenceImages(batch.fingerprints, usable, names, files), source.whites
+    return DetectorState(
+        views, calibration, count, *shapes, reader.limits, layer, label, label_calibration, *known
+    ), notes
 
 
 def search_without_reference(reader: ImageReader, source: ImageSource, limit: int) -> OutlierReport:
@@ -125,7 +127,7 @@ def search_without_reference(reader: ImageReader, source: ImageSource, limit: in
         label = Label.fit(samples, labels) if "content" in views else None
         notes = _search_notes(source, views, label, labels)
     shapes = source.shape, source.whole_shape
-    state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label, {})
+    state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label)
     return search_source(reader, source, state, notes, read=batches)
 
 
@@ -185,13 +187,12 @@ def search_source(
     source: ImageSource,
     state: DetectorState,
     notes: Mapping[str, str],
-    reference: ReferenceImages | None = None,
     read: Sequence[Batch] = (),
 ) -> OutlierReport:
     """Score all images and report on them; some are `read` already, to fit to them, which gave the `notes`."""
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
-    report = make_outlier_report(part, state, notes, reference, source.folder)
+    report = make_outlier_report(part, state, notes, source.folder)
     return replace(
         report, skipped=source.skipped, whites=source.whites, pictures=_draw_search_results(source, reader, report)
     )
@@ -255,7 +256,6 @@ def make_outlier_report(
     part: Mapping[str, np.ndarray],
     state: DetectorState,
     notes: Mapping[str, str],
-    reference: ReferenceImages | None,
     folder: str,
 ) -> OutlierReport:
     """Report on joined parts: decide which images are duplicates and significant among all."""
@@ -272,7 +272,9 @@ def make_outlier_report(
     files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
     looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
     usable = (~scores.isinf()).nonzero()[:, 0]
-    duplicates, problem = _duplicate_groups(Fingerprints(numbers["hash"], looks), usable.tolist(), files, reference)
+    duplicates, problem = _duplicate_groups(
+        Fingerprints(numbers["hash"], looks), usable.tolist(), files, state.reference
+    )
     return OutlierReport(
         scores=scores,
         p_values=numbers["p_value"],
