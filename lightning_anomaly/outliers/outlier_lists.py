@@ -27,6 +27,7 @@ class OutlierLists:
     def __init__(self, report: Any) -> None:
         self._report = report
         self._usual = {view: usual_score(known.scores) for view, known in report.views.items()}
+        self._significant = {*report.significant}
         # Found right before, in order.
         places = range(len(report.scores)) if report.reviewed else ()
         self._right = dict.fromkeys(place for place in places if self._is_right(report.image_name(place)))
@@ -130,7 +131,7 @@ class OutlierLists:
         report, note = self._report, ""
         if report.n_calibration:
             note = f"p-value {report.view_p_values[view][position].item():.2g}"
-            note += ", significant" if position in report.significant else ""
+            note += ", significant" if position in self._significant else ""
         score, reason = report.views[view].scores[position].item(), report.views[view].reasons[position]
         return self.row(position, score=score, reason=reason, note=note, group=group)
 
