@@ -26,14 +26,14 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Normalize
 
 from lightning_anomaly import OutlierDetector, OutlierReport
-from lightning_anomaly.images import FolderImages, load_image
+from lightning_anomaly.images import FolderImages, classes_and_splits, load_image
 
 
 class Block(Dataset[Any]):
     """Photographs, read many at a time, as buckets answer slowly; searches find their names in `samples`."""
 
-    def __init__(self, files: FileSystem, paths: Sequence[str]) -> None:
-        self.samples = [(path, -1) for path in paths]
+    def __init__(self, files: FileSystem, paths: Sequence[str], splits: Sequence[str], whites: Any) -> None:
+        self.samples, self.splits, self.whites = [(path, -1) for path in paths], splits, whites
         with ThreadPoolExecutor(16) as pool:
             self.contents = [*pool.map(lambda path: files.open_input_file(path).read(), paths)]
 
@@ -41,7 +41,7 @@ class Block(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, place: int) -> Any:
-        return load_image(io.BytesIO(self.contents[place]))
+        return load_image(io.BytesIO(self.contents[place]), whites=self.whites)
 
 
 class Scorer:
@@ -52,9 +52,9 @@ class Scorer:
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Write a block under its own name: one that is scored again, as a worker died, replaces itself."""
-        paths = block["path"].tolist()
-        labels = [Path(path).parent.name for path in paths]
-        part = self.detector.search_part(Block(self.files, paths), labels=labels, progress=False)
+        paths, labels = block["path"].tolist(), [label or None for label in block["class"]]
+        images = Block(self.files, paths, block["split"].tolist(), self.detector.whites)
+        part = self.detector.search_part(images, labels=labels, progress=False)
         file = self.output / f"{hashlib.sha256(os.fsencode(chr(10).join(paths))).hexdigest()[:16]}.parquet"
         pd.DataFrame({name: list(values) for name, values in part.items()}).to_parquet(unfinished := f"{file}.part")
         os.replace(unfinished, file)
@@ -69,20 +69,20 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     formats = Image.registered_extensions()
     paths = sorted(info.path for info in found if info.is_file and Path(info.path).suffix.lower() in formats)
     done = {path for file in output.glob("*.parquet") for path in pd.read_parquet(file, columns=["name"])["name"]}
-    if missing := [path for path in paths if path not in done]:
+    facts = zip(paths, classes_and_splits([os.path.relpath(path, folder) for path in paths]), strict=True)
+    if missing := [{"path": path, "class": own, "split": split} for path, (own, split) in facts if path not in done]:
         # Names only: images that Ray read are lost with a machine, and actors may leave no core to read them again.
-        names = ray.data.from_items([{"path": path} for path in missing])
         options = {"fn_constructor_args": (model, files, output), "batch_size": block_size, "concurrency": actors}
-        names.map_batches(Scorer, **options).materialize()
+        ray.data.from_items(missing).map_batches(Scorer, **options).materialize()
     table = pd.concat(map(pd.read_parquet, output.glob("*.parquet"))).sort_values("name", ignore_index=True)
     is_array = {name: isinstance(table[name][0], np.ndarray) for name in table}
     part = {name: np.stack([*table[name]]) if is_array[name] else table[name].to_numpy() for name in table}
-    report = OutlierDetector.load(output / "detector.pt", model).join_parts([part])
-    pictures = {}
+    detector, pictures = OutlierDetector.load(output / "detector.pt", model), {}
+    report = detector.join_parts([part])
     for position, name in {row.position: row.name for tab in report.tabs() for row in tab.rows}.items():
         with suppress(Exception), files.open_input_file(name) as file:  # broken ones are a list of their own
             if position is not None:
-                pictures[position] = load_image(file).whole.permute(1, 2, 0)
+                pictures[position] = load_image(file, whites=detector.whites).whole.permute(1, 2, 0)
     return replace(report, pictures=pictures)
 
 

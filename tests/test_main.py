@@ -72,7 +72,7 @@ def test_a_folder_is_enough(folder, tmp_path, capsys):
         "note: Net V8 cannot be loaded: Net V9 is used instead.",
         "network: Net V9, pretrained on ImageNet",
     ]
-    assert "right/004.png (filed under right, looks like left)" in out
+    assert "right/004.png (filed under right, clearly looks like left)" in out
     assert "1 of the 120 images in `images` cannot be read, the first at position 0, left/000.png (Unid" in out
     assert f"open {output / 'outliers.html'}" in out
     page = (output / "outliers.html").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from torch.utils.data import DataLoader
 from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.images.batch_tensors import WithWholeImage
+from lightning_anomaly.images.folder_images import FolderImages
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
+from lightning_anomaly.outliers.fingerprints import Fingerprints
 from lightning_anomaly.outliers.image_reader import ImageReader, open_scaled
 from lightning_anomaly.outliers.outlier_report import OutlierReport
 from lightning_anomaly.outliers.search import (
@@ -44,10 +47,10 @@ from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_va
 from lightning_anomaly.scores.views import FittedView
 
 _MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 12
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 13
 _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
-    Content, DetectorState, FeatureLayer, FittedView, Label, Look, PixelWords, Ridge, RobustGaussian, Scale, Tail,
-    TwoTails,
+    Content, DetectorState, FeatureLayer, Fingerprints, FittedView, Label, Look, PixelWords, ReferenceImages, Ridge,
+    RobustGaussian, Scale, Tail, TwoTails,
 ]  # fmt: skip
 
 
@@ -81,7 +84,6 @@ class OutlierDetector:
         self.model = model
         self.class_names = check_names("class_names", class_names, "class names")
         self._state: DetectorState | None = None
-        self._reference: ReferenceImages | None = None  # not saved
         self.notes: dict[str, str] = {}  # parts of the reference or the model that were not used, and why
 
     def fit(
@@ -112,7 +114,7 @@ class OutlierDetector:
         limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
         source = open_scaled(reference, "reference", batch_size)
         reader = ImageReader(self.model, self.class_names, progress)
-        self._state, self.notes, self._reference = fit_to_reference(reader, source, limit)
+        self._state, self.notes = fit_to_reference(reader, source, limit)
         warn_of(self.notes)
         return self
 
@@ -186,8 +188,8 @@ class OutlierDetector:
                 with whole images, or an argument is not allowed.
         """
         reader, right = self._image_reader(progress), read_reviewed(reviewed)
-        source = open_scaled(images, "images", batch_size, labels=labels)
-        report = search_source(reader, source, self._fitted_state(), self.notes, self._reference)
+        source = open_scaled(self._with_whites(images), "images", batch_size, labels=labels)
+        report = search_source(reader, source, self._fitted_state(), self.notes)
         report = replace(report, reviewed=right)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
@@ -219,7 +221,7 @@ class OutlierDetector:
         """
         state = self._fitted_state()
         shapes = state.shape, state.whole_shape
-        source = open_scaled(images, "images", batch_size, labels=labels, shapes=shapes)
+        source = open_scaled(self._with_whites(images), "images", batch_size, labels=labels, shapes=shapes)
         part = score_source(self._image_reader(progress), source, state)
         warn_of(source.notes(np.isinf(part["score"]).nonzero()[0].tolist()))
         return part
@@ -240,7 +242,20 @@ class OutlierDetector:
         """
         if not parts:
             raise ValueError("Parameter `parts` should hold results of `search_part`. Found none.")
-        return make_outlier_report(join_columns(parts), self._fitted_state(), self.notes, self._reference, folder)
+        return make_outlier_report(join_columns(parts), self._fitted_state(), self.notes, folder)
+
+    @property
+    def whites(self) -> Mapping[str, float]:
+        """What is white in files of more than 8 bits, as in the reference, see `load_image`."""
+        return self._fitted_state().whites
+
+    def _with_whites(self, images: Any) -> Any:
+        """Return a `FolderImages` that reads such files as the reference was read; other data sets as they are."""
+        if not isinstance(images, FolderImages):
+            return images
+        images = copy(images)
+        images.whites = {**images.whites, **self.whites}
+        return images
 
     def _image_reader(self, progress: bool | None) -> ImageReader:
         state = self._fitted_state()

@@ -12,16 +12,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly._internal.threads import torch_in_threads
-from lightning_anomaly.images.image_source import image_hashes, scaled
-from lightning_anomaly.network.features import join_known_tensors
+from lightning_anomaly.outliers.fingerprints import (
+    SIDE,
+    Fingerprints,
+    centered,
+    coarse_looks,
+    in_eight_ways,
+    inside_frames,
+    look_details,
+)
 
-SIDE = 32  # of a look (pixels)
-_GRAY = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601), as in other software that saves gray
-_ROWS, _BLOCK = 256, 1024  # images described at once, or compared with so many others
+_ROWS, _BLOCK = 256, 1024  # images compared at once with so many others
 _PAIRS = 128  # candidates that are aligned at once, so that they stay in the cache
 _EXACT = 30_000  # images up to which each is compared with all others
 _SPACING, _CELLS = 128, 9  # one image of so many is the center of a cell, and each is in so many cells
-_CANDIDATES = 16  # of each image, which may have one copy less
+_CANDIDATES = 16  # of each image; twice as many for those whose candidates are all copies, and again
+_MORE = 2**17  # of these at once, at most
 _STEPS = {16: 4, SIDE: 3}  # that align candidates, at each resolution (pixels)
 _INSIDE = 0.6  # share of both images that must be in the part that is aligned
 # What makes a copy was chosen on planted ones: docs/results/duplicates.md.
@@ -48,29 +54,6 @@ class DuplicateGroup(NamedTuple):
     correlations: Sequence[float] = ()
 
 
-class Fingerprints(NamedTuple):
-    """What tells N images from each other."""
-
-    hashes: Tensor  # of all their values, integers of 64 bits `(N,)`
-    looks: Tensor | None  # in gray and half precision, reduced to `(N, 32, 32)`; None for signals and volumes
-
-    @classmethod
-    def of(cls, images: Tensor) -> Fingerprints:
-        """Take the fingerprints of images `(N, ...)`."""
-        hashes = torch.tensor(image_hashes(images), dtype=torch.int64, device="cpu")
-        if images.ndim != 4:
-            return cls(hashes, None)
-        looks = functional.adaptive_avg_pool2d(scaled(images).float(), SIDE).cpu()
-        looks = torch.einsum("nchw,c->nhw", looks, torch.tensor(_GRAY)) if looks.shape[1] == 3 else looks.mean(1)
-        return cls(hashes, looks.clamp(-6e4, 6e4).half())
-
-    @staticmethod
-    def join(parts: Sequence[Fingerprints]) -> Fingerprints:
-        """Join parts; looks that a part lacks become None."""
-        hashes, looks = zip(*parts, strict=True)
-        return Fingerprints(torch.cat(hashes), join_known_tensors(looks))
-
-
 def find_duplicates(
     fingerprints: Fingerprints, images: Tensor | None = None
 ) -> tuple[list[tuple[list[int], bool, list[float]]], str]:
@@ -95,38 +78,22 @@ def find_duplicates(
     identical = [(same.tolist(), True, [1.0] * len(same)) for same in places if len(same) > 1]
     if len(first) < 2 or fingerprints.looks is None:
         return identical, ""
-    chosen = images[first]
-    coarse = _coarse_looks(fingerprints.looks, chosen)
-    pairs = _duplicate_candidates(coarse)
-    correlation = _correlations(_look_details(fingerprints.looks, chosen), coarse, pairs)
-    close = correlation > _NEXT
-    groups, undecided = _copy_groups(len(first), pairs[:, close].numpy(), correlation[close].numpy())
+    framed, boxes = inside_frames(fingerprints.looks, images[first])
+    shown = torch.cat([torch.arange(len(first), device="cpu"), framed])  # whole, and inside a frame
+    views = fingerprints.looks, images[first][shown], boxes
+    coarse = coarse_looks(*views)
+    pairs, correlation, crowded = _close_pairs(coarse, look_details(*views))
+    groups, undecided = _copy_groups(shown.numpy(), pairs, correlation, crowded)
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
     found = [([place for place, _ in group], False, [value for _, value in group]) for group in near]
-    many = 2 * undecided > len(first)
+    many = 2 * undecided > len(first) or crowded.any()
     problem = f"Near duplicates may be missing: {undecided:,} of {len(first):,} images are too alike to tell."
     return [*identical, *found], problem if many else ""
 
 
-def _in_eight_ways(looks: Tensor) -> Tensor:
-    """Turn and mirror looks `(N, n, n)`; return `(N, 8, n, n)`."""
-    ways = looks, looks.flip(2), looks.mT, looks.rot90(1, (1, 2))
-    return torch.stack([*ways, *(way.flip(1, 2) for way in ways)], 1)
-
-
-def _coarse_looks(looks: Tensor, chosen: Tensor) -> Tensor:
-    """Reduce the chosen looks `(N,)` to 8x8 pixels, center them by the mean look and their own, and scale to norm 1."""
-    small = torch.empty(len(chosen), 8, 8, device="cpu")
-    for part, images in zip(torch.split(small, _ROWS), torch.split(chosen, _ROWS), strict=True):
-        part[:] = functional.adaptive_avg_pool2d(looks[images].float(), 8)
-    small -= _in_eight_ways(small.mean(0, keepdim=True)).mean(1)
-    small -= small.mean((1, 2), keepdim=True)
-    return functional.normalize(small.flatten(1)).view(-1, 8, 8)
-
-
 def _similarity(coarse: Tensor, others: Tensor) -> Tensor:
     """Return how alike coarse looks `(n, 8, 8)` and others `(m, 8, 8)` are, turned or mirrored as fits, `(n, m)`."""
-    ways = _in_eight_ways(others).flatten(2).unbind(1)
+    ways = in_eight_ways(others).flatten(2).unbind(1)
     return reduce(torch.maximum, (coarse.flatten(1) @ way.T for way in ways))
 
 
@@ -143,67 +110,72 @@ def _candidate_cells(coarse: Tensor) -> Sequence[Tensor]:
     return torch.split(places.argsort(stable=True) // _CELLS, places.bincount(minlength=len(centers)).tolist())
 
 
-def _duplicate_candidates(coarse: Tensor) -> Tensor:
-    """Pair each image `(N, 8, 8)` with those that are most alike, turned or mirrored; return pairs `(2, P)`."""
+def _close_pairs(coarse: Tensor, details: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find pairs `(2, P)` of N images that are like each other, their correlations `(P,)`, and crowded images `(N,)`.
+
+    Those have so many copies that the next image, which is none, is not among the pairs.
+    """
+    count, cells, numbers = _CANDIDATES, _candidate_cells(coarse), np.zeros(0, dtype=np.int64)
+    crowded, correlation = torch.ones(len(coarse), dtype=torch.bool, device="cpu"), np.zeros(0, dtype=np.float32)
+    while crowded.any():
+        new = np.setdiff1d(_duplicate_candidates(coarse, cells, crowded, count), numbers, assume_unique=True)
+        numbers = np.concatenate([numbers, new])
+        found = _correlations(details, coarse, torch.from_numpy(np.stack(np.divmod(new, len(coarse)))))
+        correlation = np.concatenate([correlation, found.numpy()])
+        pairs = np.stack(np.divmod(numbers, len(coarse)))
+        copies = np.bincount(pairs[:, 1 - correlation < _RATIO * (1 - _NEXT)].flatten(), minlength=len(coarse))
+        crowded, count = torch.from_numpy(copies >= count), 2 * count
+        if 2 * crowded.sum() > len(coarse) or count * crowded.sum() > _MORE:
+            break
+    close = correlation > _NEXT
+    return pairs[:, close], correlation[close], crowded.numpy()
+
+
+def _duplicate_candidates(coarse: Tensor, cells: Sequence[Tensor], chosen: Tensor, count: int) -> np.ndarray:
+    """Pair each of the chosen images `(N,)` with the `count` that are most alike, turned or mirrored.
+
+    Of N images, the pair of a first and a later one is the number N times the first plus the later one.
+    """
 
     def nearest(block: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         rows, cell = block
         found = list[tuple[Tensor, Tensor]]()
         for columns in torch.split(cell, _BLOCK):
             alike = _similarity(coarse[rows], coarse[columns]).masked_fill_(rows[:, None] == columns, -1)
-            near = alike.topk(min(_CANDIDATES, len(columns)))
+            near = alike.topk(min(count, len(columns)))
             found.append((near.values, columns[near.indices]))
         similar, others = (torch.cat(part, 1) for part in zip(*found, strict=True))
-        similar, place = similar.topk(min(_CANDIDATES, similar.shape[1]))
+        similar, place = similar.topk(min(count, similar.shape[1]))
         return rows, similar, others.gather(1, place)
 
-    best = coarse.new_full((len(coarse), _CANDIDATES), _ALIKE)
+    images, places = chosen.nonzero(), chosen.cumsum(0) - 1
+    best = coarse.new_full((len(images), count), _ALIKE)
     candidates = torch.full(best.shape, -1, device="cpu")
-    blocks = [(rows, cell) for cell in _candidate_cells(coarse) for rows in torch.split(cell, _ROWS)]
+    blocks = [(rows, cell) for cell in cells for rows in torch.split(cell[chosen[cell]], _ROWS)]
     for rows, similar, others in torch_in_threads(nearest, blocks):
+        rows = places[rows]
         similar, (others, order) = torch.cat([best[rows], similar], 1), torch.cat([candidates[rows], others], 1).sort(1)
         similar = similar.gather(1, order)
         similar[:, 1:][others[:, 1:] == others[:, :-1]] = -1  # as two images may share several cells
-        best[rows], place = similar.topk(_CANDIDATES)
+        best[rows], place = similar.topk(count)
         candidates[rows] = others.gather(1, place)
-    images = torch.arange(len(coarse), device="cpu")[:, None]
     numbers = torch.minimum(images, candidates).mul_(len(coarse)).add_(torch.maximum(images, candidates))
-    pairs = np.unique(numbers[best > _ALIKE].numpy())
-    return torch.from_numpy(np.stack(np.divmod(pairs, len(coarse))))
-
-
-def _look_details(looks: Tensor, chosen: Tensor) -> Tensor:
-    """Subtract the mean of 9x9 pixels of the chosen looks `(N,)` from that of 3x3; return `(N, 32, 32)`.
-
-    Details are centered and scaled to norm 1, in half precision.
-    """
-    details = torch.empty(len(chosen), SIDE, SIDE, dtype=torch.half, device="cpu")
-    for part, images in zip(torch.split(details, _ROWS), torch.split(chosen, _ROWS), strict=True):
-        seen = looks[images].float()
-        near, far = (functional.avg_pool2d(seen, n, 1, n // 2, count_include_pad=False) for n in (3, 9))
-        part[:] = _centered(near - far)
-    return details
-
-
-def _centered(details: Tensor) -> Tensor:
-    """Center details `(N, n, n)` and scale them to norm 1."""
-    details = details - details.mean((1, 2), keepdim=True)
-    return functional.normalize(details.flatten(1)).view_as(details)
+    return np.unique(numbers[best > _ALIKE].numpy())
 
 
 def _correlations(details: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
     """Correlate the details of pairs `(2, P)`, the second laid as its coarse look is most alike; return `(P,)`."""
-    ways = _in_eight_ways(torch.arange(SIDE**2, device="cpu").view(1, SIDE, SIDE)).flatten(2)[0]
+    ways = in_eight_ways(torch.arange(SIDE**2, device="cpu").view(1, SIDE, SIDE)).flatten(2)[0]
 
     def of(part: Tensor) -> Tensor:
         left, right = part
-        way = (_in_eight_ways(coarse[right]) * coarse[left][:, None]).sum((2, 3)).argmax(1)
+        way = (in_eight_ways(coarse[right]) * coarse[left][:, None]).sum((2, 3)).argmax(1)
         first = details[left].float()
         second = details[right].flatten(1).gather(1, ways[way]).view_as(first).float()
         found, warp = (first * second).sum((1, 2)), coarse.new_zeros(len(left), 4)
         chosen = torch.arange(len(left), device="cpu")
         for side, steps in _STEPS.items():
-            moved, fixed = (_centered(functional.adaptive_avg_pool2d(d[chosen], side)) for d in (first, second))
+            moved, fixed = (centered(functional.adaptive_avg_pool2d(d[chosen], side)) for d in (first, second))
             aligned, warp = _align(moved, fixed, warp, steps)
             near = aligned >= _NEXT
             aligned, warp, chosen = aligned[near], warp[near], chosen[near]
@@ -243,20 +215,31 @@ def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tens
     return best, best_warp
 
 
-def _copy_groups(count: int, pairs: np.ndarray, correlation: np.ndarray) -> tuple[list[list[tuple[int, float]]], int]:
+def _copy_groups(
+    shown: np.ndarray, pairs: np.ndarray, correlation: np.ndarray, crowded: np.ndarray
+) -> tuple[list[list[tuple[int, float]]], int]:
     """Group each image that is no copy of an earlier one with its copies, and count images that are too alike to tell.
 
-    Pairs are `(2, P)`, their correlations above `_NEXT` `(P,)`. Copies of an image are its nearest ones up to the last
-    that is far closer than the next.
+    `pairs` `(2, P)` are of looks that show the images `shown` `(N,)`; see `_close_pairs`. Copies of an image are its
+    nearest ones up to the last that is far closer than the next.
     """
-    (one, other), distance = np.concatenate([pairs, pairs[::-1]], 1), np.tile(1 - correlation, 2)
+    count, pairs, distance = shown.max() + 1, np.sort(shown[pairs], 0), 1 - correlation
+    order = np.lexsort((distance, *pairs))
+    pairs, distance = pairs[:, order], distance[order]
+    known = (np.diff(pairs, prepend=-1) != 0).any(0) & (pairs[0] != pairs[1])  # once, at its nearest
+    pairs, distance = pairs[:, known], distance[known]
+    (one, other), distance = np.concatenate([pairs, pairs[::-1]], 1), np.tile(distance, 2)
     order = np.lexsort((distance, one))
     one, other, distance = one[order], other[order], distance[order]
+    starts = np.flatnonzero(np.diff(one, prepend=-1))
+    unknown_next = np.isin(one, shown[crowded])
+    following = np.append(distance[1:], 1 - _NEXT)
+    ends = np.append(starts[1:], len(one))[: len(starts)] - 1
+    following[ends] = np.where(unknown_next[ends], distance[ends], 1 - _NEXT)
     rank = np.arange(len(one)) - np.searchsorted(one, one)
-    nearest, known = np.full((count, _CANDIDATES), 1 - _NEXT), rank < _CANDIDATES
-    nearest[one[known], rank[known]] = distance[known]
-    far_closer = nearest[:, :-1] + _ROUNDING < _RATIO * nearest[:, 1:]
-    copies = (far_closer * np.arange(1, _CANDIDATES)).max(1)
+    copies, nearest = np.zeros(count, dtype=int), np.full(count, 1 - _NEXT)
+    np.maximum.at(copies, one, (distance + _ROUNDING < _RATIO * following) * (rank + 1))
+    nearest[one[starts]] = distance[starts]
     close = rank < copies[one]
     one, other, distance = one[close], other[close], distance[close]
     both = np.isin(other * count + one, one * count + other)
@@ -269,4 +252,4 @@ def _copy_groups(count: int, pairs: np.ndarray, correlation: np.ndarray) -> tupl
         if not taken[image] and free.any():
             taken[[image, *others[free]]] = True
             groups.append([(int(image), 1.0), *zip(others[free].tolist(), found[free].tolist(), strict=True)])
-    return groups, int(((nearest[:, 0] < _RATIO * (1 - _NEXT)) & ~taken).sum())
+    return groups, int(((nearest < _RATIO * (1 - _NEXT)) & ~taken).sum())

@@ -17,6 +17,7 @@ _SCORED = {
     "look": ("Look", "Images whose pixels are unlike those of the others"),
     "content": ("Content", "Images in which the network sees something else than in the others, or of their class"),
     "label": ("Filed elsewhere", "Images that look like another class"),
+    "perhaps": ("Perhaps elsewhere", "Images that look a little more like another class than like their own"),
 }
 
 
@@ -26,6 +27,7 @@ class OutlierLists:
     def __init__(self, report: Any) -> None:
         self._report = report
         self._usual = {view: usual_score(known.scores) for view, known in report.views.items()}
+        self._significant = {*report.significant}
         # Found right before, in order.
         places = range(len(report.scores)) if report.reviewed else ()
         self._right = dict.fromkeys(place for place in places if self._is_right(report.image_name(place)))
@@ -35,11 +37,14 @@ class OutlierLists:
     def tabs(self, top: int) -> list[Tab]:
         """Return all lists, see `OutlierReport.tabs`."""
         report, lists = self._report, list[Tab]()
-        for view, (title, about) in _SCORED.items():
-            if view in report.views:
-                ranked = report.filed_elsewhere if view == "label" else report.top(len(report.scores), by=view)
-                about += f", the largest score first. 95% of the images have a score below {self._usual[view]:.1f}."
-                lists.append(Tab(view, title, about, self._scored_rows(ranked, view, top)))
+        ranked = {view: report.top(len(report.scores), by=view) for view in report.views}
+        if "label" in ranked:
+            ranked |= {"label": report.filed_elsewhere, "perhaps": report.perhaps_elsewhere}
+        for name, positions in ranked.items():
+            (title, about), view = _SCORED[name], "label" if name == "perhaps" else name
+            about += f", the largest score first. 95% of the images have a score below {self._usual[view]:.1f}."
+            most = len(positions) if name == "label" else top
+            lists.append(Tab(name, title, about, self._scored_rows(positions, view, most)))
         copies = [
             ("twice", "In several classes", "Identical images, side by side.", report.filed_twice),
             ("identical", "Identical", "Images with equal pixels.", [g for g in report.duplicates if g.identical]),
@@ -73,7 +78,7 @@ class OutlierLists:
         report, reasons = self._report, self._report.outlier_reasons(position)
         scores = {view: known.scores[position].item() for view, known in report.views.items()}
         name, label = report.image_name(position), ("" if report.labels is None else report.labels[position]) or ""
-        looks_like = report.looks_like[position] if report.looks_like and "label" in reasons else ""
+        looks_like = report.looks_like[position] if report.looks_like and not math.isnan(scores["label"]) else ""
         return Row(
             name,
             position,
@@ -104,14 +109,14 @@ class OutlierLists:
         return self._path(os.sep.join(parts))
 
     def _scored_rows(self, ranked: Sequence[int], view: str, top: int) -> list[Row]:
-        """Return the rows of up to `top` images, or all that look like another class, each with its copies among them.
+        """Return the rows of up to `top` images, each with its copies among them.
 
         Copies follow each other as a group.
         """
         sets = dict[int, list[int]]()
         for position in ranked:
             key = self._sets.get(position, -1 - position)
-            if len(sets) == top and key not in sets and view != "label":
+            if len(sets) == top and key not in sets:
                 break
             if position not in self._right:
                 sets.setdefault(key, []).append(position)
@@ -126,7 +131,7 @@ class OutlierLists:
         report, note = self._report, ""
         if report.n_calibration:
             note = f"p-value {report.view_p_values[view][position].item():.2g}"
-            note += ", significant" if position in report.significant else ""
+            note += ", significant" if position in self._significant else ""
         score, reason = report.views[view].scores[position].item(), report.views[view].reasons[position]
         return self.row(position, score=score, reason=reason, note=note, group=group)
 

@@ -155,9 +155,21 @@ class OutlierReport(Tabular):
 
     @property
     def filed_elsewhere(self) -> list[int]:
-        """Positions of the images that look like another class, by descending label score."""
+        """Positions of the images that look like another class, by descending label score.
+
+        How many others do so does not decide it: see docs/results/labels.md.
+        """
         told = self.views["label"].reasons if "label" in self.views else ()
         return [place for place in self.top(len(self.scores), by="label") if told[place]] if told else []
+
+    @property
+    def perhaps_elsewhere(self) -> list[int]:
+        """Positions of the other images that look a little more like another class, by descending label score."""
+        if self.labels is None or self.looks_like is None or "label" not in self.views:
+            return []
+        told, pairs = self.views["label"].reasons, [*zip(self.labels, self.looks_like, strict=True)]
+        ranked = self.top(len(self.scores), by="label")
+        return [place for place in ranked if not told[place] and pairs[place][0] != pairs[place][1]]
 
     @cached_property
     def filed_twice(self) -> list[DuplicateGroup]:
@@ -204,9 +216,10 @@ class OutlierReport(Tabular):
     def tabs(self, top: int = TOP) -> list[Tab]:
         """Return what is to be looked at as lists.
 
-        They are "look" and "content" with up to `top` images, "label" for images that look like another class, "twice"
-        for identical images in several classes, "identical" and "near" for duplicates, "faults", "unreadable",
-        "skipped", and "right" for images that were `reviewed`. Copies that are in a list of scores count as one image.
+        They are "look" and "content" with up to `top` images, "label" for images that look like another class,
+        "perhaps" with up to `top` others that do so a little, "twice" for identical images in several classes,
+        "identical" and "near" for duplicates, "faults", "unreadable", "skipped", and "right" for images that were
+        `reviewed`. Copies that are in a list of scores count as one image.
         `save_html` and `save_csv` write them.
         """
         return OutlierLists(self).tabs(top)
@@ -267,7 +280,7 @@ class OutlierReport(Tabular):
         drawn, lists = dict[tuple[int, int], str | None](), OutlierLists(self)
         for tab in tabs:
             for place, row in enumerate(tab.rows[:top]):
-                row.nearest = lists.nearest_rows(row) if tab.name == "label" else ()
+                row.nearest = lists.nearest_rows(row) if tab.name in ("label", "perhaps") else ()
                 beside = [(other, _BESIDE) for _, others in row.nearest for other in others]
                 for each, side in [(row, _LARGE if place < _LARGE_COUNT else _SMALL), *beside]:
                     if each.position is not None:
@@ -301,7 +314,7 @@ class OutlierReport(Tabular):
         if self.feature_layer:
             sentences.append(f"Content scores: {self.feature_layer}.")
         for tab in self.tabs(1):
-            if tab.rows and tab.name not in (*ODD_VIEWS, "unreadable"):
+            if tab.rows and tab.name not in (*ODD_VIEWS, "perhaps", "unreadable"):
                 named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
                 sentences.append(f"{tab.title}: {tab.count:,}." + (f" {listed(named)}." if named else ""))
         return [*sentences, *self._cautions(), *(f"note: {note}" for note in self.notes.values())]

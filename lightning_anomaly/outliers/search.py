@@ -18,7 +18,8 @@ from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.loaders import shuffled
 from lightning_anomaly.network.features import FeatureLayer, SampleStatistics
 from lightning_anomaly.outliers.absolute_faults import find_faults, pixel_faults
-from lightning_anomaly.outliers.duplicates import SIDE, DuplicateGroup, Fingerprints, find_duplicates
+from lightning_anomaly.outliers.duplicates import DuplicateGroup, find_duplicates
+from lightning_anomaly.outliers.fingerprints import SIDE, Fingerprints
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader
 from lightning_anomaly.outliers.nearest_images import NearestImages
 from lightning_anomaly.outliers.outlier_report import TOP, OutlierReport
@@ -29,6 +30,15 @@ from lightning_anomaly.scores.views import ODD_VIEWS, VIEWS, FittedView, SampleV
 
 MIN_REFERENCE = 100
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
+
+
+class ReferenceImages(NamedTuple):
+    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their names, or else positions."""
+
+    fingerprints: Fingerprints
+    usable: Tensor
+    names: list[str | int]
+    files: list[str]
 
 
 class DetectorState(NamedTuple):
@@ -42,22 +52,13 @@ class DetectorState(NamedTuple):
     limits: Tensor | None  # drawn black and white, see `black_and_white`; None if such images cannot be drawn
     feature_layer: FeatureLayer | None  # where features and logits come from, if there are any
     label: Label | None  # the classes of the reference, unless they are unknown or tell nothing
-    label_calibration: dict[str, Tensor]  # of images of these classes: "larger", "content" and "label"
+    label_calibration: dict[str, Tensor] = {}  # of images of these classes: "larger", "content" and "label"
+    reference: ReferenceImages | None = None  # of which copies are sought
+    whites: Mapping[str, float] = {}  # of files of more than 8 bits, see `FolderImages`
 
 
-class ReferenceImages(NamedTuple):
-    """Fingerprints of a reference, an index of the m usable images `(m,)`, and their names, or else positions."""
-
-    fingerprints: Fingerprints
-    usable: Tensor
-    names: list[str | int]
-    files: list[str]
-
-
-def fit_to_reference(
-    reader: ImageReader, source: ImageSource, limit: int
-) -> tuple[DetectorState, dict[str, str], ReferenceImages]:
-    """Fit to up to `limit` images of a reference; return also notes, and what finds duplicates of these images."""
+def fit_to_reference(reader: ImageReader, source: ImageSource, limit: int) -> tuple[DetectorState, dict[str, str]]:
+    """Fit to up to `limit` images of a reference; return also notes."""
     if len(source) < MIN_REFERENCE:
         raise ValueError(
             f"Parameter `reference` should hold at least {MIN_REFERENCE} images to learn from. Found {len(source)}."
@@ -71,6 +72,11 @@ def fit_to_reference(
     parts = slice(3 * count // 8), slice(3 * count // 8, half), slice(half, None)
     first, scale, rest = (samples.select(part) for part in parts)
     views = fit_views(first, scale)
+    if not views:
+        raise ValueError(
+            f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
+            f"images of shape {tuple(source.shape)}."
+        )
     found = score_views(views, rest)
     calibration = _sorted_scores(found)
     labels = [batch.labels[place] for place in usable.tolist()]
@@ -88,8 +94,10 @@ def fit_to_reference(
         files = [os.path.join(source.folder, name) for name in names]
     shapes = source.shape, source.whole_shape
     layer = reader.feature_layer
-    state = DetectorState(views, calibration, count, *shapes, reader.limits, layer, label, label_calibration)
-    return state, notes, ReferenceImages(batch.fingerprints, usable, names, files)
+    known = ReferenceImages(batch.fingerprints, usable, names, files), source.whites
+    return DetectorState(
+        views, calibration, count, *shapes, reader.limits, layer, label, label_calibration, *known
+    ), notes
 
 
 def search_without_reference(reader: ImageReader, source: ImageSource, limit: int) -> OutlierReport:
@@ -119,7 +127,7 @@ def search_without_reference(reader: ImageReader, source: ImageSource, limit: in
         label = Label.fit(samples, labels) if "content" in views else None
         notes = _search_notes(source, views, label, labels)
     shapes = source.shape, source.whole_shape
-    state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label, {})
+    state = DetectorState(views, {}, int(finite.sum()), *shapes, reader.limits, reader.feature_layer, label)
     return search_source(reader, source, state, notes, read=batches)
 
 
@@ -155,13 +163,8 @@ def _finite_rows(source: ImageSource, batch: Batch) -> Tensor:
 def _search_notes(
     source: ImageSource, views: Mapping[str, FittedView], label: Label | None, labels: Iterable[str | None]
 ) -> dict[str, str]:
-    """Note the view that is missing, and labels that tell nothing; raise ValueError if both views are missing."""
+    """Note the view that is missing, and labels that tell nothing."""
     notes = {}
-    if not views:
-        raise ValueError(
-            f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
-            f"images of shape {tuple(source.shape)}."
-        )
     if "content" not in views:
         notes["no content"] = "There are no content scores: the model gives no features that vary."
     if "look" not in views:
@@ -184,13 +187,12 @@ def search_source(
     source: ImageSource,
     state: DetectorState,
     notes: Mapping[str, str],
-    reference: ReferenceImages | None = None,
     read: Sequence[Batch] = (),
 ) -> OutlierReport:
     """Score all images and report on them; some are `read` already, to fit to them, which gave the `notes`."""
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
-    report = make_outlier_report(part, state, notes, reference, source.folder)
+    report = make_outlier_report(part, state, notes, source.folder)
     return replace(
         report, skipped=source.skipped, whites=source.whites, pictures=_draw_search_results(source, reader, report)
     )
@@ -225,7 +227,8 @@ def _score_batch(
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
-    scores = _search_scores(views, len(batch.positions))
+    finite = batch.samples.finite_rows(len(batch.positions))
+    scores = _search_scores(views, torch.where(finite, torch.nan, torch.inf).double())
     tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
     tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
     tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
@@ -253,7 +256,6 @@ def make_outlier_report(
     part: Mapping[str, np.ndarray],
     state: DetectorState,
     notes: Mapping[str, str],
-    reference: ReferenceImages | None,
     folder: str,
 ) -> OutlierReport:
     """Report on joined parts: decide which images are duplicates and significant among all."""
@@ -270,7 +272,9 @@ def make_outlier_report(
     files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
     looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
     usable = (~scores.isinf()).nonzero()[:, 0]
-    duplicates, problem = _duplicate_groups(Fingerprints(numbers["hash"], looks), usable.tolist(), files, reference)
+    duplicates, problem = _duplicate_groups(
+        Fingerprints(numbers["hash"], looks), usable.tolist(), files, state.reference
+    )
     return OutlierReport(
         scores=scores,
         p_values=numbers["p_value"],
@@ -339,16 +343,15 @@ def _duplicate_groups(
     return found, problem
 
 
-def _search_scores(views: Mapping[str, SampleView], count: int) -> dict[str, Tensor]:
-    """Return the scores of `count` images in each view, and the larger of look and content; NaN without these."""
+def _search_scores(views: Mapping[str, SampleView], unscored: Tensor) -> dict[str, Tensor]:
+    """Return the scores of images in each view, and the larger of look and content; `unscored` without these."""
     scores = {name: view.scores for name, view in views.items()}
     odd = [values for name, values in scores.items() if name in ODD_VIEWS]
-    unscored = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
     return scores | {"larger": larger(odd) if odd else unscored}
 
 
 def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = slice(None)) -> dict[str, Tensor]:
-    scores = _search_scores(views, 0)
+    scores = _search_scores(views, torch.zeros(0, device="cpu"))
     return {name: values[chosen].sort().values for name, values in scores.items()}
 
 

@@ -13,7 +13,7 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.mahalanobis import RobustGaussian
 
 _MIN_SAMPLES = 8
-_NEIGHBORS = 1024  # images, evenly spaced, among which neighbors are sought
+_NEIGHBORS = 1024  # images among which neighbors are sought
 _TRUSTED = 3  # the neighbor that counts among trusted images
 _KNOWN = 10  # the one among images of classes that the network knows
 _NEAREST = 0.1  # share of other images up to the one that counts: images odd in the same way are not their own
@@ -36,7 +36,7 @@ class Content(NamedTuple):
     "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
     """
 
-    neighbors: Tensor  # features of up to 1,024 of the images `(m, D)`, evenly spaced
+    neighbors: Tensor  # features of up to 1,024 of the images `(m, D)`
     place: int  # which neighbor counts; an image that is among these is its own first one
     axes: Tensor  # directions along which a Mahalanobis distance is measured `(D, k)`
     gaussian: RobustGaussian | None  # the distribution along these; None where neighbors count
@@ -58,7 +58,7 @@ class Content(NamedTuple):
         vectors, logits = normalize(samples.features.double()), samples.logits
         if not (vectors.amax(0) - vectors.amin(0)).max() > torch.finfo(torch.float32).eps:
             return None
-        kept = slice(None, None, -(-len(vectors) // _NEIGHBORS))
+        kept = _spread(vectors, _NEIGHBORS)
         neighbors = vectors[kept]
         distances = torch.cdist(neighbors, neighbors)
         knows = logits is not None and _knows_classes(distances, two_class_logits(logits[kept]))
@@ -100,6 +100,17 @@ class Content(NamedTuple):
         reasons = "unlike the others", "nothing that the network knows well"
         rows = zip(strongest.tolist(), network_sees(samples), surprising.tolist(), strict=True)
         return tuple(f"{reasons[measure]}{seen}" if told else "" for measure, seen, told in rows)
+
+
+def _spread(vectors: Tensor, count: int) -> Tensor:
+    """Choose up to `count` of the vectors `(n, D)`, the same ones in whatever order they come.
+
+    They are evenly spaced along a random direction, always the same one.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    along = vectors @ torch.randn(vectors.shape[1], generator=drawn, dtype=vectors.dtype, device="cpu")
+    places = torch.linspace(0, len(vectors) - 1, min(count, len(vectors)), dtype=torch.float64, device="cpu")
+    return along.argsort(stable=True)[places.round().long()]
 
 
 def network_sees(samples: SampleStatistics) -> list[str]:

@@ -17,6 +17,7 @@ from lightning_anomaly.scores.views import SampleView
 
 _ROUNDING = 1e-10  # squared distance of features of norm 1 that is rounding
 _FEW = 2  # images in a class, up to which they are compared with all
+_CLEAR = 0.4  # share of the usual lead of a class, from which on an image is filed wrongly
 _KAPPA, _DEVIATIONS = 0.25, 4  # from which on classes tell something; parts of one class by time have up to 0.2
 
 
@@ -36,6 +37,7 @@ class Label(NamedTuple):
     means: Tensor  # mean features, scaled to norm 1, of each `(C, D)`
     content: Scale
     label: Scale
+    clear: float  # the label measure from which on an image is filed wrongly
 
     @classmethod
     def fit(cls, samples: SampleStatistics, labels: Sequence[str | None]) -> Label | None:
@@ -52,12 +54,15 @@ class Label(NamedTuple):
         features, members = samples.features[used].double(), one_hot(targets[used]).double()
         ridge, nothing = Ridge.fit(features, targets[used], len(names)), Scale.fit(torch.zeros(0, 1, device="cpu"))
         means = members.T @ normalize(features) / ridge.counts[:, None]
-        fitted = cls(names, ridge, means, nothing, nothing)
+        fitted = cls(names, ridge, means, nothing, nothing, 0.0)
         measures = fitted.measure(samples, labels, left_out=True)
         known = ~measures.label.isnan()
         if not _agree_beyond_chance(measures.looks_like[known], targets[known]):
             return None
-        return fitted._replace(content=_fit_scale(measures.content[known]), label=_fit_scale(measures.label[known]))
+        # Wrong labels hardly move a median of the others, but widen the tail that the scores are of.
+        clear = -_CLEAR * measures.label[measures.label < 0].median().item()
+        scales = _fit_scale(measures.content[known]), _fit_scale(measures.label[known])
+        return fitted._replace(content=scales[0], label=scales[1], clear=clear)
 
     def measure(
         self, samples: SampleStatistics, labels: Sequence[str | None], *, left_out: bool = False
@@ -101,7 +106,8 @@ class Label(NamedTuple):
         for row, seen in zip(odd, network_sees(samples.select(odd)), strict=True):
             reasons[row] = f"unlike the others filed under {labels[row]}{seen}"
         looks_like = [self.names[index] for index in measures.looks_like.tolist()]
-        label = _label_view(measures.label, self.label, labels, looks_like, "filed under {}, looks like {}")
+        words = "filed under {}, looks like {}", "filed under {}, clearly looks like {}"
+        label = _label_view(measures.label, self.label, labels, looks_like, words, self.clear)
         return {**views, "content": SampleView(content, tuple(reasons)), "label": label}, looks_like
 
 
@@ -122,17 +128,25 @@ def predicted_label_view(logits: Tensor, labels: Sequence[str | None], classes: 
         return None
     margins = margins_over(targets.clamp(min=0), logits).where(known & logits.isfinite().all(1), torch.nan)
     predicted = [names[index] for index in logits.argmax(1).tolist()]
-    return _label_view(margins, _fit_scale(margins[~margins.isnan()]), labels, predicted, "labeled {}, predicted {}")
+    return _label_view(
+        margins, _fit_scale(margins[~margins.isnan()]), labels, predicted, ("", "labeled {}, predicted {}")
+    )
 
 
 def _label_view(
-    margins: Tensor, scale: Scale, labels: Sequence[str | None], others: Sequence[str], words: str
+    margins: Tensor,
+    scale: Scale,
+    labels: Sequence[str | None],
+    others: Sequence[str],
+    words: tuple[str, str],
+    clear: float = 0.0,
 ) -> SampleView:
-    """Score how much another class is preferred to each label, and say so in words where it is much."""
+    """Score how much another class is preferred to each label, and say so where it is `clear`, or surprising, too."""
     scores, _ = scale.scores(margins[:, None])
-    wrong = ((scores >= SURPRISING) & (margins > 0)).tolist()
-    rows = zip(labels, others, wrong, strict=True)
-    return SampleView(scores, tuple(words.format(own, other) if is_wrong else "" for own, other, is_wrong in rows))
+    rows = zip(labels, others, (margins > clear).tolist(), (scores >= SURPRISING).tolist(), strict=True)
+    return SampleView(
+        scores, tuple(words[sure].format(own, other) if wrong else "" for own, other, wrong, sure in rows)
+    )
 
 
 def margins_over(targets: Tensor, predicted: Tensor) -> Tensor:

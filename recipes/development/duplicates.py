@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.images import FolderImages
-from lightning_anomaly.outliers.duplicates import Fingerprints, find_duplicates
+from lightning_anomaly.outliers.duplicates import find_duplicates
+from lightning_anomaly.outliers.fingerprints import Fingerprints
 
 _IMAGES, _COPIED = 700, 20  # at most, for each folder
 _MOST_SIDE = 800  # to which larger images are reduced first (pixels)

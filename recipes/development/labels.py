@@ -2,14 +2,15 @@
 
 `python -m recipes.development.labels COLLECTIONS FEATURES FILE.csv NAME ...` needs the extra `photos` and cleanlab.
 COLLECTIONS has a folder for each collection NAME, with a folder for each class; FEATURES keeps what the network makes
-of them. A row is written as soon as it is measured; collections in the file are not measured again.
+of them. A row is written as soon as it is measured; collections in the file are not measured again. With `--lists`, it
+measures what the list of images that are filed elsewhere holds; `digits` are scikit-learn's.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.covariance import ledoit_wolf
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -28,10 +30,11 @@ from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader, open_scaled
 from lightning_anomaly.scores.label_score import Label, LabelMeasures
-from lightning_anomaly.scores.scale import conformal_p_values
+from lightning_anomaly.scores.scale import SURPRISING, conformal_p_values
 from lightning_anomaly.scores.views import view_samples
 
 _DRAWS, _ODD, _OTHERS, _SPLITS = 3, 10, 4, 20
+_SHARES = 0, 2, 5, 10, 20, 30  # of wrong folders, in percent
 
 
 class Filed(NamedTuple):
@@ -52,7 +55,10 @@ class Filed(NamedTuple):
 
 
 def load(folder: Path, file: Path) -> Filed:
-    """Read features, or run the pretrained network on a folder and write them."""
+    """Read features, or run the pretrained network on a folder and write them; those of digits are their pixels."""
+    if folder.name == "digits":
+        digits = load_digits()
+        return Filed(*map(torch.from_numpy, (digits.data / 16, digits.data, digits.target)))
     if not file.exists():
         source = open_scaled(FolderImages(folder), "images", None)
         reader = ImageReader(load_pretrained().model, None, None, None)
@@ -97,14 +103,43 @@ def scores_of(filed: Filed, question: str) -> dict[str, Tensor]:
         "Mahalanobis": ((within @ precision) * within).sum(1),
     }
     if question == "label":
-        from cleanlab.filter import find_label_issues
-
-        folds, probe = StratifiedKFold(5, shuffle=True, random_state=0), LogisticRegression(max_iter=300, tol=1e-3)
-        told = cross_val_predict(probe, features.numpy(), classes.numpy(), cv=folds, method="predict_proba")
-        found["self-confidence"] = -torch.from_numpy(told)[rows, classes]
-        issues = torch.from_numpy(find_label_issues(classes.numpy(), told, n_jobs=1))
+        told, issues = issues_of_cleanlab(filed)
+        found["self-confidence"] = -told[rows, classes]
         found["find_label_issues"] = found["self-confidence"] + issues
     return found
+
+
+def issues_of_cleanlab(filed: Filed) -> tuple[Tensor, Tensor]:
+    """Predict each photograph by a logistic regression in five folds, and let cleanlab say which are filed wrongly."""
+    from cleanlab.filter import find_label_issues
+
+    folds, probe = StratifiedKFold(5, shuffle=True, random_state=0), LogisticRegression(max_iter=300, tol=1e-3)
+    labels = filed.classes.numpy()
+    told = cross_val_predict(probe, filed.features.numpy(), labels, cv=folds, method="predict_proba")
+    return torch.from_numpy(told), torch.from_numpy(find_label_issues(labels, told, n_jobs=1))
+
+
+def listed(base: Filed) -> Iterator[dict[str, Any]]:
+    """Yield how many are listed, and how many of these rightly, with each share of wrong folders, chosen at random."""
+    classes, count = base.classes, int(base.classes.max()) + 1
+    for share, draw in product(_SHARES, range(_DRAWS)):
+        generator, moved, filed = np.random.default_rng([draw, 3]), round(share / 100 * len(classes)), classes.clone()
+        chosen = torch.from_numpy(generator.permutation(len(classes))[:moved])
+        filed[chosen] = (classes[chosen] + torch.from_numpy(generator.integers(1, count, moved))) % count
+        made, wrong = base._replace(classes=filed), filed != classes
+        label = Label.fit(*made.known)
+        assert label is not None
+        margins = label.measure(*made.known, left_out=True).label
+        scores, _ = label.label.scores(margins[:, None])
+        lists = {
+            "ours": margins > label.clear,
+            "clear": (margins > label.clear) & (scores >= SURPRISING),
+            "cleanlab": issues_of_cleanlab(made)[1],
+        }
+        found = {"percent": share, "wrong": int(wrong.sum())}
+        for rule, marked in lists.items():
+            found |= {rule: int(marked.sum()), f"{rule}, right": int((marked & wrong).sum())}
+        yield found
 
 
 def planted(base: Filed, others: Sequence[Filed], draw: int) -> Iterator[tuple[str, Filed, Tensor]]:
@@ -147,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("paths", nargs=3, type=Path, metavar=("COLLECTIONS", "FEATURES", "FILE"))
     parser.add_argument("names", nargs="+", metavar="NAME")
+    parser.add_argument("--lists", action="store_true", help="what the list finds, instead of the ranking")
     options = parser.parse_args()
     (folder, features, output), names = options.paths, options.names
     loaded = {name: load(folder / name, features / f"{name}.npz") for name in names}
@@ -154,6 +190,14 @@ def main() -> None:
         if output.exists() and f"{name}," in output.read_text():
             continue
         facts = {"collection": name, "photographs": len(base.classes), "classes": int(base.classes.max()) + 1}
+        if options.lists:
+            means = (
+                pd.DataFrame({**facts, **found} for found in listed(base))
+                .groupby([*facts, "percent"], sort=False)
+                .mean()
+            )
+            means.to_csv(output, mode="a", header=not output.exists(), float_format="%.1f")
+            continue
         others = [filed for other, filed in loaded.items() if other.split("_")[0] != name.split("_")[0]][:_OTHERS]
         rows: list[dict[str, Any]] = [{**facts, "planted": kind, "ours": share} for kind, share in checks(base)]
         for kind, filed, truth in chain.from_iterable(planted(base, others, draw) for draw in range(_DRAWS)):

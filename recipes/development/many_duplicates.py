@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lightning_anomaly.outliers.duplicates import Fingerprints, find_duplicates
+from lightning_anomaly.outliers.duplicates import find_duplicates
+from lightning_anomaly.outliers.fingerprints import Fingerprints
 from recipes.common.data import DATA_SETS, download, load_images
 from recipes.common.options import add_data_options, one_sentence_errors
 from recipes.development.benchmarks.timing import in_fresh_processes

@@ -5,14 +5,17 @@ import math
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
+from lightning_anomaly.images import FolderImages
 from lightning_anomaly.images.batch_tensors import WithWholeImage
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
@@ -42,12 +45,14 @@ def fitted() -> OutlierDetector:
 def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     fitted.save(tmp_path / "detector.pt")
     loaded = OutlierDetector.load(tmp_path / "detector.pt", classifier())
-    images = torch.cat([0.5 * DIGITS[800:900], torch.rand(5, 1, 8, 8)])  # drawn as dark beside the reference
+    # Drawn as dark beside the reference; the last one is a copy of one of its images.
+    images = torch.cat([0.5 * DIGITS[800:900], torch.rand(5, 1, 8, 8), DIGITS[7:8]])
     scores = fitted.score(images)
     assert torch.equal(loaded.score(images), scores)
     assert torch.equal(loaded.p_values(scores), fitted.p_values(scores))
     report, expected = loaded.search(images), fitted.search(images)
     assert str(report.tabs()) == str(expected.tabs())
+    assert [(group.positions, group.reference) for group in report.duplicates if group.identical] == [([105], [7])]
     assert {*report.pictures} >= {*report.top(50)}
     assert all(torch.equal(picture, expected.pictures[place]) for place, picture in report.pictures.items())
 
@@ -85,6 +90,23 @@ class Photographs(Dataset):
             raise OSError(f"{name} is broken")
         image = DIGITS[800 + name % 900]
         return WithWholeImage(image, image.mul(255).byte().expand(3, -1, -1))
+
+
+def test_a_folder_of_more_than_8_bits_is_read_as_the_reference_was(tmp_path):
+    """One that was 16 times as dark looked like it, as each folder had a white of its own."""
+    generator = np.random.default_rng(0)
+    for name, white, count in (("reference", 65535, 120), ("dark", 4095, 20)):
+        (tmp_path / name).mkdir()
+        for place in range(count):
+            pixels = white * generator.uniform(0.2, 1, (32, 32))
+            Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / name / f"{place:03}.png")
+    model = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(147, 3))
+    OutlierDetector(model).fit(FolderImages(tmp_path / "reference")).save(tmp_path / "detector.pt")
+    loaded, dark = OutlierDetector.load(tmp_path / "detector.pt", model), FolderImages(tmp_path / "dark")
+    found = loaded.search(dark)
+    assert len(found.significant) == 20
+    assert found.whites == loaded.whites == {"I;16": 65536}
+    assert dark.whites == {"I;16": 4096}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly.outliers import duplicates
-from lightning_anomaly.outliers.duplicates import Fingerprints, find_duplicates
+from lightning_anomaly.outliers.duplicates import find_duplicates
+from lightning_anomaly.outliers.fingerprints import Fingerprints
 
 
 def photographs(count: int) -> Tensor:
@@ -75,6 +76,21 @@ def test_copies_are_found_among_images_that_are_alike_and_these_are_none() -> No
     groups, problem = find_duplicates(Fingerprints.of(torch.cat([images, *copies])))
     assert [group for group, *_ in groups] == [[3, 40], [4, 41], [5, 42], [6, 43]]
     assert "may be missing" in problem
+
+
+@pytest.mark.parametrize("copies", [15, 16, 40])
+def test_any_number_of_copies_of_one_image_is_one_group(copies: int) -> None:
+    images = photographs(100)
+    noise = torch.rand(copies, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert near(torch.cat([images, images[7:8] + 0.02 * noise])) == [[7, *range(100, 100 + copies)]]
+
+
+@pytest.mark.parametrize("shade", [0.0, 1.0])
+def test_a_copy_in_a_frame_is_found(shade: float) -> None:
+    images = photographs(40)
+    framed = functional.pad(images[:20], (5, 5, 5, 5), value=shade)
+    framed[:4] = framed[:4].flip(3)
+    assert near(torch.cat([images, resized(framed, 64)])) == [[place, place + 40] for place in range(20)]
 
 
 def test_images_that_agree_only_where_a_small_part_of_one_is_stretched_are_no_copies() -> None:

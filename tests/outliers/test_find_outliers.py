@@ -158,6 +158,20 @@ def test_if_nearly_all_images_are_one_the_others_do_not_tie(net):
     assert report.scores[:185].max() < report.scores[185:].min()
 
 
+def test_a_search_without_scores_still_lists_copies_and_what_gives_nan(net):
+    few = images(60, 1)
+    few[9] = few[3].flip(2)
+    few[20] = math.nan
+    with pytest.warns(UserWarning, match="too few"), pytest.warns(UserWarning, match="NaN"):
+        report = find_outliers(few, net)
+    assert [group.positions for group in report.duplicates] == [[3, 9]]
+    assert report.unusable == [20]
+    with pytest.warns(UserWarning, match="all alike"), pytest.warns(UserWarning, match="no content"):
+        report = find_outliers(images(1).expand(150, -1, -1, -1), net)
+    assert [group.positions for group in report.duplicates] == [[*range(150)]]
+    assert report.scores.isnan().all()
+
+
 def test_nothing_is_changed(net):
     net.train()
     net[1].eval()

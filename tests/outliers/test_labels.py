@@ -33,7 +33,7 @@ def test_wrong_labels_stand_first_with_the_class_that_they_look_like(net):
     assert average_precision_score(FILED[:COUNT] != TRUTH[:COUNT], report.label_scores) > 0.5
     assert [report.labels[place] for place in WRONG] == [f"digit {FILED[place]}" for place in WRONG]
     assert [report.looks_like[place] for place in WRONG] == [f"digit {TRUTH[place]}" for place in WRONG]
-    reason = f"filed under digit {FILED[3]}, looks like digit {TRUTH[3]}"
+    reason = f"filed under digit {FILED[3]}, clearly looks like digit {TRUTH[3]}"
     assert report.outlier_reasons(3)["label"] == reason
     assert reason in str(report)
     assert torch.equal(report.scores, torch.maximum(report.look_scores, report.content_scores))
@@ -47,6 +47,24 @@ def test_wrong_labels_stand_first_with_the_class_that_they_look_like(net):
         assert {*report.nearest[place].flatten().tolist()} <= {*report.pictures}
     agree = [place for place, label in enumerate(report.labels) if label == report.looks_like[place]]
     assert (report.nearest[agree] == -1).all()
+
+
+def test_what_is_filed_elsewhere_does_not_depend_on_how_much_is(net):
+    """With a fifth of wrong labels the list was empty, although these stood first."""
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
+    for share, listed in ((0.0, 0.06), (0.05, 0.12), (0.2, 0.3)):
+        filed, wrong = TRUTH[:COUNT].clone(), {*order[: int(share * COUNT)].tolist()}
+        filed[[*wrong]] = (filed[[*wrong]] + 1) % 10
+        report = find_outliers(IMAGES[:COUNT], net, labels=filed.tolist())
+        found, perhaps = {*report.filed_elsewhere}, {*report.perhaps_elsewhere}
+        assert len(found & wrong) >= 0.75 * len(wrong)
+        assert len(found) <= listed * COUNT
+        assert not found & perhaps
+        differs = {place for place in range(COUNT) if report.looks_like[place] != report.labels[place]}
+        assert found | perhaps == differs
+        tabs = {tab.name: tab.rows for tab in report.tabs(5)}
+        assert [row.position for row in tabs["label"]] == report.filed_elsewhere
+        assert [row.position for row in tabs["perhaps"]] == report.perhaps_elsewhere[:5]
 
 
 def test_labels_that_tell_nothing_are_noted_and_change_nothing(net):

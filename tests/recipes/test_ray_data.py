@@ -69,7 +69,8 @@ def test_two_workers_report_what_one_process_does_and_lose_nothing(tmp_path: Pat
     expected = OutlierDetector.load(output / "detector.pt", model).search(FolderImages(photos))
 
     first = sorted(map(str, photos.rglob("*.png")))[:8]  # of a search that was interrupted
-    Scorer(model, LocalFileSystem(), output)({"path": np.array(first)})
+    labels = {"class": np.array(["dark"] * 8), "split": np.array([""] * 8)}
+    Scorer(model, LocalFileSystem(), output)({"path": np.array(first), **labels})
     (before,) = output.glob("*.parquet")
     written = before.stat().st_mtime_ns
     model.mark = str(output / "died")
