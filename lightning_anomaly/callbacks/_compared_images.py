@@ -52,7 +52,7 @@ class ComparedImages(NamedTuple):
             return None
         places = dict(zip(self.labels.positions, self.train.positions, strict=True))  # other ones if in memory
         batches = self.train.batches([places[position] for position in positions])
-        images = torch.cat([shrink_images(images, SIDE) for _, images in batches])
+        images = torch.cat([shrink_images(images, 2 * SIDE) for _, images in batches])  # few, so larger
         return to_bytes(images, black_and_white(images)).clone()  # no view, which would keep its base
 
 

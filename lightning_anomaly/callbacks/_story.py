@@ -130,8 +130,10 @@ class Story:
             self.marks.append(("gap opened", first))
             text = (
                 f"A gap opened in {self.tell_when(first)}: the {ratio} was {100 * rises[first]:.0f}% above its lowest "
-                f"level. In {self.tell_when(last)} it was {100 * rises[last]:.0f}% above it."
+                "level."
             )
+            if last > first:
+                text += f" In {self.tell_when(last)} it was {100 * rises[last]:.0f}% above it."
             text += f" Later {few}" if few_at_the_end else ""
             text += self._loss_since(first)
         elif problem and not rises:
@@ -149,7 +151,7 @@ class Story:
     def _loss_since(self, opened: int) -> str:
         """Say whether the validation loss still fell after a gap opened, which alone is no harm."""
         values, lowest = self._finite(self._loss), self.best(self._loss)
-        if lowest is None or opened not in values:
+        if lowest is None or opened not in values or opened == max(values):
             return ""
         if lowest > opened:
             fell = f"`{self._loss}` still fell, from {values[opened]:.3g} to {values[lowest]:.3g}"

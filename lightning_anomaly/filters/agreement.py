@@ -14,6 +14,7 @@ from lightning_anomaly.filters.layer_report import LayerReport
 
 _SHARED = 0.5  # of the samples that two filters single out together; chance hardly gives as much
 _FILTERS = 2_000  # compared, those that single out the fewest samples: memory grows with the square
+_ONE_SIGMA = 0.841  # quantile one standard deviation above the mean
 _CHANCE = 0.01  # probability that chance lists any sample, if filters choose theirs at random
 
 
@@ -49,9 +50,12 @@ def most_singled_out(layers: Mapping[str, LayerReport]) -> dict[int, int]:
     """Return `{sample: number of filters that single it out}` where chance does not explain it, the largest first.
 
     If each filter chose as many samples at random, the number for one sample would hardly exceed a Poisson variable of
-    the same mean.
+    the same mean. As filters depend on each other, its variance is that of most samples, if that is larger.
     """
     counts = singled_out(layers).sum(0).double()
-    surprising = torch.special.gammainc(counts.clamp(min=1), counts.mean()) <= _CHANCE / len(counts)
+    mean = counts.mean()
+    spread = counts.quantile(_ONE_SIGMA) - counts.median()
+    scale = (spread**2 / mean).nan_to_num().clamp(min=1)  # quasi-Poisson
+    surprising = torch.special.gammainc((counts / scale).clamp(min=1), mean / scale) <= _CHANCE / len(counts)
     order = counts.argsort(descending=True, stable=True)
     return {sample: int(counts[sample]) for sample in order.tolist() if surprising[sample] and counts[sample]}
