@@ -1,7 +1,5 @@
 """The input of a model is found in a batch of any structure."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +50,9 @@ def test_numbers_without_axes_of_an_image_are_the_input_only_without_images() ->
         assert first_tensor((numbers, torch.arange(3), torch.rand(3, 2))) is numbers
 
 
-def test_hashes_are_the_same_in_another_process() -> None:
+def test_hashes_are_the_same_in_every_process() -> None:
     """A detector finds duplicates of its reference also where it was unpickled."""
-    code = "import torch; from lightning_anomaly.images.image_source import image_hashes as h; print(h(torch.eye(3)))"
-    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert other.stdout.strip() == str(image_hashes(torch.eye(3)))
+    assert image_hashes(torch.eye(3)) == [183086002367497032, -3984319658659637962, 1243225475463630026]
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
