@@ -21,7 +21,7 @@ from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.fraction_rise import fraction_rise
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.images.loaders import shuffles
-from lightning_anomaly.network.layers import select_layers, unseen_layers
+from lightning_anomaly.network.layers import convolution_notes, select_layers
 
 _NEUTRAL = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
 
@@ -219,7 +219,7 @@ class AnomalyFilterCallback(AnyCallback):
     def _analyze_probe(self, trainer: Any, probe: Probe) -> AnomalyReport | None:
         """Analyze the probe and return the report; None if an earlier measurement stands. A collective call."""
         started = perf_counter()
-        report = probe.analyze_probe(unseen_layers(probe.module, self.layers), self._known)
+        report = probe.analyze_probe(convolution_notes(probe.module, self.layers), self._known)
         seconds = perf_counter() - started
         notes = dict(report.notes)
         if trainer.fast_dev_run:

@@ -162,7 +162,7 @@ class AnomalyPruneCallback(AnyCallback):
         self._due = False
         # What process 0 finds counts, but all processes run their model, which may communicate.
         chosen, *_ = gather_results(lambda: self._choose_filters(pl_module))
-        norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
+        norms, *_ = gather_results(lambda: find_norms_on_batch(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
             self._guard.warn(
                 f"uncalled {uncalled}",
@@ -238,7 +238,7 @@ class AnomalyPruneCallback(AnyCallback):
         return chosen
 
 
-def find_norms_on(
+def find_norms_on_batch(
     batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
 ) -> FoundNorms:
     """Find the norms behind filters by `forward`, on a few samples of a batch."""

@@ -70,7 +70,7 @@ class MemorizationCallback(AnyCallback):
         batch_size: Largest number of images to run at a time.
         sample_size: Number of images of each kind to sample; a tensor is taken whole.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
-        max_memory_mb: Largest memory (MiB) for sampled images, which are kept until the fit ends. If they need more,
+        max_memory_mb: Largest memory (MB) for sampled images, which are kept until the fit ends. If they need more,
             they are read again at each comparison.
         logits_from: Name of a method or submodule that takes images and returns logits, such as `"classify"`;
             "forward" is the module itself. None takes what the loss is given.
@@ -238,7 +238,7 @@ class MemorizationCallback(AnyCallback):
         given = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         if self._images is not None and self._images.are_of(trainer, given):
             return self._images
-        limits = self.batch_size, self.sample_size, self.max_memory_mb * 2**20
+        limits = self.batch_size, self.sample_size, self.max_memory_mb * 10**6
         images = self._images = read_compared_images(trainer, pl_module, given, *limits, batch, self._loss)
         check_groups(images.train, images.val)
         self._guard.warn_of(images.notes)

@@ -17,7 +17,7 @@ from lightning_anomaly._internal.processes import (
 )
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_layers, make_anomaly_report
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
-from lightning_anomaly.filters.layer_report import LayerReport, join_layers
+from lightning_anomaly.filters.layer_report import LayerReport, join_layer_parts
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import most_samples, usable_layers
@@ -67,7 +67,7 @@ def analyze_across_processes(
         return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics(), known=known)
 
     parts, views = zip(*gather_results(analyze), strict=True)
-    found = {name: join_layers([part[name] for part in parts if name in part]) for name in usable}
+    found = {name: join_layer_parts([part[name] for part in parts if name in part]) for name in usable}
     return make_anomaly_report(found, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
 
 

@@ -18,7 +18,7 @@ from lightning_anomaly._internal.threads import torch_in_threads
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.isolation import isolated_samples
 from lightning_anomaly.filters.kept_maps import keep_maps
-from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layers
+from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layer_parts
 from lightning_anomaly.filters.pca import reduce_maps
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.filters.verdicts import outlier_samples, shown_clustering, smallest_share, verdicts_of
@@ -28,7 +28,7 @@ from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import run_model, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layer_maps import LayerMaps, join_batches
-from lightning_anomaly.network.layers import select_layers, unseen_layers
+from lightning_anomaly.network.layers import convolution_notes, select_layers
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.views import SampleView, view_samples
 
@@ -89,7 +89,7 @@ def analyze(
         samples=SampleCapture(model, describe=describe_pixels, keep_images=keep_images),
     )
     run_model(model, probe, capture, progress)
-    notes = unseen_layers(model, layers)
+    notes = convolution_notes(model, layers)
     report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
     notes = {**report.notes, **probe.notes()}
     count = len(probe.positions) - len(probe.unreadable)
@@ -149,7 +149,7 @@ def analyze_layers(
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, results, strict=True):
         parts.setdefault(name, []).append(report)
-    found = kept | {name: join_layers(reports) for name, reports in parts.items()}
+    found = kept | {name: join_layer_parts(reports) for name, reports in parts.items()}
     layers = {name: found[name] for name in maps if name in found}
     if known is not None:
         known.clear()
@@ -172,7 +172,7 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]
     filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
     # A filter takes a few copies of its maps, or a few numbers per sample and component.
     filter_bytes = 8 * layer.count * (4 * values + 8 * settings.max_components)
-    fitting = settings.max_memory_mb * 2**20 // (filter_bytes * torch.get_num_threads())
+    fitting = settings.max_memory_mb * 10**6 // (filter_bytes * torch.get_num_threads())
     size = max(1, min(fitting, _FILTER_BATCH))
     return [slice(first, first + size) for first in range(0, filters, size)]
 

@@ -66,7 +66,7 @@ class LayerReport:
         return filters
 
 
-def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
+def join_layer_parts(parts: Sequence[LayerReport]) -> LayerReport:
     """Join reports of consecutive filters of one layer."""
     rows = [key for key, value in vars(parts[0]).items() if isinstance(value, Tensor) and key != "nonfinite"]
     joined: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in rows}

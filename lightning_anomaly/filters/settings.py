@@ -32,7 +32,7 @@ class AnalysisSettings:
             pooled to at most as many pixels as a square of this side.
         engine: `"numba"` runs compiled loops, `"sklearn"` scikit-learn's estimators, for checks; both on the CPU.
         seed: Seed of the k-means clusterings. No global random number is drawn.
-        max_memory_mb: Bound on the working memory of principal components and clustering, beyond the maps (MiB).
+        max_memory_mb: Bound on the working memory of principal components and clustering, beyond the maps (MB).
 
     Raises:
         TypeError: If a value has a wrong type.

@@ -24,7 +24,7 @@ from lightning_anomaly.memorization.ranks import (
 )
 from lightning_anomaly.network.forward import run_model, usable_layers
 from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layers import find_logits_call, select_layers, unseen_layers
+from lightning_anomaly.network.layers import convolution_notes, find_logits_call, select_layers
 from lightning_anomaly.network.step_loss import Scores
 
 _VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
@@ -89,7 +89,7 @@ def two_sample_test(
     for inputs in (train, val):
         run_model(model, inputs, capture, call=call, take_output=output.add)
     report = output.report(train, val)
-    filters = _filters_report(capture, unseen_layers(model, layers), report.n_train, report.n_val)
+    filters = _filters_report(capture, convolution_notes(model, layers), report.n_train, report.n_val)
     report = replace(report, layers=filters.layers, chance=filters.chance, notes={**filters.notes, **report.notes})
     warn_of(report.notes)
     return report

@@ -81,7 +81,7 @@ def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     return {name: by_all_names[name] for name in names}
 
 
-def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:
+def convolution_notes(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:
     """Note that the model has no convolutions or scripted ones, unless `layers` are named."""
     if layers is not None:
         return {}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_anomaly.network.layers import modules_by_name, select_layers, unseen_layers
+from lightning_anomaly.network.layers import convolution_notes, modules_by_name, select_layers
 
 
 def network() -> nn.Sequential:
@@ -29,15 +29,15 @@ def test_every_convolution_is_selected_in_the_model_s_order():
     assert not any("parametrizations" in name for name in modules_by_name(model))
     assert select_layers(layer := nn.Conv2d(1, 1, 1)) == {"": layer}
     assert select_layers(nn.Linear(2, 2)) == {}
-    assert "no convolution" in unseen_layers(nn.Linear(2, 2))["no layers"]
-    assert unseen_layers(nn.Linear(2, 2), [""]) == unseen_layers(model) == {}
+    assert "no convolution" in convolution_notes(nn.Linear(2, 2))["no layers"]
+    assert convolution_notes(nn.Linear(2, 2), [""]) == convolution_notes(model) == {}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_note_names_the_convolutions_that_scripts_hide_beside_others():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU())))
     assert list(select_layers(model)) == ["0"]
-    assert "'1.0'" in unseen_layers(model)["scripted"]
+    assert "'1.0'" in convolution_notes(model)["scripted"]
 
 
 def test_named_layers_are_selected_in_the_given_order_and_need_not_be_convolutions():
