@@ -203,7 +203,8 @@ def _axes_in(whole: Tensor, given: Tensor, samples: int, classes: int | None) ->
     if classes is None:
         same = whole.numel() == given.numel() and torch.equal(whole.flatten().to(given.dtype), given.flatten())
         return (0, None) if same else None
-    if _same_memory(whole, given):
+    start = given.numel() < whole.numel() or given.storage_offset() == whole.storage_offset()
+    if _same_memory(whole, given) and start:  # two outputs may be parts of one tensor
         first, axis = (_axis_in(whole, given, axis) for axis in (samples, classes))
         if axis is not None:
             return 0 if first is None or first == axis else first, axis

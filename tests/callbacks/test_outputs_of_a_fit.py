@@ -341,6 +341,17 @@ class SeveralTasks(Program):
         return self(x)["two"]
 
 
+class TasksInOneTensor(Program):
+    width = 6
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).chunk(2, 1)
+
+    def loss(self, batch: Any) -> Tensor:
+        first, second = self(batch[0])
+        return functional.cross_entropy(first, batch[1]) + functional.cross_entropy(second, 2 - batch[1])
+
+
 class SeveralClasses(Program):
     def loss(self, batch: Any) -> Tensor:
         return functional.binary_cross_entropy_with_logits(self(batch[0]), functional.one_hot(batch[1], 3).float())
@@ -360,6 +371,7 @@ class OwnKernel(Program):
         (HeadInTheStep, r"given a tensor \(20, 3\).*HeadInTheStep returns a tensor \(20, 6\).*`logits_from`"),
         (Distances, "no module returns that"),
         (SeveralTasks, r"several losses of classes.*\(20, 3\), a tensor \(20, 2\).*`logits_from`"),
+        (TasksInOneTensor, "several losses of classes"),
         (SeveralClasses, "several scores for each image"),
         (OwnKernel, "no loss of classes was seen.*`logits_from`"),
     ],
