@@ -114,7 +114,7 @@ class Story:
             add = f'Keep {of_then}: add `ModelCheckpoint(monitor="{name}")`.'
             use = f"Use {of_then}: `{checkpoint.path}`." if checkpoint is not None and kept else add
             self.actions.append((use,))
-        self.tell("Validation loss" if name == self._loss else f"`{name}`", text)
+        self.tell("Validation loss" if name == self._loss else name, text)
 
     def tell_gap(self, threshold: float, problem: str) -> None:
         """Tell when a gap between training and validation images opened, if it did, and whether it is harm.

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerStatus
 from reports import contents
@@ -84,6 +85,20 @@ def test_what_stopped_a_run_is_told_and_what_nobody_measured(tmp_path: Path) -> 
     assert "`val_loss` was lowest in epoch " in told["Validation loss"]
     assert told["Filters"].startswith("Not measured")
     assert "more than 3 validations" in told["Gap"] or "fewer than 10 errors" in told["Gap"]
+
+
+def test_what_was_not_compared_is_told_once_with_its_reason(tmp_path: Path) -> None:
+    class Regression(SmallNet):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return torch.nn.functional.mse_loss(self(batch[0])[:, 0], batch[0].mean((1, 2, 3)))
+
+    callbacks = MemorizationCallback(), MemorizationEarlyStopping()
+    with pytest.warns(UserWarning, match="The output is not compared"):
+        trainer = fit(tmp_path, *callbacks, module=Regression(), max_epochs=5)
+    _, told = read(trainer, tmp_path)
+    assert told["Gap"] == f"Not measured: {callbacks[0].report.notes['output']}"
+    assert told["Labels"] == "Not measured, for the same reason."
+    assert "`MemorizationEarlyStopping` waited for a comparison" in told["End"]
 
 
 def test_the_last_epoch_is_told_whether_or_not_it_was_validated_and_if_it_was_interrupted(tmp_path: Path) -> None:
@@ -173,7 +188,7 @@ def test_a_gap_that_opens_while_the_loss_falls_is_no_reason_to_act(losses: list[
 @pytest.mark.parametrize(
     ("values", "kept", "says", "next_step"),
     [
-        ({"losses": [3, 1, 2]}, 1.0, "lowest in epoch 1: 1. In the last validation, epoch 2, it was 2. The w", "Use"),
+        ({"losses": [3, 1, 2]}, 1.0, "lowest in epoch 1: 1. In the last validation, epoch 2, it was 2. ", "Use"),
         ({"losses": [3, 1, 2]}, 2.0, "epoch 2, it was 2.$", 'Keep .* epoch 1, .* add `ModelCheckpoint(monitor="val_lo'),
         ({"losses": [3, 2, 1, NAN]}, NAN, "end of the run", "Train longer"),
         ({"losses": [3, 1.001, 1]}, NAN, "end of the run", ""),
@@ -191,7 +206,7 @@ def test_the_best_weights_are_told_with_their_checkpoint_and_what_to_do(
     assert len(run.actions) == bool(next_step)
     assert not next_step or re.match(next_step.replace("(", r"\("), run.actions[0][0])
     assert ("best.ckpt" in run.sentences[0][1]) == next_step.startswith("Use")
-    assert {about for about, *_ in run.sentences} <= {"Validation loss", "`val_acc`"}
+    assert {about for about, *_ in run.sentences} <= {"Validation loss", "val_acc"}
 
 
 def test_every_logged_metric_is_a_curve_with_its_best_validation_by_name_or_by_its_monitor() -> None:
