@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.thumbnails import black_and_white, shrink_images, to_bytes
+from lightning_anomaly.images.thumbnails import black_and_white, draw_images, shrink_images, to_bytes
 
 
 def random(*shape: int) -> Tensor:
@@ -47,3 +47,9 @@ def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     assert torch.equal(shrink_images(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
     shapes = [shrink_images(torch.zeros(1, 1, *sides), 20).shape[2:] for sides in ((40, 5), (5, 40))]
     assert shapes == [(20, 3), (3, 20)]
+
+
+def test_only_many_images_are_pooled():
+    images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(draw_images(images), images.permute(0, 2, 3, 1))
+    assert draw_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)

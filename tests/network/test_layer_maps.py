@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.network.layer_maps import pool_maps, summarize_maps
+from lightning_anomaly.network.layer_maps import LayerMaps, pool_maps, summarize_maps
 
 
 def drawn(*shape: int) -> Tensor:
@@ -65,3 +65,11 @@ def test_a_map_that_is_not_finite_stays_so_and_changes_no_other(broken):
         assert (~finite).nonzero().tolist() == [[2, 1]]
     pooled[2, 1] = alone[2, 1]
     assert torch.equal(pooled, alone)
+
+
+def test_a_sample_is_not_finite_where_it_alone_is_not():
+    extremes = torch.zeros(4, 3, 2)
+    extremes[2, 0, 1] = torch.nan
+    extremes[:2, 1] = torch.inf  # of half of the samples
+    extremes[1:, 2] = -torch.inf
+    assert LayerMaps(extremes=[extremes]).nonfinite.tolist() == [False, False, True, False]

@@ -1,4 +1,4 @@
-"""The contents of a page, without a browser."""
+"""The contents of the filter browser, without a browser."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.filter_browser import filter_browser_text
 from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
-from lightning_anomaly.images.thumbnails import draw_images
 from lightning_anomaly.network.layer_maps import LayerMaps
 from lightning_anomaly.pages.html_page import usual_score
 from lightning_anomaly.scores.views import SampleView
@@ -132,12 +131,6 @@ class TestMaps:
         levels = np.stack([packed & 15, packed >> 4], 3).reshape(2, 30, 10)[..., :9]
         ordered = kept.maps.flatten(2).gather(1, kept.samples.argsort(1)[..., None].expand(-1, -1, 9))
         assert levels.tolist() == (ordered.float() / 17).round().int().tolist()
-
-
-def test_only_many_images_are_pooled():
-    images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert torch.equal(draw_images(images), images.permute(0, 2, 3, 1))
-    assert draw_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
 
 
 class TestReport:
