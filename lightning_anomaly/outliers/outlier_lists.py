@@ -164,7 +164,7 @@ class OutlierLists:
                 if place and not group.identical:
                     reason += f", details correlate {group.correlations[place]:.2f}"
                 why = "; ".join(filter(None, [reason, twice, leak]))
-                spare = can_go and place > 0 and (group.identical or position not in counted)
+                spare = can_go and (place > 0 or known != []) and (group.identical or position not in counted)
                 rows.append(self.row(position, group=number, reason=why, spare=spare))
                 other = report.image_name(group.positions[0])
         return rows

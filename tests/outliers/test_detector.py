@@ -203,7 +203,7 @@ def test_a_file_that_is_none_is_refused(fitted, tmp_path):
     state = torch.load(tmp_path / "detector.pt", weights_only=False)
     torch.save({name: part for name, part in state.items() if name != "fit"}, tmp_path / "lacking.pt")
     for name in ("text", "old", "list", "cut", "empty", "lacking"):
-        with pytest.raises(ValueError, match=rf"version 12. Found '{name}.pt'"):
+        with pytest.raises(ValueError, match=rf"version 13. Found '{name}.pt'"):
             OutlierDetector.load(tmp_path / f"{name}.pt", classifier())
     with pytest.raises(FileNotFoundError):
         OutlierDetector.load(tmp_path / "nothing.pt", classifier())

@@ -119,7 +119,7 @@ def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_in_l
         skipped={"notes.txt": "no picture"},
     )
     assert str(report).splitlines()[-4:] == [
-        "Identical: 3. c (as b), e (as image 0 of the reference).",
+        "Identical: 2. c (as b), e (as image 0 of the reference).",
         "Near duplicates: 2. d (like x of the reference), f (like d, details correlate 0.97).",
         "Skipped: 1. notes.txt (no picture).",
         "There are too many.",
