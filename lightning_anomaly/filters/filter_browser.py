@@ -26,13 +26,13 @@ from lightning_anomaly.pages.html_page import assemble_page, finite_or_none, fou
 
 FILTER_CODE = (
     "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell "
-    "gallery curves run"
+    "gallery_cards gallery curves run"
 )
 _LEAVE_OUT = """\
 import csv
 
 with open("verdicts.csv", encoding="utf-8") as file:
-    ticked = [int(row["position"]) for row in csv.DictReader(file) if row["verdict"]]"""
+    ticked = [int(row["position"]) for row in csv.DictReader(file) if row["verdict"] == "ticked"]"""
 _POINTS = 2_500_000  # of all filters
 _LEVELS = 4095  # of a coordinate, between the smallest and the largest of the filter
 _REACTIONS = 24  # filters listed for each sample

@@ -140,7 +140,7 @@ class OutlierLists:
         if row.position is None or self._report.nearest is None:
             return []
         sides = zip((row.label, row.looks_like), self._report.nearest[row.position].tolist(), strict=True)
-        return [(name, [self.row(place) for place in places if place >= 0]) for name, places in sides]
+        return [(name, [self.row(p) for p in places if p >= 0]) for name, places in sides if places[0] >= 0]
 
     def _copy_rows(self, groups: Sequence[DuplicateGroup], can_go: bool) -> list[Row]:
         """Return the rows of groups of duplicates; each but the first says what it is a copy of, and may be spared.

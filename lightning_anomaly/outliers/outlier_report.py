@@ -268,7 +268,7 @@ class OutlierReport(Tabular):
             f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
             *self._cautions(),
             *(note for name, note in self.notes.items() if name == "labels"),
-            "Tick what should go, in any list; save the lists, and move what you ticked with the lines in its list.",
+            "Tick what should go, in any list; save the lists, and run the lines under Ticked.",
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
         title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")

@@ -20,44 +20,22 @@ export function drawMap(canvas, map) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
+// Corners of marks, from the middle, in radii.
+const CORNERS = {
+  square: "-.88 -.88 .88 -.88 .88 .88 -.88 .88",
+  diamond: "0 -1.25 1.25 0 0 1.25 -1.25 0",
+  triangle: "0 -1.2 1.1 .8 -1.1 .8",
+  cross: "-1 -.35 -.35 -.35 -.35 -1 .35 -1 .35 -.35 1 -.35 1 .35 .35 .35 .35 1 -.35 1 -.35 .35 -1 .35",
+};
+const POINTS = Object.fromEntries(Object.entries(CORNERS).map(([shape, text]) => [shape, text.split(" ").map(Number)]));
+
 /** Adds a mark to a path. */
 export function mark(context, shape, x, y, radius) {
-  const r = radius;
-  if (shape === "circle") {
-    context.moveTo(x + r, y);
-    context.arc(x, y, r, 0, 2 * Math.PI);
-  } else if (shape === "square") {
-    context.rect(x - 0.88 * r, y - 0.88 * r, 1.76 * r, 1.76 * r);
-  } else {
-    const corners = {
-      diamond: [
-        [0, -1.25],
-        [1.25, 0],
-        [0, 1.25],
-        [-1.25, 0],
-      ],
-      triangle: [
-        [0, -1.2],
-        [1.1, 0.8],
-        [-1.1, 0.8],
-      ],
-      cross: [
-        [-1, -0.35],
-        [-0.35, -0.35],
-        [-0.35, -1],
-        [0.35, -1],
-        [0.35, -0.35],
-        [1, -0.35],
-        [1, 0.35],
-        [0.35, 0.35],
-        [0.35, 1],
-        [-0.35, 1],
-        [-0.35, 0.35],
-        [-1, 0.35],
-      ],
-    }[shape];
-    context.moveTo(x + corners[0][0] * r, y + corners[0][1] * r);
-    for (const [dx, dy] of corners.slice(1)) context.lineTo(x + dx * r, y + dy * r);
+  context.moveTo(x + radius * (POINTS[shape]?.[0] ?? 1), y + radius * (POINTS[shape]?.[1] ?? 0));
+  if (shape === "circle") context.arc(x, y, radius, 0, 2 * Math.PI);
+  else {
+    const corners = POINTS[shape];
+    for (let i = 2; i < corners.length; i += 2) context.lineTo(x + radius * corners[i], y + radius * corners[i + 1]);
     context.closePath();
   }
 }

@@ -34,6 +34,11 @@ export const termList = (className, pairs) =>
 
 export const quiet = (text) => make("span", { class: "quiet" }, text);
 
+export const remark = (text) => make("p", { class: "quiet" }, text);
+
+/** What a click on its title unfolds. */
+export const folded = (title, content) => make("details", {}, make("summary", {}, title), content);
+
 /** A heading with a quiet remark. */
 export const headingOf = (title, about) => make("h2", {}, `${title} `, quiet(about));
 

@@ -34,25 +34,11 @@ export async function filterPage(report, place, query) {
   const pin = (sample) => go(place, sample);
   const about = `, ${choiceText(report, list === report.filters ? {} : chosen)}`;
   const { element: steps, step } = stepper(list, list.find(same), "filter", (next) => go(next), about);
-  const heading = titleRow(
-    make(
-      "div",
-      {},
-      make(
-        "h1",
-        {},
-        `Filter ${place.filter} `,
-        make(
-          "span",
-          { class: "of-layer" },
-          "of ",
-          make("a", { href: address(["filters"], { layer: place.layer }) }, layerText(layer.name)),
-        ),
-      ),
-      make("p", { class: "verdict" }, verdictBadge(report.kind(place)), ` ${VERDICTS[report.kind(place)] ?? ""}`),
-    ),
-    steps,
-  );
+  const link = make("a", { href: address(["filters"], { layer: place.layer }) }, layerText(layer.name));
+  const title = make("h1", {}, `Filter ${place.filter} `, make("span", { class: "of-layer" }, "of ", link));
+  const kind = report.kind(place);
+  const verdict = make("p", { class: "verdict" }, verdictBadge(kind), ` ${VERDICTS[kind] ?? ""}`);
+  const heading = titleRow(make("div", {}, title, verdict), steps);
   const inspector = make("div", { class: "inspector", "aria-live": "polite" });
   const show = (sample, isPinned) =>
     inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned).filter(Boolean));
@@ -61,44 +47,28 @@ export async function filterPage(report, place, query) {
 
   if (!points.samples.length) {
     const empty = emptyState(`${VERDICTS[report.verdict(place)] ?? ""} There are no points to show.`);
-    return {
-      content: [
-        heading,
-        div("filter", div("panel", empty), div("side", factList)),
-        ...strips(report, place, map, null),
-      ],
-      keys: stepKeys(step),
-    };
+    const content = [heading, div("filter", div("panel", empty), div("side", factList))];
+    return { content: [...content, ...strips(report, place, map, null)], keys: stepKeys(step) };
   }
   const description = `Points of ${count(points.samples.length, "sample")}, ${count(
     points.outliers.reduce((sum, flag) => sum + flag, 0),
     "outlier",
   )} ringed`;
-  const scatter = new Scatter(points, { show, pin, description });
+  const labeled = report.labels && by === "label";
+  const groups = labeled ? Array.from(points.samples, (sample) => report.labels.of[sample]) : points.clusters;
+  const scatter = new Scatter(points, { show, pin, description, groups });
   // A link that goes with the file of another report may name a sample that this one does not have.
   const repin = (sample) =>
     scatter.setPinned(sample !== null && report.hasSample(Number(sample)) ? Number(sample) : null);
   repin(pinned);
-  const labeled = report.labels && by === "label";
-  if (labeled) scatter.colorBy(Array.from(points.samples, (sample) => report.labels.of[sample]));
   const toolbar = div(
     "toolbar",
     report.labels
       ? choice(
           "Color by",
-          [
-            ["cluster", "cluster"],
-            ["label", "label"],
-          ],
+          ["cluster", "label"].map((value) => [value, value]),
           by,
-          (value) =>
-            visit(
-              filterAddress(report, place, {
-                ...chosen,
-                pin: scatter.pinned,
-                by: value === "cluster" ? null : value,
-              }),
-            ),
+          (value) => visit(filterAddress(report, place, { ...chosen, pin: scatter.pinned, by: value })),
         )
       : null,
     groupLegend(report, scatter, labeled),
@@ -141,15 +111,8 @@ function pointKeys(scatter, points, pin) {
 /** The sample under the pointer, or else the pinned one: its image and the filter's map of it. */
 function inspected(report, place, points, map, sample, isPinned) {
   if (sample === null) {
-    return points.samples.length
-      ? [
-          make(
-            "p",
-            { class: "hint" },
-            "Point at a dot to see its sample, click or tap to pin it. Zoom with Ctrl and the wheel.",
-          ),
-        ]
-      : [];
+    const hint = "Point at a dot to see its sample, click or tap to pin it. Zoom with Ctrl and the wheel.";
+    return points.samples.length ? [make("p", { class: "hint" }, hint)] : [];
   }
   const i = points.samples.indexOf(sample);
   const label = report.label(sample);
@@ -181,6 +144,9 @@ function standing(points, i) {
   return `In cluster ${points.clusters[i] + 1}${kinds.length ? `, ${kinds.join(" and ")}` : ""}.`;
 }
 
+const ringEntry = (className, text) =>
+  make("span", { class: "quiet ring-entry" }, make("i", { class: className, "aria-hidden": "true" }), text);
+
 function groupLegend(report, scatter, labeled) {
   const sizes = tally(scatter.groups);
   const groups = [...sizes.keys()].sort((a, b) => a - b);
@@ -205,15 +171,8 @@ function groupLegend(report, scatter, labeled) {
     "groups",
     groups.slice(0, LEGEND).map(entry),
     groups.length > LEGEND ? quiet(`and ${groups.length - LEGEND} more`) : null,
-    make("span", { class: "quiet ring-entry" }, make("i", { class: "ring", "aria-hidden": "true" }), "outlier"),
-    scatter.points.isolated.includes(1)
-      ? make(
-          "span",
-          { class: "quiet ring-entry" },
-          make("i", { class: "ring isolated", "aria-hidden": "true" }),
-          "isolated",
-        )
-      : null,
+    ringEntry("ring", "outlier"),
+    scatter.points.isolated.includes(1) ? ringEntry("ring isolated", "isolated") : null,
     labeled
       ? null
       : make("span", { class: "quiet ellipse-note" }, "ellipses: two standard deviations of a cluster's points"),

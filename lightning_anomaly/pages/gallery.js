@@ -1,25 +1,13 @@
 // Lists of images as tabs, in which a reader ticks what should go, and one image of a list.
 
-import {
-  address,
-  bars,
-  filterAddress,
-  imageOf,
-  pages,
-  sampleAddress,
-  stepKeys,
-  stepper,
-  titleRow,
-  visit,
-} from "./components.js";
+import { address, bars, pages, stepKeys, stepper, titleRow, visit } from "./components.js";
 import { csvText, download } from "./csv.js";
-import { cutLine, div, finder, make, prose, quiet, statusLine, termList } from "./dom.js";
+import { cutLine, div, finder, folded, make, prose, quiet, statusLine, termList } from "./dom.js";
+import { card, nearest, otherBoxes, picture, rowAddress, tickBox } from "./gallery_cards.js";
 import { openIndex } from "./unpack.js";
-import { count, isMeant, layerText, number, scoreText, tally } from "./wording.js";
+import { count, isMeant, number, scoreText, tally } from "./wording.js";
 
 const AT_ONCE = 60;
-const RESPONDING = 3; // filters on a card
-const PIXELATED = 64; // images with shorter sides are enlarged pixel by pixel
 
 export class Gallery {
   static async open() {
@@ -104,14 +92,9 @@ export class Gallery {
 
   /** Saves all lists, as `OutlierReport.save_csv` does, with the verdicts. */
   save() {
-    const cell =
-      (name, place) =>
-      ([key, cells]) =>
-        name === "verdict" ? this.verdicts.get(key) : cells[place];
-    download(
-      "verdicts.csv",
-      csvText(Object.fromEntries(this.columns.map((name, i) => [name, cell(name, i)])), this.table),
-    );
+    const columns = this.columns.map((name, i) => [name, ([, cells]) => cells[i]]);
+    const verdict = ([key]) => this.verdicts.get(key);
+    download("verdicts.csv", csvText({ ...Object.fromEntries(columns), verdict }, this.table));
   }
 }
 
@@ -121,12 +104,6 @@ const found = (tab, { find = "" }) =>
     (row) => !find || [row.name, row.label, row.reason].some((name) => isMeant(row.position, name, find)),
   );
 
-/** The address of an image; that of a sample has its scores and filters too. */
-const rowAddress = (tab, row, query) =>
-  row.sample === null
-    ? address([tab.name, tab.rows.indexOf(row)], query)
-    : sampleAddress(row.sample, { list: tab.name });
-
 /** Rows that belong together, as arrays; others alone. */
 function grouped(rows) {
   const groups = new Map();
@@ -135,100 +112,6 @@ function grouped(rows) {
     groups.set(key, [...(groups.get(key) ?? []), row]);
   }
   return [...groups.values()];
-}
-
-/** An image in its own shape: the first of the sources that can be shown. */
-function picture(row, sources) {
-  const [source, ...others] = sources.filter(Boolean);
-  if (!source) return make("span", { class: "no-image" }, "no picture");
-  const image = make("img", {
-    src: source,
-    alt: row.name,
-    loading: "lazy",
-    error: () => image.replaceWith(picture(row, others)),
-    load: () => image.classList.toggle("pixelated", Math.max(image.naturalWidth, image.naturalHeight) < PIXELATED),
-  });
-  return image;
-}
-
-/** A box that gives images a verdict, or takes it back. */
-export function tickBox(gallery, rows, text, verdict = "ticked") {
-  const box = make("input", {
-    type: "checkbox",
-    checked: gallery.verdicts.get(rows[0].key) === verdict,
-    "data-key": rows[0].key,
-    "data-verdict": verdict,
-    change: () => gallery.toggle(rows, verdict),
-  });
-  return make("label", { class: "tick" }, box, text);
-}
-
-/** Boxes for the other verdicts. */
-const otherBoxes = (gallery, rows) =>
-  div(
-    "verdicts",
-    rows[0].move_to ? tickBox(gallery, rows, `move to ${rows[0].looks_like}`, "move") : null,
-    tickBox(gallery, rows, "right", "right"),
-  );
-
-/** The class of an image, and the one that it looks like. */
-const classes = (row) =>
-  row.label || row.looks_like
-    ? make("span", {}, row.label, row.looks_like && row.looks_like !== row.label ? ` → ${row.looks_like}?` : null)
-    : null;
-
-/** The images of its class, and of the class that it looks like, that are most like an image. */
-const nearest = (gallery, row) =>
-  row.nearest
-    .filter(([, rows]) => rows.length)
-    .map(([name, rows]) => [
-      quiet(`nearest in ${name}`),
-      div(
-        "nearest",
-        rows.map((other) =>
-          make(
-            "a",
-            { href: other.link, target: "_blank", title: other.name },
-            picture(other, [gallery.pictures[other.picture], other.link]),
-          ),
-        ),
-      ),
-    ]);
-
-/** An image, or the first of several copies. */
-function card(gallery, tab, rows, query) {
-  const [row] = rows;
-  const small = gallery.pictures[row.picture];
-  const drawn = row.sample !== null && gallery.report.images;
-  const shown = drawn ? imageOf(gallery.report, row.sample, row.name) : picture(row, [small, row.link]);
-  const about = row.score === null ? "" : `score ${scoreText(row.score)}`;
-  const copies = rows.length > 1 ? make("strong", { class: "label" }, `× ${rows.length}`) : null;
-  return div(
-    "card",
-    make("a", { class: "frame", href: rowAddress(tab, row, query), title: row.name }, shown),
-    tickBox(gallery, rows, [about ? make("strong", {}, about) : cutLine(row.name), copies]),
-    about ? cutLine(row.name) : null,
-    classes(row),
-    row.reason ? quiet(row.reason) : null,
-    row.note ? quiet(row.note) : null,
-    nearest(gallery, row),
-    row.sample === null ? null : respond(gallery.report, row.sample),
-    otherBoxes(gallery, rows),
-  );
-}
-
-/** Links to the filters that respond to a sample and to few others. */
-function respond(report, sample) {
-  const links = report
-    .reactionsTo(sample)
-    .slice(0, RESPONDING)
-    .map(({ place }) => {
-      const name = report.layers[place.layer].name;
-      const title = `filter ${place.filter} of ${layerText(name)}`;
-      const text = make("bdi", {}, `${name}, filter ${place.filter}`);
-      return make("a", { class: "cut cut-left", href: filterAddress(report, place, { pin: sample }), title }, text);
-    });
-  return links.length ? div("respond", links) : null;
 }
 
 /** The bar that counts the verdicts and saves the lists. */
@@ -247,6 +130,7 @@ const sentences = (texts) => texts.map((text) => make("p", {}, prose(text)));
 function listPage(gallery, tab, query) {
   const rows = found(tab, query);
   let shown = [];
+  const cards = (group) => group.map((row) => card(gallery, tab, [row], query));
   const rest = () => shown.filter(({ key }) => !gallery.verdicts.has(key));
   const spared = () => (tab.copies ? rest().filter((row) => row.spare) : rest());
   const tickRest = make("button", { click: () => gallery.judge(spared(), "ticked", true) });
@@ -262,7 +146,7 @@ function listPage(gallery, tab, query) {
     tab.name === "ticked" ? make("pre", {}, gallery.move) : null,
     div(
       "choices",
-      finder("number, name, class, reason", query.find ?? "", (find) => visit(address([tab.name], { find }))),
+      finder("name, class or reason", query.find ?? "", (find) => visit(address([tab.name], { find }))),
       tickRest,
       findRight,
       statusLine(count(rows.length, "image")),
@@ -270,13 +154,7 @@ function listPage(gallery, tab, query) {
     pages(
       grouped(rows),
       AT_ONCE,
-      (group) =>
-        tab.copies
-          ? div(
-              "copies",
-              group.map((row) => card(gallery, tab, [row], query)),
-            )
-          : card(gallery, tab, group, query),
+      (group) => (tab.copies ? div("copies", cards(group)) : card(gallery, tab, group, query)),
       tab.copies ? "sets" : "cards",
       "No image matches.",
       (groups) => {
@@ -284,9 +162,7 @@ function listPage(gallery, tab, query) {
         gallery.relabel();
       },
     ),
-    gallery.details.length
-      ? make("details", {}, make("summary", {}, "About this search"), sentences(gallery.details))
-      : null,
+    gallery.details.length ? folded("About this search", sentences(gallery.details)) : null,
     tickedBar(gallery),
   ];
   const click = (verdict) =>
@@ -311,18 +187,14 @@ function imagePage(gallery, tab, row, query) {
   const { element, step } = stepper(list, row, "image", (next) => visit(rowAddress(tab, next, query)));
   const group = grouped(tab.rows).find((others) => others.includes(row));
   const judged = tab.copies ? [row] : group;
+  const copies = judged.slice(1).map((other) => other.name);
   const shown = tab.copies ? [...new Set([group[0], row === group[0] ? (group[1] ?? row) : row])] : [row];
-  const large = (other) =>
-    make(
-      "figure",
-      {},
-      make(
-        "a",
-        { class: "frame", href: other.link, target: "_blank", title: "open the file" },
-        picture(other, [other.link, gallery.pictures[other.picture]]),
-      ),
-      shown.length > 1 ? make("figcaption", {}, tickBox(gallery, [other], cutLine(other.name))) : null,
-    );
+  const large = (other) => {
+    const image = picture(other, [other.link, gallery.pictures[other.picture]]);
+    const link = make("a", { class: "frame", href: other.link, target: "_blank", title: "open the file" }, image);
+    const caption = make("figcaption", {}, tickBox(gallery, [other], cutLine(other.name)));
+    return make("figure", {}, link, shown.length > 1 ? caption : null);
+  };
   const facts = [
     ["Score", row.score === null || row.bars.length ? "" : scoreText(row.score)],
     ["Class", row.label],
@@ -330,13 +202,7 @@ function imagePage(gallery, tab, row, query) {
     ["Reason", row.bars.some(([, , , reason]) => reason === row.reason) ? "" : row.reason],
     ["Note", row.note],
     ["File", row.path || row.name],
-    [
-      "Copies",
-      judged
-        .slice(1)
-        .map((other) => other.name)
-        .join(", "),
-    ],
+    ["Copies", copies.join(", ")],
   ].filter(([, text]) => text);
   return {
     content: [

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from lightning_anomaly.pages.html_page import assemble_page, finite_or_none
 
-_CODE = "dom unpack wording csv colors canvas components shell gallery gallery_main"
+_CODE = "dom unpack wording csv colors canvas components shell gallery_cards gallery gallery_main"
 # Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.
 MOVE = """\
 import csv, os, shutil

@@ -2,7 +2,7 @@
 
 import { verdictColor } from "./colors.js";
 import { address, byScore, filterAddress, filterCard, sampleCaption, sampleTile, swatch, visit } from "./components.js";
-import { div, emptyState, headingOf, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
+import { div, emptyState, folded, headingOf, make, prose, quiet, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
 
@@ -17,6 +17,8 @@ export function overview(report) {
   const first = byScore(report)[0];
   const tile = (value, text, href, title) =>
     make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
+  const section = (title, ...content) => make("section", {}, make("h2", {}, title), content);
+  const notes = report.notes.map((note) => make("li", {}, prose(note)));
   return [
     ...report.agreements.slice(0, GROUPS).map((group, place) => agreement(report, group, place)),
     make(
@@ -47,25 +49,9 @@ export function overview(report) {
           ]
         : [tile("not measured", "anomaly and isolated filters; the notes say why")]),
     ),
-    make("section", {}, make("h2", {}, "Layers"), legend(report), layers(report)),
-    report.notes.length
-      ? make(
-          "section",
-          {},
-          make("h2", {}, "Notes"),
-          make(
-            "ul",
-            { class: "notes" },
-            report.notes.map((note) => make("li", {}, prose(note))),
-          ),
-        )
-      : null,
-    make(
-      "details",
-      {},
-      make("summary", {}, "How it was analyzed"),
-      termList("settings", Object.entries(report.settings)),
-    ),
+    section("Layers", legend(report), layers(report)),
+    report.notes.length ? section("Notes", make("ul", { class: "notes" }, notes)) : null,
+    folded("How it was analyzed", termList("settings", Object.entries(report.settings))),
   ];
 }
 
@@ -102,22 +88,14 @@ const verdictOf = (report, kind, amount) =>
   chosenFilters(report, { verdict: kind }).length === amount ? kind : `=${kind}`;
 
 function legend(report) {
+  const entry = (kind, amount) => {
+    const href = address(["filters"], { verdict: verdictOf(report, kind, amount) });
+    return make("a", { href }, swatch(verdictColor(kind)), `${kind} `, quiet(number(amount)));
+  };
   return make(
     "ul",
     { class: "legend" },
-    kindsOf(report).map(([kind, amount]) =>
-      make(
-        "li",
-        { title: VERDICTS[kind] ?? "" },
-        make(
-          "a",
-          { href: address(["filters"], { verdict: verdictOf(report, kind, amount) }) },
-          swatch(verdictColor(kind)),
-          `${kind} `,
-          quiet(number(amount)),
-        ),
-      ),
-    ),
+    kindsOf(report).map(([kind, amount]) => make("li", { title: VERDICTS[kind] ?? "" }, entry(kind, amount))),
   );
 }
 
@@ -128,25 +106,19 @@ function layers(report) {
     const anomalies = layer.verdicts.filter((code) => layer.verdict_names[code] === "anomaly").length;
     const sparsity = layer.sparsity.filter((value) => value !== null);
     const mean = sparsity.length ? sparsity.reduce((sum, value) => sum + value, 0) / sparsity.length : null;
+    const sparse = mean === null ? "" : percent(mean);
+    const href = address(["filters"], { layer: place });
     const analyzed = report.measured && layer.verdicts.some((code) => layer.verdict_names[code] !== "nonfinite");
     const about = analyzed ? `${anomalies} of ${layer.verdicts.length}` : "not measured";
     return div(
       "layer",
       make(
         "a",
-        {
-          class: "cut cut-left",
-          title: layerText(layer.name),
-          href: address(["filters"], { layer: place }),
-        },
+        { class: "cut cut-left", title: layerText(layer.name), href },
         make("bdi", {}, layer.name || "the model"),
       ),
       make("span", { class: "layer-count", title: "anomaly filters" }, about),
-      make(
-        "span",
-        { class: "layer-sparsity quiet", title: "zero or less, of its maps' values" },
-        mean === null ? "" : percent(mean),
-      ),
+      make("span", { class: "layer-sparsity quiet", title: "zero or less, of its maps' values" }, sparse),
       cells(report, place, size),
     );
   });

@@ -3,6 +3,7 @@
 import { extent, mark, ticks } from "./canvas.js";
 import { groupColor, groupShape, ink } from "./colors.js";
 import { div, make, sharpCanvas, symbolButton } from "./dom.js";
+import { tally } from "./wording.js";
 
 const MARGIN = { left: 46, right: 12, top: 12, bottom: 40 };
 const REACH = 18; // distance at which the pointer finds a point (pixels)
@@ -10,14 +11,14 @@ const RADIUS = 3.4;
 
 export class Scatter {
   /**
-   * `show(sample, isPinned)` is called with the sample under the pointer, else the pinned one, else null; `pin(sample)` on
+   * `groups` color the points. `show(sample, isPinned)` is called with the sample under the pointer, else the pinned one, else null; `pin(sample)` on
    * a click.
    */
-  constructor(points, { show, pin, description }) {
+  constructor(points, { show, pin, description, groups = points.clusters }) {
     this.points = points;
     this.show = show;
     this.pin = pin;
-    this.groups = points.clusters;
+    this.groups = groups;
     this.ellipses = ellipsesOf(points);
     this.hovered = this.pinned = null;
     this.only = null;
@@ -41,12 +42,6 @@ export class Scatter {
     const [lowX, highX] = extent(this.points.x);
     const [lowY, highY] = extent(this.points.y);
     this.view = { lowX, highX, lowY, highY };
-    this.draw();
-  }
-
-  /** Colors by groups, one for each point. */
-  colorBy(groups) {
-    this.groups = groups;
     this.draw();
   }
 
@@ -191,11 +186,8 @@ export class Scatter {
     ring(points.outliers, "circle", 7);
     ring(points.isolated, "square", 12);
     context.stroke();
-    for (const [sample, size] of [
-      [this.pinned, 3],
-      [this.hovered, 2],
-    ])
-      this.drawChosen(context, sample, size);
+    this.drawChosen(context, this.pinned, 3);
+    this.drawChosen(context, this.hovered, 2);
     context.restore();
   }
 
@@ -260,30 +252,19 @@ function line(context, x1, y1, x2, y2) {
 
 /** An ellipse for each cluster of at least three samples: two standard deviations, as offsets from its mean. */
 function ellipsesOf({ x, y, clusters }) {
-  const sums = new Map();
-  clusters.forEach((group, i) => {
-    const sum = sums.get(group) ?? { count: 0, x: 0, y: 0, xx: 0, xy: 0, yy: 0 };
-    sums.set(group, sum);
-    sum.count += 1;
-    sum.x += x[i];
-    sum.y += y[i];
-    sum.xx += x[i] * x[i];
-    sum.xy += x[i] * y[i];
-    sum.yy += y[i] * y[i];
-  });
-  return [...sums]
-    .filter(([, sum]) => sum.count > 2)
-    .map(([group, sum]) => {
-      const [mx, my] = [sum.x / sum.count, sum.y / sum.count];
-      const [xx, xy, yy] = [sum.xx / sum.count - mx * mx, sum.xy / sum.count - mx * my, sum.yy / sum.count - my * my];
-      // Cholesky's factor of the covariance takes a circle to the ellipse.
-      const a = Math.sqrt(Math.max(0, xx));
-      const b = a > 0 ? xy / a : 0;
-      const c = Math.sqrt(Math.max(0, yy - b * b));
-      const outline = Array.from({ length: 49 }, (_, i) => {
-        const angle = (i / 24) * Math.PI;
-        return [2 * a * Math.cos(angle), 2 * (b * Math.cos(angle) + c * Math.sin(angle))];
-      });
-      return { group, x: mx, y: my, outline };
+  const groups = [...tally(clusters)].filter(([, size]) => size > 2);
+  return groups.map(([group, size]) => {
+    const own = [...clusters.keys()].filter((i) => clusters[i] === group);
+    const mean = (value) => own.reduce((sum, i) => sum + value(i), 0) / size;
+    const [mx, my] = [mean((i) => x[i]), mean((i) => y[i])];
+    // Cholesky's factor of the covariance takes a circle to the ellipse.
+    const a = Math.sqrt(mean((i) => (x[i] - mx) ** 2));
+    const b = a > 0 ? mean((i) => (x[i] - mx) * (y[i] - my)) / a : 0;
+    const c = Math.sqrt(Math.max(0, mean((i) => (y[i] - my) ** 2) - b * b));
+    const outline = Array.from({ length: 49 }, (_, i) => {
+      const angle = (i / 24) * Math.PI;
+      return [2 * a * Math.cos(angle), 2 * (b * Math.cos(angle) + c * Math.sin(angle))];
     });
+    return { group, x: mx, y: my, outline };
+  });
 }
