@@ -49,9 +49,10 @@ def _overfits(line: Line) -> bool:
 
 
 def of_harm(tried: bool) -> Frame:
-    """Read the runs of `harm` that judged the wait for the accuracy, or the others."""
+    """Read the runs that judged the wait for the accuracy, those on photographs among them, or the others."""
     some = runs("harm")
-    return some[some.seed.isin(TRIED_ON) == tried]
+    chosen = some[some.seed.isin(TRIED_ON) == tried]
+    return pd.concat([chosen, runs("harm_photographs")], ignore_index=True) if tried else chosen
 
 
 def parts() -> dict[str, Frame]:
