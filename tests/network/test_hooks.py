@@ -185,7 +185,10 @@ def compiled() -> Iterator[tuple[nn.Module, list[object]]]:
 
 def test_a_compiled_model_is_captured_and_compiled_again_afterwards(compiled):
     model, graphs = compiled
-    first, second = (MapCapture(select_layers(model)) for _ in range(2))
+    alone, first, second = (MapCapture(select_layers(model)) for _ in range(3))
+    with alone:
+        model(IMAGES)
+    assert alone.maps["2"].count == 6
     for one, other in ((first, second), (second, first)):  # in any order
         one.attach()
         other.attach()
