@@ -63,12 +63,8 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
     data = TensorDataset((images - images.mean()) / images.std(), labels)
     train, val, searched = (TensorDataset(*data[part]) for part in (slice(600, 1100), slice(600), slice(200)))
     reference = TensorDataset(*data[[*range(200, 600), *range(1100, len(data))]])  # all others but those of training
-    logger, watcher, comparison = (
-        TensorBoardLogger(log_dir, "quickstart"),
-        AnomalyFilterCallback(),
-        MemorizationCallback(),
-    )
-    stopping, checkpoint = MemorizationEarlyStopping(), ModelCheckpoint(monitor="val_loss")
+    logger, checkpoint = TensorBoardLogger(log_dir, "quickstart"), ModelCheckpoint(monitor="val_loss")
+    watcher, comparison, stopping = AnomalyFilterCallback(), MemorizationCallback(), MemorizationEarlyStopping()
     callbacks: list[pl.Callback] = [watcher, comparison, stopping, checkpoint]
     trainer = pl.Trainer(max_epochs=epochs, logger=logger, callbacks=callbacks, enable_model_summary=False)
     trainer.fit(Classifier(), DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, 64))

@@ -141,14 +141,11 @@ def test_random_transforms_draw_the_same_numbers(tmp_path: Any, workers: int) ->
 
 class Half(FrozenNorm):
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if len(x) > 20:  # the loaders' batches are smaller
             super().forward(x)
             torch.rand(1)
             raise RuntimeError("half way")
         return super().forward(x)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        super().forward(batch[0])
 
 
 def test_a_failing_forward_pass_does_not_change_training(tmp_path: Any) -> None:

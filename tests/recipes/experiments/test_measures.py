@@ -96,11 +96,11 @@ def test_areas_of_the_output_are_scikit_learns() -> None:
     labels = [torch.randint(5, (n,), generator=RNG) for n in (300, 200)]
     found = output.compare_outputs(train, val, *labels)
     truth, both = [True] * 300 + [False] * 200, torch.cat([train, val])
-    assert found["auc"] == pytest.approx(roc_auc_score(truth, both.softmax(1).amax(1)))
+    assert found["confidence_auc"] == pytest.approx(roc_auc_score(truth, both.softmax(1).amax(1)))
     losses = functional.cross_entropy(both, torch.cat(labels), reduction="none")
     assert found["loss_auc"] == pytest.approx(roc_auc_score(truth, -losses))
     errors = [1 - logits.softmax(1).amax(1).mean().item() for logits in (train, val)]
-    assert found["error_ratio"] == pytest.approx(errors[1] / errors[0])
+    assert found["confidence_error_ratio"] == pytest.approx(errors[1] / errors[0])
     made = 1 - accuracy_score(labels[1], val.argmax(1))
     assert math.exp(found["log_overconfidence"]) == pytest.approx(made / errors[1])
 
