@@ -1,4 +1,4 @@
-"""Run the quickstart and take screenshots of its pages and of TensorBoard.
+"""Run the quickstart, and make pictures of its pages and of the figures that it logs.
 
 `python -m recipes.development.pictures.screenshots` needs Playwright (`pip install playwright`) and a Chromium
 (Debian: `apt-get install chromium`).
@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_anomaly import AnomalyReport
 from recipes import quickstart
 from recipes.common.options import one_sentence_errors
-from recipes.development.pictures.browser import IN_PAGE, figures, open_page, tensorboard
+from recipes.development.pictures.browser import open_page
 
-_WIDTH, _HEIGHT = 1150, 3000  # pixels
-_PAGE, _GAP = (860, 920), 20
-_CURVES = "val_loss", "filters/count", "rise"
-_CARDS = 1440, 700  # pixels, as wide as three cards of curves
+_PAGE, _GAP = (860, 920), 20  # pixels
+_FIGURES = {"outliers": (0, 0), "curves": (620, 0), "filters": (620, 500), "verdicts": (0, 900)}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,22 +33,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the quickstart and write `pages.png`, `run.png`, `tensorboard_images.png` and `tensorboard_curves.png`."""
-    pictures = Path(options.pictures)
+    """Run the quickstart and write `pages.png`, `run.png` and `tensorboard_images.png`."""
+    pictures = Path(options.pictures).resolve()
     pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        log_dir = Path(temporary) / "logs"
-        watcher = quickstart.main(log_dir=str(log_dir))
+        os.chdir(temporary)  # as the page shows the path of the checkpoint
+        watcher = quickstart.main()
         assert watcher.report is not None
-        folder = log_dir / "quickstart" / "version_0"
+        folder = Path("logs/quickstart/version_0")
         photograph_pages(folder, _farthest(watcher.report), pictures / "pages.png")
         photograph_run(folder / "run.html", pictures / "run.png")
-        with tensorboard(log_dir) as address:
-            with open_page(_WIDTH, _HEIGHT) as page:
-                figures(page, address)
-                page.get_by_role("checkbox", name="Show actual image size").uncheck()
-                _photograph(page, pictures / "tensorboard_images.png")
-            photograph_curves(address, pictures / "tensorboard_curves.png")
+        join_figures(folder, pictures / "tensorboard_images.png")
 
 
 def _farthest(report: AnomalyReport) -> str:
@@ -86,28 +80,14 @@ def photograph_run(file: Path, path: Path) -> None:
     picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def photograph_curves(address: str, path: Path) -> None:
-    """Write a picture of the curves of the loss, of the anomaly filters and of the gap."""
-    with open_page(*_CARDS) as page:
-        page.goto(f"{address}#scalars&tagFilter={'%7C'.join(_CURVES)}&_smoothingWeight=0")
-        page.get_by_role("checkbox", name="Ignore outliers in chart scaling").uncheck()
-        _photograph(page, path, 1)  # the tags that match
-
-
-def _photograph(page: Page, path: Path, categories: int | None = None) -> None:
-    """Write a picture of TensorBoard's first or all categories of cards, in 128 colors, which makes a small file."""
-    page.wait_for_timeout(2000)  # until the cards have moved to their places
-    left, top, bottom = page.evaluate(
-        f"""() => {{ {IN_PAGE}
-            const boxes = all("tf-category-paginated-view").filter(shown).map(box)
-                .slice(0, {categories or "undefined"});
-            return [boxes[0].x, boxes[0].y, Math.max(...boxes.map(each => each.y + each.height))];
-        }}"""
-    )
-    whole = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture = whole.crop((round(left), round(top), whole.width, round(bottom)))
-    picture.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
-    print(f"{path}: {picture.width} x {picture.height} pixels, {path.stat().st_size / 1000:.0f} kB")
+def join_figures(folder: Path, path: Path) -> None:
+    """Write one picture of the figures of the last analysis, from TensorBoard's log."""
+    log = EventAccumulator(str(folder)).Reload()
+    whole = Image.new("RGB", (1320, 1180), "white")
+    for name, corner in _FIGURES.items():
+        logged = log.Images(f"anomaly_filters/{name}")[-1].encoded_image_string
+        whole.paste(Image.open(io.BytesIO(logged)).convert("RGB"), corner)
+    whole.save(path, optimize=True)
 
 
 if __name__ == "__main__":
