@@ -75,12 +75,12 @@ class MemorizationEarlyStopping(StoppingCallback):
 
     @property
     def waiting_for(self) -> str:
-        """What still has to happen before it stops the run, in words."""
+        """What it has not seen yet, in words, without which it does not stop the run."""
         if not self._rises:
             return "a comparison"
         if self._rises[-1] <= self.threshold:
             return "a gap"
-        return "a validation loss" if self._loss is None else f"`{self._loss}` to stop improving"
+        return "a validation loss" if self._loss is None else f"`{self._loss}` stop improving"
 
     def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
         auto = self.confirm == "auto"

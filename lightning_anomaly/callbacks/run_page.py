@@ -134,7 +134,7 @@ def _run_page_ending(trainer: Any, story: Story) -> str:
             story.marks.append(("stopped", len(story.times) - 1))
             return f"{name} stopped the run in epoch {callback.stopped_epoch}. {reason or ''}".strip()
         waits = isinstance(callback, MemorizationEarlyStopping)
-        why.append(f"{name} {f'waited for {callback.waiting_for}' if waits else 'found no reason to stop'}")
+        why.append(f"{name} {f'never saw {callback.waiting_for}' if waits else 'found no reason to stop'}")
     limit = f" with `max_epochs = {trainer.max_epochs}`" if trainer.current_epoch == trainer.max_epochs else ""
     ended = "was interrupted in" if trainer.interrupted else f"ended{limit} after"
     epoch = trainer.current_epoch - (not trainer.interrupted)  # counted up when an epoch ends

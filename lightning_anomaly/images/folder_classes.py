@@ -13,8 +13,8 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "te
 def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return the class and the split of each file, by the folders in its name; empty if there is none.
 
-    The class is the innermost folder that is not the only one in its place. Folders beside each other that are called
-    like `train` and `val` are splits, wherever they lie; one called `train` beside `bus` and `car` is a class.
+    The class is the innermost folder that has siblings. Siblings with names such as `train` and `val` are splits,
+    wherever they lie; one called `train` beside `bus` and `car` is a class.
 
     Examples:
         >>> classes_and_splits(["train/cats/1.png", "train/dogs/2.png", "val/cats/3.png"])

@@ -90,8 +90,8 @@ class LabelDoubt(NamedTuple):
         since: The epoch since which the network has preferred another class at each validation; None if it does not.
         score: Mean margins of the logits and left-out margins, each divided by its standard deviation, added.
         left_out: Mean left-out margin, about -1 to 1, see `LabelMargins`; NaN without features.
-        in_doubt: Whether it is one of the first, of as many as are wrong, see `share_of_wrong`; None if this is not
-            known.
+        in_doubt: Whether it is among the first, of which there are as many as labels that seem to be wrong, see
+            `share_of_wrong`; None without such an estimate.
         path: Path of its file; empty if the data set names none.
     """
 

@@ -46,8 +46,8 @@ def two_sample_test(
 
     The filters say *where*, by their largest rectified value on each image: a filter counts if a rank test of it has a
     p-value of at most 1%. By chance 1% of the filters count on average: most samples of images give none, a few 10%;
-    the report's `p_value` allows for that. A larger share says that convolutions have memorized training images, and
-    in which layers. Only strong overfitting shows there, see `docs/results/two_sample.md`.
+    the report's `filter_p_value` allows for that. A larger share says that convolutions have memorized training images,
+    and in which layers. Only strong overfitting shows there, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
     finds any other difference between them as well. The model runs as in `analyze`.

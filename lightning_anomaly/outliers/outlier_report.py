@@ -157,7 +157,7 @@ class OutlierReport(Tabular):
     def filed_elsewhere(self) -> list[int]:
         """Positions of the images that look like another class, by descending label score.
 
-        How many others do so does not decide it: see docs/results/labels.md.
+        It does not depend on how many others do so: see `docs/results/labels.md`.
         """
         told = self.views["label"].reasons if "label" in self.views else ()
         return [place for place in self.top(len(self.scores), by="label") if told[place]] if told else []

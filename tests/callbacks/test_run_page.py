@@ -43,7 +43,7 @@ def test_sentences_have_the_numbers_of_the_callbacks(fitted: SimpleNamespace) ->
     if lowest != 5:
         assert Path(fitted.trainer.checkpoint_callback.best_model_path).name in fitted.told["Validation loss"]
     assert "`max_epochs = 6` after epoch 5" in fitted.told["End"]
-    assert "`MemorizationEarlyStopping` waited for a gap" in fitted.told["End"]
+    assert "`MemorizationEarlyStopping` never saw a gap" in fitted.told["End"]
     assert f"{len(WRONG)} of 120 training labels" in fitted.told["Labels"]
     report = fitted.filters.report
     first = report.by_outlier_score[0]
@@ -98,7 +98,7 @@ def test_what_was_not_compared_is_told_once_with_its_reason(tmp_path: Path) -> N
     _, told = read(trainer, tmp_path)
     assert told["Gap"] == f"Not measured: {callbacks[0].report.notes['output']}"
     assert told["Labels"] == "Not measured, for the same reason."
-    assert "`MemorizationEarlyStopping` waited for a comparison" in told["End"]
+    assert "`MemorizationEarlyStopping` never saw a comparison" in told["End"]
 
 
 def test_the_last_epoch_is_told_whether_or_not_it_was_validated_and_if_it_was_interrupted(tmp_path: Path) -> None:
