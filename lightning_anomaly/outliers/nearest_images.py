@@ -35,17 +35,19 @@ class NearestImages(NamedTuple):
         classes[~features.sum(1).isfinite()] = -1
         return cls(names, classes, torch.cat([batch.positions for batch in batches]), normalize(features.float()))
 
-    def of_batch(self, batch: Batch, looks_like: Sequence[str]) -> Tensor:
+    def find(
+        self, positions: Tensor, features: Tensor, labels: Sequence[str | None], looks_like: Sequence[str]
+    ) -> Tensor:
         """Return positions of the nearest images of its class, and of the one it looks like, `(n, 2, 3)`; -1 for none.
 
         They are sought for images that look like another class than their own.
         """
-        found = torch.full((len(batch.positions), 2, _NEAREST), -1, device="cpu")
-        pairs = [*zip(batch.labels, looks_like, strict=True)]
+        found = torch.full((len(positions), 2, _NEAREST), -1, device="cpu")
+        pairs = [*zip(labels, looks_like, strict=True)]
         accused = [row for row, (own, other) in enumerate(pairs) if own not in (None, other)]
-        if accused and batch.samples.features is not None:
-            alike = normalize(batch.samples.features[accused].float()) @ self.features.T
-            alike[batch.positions[accused, None] == self.positions] = -torch.inf
+        if accused:
+            alike = normalize(features[accused].float()) @ self.features.T
+            alike[positions[accused, None] == self.positions] = -torch.inf
             for side, names in enumerate(zip(*(pairs[row] for row in accused), strict=True)):
                 of_class = class_indices(self.names, names)[:, None] == self.classes
                 near = alike.masked_fill(~of_class, -torch.inf).topk(_NEAREST)

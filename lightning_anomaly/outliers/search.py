@@ -192,7 +192,7 @@ def search_source(
     """Score all images and report on them; some are `read` already, to fit to them, which gave the `notes`."""
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
-    report = make_outlier_report(part, state, notes, source.folder)
+    report = make_outlier_report(part, state, notes, source.folder, read)
     return replace(
         report, skipped=source.skipped, whites=source.whites, pictures=_draw_search_results(source, reader, report)
     )
@@ -232,7 +232,8 @@ def _score_batch(
     tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
     tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
     tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
-    tensors["nearest"] = None if nearest is None else nearest.of_batch(batch, looks_like)
+    if nearest is not None and (features := batch.samples.features) is not None:
+        tensors["nearest"] = nearest.find(batch.positions, features, batch.labels, looks_like)
     for values, ending in ((scores, "score"), (_search_p_values(scores, state), "p_value")):
         tensors |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
     columns = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
@@ -257,11 +258,20 @@ def make_outlier_report(
     state: DetectorState,
     notes: Mapping[str, str],
     folder: str,
+    read: Sequence[Batch] = (),
 ) -> OutlierReport:
-    """Report on joined parts: decide which images are duplicates and significant among all."""
+    """Report on joined parts: decide which images are duplicates and significant among all; some are `read`."""
     numbers = {name: torch.from_numpy(values) for name, values in part.items() if values.dtype != object}
     texts: dict[str, list[str]] = {name: values.tolist() for name, values in part.items() if name not in numbers}
     scores, names = numbers["score"], texts.get("name")
+    files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
+    looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
+    usable = (~scores.isinf()).nonzero()[:, 0]
+    duplicates, problem = _duplicate_groups(
+        Fingerprints(numbers["hash"], looks), usable.tolist(), files, state.reference
+    )
+    if read and state.label is not None:
+        _judge_without_copies(numbers, texts, duplicates, read, state.label)
     views = {
         name: SampleView(numbers[f"{name}_score"], tuple(texts[f"{name}_reason"]))
         for name in VIEWS
@@ -269,12 +279,6 @@ def make_outlier_report(
     }
     if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
         del views["label"]
-    files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
-    looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
-    usable = (~scores.isinf()).nonzero()[:, 0]
-    duplicates, problem = _duplicate_groups(
-        Fingerprints(numbers["hash"], looks), usable.tolist(), files, state.reference
-    )
     return OutlierReport(
         scores=scores,
         p_values=numbers["p_value"],
@@ -295,6 +299,28 @@ def make_outlier_report(
         labels=[label or None for label in texts["filed_under"]] if any(texts["filed_under"]) else None,
         looks_like=texts["looks_like"] if "label" in views else None,
     )
+
+
+def _judge_without_copies(
+    numbers: Mapping[str, Tensor],
+    texts: Mapping[str, list[str]],
+    groups: Iterable[DuplicateGroup],
+    read: Sequence[Batch],
+    label: Label,
+) -> None:
+    """Judge images that are filed in several classes again, so that none speaks against its copies."""
+    batch, nearest = Batch.join(read), NearestImages.of(read, label.names)
+    rows, features = {position: row for row, position in enumerate(batch.positions.tolist())}, batch.samples.features
+    for group in groups:
+        places = [position for position in group.positions if position in rows]
+        labels = [batch.labels[rows[position]] for position in places]
+        if len({*labels} - {None}) > 1 and nearest is not None and features is not None:
+            copies = features[[rows[position] for position in places]]
+            view, looks_like = label.score_copies(copies, labels)
+            numbers["label_score"][places] = view.scores
+            numbers["nearest"][places] = nearest.find(torch.tensor(places), copies, labels, looks_like)
+            for position, *found in zip(places, view.reasons, looks_like, strict=True):
+                texts["label_reason"][position], texts["looks_like"][position] = found
 
 
 def _search_p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:

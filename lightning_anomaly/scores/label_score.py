@@ -18,6 +18,7 @@ from lightning_anomaly.scores.views import SampleView
 _ROUNDING = 1e-10  # squared distance of features of norm 1 that is rounding
 _FEW = 2  # images in a class, up to which they are compared with all
 _CLEAR = 0.4  # share of the usual lead of a class, from which on an image is filed wrongly
+_WORDS = "filed under {}, looks like {}", "filed under {}, clearly looks like {}"
 _KAPPA, _DEVIATIONS = 0.25, 4  # from which on classes tell something; parts of one class by time have up to 0.2
 
 
@@ -106,9 +107,21 @@ class Label(NamedTuple):
         for row, seen in zip(odd, network_sees(samples.select(odd)), strict=True):
             reasons[row] = f"unlike the others filed under {labels[row]}{seen}"
         looks_like = [self.names[index] for index in measures.looks_like.tolist()]
-        words = "filed under {}, looks like {}", "filed under {}, clearly looks like {}"
-        label = _label_view(measures.label, self.label, labels, looks_like, words, self.clear)
+        label = _label_view(measures.label, self.label, labels, looks_like, _WORDS, self.clear)
         return {**views, "content": SampleView(content, tuple(reasons)), "label": label}, looks_like
+
+    def score_copies(self, features: Tensor, labels: Sequence[str | None]) -> tuple[SampleView, list[str]]:
+        """Score the labels of copies of one image, all of the fit, without all of them.
+
+        The label score is NaN where hardly any other image is of the class.
+        """
+        targets = class_indices(self.names, labels)
+        own = targets.clamp(min=0)
+        predicted = self.ridge.predict_without(features, targets)
+        known = (targets >= 0) & (self.ridge.counts[own] - (targets[:, None] == targets).sum(1) >= _FEW)
+        margins = margins_over(own, predicted).where(known, torch.nan)
+        looks_like = [self.names[index] for index in predicted.argmax(1).tolist()]
+        return _label_view(margins, self.label, labels, looks_like, _WORDS, self.clear), looks_like
 
 
 def predicted_label_view(logits: Tensor, labels: Sequence[str | None], classes: Sequence[str]) -> SampleView | None:

@@ -22,7 +22,8 @@ class Ridge(NamedTuple):
     kernel for large-scale image classification", 2010), scaled to norm 1, centered, and both again.
 
     For an image that was fitted to, the prediction from the others is `(p - h y) / (1 - h)`, where p is that from all,
-    y its target, 0 or 1, and h its leverage, of which a part is its weight in the mean of all targets.
+    y its target, 0 or 1, and h its leverage, of which a part is its weight in the mean of all targets. For images that
+    are left out together, p and y are vectors, and h a matrix.
     """
 
     counts: Tensor  # images in each class `(C,)`
@@ -74,6 +75,14 @@ class Ridge(NamedTuple):
         own = left_out.clamp(min=0)
         leverage = (self.weights[own].where(left_out >= 0, 0) * (1 + along.square().sum(1)))[:, None]
         return (predicted - leverage * one_hot(own, len(self.counts))) / (1 - leverage)
+
+    def predict_without(self, features: Tensor, left_out: Tensor) -> Tensor:
+        """Predict each class of some images of the fit without all of them, see `predict`."""
+        along, own = _along_axes(features, self.center, self.mean, self.axes), left_out.clamp(min=0)
+        leverage = (1 + along @ along.T) * self.weights[own].where(left_out >= 0, 0)
+        targets, alone = one_hot(own, len(self.counts)).double(), torch.eye(len(own)).to(leverage)
+        errors: Tensor = torch.linalg.solve(alone - leverage, targets - self.predict(features))
+        return targets - errors
 
 
 def _along_axes(features: Tensor, center: Tensor, mean: Tensor, axes: Tensor) -> Tensor:

@@ -106,6 +106,22 @@ def test_an_image_in_two_classes_is_in_a_list_of_its_own_in_the_tables_and_on_th
     assert {*report.pictures} >= {*report.filed_elsewhere[:100]}
 
 
+def test_a_copy_in_another_class_does_not_speak_against_an_image(net):
+    generator, classes = torch.Generator().manual_seed(1), torch.arange(150) % 3
+    images = 0.2 * torch.randn(150, 1, 8, 8, generator=generator) + 0.5
+    images += 0.1 * torch.randn(3, 1, 8, 8, generator=generator)[classes]
+    plain = find_outliers(images, net, labels=classes.tolist())
+    right = [place for place, label in enumerate(plain.labels) if plain.looks_like[place] == label][:20]
+    filed = torch.cat([classes, (classes[right] + 1) % 3]).tolist()
+    report = find_outliers(torch.cat([images, images[right]]), net, labels=filed)
+    assert [group.positions for group in report.duplicates] == [[place, 150 + i] for i, place in enumerate(right)]
+    assert not {*right} & {*report.filed_elsewhere}  # two of them were, and six looked like the class of their copy
+    agree = [place for place in right if report.looks_like[place] == report.labels[place]]
+    assert len(agree) >= 18
+    assert (report.nearest[agree] == -1).all()
+    assert len({*range(150, 170)} & {*report.filed_elsewhere}) >= 15
+
+
 def test_a_labelled_reference_gives_honest_p_values_and_is_saved(net, tmp_path):
     reference, new = TensorDataset(IMAGES[:1000], TRUTH[:1000]), TensorDataset(IMAGES[1000:1600], TRUTH[1000:1600])
     detector = OutlierDetector(net).fit(reference)

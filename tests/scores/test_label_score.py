@@ -44,6 +44,28 @@ def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count, 
         assert measures.looks_like[row] == predicted.argmax()
 
 
+def test_copies_are_predicted_without_all_of_them():
+    samples, labels = drawn(40, width=50)
+    copies, targets = [3, 11, 19], torch.tensor([int(name[-1]) for name in labels])
+    label = fitted(samples, labels)
+    left_out = torch.tensor([targets[3], targets[11], -1])  # the last was not in the fit
+    alone = label.ridge.predict_without(samples.features[copies[:1]], targets[copies[:1]])
+    torch.testing.assert_close(alone, label.ridge.predict(samples.features[copies[:1]], targets[copies[:1]]))
+    found = label.ridge.predict_without(samples.features[copies], left_out)
+    weights = targets.bincount().double()[targets] ** -0.5
+    weights /= weights.sum()
+    roots = normalize(samples.features.sign() * samples.features.double().abs() ** 0.5)
+    vectors = normalize(roots - weights @ roots)
+    alpha = 0.004 * float(weights @ (vectors - weights @ vectors).square().sum(1))
+    rest = torch.ones(40, dtype=torch.bool).index_fill(0, torch.tensor(copies[:2]), False)
+    ridge = Ridge(alpha).fit(vectors[rest], one_hot(targets)[rest], sample_weight=weights[rest])
+    torch.testing.assert_close(found, torch.from_numpy(ridge.predict(vectors[copies])))
+    few = [*labels[:20], *["few"] * 3, *labels[23:]]
+    view, looks_like = fitted(samples, few).score_copies(samples.features[19:22], few[19:22])
+    assert view.scores.isnan().tolist() == [False, True, True]  # only one more is of their class
+    assert "few" not in looks_like[1:]
+
+
 def test_images_are_compared_with_the_others_of_their_class():
     samples, labels = drawn(60)
     label = fitted(samples, labels)
