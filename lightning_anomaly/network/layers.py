@@ -34,9 +34,8 @@ def state_hash(model: nn.Module, without: nn.Module | None = None) -> str:
     digest = hashlib.sha256()  # many processors have instructions for it
     left_out = set() if without is None else {*without.parameters(), *without.buffers()}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor in left_out:
-            continue
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if tensor not in left_out:
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -44,7 +43,7 @@ def find_logits_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
     if name is None:
         return model
-    found: Callable[..., Any] | None = None
+    found: object = None
     with suppress(AttributeError):
         found = attrgetter(check_text("logits_from", name))(model)
     if not callable(found):
@@ -52,8 +51,7 @@ def find_logits_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
             "Parameter `logits_from` should name a method or submodule that takes images and returns logits. "
             f"Found {name!r}; the submodules of {type(model).__name__} are {[*model._modules]}."
         )
-    call: Callable[..., Any] = found
-    return call
+    return found
 
 
 def _clean_name(name: str) -> str:

@@ -129,12 +129,9 @@ class StepWatch(TorchFunctionMode):
         with suppress(Exception):
             given = next(iter((*args, *kwargs.values())), None)
             if isinstance(given, Tensor) and self._given is not None:
-                same = _same_images(self._given, given)
+                count = min(len(self._given), len(given))
+                first, second = (images[:count].float().flatten() for images in (self._given, given))
+                # The same values within 1%, as conversions round them, whatever their number and shape.
+                same = first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-3, equal_nan=True)
                 if same or (given.ndim == len(self._shape) > 2 and tuple(given.shape[:2]) == self._shape[:2]):
                     self.calls.append(ModuleCall(name, output, None if same else given[:_FEW].clone()))
-
-
-def _same_images(first: Tensor, second: Tensor) -> bool:
-    """Whether images have the same values within 1%, as conversions round them, whatever their number and shape."""
-    first, second = (images[: min(len(first), len(second))].float().flatten() for images in (first, second))
-    return first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-3, equal_nan=True)

@@ -248,13 +248,10 @@ def _different(targets: Iterable[Any]) -> list[Any]:
     """Return the targets that differ from those before them."""
     kept = list[Any]()
     for target in targets:
-        if not any(torch.equal(*pair) for other in kept if _are_tensors(pair := (other, target))):
+        tensors = [other for other in kept if isinstance(other, Tensor)] if isinstance(target, Tensor) else []
+        if not any(torch.equal(other, target) for other in tensors):
             kept.append(target)
     return kept
-
-
-def _are_tensors(pair: tuple[Any, Any]) -> bool:
-    return all(isinstance(one, Tensor) for one in pair)
 
 
 def _labels_in(step: StepWatch, target: Any) -> StepLabels:
