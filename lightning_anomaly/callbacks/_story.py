@@ -65,7 +65,6 @@ class Story:
         return [row.get(name, math.nan) for row in self.rows]
 
     def tell(self, *parts: str) -> None:
-        """Add a sentence."""
         self.sentences.append(parts)
 
     def _finite(self, name: str) -> dict[int, float]:
@@ -106,14 +105,13 @@ class Story:
                 self.actions.append((f"Train longer: `{name}` was {lowest} in the last validation.",))
         else:
             text += f" In the last validation, {self.tell_when(last)}, it was {values[last]:.3g}."
-        kept = checkpoint is not None and math.isclose(checkpoint.score, best, rel_tol=1e-4)
-        if checkpoint is not None and kept:
-            text += f" That epoch's weights are in `{checkpoint.path}`."
+        kept = "" if checkpoint is None or not math.isclose(checkpoint.score, best, rel_tol=1e-4) else checkpoint.path
+        if kept:
+            text += f" That epoch's weights are in `{kept}`."
         if decides and abs(values[last] - best) > _MATTERS * abs(best):
             of_then = f"the weights of {self.tell_when(at)}, where `{name}` was {lowest}"
             add = f'Keep {of_then}: add `ModelCheckpoint(monitor="{name}")`.'
-            use = f"Use {of_then}: `{checkpoint.path}`." if checkpoint is not None and kept else add
-            self.actions.append((use,))
+            self.actions.append((f"Use {of_then}: `{kept}`." if kept else add,))
         self.tell("Validation loss" if name == self._loss else name, text)
 
     def tell_gap(self, threshold: float, problem: str) -> None:
