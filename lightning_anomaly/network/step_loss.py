@@ -80,11 +80,6 @@ class StepLoss(NamedTuple):
     n_classes: int | None = None  # number of scores of an image, if known
     prepared: Tensor | None = None  # what the module was called with, if these were not the images of the batch
 
-    @staticmethod
-    def unknown(problem: str, form: tuple[str, ...] = ()) -> StepLoss:
-        """Return that nothing is known, and why."""
-        return StepLoss(None, StepLabels(problem=problem), form, problem)
-
 
 class _Output(NamedTuple):
     """An output with the losses that are given it, or parts of it."""
@@ -148,7 +143,8 @@ def tell_loss(step: StepWatch, logits_from: str | None = None) -> StepLoss:
         targets = _different(loss.target for loss in losses)
         unknown = StepLabels(problem=f"{'several losses' if targets else 'no loss'} of classes were seen")
         return StepLoss(Scores(reading="logits"), _labels_in(step, targets[0]) if len(targets) == 1 else unknown, form)
-    return StepLoss.unknown(problem or _why_unknown(step, losses), form)
+    problem = problem or _why_unknown(step, losses)
+    return StepLoss(None, StepLabels(problem=problem), form, problem)
 
 
 def _named_call(step: StepWatch, logits_from: str) -> list[ModuleCall]:
