@@ -229,7 +229,8 @@ class MemorizationCallback(AnyCallback):
                 named = self.logits_from is not None
                 call = find_logits_call(pl_module, self.logits_from) if named else modules[told.scores.module]
                 with trainer.strategy.precision_plugin.forward_context():
-                    report = compare_outputs(pl_module, images.train, images.val, call, told.scores, images.labels)
+                    inputs = images.train, images.val
+                    report = compare_outputs(pl_module, *inputs, call, told.scores, labels=images.labels)
         self._compared = report, perf_counter() - start
 
     def _take_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.notes import nonfinite_note, warn_of
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.memorization.comparison import OutputComparison, check_groups
+from lightning_anomaly.memorization.comparison import compare_outputs
 from lightning_anomaly.memorization.memorization_report import LayerComparison, MemorizationReport
 from lightning_anomaly.memorization.ranks import (
     DIVISIONS,
@@ -22,7 +22,7 @@ from lightning_anomaly.memorization.ranks import (
     rank_test,
     responding_filters,
 )
-from lightning_anomaly.network.forward import run_model, usable_layers
+from lightning_anomaly.network.forward import usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import convolution_notes, find_logits_call, select_layers
 from lightning_anomaly.network.step_loss import Scores
@@ -81,13 +81,10 @@ def two_sample_test(
     """
     train = ImageSource(train_inputs, "train_inputs", batch_size)
     val = ImageSource(val_inputs, "val_inputs", batch_size)
-    check_groups(train, val)
-    output = OutputComparison(Scores(reading=None if logits_from is None else "logits"))
     capture = MapCapture(select_layers(model, layers), summary=_largest_response)
-    call = find_logits_call(model, logits_from)
-    for inputs in (train, val):
-        run_model(model, inputs, capture, call=call, take_output=output.add)
-    report = _with_filters(output.report(train, val), capture, convolution_notes(model, layers))
+    call, scores = find_logits_call(model, logits_from), Scores(reading=None if logits_from is None else "logits")
+    report = compare_outputs(model, train, val, call, scores, capture=capture)
+    report = _with_filters(report, capture, convolution_notes(model, layers))
     warn_of(report.notes)
     return report
 
