@@ -81,7 +81,8 @@ def two_sample_test(
     """
     train = ImageSource(train_inputs, "train_inputs", batch_size)
     val = ImageSource(val_inputs, "val_inputs", batch_size)
-    capture = MapCapture(select_layers(model, layers), summary=_largest_response)
+    # The largest rectified value of each map `(n, F)`.
+    capture = MapCapture(select_layers(model, layers), summary=lambda maps: maps[..., None].flatten(2).amax(2).relu())
     call, scores = find_logits_call(model, logits_from), Scores(reading=None if logits_from is None else "logits")
     report = compare_outputs(model, train, val, call, scores, capture=capture)
     report = _with_filters(report, capture, convolution_notes(model, layers))
@@ -106,11 +107,6 @@ def _with_filters(report: MemorizationReport, capture: MapCapture, notes: dict[s
             "validation images to be compared: give more images, or other `layers`."
         )
     return replace(report, layers=compared, chance=chance, notes={**notes, **report.notes})
-
-
-def _largest_response(maps: Tensor) -> Tensor:
-    """Return the largest rectified value `(n, F)` of each map `(n, F, ...)`."""
-    return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
 
 
 def _compare_filters(
