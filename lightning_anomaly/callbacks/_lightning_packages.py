@@ -7,8 +7,6 @@ from typing import Any
 
 from lightning_utilities.core import rank_zero
 
-from lightning_anomaly.callbacks._fitted_module import FittedModule
-
 # Both packages log through this module, and the last one imported takes it over: undo that.
 _before = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
 from lightning.pytorch.callbacks import Callback, EarlyStopping  # noqa: E402
@@ -21,7 +19,7 @@ class AnyCallback(Callback):
     """A callback of `lightning`, and of `pytorch_lightning` if that is imported before a callback is made."""
 
     log_key_prefix: str
-    _module: FittedModule
+    _fitting: bool | None = None  # see `begin_stage`
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         _add_other_bases()
@@ -32,7 +30,7 @@ class AnyCallback(Callback):
         """The key of this callback's state in a checkpoint."""
         key = f"{type(self).__name__}[{self.log_key_prefix}]"
         # Contains an identity until `setup`, whose error for two equal prefixes is clearer than the Trainer's.
-        return f"{key} {id(self)}" if self._module.fitting is None else key
+        return f"{key} {id(self)}" if self._fitting is None else key
 
 
 class AnyEarlyStopping(EarlyStopping):

@@ -54,30 +54,23 @@ def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
 
         logger.log_image(key=name, images=[Image.open(io.BytesIO(figure._repr_png_()))], step=step)
     elif _can(experiment, "add_figure"):  # TensorBoard
-        experiment.add_figure(_tensorboard_name(logger, name), figure, global_step=step, close=False)
+        prefix = getattr(logger, "_prefix", "")  # of the logger, which precedes the names of metrics too
+        if prefix and isinstance(prefix, str):
+            name = f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{name}"
+        experiment.add_figure(name, figure, global_step=step, close=False)
     elif _can(experiment, "log_figure") and hasattr(type(logger), "run_id"):  # MLflow, whose client serves many runs
         experiment.log_figure(logger.run_id, figure, file)
     elif _can(experiment, "log_figure"):  # Comet
         experiment.log_figure(figure_name=name, figure=figure, step=step)
     elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):  # CSVLogger
-        _write_picture(os.path.join(os.path.dirname(table), file), figure._repr_png_())
+        from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
+
+        path = os.path.join(os.path.dirname(table), file)
+        system = get_filesystem(path)
+        system.makedirs(os.path.dirname(path), exist_ok=True)
+        with system.open(path, "wb") as picture:
+            picture.write(figure._repr_png_())
 
 
 def _can(thing: Any, method: str) -> bool:
     return callable(getattr(type(thing), method, None))
-
-
-def _tensorboard_name(logger: Any, name: str) -> str:
-    """Return the name under which TensorBoardLogger logs a metric."""
-    prefix = getattr(logger, "_prefix", "")
-    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{name}" if prefix and isinstance(prefix, str) else name
-
-
-def _write_picture(path: str, content: bytes) -> None:
-    """Write a file, creating missing folders."""
-    from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
-
-    system = get_filesystem(path)
-    system.makedirs(os.path.dirname(path), exist_ok=True)
-    with system.open(path, "wb") as file:
-        file.write(content)

@@ -88,10 +88,6 @@ class Probe:
         folder = dataset_folder(getattr(first_loader(loaders), "dataset", None))
         names = names and names[: report.n_samples]
         report = replace(report, labels=labels if any(labels) else None, names=names, folder=folder)
-        return self._with_label_scores(report, class_names)
-
-    def _with_label_scores(self, report: AnomalyReport, class_names: Sequence[str]) -> AnomalyReport:
-        """Add how much the network prefers another class to the label of each sample, if it knows these classes."""
         logits = self.capture.samples.collected(report.n_samples).logits
         if report.labels is None or logits is None:
             return report

@@ -17,7 +17,6 @@ class RunLoss:
         self.forget()
 
     def forget(self) -> None:
-        """Forget the run."""
         self.remove()
         self._told: dict[str, StepLoss | None] = {}  # by the kind of step, "train" or "val"
 
@@ -46,7 +45,8 @@ class RunLoss:
         """What is known of the output: by the validation step, or else by the training step."""
         told = [step for kind in ("val", "train") if (step := self._told.get(kind)) is not None]
         known = [step for step in told if step.scores is not None] or told
-        return known[0] if known else StepLoss.unknown("no step was seen")
+        nothing = "no step was seen"
+        return known[0] if known else StepLoss(None, StepLabels(problem=nothing), problem=nothing)
 
     def labels(self, kind: str) -> StepLabels:
         """Return where items of a kind have their labels; a step of the other kind tells too if their form is alike."""

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction
-from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, OnError
 from lightning_anomaly.callbacks._lightning_packages import AnyEarlyStopping
-from lightning_anomaly.callbacks._trainer_checks import find_callback
+from lightning_anomaly.callbacks._trainer_checks import begin_stage, find_callback
 
 
 class StoppingCallback(AnyEarlyStopping):
@@ -20,6 +19,7 @@ class StoppingCallback(AnyEarlyStopping):
     _watched_type: ClassVar[type]  # the callback whose reports it judges
     _signal: ClassVar[str]  # name of the logged value, without the prefix
     _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
+    _fitting: bool | None = None  # see `begin_stage`
 
     def __init__(self, threshold: float, patience: int, verbose: bool, on_error: OnError) -> None:
         self.threshold = check_fraction("threshold", threshold, zero=True)
@@ -28,7 +28,6 @@ class StoppingCallback(AnyEarlyStopping):
         super().__init__(self._signal, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
         self.divergence_threshold = self.threshold
         self._guard = Guard(self, on_error)
-        self._module = FittedModule()
         self._reset()
 
     def _reset(self) -> None:
@@ -62,7 +61,7 @@ class StoppingCallback(AnyEarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
-        if self._module.fitting is not False:
+        if self._fitting is not False:
             self._reset()
             super().load_state_dict(state_dict)
             self._rises = list(state_dict["rises"])
@@ -72,7 +71,7 @@ class StoppingCallback(AnyEarlyStopping):
         if stage == "fit":
             self._watched = find_callback(trainer, self._watched_type, type(self).__name__)
             self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
-        self._module.enter_module(self, trainer, pl_module, stage)
+        begin_stage(self, trainer, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -55,7 +55,7 @@ class Story:
         epochs = [epoch for epoch, _ in self.times]
         self.by_epoch = len({*epochs}) == len(epochs)
 
-    def tell_when(self, at: int) -> str:
+    def when(self, at: int) -> str:
         """Name a validation by its epoch, and by its step if epochs have several."""
         epoch, step = self.times[at]
         return f"epoch {epoch}" + ("" if self.by_epoch else f" (step {step:,})")
@@ -65,7 +65,6 @@ class Story:
         return [row.get(name, math.nan) for row in self.rows]
 
     def tell(self, *parts: str) -> None:
-        """Add a sentence."""
         self.sentences.append(parts)
 
     def _finite(self, name: str) -> dict[int, float]:
@@ -98,22 +97,21 @@ class Story:
         best, last = values[at], max(values)
         lowest = "lowest" if self._mode(name) == "min" else "highest"
         self.marks.append((f"{lowest} {name}", at))
-        text = f"`{name}` was {lowest} in {self.tell_when(at)}: {best:.3g}."
+        text = f"`{name}` was {lowest} in {self.when(at)}: {best:.3g}."
         before = [abs(value - best) for place, value in values.items() if place < at]
         if at == last:
             text += " This is the end of the run."
             if decides and before and min(before) > _MATTERS * abs(best):
                 self.actions.append((f"Train longer: `{name}` was {lowest} in the last validation.",))
         else:
-            text += f" In the last validation, {self.tell_when(last)}, it was {values[last]:.3g}."
-        kept = checkpoint is not None and math.isclose(checkpoint.score, best, rel_tol=1e-4)
-        if checkpoint is not None and kept:
-            text += f" That epoch's weights are in `{checkpoint.path}`."
+            text += f" In the last validation, {self.when(last)}, it was {values[last]:.3g}."
+        kept = "" if checkpoint is None or not math.isclose(checkpoint.score, best, rel_tol=1e-4) else checkpoint.path
+        if kept:
+            text += f" That epoch's weights are in `{kept}`."
         if decides and abs(values[last] - best) > _MATTERS * abs(best):
-            of_then = f"the weights of {self.tell_when(at)}, where `{name}` was {lowest}"
+            of_then = f"the weights of {self.when(at)}, where `{name}` was {lowest}"
             add = f'Keep {of_then}: add `ModelCheckpoint(monitor="{name}")`.'
-            use = f"Use {of_then}: `{checkpoint.path}`." if checkpoint is not None and kept else add
-            self.actions.append((use,))
+            self.actions.append((f"Use {of_then}: `{kept}`." if kept else add,))
         self.tell("Validation loss" if name == self._loss else name, text)
 
     def tell_gap(self, threshold: float, problem: str) -> None:
@@ -129,11 +127,10 @@ class Story:
             first, last = opened[0], max(rises)
             self.marks.append(("gap opened", first))
             text = (
-                f"A gap opened in {self.tell_when(first)}: the {ratio} was {100 * rises[first]:.0f}% above its lowest "
-                "level."
+                f"A gap opened in {self.when(first)}: the {ratio} was {100 * rises[first]:.0f}% above its lowest level."
             )
             if last > first:
-                text += f" In {self.tell_when(last)} it was {100 * rises[last]:.0f}% above it."
+                text += f" In {self.when(last)} it was {100 * rises[last]:.0f}% above it."
             text += f" Later {few}" if few_at_the_end else ""
             text += self._loss_since(first)
         elif problem and not rises:
@@ -155,7 +152,7 @@ class Story:
             return ""
         if lowest > opened:
             fell = f"`{self._loss}` still fell, from {values[opened]:.3g} to {values[lowest]:.3g}"
-            return f" That was no reason to stop: {fell} in {self.tell_when(lowest)}."
+            return f" That was no reason to stop: {fell} in {self.when(lowest)}."
         return f" `{self._loss}` has not been lower since."
 
     def tell_labels(self, report: MemorizationReport | None, problem: str) -> None:

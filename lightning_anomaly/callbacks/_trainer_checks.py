@@ -1,4 +1,4 @@
-"""Check when a fit begins that a Trainer has what a callback needs."""
+"""Begin a stage of a Trainer, and check that it has what a callback needs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from lightning_anomaly.callbacks._logged_values import LoggedValues
 
 class MisconfiguredTrainer(MisconfigurationException, ValueError):
     """Lightning's exception, and a ValueError for `pytorch_lightning`, which has another one of that name."""
+
+
+def begin_stage(callback: Any, trainer: Any, stage: str) -> None:
+    """Reset a callback if a fit begins at step 0; a checkpoint, which is loaded next, continues another.
+
+    A Trainer that has fitted before goes on from its last step. The callback warns again if a module is validated.
+    """
+    callback._fitting = stage == "fit"  # None before a first stage
+    if not callback._fitting:
+        callback._guard.forget_warnings()
+    elif trainer.global_step == 0:
+        callback._reset()
 
 
 def check_logging(callback: Any, trainer: Any, pl_module: Any, stage: str) -> None:

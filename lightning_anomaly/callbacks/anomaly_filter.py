@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._fitted_module import FittedModule
+from lightning_anomaly.callbacks._cost import Cost
 from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_figures import log_report_figures
@@ -14,8 +14,7 @@ from lightning_anomaly.callbacks._logged_values import LoggedValues
 from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._run_loss import RunLoss
-from lightning_anomaly.callbacks._schedule import Schedule
-from lightning_anomaly.callbacks._trainer_checks import check_logging
+from lightning_anomaly.callbacks._trainer_checks import begin_stage, check_logging
 from lightning_anomaly.filters.analyze import KnownLayers
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.fraction_rise import fraction_rise
@@ -101,8 +100,7 @@ class AnomalyFilterCallback(AnyCallback):
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
         self._guard = Guard(self, on_error)
-        self._module = FittedModule()
-        self._schedule = Schedule(self.every_n_validations)
+        self._cost = Cost(self._guard)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="count")
         self.log_key_prefix = self._values.prefix
         self._loss = RunLoss()  # of the current fit
@@ -123,14 +121,14 @@ class AnomalyFilterCallback(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
-        if self._module.fitting is not False:
+        if self._fitting is not False:
             self._reset()
             self.history = [dict(entry) for entry in state_dict["history"]]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, and drop the state unless a fit goes on."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, trainer, pl_module, stage)
+        begin_stage(self, trainer, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
@@ -141,7 +139,7 @@ class AnomalyFilterCallback(AnyCallback):
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
-        self._schedule.begin_fit()
+        self._cost.begin_fit()
         self._values.warn_without_validations(trainer, self._guard)
 
     @guarded
@@ -171,11 +169,10 @@ class AnomalyFilterCallback(AnyCallback):
         fitting = trainer.state.fn == "fit"
         past, layers = self.history if fitting else [], select_layers(pl_module, self.layers)
         self._values.begin_validation(past[-1]["metrics"] if past else {}, layers, chosen=self.layers is not None)
-        self._schedule.begin_validation(len(past))
-        if not self._schedule.due:
+        if len(past) % self.every_n_validations:
             return
         if fitting:
-            self._schedule.say_cost(self._guard, self._values.measured.get("seconds", 0.0))
+            self._cost.begin_analysis(self._values.measured.get("seconds", 0.0))
             if shuffles(trainer.val_dataloaders):
                 self._guard.warn(
                     "shuffled",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,11 +9,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer
 from lightning_anomaly._internal.processes import gather_results
-from lightning_anomaly.callbacks._fitted_module import FittedModule
 from lightning_anomaly.callbacks._guard import Guard, OnError, guarded
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
-from lightning_anomaly.callbacks._trainer_checks import MisconfiguredTrainer, check_logging, find_callback
+from lightning_anomaly.callbacks._trainer_checks import MisconfiguredTrainer, begin_stage, check_logging, find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.images.batch_tensors import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
@@ -80,7 +78,7 @@ class AnomalyPruneCallback(AnyCallback):
         self._values = LoggedValues(log_key_prefix, {})
         self.log_key_prefix = self._values.prefix
         self._guard = Guard(self, on_error)
-        self._module = FittedModule()
+        self._model: Any = None  # whose state a checkpoint restores
         self.mask: FilterMask | None = None
         self._reset()
 
@@ -106,19 +104,19 @@ class AnomalyPruneCallback(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned and mask the model; a validation or test leaves an existing mask."""
-        if self._module.fitting is False and self.mask is not None:
+        if self._fitting is False and self.mask is not None:
             return
         self._reset()
-        model = self._module.module
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self._done = bool(state_dict["done"])
-        if model is not None:
-            self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
+        if self._model is not None:
+            self.mask = FilterMask.from_state_dict(self._model, state_dict["mask"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the `AnomalyFilterCallback`, begin anew, and refuse strategies that shard parameters."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, trainer, pl_module, stage)
+        begin_stage(self, trainer, stage)
+        self._model = pl_module
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
@@ -162,7 +160,7 @@ class AnomalyPruneCallback(AnyCallback):
         self._due = False
         # What process 0 finds counts, but all processes run their model, which may communicate.
         chosen, *_ = gather_results(lambda: self._choose_filters(pl_module))
-        norms, *_ = gather_results(lambda: find_norms_on_batch(batch, trainer, pl_module, self.masked, chosen))
+        norms, *_ = gather_results(lambda: self._find_norms(trainer, pl_module, batch, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
             self._guard.warn(
                 f"uncalled {uncalled}",
@@ -237,13 +235,10 @@ class AnomalyPruneCallback(AnyCallback):
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
         return chosen
 
-
-def find_norms_on_batch(
-    batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
-) -> FoundNorms:
-    """Find the norms behind filters by `forward`, on a few samples of a batch."""
-    filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
-    images = first_tensor(batch)
-    few = batch if images is None else images[:_SAMPLES]
-    with trainer.precision_plugin.forward_context(), without_module_logging(pl_module):
-        return find_norms(pl_module, filters, partial(call_model, pl_module, (few,)))
+    def _find_norms(self, trainer: Any, pl_module: Any, batch: Any, chosen: dict[str, list[int]]) -> FoundNorms:
+        """Find the norms behind filters by `forward`, on a few samples of a batch."""
+        masked, images = self.masked, first_tensor(batch)
+        filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
+        few = batch if images is None else images[:_SAMPLES]
+        with trainer.precision_plugin.forward_context(), without_module_logging(pl_module):
+            return find_norms(pl_module, filters, partial(call_model, pl_module, (few,)))

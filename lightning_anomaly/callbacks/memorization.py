@@ -12,14 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_compared_images
-from lightning_anomaly.callbacks._fitted_module import FittedModule
+from lightning_anomaly.callbacks._cost import Cost
 from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning_packages import AnyCallback
 from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
 from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._run_loss import RunLoss
-from lightning_anomaly.callbacks._schedule import Schedule
-from lightning_anomaly.callbacks._trainer_checks import check_logging
+from lightning_anomaly.callbacks._trainer_checks import begin_stage, check_logging
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.memorization.comparison import check_groups, compare_outputs
 from lightning_anomaly.memorization.error_rise import MIN_ERRORS, ErrorRise
@@ -115,12 +114,12 @@ class MemorizationCallback(AnyCallback):
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self.logits_from = None if logits_from is None else check_text("logits_from", logits_from)
         self._guard = Guard(self, on_error)
-        self._module = FittedModule()
-        self._schedule = Schedule(self.every_n_validations)
+        self._cost = Cost(self._guard)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="rise")
         self.log_key_prefix = self._values.prefix
         self._images: ComparedImages | None = None  # of the current fit
         self._loss = RunLoss(logits_from)  # of the current fit
+        self._due = False  # whether this validation is compared
         self._compared: tuple[MemorizationReport, float] | None = None  # of this validation, and its seconds
         self._reset()
 
@@ -147,17 +146,17 @@ class MemorizationCallback(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
-        if self._module.fitting is not False:
+        if self._fitting is not False:
             self._reset()
-            self.history = list(state_dict.get("history", ()))
-            self._error_rise.load_state_dict(state_dict.get("rise", {}))
-            self._margins.load_state_dict(state_dict.get("margins", {}))
-            self._identity = state_dict.get("images")
+            self.history = list(state_dict["history"])
+            self._error_rise.load_state_dict(state_dict["rise"])
+            self._margins.load_state_dict(state_dict["margins"])
+            self._identity = state_dict["images"]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, and drop the state unless a fit goes on."""
         check_logging(self, trainer, pl_module, stage)
-        self._module.enter_module(self, trainer, pl_module, stage)
+        begin_stage(self, trainer, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check `logits_from`, which `setup` may have built, and drop what is known of an earlier fit."""
@@ -168,7 +167,7 @@ class MemorizationCallback(AnyCallback):
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
-        self._schedule.begin_fit()
+        self._cost.begin_fit()
         self._values.warn_without_validations(trainer, self._guard)
 
     @guarded
@@ -180,16 +179,16 @@ class MemorizationCallback(AnyCallback):
         """Begin with the last values."""
         self._remove_hooks()
         self._guard.failure = None  # of a validation that never ended
-        self._schedule.due = False
+        self._due = False
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._begin_validation(trainer, pl_module)
 
     @guarded_until_validation_ends
     def _begin_validation(self, trainer: Any, pl_module: Any) -> None:
         self._values.begin_validation(self.history[-1]["metrics"] if self.history else {})
-        self._schedule.begin_validation(len(self.history))
-        if self._schedule.due:
-            self._schedule.say_cost(self._guard, self._values.measured.get("seconds", 0.0))
+        self._due = len(self.history) % self.every_n_validations == 0
+        if self._due:
+            self._cost.begin_analysis(self._values.measured.get("seconds", 0.0))
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -219,7 +218,7 @@ class MemorizationCallback(AnyCallback):
     def _compare_once(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
         """Run both kinds of images, unless this validation has compared them already or is not compared."""
         self._loss.take("val")
-        if not self._schedule.due or self._compared is not None:
+        if not self._due or self._compared is not None:
             return
         start, told, modules = perf_counter(), self._loss.told, modules_by_name(pl_module)
         if told.scores is None:
@@ -230,7 +229,8 @@ class MemorizationCallback(AnyCallback):
                 named = self.logits_from is not None
                 call = find_logits_call(pl_module, self.logits_from) if named else modules[told.scores.module]
                 with trainer.strategy.precision_plugin.forward_context():
-                    report = compare_outputs(pl_module, images.train, images.val, call, told.scores, images.labels)
+                    inputs = images.train, images.val
+                    report = compare_outputs(pl_module, *inputs, call, told.scores, labels=images.labels)
         self._compared = report, perf_counter() - start
 
     def _take_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:

@@ -70,7 +70,7 @@ class MemorizationEarlyStopping(StoppingCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, unless the checkpoint is only validated or tested."""
         super().load_state_dict(state_dict)
-        if self._module.fitting is not False:
+        if self._fitting is not False:
             self._losses = list(state_dict["losses"])
 
     @property

@@ -82,8 +82,10 @@ def _run_story(trainer: Any, watcher: Any, comparison: Any, threshold: float) ->
     monitors = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None) in logged]
     story = Story(rows, logged, {callback.monitor: callback.mode for callback in monitors})
     if not rows:
-        nothing = "Nothing was measured." if watcher is None or watcher.report is None else "No validation of a fit."
-        story.tell("Run", f"{nothing} {_lost_reports(trainer)}".strip())
+        text = "Nothing was measured." if watcher is None or watcher.report is None else "No validation of a fit."
+        if trainer.state.finished and "MultiProcessing" in type(trainer.strategy.launcher).__name__:
+            text += " The reports ended with the processes of the fit: save this page in the `teardown` of a callback."
+        story.tell("Run", text)
     else:
         story.tell_best(
             {
@@ -139,10 +141,3 @@ def _run_page_ending(trainer: Any, story: Story) -> str:
     ended = "was interrupted in" if trainer.interrupted else f"ended{limit} after"
     epoch = trainer.current_epoch - (not trainer.interrupted)  # counted up when an epoch ends
     return f"It {ended} epoch {epoch}: {'; '.join(why) or 'there was no early stopping'}."
-
-
-def _lost_reports(trainer: Any) -> str:
-    """Say that reports are lost, if the processes that had them have ended."""
-    if not trainer.state.finished or "MultiProcessing" not in type(trainer.strategy.launcher).__name__:
-        return ""
-    return "The reports ended with the processes of the fit: save this page in the `teardown` of a callback."

@@ -73,8 +73,7 @@ class BatchLabels:
         """Return the labels at some positions without a run; None if unknown. The first call decides what counts."""
         if not self._settled:
             self._settled, self._chosen = True, self._choose_tensor(targets)
-            known = self.numbers.get(self._chosen or "", {})
-            self.renamed = are_renamed(known, targets)
+            self.renamed = are_renamed(self.numbers.get(self._chosen or "", {}), targets)
         if self._chosen is not None:
             return labels_at(self.numbers[self._chosen], positions)
         return labels_at({} if targets is None else dict(enumerate(targets)), positions)

@@ -26,11 +26,6 @@ def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from named_tensors(part, f"{name}.{key}" if name else str(key))
 
 
-def tensors_in(values: Any) -> list[Tensor]:
-    """Find all tensors in nested mappings, sequences and dataclasses."""
-    return [tensor for _, tensor in named_tensors(values)]
-
-
 def first_tensor(batch: Any) -> Tensor | None:
     """Find the input of a model in a nested batch: its first tensor of floating-point numbers or of images in bytes.
 
@@ -38,7 +33,7 @@ def first_tensor(batch: Any) -> Tensor | None:
     """
     inputs = [
         tensor
-        for tensor in tensors_in(batch)
+        for _, tensor in named_tensors(batch)
         if (tensor.ndim >= 3 if tensor.dtype == torch.uint8 else tensor.ndim >= 1 and tensor.is_floating_point())
     ]
     inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs

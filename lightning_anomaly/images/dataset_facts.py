@@ -30,7 +30,7 @@ def dataset_folder(dataset: Any) -> str:
 def class_names(dataset: Any) -> tuple[str, ...]:
     """Return the different names of a data set's classes, by its `class_to_idx` or in the order of its `classes`.
 
-    None if they may not be those of its labels: where it wraps another data set or has a `target_transform`.
+    Empty if they may not be those of its labels: where it wraps another data set or has a `target_transform`.
     """
     while isinstance(dataset, Subset):
         dataset = dataset.dataset

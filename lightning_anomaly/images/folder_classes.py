@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+_Place = tuple[str, ...]  # the folders that lead to an image
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 
 
@@ -23,16 +24,15 @@ def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
         [('break', ''), ('crack', '')]
     """
     places = [tuple(name.split(os.sep)[:-1]) for name in names]
-    children, splits, kept = (
-        _child_folders(places),
-        dict[tuple[str, ...], str](),
-        dict[tuple[str, ...], tuple[str, ...]](),
-    )
+    children = _child_folders(places)
+    # Folders that hold several splits, or nothing else.
+    parents = {folder for folder, names in children.items() if sum(map(_is_split, names)) >= min(2, len(names))}
+    splits, kept = dict[_Place, str](), dict[_Place, _Place]()
     for place in {*places}:
-        are_splits = [_is_split(name) and _hold_splits(children[place[:i]]) for i, name in enumerate(place)]
+        are_splits = [_is_split(name) and place[:i] in parents for i, name in enumerate(place)]
         kept[place] = tuple(name for name, is_split in zip(place, are_splits, strict=True) if not is_split)
         splits[place] = "/".join(name for name, is_split in zip(place, are_splits, strict=True) if is_split)
-    children, classes = _child_folders(kept.values()), dict[tuple[str, ...], str]()
+    children, classes = _child_folders(kept.values()), dict[_Place, str]()
     for place, rest in kept.items():
         while rest and len(children[rest[:-1]]) == 1:
             rest = rest[:-1]
@@ -40,9 +40,9 @@ def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(classes[place], splits[place]) for place in places]
 
 
-def _child_folders(places: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
+def _child_folders(places: Iterable[_Place]) -> dict[_Place, set[str]]:
     """Return the folders in each folder; images beside the outermost ones count as one."""
-    children = defaultdict[tuple[str, ...], set[str]](set)
+    children = defaultdict[_Place, set[str]](set)
     for place in {*places}:
         for i, name in enumerate(place or [""]):
             children[place[:i]].add(name)
@@ -51,8 +51,3 @@ def _child_folders(places: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], s
 
 def _is_split(name: str) -> bool:
     return not _SPLITS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
-
-
-def _hold_splits(names: set[str]) -> bool:
-    """Return whether several folders are splits, or all."""
-    return sum(map(_is_split, names)) >= min(2, len(names))

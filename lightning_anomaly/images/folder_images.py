@@ -227,15 +227,11 @@ def decoded_hashes(hashes: Tensor, files: Sequence[str]) -> Tensor:
             with suppress(Exception):
                 content = hashlib.sha256(Path(file).read_bytes()).digest()
                 if content not in decoded:  # identical files are decoded once
-                    decoded[content] = _decoded_hash(file)
+                    image = _decode_file(file)
+                    pixels = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
+                    decoded[content] = int.from_bytes(pixels.digest()[:8], "little", signed=True)
                 found[place] = decoded[content]
     return found
-
-
-def _decoded_hash(file: str) -> int:
-    image = _decode_file(file)
-    pixels = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
-    return int.from_bytes(pixels.digest()[:8], "little", signed=True)
 
 
 def _file_tensor(image: Any) -> Tensor:

@@ -117,12 +117,7 @@ class ImageSource:
         """
         places = [*positions]
         found = self.batch_labels.at(places, self.targets) if self._given is None else [self._given[p] for p in places]
-        return name_labels(found, self.label_names)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The names of the classes, if they are those of the labels that were read."""
-        return () if self.batch_labels.renamed and self._given is None else self.class_names
+        return name_labels(found, () if self.batch_labels.renamed and self._given is None else self.class_names)
 
     @property
     def labels_before_reading(self) -> Sequence[Any]:

@@ -32,7 +32,9 @@ class ExpectedErrors:
             return
         scores = scores.flatten(1) if scores[0, 0].numel() == 1 else scores
         scores = scores.detach().to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
-        single, could_be = scores.shape[1] == 1, _could_be_probabilities(scores)
+        single = scores.shape[1] == 1
+        off = (scores - scores.clamp(0, 1)).abs() if single else (scores.sum(1) - 1).abs()
+        could_be = bool(scores.min() >= -_ROUNDING and off.max() <= _ROUNDING)  # false for NaN
         if self._reading is None:
             self._reading = "probabilities" if could_be else "logits"
         if self._reading == "probabilities" and not could_be and not self._is_given and scores.isfinite().all():
@@ -44,7 +46,7 @@ class ExpectedErrors:
         else:
             logits = torch.cat([torch.zeros_like(scores), scores], 1) if single else scores
             probabilities = logits.softmax(1)
-        self._errors.append(_mean_of(expected_error(probabilities)).cpu())
+        self._errors.append(expected_error(probabilities)[..., None].flatten(1).mean(1).cpu())
         if scores.ndim == 2:
             self._logits.append(logits.cpu())
 
@@ -61,17 +63,6 @@ class ExpectedErrors:
     def logits(self) -> Tensor | None:
         """The logits of all samples `(N, C)`, of a single score `(N, 2)`; None with a `problem` or positions."""
         return torch.cat(self._logits) if self._logits and self.problem is None else None
-
-
-def _could_be_probabilities(scores: Tensor) -> bool:
-    """Whether scores `(n, C, ...)` can be probabilities, by their values."""
-    off = (scores - scores.clamp(0, 1)).abs() if scores.shape[1] == 1 else (scores.sum(1) - 1).abs()
-    return bool(scores.min() >= -_ROUNDING and off.max() <= _ROUNDING)  # false for NaN
-
-
-def _mean_of(errors: Tensor) -> Tensor:
-    """Average errors `(n, ...)` over positions `(n,)`."""
-    return errors[..., None].flatten(1).mean(1)
 
 
 def expected_error(probabilities: Tensor) -> Tensor:

@@ -192,9 +192,8 @@ class MeanMargins:
             if before.get("knows"):
                 share = max(before["share"], share) if knows else before["share"]
             self._lowest = now.loss
-            knows = knows or before.get("knows", False)
-            self._best = {"means": means, "looks_like": looks_like, "since": self._since}
-            self._best |= {"share": share, "knows": knows}
+            self._best = {"means": means, "looks_like": looks_like, "since": self._since, "share": share}
+            self._best["knows"] = knows or before.get("knows", False)
 
     def ranked_doubts(self, labels: KnownLabels) -> list[LabelDoubt]:
         """Rank the images that were judged by their labels after a first validation, the most doubtful first."""

@@ -1,4 +1,4 @@
-"""The report of a two-sample test."""
+"""What a comparison of training with validation images found."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ _DIVISIONS_AT_ONCE = 64
 _ROUNDING = 1e-9  # of standardized statistics: a smaller difference is a tie
 
 
-@lru_cache(maxsize=1)  # a fit compares the same images again and again
 def random_divisions(n_first: int, n_samples: int) -> Tensor:
     """Draw 999 divisions of the samples with a fixed seed: bool `(n_samples, 999)`, `n_first` true in each column."""
     generator = torch.Generator().manual_seed(0)

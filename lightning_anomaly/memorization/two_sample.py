@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly._internal.notes import nonfinite_note, warn_of
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.memorization.comparison import OutputComparison, check_groups
+from lightning_anomaly.memorization.comparison import compare_outputs
 from lightning_anomaly.memorization.memorization_report import LayerComparison, MemorizationReport
 from lightning_anomaly.memorization.ranks import (
     DIVISIONS,
@@ -22,7 +22,7 @@ from lightning_anomaly.memorization.ranks import (
     rank_test,
     responding_filters,
 )
-from lightning_anomaly.network.forward import run_model, usable_layers
+from lightning_anomaly.network.forward import usable_layers
 from lightning_anomaly.network.hooks import MapCapture
 from lightning_anomaly.network.layers import convolution_notes, find_logits_call, select_layers
 from lightning_anomaly.network.step_loss import Scores
@@ -55,8 +55,7 @@ def two_sample_test(
     Args:
         model: Any model, on any device. Its output is compared if it is logits or probabilities `(N, C)`, one logit or
             probability `(N,)` or `(N, 1)` of two classes, or a mapping with such `logits`. For outputs `(N, C, ...)`
-            the mean over the positions counts. Anything else gives a note, as do targets in the batches that are no
-            such classes: real numbers, several classes of an image, or more classes than outputs.
+            the mean over the positions counts. Anything else gives a note.
         train_inputs: Images that the model was trained on, like `inputs` of `analyze`.
         val_inputs: Images that it was not trained on. Give about 1,000 of each kind; fewer find less.
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
@@ -82,21 +81,18 @@ def two_sample_test(
     """
     train = ImageSource(train_inputs, "train_inputs", batch_size)
     val = ImageSource(val_inputs, "val_inputs", batch_size)
-    check_groups(train, val)
-    output = OutputComparison(Scores(reading=None if logits_from is None else "logits"))
-    capture = MapCapture(select_layers(model, layers), summary=_largest_response)
-    call = find_logits_call(model, logits_from)
-    for inputs in (train, val):
-        run_model(model, inputs, capture, call=call, take_output=output.add)
-    report = output.report(train, val)
-    filters = _filters_report(capture, convolution_notes(model, layers), report.n_train, report.n_val)
-    report = replace(report, layers=filters.layers, chance=filters.chance, notes={**filters.notes, **report.notes})
+    # The largest rectified value of each map `(n, F)`.
+    capture = MapCapture(select_layers(model, layers), summary=lambda maps: maps[..., None].flatten(2).amax(2).relu())
+    call, scores = find_logits_call(model, logits_from), Scores(reading=None if logits_from is None else "logits")
+    report = compare_outputs(model, train, val, call, scores, capture=capture)
+    report = _with_filters(report, capture, convolution_notes(model, layers))
     warn_of(report.notes)
     return report
 
 
-def _filters_report(capture: MapCapture, notes: dict[str, str], n_train: int, n_val: int) -> MemorizationReport:
-    """Compare the filters by their responses to all images, training images first."""
+def _with_filters(report: MemorizationReport, capture: MapCapture, notes: dict[str, str]) -> MemorizationReport:
+    """Compare the filters too, by their responses to all images, training images first."""
+    n_train, n_val = report.n_train, report.n_val
     maps, _, unusable = usable_layers(capture.maps, n_train + n_val)
     notes, maps = notes | unusable, maps if min(n_train, n_val) >= MIN_SAMPLES else {}
     values = {name: layer.maps.T.cpu() for name, layer in maps.items()}
@@ -105,18 +101,12 @@ def _filters_report(capture: MapCapture, notes: dict[str, str], n_train: int, n_
     for name, filters in values.items():
         if finite[name] < len(filters):
             notes |= nonfinite_note(name, len(filters) - finite[name], len(filters), "and are not compared")
-    report = MemorizationReport(n_train, n_val, compared, chance, notes)
-    if any(finite.values()) and not report.compares_filters:
+    if any(finite.values()) and not any(layer.tested.any() for layer in compared.values()):
         notes["none tested"] = (
             f"None of the {sum(finite.values())} filters responds to enough of the {n_train} training and {n_val} "
             "validation images to be compared: give more images, or other `layers`."
         )
-    return report
-
-
-def _largest_response(maps: Tensor) -> Tensor:
-    """Return the largest rectified value `(n, F)` of each map `(n, F, ...)`."""
-    return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
+    return replace(report, layers=compared, chance=chance, notes={**notes, **report.notes})
 
 
 def _compare_filters(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.images.batch_tensors import tensors_in
+from lightning_anomaly.images.batch_tensors import named_tensors
 from lightning_anomaly.images.thumbnails import SIDE, shrink_images
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 
@@ -152,8 +152,7 @@ class SampleCapture:
         if self._describe is None or self._current.shape or not args:
             return
         images = args[0].detach()
-        statistics = self._describe(images)
-        self._current = self._current._replace(pixels=statistics, shape=tuple(images.shape[1:]))
+        self._current = self._current._replace(pixels=self._describe(images), shape=tuple(images.shape[1:]))
 
     def _take_linear(self, module: nn.Module, args: Any, output: Any) -> None:
         if module not in self._linear and args and args[0].ndim <= 2:
@@ -176,7 +175,7 @@ class SampleCapture:
         if isinstance(convolution, CONVOLUTIONS) and {*convolution.kernel_size} == {1}:
             features, *outputs = maps
             candidates += [(convolution, features, logits) for logits in outputs]
-        returned = tensors_in(output)
+        returned = [tensor for _, tensor in named_tensors(output)]
         for tensor in returned:
             for layer, features, logits in reversed(candidates):
                 if _returns_logits(tensor.detach(), logits):
@@ -201,11 +200,6 @@ def _returns_logits(returned: Tensor, logits: Tensor) -> bool:
     if returned.numel() != logits.numel() or not returned.is_floating_point():
         return False
     returned = returned.to(logits).reshape(logits.shape)
-
-    def close(expected: Tensor) -> bool:
-        # The first is quicker, and nearly always enough.
-        return torch.equal(returned, expected) or torch.allclose(returned, expected, 1e-2, 1e-4, equal_nan=True)
-
-    if logits.shape[1] == 1:
-        return close(logits) or close(logits.sigmoid())
-    return close(logits) or close(logits.log_softmax(1)) or close(logits.softmax(1))
+    made = (logits, logits.sigmoid()) if logits.shape[1] == 1 else (logits, logits.log_softmax(1), logits.softmax(1))
+    # Equality is quicker to tell, and nearly always enough.
+    return any(torch.equal(returned, one) or torch.allclose(returned, one, 1e-2, 1e-4, equal_nan=True) for one in made)

@@ -61,6 +61,8 @@ def run_model(
             with capture:
                 capture.samples.take_images(images)
                 output = forward(copy_for_model(images, model))
+                if not capture.layers:  # which would tell how many samples the pass had
+                    capture.samples.end_pass(len(images))
             if take_output is not None:
                 take_output(output)
 

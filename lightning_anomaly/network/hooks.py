@@ -69,7 +69,7 @@ def hooked(hooks: Iterable[_Hook]) -> Iterator[None]:
     """Call functions as forward hooks of modules inside; an exception of one becomes its owner's `problem`."""
     with compiled_models_eager(), ExitStack() as stack:
         for module, owner, take in hooks:
-            stack.callback(module.register_forward_hook(_guarded_hook(owner, take)).remove)
+            stack.callback(module.register_forward_hook(partial(_take_safely, owner, take)).remove)
         yield
 
 
@@ -158,16 +158,12 @@ class MapCapture:
                 layer.batches.append(self.summary(values))
 
 
-def _guarded_hook(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:
+def _take_safely(owner: LayerMaps | SampleCapture, take: Callable[..., None], *args: Any) -> None:
     """Turn an exception in a hook into the owner's `problem`, so that the forward pass goes on."""
-
-    def hook(*args: Any) -> None:
-        try:
-            take(*args)
-        except Exception as error:
-            owner.problem = f"a hook failed with {error!r}"
-
-    return hook
+    try:
+        take(*args)
+    except Exception as error:
+        owner.problem = f"a hook failed with {error!r}"
 
 
 def _output_problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:

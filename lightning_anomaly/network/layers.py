@@ -29,13 +29,10 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     return {_clean_name(name): module for name, module in named.items()}
 
 
-def state_hash(model: nn.Module, without: nn.Module | None = None) -> str:
-    """Hash the weights and buffers of a model, whatever their names, except those of the layer `without`."""
+def state_hash(model: nn.Module) -> str:
+    """Hash the weights and buffers of a model, whatever their names."""
     digest = hashlib.sha256()  # many processors have instructions for it
-    left_out = set() if without is None else {*without.parameters(), *without.buffers()}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor in left_out:
-            continue
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -44,7 +41,7 @@ def find_logits_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
     if name is None:
         return model
-    found: Callable[..., Any] | None = None
+    found: object = None
     with suppress(AttributeError):
         found = attrgetter(check_text("logits_from", name))(model)
     if not callable(found):
@@ -52,8 +49,7 @@ def find_logits_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
             "Parameter `logits_from` should name a method or submodule that takes images and returns logits. "
             f"Found {name!r}; the submodules of {type(model).__name__} are {[*model._modules]}."
         )
-    call: Callable[..., Any] = found
-    return call
+    return found
 
 
 def _clean_name(name: str) -> str:

@@ -45,19 +45,12 @@ _ARGUMENTS = "input", "log_probs", "target", "targets"  # of losses
 _FEW = 16  # images that tell whether a step prepares images
 
 
-class LossCall(NamedTuple):
-    """A call of a loss, or of a softmax."""
+class FunctionCall(NamedTuple):
+    """A call of a loss or of an activation."""
 
     name: str
     input: Tensor
-    target: Any
-
-
-class Activation(NamedTuple):
-    """A call of an activation."""
-
-    name: str
-    input: Tensor
+    target: Any  # of a loss
     result: Tensor
 
 
@@ -76,7 +69,7 @@ class StepWatch(TorchFunctionMode):
         super().__init__()
         self.attached = False
         self._stack = ExitStack()
-        self.losses, self.activations, self.calls = list[LossCall](), list[Activation](), list[ModuleCall]()
+        self.losses, self.activations, self.calls = list[FunctionCall](), list[FunctionCall](), list[ModuleCall]()
 
     def attach(self, model: nn.Module, batch: Any) -> None:
         """Watch a step of a model with a batch; `remove` must follow, also after an exception."""
@@ -104,11 +97,12 @@ class StepWatch(TorchFunctionMode):
         if name in _WATCHED:
             with suppress(Exception):  # the step goes on, whatever a function is called with
                 given, *others = list(args) + [kwargs[key] for key in _ARGUMENTS if key in kwargs]
+                target = None if name in SOFTMAX or not others else others[0]
+                call = FunctionCall(name, given.detach(), target, result.detach())
                 if name in _ACTIVATIONS:
-                    self.activations.append(Activation(name, given.detach(), result.detach()))
+                    self.activations.append(call)
                 if name not in _ACTIVATIONS or name in SOFTMAX:
-                    target = None if name in SOFTMAX or not others else others[0]
-                    self.losses.append(LossCall(name, given.detach(), target))
+                    self.losses.append(call)
         return result
 
     def _watch_forward(self, model: nn.Module) -> None:
@@ -129,12 +123,9 @@ class StepWatch(TorchFunctionMode):
         with suppress(Exception):
             given = next(iter((*args, *kwargs.values())), None)
             if isinstance(given, Tensor) and self._given is not None:
-                same = _same_images(self._given, given)
+                count = min(len(self._given), len(given))
+                first, second = (images[:count].float().flatten() for images in (self._given, given))
+                # The same values within 1%, as conversions round them, whatever their number and shape.
+                same = first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-3, equal_nan=True)
                 if same or (given.ndim == len(self._shape) > 2 and tuple(given.shape[:2]) == self._shape[:2]):
                     self.calls.append(ModuleCall(name, output, None if same else given[:_FEW].clone()))
-
-
-def _same_images(first: Tensor, second: Tensor) -> bool:
-    """Whether images have the same values within 1%, as conversions round them, whatever their number and shape."""
-    first, second = (images[: min(len(first), len(second))].float().flatten() for images in (first, second))
-    return first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-3, equal_nan=True)

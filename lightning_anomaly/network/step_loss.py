@@ -19,7 +19,7 @@ from lightning_anomaly.network.loss_watch import (
     OF_CLASSES,
     SOFTMAX,
     WITHOUT_CLASSES,
-    LossCall,
+    FunctionCall,
     ModuleCall,
     StepWatch,
 )
@@ -80,11 +80,6 @@ class StepLoss(NamedTuple):
     n_classes: int | None = None  # number of scores of an image, if known
     prepared: Tensor | None = None  # what the module was called with, if these were not the images of the batch
 
-    @staticmethod
-    def unknown(problem: str, form: tuple[str, ...] = ()) -> StepLoss:
-        """Return that nothing is known, and why."""
-        return StepLoss(None, StepLabels(problem=problem), form, problem)
-
 
 class _Output(NamedTuple):
     """An output with the losses that are given it, or parts of it."""
@@ -92,7 +87,7 @@ class _Output(NamedTuple):
     scores: Scores
     tensor: Tensor
     prepared: Tensor | None
-    losses: list[LossCall]
+    losses: list[FunctionCall]
 
     @property
     def width(self) -> int:
@@ -148,7 +143,8 @@ def tell_loss(step: StepWatch, logits_from: str | None = None) -> StepLoss:
         targets = _different(loss.target for loss in losses)
         unknown = StepLabels(problem=f"{'several losses' if targets else 'no loss'} of classes were seen")
         return StepLoss(Scores(reading="logits"), _labels_in(step, targets[0]) if len(targets) == 1 else unknown, form)
-    return StepLoss.unknown(problem or _why_unknown(step, losses), form)
+    problem = problem or _why_unknown(step, losses)
+    return StepLoss(None, StepLabels(problem=problem), form, problem)
 
 
 def _named_call(step: StepWatch, logits_from: str) -> list[ModuleCall]:
@@ -160,15 +156,15 @@ def _named_call(step: StepWatch, logits_from: str) -> list[ModuleCall]:
 
 
 def _match_losses(
-    step: StepWatch, losses: Iterable[LossCall], calls: Iterable[ModuleCall]
-) -> tuple[list[_Output], list[LossCall]]:
+    step: StepWatch, losses: Iterable[FunctionCall], calls: Iterable[ModuleCall]
+) -> tuple[list[_Output], list[FunctionCall]]:
     """Find the outputs that losses are given; also return the losses that are given something else."""
     # The model itself comes first, then what was called last, as outer modules return last.
     last_first = reversed([*enumerate(calls)])
     ranked = [call for _, call in sorted(last_first, key=lambda c: (c[1].prepared is not None, c[1].name != "", -c[0]))]
     tensors = [(call, *named) for call in ranked for named in named_tensors(call.output)]
     tensors = [(call, key, tensor) for call, key, tensor in tensors if tensor.is_floating_point() and tensor.ndim]
-    found, unmatched = dict[Scores, _Output](), list[LossCall]()
+    found, unmatched = dict[Scores, _Output](), list[FunctionCall]()
     for loss in losses:
         output = _find_output(step, loss, tensors)
         if output is None:
@@ -178,7 +174,9 @@ def _match_losses(
     return [*found.values()], unmatched
 
 
-def _find_output(step: StepWatch, loss: LossCall, tensors: Sequence[tuple[ModuleCall, str, Tensor]]) -> _Output | None:
+def _find_output(
+    step: StepWatch, loss: FunctionCall, tensors: Sequence[tuple[ModuleCall, str, Tensor]]
+) -> _Output | None:
     """Find what a loss is given, or what an activation made that of, among the outputs of modules."""
     given, kind = loss.input, OF_CLASSES.get(loss.name, "logits")
     axes: _Axes = (1, 2) if loss.name == "ctc_loss" else (0, min(1, given.ndim - 1))
@@ -229,7 +227,7 @@ def _same_memory(first: Tensor, second: Tensor) -> bool:
     return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
-def _choose_output(outputs: Sequence[_Output], unmatched: Sequence[LossCall]) -> tuple[_Output | None, str]:
+def _choose_output(outputs: Sequence[_Output], unmatched: Sequence[FunctionCall]) -> tuple[_Output | None, str]:
     """Choose the output whose scores count, or say why none does."""
     single = [output for output in outputs if not output.has_several and output.targets]
     if not single:
@@ -248,13 +246,10 @@ def _different(targets: Iterable[Any]) -> list[Any]:
     """Return the targets that differ from those before them."""
     kept = list[Any]()
     for target in targets:
-        if not any(torch.equal(*pair) for other in kept if _are_tensors(pair := (other, target))):
+        tensors = [other for other in kept if isinstance(other, Tensor)] if isinstance(target, Tensor) else []
+        if not any(torch.equal(other, target) for other in tensors):
             kept.append(target)
     return kept
-
-
-def _are_tensors(pair: tuple[Any, Any]) -> bool:
-    return all(isinstance(one, Tensor) for one in pair)
 
 
 def _labels_in(step: StepWatch, target: Any) -> StepLabels:
@@ -283,7 +278,7 @@ def _labels_in(step: StepWatch, target: Any) -> StepLabels:
     return StepLabels(problem=f"the targets of the loss are a function of {found} in a batch")
 
 
-def _why_unknown(step: StepWatch, losses: Sequence[LossCall]) -> str:
+def _why_unknown(step: StepWatch, losses: Sequence[FunctionCall]) -> str:
     """Say why no output has scores of classes."""
     if losses and step.calls:
         name, output, _ = step.calls[-1]

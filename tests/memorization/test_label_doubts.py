@@ -212,13 +212,13 @@ def test_a_comparison_judges_labels_by_the_features_and_logits_of_the_same_pass(
     model, head = nn.Sequential(body, nn.Linear(144, 3)), 1
     pictures = torch.rand(60, 1, 8, 8, generator=RNG)
     sources = [ImageSource(part, "inputs", 16) for part in pictures.split(30)]
-    seen = compare_outputs(model, *sources, model, Scores(), known()).label_margins
+    seen = compare_outputs(model, *sources, model, Scores(), labels=known()).label_margins
     with torch.no_grad():
         features = body(pictures)
         expected = known().measure_margins(model[head](features), features)
     torch.testing.assert_close(seen.margins, expected.margins)
     assert seen.loss == pytest.approx(expected.loss)
     for train, noted in (([None] * 30, []), (["cat"] * 30, ["labels"])):
-        unknown = compare_outputs(model, *sources, model, Scores(), known(train=train))
+        unknown = compare_outputs(model, *sources, model, Scores(), labels=known(train=train))
         assert unknown.label_margins is None
         assert list(unknown.notes) == noted
