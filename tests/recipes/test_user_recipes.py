@@ -44,7 +44,9 @@ def test_the_most_doubtful_labels_are_wrong_and_training_goes_on_without_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     doubted, before, after = clean_labels.main(epochs=8)
-    assert sum(place % 5 == 0 for place in doubted) > 0.8 * len(doubted)
+    wrong = sum(place % 5 == 0 for place in doubted)
+    assert wrong > 0.9 * 160  # of those that are wrong
+    assert wrong > 0.7 * len(doubted)  # their number is an estimate, here a quarter too high
     assert 80 <= len(doubted) <= 320
     assert (tmp_path / "labels.html").is_file()
     assert min(before, after) > 0.5

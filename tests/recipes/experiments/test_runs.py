@@ -15,8 +15,8 @@ NAMES = {experiment.measure: name for name, experiment in reversed(EXPERIMENTS.i
 
 
 # Recorded values that are no longer measured, or not on digits.
-GONE = {"entropy_auc", "margin_auc", "energy_auc", "rise augmented", "scores", "val_losses"}
-GONE |= {f"rise {size}" for size in (128, 256, 512, 2048)}
+GONE = {"entropy_auc", "margin_auc", "energy_auc", "confidence_rise augmented", "scores", "val_losses"}
+GONE |= {f"confidence_rise {size}" for size in (128, 256, 512, 2048)}
 
 
 @pytest.mark.parametrize("name", NAMES.values())
