@@ -338,7 +338,8 @@ def _draw_search_results(source: ImageSource, reader: ImageReader, report: Outli
     """Draw the images small that are in lists, unless the page can read them from files."""
     listed = {row.position: None for tab in report.tabs() for row in tab.rows if not os.path.isfile(row.path)}
     if listed and report.nearest is not None:
-        listed |= dict.fromkeys(report.nearest[report.filed_elsewhere[:TOP]].clamp(min=0).flatten().tolist())
+        accused = report.filed_elsewhere[:TOP] + report.perhaps_elsewhere[:TOP]
+        listed |= dict.fromkeys(report.nearest[accused].clamp(min=0).flatten().tolist())
     places = [place for place in listed if place is not None and place not in source.unreadable]
     pictures = dict[int, Tensor]()
     for positions, _, whole in source.with_whole(places):
