@@ -17,6 +17,7 @@ class RunLoss:
         self.forget()
 
     def forget(self) -> None:
+        """Forget the run."""
         self.remove()
         self._told: dict[str, StepLoss | None] = {}  # by the kind of step, "train" or "val"
 

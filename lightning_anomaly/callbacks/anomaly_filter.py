@@ -126,14 +126,14 @@ class AnomalyFilterCallback(AnyCallback):
             self.history = [dict(entry) for entry in state_dict["history"]]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration, and drop the state unless a fit goes on."""
+        """Check the configuration, drop the state unless a fit goes on, and what another module's loss has told."""
         check_logging(self, trainer, pl_module, stage)
         begin_stage(self, trainer, stage)
+        self._loss.forget()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
         select_layers(pl_module, self.layers)
-        self._loss.forget()
         self._undrawn = None
 
     @guarded

@@ -64,10 +64,10 @@ class StepLabels(NamedTuple):
 
     def at(self, columns: Mapping[str, Mapping[int, float]], positions: Iterable[int]) -> list[int | None]:
         """Return the labels of images by position, from the numbers of `BatchLabels`; None where unknown."""
-        numbers = [columns.get(self.column, {}).get(position, torch.nan) for position in positions]
+        numbers = columns.get(self.column, {})
         if self.classes is not None:
-            numbers = [self.classes.get(number, torch.nan) for number in numbers]
-        return labels_at(dict(enumerate(numbers)), range(len(numbers)))
+            numbers = {position: self.classes.get(number, torch.nan) for position, number in numbers.items()}
+        return labels_at(numbers, positions)
 
 
 class StepLoss(NamedTuple):

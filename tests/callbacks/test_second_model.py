@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
+from torch.utils.data import DataLoader, TensorDataset
 from trainers import SmallNet, fit, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyEarlyStopping, MemorizationCallback, MemorizationEarlyStopping
@@ -48,6 +50,29 @@ def test_a_fit_starts_anew_and_one_that_goes_on_keeps_its_history(tmp_path: Path
     assert [entry["epoch"] for entry in callback.history] == [0, 1]
     fractions = [[entry["metrics"]["fraction"] for entry in each.history] for each in callbacks]
     assert fractions[0] == fractions[1] == fractions[2]
+
+
+class Takes(SmallNet):
+    """Takes its labels from a column of its batches."""
+
+    def __init__(self, column: int) -> None:
+        super().__init__()
+        self.column = column
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return super().loss([batch[0], batch[self.column]])
+
+
+def test_labels_of_a_probe_are_those_of_the_module_that_is_validated(tmp_path: Path) -> None:
+    labels = torch.arange(60)
+    data = DataLoader(TensorDataset(images(60), labels % 3, labels % 2), 20)
+    callback = watcher()
+    for column, classes in ((1, 3), (2, 2)):
+        if column == 1:
+            fit(tmp_path, callback, module=Takes(column), train=data, val=data, max_epochs=1)
+        else:
+            quiet_trainer(tmp_path, callback).validate(Takes(column), data, verbose=False)
+        assert callback.report.labels == [str(label % classes) for label in range(60)]
 
 
 def test_an_early_stopping_forgets_the_losses_of_an_earlier_fit_of_the_same_module(tmp_path: Path) -> None:
