@@ -206,43 +206,45 @@ def score_source(
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
-    whole = source.whole_shape is not None  # of a `FolderImages`, in shades of 0 to 1
     nearest = NearestImages.of(read, state.label.names) if read and state.label is not None else None
-    part = join_columns(
-        [_score_batch(batch, state, number < len(read), whole, nearest) for number, batch in enumerate(batches)]
-    )
-    count = len(source)
-    errors = [source.unreadable.get(place, "") for place in range(count)]
-    part["score"][[error != "" for error in errors]] = np.inf
-    texts: dict[str, Sequence[str] | None] = {"error": errors, "name": source.names, "split": source.splits}
-    texts["filed_under"] = [label or "" for label in source.labels(range(count))]
-    return part | {name: _text_column(known) for name, known in texts.items() if known is not None}
+    scored = [_score_batch(batch, source, state, place < len(read), nearest) for place, batch in enumerate(batches)]
+    return join_columns(scored)
 
 
 def _score_batch(
-    batch: Batch, state: DetectorState, fitted: bool, whole: bool, nearest: NearestImages | None
+    batch: Batch, source: ImageSource, state: DetectorState, fitted: bool, nearest: NearestImages | None
 ) -> dict[str, np.ndarray]:
     """Score a batch, which is one of the fit or not; return the columns of a part, and positions."""
     _check_searched_features(batch.samples, state)
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
-    finite = batch.samples.finite_rows(len(batch.positions))
+    places, looks, pixels = batch.positions.tolist(), batch.fingerprints.looks, batch.samples.pixels
+    errors = [source.unreadable.get(place, "") for place in places]
+    finite = batch.samples.finite_rows(len(places)) & torch.tensor([not error for error in errors], device="cpu")
     scores = _search_scores(views, torch.where(finite, torch.nan, torch.inf).double())
-    tensors: dict[str, Tensor | None] = {"position": batch.positions, "hash": batch.fingerprints.hashes}
-    tensors["gray"] = None if (looks := batch.fingerprints.looks) is None else looks.flatten(1)
-    tensors["faults"] = pixel_faults(batch.samples.pixels) if whole and batch.samples.pixels is not None else None
+    columns: dict[str, Any] = {
+        "position": batch.positions,
+        "hash": batch.fingerprints.hashes,
+        "gray": None if looks is None else looks.flatten(1),
+        # Whole images are those of a `FolderImages`, in shades of 0 to 1.
+        "faults": None if pixels is None or source.whole_shape is None else pixel_faults(pixels),
+        "looks_like": looks_like or None,
+        "error": errors,
+        "name": source.names and [source.names[place] for place in places],
+        "split": source.splits and [source.splits[place] for place in places],
+        "filed_under": [label or "" for label in batch.labels],
+    }
     if nearest is not None and (features := batch.samples.features) is not None:
-        tensors["nearest"] = nearest.find(batch.positions, features, batch.labels, looks_like)
+        columns["nearest"] = nearest.find(batch.positions, features, batch.labels, looks_like)
+    columns |= {f"{name}_reason": view.reasons for name, view in views.items()}
     for values, ending in ((scores, "score"), (_search_p_values(scores, state), "p_value")):
-        tensors |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
-    columns = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
-    texts = {f"{name}_reason": view.reasons for name, view in views.items()} | {"looks_like": looks_like}
-    return columns | {name: _text_column(known) for name, known in texts.items() if known}
-
-
-def _text_column(texts: Sequence[str]) -> np.ndarray:
-    return np.array(texts, dtype=object)
+        columns |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
+    return {
+        name: column.numpy() if isinstance(column, Tensor) else np.array(column, dtype=object)
+        for name, column in columns.items()
+        if column is not None
+    }
 
 
 def join_columns(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -261,52 +263,47 @@ def make_outlier_report(
     read: Sequence[Batch] = (),
 ) -> OutlierReport:
     """Report on joined parts: decide which images are duplicates and significant among all; some are `read`."""
-    numbers = {name: torch.from_numpy(values) for name, values in part.items() if values.dtype != object}
-    texts: dict[str, list[str]] = {name: values.tolist() for name, values in part.items() if name not in numbers}
-    scores, names = numbers["score"], texts.get("name")
+    columns: dict[str, Any] = {
+        name: values.tolist() if values.dtype == object else torch.from_numpy(values) for name, values in part.items()
+    }
+    scores, names = columns["score"], columns.get("name")
     files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
-    looks = numbers["gray"].view(-1, SIDE, SIDE) if "gray" in numbers else None
-    usable = (~scores.isinf()).nonzero()[:, 0]
-    duplicates, problem = _duplicate_groups(
-        Fingerprints(numbers["hash"], looks), usable.tolist(), files, state.reference
-    )
+    looks = columns["gray"].view(-1, SIDE, SIDE) if "gray" in columns else None
+    usable = (~scores.isinf()).nonzero()[:, 0].tolist()
+    duplicates, problem = _duplicate_groups(Fingerprints(columns["hash"], looks), usable, files, state.reference)
     if read and state.label is not None:
-        _judge_without_copies(numbers, texts, duplicates, read, state.label)
+        _judge_without_copies(columns, duplicates, read, state.label)
     views = {
-        name: SampleView(numbers[f"{name}_score"], tuple(texts[f"{name}_reason"]))
+        name: SampleView(columns[f"{name}_score"], tuple(columns[f"{name}_reason"]))
         for name in VIEWS
-        if f"{name}_score" in numbers
+        if f"{name}_score" in columns
     }
     if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
         del views["label"]
     return OutlierReport(
         scores=scores,
-        p_values=numbers["p_value"],
+        p_values=columns["p_value"],
         views=views,
-        view_p_values={name: numbers[f"{name}_p_value"] for name in views},
+        view_p_values={name: columns[f"{name}_p_value"] for name in views},
         n_reference=state.n_reference,
         n_calibration=len(state.calibration.get("larger", ())),
         notes=notes,
         names=names,
         folder=folder,
-        unreadable={place: error for place, error in enumerate(texts["error"]) if error},
+        unreadable={place: error for place, error in enumerate(columns["error"]) if error},
         duplicates=duplicates,
         duplicates_left_out=problem,
-        faults=find_faults(numbers["faults"], files) if names is not None and "faults" in numbers else {},
-        nearest=numbers.get("nearest"),
+        faults=find_faults(columns["faults"], files) if names is not None and "faults" in columns else {},
+        nearest=columns.get("nearest"),
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
-        splits=texts.get("split"),
-        labels=[label or None for label in texts["filed_under"]] if any(texts["filed_under"]) else None,
-        looks_like=texts["looks_like"] if "label" in views else None,
+        splits=columns.get("split"),
+        labels=[label or None for label in columns["filed_under"]] if any(columns["filed_under"]) else None,
+        looks_like=columns["looks_like"] if "label" in views else None,
     )
 
 
 def _judge_without_copies(
-    numbers: Mapping[str, Tensor],
-    texts: Mapping[str, list[str]],
-    groups: Iterable[DuplicateGroup],
-    read: Sequence[Batch],
-    label: Label,
+    columns: Mapping[str, Any], groups: Iterable[DuplicateGroup], read: Sequence[Batch], label: Label
 ) -> None:
     """Judge images that are filed in several classes again, so that none speaks against its copies."""
     batch, nearest = Batch.join(read), NearestImages.of(read, label.names)
@@ -317,10 +314,10 @@ def _judge_without_copies(
         if len({*labels} - {None}) > 1 and nearest is not None and features is not None:
             copies = features[[rows[position] for position in places]]
             view, looks_like = label.score_copies(copies, labels)
-            numbers["label_score"][places] = view.scores
-            numbers["nearest"][places] = nearest.find(torch.tensor(places), copies, labels, looks_like)
+            columns["label_score"][places] = view.scores
+            columns["nearest"][places] = nearest.find(torch.tensor(places), copies, labels, looks_like)
             for position, *found in zip(places, view.reasons, looks_like, strict=True):
-                texts["label_reason"][position], texts["looks_like"][position] = found
+                columns["label_reason"][position], columns["looks_like"][position] = found
 
 
 def _search_p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
