@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from lightning_anomaly._internal.processes import (
     even_slices,
@@ -63,7 +62,11 @@ def analyze_across_processes(
         parts = {}
         for name, layer in usable.items():
             rows = torch.cat(received.pop(name), 1)[:, sample_order(counts[name], limit)]
-            parts[name] = _slice_process_maps(layer, rows, slices[name][rank])
+            pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)  # see `LayerMaps.rows`
+            values = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
+            assert layer.zeros is not None
+            zeros = layer.zeros[slices[name][rank]]
+            parts[name] = LayerMaps([values], layer.count, layer.size, zeros, extremes=[extremes])
         return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics(), known=known)
 
     parts, views = zip(*gather_results(analyze), strict=True)
@@ -94,14 +97,6 @@ def _join_process_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps
     # Sparsity is that of all samples seen, which may be a few more than those analyzed.
     zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
     return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
-
-
-def _slice_process_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
-    """Split the `rows` of some filters, see `LayerMaps.rows`."""
-    assert layer.zeros is not None
-    pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)
-    maps = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
-    return LayerMaps([maps], layer.count, layer.size, layer.zeros[filters], extremes=[extremes])
 
 
 def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limit: int) -> SampleStatistics:

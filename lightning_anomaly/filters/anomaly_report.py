@@ -15,7 +15,7 @@ from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tabular import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
-from lightning_anomaly.filters.layer_table import layer_table_columns, layer_table_rows, layer_table_sentences
+from lightning_anomaly.filters.layer_table import layer_table_rows, layer_table_sentences
 from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, larger, ordered_reasons, scores_by_view
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lightning_anomaly.pages.html_page import BrowserFile
 
+_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
 _FIRST = 5  # samples that a printed report begins with
 
 
@@ -120,9 +121,8 @@ class AnomalyReport(Tabular):
         The score needs no labels. It is the larger one of `look_scores` and `content_scores`, and infinite for samples
         with NaN or infinite maps.
         """
-        zeros = torch.zeros(self.n_samples, device="cpu")
         odd = [view.scores for name, view in self.views.items() if name in ODD_VIEWS]
-        scores = larger(odd) if odd else zeros
+        scores = larger(odd) if odd else torch.zeros(self.n_samples, device="cpu")
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 
@@ -175,7 +175,15 @@ class AnomalyReport(Tabular):
         """
         from pandas import DataFrame
 
-        return DataFrame(layer_table_columns(self.layers))
+        columns: dict[str, list[Any]] = {key: [] for key in ("layer", "filter", "verdict", *_COLUMNS)}
+        for name, layer in self.layers.items():
+            columns["layer"] += [name] * len(layer.verdicts)
+            columns["filter"] += range(len(layer.verdicts))
+            columns["verdict"] += layer.verdicts
+            for key in _COLUMNS:
+                values = getattr(layer, key)
+                columns[key] += (values.sum(1) if values.ndim == 2 else values).tolist()
+        return DataFrame(columns)
 
     def plot(self) -> Figure:
         """Draw a map of all filters, colored by verdict, which notebooks show and `savefig("plot.png")` writes."""

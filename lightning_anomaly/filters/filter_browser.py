@@ -62,6 +62,8 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
     shown = torch.zeros(n_samples, dtype=torch.bool, device="cpu")
     shown[even_order(n_samples)[:count]] = True
     ranks = {place: rank for rank, place in enumerate(clearest_filters(layers, filters))}
+    # Groups are listed if they agree on a sample which more filters single out than chance explains.
+    many = {*most_singled_out(layers)} if layers else set()
     blocks = {}
     for number, (name, layer) in enumerate(layers.items()):
         blocks[f"points-{number}"] = _browser_points(layer, shown)
@@ -86,7 +88,7 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
             }
             for name, view in report.views.items()
         ],
-        "agreements": _browser_agreements(layers),
+        "agreements": [group for group in (agreements(layers) if many else ()) if many & {*group[1]}][:_GROUPS],
         "reactions": _browser_reactions(layers, n_samples),
         "layers": [_browser_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _browser_labels(check_labels(labels, n_samples)),
@@ -94,12 +96,6 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
         "notes": [*report.notes.values(), *_browser_omissions(n_samples, count, [*maps.values()])],
     }
     return index, blocks
-
-
-def _browser_agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[int]]]:
-    """List the groups of filters that agree on a sample which more filters single out than chance explains."""
-    many = most_singled_out(layers).keys() if layers else ()
-    return [group for group in agreements(layers) if not many.isdisjoint(group[1])][:_GROUPS] if many else []
 
 
 def _browser_reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:

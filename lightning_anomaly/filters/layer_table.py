@@ -1,10 +1,9 @@
-"""A report as a table: layers in rows for a console, filters in columns for pandas."""
+"""A report as a table, with layers in rows, and in sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -14,7 +13,6 @@ _MOST_ROWS = 12  # layers in a printed table
 _SPARSE = 0.7  # from this share of zeros on, many filters are flagged without any odd image, see `docs/method.md`
 
 _HEADING = ("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps", "anomaly filters (outlier samples)")
-_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
 
 
 def layer_table_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[str, ...]]:
@@ -51,31 +49,19 @@ def _layer_table_counts(layers: Sequence[LayerReport], measured: bool) -> list[s
 
 def layer_table_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
     """Say how many filters isolate a sample, and how many are flagged, of sparse filters and of others."""
-    verdicts = [verdict for layer in layers.values() for verdict in layer.verdicts]
-    clustered, flagged = (
-        torch.tensor([verdict in kind for verdict in verdicts], device="cpu") for kind in (CLUSTERED, [ANOMALY])
-    )
-    sparse = torch.cat([layer.sparsity for layer in layers.values()]) >= _SPARSE
-    isolating = sum(len(layer.isolated_filters) for layer in layers.values())
+    verdicts = {True: list[str](), False: list[str]()}  # on filters that were clustered, sparse ones and others
+    for layer in layers.values():
+        for verdict, sparsity in zip(layer.verdicts, layer.sparsity.tolist(), strict=True):
+            if verdict in CLUSTERED:
+                verdicts[sparsity >= _SPARSE].append(verdict)
+    clustered = verdicts[True] + verdicts[False]
     share, among_sparse, among_others = (
-        f"{100 * int((flagged & part).sum()) / max(1, int((clustered & part).sum())):.1f}%"
-        for part in (clustered, sparse, ~sparse)
+        f"{100 * part.count(ANOMALY) / max(1, len(part)):.1f}%" for part in (clustered, *verdicts.values())
     )
+    isolating = sum(len(layer.isolated_filters) for layer in layers.values())
     return [
-        f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * int(clustered.sum()))}",
-        f"anomaly filters: {int(flagged.sum())}, {share} of those with varying maps: {among_sparse} where at least "
-        f"{100 * _SPARSE:.0f}% of the values are zero, as sparsity alone makes rare clusters, {among_others} elsewhere",
+        f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * len(clustered))}",
+        f"anomaly filters: {clustered.count(ANOMALY)}, {share} of those with varying maps: {among_sparse} where at "
+        f"least {100 * _SPARSE:.0f}% of the values are zero, as sparsity alone makes rare clusters, {among_others} "
+        "elsewhere",
     ]
-
-
-def layer_table_columns(layers: Mapping[str, LayerReport]) -> dict[str, list[Any]]:
-    """Collect the columns of `AnomalyReport.to_frame`, with an entry for each filter."""
-    columns: dict[str, list[Any]] = {key: [] for key in ("layer", "filter", "verdict", *_COLUMNS)}
-    for name, layer in layers.items():
-        columns["layer"] += [name] * len(layer.verdicts)
-        columns["filter"] += range(len(layer.verdicts))
-        columns["verdict"] += layer.verdicts
-        for key in _COLUMNS:
-            values = getattr(layer, key)
-            columns[key] += (values.sum(1) if values.ndim == 2 else values).tolist()
-    return columns
