@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def gallery_page(
     Tabs without rows are left out. Sentences of the `lead` stand above the lists, `details` are folded.
     """
     index = {"title": title, "lead": lead, "details": details, **gallery_index(tabs, folder)}
-    return assemble_page(_CODE, index, None)
+    return assemble_page(_CODE, index)
 
 
 def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def read_reviewed(path: str | Path | None) -> set[str]:
 
 def name_in_csv(name: str) -> str:
     """Return a name as CSV files have it."""
-    return str(_no_formula(name.encode("utf-8", "backslashreplace").decode()))
+    return str(_csv_cell(name.encode("utf-8", "backslashreplace").decode()))
 
 
 def _csv_columns(tabs: Sequence[Tab]) -> list[str]:
@@ -173,14 +174,12 @@ def _csv_table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
             else:
                 cells = {**vars(row), "class": row.label, "list": tab.name}
                 cells |= {f"{name}_score": score for name, score, *_ in row.bars}
-                table[key] = {column: _csv_cell(cells.get(column)) for column in columns}
-    return {key: {name: _no_formula(value) for name, value in cells.items()} for key, cells in table.items()}
+                table[key] = {column: cells.get(column) for column in columns}
+    return {key: {name: _csv_cell(value) for name, value in cells.items()} for key, cells in table.items()}
 
 
 def _csv_cell(value: Any) -> Any:
-    return "" if isinstance(value, float) and finite_or_none(value) is None else value
-
-
-def _no_formula(value: Any) -> Any:
-    """Begin texts with `./` that a spreadsheet would take for formulas, also after blanks."""
-    return f"./{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+    """Begin texts with `./` that a spreadsheet would take for formulas, also after blanks; NaN and infinity go."""
+    if isinstance(value, str):
+        return f"./{value}" if _FORMULA.match(value) else value
+    return "" if isinstance(value, float) and not math.isfinite(value) else value

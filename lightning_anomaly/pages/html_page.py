@@ -60,7 +60,7 @@ def usual_score(scores: Tensor) -> float:
 
 
 def assemble_page(
-    code: str, index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
+    code: str, index: Mapping[str, Any], images: Tensor | None = None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
     """Return the text of a page, which reads the `index` at once and unpacks `blocks` when it needs them.
 
@@ -70,7 +70,9 @@ def assemble_page(
     placed, sprite = (None, {}) if images is None else _image_sheet(images)
     plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()
     content = {name: zlib.compress(block) for name, block in {"index": plain, **(blocks or {})}.items()} | sprite
-    module, style = _javascript_module(code), _page_file("page.css")
+    joined = "\n".join(_page_file(f"{name}.js") for name in code.split())
+    module = re.sub(r"^(export |import [^;]*;\n)", "", joined, flags=re.MULTILINE)  # of each other
+    style = _page_file("page.css")
     parts = {
         "TITLE": escape(index["title"]),
         "CODE_HASH": _policy_hash(module),
@@ -98,12 +100,6 @@ def _image_sheet(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
     file = io.BytesIO()
     Image.fromarray(sheet.squeeze(2).numpy()).save(file, format="png")
     return {"height": height, "width": width, "columns": columns}, {"sprite": file.getvalue()}
-
-
-def _javascript_module(code: str) -> str:
-    """Join the files into one module, without their imports of each other."""
-    text = "\n".join(_page_file(f"{name}.js") for name in code.split())
-    return re.sub(r"^(export |import [^;]*;\n)", "", text, flags=re.MULTILINE)
 
 
 def _page_file(name: str) -> str:
