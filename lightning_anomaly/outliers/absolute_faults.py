@@ -32,22 +32,18 @@ def pixel_faults(pixels: Tensor) -> Tensor:
 
 def find_faults(answers: Tensor, files: Sequence[str]) -> dict[str, list[int]]:
     """Return the positions of the images that have each fault, by `pixel_faults` `(N, 4)` and their files."""
+    from PIL import Image
+
     found = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
     if 2 * len(found["gray among color"]) > len(files):
         found["gray among color"] = []
-    return {fault: places for fault, places in {**found, **_size_faults(files)}.items() if places}
-
-
-def _size_faults(files: Sequence[str]) -> dict[str, list[int]]:
-    from PIL import Image
-
     sizes = dict[int, tuple[int, int]]()
     for place, file in enumerate(files):
         with suppress(Exception), Image.open(file) as opened:  # broken ones are a list of their own
             sizes[place] = opened.size
     areas = {place: width * height for place, (width, height) in sizes.items()}
     usual = statistics.median(areas.values()) if areas else 0
-    return {
+    found |= {
         f"at most {_PIXELS} pixels along a side": [place for place, size in sizes.items() if min(size) <= _PIXELS],
         f"more than {_NARROW} times as long as wide": [
             p for p, size in sizes.items() if max(size) > _NARROW * min(size)
@@ -56,3 +52,4 @@ def _size_faults(files: Sequence[str]) -> dict[str, list[int]]:
             place for place, area in areas.items() if not usual / _ODD**2 <= area <= usual * _ODD**2
         ],
     }
+    return {fault: places for fault, places in found.items() if places}

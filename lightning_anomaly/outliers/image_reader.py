@@ -64,11 +64,11 @@ class ImageReader:
 
     def batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
         """Describe images, several batches at once if they are small."""
-        class_names = source.class_names if self._class_names is None else self._class_names
+        names = tuple(source.class_names if self._class_names is None else self._class_names)
         steps = -(-len(positions) // source.batch_size)
         batches = iter(track(source.with_whole(positions, describe_whole), steps, description, self._progress))
-        count = max(1, _AT_ONCE // (source.batch_size * source.numel))
-        while group := list(islice(batches, count)):
+        at_once = max(1, _AT_ONCE // (source.batch_size * source.numel))
+        while group := list(islice(batches, at_once)):
             chosen, images, whole = zip(*group, strict=True)
             places = torch.cat(chosen)
             if isinstance(whole[0], Tensor):
@@ -77,7 +77,12 @@ class ImageReader:
                 if self.limits is None:
                     self.thumbnails(joined)
             pixels, fingerprints = zip(*whole, strict=True)
-            statistics = self._statistics(images, SampleStatistics.join(pixels), class_names)
+            if self.feature_layer is None:
+                self._run_model([images[0][:2]])  # finds the layer, for which all convolutions are hooked
+            seen, statistics = SampleStatistics.join(pixels), self._run_model(images)
+            count = 0 if statistics.logits is None else statistics.logits.shape[1]
+            known = names if len(names) == count or (count, len(names)) == (1, 2) else ()
+            statistics = statistics._replace(pixels=seen.pixels, shape=seen.shape, class_names=known)
             unreadable = [row for row, place in enumerate(places.tolist()) if place in source.unreadable]
             for part in (statistics.pixels, statistics.features):
                 if part is not None:
@@ -92,19 +97,6 @@ class ImageReader:
         if self.limits is None:
             self.limits = black_and_white(small)
         return to_bytes(small, self.limits)
-
-    def _statistics(
-        self, batches: Sequence[Tensor], seen: SampleStatistics, class_names: Sequence[str] | None
-    ) -> SampleStatistics:
-        """Run the model on batches of images, and return their statistics, with those `seen` of all whole images."""
-        if self.feature_layer is None:
-            self._run_model([batches[0][:2]])  # finds the layer, for which all convolutions are hooked
-        samples = self._run_model(batches)
-        count = 0 if samples.logits is None else samples.logits.shape[1]
-        names = tuple(class_names or ())
-        if len(names) != count and (count, len(names)) != (1, 2):
-            names = ()
-        return samples._replace(pixels=seen.pixels, shape=seen.shape, class_names=names)
 
     def _run_model(self, batches: Sequence[Tensor]) -> SampleStatistics:
         capture = SampleCapture(self._model, feature_layer=self.feature_layer)

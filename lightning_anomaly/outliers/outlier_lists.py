@@ -45,18 +45,11 @@ class OutlierLists:
             about += f", the largest score first. 95% of the images have a score below {self._usual[view]:.1f}."
             most = len(positions) if name == "label" else top
             lists.append(Tab(name, title, about, self._scored_rows(positions, view, most)))
-        copies = [
-            ("twice", "In several classes", "Identical images, side by side.", report.filed_twice),
-            ("identical", "Identical", "Images with equal pixels.", [g for g in report.duplicates if g.identical]),
-            (
-                "near",
-                "Near duplicates",
-                "One image scaled, turned or saved again, or a still scene twice.",
-                [group for group in report.duplicates if not group.identical],
-            ),
-        ]
-        for name, title, about, groups in copies:
-            lists.append(Tab(name, title, about, self._copy_rows(groups, name != "twice"), copies=True))
+        twice = self._copy_rows(report.filed_twice, can_go=False)
+        identical, near = (
+            self._copy_rows([group for group in report.duplicates if group.identical == same]) for same in (True, False)
+        )
+        about = "One image scaled, turned or saved again, or a still scene twice."
         broken = [
             self.row(position, reason=report.outlier_reasons(position).get("file", "gives NaN or infinite values"))
             for position in report.unusable
@@ -67,6 +60,9 @@ class OutlierLists:
         right += [replace(row, verdict=RIGHT) for row in skipped if self._is_right(row.name)]
         return [
             *lists,
+            Tab("twice", "In several classes", "Identical images, side by side.", twice, copies=True),
+            Tab("identical", "Identical", "Images with equal pixels.", identical, copies=True),
+            Tab("near", "Near duplicates", about, near, copies=True),
             self._faulty(),
             Tab("unreadable", "Cannot be read", "Images that cannot be read, or give no finite values.", broken),
             Tab("skipped", "Skipped", "Files that are no images.", [r for r in skipped if not self._is_right(r.name)]),
@@ -142,7 +138,7 @@ class OutlierLists:
         sides = zip((row.label, row.looks_like), self._report.nearest[row.position].tolist(), strict=True)
         return [(name, [self.row(p) for p in places if p >= 0]) for name, places in sides if places[0] >= 0]
 
-    def _copy_rows(self, groups: Sequence[DuplicateGroup], can_go: bool) -> list[Row]:
+    def _copy_rows(self, groups: Sequence[DuplicateGroup], *, can_go: bool = True) -> list[Row]:
         """Return the rows of groups of duplicates; each but the first says what it is a copy of, and may be spared.
 
         An image that is spared as an identical one is not counted again as a near duplicate.

@@ -131,7 +131,8 @@ class OutlierReport(Tabular):
         ordered = self.p_values[self.p_values.isfinite()].sort().values
         ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
         below = (ordered <= self.false_discovery_rate * ranks / len(ordered) * (1 + _ROUNDING)).nonzero()
-        return self._by_score(self.p_values <= ordered[below[-1, 0]]) if len(below) else []
+        chosen = (self.p_values <= ordered[below[-1, 0]]).tolist() if len(below) else ()
+        return [place for place in self.top(len(chosen)) if chosen[place]] if chosen else []
 
     @property
     def unusable(self) -> list[int]:
@@ -151,7 +152,9 @@ class OutlierReport(Tabular):
         """
         k = check_integer("k", k, 1)
         scores = self.scores if check_one_of("by", by, ("all", *self.views)) == "all" else self.views[by].scores
-        return self._by_score(scores.isfinite(), scores)[:k]
+        order = scores.argsort(descending=True, stable=True)
+        positions: list[int] = order[scores[order].isfinite()][:k].tolist()
+        return positions
 
     @property
     def filed_elsewhere(self) -> list[int]:
@@ -200,11 +203,6 @@ class OutlierReport(Tabular):
                 if self.labels and (own := self.labels[place]):
                     reasons[place] = {"label": words[own]}
         return reasons
-
-    def _by_score(self, chosen: Tensor, scores: Tensor | None = None) -> list[int]:
-        positions, scores = chosen.nonzero()[:, 0], self.scores if scores is None else scores
-        ordered: list[int] = positions[scores[positions].argsort(descending=True, stable=True)].tolist()
-        return ordered
 
     def _reasons(self, position: int) -> str:
         return "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items())

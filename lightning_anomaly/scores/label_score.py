@@ -62,8 +62,8 @@ class Label(NamedTuple):
             return None
         # Wrong labels hardly move a median of the others, but widen the tail that the scores are of.
         clear = -_CLEAR * measures.label[measures.label < 0].median().item()
-        scales = _fit_scale(measures.content[known]), _fit_scale(measures.label[known])
-        return fitted._replace(content=scales[0], label=scales[1], clear=clear)
+        content, label = (Scale.fit(part[known, None]) for part in (measures.content, measures.label))
+        return fitted._replace(content=content, label=label, clear=clear)
 
     def measure(
         self, samples: SampleStatistics, labels: Sequence[str | None], *, left_out: bool = False
@@ -141,9 +141,8 @@ def predicted_label_view(logits: Tensor, labels: Sequence[str | None], classes: 
         return None
     margins = margins_over(targets.clamp(min=0), logits).where(known & logits.isfinite().all(1), torch.nan)
     predicted = [names[index] for index in logits.argmax(1).tolist()]
-    return _label_view(
-        margins, _fit_scale(margins[~margins.isnan()]), labels, predicted, ("", "labeled {}, predicted {}")
-    )
+    scale = Scale.fit(margins[~margins.isnan(), None])
+    return _label_view(margins, scale, labels, predicted, ("", "labeled {}, predicted {}"))
 
 
 def _label_view(
@@ -189,7 +188,3 @@ def class_indices(names: Sequence[str], labels: Sequence[str | None]) -> Tensor:
     """Return the index of each label in the names, -1 if it is none of these."""
     places = {name: place for place, name in enumerate(names)}
     return torch.tensor([-1 if name is None else places.get(name, -1) for name in labels], device="cpu").long()
-
-
-def _fit_scale(measures: Tensor) -> Scale:
-    return Scale.fit(measures[:, None])

@@ -50,8 +50,6 @@ _COLOR = (
     _Property({"fine color patterns": 1, "color": -1}, "", "colors that change from pixel to pixel"),
     _Property({"alike channels": 1}, "an unusual mix of colors", ""),
 )
-
-
 _PLACES = (
     _Property({"ends 0": 1}, "brighter at the bottom", "brighter at the top"),
     _Property({"ends 1": 1}, "brighter at the right", "brighter at the left"),

@@ -102,23 +102,20 @@ class Scale(NamedTuple):
     def fit(cls, measures: Tensor, *, summed: bool = False) -> Scale:
         """Fit to the measures `(n, m)` of ordinary samples."""
         tails = tuple(map(Tail.fit, measures.unbind(1)))
-        return cls(tails, Tail.fit(_joint_surprise(_scale_surprises(tails, measures), summed)), summed)
+        return cls(tails, Tail.fit(_scale_surprises(tails, measures, summed)[1]), summed)
 
     def scores(self, measures: Tensor) -> tuple[Tensor, Tensor]:
         """Compute scores in nats `(n,)`, and which of the measures `(n, m)` is the most surprising `(n,)`."""
-        surprises = _scale_surprises(self.tails, measures)
-        joint = _joint_surprise(surprises, self.summed)
+        surprises, joint = _scale_surprises(self.tails, measures, self.summed)
         scores = self.joint.surprise(joint) if len(self.tails) > 1 else joint
         return torch.where(scores > _MOST, _MOST + (scores / _MOST).log(), scores), surprises.argmax(1)
 
 
-def _joint_surprise(surprises: Tensor, summed: bool) -> Tensor:
-    return surprises.sum(1) if summed else surprises.amax(1)
-
-
-def _scale_surprises(tails: tuple[Tail, ...], measures: Tensor) -> Tensor:
+def _scale_surprises(tails: tuple[Tail, ...], measures: Tensor, summed: bool) -> tuple[Tensor, Tensor]:
+    """Return the surprise of each measure `(n, m)`, and the joint one `(n,)`."""
     columns = zip(tails, measures.unbind(1), strict=True)
-    return torch.stack([tail.surprise(column) for tail, column in columns], 1)
+    surprises = torch.stack([tail.surprise(column) for tail, column in columns], 1)
+    return surprises, surprises.sum(1) if summed else surprises.amax(1)
 
 
 def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
