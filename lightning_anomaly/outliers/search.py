@@ -306,6 +306,10 @@ def _judge_without_copies(
     columns: Mapping[str, Any], groups: Iterable[DuplicateGroup], read: Sequence[Batch], label: Label
 ) -> None:
     """Judge images that are filed in several classes again, so that none speaks against its copies."""
+    filed = columns["filed_under"]
+    groups = [group for group in groups if len({filed[position] for position in group.positions} - {""}) > 1]
+    if not groups:
+        return  # as nearly always: joining what was read takes a copy of all features
     batch, nearest = Batch.join(read), NearestImages.of(read, label.names)
     rows, features = {position: row for row, position in enumerate(batch.positions.tolist())}, batch.samples.features
     for group in groups:
