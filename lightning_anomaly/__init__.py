@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from lightning_anomaly.filters.settings import AnalysisSettings
     from lightning_anomaly.memorization import LabelDoubt, LayerComparison, MemorizationReport, two_sample_test
     from lightning_anomaly.outliers import OutlierDetector, OutlierReport, find_outliers
-    from lightning_anomaly.pages.outlier_figure import outlier_figure
+    from lightning_anomaly.pages.figures import outlier_figure
 else:
 
     def __getattr__(name: str) -> object:
         """Import all of the above at the first use of any, so that `lightning-anomaly --help` need not import torch."""
         if not name.startswith("_"):
-            figures = "filters.filter_figures", "pages.outlier_figure"
+            figures = "filters.filter_figures", "pages.figures"
             for module in ("callbacks", "filters.analyze", *figures, "outliers", "memorization"):
                 found = vars(import_module(f"{__name__}.{module}"))
                 globals().update({public: found[public] for public in __all__ if public in found})

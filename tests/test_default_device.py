@@ -14,7 +14,7 @@ from reports import facts
 from torch import nn
 
 from lightning_anomaly import AnalysisSettings, analyze, find_outliers, two_sample_test
-from lightning_anomaly.pages.outlier_figure import outlier_figure
+from lightning_anomaly.pages.figures import outlier_figure
 from lightning_anomaly.pruning import mask_filters
 
 IMAGES = torch.randn(150, 1, 10, 10, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.filters.analyze import analyze_maps
-from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import MapCapture
 
 FILTERS = 50
 SPECIAL = [

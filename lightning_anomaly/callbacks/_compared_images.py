@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.callbacks._run_loss import RunLoss
-from lightning_anomaly.images.batch_labels import are_renamed, name_labels
-from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.batches import are_renamed, first_tensor, name_labels
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.thumbnails import SIDE, black_and_white, shrink_images, to_bytes

@@ -1,12 +1,16 @@
-"""Turn what fails in a callback's hooks into warnings, so that a monitor never ends a run."""
+"""Turn what fails in a callback's hooks into warnings, so that a monitor never ends a run; say if it takes long."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from time import perf_counter
 from typing import Any, Literal, TypeVar, cast, get_args
+
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_one_of
 from lightning_anomaly._internal.notes import merge_notes
@@ -14,6 +18,7 @@ from lightning_anomaly._internal.processes import rank_and_world, run_together
 
 OnError = Literal["warn", "raise"]
 Hook = TypeVar("Hook", bound=Callable[..., None])
+_SHARE, _SECONDS = 0.1, 1.0  # of the time since the last analysis, and at least: less is not worth a line
 
 
 class Guard:
@@ -90,7 +95,7 @@ def guarded(hook: Hook) -> Hook:
         with self._guard(f"run `{hook.__name__}`"):
             hook(self, *args, **kwargs)
 
-    return cast(Hook, run)
+    return cast("Hook", run)
 
 
 def guarded_until_validation_ends(hook: Hook) -> Hook:
@@ -108,4 +113,27 @@ def guarded_until_validation_ends(hook: Hook) -> Hook:
                 self._guard.keep_failure(error)
                 self._remove_hooks()
 
-    return cast(Hook, run)
+    return cast("Hook", run)
+
+
+class Cost:
+    """Says once if analyses take much of a run's time."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self.begin_fit()
+
+    def begin_fit(self) -> None:
+        self._began: list[float] = []  # when each analysis of this fit began (seconds)
+
+    def begin_analysis(self, seconds: float) -> None:
+        """Say once if the last analysis took `seconds`, more than a tenth of the time since it began.
+
+        The first does not count, as it compiles loops and reads images.
+        """
+        now = perf_counter()
+        period = now - self._began[-1] if len(self._began) > 1 else math.inf
+        if seconds > max(_SECONDS, _SHARE * period) and self._guard.is_first_time("cost"):
+            share = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
+            rank_zero_info(f"{self._guard.name} took {share}: raise `every_n_validations` to cut it.")
+        self._began.append(now)

@@ -15,13 +15,11 @@ from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_maps
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.settings import AnalysisSettings
-from lightning_anomaly.images.batch_labels import BatchLabels, are_renamed, name_labels
-from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.batches import BatchLabels, are_renamed, first_tensor, name_labels
 from lightning_anomaly.images.dataset_facts import class_names, dataset_folder, in_drawn_order
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.network.features import SampleCapture
-from lightning_anomaly.network.forward import most_samples
-from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import MapCapture, most_samples
 from lightning_anomaly.scores.label_score import predicted_label_view
 from lightning_anomaly.scores.pixels import describe_pixels
 

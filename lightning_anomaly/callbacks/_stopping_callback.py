@@ -9,8 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_bool, check_fraction
 from lightning_anomaly.callbacks._guard import Guard, OnError
-from lightning_anomaly.callbacks._lightning_packages import AnyEarlyStopping
-from lightning_anomaly.callbacks._trainer_checks import begin_stage, find_callback
+from lightning_anomaly.callbacks._lightning import AnyEarlyStopping, begin_stage, find_callback
 
 
 class StoppingCallback(AnyEarlyStopping):

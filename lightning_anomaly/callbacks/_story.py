@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly.callbacks._losses import loss_tags, usual_mode
 from lightning_anomaly.filters.agreement import most_singled_out
-from lightning_anomaly.filters.anomaly_report import AnomalyReport
-from lightning_anomaly.filters.layer_table import layer_table_sentences
-from lightning_anomaly.filters.sample_lists import sample_name
+from lightning_anomaly.filters.anomaly_report import AnomalyReport, layer_table_sentences
+from lightning_anomaly.filters.filter_page import sample_name
 from lightning_anomaly.memorization.error_rise import MIN_ERRORS, WINDOW
 from lightning_anomaly.memorization.memorization_report import MemorizationReport
 from lightning_anomaly.pages.html_page import four_digits, usual_score

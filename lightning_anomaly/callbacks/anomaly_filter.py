@@ -6,15 +6,12 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._cost import Cost
-from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
-from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_figures import log_report_figures
-from lightning_anomaly.callbacks._logged_values import LoggedValues
+from lightning_anomaly.callbacks._guard import Cost, Guard, OnError, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._lightning import AnyCallback, begin_stage, check_logging
+from lightning_anomaly.callbacks._logging import LoggedValues, log_report_figures
 from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._run_loss import RunLoss
-from lightning_anomaly.callbacks._trainer_checks import begin_stage, check_logging
 from lightning_anomaly.filters.analyze import KnownLayers
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.fraction_rise import fraction_rise

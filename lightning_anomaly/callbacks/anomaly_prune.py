@@ -10,11 +10,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_anomaly._internal.checks import check_fraction, check_integer
 from lightning_anomaly._internal.processes import gather_results
 from lightning_anomaly.callbacks._guard import Guard, OnError, guarded
-from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
-from lightning_anomaly.callbacks._trainer_checks import MisconfiguredTrainer, begin_stage, check_logging, find_callback
+from lightning_anomaly.callbacks._lightning import (
+    AnyCallback,
+    MisconfiguredTrainer,
+    begin_stage,
+    check_logging,
+    find_callback,
+)
+from lightning_anomaly.callbacks._logging import LoggedValues, without_module_logging
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.batches import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask

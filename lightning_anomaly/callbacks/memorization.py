@@ -12,13 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_compared_images
-from lightning_anomaly.callbacks._cost import Cost
-from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
-from lightning_anomaly.callbacks._lightning_packages import AnyCallback
-from lightning_anomaly.callbacks._logged_values import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._guard import Cost, Guard, OnError, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._lightning import AnyCallback, begin_stage, check_logging
+from lightning_anomaly.callbacks._logging import LoggedValues, without_module_logging
 from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._run_loss import RunLoss
-from lightning_anomaly.callbacks._trainer_checks import begin_stage, check_logging
 from lightning_anomaly.images.image_source import ImageSource, loader_of
 from lightning_anomaly.memorization.comparison import check_groups, compare_outputs
 from lightning_anomaly.memorization.error_rise import MIN_ERRORS, ErrorRise

@@ -6,14 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lightning_anomaly.callbacks._lightning import find_callback
 from lightning_anomaly.callbacks._story import Checkpoint, Rows, Story
-from lightning_anomaly.callbacks._trainer_checks import find_callback
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.memorization import MemorizationCallback
 from lightning_anomaly.callbacks.memorization_early_stopping import MemorizationEarlyStopping
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
-from lightning_anomaly.filters.filter_browser import FILTER_CODE, filter_browser_content
-from lightning_anomaly.filters.sample_lists import sample_lists
+from lightning_anomaly.filters.filter_page import FILTER_CODE, filter_browser_content, sample_lists
 from lightning_anomaly.memorization.loss_trend import GAP
 from lightning_anomaly.memorization.memorization_report import SHOWN
 from lightning_anomaly.pages.gallery import Tab, gallery_index

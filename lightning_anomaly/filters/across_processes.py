@@ -19,8 +19,7 @@ from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.layer_report import LayerReport, join_layer_parts
 from lightning_anomaly.filters.settings import AnalysisSettings
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
-from lightning_anomaly.network.forward import most_samples, usable_layers
-from lightning_anomaly.network.layer_maps import LayerMaps
+from lightning_anomaly.network.layer_maps import LayerMaps, most_samples, usable_layers
 from lightning_anomaly.scores.views import SampleView
 
 

@@ -18,16 +18,22 @@ from lightning_anomaly._internal.threads import torch_in_threads
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.isolation import isolated_samples
 from lightning_anomaly.filters.kept_maps import keep_maps
-from lightning_anomaly.filters.layer_report import NONFINITE, LayerReport, join_layer_parts
+from lightning_anomaly.filters.layer_report import (
+    NONFINITE,
+    LayerReport,
+    join_layer_parts,
+    outlier_samples,
+    shown_clustering,
+    smallest_share,
+    verdicts_of,
+)
 from lightning_anomaly.filters.pca import reduce_maps
 from lightning_anomaly.filters.settings import AnalysisSettings, checked_settings
-from lightning_anomaly.filters.verdicts import outlier_samples, shown_clustering, smallest_share, verdicts_of
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.thumbnails import draw_images
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
-from lightning_anomaly.network.forward import run_model, usable_layers
-from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layer_maps import LayerMaps, join_batches
+from lightning_anomaly.network.forward import run_model
+from lightning_anomaly.network.layer_maps import LayerMaps, MapCapture, join_batches, usable_layers
 from lightning_anomaly.network.layers import convolution_notes, select_layers
 from lightning_anomaly.scores.pixels import describe_pixels
 from lightning_anomaly.scores.views import SampleView, view_samples

@@ -1,9 +1,7 @@
 """Cluster each filter's points by mixtures of 2, 3, ... components, and compute the index of each clustering.
 
-No function changes its arguments, and a filter's result does not depend on other filters. The compiled loops are in
-`em_loops.py` and `kmeans_loops.py`. Their inner loops run over samples, without branches or calls, on arrays that stay
-in the first-level cache, so that the compiler can vectorize them. Sums may be reordered ("reassoc"), but in the same
-way for every filter.
+No function changes its arguments, and a filter's result does not depend on other filters. Compiled loops are in
+`mixture_loops.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.compilation import announce_compilation
-from lightning_anomaly.filters import em_loops, kmeans_loops
+from lightning_anomaly.filters import mixture_loops as loops
 from lightning_anomaly.filters.settings import AnalysisSettings
 
 # scikit-learn's defaults
@@ -62,7 +60,7 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
     labels = torch.zeros(filters, len(numbers), samples, dtype=torch.int64, device=points.device)
     index = points.new_zeros(filters, len(numbers))
     if filters and samples > 2:
-        announce_compilation(em_loops.expectation_maximization)
+        announce_compilation(loops.expectation_maximization)
         centers = draw_centers(points, settings.n_init, numbers[-1], settings.seed)
         for place, k in enumerate(numbers):
             start = cluster_parameters(points, kmeans(points, centers[:, :, :k]), k)
@@ -88,7 +86,7 @@ def draw_centers(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Ten
     in_order = np.sort(points.contiguous().numpy().view(np.complex128)[..., 0], axis=1)
     xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
     centers = np.empty((len(xs), n_init, n_clusters, 2))
-    kmeans_loops.draw_centers_loop(xs, ys, uniform.numpy(), centers)
+    loops.draw_centers_loop(xs, ys, uniform.numpy(), centers)
     return torch.from_numpy(centers)
 
 
@@ -100,14 +98,14 @@ def kmeans(points: Tensor, centers: Tensor) -> Tensor:
     """
     xs, ys = _coordinates(points)
     labels = np.zeros(xs.shape, np.int64)
-    kmeans_loops.lloyd_loop(xs, ys, np.array(centers.numpy(), order="C"), labels)
+    loops.lloyd_loop(xs, ys, np.array(centers.numpy(), order="C"), labels)
     return torch.from_numpy(labels)
 
 
 def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_covar: float = REG_COVAR) -> Parameters:
     """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)` by one M-step."""
     sizes, means, covariances = cluster_moments(points, labels, n_components)
-    count = sizes + em_loops.EMPTY
+    count = sizes + loops.EMPTY
     xx, xy, yy = covariances.unbind(2)
     l11 = (xx + reg_covar).sqrt()  # the covariance is L L^T, and U is the transposed inverse of L
     l21 = xy / l11
@@ -126,11 +124,11 @@ def fit_mixtures(
     xs, ys = _coordinates(points)
     filters, samples = xs.shape
     weights, means, factors = start
-    w, mu, u = (np.array(part.numpy(), order="C") for part in (weights, means, factors * em_loops.SCALE))
+    w, mu, u = (np.array(part.numpy(), order="C") for part in (weights, means, factors * loops.SCALE))
     bounds, n_iter, converged = np.empty(filters), np.zeros(filters, np.int64), np.zeros(filters, np.bool_)
     labels = np.empty((filters, samples), np.int64)
-    em_loops.expectation_maximization(xs, ys, w, mu, u, max_iter, tol, reg_covar, bounds, n_iter, converged, labels)
-    return MixtureFit(*map(torch.from_numpy, (w, mu, u / em_loops.SCALE, bounds, labels, n_iter, converged)))
+    loops.expectation_maximization(xs, ys, w, mu, u, max_iter, tol, reg_covar, bounds, n_iter, converged, labels)
+    return MixtureFit(*map(torch.from_numpy, (w, mu, u / loops.SCALE, bounds, labels, n_iter, converged)))
 
 
 def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
@@ -160,7 +158,7 @@ def cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Te
     `points` are `(F, N, 2)`, `labels` `(F, N)`. Empty clusters give zeros.
     """
     moments = np.zeros((len(points), n_clusters, 6))
-    kmeans_loops.cluster_moments_loop(*_coordinates(points), labels.contiguous().numpy(), moments)
+    loops.cluster_moments_loop(*_coordinates(points), labels.contiguous().numpy(), moments)
     tensor = torch.from_numpy(moments)
     return tensor[..., 0], tensor[..., 1:3], tensor[..., 3:]
 

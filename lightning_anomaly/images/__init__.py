@@ -1,6 +1,5 @@
 """Images of a tensor, a Dataset, a DataLoader or a folder, read by their positions; and small copies of them."""
 
-from lightning_anomaly.images.folder_classes import classes_and_splits
-from lightning_anomaly.images.folder_images import FolderImages, load_image
+from lightning_anomaly.images.folder_images import FolderImages, classes_and_splits, load_image
 
 __all__ = ["FolderImages", "classes_and_splits", "load_image"]

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.batch_labels import BatchLabels, name_labels
-from lightning_anomaly.images.batch_tensors import WithWholeImage, collate_whole, first_tensor
+from lightning_anomaly.images.batches import BatchLabels, WithWholeImage, collate_whole, first_tensor, name_labels
 from lightning_anomaly.images.dataset_facts import (
     class_names,
     class_targets,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 
 import torch
@@ -12,7 +10,6 @@ from torch.nn import functional
 
 SIDE = 64  # longest side of a small image (pixels)
 _PIXELS = 6_000_000  # in all images of a page together; a browser unpacks each to four bytes
-_LOSSLESS = 128  # longest side of a picture that is stored as it is (pixels)
 
 
 def shrink_images(samples: Tensor, side: int) -> Tensor:
@@ -56,14 +53,3 @@ def draw_images(images: Tensor) -> Tensor:
     """Draw the small images `(N, C, H, W)` of a page, uint8 `(N, H, W, C)`; many have shorter sides."""
     small = shrink_images(images, max(1, min(SIDE, math.isqrt(_PIXELS // len(images)))))
     return to_bytes(small, black_and_white(small))
-
-
-def data_uri(image: Tensor, side: int = 256) -> str:
-    """Store an image, uint8 `(H, W, C)` with one or three channels, in an address, reduced to `side` pixels."""
-    from PIL import Image
-
-    picture, file = Image.fromarray(image.squeeze(2).numpy()), io.BytesIO()
-    picture.thumbnail((side, side))
-    kind = "png" if max(picture.size) <= _LOSSLESS else "jpeg"
-    picture.save(file, kind, quality=85)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
-from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.batches import first_tensor
 from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.image_source import ImageSource, image_hashes
 from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, load_like, sampler_of, shuffles

@@ -16,7 +16,7 @@ from lightning_anomaly.memorization.memorization_report import MemorizationRepor
 from lightning_anomaly.memorization.ranks import MIN_SAMPLES
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import run_model
-from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import MapCapture
 from lightning_anomaly.network.step_loss import Scores
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lightning_anomaly.scores.label_score import class_indices, margins_over
-from lightning_anomaly.scores.ridge import Ridge
+from lightning_anomaly.scores.label_score import Ridge, class_indices, margins_over
 
 SURE = 0.3  # share of the images that look like a class, with the largest leads: what they contradict is wrong
 HARD = 0.1  # share of contradicted labels beyond the wrong ones, up to which a network knows the classes

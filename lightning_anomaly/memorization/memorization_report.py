@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.tabular import Tabular, listed
-from lightning_anomaly.images.thumbnails import data_uri
 from lightning_anomaly.memorization.label_doubts import LabelDoubt, LabelMargins
 from lightning_anomaly.memorization.ranks import SIGNIFICANCE, permutation_p_value
 from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
-from lightning_anomaly.pages.html_page import write_page
+from lightning_anomaly.pages.html_page import data_uri, write_page
 
 SHOWN = 64  # images on the page
 

@@ -22,8 +22,7 @@ from lightning_anomaly.memorization.ranks import (
     rank_test,
     responding_filters,
 )
-from lightning_anomaly.network.forward import usable_layers
-from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import MapCapture, usable_layers
 from lightning_anomaly.network.layers import convolution_notes, find_logits_call, select_layers
 from lightning_anomaly.network.step_loss import Scores
 

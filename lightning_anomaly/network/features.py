@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.images.batch_tensors import named_tensors
+from lightning_anomaly.images.batches import named_tensors
 from lightning_anomaly.images.thumbnails import SIDE, shrink_images
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly._internal.progress import track
+from lightning_anomaly._internal.random_state import isolated_torch_state
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.network.hooks import MapCapture, evaluating
-from lightning_anomaly.network.layer_maps import LayerMaps
+from lightning_anomaly.network.layer_maps import MapCapture
 
 
 def copy_for_model(images: Tensor, model: nn.Module) -> Tensor:
@@ -67,29 +66,20 @@ def run_model(
                 take_output(output)
 
 
-def most_samples(maps: Mapping[str, LayerMaps]) -> int:
-    """Return the number of maps that most layers without a problem gave; 0 if none gave any."""
-    counts = Counter(layer.count for layer in maps.values() if layer.count and layer.problem is None)
-    return counts.most_common(1)[0][0] if counts else 0
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Switch a model to evaluation mode and yield its modules; restore their flags and torch's random state at the end.
 
-
-def usable_layers(
-    maps: Mapping[str, LayerMaps], expected: int | None = None
-) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
-    """Return the layers with a map of every sample, the number of samples, and notes on the other layers.
-
-    Without an `expected` number of samples, it is that of most layers.
+    Every run of a model by this package happens inside.
     """
-    n_samples = most_samples(maps) if expected is None else expected
-    usable: dict[str, LayerMaps] = {}
-    notes: dict[str, str] = {}
-    for name, layer in maps.items():
-        problem = layer.problem or (None if layer.batches else "it was never called")
-        if problem is None and layer.count != n_samples:
-            others = "most layers gave" if expected is None else "the samples are"
-            problem = f"it gave {layer.count} maps where {others} {n_samples}"
-        if problem:
-            notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
-        else:
-            usable[name] = layer
-    return usable, n_samples, notes
+    with isolated_torch_state():
+        flags = [(module, module.training) for module in model.modules()]
+        try:
+            for module, training in flags:  # not `model.eval()`, which a model may override
+                if training:  # as setting an attribute of a module takes long
+                    module.training = False
+            yield [module for module, _ in flags]
+        finally:
+            for module, training in flags:
+                if module.training != training:
+                    module.training = training

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_anomaly.images.batch_tensors import first_tensor
-from lightning_anomaly.network.hooks import compiled_models_eager
+from lightning_anomaly.images.batches import first_tensor
+from lightning_anomaly.network.layer_maps import compiled_models_eager
 from lightning_anomaly.network.layers import modules_by_name
 
 # What losses of classes are given, by the names of torch's functions.

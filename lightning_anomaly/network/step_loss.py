@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.images.batch_labels import class_numbers, label_columns, labels_at
-from lightning_anomaly.images.batch_tensors import first_tensor, named_tensors
+from lightning_anomaly.images.batches import class_numbers, first_tensor, label_columns, labels_at, named_tensors
 from lightning_anomaly.network.forward import isolated_calls
 from lightning_anomaly.network.layers import find_logits_call
 from lightning_anomaly.network.loss_watch import (

@@ -17,37 +17,31 @@ from torch.utils.data import DataLoader
 
 from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
-from lightning_anomaly.images.batch_tensors import WithWholeImage
+from lightning_anomaly.images.batches import WithWholeImage
 from lightning_anomaly.images.folder_images import FolderImages
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.fingerprints import Fingerprints
-from lightning_anomaly.outliers.image_reader import ImageReader, open_scaled
-from lightning_anomaly.outliers.outlier_report import OutlierReport
-from lightning_anomaly.outliers.search import (
+from lightning_anomaly.outliers.fitting import (
+    MAX_REFERENCE,
     MIN_REFERENCE,
     DetectorState,
     ReferenceImages,
     fit_to_reference,
-    join_columns,
-    make_outlier_report,
-    score_source,
-    search_source,
-    search_without_reference,
+    fit_to_searched,
 )
+from lightning_anomaly.outliers.image_reader import ImageReader, open_scaled
+from lightning_anomaly.outliers.outlier_report import OutlierReport
+from lightning_anomaly.outliers.search import join_columns, make_outlier_report, score_source, search_source
 from lightning_anomaly.pages.gallery import read_reviewed
 from lightning_anomaly.scores.content_score import Content
-from lightning_anomaly.scores.label_score import Label
-from lightning_anomaly.scores.look_score import Look
-from lightning_anomaly.scores.mahalanobis import RobustGaussian
-from lightning_anomaly.scores.pixel_words import PixelWords
-from lightning_anomaly.scores.ridge import Ridge
-from lightning_anomaly.scores.scale import Scale, Tail, TwoTails, conformal_p_values
+from lightning_anomaly.scores.distributions import RobustGaussian, Scale, Tail, TwoTails, conformal_p_values
+from lightning_anomaly.scores.label_score import Label, Ridge
+from lightning_anomaly.scores.look_score import Look, PixelWords
 from lightning_anomaly.scores.views import FittedView
 
-_MAX_REFERENCE = 4000
-_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 13
+_FORMAT, _VERSION = "lightning_anomaly.OutlierDetector", 14
 _SAVED: list[Any] = [  # what a file holds beside tensors and plain values
     Content, DetectorState, FeatureLayer, Fingerprints, FittedView, Label, Look, PixelWords, ReferenceImages, Ridge,
     RobustGaussian, Scale, Tail, TwoTails,
@@ -91,7 +85,7 @@ class OutlierDetector:
         reference: Any,
         *,
         batch_size: int | None = None,
-        max_reference: int = _MAX_REFERENCE,
+        max_reference: int = MAX_REFERENCE,
         progress: bool | None = None,
     ) -> OutlierDetector:
         """Fit to a reference of ordinary images, and return the detector.
@@ -326,7 +320,7 @@ def find_outliers(
     *,
     class_names: Sequence[str] | None = None,
     batch_size: int | None = None,
-    max_reference: int = _MAX_REFERENCE,
+    max_reference: int = MAX_REFERENCE,
     labels: Sequence[Any] | None = None,
     reviewed: str | Path | None = None,
     progress: bool | None = None,
@@ -375,6 +369,7 @@ def find_outliers(
     limit = check_integer("max_reference", max_reference, MIN_REFERENCE)
     source = open_scaled(images, "images", batch_size, labels=labels)
     reader = ImageReader(model, detector.class_names, progress)
-    report = replace(search_without_reference(reader, source, limit), reviewed=right)
+    state, notes, read = fit_to_searched(reader, source, limit)
+    report = replace(search_source(reader, source, state, notes, read=read), reviewed=right)
     warn_of(report.notes)
     return report

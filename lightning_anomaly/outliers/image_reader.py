@@ -14,7 +14,7 @@ from lightning_anomaly.images.image_source import ImageSource, scaled
 from lightning_anomaly.images.thumbnails import black_and_white, shrink_images, to_bytes
 from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import copy_for_model, isolated_calls
-from lightning_anomaly.network.hooks import hooked
+from lightning_anomaly.network.layer_maps import hooked
 from lightning_anomaly.outliers.fingerprints import Fingerprints
 from lightning_anomaly.scores.pixels import describe_pixels
 

@@ -8,24 +8,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_one_of
 from lightning_anomaly._internal.tabular import Tabular, listed
-from lightning_anomaly.images.folder_images import read_image
-from lightning_anomaly.images.thumbnails import data_uri
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
-from lightning_anomaly.outliers.outlier_lists import OutlierLists
+from lightning_anomaly.outliers.outlier_page import OutlierLists
 from lightning_anomaly.pages.gallery import Tab, gallery_page, write_csv
 from lightning_anomaly.pages.html_page import BrowserFile, write_page
 from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, ordered_reasons, scores_by_view
 
 TOP = 100  # images in the lists of look and content, by default
-# Sides of the copies on the page: of the first images of each list, of the others, and of those beside one.
-_LARGE, _SMALL, _BESIDE = 512, 256, 144
-_LARGE_COUNT = 24
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
 
 
@@ -259,7 +253,7 @@ class OutlierReport(Tabular):
             The file; a notebook shows the page.
         """
         tabs = self.tabs(check_integer("top", top, 1))
-        self._draw_rows(tabs, top)
+        OutlierLists(self).draw_rows(tabs, top)
         found = [f"{tab.count:,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
         odd = "the oddest come first in look and content" if self.views else ""
         lead = [
@@ -272,28 +266,6 @@ class OutlierReport(Tabular):
         title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
         details = [sentence for sentence in self._sentences() if sentence not in lead]
         return write_page(path, gallery_page(title, lead, tabs, Path(path).parent, details))
-
-    def _draw_rows(self, tabs: Sequence[Tab], top: int) -> None:
-        """Give the first rows of each list small copies of their images, and of those to compare them with."""
-        drawn, lists = dict[tuple[int, int], str | None](), OutlierLists(self)
-        for tab in tabs:
-            for place, row in enumerate(tab.rows[:top]):
-                row.nearest = lists.nearest_rows(row) if tab.name in ("label", "perhaps") else ()
-                beside = [(other, _BESIDE) for _, others in row.nearest for other in others]
-                for each, side in [(row, _LARGE if place < _LARGE_COUNT else _SMALL), *beside]:
-                    if each.position is not None:
-                        if (key := (each.position, side)) not in drawn:
-                            drawn[key] = self._picture(each.path, each.position, side)
-                        each.picture = drawn[key]
-
-    def _picture(self, file: str, position: int, side: int) -> str | None:
-        """Draw a small copy of an image's file, or of what was read, if there is one."""
-        try:
-            image = read_image(file, side, self.whites)
-        except Exception:
-            kept = self.pictures.get(position)
-            return None if kept is None else data_uri(kept, side)
-        return data_uri(torch.from_numpy(np.array(image)), side)
 
     def _table_rows(self) -> list[tuple[str, ...]]:
         top = self.top(10)

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+_LOSSLESS = 128  # longest side of a picture that is stored as it is (pixels)
 _FRAME = "box-sizing:border-box;width:100%;height:760px;border:1px solid #8884;border-radius:8px"
 
 
@@ -109,3 +110,14 @@ def _page_file(name: str) -> str:
 def _policy_hash(text: str) -> str:
     """Hash a part for the page's content security policy, so that code in a name never runs."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def data_uri(image: Tensor, side: int = 256) -> str:
+    """Store an image, uint8 `(H, W, C)` with one or three channels, in an address, reduced to `side` pixels."""
+    from PIL import Image
+
+    picture, file = Image.fromarray(image.squeeze(2).numpy()), io.BytesIO()
+    picture.thumbnail((side, side))
+    kind = "png" if max(picture.size) <= _LOSSLESS else "jpeg"
+    picture.save(file, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

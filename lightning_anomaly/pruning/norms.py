@@ -12,8 +12,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_anomaly.network.forward import isolated_calls
-from lightning_anomaly.network.hooks import compiled_models_eager, evaluating
+from lightning_anomaly.network.forward import evaluating, isolated_calls
+from lightning_anomaly.network.layer_maps import compiled_models_eager
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
 from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS
 

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from torch.special import entr
 
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.scores.mahalanobis import RobustGaussian
+from lightning_anomaly.scores.distributions import RobustGaussian
 
 _MIN_SAMPLES = 8
 _NEIGHBORS = 1024  # images among which neighbors are sought

@@ -109,4 +109,4 @@ def _pixel_grain(second: _Floats, variance: _Floats) -> _Floats:
         place = int(share * sizes.shape[1])
         sizes.partition(place, 1)
         quantiles.append(sizes[:, place].copy())
-    return cast(_Floats, np.log(quantiles + _FINEST * np.sqrt(variance) + _TINY))
+    return cast("_Floats", np.log(quantiles + _FINEST * np.sqrt(variance) + _TINY))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.content_score import Content
+from lightning_anomaly.scores.distributions import NOTICED, SURPRISING, Scale
 from lightning_anomaly.scores.look_score import Look
-from lightning_anomaly.scores.scale import NOTICED, SURPRISING, Scale
 
 VIEWS = "look", "content", "label"  # the last one where classes are known
 ODD_VIEWS = VIEWS[:2]  # of which an outlier score is the larger one

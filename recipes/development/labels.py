@@ -29,8 +29,8 @@ from lightning_anomaly.images import FolderImages
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import load_pretrained
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader, open_scaled
+from lightning_anomaly.scores.distributions import SURPRISING, conformal_p_values
 from lightning_anomaly.scores.label_score import Label, LabelMeasures
-from lightning_anomaly.scores.scale import SURPRISING, conformal_p_values
 from lightning_anomaly.scores.views import view_samples
 
 _DRAWS, _ODD, _OTHERS, _SPLITS = 3, 10, 4, 20

@@ -29,10 +29,10 @@ from torch.nn import functional
 
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import isolated_calls
-from lightning_anomaly.network.hooks import hooked
+from lightning_anomaly.network.layer_maps import hooked
 from lightning_anomaly.scores.content_score import two_class_logits
+from lightning_anomaly.scores.distributions import conformal_p_values
 from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
-from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images

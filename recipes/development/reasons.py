@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_anomaly.scores.pixel_words import PixelWords
+from lightning_anomaly.scores.look_score import PixelWords
 from lightning_anomaly.scores.pixels import pixel_statistics
 from recipes.common.damage import GROUPS, Damage, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images

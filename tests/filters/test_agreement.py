@@ -8,7 +8,7 @@ from reports import layer
 
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.filters.agreement import agreements, most_singled_out
-from lightning_anomaly.filters.sample_lists import sample_lists
+from lightning_anomaly.filters.filter_page import sample_lists
 
 
 def flagged(*sets: list[int], samples: int = 60) -> AnomalyReport:

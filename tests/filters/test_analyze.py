@@ -14,7 +14,7 @@ from lightning_anomaly import AnalysisSettings, analyze
 from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import analyze_maps
 from lightning_anomaly.network.features import SampleCapture
-from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import MapCapture
 from lightning_anomaly.network.layers import select_layers
 
 DEFAULT = AnalysisSettings(rectify=False)

@@ -10,7 +10,7 @@ from reports import contents, layer
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.filter_browser import filter_browser_text
+from lightning_anomaly.filters.filter_page import filter_browser_text
 from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
 from lightning_anomaly.network.layer_maps import LayerMaps
 from lightning_anomaly.pages.html_page import usual_score
@@ -42,7 +42,7 @@ def read_points(raw: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarray, 
 
 @pytest.mark.parametrize("shown", [100, 1000])
 def test_points_are_stored_with_4096_levels_and_thinned_if_there_are_too_many(monkeypatch, shown):
-    monkeypatch.setattr("lightning_anomaly.filters.filter_browser._POINTS", 5 * shown)
+    monkeypatch.setattr("lightning_anomaly.filters.filter_page._POINTS", 5 * shown)
     report = made_up(5, 1000, outliers=3)
     conv = report.layers["conv"]
     conv.isolated[:, [1, 7]] = True

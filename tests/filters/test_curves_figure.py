@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_anomaly.filters.curves_figure import curves_figure
+from lightning_anomaly.filters.filter_figures import curves_figure
 
 NAMES = {"training": "train_loss", "validation": "val_loss"}
 

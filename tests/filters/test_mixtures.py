@@ -10,6 +10,7 @@ import zoo
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.filters.layer_report import first_largest
 from lightning_anomaly.filters.mixtures import (
     MixtureFit,
     calinski_harabasz,
@@ -17,7 +18,6 @@ from lightning_anomaly.filters.mixtures import (
     cluster_parameters,
     fit_mixtures,
 )
-from lightning_anomaly.filters.verdicts import first_largest
 
 FEW = {"n_init": 4}
 

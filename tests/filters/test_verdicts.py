@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from lightning_anomaly.filters.mixtures import Clustering
-from lightning_anomaly.filters.verdicts import (
+from lightning_anomaly.filters.layer_report import (
     first_largest,
     outlier_samples,
     rare_samples,
     shown_clustering,
     smallest_share,
 )
+from lightning_anomaly.filters.mixtures import Clustering
 
 
 def sizes(*counts: int) -> torch.Tensor:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.filters.analyze import analyze_maps
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layer_maps import LayerMaps
+from lightning_anomaly.network.layer_maps import LayerMaps, MapCapture
 
 
 def _clustered(filters: int, samples: int, generator: torch.Generator) -> Tensor:

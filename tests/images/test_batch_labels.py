@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_anomaly._internal.checks import check_labels
-from lightning_anomaly.images.batch_labels import BatchLabels
+from lightning_anomaly.images.batches import BatchLabels
 from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
 from lightning_anomaly.images.image_source import ImageSource
 

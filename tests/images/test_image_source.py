@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_anomaly.images.batch_tensors import first_tensor
+from lightning_anomaly.images.batches import first_tensor
 from lightning_anomaly.images.image_source import ImageSource, WithWholeImage, image_hashes
 
 IMAGES = torch.rand(3, 1, 4, 4)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_anomaly.network.features import FeatureLayer, SampleCapture
-from lightning_anomaly.network.hooks import MapCapture, hooked
+from lightning_anomaly.network.layer_maps import MapCapture, hooked
 from lightning_anomaly.scores.pixels import describe_pixels, pixel_statistics
 
 

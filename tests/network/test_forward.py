@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly import analyze, two_sample_test
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.forward import run_model
-from lightning_anomaly.network.hooks import MapCapture
+from lightning_anomaly.network.layer_maps import MapCapture
 from lightning_anomaly.network.layers import select_layers
 
 IMAGES = torch.randn(150, 1, 9, 9, generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from trainers import hook_count
 
-from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layer_maps import LayerMaps, pool_maps
+from lightning_anomaly.network.layer_maps import LayerMaps, MapCapture, pool_maps
 from lightning_anomaly.network.layers import select_layers
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))

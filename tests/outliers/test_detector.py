@@ -16,11 +16,11 @@ from torch.utils.data import Dataset, Subset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
-from lightning_anomaly.images.batch_tensors import WithWholeImage
+from lightning_anomaly.images.batches import WithWholeImage
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
+from lightning_anomaly.scores.distributions import conformal_p_values
 from lightning_anomaly.scores.pixels import pixel_names
-from lightning_anomaly.scores.scale import conformal_p_values
 from lightning_anomaly.scores.views import fit_views, larger, score_views
 
 DIGITS = torch.from_numpy(load_digits().images).float()[:, None] / 16
@@ -203,7 +203,7 @@ def test_a_file_that_is_none_is_refused(fitted, tmp_path):
     state = torch.load(tmp_path / "detector.pt", weights_only=False)
     torch.save({name: part for name, part in state.items() if name != "fit"}, tmp_path / "lacking.pt")
     for name in ("text", "old", "list", "cut", "empty", "lacking"):
-        with pytest.raises(ValueError, match=rf"version 13. Found '{name}.pt'"):
+        with pytest.raises(ValueError, match=rf"version 14. Found '{name}.pt'"):
             OutlierDetector.load(tmp_path / f"{name}.pt", classifier())
     with pytest.raises(FileNotFoundError):
         OutlierDetector.load(tmp_path / "nothing.pt", classifier())

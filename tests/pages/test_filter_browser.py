@@ -10,8 +10,8 @@ from reports import contents
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.filters.filter_browser import filter_browser_text
 from lightning_anomaly.filters.filter_figures import clearest_filters
+from lightning_anomaly.filters.filter_page import filter_browser_text
 
 
 def flagged(report: AnomalyReport) -> tuple[str, int, int]:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from reports import contents, table
 
-from lightning_anomaly.images.thumbnails import data_uri
 from lightning_anomaly.pages.gallery import COLUMNS, MOVE, Row, Tab, gallery_page, name_in_csv, read_reviewed, write_csv
+from lightning_anomaly.pages.html_page import data_uri
 
 NAMES = ["a b#1?.png", "50%/ä:ö.png", "=1+1.png"]
 

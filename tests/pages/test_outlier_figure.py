@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from figures import pixels
 
-from lightning_anomaly.pages.outlier_figure import outlier_figure
+from lightning_anomaly.pages.figures import outlier_figure
 
 N = 60
 IMAGES = torch.randint(0, 256, (N, 5, 4, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

@@ -7,8 +7,8 @@ from sklearn.metrics import average_precision_score
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
+from lightning_anomaly.scores.distributions import conformal_p_values
 from lightning_anomaly.scores.label_score import Label, predicted_label_view
-from lightning_anomaly.scores.scale import conformal_p_values
 
 
 def drawn(count: int, seed: int = 0, classes: int = 3, width: int = 12) -> tuple[SampleStatistics, list[str | None]]:

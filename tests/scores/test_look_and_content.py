@@ -13,9 +13,17 @@ from torch import Tensor, nn
 
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.scores.content_score import Content
-from lightning_anomaly.scores.mahalanobis import RobustGaussian, _most_normal_powers, shrunk_covariance
+from lightning_anomaly.scores.distributions import (
+    SURPRISING,
+    RobustGaussian,
+    Scale,
+    Tail,
+    TwoTails,
+    _most_normal_powers,
+    conformal_p_values,
+    shrunk_covariance,
+)
 from lightning_anomaly.scores.pixels import pixel_names, pixel_statistics
-from lightning_anomaly.scores.scale import SURPRISING, Scale, Tail, TwoTails, conformal_p_values
 from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
 
 

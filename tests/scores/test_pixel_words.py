@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lightning_anomaly.scores.pixel_words import PixelWords
+from lightning_anomaly.scores.look_score import PixelWords
 from lightning_anomaly.scores.pixels import describe_pixels, pixel_names, pixel_statistics
 from recipes.common.damage import DAMAGES
 from recipes.development.reasons import ACCEPTED, PLAIN, reasons_of, words_of

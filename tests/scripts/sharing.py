@@ -17,8 +17,7 @@ from lightning_anomaly.filters import across_processes
 from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import analyze_maps
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.network.hooks import MapCapture
-from lightning_anomaly.network.layer_maps import LayerMaps
+from lightning_anomaly.network.layer_maps import LayerMaps, MapCapture
 
 SETTINGS = AnalysisSettings(n_init=3, max_components=3, rare_fraction=0.05, max_map_side=3)
 NOTES = {"from": "the caller"}

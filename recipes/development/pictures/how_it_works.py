@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_anomaly import AnomalyReport, analyze
 from lightning_anomaly.filters.filter_figures import VERDICT_COLORS, clearest_filters
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.pages.figure_style import COMPONENT_COLORS
+from lightning_anomaly.pages.figures import COMPONENT_COLORS
 from recipes.common.data import load_images, make_loaders, mean_and_std, normalize, split
 from recipes.common.module import Classifier
 from recipes.common.networks import build

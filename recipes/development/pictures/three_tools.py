@@ -23,7 +23,7 @@ from torchvision.transforms.functional import to_tensor
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.filters.agreement import most_singled_out
 from lightning_anomaly.images import FolderImages
-from lightning_anomaly.pages.figure_style import COMPONENT_COLORS, new_figure
+from lightning_anomaly.pages.figures import COMPONENT_COLORS, new_figure
 from recipes import quickstart
 from recipes.common.options import one_sentence_errors, quiet
 

@@ -6,6 +6,7 @@ each layer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,7 @@ from lightning_anomaly.filters.agreement import agreements, most_singled_out
 from lightning_anomaly.filters.filter_figures import clearest_filters
 from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.filters.sample_lists import sample_lists
-from lightning_anomaly.pages.gallery import gallery_index
+from lightning_anomaly.pages.gallery import Row, Tab, gallery_index
 from lightning_anomaly.pages.html_page import assemble_page, finite_or_none, four_digits, usual_score
 
 FILTER_CODE = (
@@ -208,3 +208,38 @@ def _browser_omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> li
             f"{samples:,} samples: its outliers, its most and least active samples, and others."
         )
     return notes
+
+
+def sample_lists(report: Any) -> list[Tab]:
+    """Return the lists of an `AnomalyReport`."""
+    odd = [_sample_row(report, sample) for sample in report.by_outlier_score if report.views]
+    counts = most_singled_out(report.layers) if report.measured else {}
+    found = [_sample_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
+    about = "More filters isolate them, or have them in a rare cluster, than chance explains."
+    return [
+        Tab("strangest samples", "Samples", "Validation samples, the strangest first.", odd),
+        Tab("singled out", "Singled out", about, found),
+    ]
+
+
+def sample_name(report: Any, sample: int) -> str:
+    """Name a sample by its file, if that is known."""
+    return f"sample {sample}" if report.names is None else report.names[sample]
+
+
+def _sample_row(report: Any, sample: int, note: str = "") -> Row:
+    reasons = report.outlier_reasons(sample)
+    return Row(
+        sample_name(report, sample),
+        sample,
+        "" if report.names is None else os.path.abspath(os.path.join(report.folder, report.names[sample])),
+        label=("" if report.labels is None else report.labels[sample]) or "",
+        score=finite_or_none(report.outlier_scores[sample].item()),
+        reason="; ".join(reasons.values()),
+        note=note,
+        bars=[
+            (name, view.scores[sample].item(), usual_score(view.scores), reasons.get(name, ""))
+            for name, view in report.views.items()
+        ],
+        sample=sample,
+    )

@@ -1,4 +1,4 @@
-"""The lists of a search: what a person should look at."""
+"""The lists of a search and their pictures: what a person should look at."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from lightning_anomaly._internal.tabular import listed
+from lightning_anomaly.images.folder_images import read_image
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import RIGHT, Row, Tab, name_in_csv
-from lightning_anomaly.pages.html_page import usual_score
+from lightning_anomaly.pages.html_page import data_uri, usual_score
 
+# Sides of the copies on the page: of the first images of each list, of the others, and of those beside one.
+_LARGE, _SMALL, _BESIDE = 512, 256, 144
+_LARGE_COUNT = 24
 _SCORED = {
     "look": ("Look", "Images whose pixels are unlike those of the others"),
     "content": ("Content", "Images in which the network sees something else than in the others, or of their class"),
@@ -131,7 +138,7 @@ class OutlierLists:
         score, reason = report.views[view].scores[position].item(), report.views[view].reasons[position]
         return self.row(position, score=score, reason=reason, note=note, group=group)
 
-    def nearest_rows(self, row: Row) -> list[tuple[str, list[Row]]]:
+    def _nearest_rows(self, row: Row) -> list[tuple[str, list[Row]]]:
         """Return the images that are nearest to one that looks like another class: of its class, and of that one."""
         if row.position is None or self._report.nearest is None:
             return []
@@ -174,3 +181,25 @@ class OutlierLists:
         rows = [self.row(place, reason="; ".join(why)) for place, why in found.items() if place not in self._right]
         counts = "; ".join(f"{fault}: {len(places):,}" for fault, places in self._report.faults.items())
         return Tab("faults", "Dark, plain or tiny", f"Whatever the others are. {counts.capitalize()}.", rows)
+
+    def draw_rows(self, tabs: Sequence[Tab], top: int) -> None:
+        """Give the first rows of each list small copies of their images, and of those to compare them with."""
+        drawn = dict[tuple[int, int], str | None]()
+        for tab in tabs:
+            for place, row in enumerate(tab.rows[:top]):
+                row.nearest = self._nearest_rows(row) if tab.name in ("label", "perhaps") else ()
+                beside = [(other, _BESIDE) for _, others in row.nearest for other in others]
+                for each, side in [(row, _LARGE if place < _LARGE_COUNT else _SMALL), *beside]:
+                    if each.position is not None:
+                        if (key := (each.position, side)) not in drawn:
+                            drawn[key] = self._picture(each.path, each.position, side)
+                        each.picture = drawn[key]
+
+    def _picture(self, file: str, position: int, side: int) -> str | None:
+        """Draw a small copy of an image's file, or of what was read, if there is one."""
+        try:
+            image = read_image(file, side, self._report.whites)
+        except Exception:
+            kept = self._report.pictures.get(position)
+            return None if kept is None else data_uri(kept, side)
+        return data_uri(torch.from_numpy(np.array(image)), side)

@@ -1,0 +1,100 @@
+"""What callbacks need of Lightning: base classes for both of its packages, how a stage begins, and checks."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning_utilities.core import rank_zero
+
+from lightning_anomaly.callbacks._logging import LoggedValues
+
+# Both packages log through this module, and the last one imported takes it over: undo that.
+_before = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
+from lightning.pytorch.callbacks import Callback, EarlyStopping  # noqa: E402
+
+if "pytorch_lightning" in sys.modules:
+    vars(rank_zero).update(_before)
+
+
+class AnyCallback(Callback):
+    """A callback of `lightning`, and of `pytorch_lightning` if that is imported before a callback is made.
+
+    The Trainers of the two packages each take only their own classes.
+    """
+
+    log_key_prefix: str
+    _fitting: bool | None = None  # see `begin_stage`
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        _add_other_bases()
+        super().__init__(*arguments, **options)
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        key = f"{type(self).__name__}[{self.log_key_prefix}]"
+        # Contains an identity until `setup`, whose error for two equal prefixes is clearer than the Trainer's.
+        return f"{key} {id(self)}" if self._fitting is None else key
+
+
+class AnyEarlyStopping(EarlyStopping):
+    """An `EarlyStopping` of the same packages."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        _add_other_bases()
+        super().__init__(*arguments, **options)
+
+
+def _add_other_bases() -> None:
+    """Add the bases of `pytorch_lightning`, if that is imported already: importing it here would take over the log."""
+    other: Any = sys.modules.get("pytorch_lightning.callbacks")
+    if other is not None and not issubclass(AnyCallback, other.Callback):
+        # Ends the chain of `super().__init__()`: its class would set the same attributes again.
+        last = type("EarlyStopping", (other.EarlyStopping,), {"__init__": lambda self: None})
+        AnyCallback.__bases__ = (Callback, other.Callback)
+        AnyEarlyStopping.__bases__ = (EarlyStopping, last)
+
+
+_add_other_bases()  # for LightningCLI, which looks at the class before it makes one
+
+
+class MisconfiguredTrainer(MisconfigurationException, ValueError):
+    """Lightning's exception, and a ValueError for `pytorch_lightning`, which has another one of that name."""
+
+
+def begin_stage(callback: Any, trainer: Any, stage: str) -> None:
+    """Reset a callback if a fit begins at step 0; a checkpoint, which is loaded next, continues another.
+
+    A Trainer that has fitted before goes on from its last step. The callback warns again if a module is validated.
+    """
+    callback._fitting = stage == "fit"  # None before a first stage
+    if not callback._fitting:
+        callback._guard.forget_warnings()
+    elif trainer.global_step == 0:
+        callback._reset()
+
+
+def check_logging(callback: Any, trainer: Any, pl_module: Any, stage: str) -> None:
+    """Raise if another callback logs under the same prefix, or if a process may have no validation batch."""
+    prefix = callback.log_key_prefix
+    for other in trainer.callbacks:
+        values = vars(other).get("_values")
+        if other is not callback and isinstance(values, LoggedValues) and values.prefix == prefix:
+            needed = "Parameter `log_key_prefix` should be different for each callback of a Trainer"
+            raise MisconfiguredTrainer(f"{needed}. Found {prefix!r} twice.")
+    flag = "allow_zero_length_dataloader_with_multiple_devices"
+    owners = (pl_module, trainer.datamodule) if stage in ("fit", "validate") and trainer.world_size > 1 else ()
+    if any(getattr(owner, flag, False) for owner in owners):
+        name = type(callback).__name__
+        raise MisconfiguredTrainer(f"{name} needs validation batches in every process. Found `{flag} = True`.")
+
+
+def find_callback(trainer: Any, kind: type[Any], needed_by: str = "") -> Any:
+    """Return the Trainer's first callback of a kind; without one raise if it is `needed_by` another, or return None."""
+    found = next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+    if found is None and needed_by:
+        sentence = f"{needed_by} should be used with {kind.__name__} among the Trainer's callbacks. Found none."
+        raise MisconfiguredTrainer(sentence)
+    return found
