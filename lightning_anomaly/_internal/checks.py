@@ -1,7 +1,5 @@
 """Check arguments: TypeError for a wrong type, ValueError for a wrong value of the right type.
 
-Errors name the argument, the value found and the values allowed.
-
 Each check returns the value as a plain Python type: NumPy's numbers are allowed too, but checkpoints that are read with
 `weights_only=True` and JSON can only hold plain values.
 """
@@ -73,14 +71,11 @@ def check_text(name: str, value: Any) -> str:
 
 
 def check_labels(labels: Sequence[Any], count: int) -> list[Any]:
-    """Return the labels of `count` images, None for NaN, from a list, tensor, array or column of a table.
-
-    Raise TypeError or ValueError unless it has one for each image.
-    """
+    """Return the labels of `count` images, None for NaN, from a list, tensor, array or column of a table."""
     sized = hasattr(labels, "__len__")
-    found = len(labels) if sized else type(labels).__name__
-    if found != count:
-        raise _error(sized, f"Parameter `labels` should have {count} entries, one for each image. Found {found}.")
+    size = len(labels) if sized else type(labels).__name__
+    if size != count:
+        raise _error(sized, f"Parameter `labels` should have {count} entries, one for each image. Found {size}.")
     # A column of a table has NaN for a missing label, which turns its integers into floating-point numbers.
     plain = [value.tolist() if hasattr(value, "tolist") else value for value in labels]
     numbers = [int(value) if isinstance(value, float) and value.is_integer() else value for value in plain]

@@ -19,9 +19,8 @@ from torch import Tensor
 def share_nothing(connection: int) -> None:
     """Share no place in a file, and no connection but one, with the process that was forked.
 
-    Reading moves the place from which both read on: the run would read wrong bytes of an archive that is kept open. So
-    files are opened again, as they were. Both would take from a connection, which counts its records if it is
-    encrypted. So it is lost, and whoever uses it gets an error.
+    Reading moves the place for both: the run would read wrong bytes of an archive that is kept open. So files are
+    opened again, as they were. Both would take from a connection, so it is lost: whoever uses it gets an error.
     """
     if not os.path.isdir("/proc/self/fd"):
         return  # not on Linux

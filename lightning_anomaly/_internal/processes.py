@@ -23,10 +23,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gather_results(work: Callable[[], T]) -> list[T]:
-    """Run `work` in every process and return all results by rank; they are pickled.
-
-    If it fails in one process, all raise: that process its own error, the others a RuntimeError.
-    """
+    """Run `work` in every process and return all results by rank, pickled; if it fails in one process, all raise."""
     world = rank_and_world()[1]
     if world == 1:
         return [work()]
@@ -56,20 +53,18 @@ def even_slices(count: int, world: int) -> list[slice]:
 
 
 def sample_order(counts: Sequence[int], limit: int) -> Tensor:
-    """Return the order in which one process would have seen the samples of all, the first `limit` of them.
+    """Return the order `(N,)` in which one process would have seen the samples of all, process 0's numbered first.
 
-    `DistributedSampler` deals samples out one by one: sample i of process r is sample `i * world + r` of all. The
-    indices `(N,)` count the `counts[0]` samples of process 0 first, then those of process 1, and so on.
+    `DistributedSampler` deals samples out one by one: sample i of process r is sample `i * world + r` of all.
     """
     dealt = [torch.arange(count, device="cpu") * len(counts) + rank for rank, count in enumerate(counts)]
     return torch.cat(dealt).argsort()[:limit]
 
 
 def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
-    """Send each process its slice of the filters, and receive this process's slice `(f, n, V)` from each.
+    """Send each process its slice of the rows `(F, n, V)` that `make` returns, and receive ours `(f, n, V)` from each.
 
-    `make` returns the rows `(F, n, V)` of this process's samples; `F`, `V` and the type are the same everywhere, even
-    if `n` is 0. `slices` are the filters and `counts` the samples of each process.
+    `F`, `V` and the type are the same everywhere, even if `n`, the number of samples in `counts`, is 0.
     """
     rank, _ = rank_and_world()
     sizes = [part.stop - part.start for part in slices]

@@ -13,14 +13,10 @@ _Value = TypeVar("_Value")
 
 
 def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item]) -> Iterator[_Value]:
-    """Map a function that calls torch or compiled loops on the CPU over items, in Python's threads.
+    """Map a function that calls torch or compiled loops on the CPU over items, in Python's threads and in order.
 
-    Results come in order; all work begins when the first result is requested, and the threads end with the last one.
-    Until then torch has one thread in the caller, too.
-
-    Torch and compiled loops release the interpreter's lock. Torch's own threads wait for each other after every
-    operation, which takes most of the time if operations are small. Numba's threads would abort any process that forks
-    later, such as a DataLoader with workers.
+    Torch's own threads wait for each other after every operation, which takes most of the time if operations are small.
+    Numba's threads would abort any process that forks later, such as a DataLoader with workers.
     """
     threads, items = torch.get_num_threads(), list(items)
     if min(threads, len(items)) < 2:

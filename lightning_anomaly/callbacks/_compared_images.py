@@ -65,10 +65,7 @@ def read_compared_images(
     batch: Any,
     loss: RunLoss,
 ) -> ComparedImages:
-    """Read the images once, those of the run without augmentation, and find what may be wrong with them.
-
-    `given` are `train_inputs` and `val_inputs`, None for those of the Trainer; `batch` is the first of a validation.
-    """
+    """Read the images once, those of the run without augmentation, and find what may be wrong with them."""
     prepared = loss.told.prepared
     opened, notes = partial(_open_compared, trainer, pl_module, given, batch_size, sample_size), {}
     try:
@@ -114,9 +111,9 @@ def _known_labels(
     own, other, numbers = loss.labels("train"), loss.labels("val"), train.batch_labels.numbers
     renamed = own.classes is not None or are_renamed(numbers.get(own.column, {}), train.targets)
     names = () if renamed or len(train.class_names) != loss.told.n_classes else train.class_names
-    labels = own.at(numbers, places), other.at(val.batch_labels.numbers, val_places)
-    named = [name_labels(found, names) for found in labels]
-    return KnownLabels(named[0], named[1], names, places, train.names, own.problem, train.folder)
+    labels = name_labels(own.at(numbers, places), names)
+    val_labels = name_labels(other.at(val.batch_labels.numbers, val_places), names)
+    return KnownLabels(labels, val_labels, names, places, train.names, own.problem, train.folder)
 
 
 def _trainer_data(trainer: Any, given: Mapping[str, Any]) -> list[Any]:

@@ -45,8 +45,10 @@ class Guard:
 
     def refuse_fabric(self, fabric: Any) -> None:
         """Raise TypeError: Fabric calls no other hook, and whoever calls them has no Trainer."""
-        found = f"{type(fabric).__name__}: call `analyze` in your own loop"
-        raise TypeError(f"{self.name} should be among the callbacks of a Trainer. Found {found}.")
+        found = type(fabric).__name__
+        raise TypeError(
+            f"{self.name} should be among the callbacks of a Trainer. Found {found}: call `analyze` in your own loop."
+        )
 
     def warn(self, key: str, message: str) -> None:
         """Warn once for each key."""
@@ -99,10 +101,7 @@ def guarded(hook: Hook) -> Hook:
 
 
 def guarded_until_validation_ends(hook: Hook) -> Hook:
-    """Postpone an exception of a hook, and skip such hooks until the validation ends.
-
-    All processes meet there; if one left earlier, the others would wait forever.
-    """
+    """Postpone an exception of a hook, and skip such hooks, until the validation ends, where all processes meet."""
 
     @wraps(hook)
     def run(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -127,11 +126,9 @@ class Cost:
         self._began: list[float] = []  # when each analysis of this fit began (seconds)
 
     def begin_analysis(self, seconds: float) -> None:
-        """Say once if the last analysis took `seconds`, more than a tenth of the time since it began.
-
-        The first does not count, as it compiles loops and reads images.
-        """
+        """Say once if the last analysis took `seconds`, more than a tenth of the time since it began."""
         now = perf_counter()
+        # The first does not count, as it compiles loops and reads images.
         period = now - self._began[-1] if len(self._began) > 1 else math.inf
         if seconds > max(_SECONDS, _SHARE * period) and self._guard.is_first_time("cost"):
             share = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"

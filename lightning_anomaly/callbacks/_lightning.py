@@ -19,10 +19,7 @@ if "pytorch_lightning" in sys.modules:
 
 
 class AnyCallback(Callback):
-    """A callback of `lightning`, and of `pytorch_lightning` if that is imported before a callback is made.
-
-    The Trainers of the two packages each take only their own classes.
-    """
+    """A callback of `lightning`, and of `pytorch_lightning` if that is imported before; each takes only its own."""
 
     log_key_prefix: str
     _fitting: bool | None = None  # see `begin_stage`
@@ -65,10 +62,7 @@ class MisconfiguredTrainer(MisconfigurationException, ValueError):
 
 
 def begin_stage(callback: Any, trainer: Any, stage: str) -> None:
-    """Reset a callback if a fit begins at step 0; a checkpoint, which is loaded next, continues another.
-
-    A Trainer that has fitted before goes on from its last step. The callback warns again if a module is validated.
-    """
+    """Reset a callback if a fit begins at step 0; otherwise it goes on, or a checkpoint is loaded next."""
     callback._fitting = stage == "fit"  # None before a first stage
     if not callback._fitting:
         callback._guard.forget_warnings()
@@ -93,8 +87,8 @@ def check_logging(callback: Any, trainer: Any, pl_module: Any, stage: str) -> No
 
 def find_callback(trainer: Any, kind: type[Any], needed_by: str = "") -> Any:
     """Return the Trainer's first callback of a kind; without one raise if it is `needed_by` another, or return None."""
-    found = next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
-    if found is None and needed_by:
+    first = next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+    if first is None and needed_by:
         sentence = f"{needed_by} should be used with {kind.__name__} among the Trainer's callbacks. Found none."
         raise MisconfiguredTrainer(sentence)
-    return found
+    return first

@@ -36,10 +36,7 @@ class LoggedValues:
         self._log_layers = False
 
     def begin_validation(self, last: Mapping[str, float], layers: Iterable[str] = (), *, chosen: bool = False) -> None:
-        """Begin a validation with the `last` values, but for those of layers that the module no longer has.
-
-        Layers are logged one by one if the user has `chosen` them, or if they are few.
-        """
+        """Begin with the `last` values, but for those of layers that the module no longer has."""
         self._layers = list(layers)
         self._log_layers = chosen or len(self._layers) <= _MOST_LAYERS
         kept = self._neutral.keys() | {f"layer/{name}" for name in self._layers}
@@ -123,11 +120,10 @@ def _draw_figures(report: AnomalyReport, history: list[dict[str, Any]]) -> Itera
 
 
 def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
-    """Log a figure, with CSVLogger as a PNG file; slashes in the name make groups or folders.
+    """Log a figure, with CSVLogger as a PNG file, on global rank 0 and guarded; slashes in the name make groups.
 
-    A logger is recognized by the methods of its type, because `lightning` and `pytorch_lightning` have two sets of
-    classes. Lightning's dummy loggers answer to every name, but their types do not. Call this on global rank 0 only,
-    and guarded: a logger may fail.
+    A logger is recognized by the methods of its type, as there are two packages' classes, and dummy loggers answer to
+    every name.
     """
     experiment: Any = getattr(logger, "experiment", None)
     file = re.sub(r"[^\w./=-]", "_", f"{name}/step={step:06d}.png")  # a path that every file system allows

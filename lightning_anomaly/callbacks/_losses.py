@@ -15,14 +15,8 @@ _HIGHER = {"acc", "accuracy", "precision", "recall", "f", "auc", "auroc", "iou",
 def loss_tags(names: Iterable[str]) -> dict[str, str]:
     """Find the "training" and the "validation" loss, if any, among the names in `logged_metrics`.
 
-    A loss has a word that ends in "loss", and its kind is one of its words. Without such a word it is a training loss
-    if it has at most one other word (`loss`, `nll_loss`). Of several losses of a kind, prefer in this order: fewest
-    other words, "total" not counted; a word for the kind; an epoch's mean, then no suffix, then a step's value; the
-    first dataloader.
-
-    Examples:
-        >>> loss_tags(["train_loss_step", "train_loss_epoch", "epoch", "val_loss", "val_accuracy", "test_loss"])
-        {'training': 'train_loss_epoch', 'validation': 'val_loss'}
+    Of several, prefer in this order: fewest other words, "total" not counted; a word for the kind; an epoch's mean,
+    then no suffix, then a step's value; the first dataloader.
     """
     ranked = sorted(loss for loss in map(_loss_rank, names) if loss is not None)
     best = {kind: name for kind, _, name in reversed(ranked)}
@@ -30,12 +24,7 @@ def loss_tags(names: Iterable[str]) -> dict[str, str]:
 
 
 def validation_losses(names: Iterable[str]) -> list[str]:
-    """Find the validation losses with the fewest other words; of one logged by step and by epoch, the preferred name.
-
-    Examples:
-        >>> validation_losses(["val_loss", "val_kl_loss"]), validation_losses(["val_kl_loss", "val_nll_loss"])
-        (['val_loss'], ['val_kl_loss', 'val_nll_loss'])
-    """
+    """Find the validation losses with the fewest other words, each logged by step and by epoch by one name."""
     ranked = sorted(loss for loss in map(_loss_rank, names) if loss is not None and loss[0] == "validation")
     best = {re.sub("[/_](step|epoch|dataloader_idx_.*)", "", name): name for _, _, name in reversed(ranked)}
     return sorted(name for _, rank, name in ranked if name in best.values() and rank[0] == ranked[0][1][0])
@@ -44,8 +33,7 @@ def validation_losses(names: Iterable[str]) -> list[str]:
 def remember_logged(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
     """Add what the module logs at a validation, and its losses, to their entries of the history; a collective call.
 
-    The values of a validation and of a training step are known when the validation ends. The mean training loss of an
-    epoch is known later: when the next epoch starts, or the fit ends.
+    The mean training loss of an epoch is known after the validation: when the next epoch starts, or the fit ends.
     """
     loop, metrics = trainer.fit_loop.epoch_loop, trainer.logged_metrics
     if history and not epoch_ended:
@@ -65,11 +53,11 @@ def remember_logged(history: list[dict[str, Any]], trainer: Any, epoch_ended: bo
             owners[-1].setdefault("logged", {})[name] = float(metrics[name])
 
 
-def usual_mode(name: str) -> str:
+def mode_by_name(name: str) -> str:
     """Return "min" for a metric that is better if lower, by its name, "max" for the opposite; empty if unknown.
 
     Examples:
-        >>> usual_mode("val/ce_loss"), usual_mode("val_F1"), usual_mode("val_temperature")
+        >>> mode_by_name("val/ce_loss"), mode_by_name("val_F1"), mode_by_name("val_temperature")
         ('min', 'max', '')
     """
     words = set(_words(name))
@@ -88,7 +76,10 @@ def _words(name: str) -> list[str]:
 
 
 def _loss_rank(name: str) -> tuple[str, tuple[int, ...], str] | None:
-    """Return the kind of a loss, its rank (lower is better) and its name; None if it is no loss."""
+    """Return the kind of a loss, its rank (lower is better) and its name; None if no word of it ends in "loss".
+
+    Without a word for its kind it is a training loss if it has at most one other word (`loss`, `nll_loss`).
+    """
     base, _, loader = name.partition("/dataloader_idx_")
     words = _words(base)
     if not any(word.endswith(("loss", "losses")) for word in words):

@@ -37,7 +37,6 @@ class StoppingCallback(AnyEarlyStopping):
         self._begin_fit()
 
     def _begin_fit(self) -> None:
-        """Begin without a reason to stop."""
         self._announced = False
         self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lightning_anomaly._internal.tabular import listed
-from lightning_anomaly.callbacks._losses import loss_tags, usual_mode
+from lightning_anomaly.callbacks._losses import loss_tags, mode_by_name
 from lightning_anomaly.filters.agreement import most_singled_out
 from lightning_anomaly.filters.anomaly_report import AnomalyReport, layer_table_sentences
-from lightning_anomaly.filters.filter_page import sample_name
 from lightning_anomaly.memorization.error_rise import MIN_ERRORS, WINDOW
 from lightning_anomaly.memorization.memorization_report import MemorizationReport
 from lightning_anomaly.pages.html_page import four_digits, usual_score
@@ -70,7 +69,7 @@ class Story:
         return {at: value for at, value in enumerate(self.column(name)) if math.isfinite(value)}
 
     def _mode(self, name: str) -> str:
-        return self._modes.get(name) or usual_mode(name)
+        return self._modes.get(name) or mode_by_name(name)
 
     def best(self, name: str) -> int | None:
         """Return the validation with the best value of a metric; None if it is not known what is better."""
@@ -78,10 +77,7 @@ class Story:
         return (min if mode == "min" else max)(values, key=values.__getitem__) if values and mode else None
 
     def tell_best(self, checkpoints: Mapping[str, Checkpoint]) -> None:
-        """Tell when the metrics of checkpoints and the validation loss were best, and which weights to use.
-
-        The first of these metrics decides.
-        """
+        """Tell when the metrics of checkpoints and the validation loss were best; the first one decides on weights."""
         names = dict.fromkeys([*checkpoints, self._loss, *self._modes, *self._metrics])
         known = [name for name in names if self.best(name) is not None]
         for name in [name for name in known if name in checkpoints or name == self._loss] or known[:1]:
@@ -114,10 +110,7 @@ class Story:
         self.tell("Validation loss" if name == self._loss else name, text)
 
     def tell_gap(self, threshold: float, problem: str) -> None:
-        """Tell when a gap between training and validation images opened, if it did, and whether it is harm.
-
-        Without a comparison the `problem` is told.
-        """
+        """Tell when a gap between training and validation images opened, and whether it is harm, or the `problem`."""
         rises = self._finite("output/rise")
         ratio = "ratio of the errors that the network expects on validation and on training images"
         few_at_the_end = bool(self.rows[-1].get("output/few_errors"))
@@ -161,22 +154,22 @@ class Story:
             note = "" if report is None else report.notes.get("labels", "")
             self.tell("Labels", f"Not measured: {note}" if note else f"Not measured{why}")
             return
-        looked, found = len(report.doubts), report.labels_in_doubt
+        looked, in_doubt = len(report.doubts), report.labels_in_doubt
         text = f"How many of {looked:,} training labels are wrong cannot be estimated from this network."
         link = "#/training%20labels", "Look at the most doubtful, and tick those that are wrong"
-        if found is not None:
-            share = f"{len(found) / looked:.1%}"
-            text = f"{len(found):,} of {looked:,} training labels that were looked at are in doubt ({share})."
-        if found:
-            self.actions.append((f"{len(found):,} training labels are in doubt.", *link))
-        self.tell("Labels", text, *(() if found else link))
+        if in_doubt is not None:
+            share = f"{len(in_doubt) / looked:.1%}"
+            text = f"{len(in_doubt):,} of {looked:,} training labels that were looked at are in doubt ({share})."
+        if in_doubt:
+            self.actions.append((f"{len(in_doubt):,} training labels are in doubt.", *link))
+        self.tell("Labels", text, *(() if in_doubt else link))
 
     def tell_samples(self, report: AnomalyReport) -> None:
         """Tell which samples are the strangest, and why."""
         scores, told = report.outlier_scores, list[str]()
         for sample in report.by_outlier_score[:_NAMED]:
             facts = "; ".join([f"score {scores[sample]:.1f}", *report.outlier_reasons(sample).values()])
-            told.append(f"{sample_name(report, sample)} ({facts})")
+            told.append(f"{report.sample_name(sample)} ({facts})")
         if not report.views:
             self.tell("Samples", "Not measured: no sample has a score.")
             return
@@ -190,20 +183,17 @@ class Story:
             self.tell("Filters", f"Not measured. {' '.join(report.notes.values())}".strip())
             return
         many, filters = most_singled_out(report.layers), sum(len(layer.verdicts) for layer in report.layers.values())
-        named = [f"{sample_name(report, sample)} ({count:,})" for sample, count in [*many.items()][:_NAMED]]
-        found = "No sample is singled out by more filters than chance explains."
+        named = [f"{report.sample_name(sample)} ({count:,})" for sample, count in [*many.items()][:_NAMED]]
+        singled_out = "No sample is singled out by more filters than chance explains."
         if many:
-            found = f"More of the {filters:,} filters than chance explains single out {listed(named)}."
+            singled_out = f"More of the {filters:,} filters than chance explains single out {listed(named)}."
             text = f"{len(many):,} validation samples are singled out by more filters than chance explains."
             self.actions.append((text, "#/singled%20out", "Look at them, and tick what does not belong"))
         counts = layer_table_sentences(report.layers)[-1]
-        self.tell("Filters", f"{found} {counts[0].upper()}{counts[1:]}.", "#/overview", "See the filters")
+        self.tell("Filters", f"{singled_out} {counts[0].upper()}{counts[1:]}.", "#/overview", "See the filters")
 
     def story_curves(self, threshold: float) -> dict[str, Any]:
-        """Return the curves with values, on one axis of epochs, or of steps if an epoch has several validations.
-
-        A line is its name, its values and the place of the best one, if that is known.
-        """
+        """Return the curves with values; a line is its name, its values and the place of the best one, if known."""
         shares = {name: all(0 <= value <= 1 for value in self._finite(name).values()) for name in self._metrics}
         panels = [("Loss", False, {name: name for name in self.losses.values()})]
         panels += [(name, share and self._mode(name) == "max", {"": name}) for name, share in shares.items()]

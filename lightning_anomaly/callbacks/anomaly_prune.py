@@ -176,8 +176,8 @@ class AnomalyPruneCallback(AnyCallback):
         for key, note in self.mask.add(masked, norms=norms, optimizers=trainer.optimizers).items():
             self._guard.warn(key, note)
         self._done = True
-        found = ", ".join(f"'{layer}' {sorted(filters)}" for layer, filters in masked.items())
-        rank_zero_info(f"AnomalyPruneCallback masked before epoch {trainer.current_epoch}: {found or 'no filter'}.")
+        listing = ", ".join(f"'{layer}' {sorted(filters)}" for layer, filters in masked.items())
+        rank_zero_info(f"AnomalyPruneCallback masked before epoch {trainer.current_epoch}: {listing or 'no filter'}.")
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

@@ -32,10 +32,9 @@ def analyze_across_processes(
     limit: int,
     known: KnownLayers | None = None,
 ) -> AnomalyReport:
-    """Analyze the maps of all processes; a collective call, also for a process without maps.
+    """Analyze the maps of at most `limit` samples of all processes, and remove them as they are sent.
 
-    Each process passes the maps and the statistics of its samples. Maps are removed as they are sent. At most `limit`
-    samples of all are analyzed. The notes are the same everywhere, and so is the report.
+    A collective call, also for a process without maps; the notes are the same everywhere, and so is the report.
     """
     rank, world = rank_and_world()
 
@@ -47,9 +46,13 @@ def analyze_across_processes(
     usable, n_samples, left_out = usable_layers(layers)
     counts = {name: [header[name].count for header in headers] for name in usable}
     slices = {name: even_slices(layer.batches[0].shape[1], world) for name, layer in usable.items()}
-    joined = run_together(lambda: _join_samples(statistics, [most_samples(header) for header in headers], limit))
 
-    received = {}
+    def join_samples() -> SampleStatistics:
+        seen = [most_samples(header) for header in headers]
+        parts = [part for part, count in zip(statistics, seen, strict=True) if count]
+        return SampleStatistics.join(parts).select(sample_order(seen, limit)) if parts else SampleStatistics()
+
+    joined, received = run_together(join_samples), {}
     for name, layer in usable.items():
         # A process without maps sends none, of the same shape.
         received[name] = exchange_filters(
@@ -69,8 +72,8 @@ def analyze_across_processes(
         return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics(), known=known)
 
     parts, views = zip(*gather_results(analyze), strict=True)
-    found = {name: join_layer_parts([part[name] for part in parts if name in part]) for name in usable}
-    return make_anomaly_report(found, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
+    reports = {name: join_layer_parts([part[name] for part in parts if name in part]) for name in usable}
+    return make_anomaly_report(reports, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
 
 
 def _process_header(layer: LayerMaps) -> LayerMaps:
@@ -96,9 +99,3 @@ def _join_process_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps
     # Sparsity is that of all samples seen, which may be a few more than those analyzed.
     zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
     return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
-
-
-def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limit: int) -> SampleStatistics:
-    """Join the statistics of all samples."""
-    filled = [part for part, count in zip(parts, counts, strict=True) if count]
-    return SampleStatistics.join(filled).select(sample_order(counts, limit)) if filled else SampleStatistics()

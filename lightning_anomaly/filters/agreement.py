@@ -24,10 +24,10 @@ def singled_out(layers: Mapping[str, LayerReport]) -> Tensor:
 
 
 def agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[int]]]:
-    """Group filters that agree with one of them, and list groups of two or more filters, the largest first.
+    """List groups of filters that agree with one of them, numbered through all layers, and their samples.
 
-    Two filters agree if at least half of the samples that either singles out are singled out by both. A group has its
-    filters, numbered through all layers, and the samples that at least half of them single out.
+    Two filters agree if at least half of the samples that either singles out are singled out by both. The samples of a
+    group are those that at least half of its filters single out. The largest group comes first.
     """
     chosen = singled_out(layers) if layers else torch.zeros(0, 0, dtype=torch.bool, device="cpu")
     sizes = chosen.sum(1)
@@ -36,14 +36,14 @@ def agreements(layers: Mapping[str, LayerReport]) -> list[tuple[list[int], list[
     members, sizes = chosen[numbers].float(), sizes[numbers]
     shared = members @ members.T
     agree = shared >= _SHARED * (sizes[:, None] + sizes - shared)
-    counts, found = agree.sum(1), []
+    counts, groups = agree.sum(1), []
     while len(counts) and counts.max() > 1:
         group = agree[counts.argmax()].nonzero()[:, 0]
         samples = (members[group].mean(0) >= _SHARED).nonzero()[:, 0]
-        found.append((numbers[group].tolist(), samples.tolist()))
+        groups.append((numbers[group].tolist(), samples.tolist()))
         counts -= agree[:, group].sum(1)
         agree[group], agree[:, group], counts[group] = False, False, 0
-    return found
+    return groups
 
 
 def most_singled_out(layers: Mapping[str, LayerReport]) -> dict[int, int]:

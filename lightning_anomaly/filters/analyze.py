@@ -117,10 +117,7 @@ def analyze_maps(
     progress: bool | None = False,
     known: KnownLayers | None = None,
 ) -> AnomalyReport:
-    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note.
-
-    See `analyze_layers` for what is `known`.
-    """
+    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note."""
     usable, n_samples, left_out = usable_layers(maps)
     sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
     if samples is not None and samples.problem is not None:
@@ -140,8 +137,7 @@ def analyze_layers(
 ) -> tuple[dict[str, LayerReport], dict[str, SampleView]]:
     """Analyze all filters of the `maps`, and score the samples; layers without filters are left out.
 
-    No filter's result depends on another filter. Layers with the same maps as last time, which is `known`, as those of
-    a frozen backbone, keep their results; `known` then holds this time.
+    Layers with the same maps as last time, which is `known`, as those of a frozen backbone, keep their results.
     """
     hashes = {} if known is None else dict(zip(maps, torch_in_threads(_maps_hash, maps.values()), strict=True))
     kept = {name: report for name, (value, report) in (known or {}).items() if hashes.get(name) == value}
@@ -155,8 +151,8 @@ def analyze_layers(
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, results, strict=True):
         parts.setdefault(name, []).append(report)
-    found = kept | {name: join_layer_parts(reports) for name, reports in parts.items()}
-    layers = {name: found[name] for name in maps if name in found}
+    reports_by_name = kept | {name: join_layer_parts(reports) for name, reports in parts.items()}
+    layers = {name: reports_by_name[name] for name in maps if name in reports_by_name}
     if known is not None:
         known.clear()
         known.update({name: (hashes[name], report) for name, report in layers.items()})
@@ -167,10 +163,10 @@ def _maps_hash(layer: LayerMaps) -> bytes:
     """Hash all that the analysis of a layer depends on."""
     assert layer.zeros is not None
     values = layer.batches[0]
-    found = hashlib.sha256(f"{layer.count} {layer.size} {values.shape[1:]} {values.dtype}".encode())
+    digest = hashlib.sha256(f"{layer.count} {layer.size} {values.shape[1:]} {values.dtype}".encode())
     for part in (*layer.batches, *layer.extremes, layer.zeros):
-        found.update(part.cpu().contiguous().numpy().data)
-    return found.digest()
+        digest.update(part.cpu().contiguous().numpy().data)
+    return digest.digest()
 
 
 def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:

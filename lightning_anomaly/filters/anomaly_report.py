@@ -220,11 +220,37 @@ class AnomalyReport(Tabular):
             path, filter_browser_text(self, title, self.labels if labels is None else labels, Path(path).parent)
         )
 
-    def _sample_name(self, sample: int) -> str:
-        return str(sample) if self.names is None else self.names[sample]
+    def sample_name(self, sample: int, before: str = "sample ") -> str:
+        """Name a sample by its file, or by its number with a word before it."""
+        return f"{before}{sample}" if self.names is None else self.names[sample]
 
     def _table_rows(self) -> list[tuple[str, ...]]:
-        return layer_table_rows(self.layers, self.measured)
+        """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters."""
+        layers, shown = self.layers, {*self.layers}
+        rows: list[tuple[str, ...]] = [_HEADING]
+        if len(layers) > _MOST_ROWS:
+            shown = {*sorted(layers, key=lambda name: -len(layers[name].filters(ANOMALY)))[: _MOST_ROWS - 1]}
+        for name in [name for name in layers if name in shown]:
+            layer = layers[name]
+            anomalies = layer.filters(ANOMALY)
+            first = [f"{index} ({len(layer.outliers_of(index))})" for index in anomalies[:6]]
+            size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
+            maps = size if size == analyzed else f"{size} pooled to {analyzed}"
+            if len(anomalies) > 6:
+                first.append("...")
+            rows.append((name or "(the model)", *self._table_counts([layer]), maps, ", ".join(first)))
+        if others := [layer for name, layer in layers.items() if name not in shown]:
+            rows.append((f"{len(others)} others", *self._table_counts(others), "", ""))
+        return rows
+
+    def _table_counts(self, layers: Sequence[LayerReport]) -> list[str]:
+        """Count all, anomaly, isolated and dead filters of some layers, and compute their mean sparsity."""
+        kinds = ((part.verdicts, part.filters(ANOMALY), part.isolated_filters, part.filters(DEAD)) for part in layers)
+        total, anomalies, isolated, dead = (str(sum(map(len, kind))) for kind in zip(*kinds, strict=True))
+        if not (self.measured and any(verdict != NONFINITE for layer in layers for verdict in layer.verdicts)):
+            anomalies = isolated = "-"
+        sparsity = torch.cat([layer.sparsity for layer in layers]).mean().item()
+        return [total, anomalies, isolated, dead, f"{sparsity:.2f}"]
 
     def _introduction(self) -> list[str]:
         """Begin with the strangest samples, and count the anomaly filters."""
@@ -234,50 +260,18 @@ class AnomalyReport(Tabular):
             lines.append("strangest samples:")
         for sample in strangest:
             reasons = "; ".join(self.outlier_reasons(sample).values())
-            score = f"  {self._sample_name(sample)}, score {scores[sample]:.1f}"
+            score = f"  {self.sample_name(sample, '')}, score {scores[sample]:.1f}"
             lines.append(f"{score}: {reasons}" if reasons else score)
         if "label" in self.views:
-            told, doubts = self.views["label"].reasons, self.views["label"].scores.nan_to_num(-1).tolist()
-            doubted = sorted((sample for sample in range(self.n_samples) if told[sample]), key=lambda s: -doubts[s])
+            why, label_scores = self.views["label"].reasons, self.views["label"].scores.nan_to_num(-1).tolist()
+            doubted = sorted((place for place in range(self.n_samples) if why[place]), key=lambda p: -label_scores[p])
             if doubted:
                 lines.append("labels that the network doubts most:")
-            lines += [f"  {self._sample_name(sample)}: {told[sample]}" for sample in doubted[:_FIRST]]
+            lines += [f"  {self.sample_name(sample, '')}: {why[sample]}" for sample in doubted[:_FIRST]]
         return [*lines, *(layer_table_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:
         return [f"note: {note}" for note in self.notes.values()]
-
-
-def layer_table_rows(layers: Mapping[str, LayerReport], measured: bool) -> list[tuple[str, ...]]:
-    """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters.
-
-    Where nothing was `measured`, a dash stands for a count of anomaly or isolated filters.
-    """
-    rows: list[tuple[str, ...]] = [_HEADING]
-    shown = set(layers)
-    if len(layers) > _MOST_ROWS:
-        shown = {*sorted(layers, key=lambda name: -len(layers[name].filters(ANOMALY)))[: _MOST_ROWS - 1]}
-    for name in [name for name in layers if name in shown]:
-        layer = layers[name]
-        anomalies = layer.filters(ANOMALY)
-        first = [f"{index} ({len(layer.outliers_of(index))})" for index in anomalies[:6]]
-        size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
-        maps = size if size == analyzed else f"{size} pooled to {analyzed}"
-        if len(anomalies) > 6:
-            first.append("...")
-        rows.append((name or "(the model)", *_layer_table_counts([layer], measured), maps, ", ".join(first)))
-    if others := [layer for name, layer in layers.items() if name not in shown]:
-        rows.append((f"{len(others)} others", *_layer_table_counts(others, measured), "", ""))
-    return rows
-
-
-def _layer_table_counts(layers: Sequence[LayerReport], measured: bool) -> list[str]:
-    """Count all, anomaly, isolated and dead filters of some layers, and compute their mean sparsity."""
-    kinds = ((layer.verdicts, layer.filters(ANOMALY), layer.isolated_filters, layer.filters(DEAD)) for layer in layers)
-    total, anomalies, isolated, dead = (str(sum(map(len, kind))) for kind in zip(*kinds, strict=True))
-    if not (measured and any(verdict != NONFINITE for layer in layers for verdict in layer.verdicts)):
-        anomalies = isolated = "-"
-    return [total, anomalies, isolated, dead, f"{torch.cat([layer.sparsity for layer in layers]).mean().item():.2f}"]
 
 
 def layer_table_sentences(layers: Mapping[str, LayerReport]) -> list[str]:

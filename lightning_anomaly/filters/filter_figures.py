@@ -45,9 +45,7 @@ _COUNTS = {
 def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Figure:
     """Draw a map of all filters, a cell for each, colored by verdict, with a block of rows for each layer.
 
-    Normal filters and anomaly filters have different colors if they have isolated samples. The figure is at most
-    10 x 20 inches: cells get flatter with many filters, and of many layers only some are named. Nothing is counted
-    unless it was `measured`.
+    The figure is at most 10 x 20 inches: cells get flatter with many filters, and of many layers only some are named.
     """
     from matplotlib import rc_context
     from matplotlib.patches import Patch
@@ -73,14 +71,12 @@ def verdict_map(layers: Mapping[str, LayerReport], measured: bool = True) -> Fig
             top += height + _SPACE * shrink
         axes.set(xlim=(0, _MAP_WIDTH), ylim=(max(top, _LINE), 0))
         axes.axis("off")
-        counts = (
-            f"{verdicts[ANOMALY]} of {verdicts.total()} filters are anomaly filters, {100 * share:.1f}% of those with "
-            f"varying maps"
-        )
-        axes.set_title(
-            f"{counts if measured else 'anomaly filters: not measured'}\n"
-            f"(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
-        )
+        title = "anomaly filters: not measured"
+        if measured:
+            flagged = f"{verdicts[ANOMALY]} of {verdicts.total()} filters are anomaly filters"
+            title = f"{flagged}, {100 * share:.1f}% of those with varying maps"
+        cells = f"(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
+        axes.set_title(f"{title}\n{cells}")
         kinds = Counter(kind for layer in layers.values() for kind in _verdict_kinds(layer))
         shown = [kind for kind in VERDICT_COLORS if kinds[kind]]
         patches = [Patch(facecolor=VERDICT_COLORS[kind], label=f"{kind}: {kinds[kind]}") for kind in shown]
@@ -119,9 +115,9 @@ def _verdict_kinds(layer: LayerReport) -> list[str]:
 def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) -> list[tuple[str, int]]:
     """Find the anomaly filters with the clearest outliers, as `(layer, filter)`, by descending gap.
 
-    The gap is the mean distance of the outliers from the mean of the other samples, in units of the spread of the
-    others (the root of their mean squared distance to it). Gaps above 7 count as equal, and the larger spread comes
-    first: else filters that are silent except for their outliers, common in sparse layers, would fill the list.
+    The gap is the mean distance of the outliers from the mean of the others, in units of the spread of these. Gaps
+    above 7 count as equal, and the larger spread comes first: else filters that are silent except for their outliers,
+    common in sparse layers, would fill the list.
     """
     clearness: dict[tuple[str, int], tuple[float, float]] = {}
     for name, layer in layers.items():
@@ -200,11 +196,7 @@ def _verdict_text(layer: LayerReport, index: int) -> str:
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str]) -> Figure:
-    """Draw losses on the left axis and counts of filters on the right axis, at every validation so far.
-
-    `history` is `AnomalyFilterCallback.history`, and `losses` has the names of its "training" and "validation" loss. A
-    missing value leaves a gap.
-    """
+    """Draw losses on the left axis and counts of filters on the right axis, at every validation of a `history`."""
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
@@ -224,21 +216,14 @@ def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str
         right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         left.yaxis.set_major_locator(MaxNLocator(5))
         left.grid(axis="y", color="#E5E5E5")
-        _label_curve_axis(left, history)
+        # Validations are labeled with epochs, or with steps if an epoch has several.
+        epochs = [entry["epoch"] for entry in history]
+        unit = "epoch" if len(set(epochs)) == len(epochs) else "step"
+        ticks = MaxNLocator(10, integer=True).tick_values(0, max(1, len(history) - 1))
+        places = [int(tick) for tick in ticks if 0 <= tick < len(history)]
+        left.set_xticks(places, [str(history[place][unit]) for place in places])
+        left.set(xlim=(-0.5, len(history) - 0.5), xlabel=unit)
         for axes in (left, right):
             axes.spines["top"].set_visible(False)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
-
-
-def _label_curve_axis(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    """Label validations with epochs, or with steps if an epoch has several."""
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [entry["epoch"] for entry in history]
-    by_epoch = len(set(epochs)) == len(epochs)
-    numbers = epochs if by_epoch else [entry["step"] for entry in history]
-    ticks = MaxNLocator(10, integer=True).tick_values(0, max(1, len(history) - 1))
-    places = [int(tick) for tick in ticks if 0 <= tick < len(history)]
-    axes.set_xticks(places, [str(numbers[place]) for place in places])
-    axes.set(xlim=(-0.5, len(history) - 0.5), xlabel="epoch" if by_epoch else "step")

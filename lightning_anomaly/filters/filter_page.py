@@ -1,8 +1,4 @@
-"""The page of an `AnomalyReport`: its filters and the samples of its probe.
-
-The page reads an index of plain values at once. It unpacks blocks of bytes when they are needed: points and maps of
-each layer.
-"""
+"""The page of an `AnomalyReport`: an index of plain values, and blocks of bytes that it unpacks when needed."""
 
 from __future__ import annotations
 
@@ -99,21 +95,20 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
 
 
 def _browser_reactions(layers: Mapping[str, LayerReport], n_samples: int) -> list[list[tuple[int, float | None]]]:
-    """List the filters that react to each sample, and its distance from their mean (standard deviations).
+    """List the filters that react to each sample, numbered through all layers, and its distance from their mean.
 
-    Those that isolate it come before those with it in a rare cluster, each kind by descending distance. Filters are
-    numbered through all layers.
+    Those that isolate it come before those with it in a rare cluster, each kind by descending distance.
     """
-    found: list[list[tuple[bool, float, int]]] = [[] for _ in range(n_samples)]
+    reactions: list[list[tuple[bool, float, int]]] = [[] for _ in range(n_samples)]
     start = 0
     for layer in layers.values():
         filters, members = (layer.isolated | layer.outliers).nonzero(as_tuple=True)
         distances = torch.linalg.vector_norm(layer.points[filters, members].nan_to_num(0.0, 0.0, 0.0), dim=1)
         columns = members, ~layer.isolated[filters, members], -distances, start + filters
         for sample, late, nearness, number in zip(*(column.tolist() for column in columns), strict=True):
-            found[sample].append((late, nearness, number))
+            reactions[sample].append((late, nearness, number))
         start += len(layer.verdicts)
-    return [[(number, four_digits(-near)) for _, near, number in sorted(reactions)[:_REACTIONS]] for reactions in found]
+    return [[(number, four_digits(-near)) for _, near, number in sorted(rows)[:_REACTIONS]] for rows in reactions]
 
 
 def _browser_layer(
@@ -214,23 +209,18 @@ def sample_lists(report: Any) -> list[Tab]:
     """Return the lists of an `AnomalyReport`."""
     odd = [_sample_row(report, sample) for sample in report.by_outlier_score if report.views]
     counts = most_singled_out(report.layers) if report.measured else {}
-    found = [_sample_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
+    chosen = [_sample_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
     about = "More filters isolate them, or have them in a rare cluster, than chance explains."
     return [
         Tab("strangest samples", "Samples", "Validation samples, the strangest first.", odd),
-        Tab("singled out", "Singled out", about, found),
+        Tab("singled out", "Singled out", about, chosen),
     ]
-
-
-def sample_name(report: Any, sample: int) -> str:
-    """Name a sample by its file, if that is known."""
-    return f"sample {sample}" if report.names is None else report.names[sample]
 
 
 def _sample_row(report: Any, sample: int, note: str = "") -> Row:
     reasons = report.outlier_reasons(sample)
     return Row(
-        sample_name(report, sample),
+        report.sample_name(sample),
         sample,
         "" if report.names is None else os.path.abspath(os.path.join(report.folder, report.names[sample])),
         label=("" if report.labels is None else report.labels[sample]) or "",

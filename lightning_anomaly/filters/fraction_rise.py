@@ -21,9 +21,8 @@ def fraction_rise(fractions: Sequence[float]) -> float:
 
         rise = max(0, min(x[-5:]) - min over w of max(w)).
 
-    So all of the last five values lie at least that far above all five values of some earlier window. A single high or
-    low value has no effect, and fluctuation around a constant only reduces the rise. It is 0 while the series is flat
-    or falls, and before there are ten values. A step shows from its fifth value on, with its full height.
+    So a single high or low value has no effect, fluctuation around a constant only reduces the rise, and a step shows
+    from its fifth value on, with its full height.
     """
     earlier = [max(fractions[end - HOLD : end]) for end in range(HOLD, len(fractions) - HOLD + 1)]
     return max(0.0, min(fractions[-HOLD:]) - min(earlier)) if earlier else 0.0

@@ -43,12 +43,10 @@ _STEPS = 4  # of the center; more change nothing
 
 
 def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | None = None) -> Tensor:
-    """Find the samples that each filter isolates, bool `(F, N)`, from its points `(F, N, 2)`.
+    """Find the samples that each filter isolates by its points `(F, N, 2)`, at most a `rare_fraction`; bool `(F, N)`.
 
-    `rare_fraction`, at most 0.5, bounds their number as a fraction of the samples. `extremes` are the largest and
-    smallest value of each map before rectification `(F, N, 2)`, which show what the two components of a rectified map
-    hide. In units of their median absolute deviations they are tested like points, and each test gets half of the false
-    alarms. An extreme that is the same for most samples is left out.
+    `extremes` are the largest and smallest value of each map before rectification `(F, N, 2)`, which show what the two
+    components of a rectified map hide. They are tested like points, and each test gets half of the false alarms.
     """
     max_size = int(rare_fraction * points.shape[1] * (1 + 1e-12))
     if not max_size or not len(points):
@@ -92,10 +90,7 @@ def _lower_median(values: _Array) -> _Array:
 
 
 def isolation_borders(distances: _Array, max_size: int, level: float) -> _Array:
-    """Find the distance `(F, 1)` of the innermost isolated sample of each filter; infinity if none is isolated.
-
-    `distances` are `(F, N)`, `max_size` is the largest number of isolated samples, `level` the rate of false alarms.
-    """
+    """Find the distance `(F, 1)` of the innermost of up to `max_size` isolated samples; infinity if there are none."""
     # For S shapes and the gaps behind the M samples of the outer half, the farthest first.
     ranks, ks = np.arange(1, distances.shape[1] // 2 + 2), np.arange(1, max_size + 1)
     levels = level / (ks * (1 / ks).sum())

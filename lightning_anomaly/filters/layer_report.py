@@ -94,11 +94,7 @@ def _cluster_sizes(labels: Tensor) -> Tensor:
 
 
 def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> Tensor:
-    """Find the outlier samples of each filter, bool `(F, N)`; a filter with any is an anomaly filter.
-
-    By the rule `"votes"`, a sample is an outlier if it is rare in clusterings with more than two thirds of the sum of
-    the Calinski-Harabasz indices; by `"best"`, if it is rare in the clustering with the largest index.
-    """
+    """Find the outlier samples of each filter, bool `(F, N)`, by a rule of `AnalysisSettings`."""
     rare, index = rare_samples(clustering.labels, rare_fraction), clustering.calinski_harabasz
     if rule == "best":
         votes = one_hot(first_largest(index), index.shape[1]).to(index)
@@ -116,10 +112,7 @@ def verdicts_of(flagged: Tensor, constant: Tensor, finite: Tensor) -> tuple[str,
 
 
 def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: float) -> Tensor:
-    """Choose the clustering to show for each filter, as its position `(F,)`.
-
-    It has the largest index among the clusterings in which the most outliers of the filter are rare.
-    """
+    """Choose the clustering with the largest index among those in which the most outliers are rare: position `(F,)`."""
     agreeing = (rare_samples(clustering.labels, rare_fraction) & outliers[:, None]).sum(2)
     candidates = agreeing == agreeing.amax(1, keepdim=True)
     return first_largest(torch.where(candidates, clustering.calinski_harabasz, -1.0))
@@ -131,9 +124,6 @@ def smallest_share(labels: Tensor) -> Tensor:
 
 
 def first_largest(values: Tensor) -> Tensor:
-    """Find the first position of the largest value along the last axis, up to rounding.
-
-    Equal clusterings with other labels have values that differ by rounding, which should not affect the choice.
-    """
+    """Find the first position of the largest value along the last axis, up to rounding, as clusterings may be equal."""
     largest = values.amax(-1, keepdim=True)
     return (values >= largest - _SAME * largest.abs().clamp(min=1)).int().argmax(-1)

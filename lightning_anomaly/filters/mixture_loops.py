@@ -114,10 +114,7 @@ def expectation_maximization(
     converged: npt.NDArray[np.bool_],
     labels: _Integers,
 ) -> None:
-    """Run EM and update the parameters in place.
-
-    Logarithms have base 2, and `factors` are scaled accordingly, so that the exponential's argument is only rounded.
-    """
+    """Run EM and update the parameters in place; logarithms have base 2, and `factors` are scaled accordingly."""
     n, components = xs.shape[1], weights.shape[1]
     block = _BLOCK if components < 16 else 64  # `components ** block` must not overflow
     rows = np.empty((components, block))

@@ -50,10 +50,9 @@ class MixtureFit(NamedTuple):
 
 
 def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
-    """Fit mixtures with 2 to `settings.max_components` components to the points of filters `(F, N, 2)`.
+    """Fit mixtures with 2 to `settings.max_components` components to the float64 points of filters `(F, N, 2)`.
 
-    Points are float64, in units of their spread. There are at most N - 1 components. Fewer than 3 samples give one
-    clustering with 0 components and one cluster.
+    There are at most N - 1 components. Fewer than 3 samples give one clustering with 0 components and one cluster.
     """
     filters, samples = points.shape[:2]
     numbers = [*range(2, min(settings.max_components, samples - 1) + 1)] or [0]
@@ -75,11 +74,10 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
 
 
 def draw_centers(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Tensor:
-    """Draw K centers `(F, S, K, 2)` among points `(F, N, 2)` by k-means++, S = `n_init` times.
+    """Draw K centers `(F, S, K, 2)` among points `(F, N, 2)` by k-means++ (Arthur and Vassilvitskii, 2007), S times.
 
-    See Arthur and Vassilvitskii (2007). The first k centers of a draw are a draw of k centers. All filters use the same
-    random numbers, on points sorted by first and second coordinate, so that a filter's centers do not depend on other
-    filters or on the order of the samples.
+    The first k centers of a draw are a draw of k centers. All filters use the same random numbers, on sorted points, so
+    that a filter's centers do not depend on other filters or on the order of the samples.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(n_init, n_clusters, generator=generator, dtype=torch.float64, device="cpu")
@@ -91,11 +89,7 @@ def draw_centers(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Ten
 
 
 def kmeans(points: Tensor, centers: Tensor) -> Tensor:
-    """Run Lloyd's algorithm on points `(F, N, 2)` from starts `(F, S, K, 2)`, until inertias no longer fall.
-
-    Returns the labels `(F, N)` of the first start with the smallest inertia, up to rounding. Of equally near centers
-    the first one wins. A center without points does not move.
-    """
+    """Run Lloyd's algorithm on points `(F, N, 2)` from starts `(F, S, K, 2)`; return the best labels `(F, N)`."""
     xs, ys = _coordinates(points)
     labels = np.zeros(xs.shape, np.int64)
     loops.lloyd_loop(xs, ys, np.array(centers.numpy(), order="C"), labels)
@@ -116,11 +110,7 @@ def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_co
 def fit_mixtures(
     points: Tensor, start: Parameters, max_iter: int = MAX_ITER, tol: float = TOL, reg_covar: float = REG_COVAR
 ) -> MixtureFit:
-    """Run expectation maximization on points `(F, N, 2)`, with the steps of scikit-learn's `GaussianMixture`.
-
-    A mixture has converged when its lower bound changes by less than `tol` (nats). `reg_covar` is added to the
-    variances (squared units of the points).
-    """
+    """Run expectation maximization on points `(F, N, 2)`, with the steps of scikit-learn's `GaussianMixture`."""
     xs, ys = _coordinates(points)
     filters, samples = xs.shape
     weights, means, factors = start
@@ -135,9 +125,8 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     """Compute the Calinski-Harabasz index `(F, M)` of labels `(F, M, N)` of points `(F, N, 2)`.
 
     It is [SSB / (k - 1)] / [SSW / (N - k)] for k occupied clusters, and 0 if k is 1 or N (Calinski and Harabasz, "A
-    dendrite method for cluster analysis", 1974). SSW is at least 1e-18 times SSB. Without this bound, if the points of
-    each cluster are equal, rounding decides between an SSW of 0, for which scikit-learn's index is 1, and one of 1e-34,
-    for which it is 1e34.
+    dendrite method for cluster analysis", 1974). SSW is at least 1e-18 times SSB: if the points of each cluster are
+    equal, rounding would decide between an SSW of 0, for which scikit-learn's index is 1, and 1e-34.
     """
     samples = points.shape[1]
     centered = points - points.mean(1, keepdim=True)
@@ -153,10 +142,7 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
 
 
 def cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)` of clusters of points.
-
-    `points` are `(F, N, 2)`, `labels` `(F, N)`. Empty clusters give zeros.
-    """
+    """Compute sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)`; empty clusters give zeros."""
     moments = np.zeros((len(points), n_clusters, 6))
     loops.cluster_moments_loop(*_coordinates(points), labels.contiguous().numpy(), moments)
     tensor = torch.from_numpy(moments)

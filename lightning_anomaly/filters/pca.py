@@ -30,18 +30,14 @@ class Reduction:
 
 
 def reduce_maps(maps: Tensor, engine: str = "numba") -> Reduction:
-    """Reduce each filter's maps `(N, F, ...)` to two principal components, independently of the other filters.
-
-    Maps are divided by the filter's largest absolute value, so that nothing overflows, and centered. A filter is
-    constant if the root mean square of the centered maps is at most 4 units of rounding of the maps' type.
-    """
+    """Reduce each filter's maps `(N, F, ...)` to two principal components, independently of the other filters."""
     rounding = 4 * torch.finfo(maps.dtype).eps
     rows = (maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]).transpose(0, 1)
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any value is NaN
     finite = largest.isfinite()
     rows[~finite] = 0
-    rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
+    rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]  # so that nothing overflows
     rows -= rows.mean(1, keepdim=True)
     total = torch.linalg.vector_norm(rows, dim=(1, 2)).square()
     constant = finite & (total <= rounding**2 * rows.shape[1] * rows.shape[2])
@@ -63,10 +59,9 @@ def reduce_maps(maps: Tensor, engine: str = "numba") -> Reduction:
 
 
 def principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the scores `(F, N, 2)` on the first two principal components, and their axes `(F, P, 2)`.
+    """Compute the scores `(F, N, 2)` of centered maps `(F, N, P)` on two components, and their axes `(F, P, 2)`.
 
-    `rows` are centered maps `(F, N, P)` of filters that are not constant. If P is 1, the second scores are zero.
-    Axes have any length and either direction.
+    If P is 1, the second scores are zero. Axes have any length and either direction.
     """
     samples, pixels = rows.shape[1:]
     if pixels == 1:

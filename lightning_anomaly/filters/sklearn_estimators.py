@@ -16,8 +16,8 @@ from torch.nn import functional
 def sklearn_pca(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Compute what `principal_components` does."""
     pca = PCA(min(2, *rows.shape[1:]), svd_solver="full")
-    found = [(pca.fit_transform(one_filter), pca.components_.T) for one_filter in rows.numpy()]
-    scores, axes = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
+    pairs = [(pca.fit_transform(one_filter), pca.components_.T) for one_filter in rows.numpy()]
+    scores, axes = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
     missing = (0, 2 - scores.shape[2])
     return functional.pad(scores, missing), functional.pad(axes, missing)
 

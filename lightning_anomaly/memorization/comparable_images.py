@@ -35,7 +35,6 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
             if fit and source.nbytes:
                 held.append(images.cpu())
         opened[name] = ImageSource(torch.cat(held), name, source.batch_size) if held else source
-        opened[name].batch_labels = source.batch_labels
         seen[name] = torch.cat(moments, 1), hashes
     return opened, seen
 
@@ -72,10 +71,7 @@ def is_augmented(source: ImageSource) -> bool:
 
 
 def describe_differences(from_user: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:
-    """Say why the images may not be comparable: `{key: sentence}`.
-
-    Images in the arguments `from_user` should be scaled like those of a validation `batch`; None skips that check.
-    """
+    """Say why the images may not be comparable: those of the user should be scaled like a validation batch, if any."""
     differences = {}
     images = first_tensor(batch)
     if images is not None and len(images) >= _MIN_IMAGES and images.is_floating_point():

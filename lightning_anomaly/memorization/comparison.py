@@ -30,10 +30,7 @@ def compare_outputs(
     labels: KnownLabels | None = None,
     capture: MapCapture | None = None,
 ) -> MemorizationReport:
-    """Run a model, or its part `call`, on training and then on validation images, and compare the `scores` it returns.
-
-    With `labels` of the images, measure the margins of those of training images. A `capture` takes maps meanwhile.
-    """
+    """Run a model, or its part `call`, on training, then on validation images, and compare the `scores` it returns."""
     check_groups(train_inputs, val_inputs)
     errors = ExpectedErrors(scores.reading)
     called = None if labels is None or labels.problem else call if isinstance(call, nn.Module) else model
@@ -41,11 +38,11 @@ def compare_outputs(
 
     def take(output: Any) -> None:
         try:
-            found = scores.of(output)
+            rows = scores.of(output)
         except ValueError as error:
             errors.problem = errors.problem or str(error)
         else:
-            errors.add(found)
+            errors.add(rows)
 
     for inputs in (train_inputs, val_inputs):
         run_model(model, inputs, capture, call=call, take_output=take)

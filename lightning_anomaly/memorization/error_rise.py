@@ -34,13 +34,7 @@ class ErrorRise:
     """The rise of the ratio of expected errors above its lowest level.
 
     A level is the geometric mean over three validations. Levels are compared with the network's lowest level and not
-    with 1: the images are the same each time, and a network that has memorized neither kind may still be more confident
-    on one of them. There is no level while fewer than ten errors are expected on both kinds.
-
-    Examples:
-        >>> rise, same = ErrorRise(), torch.full((100,), 0.2)
-        >>> [round(rise.add(same, same * ratio), 2) for ratio in (1, 1, 1, 1.331)]
-        [0.0, 0.0, 0.0, 0.1]
+    with 1: a network that has memorized neither kind of images may still be more confident on one of them.
     """
 
     def __init__(self) -> None:
@@ -48,10 +42,7 @@ class ErrorRise:
         self.lowest: Level | None = None  # None before there is a level
 
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
-        """Add the expected errors of a validation, `(n,)` and `(m,)`, and return the rise, 0 for the first three.
-
-        NaN stands for an image that this validation lacks. A change in the number of images resets it.
-        """
+        """Add expected errors `(n,)` and `(m,)`, NaN for a missing image; return the rise. Other numbers reset it."""
         level = error_level(train_errors, val_errors)
         if len({(len(train), len(val)) for _, train, val, _ in (*self.recent, level)}) > 1:
             self.recent, self.lowest = [], None
@@ -102,9 +93,8 @@ def rise_over(lowest: Level, now: Level) -> float:
 def standard_error(before: Level, now: Level) -> float:
     """Compute the standard error of the change of the log ratio, over draws of other images of the same kinds.
 
-    By the delta method, an image with expected error e contributes e / mean(e) - 1 to the logarithm of the mean. The
-    result is valid from 100 images on, more if a few of them make most of the errors, and too small if images depend on
-    each other.
+    By the delta method, an image with expected error e contributes e / mean(e) - 1 to the logarithm of the mean. It is
+    valid from 100 images on, more if a few make most of the errors, and too small if images depend on each other.
     """
     changes = [change[~change.isnan()] for change in (now.train - before.train, now.val - before.val)]
     return math.sqrt(sum(change.var().item() / len(change) for change in changes))

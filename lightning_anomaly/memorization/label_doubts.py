@@ -19,21 +19,14 @@ MOST = 0.3  # share of contradicted labels above which a network is too often wr
 
 
 class LabelMargins(NamedTuple):
-    """How much a network prefers another class to the label of each of n training images.
+    """How much a network prefers another class to the label of each of n training images."""
 
-    Attributes:
-        margins: Margins of its logits; the left-out margins, of what a `Ridge` on its features predicts from the other
-            images; and the lead of this prediction's first class over the second `(3, n)`. NaN if the label is unknown,
-            the latter two also without features.
-        predicted: Index of this prediction's first class `(n,)`; -1 where the lead is NaN.
-        looks_like: The other class with the largest logit, of each image.
-        loss: Mean cross-entropy of the validation images whose label is known (nats); NaN without any.
-    """
-
+    # Margins of its logits; the left-out margins, of what a `Ridge` on its features predicts from the other images; and
+    # the lead of this prediction's first class over the second `(3, n)`; NaN where unknown.
     margins: Tensor
-    predicted: Tensor
-    looks_like: list[str]
-    loss: float
+    predicted: Tensor  # this prediction's first class `(n,)`; -1 where the lead is NaN
+    looks_like: list[str]  # the other class with the largest logit, of each image
+    loss: float  # mean cross-entropy of the validation images whose label is known (nats); NaN without any
 
 
 class KnownLabels(NamedTuple):
@@ -48,10 +41,9 @@ class KnownLabels(NamedTuple):
     folder: str = ""  # of these files
 
     def measure_margins(self, logits: Tensor | None, features: Tensor | None) -> LabelMargins | None:
-        """Compute the margins from logits `(n + m, C)` and features `(n + m, D)` of n training and m validation images.
+        """Compute the margins from logits `(n + m, C)` and features `(n + m, D)`, NaN for images that were not read.
 
-        None unless the known labels of training images are some of the C classes. NaN stands for an image that could
-        not be read.
+        None unless the known labels of training images are some of the C classes.
         """
         width = 0 if logits is None else logits.shape[1]
         names = self.classes if len(self.classes) == width else [*map(str, range(width))]
@@ -112,21 +104,11 @@ class LabelDoubt(NamedTuple):
 
 
 def share_of_wrong(left_out: Tensor, leads: Tensor, predicted: Tensor) -> tuple[float, float]:
-    """Estimate the share of wrong labels from n images, and return that of contradicted ones, too.
+    """Estimate the share of wrong labels from means `(n,)`, NaN if it cannot be, and that of contradicted labels.
 
     Where the lead is large, a clean label is hardly ever contradicted, and a wrong one nearly always, as it has no part
     in the lead. So it is the share of margins above 0 there, and at most that among all. The leads are compared among
-    images that look like one class: wrong labels that come from one class all lower its leads. Wrong labels of images
-    with small leads are not counted.
-
-    Args:
-        left_out: Mean left-out margins `(n,)`.
-        leads: Mean leads `(n,)`.
-        predicted: Index of the class that each image looks like `(n,)`.
-
-    Returns:
-        The share of wrong labels, NaN if the margins are unknown, no class has two images, or too many labels are
-        contradicted; and the share of contradicted labels.
+    images that look like one class: wrong labels that come from one class all lower its leads.
     """
     contradicted = (left_out > 0).double()
     among_all = contradicted.mean().item()
@@ -143,9 +125,8 @@ class MeanMargins:
     """The mean margins of training labels over the validations up to the one with the lowest loss.
 
     A network learns wrong labels last, so that they have a large margin for long: Pleiss, Zhang, Elenberg and
-    Weinberger, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (2020). When the loss rises, it
-    has begun to learn them. The share of wrong labels is the largest estimate since the network knows the classes, as
-    some networks learn them before, and the last one as long as it does not.
+    Weinberger, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (2020). The share of wrong labels
+    is the largest estimate since the network knows the classes, and the last one as long as it does not.
     """
 
     def __init__(self) -> None:

@@ -26,12 +26,7 @@ class LossTrend(NamedTuple):
 
 
 def loss_trend(losses: Sequence[float]) -> LossTrend | None:
-    """Compute the exponential average of the finite losses; None if there are none.
-
-    Examples:
-        >>> loss_trend([1.0, 0.5, 0.8, 0.9]).waited
-        1
-    """
+    """Compute the exponential average of the finite losses; None if there are none."""
     averages: list[float] = []
     for loss in losses:
         before = averages[-1] if averages else math.nan

@@ -222,8 +222,8 @@ class MemorizationReport(Tabular):
             return f"how many of {len(self.doubts)} training labels are in doubt: not measured"
         named = [f"{doubt.name} {doubt.reason}" for doubt in self.doubts if doubt.in_doubt]
         verb = "is" if len(named) == 1 else "are"
-        found = f"{len(named)} of {len(self.doubts)} training labels {verb} in doubt"
-        return found + (f": {listed(named, '; ')}" if named else "")
+        count = f"{len(named)} of {len(self.doubts)} training labels {verb} in doubt"
+        return count + (f": {listed(named, '; ')}" if named else "")
 
     def _table_rows(self) -> Sequence[Sequence[str]]:
         if not self.layers:
@@ -232,10 +232,10 @@ class MemorizationReport(Tabular):
             ] * self.compares_output
         rows = [("layer", "filters", "tested", "significant", "fraction", "mean area")]
         for name, layer in self.layers.items():
-            tested, count, found = int(layer.tested.sum()), int(layer.significant.sum()), ("-", "-", "-")
+            tested, count, cells = int(layer.tested.sum()), int(layer.significant.sum()), ("-", "-", "-")
             if tested:
-                found = str(count), f"{count / tested:.3f}", f"{layer.auc[layer.tested].mean().item():.3f}"
-            rows.append((name or "(the model)", str(len(layer.tested)), str(tested), *found))
+                cells = str(count), f"{count / tested:.3f}", f"{layer.auc[layer.tested].mean().item():.3f}"
+            rows.append((name or "(the model)", str(len(layer.tested)), str(tested), *cells))
         return rows
 
     def _sentences(self) -> list[str]:

@@ -28,11 +28,8 @@ def rank_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """Test whether values `(F, N)` differ between two groups of samples; return areas and p-values `(F, D)`.
 
     The columns of `first`, bool `(N, D)`, are divisions with equally large first groups. The area under the ROC curve
-    is the probability that a sample of the first group has the larger value, ties counted half. A filter with one value
-    has area 0.5 and p-value 1.
-
-    This is the two-sided rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is
-    Stochastically Larger than the Other" (1947), in the normal approximation with ties, like SciPy's `mannwhitneyu`.
+    is the probability that a sample of the first group has the larger value, ties counted half. This is the two-sided
+    rank test of Mann and Whitney (1947) in the normal approximation with ties, like SciPy's `mannwhitneyu`.
     """
     from scipy.stats import rankdata  # slow to import
 
@@ -57,11 +54,10 @@ def permutation_p_value(statistic: float, chance: Tensor) -> float:
 
 
 def layer_p_values(deviations: Tensor) -> list[float]:
-    """Compute the permutation p-value of each layer: chance gives any of the layers p or less with probability p.
+    """Compute each layer's permutation p-value from statistics in all divisions, the actual first `(layers, 1 + D)`.
 
-    `deviations` are statistics of each layer in each division, the actual one first `(layers, 1 + D)`. Each layer's are
-    standardized, and its p-value is how often a random division has one as large in any of the layers: "maxT" of
-    Westfall and Young, "Resampling-Based Multiple Testing" (1993).
+    Standardized, it is how often a random division has one as large in any of the layers: "maxT" of Westfall and Young,
+    "Resampling-Based Multiple Testing" (1993). So chance gives any of the layers p or less with probability p.
     """
     if not len(deviations):
         return []
@@ -72,11 +68,7 @@ def layer_p_values(deviations: Tensor) -> list[float]:
 
 
 def responding_filters(values: Tensor, n_first: int) -> Tensor:
-    """Find the filters that can be tested by their values `(F, N)`; bool `(F,)`.
-
-    Their values are finite, and at least five values other than the most common one are expected in the smaller group,
-    as the approximation in `rank_test` needs.
-    """
+    """Find the filters whose values `(F, N)` suffice for the approximation in `rank_test`; bool `(F,)`."""
     smaller = min(n_first, values.shape[1] - n_first)
     uncommon = (values != values.mode(1, keepdim=True).values).sum(1)
     return values.isfinite().all(1) & (uncommon * smaller >= _MIN_EXPECTED * values.shape[1])

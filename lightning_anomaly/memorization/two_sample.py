@@ -84,16 +84,9 @@ def two_sample_test(
     capture = MapCapture(select_layers(model, layers), summary=lambda maps: maps[..., None].flatten(2).amax(2).relu())
     call, scores = find_logits_call(model, logits_from), Scores(reading=None if logits_from is None else "logits")
     report = compare_outputs(model, train, val, call, scores, capture=capture)
-    report = _with_filters(report, capture, convolution_notes(model, layers))
-    warn_of(report.notes)
-    return report
-
-
-def _with_filters(report: MemorizationReport, capture: MapCapture, notes: dict[str, str]) -> MemorizationReport:
-    """Compare the filters too, by their responses to all images, training images first."""
     n_train, n_val = report.n_train, report.n_val
     maps, _, unusable = usable_layers(capture.maps, n_train + n_val)
-    notes, maps = notes | unusable, maps if min(n_train, n_val) >= MIN_SAMPLES else {}
+    notes, maps = convolution_notes(model, layers) | unusable, maps if min(n_train, n_val) >= MIN_SAMPLES else {}
     values = {name: layer.maps.T.cpu() for name, layer in maps.items()}
     compared, chance = _compare_filters(values, n_train, n_train + n_val)
     finite = {name: int(filters.isfinite().all(1).sum()) for name, filters in values.items()}
@@ -105,7 +98,9 @@ def _with_filters(report: MemorizationReport, capture: MapCapture, notes: dict[s
             f"None of the {sum(finite.values())} filters responds to enough of the {n_train} training and {n_val} "
             "validation images to be compared: give more images, or other `layers`."
         )
-    return replace(report, layers=compared, chance=chance, notes={**notes, **report.notes})
+    report = replace(report, layers=compared, chance=chance, notes={**notes, **report.notes})
+    warn_of(report.notes)
+    return report
 
 
 def _compare_filters(

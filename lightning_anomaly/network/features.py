@@ -75,12 +75,10 @@ def join_known_tensors(tensors: Sequence[Tensor | None]) -> Tensor | None:
 class SampleCapture:
     """Takes `SampleStatistics` while a model runs; without a model it takes nothing.
 
-    `describe` computes the statistics of pixels, those of the first convolution's input, the image as the network sees
-    it. The first pass finds the layer that gives features: the linear layer whose output the model returns, or the 1x1
-    convolution of which it returns the pooled output, alone or in a tuple or mapping, as logits or as probabilities.
-    Without one, features are the pooled maps of the last convolution. If only parts of a LightningModule are called,
-    the last one that returns such an output counts. In a pass, the first call of the model and of each layer counts, as
-    others may run the model meanwhile.
+    The first pass finds the layer that gives features: the linear layer whose output the model returns, or the 1x1
+    convolution of which it returns the pooled output, as logits or as probabilities. Without one, features are the
+    pooled maps of the last convolution. If only parts of a LightningModule are called, the last one that returns such
+    an output counts. In a pass, the first call of each module counts, as others may run the model meanwhile.
     """
 
     def __init__(
@@ -92,7 +90,8 @@ class SampleCapture:
         class_names: tuple[str, ...] = (),
         keep_images: bool = False,
     ) -> None:
-        self._model, self._describe, self._keep_images = model, describe, keep_images
+        self._model, self._keep_images = model, keep_images
+        self._describe = describe  # computes statistics of the first convolution's input, as the network sees images
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
         self._names: dict[nn.Module, str] = {}
@@ -184,9 +183,9 @@ class SampleCapture:
                     return
         # A result of the model itself replaces those of its parts. A loss is none: in several processes, Lightning
         # calls the module for its `validation_step`.
-        found = self._current.features
+        taken = self._current.features
         floats = [tensor for tensor in returned if tensor.is_floating_point() and tensor.ndim]
-        if module is self._model and found is not None and len(found) in map(len, floats):
+        if module is self._model and taken is not None and len(taken) in map(len, floats):
             self.feature_layer = None
             self._current = self._current._replace(features=None, logits=None, feature_layer=None)
 

@@ -68,10 +68,7 @@ def run_model(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Switch a model to evaluation mode and yield its modules; restore their flags and torch's random state at the end.
-
-    Every run of a model by this package happens inside.
-    """
+    """Switch a model to evaluation mode and yield its modules; restore flags and torch's random state at the end."""
     with isolated_torch_state():
         flags = [(module, module.training) for module in model.modules()]
         try:

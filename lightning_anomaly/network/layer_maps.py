@@ -28,8 +28,7 @@ _eager_stance = ExitStack()
 def pool_maps(maps: Tensor, max_side: int) -> Tensor:
     """Average-pool maps `(N, F, ...)` in the smallest windows that leave no side above `max_side` (pixels).
 
-    Maps with one or three axes are pooled to at most as many pixels as a square of this side. Incomplete windows at the
-    end are averaged too.
+    Maps with one or three axes are pooled to at most as many pixels as a square of this side.
     """
     windows = _pooling_windows(maps, max_side)
     if max(windows, default=1) == 1:
@@ -46,12 +45,10 @@ def _pooling_windows(maps: Tensor, max_side: int) -> list[int]:
 
 
 def summarize_maps(maps: Tensor, max_side: int, rectify: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Reduce maps `(N, F, ...)`, float32 or float64, to what an analysis needs.
+    """Reduce maps `(N, F, ...)`, float32 or float64, to pooled maps, extremes `(N, F, 2)` and numbers of zeros `(F,)`.
 
-    Returns:
-        The maps, rectified if wanted and pooled as by `pool_maps`; the largest and the smallest value of each map
-        before `(N, F, 2)`, not both finite if any value is not; and how many values of each filter are at most 0
-        `(F,)`; all of them copies. A map with minus infinity, which rectification would hide, becomes NaN.
+    The extremes are the largest and smallest value before rectification, not both finite if any value is not; zeros are
+    values of at most 0. All are copies. A map with minus infinity, which rectification would hide, becomes NaN.
     """
     if maps.device.type == "cpu":
         from lightning_anomaly.network.map_loops import reduce_and_pool  # late, as numba takes long to import
@@ -121,10 +118,7 @@ def most_samples(maps: Mapping[str, LayerMaps]) -> int:
 def usable_layers(
     maps: Mapping[str, LayerMaps], expected: int | None = None
 ) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
-    """Return the layers with a map of every sample, the number of samples, and notes on the other layers.
-
-    Without an `expected` number of samples, it is that of most layers.
-    """
+    """Return the layers with `expected` maps, or as many as most gave, that number, and notes on the other layers."""
     n_samples = most_samples(maps) if expected is None else expected
     usable: dict[str, LayerMaps] = {}
     notes: dict[str, str] = {}

@@ -41,15 +41,15 @@ def find_logits_call(model: nn.Module, name: str | None) -> Callable[..., Any]:
     """Return a model, or its method or submodule with a dotted name."""
     if name is None:
         return model
-    found: object = None
+    call: object = None
     with suppress(AttributeError):
-        found = attrgetter(check_text("logits_from", name))(model)
-    if not callable(found):
+        call = attrgetter(check_text("logits_from", name))(model)
+    if not callable(call):
         raise ValueError(
             "Parameter `logits_from` should name a method or submodule that takes images and returns logits. "
             f"Found {name!r}; the submodules of {type(model).__name__} are {[*model._modules]}."
         )
-    return found
+    return call
 
 
 def _clean_name(name: str) -> str:
@@ -57,10 +57,7 @@ def _clean_name(name: str) -> str:
 
 
 def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
-    """Choose the layers to watch, in the order of `layers` or of the model; their outputs are `(N, F, ...)`.
-
-    None takes every convolution, also lazy and transposed ones, but not those of a ScriptModule, which accept no hooks.
-    """
+    """Choose the layers to watch by name; None takes every convolution but scripted ones, which accept no hooks."""
     modules = modules_by_name(model)
     convolutions = {name: modules[name] for name in modules if isinstance(modules[name], CONVOLUTIONS)}
     names = check_names("layers", layers, "layer names")

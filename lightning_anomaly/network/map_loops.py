@@ -72,11 +72,8 @@ def _reduce_map(
     zeros: _Integers,
     bits: tuple[_Integers, _Integers],
 ) -> None:
-    """Fill in the cells `(M, C)`, extremes `(M, 2)` and zeros `(M, 1)` of maps `(M, P)`; bits are of maps and extremes.
-
-    The grid is the row of the pooled map in which each row of pixels lies, the number of pixels in each of its cells,
-    the width of a map and that of a window.
-    """
+    """Fill in the cells `(M, C)`, extremes `(M, 2)` and zeros `(M, 1)` of maps `(M, P)`, from their bits."""
+    # Pooled row of each row of pixels, pixels in each cell, and the widths of a map and of a window.
     rows, counts, width, window = grid
     map_bits, end_bits = bits
     sums = np.empty((rows[-1] + 1, width))  # the last row of pixels lies in the last row of cells

@@ -56,13 +56,7 @@ def _without_norms(network: nn.Module) -> nn.Module:
 
 
 def load_pretrained() -> Pretrained:
-    """Load torchvision's MobileNet V3 from its cache or by a download, else the EfficientNet of the extra `photos`.
-
-    It is laid out for evaluation, not to be trained. A warning says why it is not torchvision's.
-
-    Raises:
-        ValueError: If neither can be had.
-    """
+    """Load torchvision's MobileNet V3 from its cache or by a download, else the EfficientNet of the extra `photos`."""
     with isolated_torch_state():  # new layers draw their weights
         try:
             return _from_torchvision()
@@ -71,14 +65,14 @@ def load_pretrained() -> Pretrained:
                 f"The pretrained network, torchvision's {_WANTED}, cannot be loaded ({type(error).__name__}: {error})"
             )
             try:
-                found = _from_package()
+                other = _from_package()
             except ImportError:
                 raise ValueError(
                     f"{wanted}. Connect to the network, `pip install 'lightning-anomaly[photos]'` for one without a "
                     "download, or give a model."
                 ) from error
-    warnings.warn(f"{wanted}: {found.name} is used instead.", stacklevel=3)  # where `find_outliers` is called
-    return found
+    warnings.warn(f"{wanted}: {other.name} is used instead.", stacklevel=3)  # where `find_outliers` is called
+    return other
 
 
 def _from_torchvision() -> Pretrained:

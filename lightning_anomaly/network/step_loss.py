@@ -45,13 +45,13 @@ class Scores:
 
     def of(self, output: Any) -> Tensor:
         """Return the scores `(n, C, ...)` in an output, or raise ValueError."""
-        found = dict(named_tensors(output)).get(self.key)
-        if found is None or not found.ndim or not found.is_floating_point():
+        scores = dict(named_tensors(output)).get(self.key)
+        if scores is None or not scores.ndim or not scores.is_floating_point():
             kind = f"of {output.dtype}, " if isinstance(output, Tensor) else ""
             raise ValueError(f"it is {_described([output])}, {kind}not logits. {_NAME_IT}")
-        if found.ndim == 1:
-            return found[:, None]
-        return found if self.classes is None else found.movedim((self.samples, self.classes), (0, 1))
+        if scores.ndim == 1:
+            return scores[:, None]
+        return scores if self.classes is None else scores.movedim((self.samples, self.classes), (0, 1))
 
 
 class StepLabels(NamedTuple):
@@ -120,10 +120,9 @@ def form_of(batch: Any) -> tuple[str, ...]:
 def tell_loss(step: StepWatch, logits_from: str | None = None) -> StepLoss:
     """Tell what was seen of a step; with `logits_from` a user names the method or submodule that returns logits.
 
-    A loss of classes counts where what it is given, or what an activation made that of, is what the model returned, or
-    a submodule that was called with the images: the same values or memory, in any order of axes, whole or in parts. Of
-    several on one output, or on outputs of several sizes with the same classes (deep supervision), the last one on the
-    largest counts.
+    A loss of classes counts where what it is given is an output of the model, or of a submodule that was called with
+    the images. Of several on one output, or on outputs of several sizes with the same classes (deep supervision), the
+    last one on the largest counts.
     """
     form, calls = form_of(step.batch), step.calls
     if logits_from is not None:
@@ -163,14 +162,14 @@ def _match_losses(
     ranked = [call for _, call in sorted(last_first, key=lambda c: (c[1].prepared is not None, c[1].name != "", -c[0]))]
     tensors = [(call, *named) for call in ranked for named in named_tensors(call.output)]
     tensors = [(call, key, tensor) for call, key, tensor in tensors if tensor.is_floating_point() and tensor.ndim]
-    found, unmatched = dict[Scores, _Output](), list[FunctionCall]()
+    outputs, unmatched = dict[Scores, _Output](), list[FunctionCall]()
     for loss in losses:
         output = _find_output(step, loss, tensors)
         if output is None:
             unmatched.append(loss)
         else:
-            found.setdefault(output.scores, output).losses.append(loss)
-    return [*found.values()], unmatched
+            outputs.setdefault(output.scores, output).losses.append(loss)
+    return [*outputs.values()], unmatched
 
 
 def _find_output(
@@ -183,10 +182,10 @@ def _find_output(
         axes = 0, None
     while True:
         for call, key, tensor in sorted(tensors, key=lambda named: not _same_memory(named[2], given)):
-            found = _axes_in(tensor.detach(), given, *axes)
-            if found is not None and tensor.shape[found[0]] == step.count:
+            places = _axes_in(tensor.detach(), given, *axes)
+            if places is not None and tensor.shape[places[0]] == step.count:
                 reading: Reading = "probabilities" if kind == "probabilities" else "logits"
-                return _Output(Scores(call.name, key, *found, reading), tensor.detach(), call.prepared, [])
+                return _Output(Scores(call.name, key, *places, reading), tensor.detach(), call.prepared, [])
         made = [one for one in step.activations if (kind, one.name) in BEFORE and _same_memory(one.result, given)]
         made = [one for one in made if one.result.numel() == given.numel()]
         if not made:
@@ -237,8 +236,8 @@ def _choose_output(outputs: Sequence[_Output], unmatched: Sequence[FunctionCall]
     targets = [output.targets[0] for output in full] + [loss.target for loss in others]
     if len({output.width for output in single}) == len(_different(targets)) == 1:
         return full[-1], ""
-    found = _described([*(output.tensor for output in outputs), *(loss.input for loss in others)])
-    return None, f"a step has several losses of classes, which are given {found}. {_NAME_IT}"
+    given = _described([*(output.tensor for output in outputs), *(loss.input for loss in others)])
+    return None, f"a step has several losses of classes, which are given {given}. {_NAME_IT}"
 
 
 def _different(targets: Iterable[Any]) -> list[Any]:
@@ -273,8 +272,8 @@ def _labels_in(step: StepWatch, target: Any) -> StepLabels:
     fewest = functions.get(min(functions, default=0), [])
     if len(fewest) == 1:
         return fewest[0]
-    found = "several tensors" if fewest else "no tensor"
-    return StepLabels(problem=f"the targets of the loss are a function of {found} in a batch")
+    sources = "several tensors" if fewest else "no tensor"
+    return StepLabels(problem=f"the targets of the loss are a function of {sources} in a batch")
 
 
 def _why_unknown(step: StepWatch, losses: Sequence[FunctionCall]) -> str:
@@ -294,9 +293,9 @@ def _why_unknown(step: StepWatch, losses: Sequence[FunctionCall]) -> str:
 
 def _described(outputs: Iterable[Any]) -> str:
     """Describe outputs by their types and shapes."""
-    found = list[str]()
+    texts = list[str]()
     for output in outputs:
         parts = [f"'{name}' {tuple(tensor.shape)}" for name, tensor in named_tensors(output) if name]
         shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        found.append(shape + (f" with {', '.join(parts)}" if parts else ""))
-    return ", ".join(found)
+        texts.append(shape + (f" with {', '.join(parts)}" if parts else ""))
+    return ", ".join(texts)
