@@ -16,7 +16,6 @@ class StoppingCallback(AnyEarlyStopping):
     """Judge what another callback has logged, at the end of each validation of a fit."""
 
     _watched_type: ClassVar[type]  # the callback whose reports it judges
-    _signal: ClassVar[str]  # name of the logged value, without the prefix
     _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
     _fitting: bool | None = None  # see `begin_stage`
 
@@ -24,7 +23,7 @@ class StoppingCallback(AnyEarlyStopping):
         self.threshold = check_fraction("threshold", threshold, zero=True)
         verbose = check_bool("verbose", verbose)
         # Not None: Lightning would then read `Trainer.val_check_interval`, which a time-based one does not have.
-        super().__init__(self._signal, patience=patience, verbose=verbose, check_on_train_epoch_end=False)
+        super().__init__("rise", patience=patience, verbose=verbose, check_on_train_epoch_end=False)
         self.divergence_threshold = self.threshold
         self._guard = Guard(self, on_error)
         self._reset()
@@ -68,7 +67,7 @@ class StoppingCallback(AnyEarlyStopping):
         """Find the callback whose reports are judged, and drop the state unless a fit goes on."""
         if stage == "fit":
             self._watched = find_callback(trainer, self._watched_type, type(self).__name__)
-            self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
+            self.monitor = f"{self._watched.log_key_prefix}/rise"
         begin_stage(self, trainer, stage)
         super().setup(trainer, pl_module, stage)
 

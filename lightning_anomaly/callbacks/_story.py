@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly.callbacks._losses import loss_tags, mode_by_name
@@ -16,21 +16,14 @@ from lightning_anomaly.pages.html_page import four_digits, usual_score
 
 _NAMED = 3  # samples in a sentence
 _MATTERS = 0.01  # relative difference from the best value of a metric, from which on it is a reason to act
-_PANELS = {  # words and names of the values of each panel, after its title and whether they are shares
-    ("Gap", True): {"rise above the lowest level": "output/rise"},
-    ("Labels in doubt", True): {"": "output/labels_in_doubt"},
-    ("Anomaly filters", False): {"": "filters/count"},
-    ("Isolated filters", False): {"": "filters/isolated"},
-    ("Sparsity", True): {"map values that are zero or less": "filters/sparsity"},
-}
+_PANELS = [  # title, whether the values are shares, and words and names of these
+    ("Gap", True, {"rise above the lowest level": "output/rise"}),
+    ("Labels in doubt", True, {"": "output/labels_in_doubt"}),
+    ("Anomaly filters", False, {"": "filters/count"}),
+    ("Isolated filters", False, {"": "filters/isolated"}),
+    ("Sparsity", True, {"map values that are zero or less": "filters/sparsity"}),
+]
 Rows = Mapping[tuple[int, int], dict[str, float]]  # of validations, by epoch and step: what was measured or logged
-
-
-class Checkpoint(NamedTuple):
-    """What a `ModelCheckpoint` keeps of the metric that it monitors."""
-
-    path: str
-    score: float
 
 
 class Story:
@@ -76,17 +69,17 @@ class Story:
         values, mode = self._finite(name), self._mode(name)
         return (min if mode == "min" else max)(values, key=values.__getitem__) if values and mode else None
 
-    def tell_best(self, checkpoints: Mapping[str, Checkpoint]) -> None:
-        """Tell when the metrics of checkpoints and the validation loss were best; the first one decides on weights."""
+    def tell_best(self, checkpoints: Mapping[str, tuple[str, float]]) -> None:
+        """Tell when the metrics of checkpoints, of a path and a score, and the validation loss were best."""
         names = dict.fromkeys([*checkpoints, self._loss, *self._modes, *self._metrics])
         known = [name for name in names if self.best(name) is not None]
         for name in [name for name in known if name in checkpoints or name == self._loss] or known[:1]:
-            self._tell_best(name, checkpoints.get(name), decides=name == known[0])
+            self._tell_best(name, *checkpoints.get(name, ("", math.nan)), decides=name == known[0])
         if not known:
             self.tell("Validation loss", "Not known: no logged metric is named like one, such as `val_loss`.")
             self.actions.append(("Log a validation loss, such as `val_loss`, to see which weights are best.",))
 
-    def _tell_best(self, name: str, checkpoint: Checkpoint | None, decides: bool) -> None:
+    def _tell_best(self, name: str, path: str, score: float, decides: bool) -> None:
         values, at = self._finite(name), self.best(name)
         assert at is not None
         best, last = values[at], max(values)
@@ -100,7 +93,7 @@ class Story:
                 self.actions.append((f"Train longer: `{name}` was {lowest} in the last validation.",))
         else:
             text += f" In the last validation, {self.when(last)}, it was {values[last]:.3g}."
-        kept = "" if checkpoint is None or not math.isclose(checkpoint.score, best, rel_tol=1e-4) else checkpoint.path
+        kept = path if math.isclose(score, best, rel_tol=1e-4) else ""
         if kept:
             text += f" That epoch's weights are in `{kept}`."
         if decides and abs(values[last] - best) > _MATTERS * abs(best):
@@ -197,9 +190,8 @@ class Story:
         shares = {name: all(0 <= value <= 1 for value in self._finite(name).values()) for name in self._metrics}
         panels = [("Loss", False, {name: name for name in self.losses.values()})]
         panels += [(name, share and self._mode(name) == "max", {"": name}) for name, share in shares.items()]
-        panels += [(*title, sources) for title, sources in _PANELS.items()]
         drawn = list[dict[str, Any]]()
-        for title, percent, sources in panels:
+        for title, percent, sources in panels + _PANELS:
             columns = {words: [four_digits(value) for value in self.column(name)] for words, name in sources.items()}
             lines = [
                 (words, values, self.best(sources[words]) if sources[words] in (self._loss, *self._metrics) else None)

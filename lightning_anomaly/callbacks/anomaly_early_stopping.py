@@ -33,7 +33,6 @@ class AnomalyEarlyStopping(StoppingCallback):
     """
 
     _watched_type = AnomalyFilterCallback
-    _signal = "rise"
     _measured_key = "clustered"
 
     def __init__(

@@ -129,7 +129,6 @@ class MemorizationCallback(AnyCallback):
         self._guard.forget_warnings()
 
     def _begin_measuring(self) -> None:
-        """Forget what earlier validations measured."""
         self._error_rise, self._margins = ErrorRise(), MeanMargins()
         self._identity: str | None = None  # of the images that were measured
 

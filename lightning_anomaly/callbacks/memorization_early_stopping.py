@@ -44,7 +44,6 @@ class MemorizationEarlyStopping(StoppingCallback):
     """
 
     _watched_type = MemorizationCallback
-    _signal = "rise"
     _measured_key = "compares_output"
 
     def __init__(

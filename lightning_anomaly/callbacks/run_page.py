@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_anomaly.callbacks._lightning import find_callback
-from lightning_anomaly.callbacks._story import Checkpoint, Rows, Story
+from lightning_anomaly.callbacks._story import Rows, Story
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.memorization import MemorizationCallback
 from lightning_anomaly.callbacks.memorization_early_stopping import MemorizationEarlyStopping
@@ -88,7 +88,7 @@ def _run_story(trainer: Any, watcher: Any, comparison: Any, threshold: float) ->
     else:
         story.tell_best(
             {
-                callback.monitor: Checkpoint(callback.best_model_path, float(callback.best_model_score))
+                callback.monitor: (callback.best_model_path, float(callback.best_model_score))
                 for callback in monitors
                 if getattr(callback, "best_model_score", None) is not None
             }

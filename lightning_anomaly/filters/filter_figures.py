@@ -178,7 +178,11 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
         dots.set_rasterized(True)  # or loggers of vector graphics would store every point
     x, y = points[outliers].T.tolist()
     axes.scatter(x, y, s=70, facecolors="none", edgecolors="black", linewidths=1.0, label=_OUTLIER)
-    axes.set_title(f"{layer_text(name, 24)}\nfilter {index}: {_verdict_text(layer, index)}", parse_math=False)
+    count, value = int(outliers.sum()), layer.calinski_harabasz[index].item()
+    outlier_count = f"{count} outlier{'s' * (count != 1)}"
+    number = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
+    mixture = f"K = {int(layer.n_components[index])}, CH = {number}"
+    axes.set_title(f"{layer_text(name, 24)}\nfilter {index}: {mixture}, {outlier_count}", parse_math=False)
     axes.set(xlabel="first component (its std. dev.)", ylabel="second component (same unit)")
     axes.margins(0.12)
     for lower, upper, limit in ((*axes.get_xlim(), axes.set_xlim), (*axes.get_ylim(), axes.set_ylim)):
@@ -186,13 +190,6 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
             limit((lower + upper - 1) / 2, (lower + upper + 1) / 2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors="black", labelsize=8)  # set here, as ticks are made at rendering, in the user's style
-
-
-def _verdict_text(layer: LayerReport, index: int) -> str:
-    count, value = len(layer.outliers_of(index)), layer.calinski_harabasz[index].item()
-    number = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
-    outliers = "1 outlier" if count == 1 else f"{count} outliers"
-    return f"K = {int(layer.n_components[index])}, CH = {number}, {outliers}"
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], losses: Mapping[str, str]) -> Figure:

@@ -119,7 +119,6 @@ class StepWatch(TorchFunctionMode):
         self._stack.callback(lambda: (attributes.pop("forward", None), attributes.update(before)))
 
     def _take_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Keep what a module returns for images."""
         with suppress(Exception):
             given = next(iter((*args, *kwargs.values())), None)
             if isinstance(given, Tensor) and self._given is not None:

@@ -277,7 +277,6 @@ def _labels_in(step: StepWatch, target: Any) -> StepLabels:
 
 
 def _why_unknown(step: StepWatch, losses: Sequence[FunctionCall]) -> str:
-    """Say why no output has scores of classes."""
     if losses and step.calls:
         name, output, _ = step.calls[-1]
         returned = f"{repr(name) if name else type(step.model).__name__} returns {_described([output])}"
@@ -292,7 +291,6 @@ def _why_unknown(step: StepWatch, losses: Sequence[FunctionCall]) -> str:
 
 
 def _described(outputs: Iterable[Any]) -> str:
-    """Describe outputs by their types and shapes."""
     texts = list[str]()
     for output in outputs:
         parts = [f"'{name}' {tuple(tensor.shape)}" for name, tensor in named_tensors(output) if name]

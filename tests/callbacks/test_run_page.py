@@ -15,7 +15,7 @@ from test_labels_of_a_fit import WRONG, fit_lit
 from trainers import SmallNet, fit, loader, quiet_trainer, watcher
 
 from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping, save_run_page
-from lightning_anomaly.callbacks._story import Checkpoint, Story
+from lightning_anomaly.callbacks._story import Story
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*expects fewer than 10 errors")
 
@@ -201,7 +201,7 @@ def test_the_best_weights_are_told_with_their_checkpoint_and_what_to_do(
     values: dict[str, list[float]], kept: float, says: str, next_step: str
 ) -> None:
     run, decides = story(**values), "val_acc" if "shares" in values else "val_loss"
-    run.tell_best({decides: Checkpoint("best.ckpt", 0.7 if "shares" in values else kept)})
+    run.tell_best({decides: ("best.ckpt", 0.7 if "shares" in values else kept)})
     assert re.search(says.replace("(", r"\("), run.sentences[0][1])
     assert len(run.actions) == bool(next_step)
     assert not next_step or re.match(next_step.replace("(", r"\("), run.actions[0][0])
