@@ -36,12 +36,11 @@ class Probe:
     loss: RunLoss
 
     def __post_init__(self) -> None:
-        self._limit = -(-self.size // rank_and_world()[1])  # samples of this process
         self._seen = 0  # samples in the batches so far
         self._labels = BatchLabels()
         self.capture = MapCapture(
             self.layers,
-            limit=self._limit,
+            limit=-(-self.size // rank_and_world()[1]),  # samples of this process
             rectify=self.settings.rectify,
             max_map_side=self.settings.max_map_side,
             samples=SampleCapture(
@@ -55,14 +54,15 @@ class Probe:
     def before_probe_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come, and keep small images of its samples."""
         # If no layer gives usable maps, count the samples of the batches instead.
-        if self.capture.full or not (most_samples(self.capture.maps) or self._seen < self._limit):
+        capture = self.capture
+        if capture.full or not (most_samples(capture.maps) or self._seen < capture.limit):
             return
-        self.capture.attach()
+        capture.attach()
         images = first_tensor(batch)
         if images is not None:
             self._labels.add(range(self._seen, self._seen + len(images)), batch, images)
             self._seen += len(images)
-            self.capture.samples.take_images(images)
+            capture.samples.take_images(images)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Probe:
         folder = dataset_folder(getattr(first_loader(loaders), "dataset", None))
         names = names and names[: report.n_samples]
         report = replace(report, labels=labels if any(labels) else None, names=names, folder=folder)
-        logits = self.capture.samples.collected(report.n_samples).logits
+        logits = samples.collected(report.n_samples).logits
         if report.labels is None or logits is None:
             return report
         view = predicted_label_view(logits, report.labels, class_names)

