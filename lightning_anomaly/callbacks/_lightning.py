@@ -19,7 +19,7 @@ if "pytorch_lightning" in sys.modules:
 
 
 class AnyCallback(Callback):
-    """A callback of `lightning`, and of `pytorch_lightning` if that is imported before; each takes only its own."""
+    """A callback of `lightning`, and of `pytorch_lightning` if that is imported: Trainers take only their own."""
 
     log_key_prefix: str
     _fitting: bool | None = None  # see `begin_stage`
@@ -62,7 +62,7 @@ class MisconfiguredTrainer(MisconfigurationException, ValueError):
 
 
 def begin_stage(callback: Any, trainer: Any, stage: str) -> None:
-    """Reset a callback if a fit begins at step 0; otherwise it goes on, or a checkpoint is loaded next."""
+    """Reset a callback if a fit begins at step 0, before a checkpoint is loaded; let it warn again outside of a fit."""
     callback._fitting = stage == "fit"  # None before a first stage
     if not callback._fitting:
         callback._guard.forget_warnings()
