@@ -32,10 +32,7 @@ def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def first_tensor(batch: Any) -> Tensor | None:
-    """Find the input of a model in a nested batch: its first tensor of floating-point numbers or of images in bytes.
-
-    A tensor without axes of an image is taken only if none with such axes follows.
-    """
+    """Find the input of a model in a nested batch: its first tensor of floats or of images in bytes, images first."""
     inputs = [
         tensor
         for _, tensor in named_tensors(batch)
@@ -55,10 +52,7 @@ class WithWholeImage(NamedTuple):
 def collate_whole(
     collate_fn: Callable[[Any], Any], describe: Callable[[Tensor], Any] | None, items: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """Put items into a batch; return it with the first of its whole images, if any, and the description of all.
-
-    Without `describe` they stay as they are.
-    """
+    """Put items into a batch; with `describe`, return what it says of the whole images, of which the first stays."""
     batch, description = collate_fn(items), None
     if isinstance(batch, WithWholeImage) and describe is not None:
         batch, description = batch._replace(whole=batch.whole[:1]), describe(batch.whole)
@@ -66,10 +60,7 @@ def collate_whole(
 
 
 def class_numbers(tensor: Tensor, count: int) -> Tensor | None:
-    """Return one number for each of `count` images `(count,)`; None for a tensor that has no such.
-
-    Of shares of classes `(count, C)`, it is the class that has nine tenths, and NaN without one.
-    """
+    """Return one number for each of `count` images `(count,)`, or the class with nine tenths; None without such."""
     if tensor.is_complex() or not tensor.ndim or len(tensor) != count or not tensor.numel():
         return None
     numbers = tensor.detach().double().cpu()
@@ -98,8 +89,7 @@ def label_columns(batch: Any, count: int, images: Tensor | None) -> dict[str, Te
 class BatchLabels:
     """Collects what may be the labels of images: in each tensor of their batches, one number for each image.
 
-    A run's loss tells which tensor has its labels, see `StepLabels`. Without a run, one that is called a label comes
-    first, then the data set's `targets`, then a tensor of integers that repeat.
+    Without a run's loss, one that is called a label comes first, then `targets`, then integers that repeat.
     """
 
     def __init__(self) -> None:

@@ -28,10 +28,7 @@ def dataset_folder(dataset: Any) -> str:
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the different names of a data set's classes, by its `class_to_idx` or in the order of its `classes`.
-
-    Empty if they may not be those of its labels: where it wraps another data set or has a `target_transform`.
-    """
+    """Return the names of the classes that a data set's labels stand for; empty if that is not certain."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     places, names = getattr(dataset, "class_to_idx", None), getattr(dataset, "classes", None)

@@ -174,8 +174,7 @@ def _find_folder_whites(files: Sequence[str]) -> dict[str, float]:
 def read_image(file: Any, side: int | None = None, whites: Mapping[str, float] | None = None) -> Any:
     """Read an image as viewers show it: turned as its EXIF data says, on white, and the first frame of an animation.
 
-    Images of more than 8 bits whose mode is not in `whites` have a white of their own, see `FolderImages`. A JPEG file
-    that will be reduced to a `side` (pixels) is read with fewer pixels, which is fast.
+    A JPEG file that will be reduced to a `side` (pixels) is read with fewer pixels, which is fast.
     """
     from PIL import Image
 
@@ -219,10 +218,7 @@ def _white(pixels: Any, mode: str) -> float:
 
 
 def decoded_hashes(hashes: Tensor, files: Sequence[str]) -> Tensor:
-    """Replace the equal ones among hashes `(n,)` of images, which may have been reduced, by those of decoded files.
-
-    A file that Pillow cannot read keeps its hash.
-    """
+    """Replace the equal ones among hashes `(n,)` of reduced images by those of decoded files, if Pillow reads these."""
     counts, decoded, found = Counter(hashes.tolist()), dict[bytes, int](), hashes.clone()
     for place, file in enumerate(files):
         if counts[hashes[place].item()] > 1:

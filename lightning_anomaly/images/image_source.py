@@ -32,12 +32,10 @@ _BATCHES = 8  # for each worker process, so that it is worth starting
 
 
 class ImageSource:
-    """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
+    """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader, batch by batch.
 
-    One batch is in memory at a time. Every reading of a data set draws the same random numbers, and the random states
-    of torch, NumPy and Python are restored. `labels` replace those that come with the data. `max_images` chooses so
-    many of the images that a loader draws, at random; None takes all images of the data set, in its order. If none of
-    the first 100 can be read, `shapes` are those of an image and of a whole one; without them, that is an error.
+    Every reading draws the same random numbers. `max_images` draws as many of a loader's epoch; None takes all, in
+    order. If none of the first 100 can be read, `shapes` are those of an image and of a whole one, or that is an error.
     """
 
     def __init__(
@@ -110,10 +108,7 @@ class ImageSource:
         return class_targets(self._data)
 
     def labels(self, positions: Iterable[int]) -> list[str | None]:
-        """Return the classes of images that were read, by name if they have one; None if unknown.
-
-        They are those given, or else the labels in the data set's batches, or else its `targets`.
-        """
+        """Return the classes of images that were read: those given, in batches, or else `targets`; None if unknown."""
         places = [*positions]
         found = self.batch_labels.at(places, self.targets) if self._given is None else [self._given[p] for p in places]
         return name_labels(found, () if self.batch_labels.renamed and self._given is None else self.class_names)
@@ -171,19 +166,13 @@ class ImageSource:
         return f"position {position}" + (f", {self.names[position]}" if self.names else "")
 
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the images at some positions: yield positions `(n,)` and images `(n, ...)`.
-
-        Batches have nearly equal sizes, as a last batch of one image would break models that squeeze.
-        """
+        """Yield positions `(n,)` and images `(n, ...)` in nearly equal batches, as a last one of one breaks models."""
         return ((chunk, images) for chunk, images, _ in self.with_whole(positions))
 
     def with_whole(
         self, positions: Sequence[int], describe: Callable[[Tensor], Any] | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Any]]:
-        """Read like `batches`, and yield whole images too, which are the images unless the data set hands both.
-
-        With `describe` they are described where they are decoded, and the description comes instead of them.
-        """
+        """Read like `batches`, and yield whole images too, or what `describe` says of them where they are decoded."""
         if not len(positions):
             return
         count = -(-len(positions) // self.batch_size)

@@ -13,10 +13,7 @@ _PIXELS = 6_000_000  # in all images of a page together; a browser unpacks each 
 
 
 def shrink_images(samples: Tensor, side: int) -> Tensor:
-    """Reduce images `(N, C, H, W)`, or the middle slices of volumes `(N, C, D, H, W)`, to small ones, on the CPU.
-
-    They have one or three channels, and sides of at most `side` pixels.
-    """
+    """Reduce images `(N, C, H, W)`, or middle slices of volumes, to 1 or 3 channels and `side` pixels, on the CPU."""
     samples = samples.detach()
     if samples.ndim == 5:
         samples = samples[:, :, samples.shape[2] // 2]
@@ -38,10 +35,7 @@ def black_and_white(images: Tensor) -> Tensor:
 
 
 def to_bytes(images: Tensor, limits: Tensor) -> Tensor:
-    """Convert small images `(n, C, H, W)` to uint8 `(n, H, W, C)`.
-
-    Values between the `limits`, see `black_and_white`, become black to white; bytes stay as they are.
-    """
+    """Convert small images `(n, C, H, W)` to uint8 `(n, H, W, C)`, where `limits` are black and white."""
     if images.dtype != torch.uint8:
         low, high = limits
         scaled = (images.float() - low).div_((high - low).clamp_min(1e-12))

@@ -27,8 +27,8 @@ def in_worker(
 ) -> DataLoader[Any]:
     """Load like a loader, but in at least one worker process, where the data set may get other `attributes`.
 
-    Raise RuntimeError where a process cannot be forked and the loader has none: starting one runs the user's script
-    again, which may not allow for that.
+    Raise RuntimeError where none can be forked: starting one runs the user's script again, which may not allow for
+    that.
     """
     if not loader.num_workers and sys.platform != "linux":
         raise RuntimeError(f"on {sys.platform}, give the loader a worker, `num_workers=1`")
@@ -56,9 +56,8 @@ def load_batches(
 ) -> Iterator[tuple[Any, str]]:
     """Load items by their positions like a loader; yield each batch, or None and why it cannot be read.
 
-    Each batch has random numbers of its own, the same in any process. Of several workers, each reads every so many
-    batches. They are processes as the loader starts them, but no `DataLoader`'s, which send batches through shared
-    memory, of which a container has little. Raise OSError or EOFError if one died or hangs.
+    Each has its own random numbers in any process. `DataLoader`'s processes send batches through shared memory, of
+    which a container has little. Raise OSError or EOFError if one died or hangs.
     """
     load = partial(_load, loader.dataset, collate_fn)
     if not workers:

@@ -1,8 +1,4 @@
-"""Ask of each image of a folder what does not depend on the others: is it dark, light, of one shade, tiny, narrow?
-
-Scores only tell what is unlike the others, which says nothing about a folder whose images all have one fault. The
-questions are those of CleanVision.
-"""
+"""Ask, as CleanVision does, what is wrong with an image whatever the others are: is it dark, plain, tiny, narrow?"""
 
 from __future__ import annotations
 

@@ -38,37 +38,24 @@ _ROUNDING = 2e-5  # of a correlation
 
 
 class DuplicateGroup(NamedTuple):
-    """An image and its copies.
+    """An image and its copies."""
 
-    Attributes:
-        positions: Their positions in the data set, in order: near duplicates are copies of the first one.
-        identical: Whether all of them are identical.
-        reference: Images of the reference among them: names of files, or else positions.
-        correlations: How well the details of each, in `positions` and then in `reference`, agree with the first one's:
-            1 if they are identical, at least 0.875 in near duplicates.
-    """
-
-    positions: list[int]
-    identical: bool
-    reference: list[str | int]
-    correlations: Sequence[float] = ()
+    positions: list[int]  # in the data set, in order: near duplicates are copies of the first one
+    identical: bool  # whether all of them are
+    reference: list[str | int]  # images of the reference among them: names of files, or else positions
+    correlations: Sequence[float] = ()  # of the details of all these with the first one's, at least 0.875
 
 
 def find_duplicates(
     fingerprints: Fingerprints, images: Tensor | None = None
 ) -> tuple[list[tuple[list[int], bool, list[float]]], str]:
-    """Group images of equal hashes, and images with their near duplicates, which need looks.
+    """Group images of equal hashes, and images with their near duplicates, which need grays.
 
-    The `images` to compare are an index into the fingerprints `(n,)`, by default all. Candidates are alike in coarse
-    looks, turned or mirrored; then their details are compared, once one is zoomed and shifted. A copy is far closer to
-    its original than the next image that is no copy is (Lowe, "Distinctive image features from scale-invariant
-    keypoints", 2004), seen from both. All in a group are copies of its first image. Images that are identical and have
-    near duplicates are in two groups.
-
-    Returns:
-        Groups of places in the index, whether all in them are identical, and the correlation of each with the first:
-        those of identical images before the others, each in the order of their first images; and, if near duplicates
-        may be missing because most images are too alike to tell, a sentence that says so.
+    The `images` `(n,)` are an index into the fingerprints, by default all. A copy is far closer to its original than
+    the next image that is no copy (Lowe, "Distinctive image features from scale-invariant keypoints", 2004), seen from
+    both. Return groups of places in the index, whether all in them are identical, and correlations with the first, of
+    which all are copies; and a sentence if near duplicates may be missing. Identical images with near duplicates are in
+    two groups.
     """
     images = torch.arange(len(fingerprints.hashes), device="cpu") if images is None else images
     _, first, kind = np.unique(fingerprints.hashes[images].numpy(), return_index=True, return_inverse=True)
@@ -98,10 +85,7 @@ def _similarity(coarse: Tensor, others: Tensor) -> Tensor:
 
 
 def _candidate_cells(coarse: Tensor) -> Sequence[Tensor]:
-    """Return the cells in which candidates are sought: all images `(N, 8, 8)`, or those that are like the same images.
-
-    Many images are each in the cells of the few centers that they are most like; centers are evenly spaced images.
-    """
+    """Return the cells in which candidates are sought: all images `(N, 8, 8)`, or those like the same ones."""
     if len(coarse) <= _EXACT:
         return [torch.arange(len(coarse), device="cpu")]
     centers = coarse[::_SPACING]
@@ -111,7 +95,7 @@ def _candidate_cells(coarse: Tensor) -> Sequence[Tensor]:
 
 
 def _close_pairs(coarse: Tensor, details: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find pairs `(2, P)` of N images that are like each other, their correlations `(P,)`, and crowded images `(N,)`.
+    """Find pairs `(2, P)` of N images that are alike, their correlations `(P,)`, and crowded images `(N,)`.
 
     Those have so many copies that the next image, which is none, is not among the pairs.
     """
@@ -132,10 +116,7 @@ def _close_pairs(coarse: Tensor, details: Tensor) -> tuple[np.ndarray, np.ndarra
 
 
 def _duplicate_candidates(coarse: Tensor, cells: Sequence[Tensor], chosen: Tensor, count: int) -> np.ndarray:
-    """Pair each of the chosen images `(N,)` with the `count` that are most alike, turned or mirrored.
-
-    Of N images, the pair of a first and a later one is the number N times the first plus the later one.
-    """
+    """Pair each of the chosen images `(N,)` with the `count` most alike: N times the first plus the second place."""
 
     def nearest(block: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         rows, cell = block
@@ -186,9 +167,9 @@ def _correlations(details: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Align details `(P, n, n)` with others in Gauss-Newton steps; return the best correlations and their warps.
+    """Align details `(P, n, n)` with others in Gauss-Newton steps; return the best correlations and warps `(P, 4)`.
 
-    A warp `(P, 4)` is the zoom, less 1, and the shift in both directions.
+    A warp is the zoom, less 1, and the shift in both directions.
     """
     side = moved.shape[2]
     down, right = torch.gradient(moved, spacing=2 / side, dim=(1, 2))
@@ -220,8 +201,7 @@ def _copy_groups(
 ) -> tuple[list[list[tuple[int, float]]], int]:
     """Group each image that is no copy of an earlier one with its copies, and count images that are too alike to tell.
 
-    `pairs` `(2, P)` are of looks that show the images `shown` `(N,)`; see `_close_pairs`. Copies of an image are its
-    nearest ones up to the last that is far closer than the next.
+    `pairs` `(2, P)` are of rows that show the images `shown` `(N,)`; see `_close_pairs`.
     """
     count, pairs, distance = shown.max() + 1, np.sort(shown[pairs], 0), 1 - correlation
     order = np.lexsort((distance, *pairs))

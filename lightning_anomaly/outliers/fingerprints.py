@@ -1,4 +1,4 @@
-"""What tells images from each other: a hash of all values, and small gray looks, also of what is inside a frame."""
+"""What tells images from each other: a hash of all values, and small gray pictures, also of what is inside a frame."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class Fingerprints(NamedTuple):
 
     @staticmethod
     def join(parts: Sequence[Fingerprints]) -> Fingerprints:
-        """Join parts; looks that a part lacks become None."""
+        """Join parts; grays that a part lacks become None."""
         hashes, looks = zip(*parts, strict=True)
         return Fingerprints(torch.cat(hashes), join_known_tensors(looks))
 
 
 def in_eight_ways(looks: Tensor) -> Tensor:
-    """Turn and mirror looks `(N, n, n)`; return `(N, 8, n, n)`."""
+    """Turn and mirror grays `(N, n, n)`; return `(N, 8, n, n)`."""
     ways = looks, looks.flip(2), looks.mT, looks.rot90(1, (1, 2))
     return torch.stack([*ways, *(way.flip(1, 2) for way in ways)], 1)
 
 
 def inside_frames(looks: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which of the chosen looks `(n,)` have a frame of one color `(F,)`, and boxes `(n + F, 4)`.
+    """Return which of the chosen grays `(n,)` have a frame of one color `(F,)`, and boxes `(n + F, 4)`.
 
-    Boxes are center and size in both directions, relative to the image: of each whole image, then inside the frames.
+    Boxes are center and size in both directions, relative to the image: of whole images, then inside the frames.
     """
     boxes = list[Tensor]()
     for images in torch.split(chosen, _ROWS):
@@ -72,7 +72,7 @@ def inside_frames(looks: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shown(looks: Tensor, boxes: Tensor) -> Tensor:
-    """Return what looks `(n, 32, 32)` show in boxes `(n, 4)`, see `inside_frames`."""
+    """Return what grays `(n, 32, 32)` show in boxes `(n, 4)`, see `inside_frames`."""
     looks, inside = looks.float(), boxes[:, 2] < 1
     if inside.any():
         warp = torch.cat([boxes[inside, 2:].diag_embed(), boxes[inside, :2, None]], 2)
@@ -82,7 +82,7 @@ def _shown(looks: Tensor, boxes: Tensor) -> Tensor:
 
 
 def coarse_looks(looks: Tensor, chosen: Tensor, boxes: Tensor) -> Tensor:
-    """Reduce chosen looks `(N,)` to 8x8 pixels, center them by the mean look and their own, and scale to norm 1."""
+    """Reduce chosen grays `(N,)` to 8x8 pixels, less their mean and their own, scaled to norm 1."""
     small = torch.empty(len(chosen), 8, 8, device="cpu")
     for part, images, box in zip(*(torch.split(tensor, _ROWS) for tensor in (small, chosen, boxes)), strict=True):
         part[:] = functional.adaptive_avg_pool2d(_shown(looks[images], box), 8)
@@ -92,10 +92,7 @@ def coarse_looks(looks: Tensor, chosen: Tensor, boxes: Tensor) -> Tensor:
 
 
 def look_details(looks: Tensor, chosen: Tensor, boxes: Tensor) -> Tensor:
-    """Subtract the mean of 9x9 pixels of chosen looks `(N,)` from that of 3x3; return `(N, 32, 32)`.
-
-    Details are centered and scaled to norm 1, in half precision.
-    """
+    """Return details `(N, 32, 32)` of chosen grays `(N,)`, in half precision: means of 3x3 pixels less those of 9x9."""
     details = torch.empty(len(chosen), SIDE, SIDE, dtype=torch.half, device="cpu")
     for part, images, box in zip(*(torch.split(tensor, _ROWS) for tensor in (details, chosen, boxes)), strict=True):
         seen = _shown(looks[images], box)

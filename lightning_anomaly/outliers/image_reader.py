@@ -47,8 +47,7 @@ def describe_whole(whole: Tensor) -> tuple[SampleStatistics, Fingerprints]:
 class ImageReader:
     """Runs a model on images, and describes what it sees.
 
-    The first images set which layer gives features, and which values are drawn black and white, unless they are given
-    or the images are bytes.
+    The first images set the layer of the features, and what is drawn black and white, unless given.
     """
 
     def __init__(

@@ -112,10 +112,7 @@ class OutlierLists:
         return self._path(os.sep.join(parts))
 
     def _scored_rows(self, ranked: Sequence[int], view: str, top: int) -> list[Row]:
-        """Return the rows of up to `top` images, each with its copies among them.
-
-        Copies follow each other as a group.
-        """
+        """Return the rows of up to `top` images, each followed by its copies among them."""
         sets = dict[int, list[int]]()
         for position in ranked:
             key = self._sets.get(position, -1 - position)
@@ -146,10 +143,7 @@ class OutlierLists:
         return [(name, [self.row(p) for p in places if p >= 0]) for name, places in sides if places[0] >= 0]
 
     def _copy_rows(self, groups: Sequence[DuplicateGroup], *, can_go: bool = True) -> list[Row]:
-        """Return the rows of groups of duplicates; each but the first says what it is a copy of, and may be spared.
-
-        An image that is spared as an identical one is not counted again as a near duplicate.
-        """
+        """Return the rows of groups of duplicates, in which each image may be spared once, but for the first."""
         report, rows = self._report, list[Row]()
         in_classes = {group.positions[0] for group in report.filed_twice}
         counted = {place for group in report.duplicates if group.identical for place in group.positions[1:]}

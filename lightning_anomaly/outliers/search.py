@@ -266,10 +266,7 @@ class NearestImages(NamedTuple):
     def find(
         self, positions: Tensor, features: Tensor, labels: Sequence[str | None], looks_like: Sequence[str]
     ) -> Tensor:
-        """Return positions of the nearest images of its class, and of the one it looks like, `(n, 2, 3)`; -1 for none.
-
-        They are sought for images that look like another class than their own.
-        """
+        """Return the nearest images of its class and of the one it looks like, if another, `(n, 2, 3)`; -1 for none."""
         found = torch.full((len(positions), 2, _NEAREST), -1, device="cpu")
         pairs = [*zip(labels, looks_like, strict=True)]
         accused = [row for row, (own, other) in enumerate(pairs) if own not in (None, other)]

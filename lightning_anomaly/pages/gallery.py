@@ -83,10 +83,7 @@ class Tab:
 def gallery_page(
     title: str, lead: Sequence[str], tabs: Sequence[Tab], folder: str | Path, details: Sequence[str] = ()
 ) -> str:
-    """Return the text of a page, which will lie in `folder`: opened images are read from their files if they can be.
-
-    Tabs without rows are left out. Sentences of the `lead` stand above the lists, `details` are folded.
-    """
+    """Return the text of a page that will lie in `folder`: the `lead` stands above the lists, `details` are folded."""
     index = {"title": title, "lead": lead, "details": details, **gallery_index(tabs, folder)}
     return assemble_page(_CODE, index)
 

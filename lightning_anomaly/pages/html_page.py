@@ -65,8 +65,8 @@ def assemble_page(
 ) -> str:
     """Return the text of a page, which reads the `index` at once and unpacks `blocks` when it needs them.
 
-    `code` names JavaScript files, each after those that it imports. They become one module, so their top-level names
-    must differ. Images, uint8 `(N, height, width, channels)` with one or three channels, become one PNG file.
+    `code` names JavaScript files in the order of their imports, with different top-level names. Images, uint8 `(N,
+    height, width, channels)` with one or three channels, become one PNG file.
     """
     placed, sprite = (None, {}) if images is None else _image_sheet(images)
     plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()

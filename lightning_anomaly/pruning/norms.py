@@ -30,15 +30,11 @@ class FoundNorms:
 
 
 def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Callable[[], object]) -> FoundNorms:
-    """Find the norm channels whose input is 0 because of masked filters; `filters` are all masked filters of the model.
+    """Find the norm channels whose input is 0 because of masked filters, which are all of the model's.
 
-    The model runs in evaluation mode. The outputs of convolutions, linear layers and norms are replaced by noise, and
-    those of masked filters by zeros. A norm channel whose whole input is 0 depends on masked filters only, and its
-    output becomes 0 in the same pass, for the layers that follow. Rectifiers make zeros, too: noise is positive in a
-    first pass and negative in a second one, and only zeros in both passes count.
-
-    The model's flags and the random state are restored; other changes made by `run` are not. Without masked filters or
-    norms it does not run, and all convolutions with masked filters count as called.
+    Outputs of convolutions, linear layers and norms become noise, those of masked filters 0, and so do those of norm
+    channels whose whole input is 0. Rectifiers make zeros, too: only zeros under positive and under negative noise
+    count. Flags are restored. Without masked filters or norms nothing runs, and the convolutions count as called.
     """
     if not filters or not any(isinstance(module, _NORMS) for module in modules_by_name(model).values()):
         return FoundNorms({}, [], {*filters})

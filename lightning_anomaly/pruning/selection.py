@@ -17,18 +17,9 @@ def summarize_report(report: AnomalyReport) -> Summary:
 def choose_filters(
     summaries: Sequence[Summary], masked: Mapping[str, Collection[int]], *, min_votes: int, max_fraction: float
 ) -> dict[str, list[int]]:
-    """Choose the anomaly filters to mask, `{layer: [filter, ...]}`, worst first, without layers that have none.
+    """Choose filters to mask, `{layer: [filter, ...]}`, by votes of reports, then outlier samples, then index.
 
-    A filter's votes are the number of reports that flag it. Filters are ordered by votes, then by outlier samples
-    summed over the reports, then by index. At most `max_fraction` of a layer is masked, including the filters masked
-    before, and never all of it.
-
-    Examples:
-        >>> reports = [{"conv": [0, 2, 0, 1]}, {"conv": [0, 4, 3, 1]}]
-        >>> choose_filters(reports, {}, min_votes=2, max_fraction=0.5)
-        {'conv': [1, 3]}
-        >>> choose_filters(reports, {"conv": [0]}, min_votes=1, max_fraction=0.5)
-        {'conv': [1]}
+    At most `max_fraction` of a layer is masked, including the filters masked before, and never all of it.
     """
     chosen: dict[str, list[int]] = {}
     for layer, last in (summaries[-1] if summaries else {}).items():

@@ -27,13 +27,10 @@ _SURE = 0.7  # probability from which on a network is sure: of photographs of cl
 class Content(NamedTuple):
     """A model of the features and logits of ordinary images.
 
-    The measure is the distance of features from a near neighbor: the third one among trusted images. Among images of
-    which some may be odd, and alike, it is the tenth where the network knows the classes, and there the energy of the
-    logits is a second measure. Elsewhere it is the neighbor beyond a tenth of the images; or, where they are of so many
-    kinds that few have a near neighbor, a robust Mahalanobis distance along four principal components.
-
-    Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
-    "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
+    The measure is the distance of features from a near neighbor, or, where few have a near one, a robust Mahalanobis
+    distance; and, where the network knows the classes, the energy of the logits. Features have norm 1, since damaged
+    images often have small ones (Mueller and Hein, "Mahalanobis++: Improving OOD detection via feature normalization",
+    2025).
     """
 
     neighbors: Tensor  # features of up to 1,024 of the images `(m, D)`
@@ -44,11 +41,7 @@ class Content(NamedTuple):
 
     @classmethod
     def fit(cls, samples: SampleStatistics, *, trusted: bool = False) -> Content | None:
-        """Fit to samples, of which up to a tenth may be odd unless they are trusted.
-
-        Returns:
-            The model; None if the samples are too few or identical.
-        """
+        """Fit to samples, up to a tenth odd unless they are trusted; None if they are too few or identical."""
         if samples.features is None:
             return None
         samples = samples.select(samples.finite_rows(len(samples.features)))
@@ -74,10 +67,9 @@ class Content(NamedTuple):
         return cls(neighbors, place, axes, RobustGaussian.fit(vectors @ axes, floors), knows)
 
     def measure(self, samples: SampleStatistics) -> Tensor:
-        """Compute one or two measures `(n, m)`, infinite for NaN.
+        """Compute the logarithm of a distance, and the energy, minus the log-sum-exp of the logits; infinite for NaN.
 
-        They are the logarithm of a distance, and the energy, the negative log-sum-exp of the logits (Liu, Wang, Owens
-        and Li, "Energy-based out-of-distribution detection", 2020).
+        Source: Liu, Wang, Owens and Li, "Energy-based out-of-distribution detection", 2020. Shape `(n, 1)` or `(n, 2)`.
         """
         assert samples.features is not None
         vectors = normalize(samples.features.double())
@@ -93,20 +85,14 @@ class Content(NamedTuple):
         return torch.where(samples.finite_rows(len(measured))[:, None] & ~measured.isnan(), measured, torch.inf)
 
     def reasons(self, samples: SampleStatistics, strongest: Tensor, surprising: Tensor) -> tuple[str, ...]:
-        """Say what the network sees instead in each image with a `surprising` score `(n,)`.
-
-        `strongest` is the index of its largest measure `(n,)`.
-        """
+        """Say what the network sees in `surprising` images `(n,)`, by the index of their largest measure `(n,)`."""
         reasons = "unlike the others", "nothing that the network knows well"
         rows = zip(strongest.tolist(), network_sees(samples), surprising.tolist(), strict=True)
         return tuple(f"{reasons[measure]}{seen}" if told else "" for measure, seen, told in rows)
 
 
 def _spread(vectors: Tensor, count: int) -> Tensor:
-    """Choose up to `count` of the vectors `(n, D)`, the same ones in whatever order they come.
-
-    They are evenly spaced along a random direction, always the same one.
-    """
+    """Choose up to `count` of the vectors `(n, D)`, the same in any order: evenly spaced along one random direction."""
     drawn = torch.Generator().manual_seed(0)
     along = vectors @ torch.randn(vectors.shape[1], generator=drawn, dtype=vectors.dtype, device="cpu")
     places = torch.linspace(0, len(vectors) - 1, min(count, len(vectors)), dtype=torch.float64, device="cpu")
@@ -133,8 +119,7 @@ def two_class_logits(logits: Tensor) -> Tensor:
 def _knows_classes(distances: Tensor, logits: Tensor) -> bool:
     """Return whether a network knows the classes of m images with distances `(m, m)` and logits `(m, C)`.
 
-    It predicts many of its classes, and the same one for an image and its nearest neighbor, more often than by chance
-    (Cohen's kappa). A network pretrained on other images uses few of its classes.
+    It predicts many of its classes, and one for an image and its neighbor more often than by chance (Cohen's kappa).
     """
     predicted = logits.argmax(1)
     nearest = distances.clone().fill_diagonal_(torch.inf).argmin(1)

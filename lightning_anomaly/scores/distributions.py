@@ -36,15 +36,12 @@ def robust_scale(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class RobustGaussian:
-    """A robust normal distribution of V numbers after a power transformation.
+    """A robust normal distribution of V numbers after a power transformation, without which long tails were outliers.
 
-    The estimator is a reweighted minimum covariance determinant (Rousseeuw and Van Driessen, "A fast algorithm for the
-    minimum covariance determinant estimator", 1999). Its covariance is shrunk (Ledoit and Wolf, "A well-conditioned
-    estimator for large-dimensional covariance matrices", 2004), so that V may exceed the number of samples. Before the
-    last step a power transformation makes each number most normal (Yeo and Johnson, "A new family of power
-    transformations to improve normality or symmetry", 2000), so that samples in a long tail are not outliers.
-
-    Each number has a floor, the change that is rounding: its variance is increased by the square of that.
+    The estimator is a reweighted minimum covariance determinant (Rousseeuw and Van Driessen, 1999), shrunk (Ledoit and
+    Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004), so that V may exceed the
+    number of samples. Powers are those of Yeo and Johnson (2000). Floors, changes that are rounding, add to the
+    variances.
     """
 
     mean: Tensor  # `(V,)`
@@ -56,11 +53,7 @@ class RobustGaussian:
 
     @classmethod
     def fit(cls, values: Tensor, floors: Tensor) -> RobustGaussian | None:
-        """Fit to values `(N, V)` on the CPU with floors `(V,)`.
-
-        Returns:
-            The distribution; None if fewer than eight samples are finite or nothing varies by more than its floor.
-        """
+        """Fit to values `(N, V)` on the CPU with floors `(V,)`; None if under eight are finite or nothing varies."""
         values = values[values.isfinite().all(1)].double()
         if len(values) < _MIN_SAMPLES or not (values - values[0]).abs().gt(floors).any():
             return None
@@ -108,8 +101,7 @@ class RobustGaussian:
 def shrunk_covariance(centered: Tensor) -> Tensor:
     """Estimate the covariance `(v, v)` of centered numbers `(n, v)`, shrunk towards a multiple of the identity.
 
-    Equals scikit-learn's `ledoit_wolf`, with which LeNet-5's analysis takes 1.5 times as long: NumPy's threads keep
-    spinning after its matrix products.
+    Equals scikit-learn's `ledoit_wolf`, with which LeNet-5's analysis takes 1.5 times as long, as NumPy's threads spin.
     """
     covariance = centered.T @ centered / len(centered)
     target = covariance.trace() / len(covariance) * torch.eye(len(covariance), device="cpu").to(covariance)
@@ -121,9 +113,8 @@ def shrunk_covariance(centered: Tensor) -> Tensor:
 def _most_normal_powers(values: Tensor) -> Tensor:
     """Find the powers `(v,)` that maximize the normal likelihood of standardized numbers `(n, v)`, none constant.
 
-    The likelihood has one maximum (Marchand, Muzellec, Beguier, Ogier du Terrail and Andreux, "SecureFedYJ: a safe
-    feature Gaussianization protocol for federated learning", 2022). SciPy's `yeojohnson_normmax` takes twelve times as
-    long for 512 samples.
+    There is one maximum (Marchand et al., "SecureFedYJ", 2022). SciPy's `yeojohnson_normmax` takes twelve times as
+    long.
     """
     from scipy.optimize import minimize_scalar  # slow to import
 
@@ -141,10 +132,7 @@ def _most_normal_powers(values: Tensor) -> Tensor:
 
 
 def _yeo_johnson(values: Tensor, powers: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Transform numbers `(n, v)` by powers `(v,)`; a power of 1 leaves them unchanged.
-
-    Outside `low` to `high` `(v,)`, the range of the fit, the transformation is linear: powers would exaggerate there.
-    """
+    """Transform numbers `(n, v)` by powers `(v,)`, linearly outside `low` to `high`, where powers would exaggerate."""
     exponents = torch.where(values >= 0, powers, 2 - powers)
     ranges = torch.minimum(torch.maximum(values, low), high)
     inside = torch.where(exponents > 1, ranges, values)
@@ -156,10 +144,9 @@ def _yeo_johnson(values: Tensor, powers: Tensor, low: Tensor, high: Tensor) -> T
 class Tail(NamedTuple):
     """Tail probabilities of scores among those of ordinary samples, of which up to a tenth may be outliers.
 
-    The negative logarithm of the probability is linear between the 0, 0.05, ..., 0.9 quantiles: few enough that
-    rounding does not show. Beyond the last one it rises with the slope between the 0.75 and the 0.9 quantile, as in an
-    exponential tail. Logarithms of squared Mahalanobis distances have such a tail. If most scores are equal, the tail
-    begins at the next larger score instead, and rises with the mean beyond that.
+    Their negative logarithm is linear between the 0, 0.05, ..., 0.9 quantiles, few enough that rounding does not show,
+    and beyond, as logarithms of squared Mahalanobis distances have an exponential tail. If most scores are equal, that
+    begins at the next larger one.
     """
 
     knots: Tensor  # the quantiles `(19,)`
@@ -212,10 +199,7 @@ class TwoTails(NamedTuple):
         return cls(ends, (_NARROWEST * (ends[3] - ends[0])).clamp(min=floors), levels)
 
     def surprise(self, values: Tensor) -> Tensor:
-        """Compute the negative logarithms of the tail probabilities below and above values, in nats `(n, V, 2)`.
-
-        They are right beyond the outer quantiles alone. A constant number has NaN.
-        """
+        """Compute surprises on both sides, in nats `(n, V, 2)`, right beyond the outer quantiles; NaN if constant."""
         (lowest, low, high, highest), (outer, inner) = self.ends, self.levels
         beyond = torch.stack([lowest - values, values - highest], 2)
         widths = torch.maximum(torch.stack([low - lowest, highest - high], 1), self.narrowest[:, None])
@@ -250,10 +234,7 @@ def _scale_surprises(tails: tuple[Tail, ...], measures: Tensor, summed: bool) ->
 
 
 def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
-    """Compute p-values `(n,)` of scores `(n,)` by sorted calibration scores `(m,)`; NaN for infinite scores.
-
-    Scores that differ by rounding are ties, which count as larger.
-    """
+    """Compute p-values `(n,)` of scores `(n,)` by sorted calibration scores `(m,)`; NaN for infinite scores."""
     scores = scores.to(calibration).contiguous()
     # Counts the calibration scores that are at least as large, within rounding.
     smaller = torch.searchsorted(calibration, scores - _ROUNDING * (1 + scores.abs()))

@@ -45,11 +45,7 @@ class Label(NamedTuple):
 
     @classmethod
     def fit(cls, samples: SampleStatistics, labels: Sequence[str | None]) -> Label | None:
-        """Fit to finite samples; None if labels tell nothing.
-
-        They tell something if the class predicted for an image without itself is its own clearly more often than by
-        chance: by Cohen's kappa.
-        """
+        """Fit to finite samples; None if predictions without the image itself agree hardly better than chance."""
         names = tuple(sorted({name for name in labels if name is not None}))
         targets = class_indices(names, labels)
         if samples.features is None or len(names) < 2:
@@ -97,10 +93,9 @@ class Label(NamedTuple):
         *,
         left_out: bool = False,
     ) -> tuple[dict[str, SampleView], list[str]]:
-        """Score samples, of which other `views` are known: content is that among the others of its class.
+        """Score samples by the others of their class; return all `views`, with "label", and the class each looks like.
 
-        Images whose class is unknown or small keep their content score, and have the label score NaN. Return the views,
-        with one named "label", and the class that each image looks like.
+        Images whose class is unknown or small keep their content score, and have the label score NaN.
         """
         measures = self.measure(samples, labels, left_out=left_out)
         known, before = ~measures.content.isnan(), views["content"]
@@ -114,10 +109,7 @@ class Label(NamedTuple):
         return {**views, "content": SampleView(content, tuple(reasons)), "label": label}, looks_like
 
     def score_copies(self, features: Tensor, labels: Sequence[str | None]) -> tuple[SampleView, list[str]]:
-        """Score the labels of copies of one image, all of the fit, without all of them.
-
-        The label score is NaN where hardly any other image is of the class.
-        """
+        """Score the labels of copies of one image, all of the fit, without all of them; NaN if few others are left."""
         targets = class_indices(self.names, labels)
         own = targets.clamp(min=0)
         predicted = self.ridge.predict_without(features, targets)
@@ -130,8 +122,7 @@ class Label(NamedTuple):
 def predicted_label_view(logits: Tensor, labels: Sequence[str | None], classes: Sequence[str]) -> SampleView | None:
     """Score how much a network prefers another class to the label of each of N samples; None if they never agree.
 
-    `logits` are `(N, C)`; `classes` name the C classes, which otherwise have the numbers 0 to C - 1. Samples without a
-    label have the score NaN.
+    `logits` are `(N, C)`, `classes` the names of the C classes, or none. Samples without a label have the score NaN.
     """
     logits = two_class_logits(logits)
     names = classes or [*map(str, range(logits.shape[1]))]
@@ -165,12 +156,7 @@ def _label_view(
 
 
 def margins_over(targets: Tensor, predicted: Tensor) -> Tensor:
-    """Return by how much the largest other of C numbers `(n, C)` exceeds that of the target `(n,)`.
-
-    Examples:
-        >>> margins_over(torch.tensor([1, 2]), torch.tensor([[2.0, 5.0, 1.0]] * 2)).tolist()
-        [-3.0, 4.0]
-    """
+    """Return by how much the largest other of C numbers `(n, C)` exceeds that of the target `(n,)`."""
     own = targets[:, None]
     return predicted.scatter(1, own, -torch.inf).amax(1) - predicted.gather(1, own)[:, 0]
 
@@ -196,13 +182,10 @@ def class_indices(names: Sequence[str], labels: Sequence[str | None]) -> Tensor:
 class Ridge(NamedTuple):
     """A ridge regression that predicts C classes from features.
 
-    An image of a class of n images has a weight proportional to n ** -0.5. Features are replaced by their square roots
-    with their signs, so that few large ones do not decide alone (Perronnin, Sanchez and Mensink, "Improving the Fisher
-    kernel for large-scale image classification", 2010), scaled to norm 1, centered, and both again.
-
-    For an image that was fitted to, the prediction from the others is `(p - h y) / (1 - h)`, where p is that from all,
-    y its target, 0 or 1, and h its leverage, of which a part is its weight in the mean of all targets. For images that
-    are left out together, p and y are vectors, and h a matrix.
+    An image of a class of n images has a weight proportional to n ** -0.5. Features become their signed square roots
+    (Perronnin, Sanchez and Mensink, "Improving the Fisher kernel for large-scale image classification", 2010), scaled
+    to norm 1, centered, and both again. Without an image of the fit the prediction is `(p - h y) / (1 - h)`, where p is
+    that from all, y its target, and h its leverage; for images left out together, p and y are vectors, and h a matrix.
     """
 
     counts: Tensor  # images in each class `(C,)`
@@ -244,8 +227,8 @@ class Ridge(NamedTuple):
     def predict(self, features: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Predict each class, about 0 to 1, from features `(n, D)`: `(n, C)`.
 
-        To leave images of the fit out of it, each for itself, pass the classes `left_out` `(n,)` that they had there,
-        -1 for other images.
+        `left_out` `(n,)` are the classes of images of the fit, each to be left out of it for itself; -1 for other
+        images.
         """
         along = _along_axes(features, self.center, self.mean, self.axes)
         predicted = along @ self.coefficients + self.counts * self.weights

@@ -15,13 +15,10 @@ _RARE, _RAREST = 3.0, 10.0  # nats from which a statistic counts, and up to whic
 
 
 class Look(NamedTuple):
-    """A model of the pixel statistics of ordinary images.
-
-    Where images differ much, many statistics are rare in a damaged one without being far from a normal distribution.
-    """
+    """A model of the pixel statistics of ordinary images."""
 
     gaussian: RobustGaussian  # of `pixel_statistics`
-    tails: TwoTails  # of each of them
+    tails: TwoTails  # of each of them: many are rare in a damaged image without being far from a normal distribution
     words: PixelWords  # of the properties that have names
 
     @classmethod
@@ -37,10 +34,7 @@ class Look(NamedTuple):
         return cls(gaussian, tails, PixelWords.fit(pixels, samples.shape[0]))
 
     def measure(self, samples: SampleStatistics) -> Tensor:
-        """Compute two measures `(n, 2)`, infinite for NaN.
-
-        They are the logarithm of the squared Mahalanobis distance, and that of the sum of all statistics' surprises.
-        """
+        """Compute the logarithms of the squared distance and of the sum of surprises `(n, 2)`, infinite for NaN."""
         assert samples.pixels is not None
         rare = self.tails.surprise(samples.pixels).amax(2).clamp(_RARE, _RAREST).sub(_RARE).sum(1)
         measures = torch.stack([self.gaussian.mahalanobis_squared(samples.pixels).log(), rare.log1p()], 1)
@@ -111,10 +105,7 @@ class PixelWords(NamedTuple):
         return cls(TwoTails.fit(measured), TwoTails.fit(measured, levels=_ENDS))
 
     def reasons(self, statistics: Tensor, channels: int, surprising: Tensor) -> tuple[str, ...]:
-        """Name the rarest property of each image `(n, S)`, if it is clearly odd.
-
-        Images that are `surprising` as a whole `(n,)` have a reason even without such a property.
-        """
+        """Name the rarest property of each image `(n, S)` if it is clearly odd; `surprising` ones always get words."""
         measured = _measure_words(statistics, channels)
         surprises = self.inner.surprise(measured) - _CAUTION
         surprises[surprising] = surprises[surprising].fmax(self.tails.surprise(measured[surprising]))

@@ -41,11 +41,7 @@ def describe_pixels(inputs: Tensor) -> Tensor | None:
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
-    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, border, grain, patterns, places, color.
-
-    Normalization of the images `(N, C, H, W)` changes each number by a factor or a constant only. Color is the
-    difference of the channels from their mean, gray.
-    """
+    """Describe each image `(N, C, H, W)` by S numbers, which normalization scales or shifts only: float64 `(N, S)`."""
     images = images.detach().cpu()
     images = images if images.dtype == torch.float64 else images.float()
     parts = torch.split(images.contiguous(), max(1, _VALUES // math.prod(images.shape[1:])))
@@ -60,10 +56,7 @@ def pixel_names(channels: int) -> tuple[str, ...]:
 
 
 def noise_floors(statistics: Tensor, channels: int) -> Tensor:
-    """Compute how much each number in `pixel_statistics` `(N, S)` may change by rounding: float64 `(S,)`.
-
-    Numbers in units of pixels change by a share of their typical contrast.
-    """
+    """Compute how much each number in `pixel_statistics` `(N, S)` may change by rounding: float64 `(S,)`."""
     names = pixel_names(channels)
     in_pixels = torch.tensor([name.startswith(_IN_PIXELS) for name in names], device="cpu")
     contrast = statistics[:, names.index("contrast")].double().nanmedian().div(2).exp()

@@ -40,10 +40,7 @@ class FittedView(NamedTuple):
 
 
 def fit_views(samples: SampleStatistics, held_out: SampleStatistics | None = None) -> dict[str, FittedView]:
-    """Fit every view that the samples allow, and scale it on held-out samples, by default on the same ones.
-
-    With held-out samples all are trusted to be ordinary, else up to a tenth may be odd.
-    """
+    """Fit every view that the samples allow; without samples `held_out` to scale it on, up to a tenth may be odd."""
     trusted, scaled = (False, samples) if held_out is None else (True, held_out)
     views = {}
     if (look := Look.fit(samples)) is not None:
