@@ -127,7 +127,7 @@ class BatchLabels:
         chosen = {name: numbers for name, numbers in whole.items() if name.rpartition(".")[2] in _LABELS}
         if not chosen and targets is None:
             integers = {name: numbers for name, numbers in whole.items() if name in self._integers}
-            chosen = {name: found for name, found in integers.items() if len({*found.values()}) < len(found)}
+            chosen = {name: labels for name, labels in integers.items() if len({*labels.values()}) < len(labels)}
         if len({tuple(numbers.items()) for numbers in chosen.values()}) > 1:
             names = ", ".join(f"`{name}`" for name in chosen)
             self.problem = f"each item has several integers, {names}, any of which may be its label"
@@ -137,8 +137,8 @@ class BatchLabels:
 
 def labels_at(numbers: Mapping[int, float], positions: Iterable[int]) -> list[int | None]:
     """Return labels by position; None for unknown ones, which negative numbers, such as -100, and NaN stand for."""
-    found = [numbers.get(position, math.nan) for position in positions]
-    return [int(number) if number >= 0 else None for number in found]
+    known = (numbers.get(position, math.nan) for position in positions)
+    return [int(number) if number >= 0 else None for number in known]
 
 
 def are_renamed(numbers: Mapping[int, float], targets: Sequence[int] | None) -> bool:

@@ -181,10 +181,10 @@ def read_image(file: Any, side: int | None = None, whites: Mapping[str, float] |
     image = _decode_file(file, side)
     if image.mode == "RGB":
         return image
-    pixels, usual = _file_pixels(image), (whites or {}).get(image.mode, 0)
-    white = max(_white(pixels, image.mode), usual)
-    if 0 < usual < white:
-        warnings.warn(f"An image has values above {usual:g}, white in its folder: it has its own white.", stacklevel=2)
+    pixels, known = _file_pixels(image), (whites or {}).get(image.mode, 0)
+    white = max(_white(pixels, image.mode), known)
+    if 0 < known < white:
+        warnings.warn(f"An image has values above {known:g}, white in its folder: it has its own white.", stacklevel=2)
     return Image.fromarray((pixels * (256 / white)).clip(max=255).astype(np.uint8)).convert("RGB")
 
 
@@ -219,7 +219,7 @@ def _white(pixels: Any, mode: str) -> float:
 
 def decoded_hashes(hashes: Tensor, files: Sequence[str]) -> Tensor:
     """Replace the equal ones among hashes `(n,)` of reduced images by those of decoded files, if Pillow reads these."""
-    counts, decoded, found = Counter(hashes.tolist()), dict[bytes, int](), hashes.clone()
+    counts, decoded, replaced = Counter(hashes.tolist()), dict[bytes, int](), hashes.clone()
     for place, file in enumerate(files):
         if counts[hashes[place].item()] > 1:
             with suppress(Exception):
@@ -228,8 +228,8 @@ def decoded_hashes(hashes: Tensor, files: Sequence[str]) -> Tensor:
                     image = _decode_file(file)
                     pixels = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
                     decoded[content] = int.from_bytes(pixels.digest()[:8], "little", signed=True)
-                found[place] = decoded[content]
-    return found
+                replaced[place] = decoded[content]
+    return replaced
 
 
 def _file_tensor(image: Any) -> Tensor:

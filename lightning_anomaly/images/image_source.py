@@ -110,8 +110,8 @@ class ImageSource:
     def labels(self, positions: Iterable[int]) -> list[str | None]:
         """Return the classes of images that were read: those given, in batches, or else `targets`; None if unknown."""
         places = [*positions]
-        found = self.batch_labels.at(places, self.targets) if self._given is None else [self._given[p] for p in places]
-        return name_labels(found, () if self.batch_labels.renamed and self._given is None else self.class_names)
+        labels = self.batch_labels.at(places, self.targets) if self._given is None else [self._given[p] for p in places]
+        return name_labels(labels, () if self.batch_labels.renamed and self._given is None else self.class_names)
 
     @property
     def labels_before_reading(self) -> Sequence[Any]:

@@ -30,22 +30,22 @@ def find_faults(answers: Tensor, files: Sequence[str]) -> dict[str, list[int]]:
     """Return the positions of the images that have each fault, by `pixel_faults` `(N, 4)` and their files."""
     from PIL import Image
 
-    found = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
-    if 2 * len(found["gray among color"]) > len(files):
-        found["gray among color"] = []
+    faults = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
+    if 2 * len(faults["gray among color"]) > len(files):
+        faults["gray among color"] = []
     sizes = dict[int, tuple[int, int]]()
     for place, file in enumerate(files):
         with suppress(Exception), Image.open(file) as opened:  # broken ones are a list of their own
             sizes[place] = opened.size
     areas = {place: width * height for place, (width, height) in sizes.items()}
-    usual = statistics.median(areas.values()) if areas else 0
-    found |= {
+    median = statistics.median(areas.values()) if areas else 0
+    faults |= {
         f"at most {_PIXELS} pixels along a side": [place for place, size in sizes.items() if min(size) <= _PIXELS],
         f"more than {_NARROW} times as long as wide": [
             p for p, size in sizes.items() if max(size) > _NARROW * min(size)
         ],
         f"{_ODD} times as wide and high as usual, or a tenth of it": [
-            place for place, area in areas.items() if not usual / _ODD**2 <= area <= usual * _ODD**2
+            place for place, area in areas.items() if not median / _ODD**2 <= area <= median * _ODD**2
         ],
     }
-    return {fault: places for fault, places in found.items() if places}
+    return {fault: places for fault, places in faults.items() if places}

@@ -19,6 +19,7 @@ from lightning_anomaly._internal.checks import check_integer, check_names
 from lightning_anomaly._internal.notes import warn_of
 from lightning_anomaly.images.batches import WithWholeImage
 from lightning_anomaly.images.folder_images import FolderImages
+from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.network.layers import modules_by_name, state_hash
 from lightning_anomaly.network.pretrained import load_pretrained
@@ -181,8 +182,8 @@ class OutlierDetector:
             ValueError: If the images cannot be read or differ in shape from the reference, only one of the two came
                 with whole images, or an argument is not allowed.
         """
-        reader, right = self._image_reader(progress), read_reviewed(reviewed)
-        source = open_scaled(self._with_whites(images), "images", batch_size, labels=labels)
+        right = read_reviewed(reviewed)
+        reader, source = self._open(images, batch_size, progress, labels=labels)
         report = search_source(reader, source, self._fitted_state(), self.notes)
         report = replace(report, reviewed=right)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
@@ -215,8 +216,8 @@ class OutlierDetector:
         """
         state = self._fitted_state()
         shapes = state.shape, state.whole_shape
-        source = open_scaled(self._with_whites(images), "images", batch_size, labels=labels, shapes=shapes)
-        part = score_source(self._image_reader(progress), source, state)
+        reader, source = self._open(images, batch_size, progress, labels=labels, shapes=shapes)
+        part = score_source(reader, source, state)
         warn_of(source.notes(np.isinf(part["score"]).nonzero()[0].tolist()))
         return part
 
@@ -243,17 +244,16 @@ class OutlierDetector:
         """What is white in files of more than 8 bits, as in the reference, see `load_image`."""
         return self._fitted_state().whites
 
-    def _with_whites(self, images: Any) -> Any:
-        """Return a `FolderImages` that reads such files as the reference was read; other data sets as they are."""
-        if not isinstance(images, FolderImages):
-            return images
-        images = copy(images)
-        images.whites = {**images.whites, **self.whites}
-        return images
-
-    def _image_reader(self, progress: bool | None) -> ImageReader:
+    def _open(
+        self, images: Any, batch_size: int | None, progress: bool | None, **options: Any
+    ) -> tuple[ImageReader, ImageSource]:
+        """Open images that are read as the reference was, also the files of a `FolderImages`."""
         state = self._fitted_state()
-        return ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits)
+        if isinstance(images, FolderImages):
+            images = copy(images)
+            images.whites = {**images.whites, **state.whites}
+        reader = ImageReader(self.model, self.class_names, progress, state.feature_layer, state.limits)
+        return reader, open_scaled(images, "images", batch_size, **options)
 
     def save(self, path: str | Path) -> None:
         """Save the fit, without the model.
@@ -261,15 +261,8 @@ class OutlierDetector:
         Raises:
             NotFittedError: If the detector is not fitted.
         """
-        state = self._fitted_state()
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "class_names": self.class_names,
-            "fit": state,
-            "state_hash": state_hash(self.model),
-        }
-        torch.save(content, path)
+        fit = {"class_names": self.class_names, "fit": self._fitted_state(), "state_hash": state_hash(self.model)}
+        torch.save({"format": _FORMAT, "version": _VERSION, **fit}, path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> OutlierDetector:

@@ -16,10 +16,9 @@ from lightning_anomaly.outliers.fingerprints import (
     SIDE,
     Fingerprints,
     centered,
-    coarse_looks,
+    coarse_and_details,
     in_eight_ways,
     inside_frames,
-    look_details,
 )
 
 _ROWS, _BLOCK = 256, 1024  # images compared at once with so many others
@@ -31,7 +30,7 @@ _MORE = 2**17  # of these at once, at most
 _STEPS = {16: 4, SIDE: 3}  # that align candidates, at each resolution (pixels)
 _INSIDE = 0.6  # share of both images that must be in the part that is aligned
 # What makes a copy was chosen on planted ones: docs/results/duplicates.md.
-_ALIKE = 0.6  # smallest similarity of candidates, in coarse looks
+_ALIKE = 0.6  # smallest similarity of candidates, in coarse grays
 _NEXT = 0.5  # smallest correlation of details that counts: the next image is taken to have it
 _RATIO = 0.25  # largest ratio of the distance of a copy to that of the next image, where distances are 1 - correlation
 _ROUNDING = 2e-5  # of a correlation
@@ -63,23 +62,22 @@ def find_duplicates(
     first, kind = first[order], order.argsort()[kind]  # kinds of images, in the order of their first ones
     places = np.split(kind.argsort(kind="stable"), np.bincount(kind).cumsum()[:-1])
     identical = [(same.tolist(), True, [1.0] * len(same)) for same in places if len(same) > 1]
-    if len(first) < 2 or fingerprints.looks is None:
+    if len(first) < 2 or fingerprints.grays is None:
         return identical, ""
-    framed, boxes = inside_frames(fingerprints.looks, images[first])
+    framed, boxes = inside_frames(fingerprints.grays, images[first])
     shown = torch.cat([torch.arange(len(first), device="cpu"), framed])  # whole, and inside a frame
-    views = fingerprints.looks, images[first][shown], boxes
-    coarse = coarse_looks(*views)
-    pairs, correlation, crowded = _close_pairs(coarse, look_details(*views))
+    views = coarse_and_details(fingerprints.grays, images[first][shown], boxes)
+    pairs, correlation, crowded = _close_pairs(*views)
     groups, undecided = _copy_groups(shown.numpy(), pairs, correlation, crowded)
     near = [sorted((place, value) for image, value in group for place in places[image].tolist()) for group in groups]
-    found = [([place for place, _ in group], False, [value for _, value in group]) for group in near]
+    copies = [([place for place, _ in group], False, [value for _, value in group]) for group in near]
     many = 2 * undecided > len(first) or crowded.any()
     problem = f"Near duplicates may be missing: {undecided:,} of {len(first):,} images are too alike to tell."
-    return [*identical, *found], problem if many else ""
+    return [*identical, *copies], problem if many else ""
 
 
 def _similarity(coarse: Tensor, others: Tensor) -> Tensor:
-    """Return how alike coarse looks `(n, 8, 8)` and others `(m, 8, 8)` are, turned or mirrored as fits, `(n, m)`."""
+    """Return how alike coarse grays `(n, 8, 8)` and others `(m, 8, 8)` are, turned or mirrored as fits, `(n, m)`."""
     ways = in_eight_ways(others).flatten(2).unbind(1)
     return reduce(torch.maximum, (coarse.flatten(1) @ way.T for way in ways))
 
@@ -104,8 +102,8 @@ def _close_pairs(coarse: Tensor, details: Tensor) -> tuple[np.ndarray, np.ndarra
     while crowded.any():
         new = np.setdiff1d(_duplicate_candidates(coarse, cells, crowded, count), numbers, assume_unique=True)
         numbers = np.concatenate([numbers, new])
-        found = _correlations(details, coarse, torch.from_numpy(np.stack(np.divmod(new, len(coarse)))))
-        correlation = np.concatenate([correlation, found.numpy()])
+        known = _correlations(details, coarse, torch.from_numpy(np.stack(np.divmod(new, len(coarse)))))
+        correlation = np.concatenate([correlation, known.numpy()])
         pairs = np.stack(np.divmod(numbers, len(coarse)))
         copies = np.bincount(pairs[:, 1 - correlation < _RATIO * (1 - _NEXT)].flatten(), minlength=len(coarse))
         crowded, count = torch.from_numpy(copies >= count), 2 * count
@@ -120,12 +118,12 @@ def _duplicate_candidates(coarse: Tensor, cells: Sequence[Tensor], chosen: Tenso
 
     def nearest(block: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         rows, cell = block
-        found = list[tuple[Tensor, Tensor]]()
+        best = list[tuple[Tensor, Tensor]]()
         for columns in torch.split(cell, _BLOCK):
             alike = _similarity(coarse[rows], coarse[columns]).masked_fill_(rows[:, None] == columns, -1)
             near = alike.topk(min(count, len(columns)))
-            found.append((near.values, columns[near.indices]))
-        similar, others = (torch.cat(part, 1) for part in zip(*found, strict=True))
+            best.append((near.values, columns[near.indices]))
+        similar, others = (torch.cat(part, 1) for part in zip(*best, strict=True))
         similar, place = similar.topk(min(count, similar.shape[1]))
         return rows, similar, others.gather(1, place)
 
@@ -145,7 +143,7 @@ def _duplicate_candidates(coarse: Tensor, cells: Sequence[Tensor], chosen: Tenso
 
 
 def _correlations(details: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
-    """Correlate the details of pairs `(2, P)`, the second laid as its coarse look is most alike; return `(P,)`."""
+    """Correlate the details of pairs `(2, P)`, the second laid as its coarse gray is most alike; return `(P,)`."""
     ways = in_eight_ways(torch.arange(SIDE**2, device="cpu").view(1, SIDE, SIDE)).flatten(2)[0]
 
     def of(part: Tensor) -> Tensor:
@@ -153,15 +151,15 @@ def _correlations(details: Tensor, coarse: Tensor, pairs: Tensor) -> Tensor:
         way = (in_eight_ways(coarse[right]) * coarse[left][:, None]).sum((2, 3)).argmax(1)
         first = details[left].float()
         second = details[right].flatten(1).gather(1, ways[way]).view_as(first).float()
-        found, warp = (first * second).sum((1, 2)), coarse.new_zeros(len(left), 4)
+        correlation, warp = (first * second).sum((1, 2)), coarse.new_zeros(len(left), 4)
         chosen = torch.arange(len(left), device="cpu")
         for side, steps in _STEPS.items():
             moved, fixed = (centered(functional.adaptive_avg_pool2d(d[chosen], side)) for d in (first, second))
             aligned, warp = _align(moved, fixed, warp, steps)
             near = aligned >= _NEXT
             aligned, warp, chosen = aligned[near], warp[near], chosen[near]
-        found[chosen] = found[chosen].maximum(aligned)
-        return found
+        correlation[chosen] = correlation[chosen].maximum(aligned)
+        return correlation
 
     return torch.cat([*torch_in_threads(of, torch.split(pairs, _PAIRS, 1))]).clamp(max=1)  # rounding
 
@@ -184,10 +182,10 @@ def _align(moved: Tensor, fixed: Tensor, warp: Tensor, steps: int) -> tuple[Tens
         values, right, down = functional.grid_sample(layers, grid, align_corners=False).flatten(2).unbind(1)
         centered = ((v - (v * inside).sum(1, keepdim=True) / count) * inside for v in (values, fixed.flatten(1)))
         here, there = (v / (v.norm(dim=1, keepdim=True) + 1e-3) for v in centered)
-        found = (here * there).sum(1)
+        correlation = (here * there).sum(1)
         share = torch.minimum(count[:, 0] / side**2, (1 + warp[:, :2]).prod(1))
-        better = (found > best) & (share > _INSIDE)
-        best, best_warp = torch.where(better, found, best), torch.where(better[:, None], warp, best_warp)
+        better = (correlation > best) & (share > _INSIDE)
+        best, best_warp = torch.where(better, correlation, best), torch.where(better[:, None], warp, best_warp)
         if step < steps:
             slopes = torch.stack([right * x.flatten(), down * x.T.flatten(), right, down], 1)
             normal = slopes @ slopes.mT
@@ -227,9 +225,9 @@ def _copy_groups(
     starts = np.flatnonzero(np.diff(one, prepend=-1))
     taken, groups = np.zeros(count, dtype=bool), list[list[tuple[int, float]]]()
     parts = zip(one[starts], np.split(other, starts[1:]), np.split(values, starts[1:]), strict=False)
-    for image, others, found in parts:
+    for image, others, alike in parts:
         free = ~taken[others]
         if not taken[image] and free.any():
             taken[[image, *others[free]]] = True
-            groups.append([(int(image), 1.0), *zip(others[free].tolist(), found[free].tolist(), strict=True)])
+            groups.append([(int(image), 1.0), *zip(others[free].tolist(), alike[free].tolist(), strict=True)])
     return groups, int(((nearest < _RATIO * (1 - _NEXT)) & ~taken).sum())

@@ -67,16 +67,16 @@ def fit_to_reference(reader: ImageReader, source: ImageSource, limit: int) -> tu
             f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
             f"images of shape {tuple(source.shape)}."
         )
-    found = score_views(views, rest)
-    calibration = _sorted_scores(found)
+    scored = score_views(views, rest)
+    calibration = _sorted_scores(scored)
     labels = [batch.labels[place] for place in usable.tolist()]
     label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
     notes = source.notes(batch.positions[~finite].tolist())
     notes |= _search_notes(source, views, label, labels)
     label_calibration = {}
     if label is not None:
-        found, _ = label.score_by_class(rest, labels[half:], found)
-        label_calibration = _sorted_scores(found, ~found["label"].scores.isnan())
+        scored, _ = label.score_by_class(rest, labels[half:], scored)
+        label_calibration = _sorted_scores(scored, ~scored["label"].scores.isnan())
     names = batch.positions[usable].tolist()
     files = [""] * len(names)
     if source.names is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ class OutlierLists:
         self._significant = {*report.significant}
         # Found right before, in order.
         places = range(len(report.scores)) if report.reviewed else ()
-        self._right = dict.fromkeys(place for place in places if self._is_right(report.image_name(place)))
+        self._right = dict.fromkeys(p for p in places if name_in_csv(report.image_name(p)) in report.reviewed)
         # The number of the set of copies that an image is in; one that has near duplicates is in the set of these.
         self._sets = {place: number for number, group in enumerate(report.duplicates) for place in group.positions}
 
@@ -62,9 +61,11 @@ class OutlierLists:
             for position in report.unusable
             if position not in self._right
         ]
-        skipped = [Row(name, path=self._path(name), reason=why) for name, why in report.skipped.items()]
-        right = [self.row(place, verdict=RIGHT) for place in self._right]
-        right += [replace(row, verdict=RIGHT) for row in skipped if self._is_right(row.name)]
+        right, skipped = [self.row(place, verdict=RIGHT) for place in self._right], list[Row]()
+        for name, why in report.skipped.items():
+            is_right = name_in_csv(name) in report.reviewed
+            row = Row(name, path=self._path(name), reason=why, verdict=RIGHT if is_right else "")
+            (right if is_right else skipped).append(row)
         return [
             *lists,
             Tab("twice", "In several classes", "Identical images, side by side.", twice, copies=True),
@@ -72,7 +73,7 @@ class OutlierLists:
             Tab("near", "Near duplicates", about, near, copies=True),
             self._faulty(),
             Tab("unreadable", "Cannot be read", "Images that cannot be read, or give no finite values.", broken),
-            Tab("skipped", "Skipped", "Files that are no images.", [r for r in skipped if not self._is_right(r.name)]),
+            Tab("skipped", "Skipped", "Files that are no images.", skipped),
             Tab("right", "Right", "Found right in an earlier search.", right),
         ]
 
@@ -97,9 +98,6 @@ class OutlierLists:
             **given,
         )
 
-    def _is_right(self, name: str) -> bool:
-        return name_in_csv(name) in self._report.reviewed
-
     def _path(self, name: str) -> str:
         return os.path.abspath(os.path.join(self._report.folder, name))
 
@@ -113,27 +111,22 @@ class OutlierLists:
 
     def _scored_rows(self, ranked: Sequence[int], view: str, top: int) -> list[Row]:
         """Return the rows of up to `top` images, each followed by its copies among them."""
-        sets = dict[int, list[int]]()
+        report, known, sets, rows = self._report, self._report.views[view], dict[int, list[int]](), list[Row]()
         for position in ranked:
             key = self._sets.get(position, -1 - position)
             if len(sets) == top and key not in sets:
                 break
             if position not in self._right:
                 sets.setdefault(key, []).append(position)
-        return [
-            self._scored_row(position, view, number if len(copies) > 1 else None)
-            for number, copies in enumerate(sets.values())
-            for position in copies
-        ]
-
-    def _scored_row(self, position: int, view: str, group: int | None) -> Row:
-        """Return a row of a list that a view orders, with its p-value if there is one."""
-        report, note = self._report, ""
-        if report.n_calibration:
-            note = f"p-value {report.view_p_values[view][position].item():.2g}"
-            note += ", significant" if position in self._significant else ""
-        score, reason = report.views[view].scores[position].item(), report.views[view].reasons[position]
-        return self.row(position, score=score, reason=reason, note=note, group=group)
+        for number, copies in enumerate(sets.values()):
+            for position in copies:
+                note, group = "", number if len(copies) > 1 else None
+                if report.n_calibration:
+                    note = f"p-value {report.view_p_values[view][position].item():.2g}"
+                    note += ", significant" if position in self._significant else ""
+                score, reason = known.scores[position].item(), known.reasons[position]
+                rows.append(self.row(position, score=score, reason=reason, note=note, group=group))
+        return rows
 
     def _nearest_rows(self, row: Row) -> list[tuple[str, list[Row]]]:
         """Return the images that are nearest to one that looks like another class: of its class, and of that one."""
@@ -168,11 +161,11 @@ class OutlierLists:
 
     def _faulty(self) -> Tab:
         """Return the images that have faults whatever the others are."""
-        found = dict[int, list[str]]()
+        faults = dict[int, list[str]]()
         for fault, places in self._report.faults.items():
             for place in places:
-                found.setdefault(place, []).append(fault)
-        rows = [self.row(place, reason="; ".join(why)) for place, why in found.items() if place not in self._right]
+                faults.setdefault(place, []).append(fault)
+        rows = [self.row(place, reason="; ".join(why)) for place, why in faults.items() if place not in self._right]
         counts = "; ".join(f"{fault}: {len(places):,}" for fault, places in self._report.faults.items())
         return Tab("faults", "Dark, plain or tiny", f"Whatever the others are. {counts.capitalize()}.", rows)
 

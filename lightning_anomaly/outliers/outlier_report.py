@@ -254,10 +254,11 @@ class OutlierReport(Tabular):
         """
         tabs = self.tabs(check_integer("top", top, 1))
         OutlierLists(self).draw_rows(tabs, top)
-        found = [f"{tab.count:,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
+        counts = [f"{tab.count:,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
         odd = "the oddest come first in look and content" if self.views else ""
+        known = "; ".join(filter(None, [", ".join(counts), odd])) or "nothing to look at"
         lead = [
-            f"{_images(len(self.scores))}: {'; '.join(filter(None, [', '.join(found), odd])) or 'nothing to look at'}.",
+            f"{_images(len(self.scores))}: {known}.",
             *self._cautions(),
             *(note for name, note in self.notes.items() if name == "labels"),
             "Tick what should go, in any list; save the lists, and run the lines under Ticked.",
@@ -297,7 +298,7 @@ class OutlierReport(Tabular):
         return [sentence for sentence in (leak, self.duplicates_left_out) if sentence]
 
     def _headline(self) -> str:
-        count, found, known = len(self.scores), len(self.significant), self.n_calibration
+        count, chosen, known = len(self.scores), len(self.significant), self.n_calibration
         if not self.scores.isfinite().any():
             return "No image has a score."
         if not known:
@@ -305,9 +306,9 @@ class OutlierReport(Tabular):
                 "Without a reference there are no p-values, and no image is significant: look at the largest scores, "
                 "or pass trusted images as `reference`."
             )
-        subject = f"{_images(found)} of {count:,}" if found else f"None of {count:,} images"
+        subject = f"{_images(chosen)} of {count:,}" if chosen else f"None of {count:,} images"
         return (
-            f"{subject} {'are' if found > 1 else 'is'} significant at a false discovery rate of "
+            f"{subject} {'are' if chosen > 1 else 'is'} significant at a false discovery rate of "
             f"{100 * self.false_discovery_rate:g}%. With {known:,} calibration images, half of the reference, p-values "
             f"are at least 1 / {known + 1:,}."
         )

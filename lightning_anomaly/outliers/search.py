@@ -67,14 +67,14 @@ def _score_batch(
     views, looks_like = score_views(state.views, batch.samples), list[str]()
     if state.label is not None:
         views, looks_like = state.label.score_by_class(batch.samples, batch.labels, views, left_out=fitted)
-    places, looks, pixels = batch.positions.tolist(), batch.fingerprints.looks, batch.samples.pixels
+    places, grays, pixels = batch.positions.tolist(), batch.fingerprints.grays, batch.samples.pixels
     errors = [source.unreadable.get(place, "") for place in places]
     finite = batch.samples.finite_rows(len(places)) & torch.tensor([not error for error in errors], device="cpu")
     scores = scores_with_larger(views, torch.where(finite, torch.nan, torch.inf).double())
     columns: dict[str, Any] = {
         "position": batch.positions,
         "hash": batch.fingerprints.hashes,
-        "gray": None if looks is None else looks.flatten(1),
+        "gray": None if grays is None else grays.flatten(1),
         # Whole images are those of a `FolderImages`, in shades of 0 to 1.
         "faults": None if pixels is None or source.whole_shape is None else pixel_faults(pixels),
         "looks_like": looks_like or None,
@@ -116,9 +116,9 @@ def make_outlier_report(
     }
     scores, names = columns["score"], columns.get("name")
     files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
-    looks = columns["gray"].view(-1, SIDE, SIDE) if "gray" in columns else None
+    grays = columns["gray"].view(-1, SIDE, SIDE) if "gray" in columns else None
     usable = (~scores.isinf()).nonzero()[:, 0].tolist()
-    duplicates, problem = _duplicate_groups(Fingerprints(columns["hash"], looks), usable, files, state.reference)
+    duplicates, problem = _duplicate_groups(Fingerprints(columns["hash"], grays), usable, files, state.reference)
     if read and state.label is not None:
         _judge_without_copies(columns, duplicates, read, state.label)
     views = {
@@ -209,7 +209,7 @@ def _duplicate_groups(
         files, known = files + reference.files, reference.names
     hashes = fingerprints.hashes.clone()
     hashes[images] = decoded_hashes(hashes[images], files)
-    groups, problem = find_duplicates(Fingerprints(hashes, fingerprints.looks), images)
+    groups, problem = find_duplicates(Fingerprints(hashes, fingerprints.grays), images)
     found = []
     for group, identical, correlations in groups:
         searched = [positions[place] for place in group if place < len(positions)]

@@ -104,12 +104,12 @@ def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> 
         }
 
     listed = [{**vars(tab), "count": tab.count, "rows": [*map(entry, tab.rows)]} for tab in tabs]
-    table = _csv_table(tabs)
+    columns, table = _csv_table(tabs)
     lists = json.dumps([(key, cells["list"]) for key, cells in table.items()])
     return {
         "tabs": listed,
         "pictures": [*pictures],
-        "columns": _csv_columns(tabs),
+        "columns": columns,
         "move": move,
         "table": [(key, [*cells.values()]) for key, cells in table.items()],
         "key": hashlib.sha256(lists.encode()).hexdigest()[:16],  # under which a browser stores ticks
@@ -129,9 +129,10 @@ def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # File names may not be UTF-8.
     with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, _csv_columns(tabs))
+        columns, table = _csv_table(tabs)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(_csv_table(tabs).values())
+        writer.writerows(table.values())
 
 
 def read_reviewed(path: str | Path | None) -> set[str]:
@@ -151,15 +152,10 @@ def name_in_csv(name: str) -> str:
     return str(_csv_cell(name.encode("utf-8", "backslashreplace").decode()))
 
 
-def _csv_columns(tabs: Sequence[Tab]) -> list[str]:
-    """Return the columns of the CSV file, with one for each kind of score."""
+def _csv_table(tabs: Sequence[Tab]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Return the columns of the CSV file, with each kind of score, and its cells by the keys of images."""
     scores = {f"{name}_score": None for tab in tabs for row in tab.rows for name, *_ in row.bars}
-    return [*COLUMNS, *scores]
-
-
-def _csv_table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
-    """Return the columns of the CSV file for each image, by what tells it from the others."""
-    table, columns = dict[str, dict[str, Any]](), _csv_columns(tabs)
+    table, columns = dict[str, dict[str, Any]](), [*COLUMNS, *scores]
     for tab in tabs:
         for row in tab.rows:
             key = row.key
@@ -172,7 +168,7 @@ def _csv_table(tabs: Sequence[Tab]) -> dict[str, dict[str, Any]]:
                 cells = {**vars(row), "class": row.label, "list": tab.name}
                 cells |= {f"{name}_score": score for name, score, *_ in row.bars}
                 table[key] = {column: cells.get(column) for column in columns}
-    return {key: {name: _csv_cell(value) for name, value in cells.items()} for key, cells in table.items()}
+    return columns, {key: {name: _csv_cell(value) for name, value in row.items()} for key, row in table.items()}
 
 
 def _csv_cell(value: Any) -> Any:

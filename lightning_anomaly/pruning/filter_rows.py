@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 # Norms that do not mix channels.
 CHANNEL_NORMS = (
@@ -35,22 +33,10 @@ class FilterRows:
         """Copy the rows."""
         return self.tensor.detach()[self._index_on(self.tensor.device)]
 
-    def zero(self, optimizers: Iterable[Optimizer]) -> None:
-        """Zero the rows, and the same rows of all tensors of this shape in the optimizers' state."""
-        self._write(self.tensor)
-        for optimizer in optimizers:
-            for value in optimizer.state.get(self.tensor, {}).values():
-                if isinstance(value, Tensor) and value.shape == self.tensor.shape:
-                    self._write(value)
-
-    def zero_gradient(self) -> None:
-        """Zero the same rows of the gradient, if there is one."""
-        if self.tensor.grad is not None:
-            self._write(self.tensor.grad)
-
     @torch.no_grad()
-    def _write(self, tensor: Tensor) -> None:
-        tensor[self._index_on(tensor.device)] = 0.0
+    def zero(self, like: Tensor) -> None:
+        """Zero the rows of the tensor, or of one of its shape, such as its gradient."""
+        like[self._index_on(like.device)] = 0.0
 
     def _index_on(self, device: torch.device) -> tuple[Tensor, ...]:
         if self.index[0].device != device:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_anomaly._internal.notes import warn_of
@@ -105,7 +105,6 @@ class FilterMask:
                 "Parameter `filters` should be an AnomalyReport or a mapping from layer names to filters. Found "
                 f"{type(filters).__name__}."
             )
-        optimizers = list(optimizers)
         new = {layer: self._filters_to_mask(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
         masked = self._filters | {layer: sorted([*self._filters.get(layer, ()), *new[layer]]) for layer in new}
@@ -141,7 +140,8 @@ class FilterMask:
     def keep_gradients(self) -> None:
         """Zero the gradients of masked filters. Call it before gradients are clipped and the optimizer steps."""
         for rows in self._rows:
-            rows.zero_gradient()
+            if rows.tensor.grad is not None:
+                rows.zero(rows.tensor.grad)
 
     def keep(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Zero the masked filters again. Call it after every optimizer step.
@@ -154,7 +154,11 @@ class FilterMask:
         """
         optimizers = list(optimizers)
         for rows in self._rows:
-            rows.zero(optimizers)
+            rows.zero(rows.tensor)
+            for optimizer in optimizers:
+                for value in optimizer.state.get(rows.tensor, {}).values():
+                    if isinstance(value, Tensor) and value.shape == rows.tensor.shape:
+                        rows.zero(value)
 
     def verify(self) -> bool:
         """Check whether all masked filters are zero."""

@@ -103,8 +103,8 @@ def network_sees(samples: SampleStatistics) -> list[str]:
     """Say which class the network is sure to see in each sample, in parentheses; nothing without logits."""
     if samples.logits is None:
         return [""] * (0 if samples.features is None else len(samples.features))
-    found = two_class_logits(samples.logits).softmax(1).max(1)
-    classes, sure = found.indices.tolist(), (found.values >= _SURE).tolist()
+    likeliest = two_class_logits(samples.logits).softmax(1).max(1)
+    classes, sure = likeliest.indices.tolist(), (likeliest.values >= _SURE).tolist()
     known = samples.class_names if len(samples.class_names) > max(classes, default=0) else None
     names = [f"class {index}" if known is None else known[index] for index in classes]
     return [f" (the network sees {name})" if is_sure else "" for name, is_sure in zip(names, sure, strict=True)]

@@ -16,7 +16,7 @@ from lightning_anomaly.scores.views import SampleView
 
 _ROUNDING = 1e-10  # squared distance of features of norm 1 that is rounding
 _FEW = 2  # images in a class, up to which they are compared with all
-_CLEAR = 0.4  # share of the usual lead of a class, from which on an image is filed wrongly
+_CLEAR = 0.4  # share of the median lead of a class, from which on an image is filed wrongly
 _WORDS = "filed under {}, looks like {}", "filed under {}, clearly looks like {}"
 _KAPPA, _DEVIATIONS = 0.25, 4  # from which on classes tell something; parts of one class by time have up to 0.2
 _PENALTY = 0.004  # variance added in each direction, relative to the total one
@@ -161,12 +161,12 @@ def margins_over(targets: Tensor, predicted: Tensor) -> Tensor:
     return predicted.scatter(1, own, -torch.inf).amax(1) - predicted.gather(1, own)[:, 0]
 
 
-def _agree_beyond_chance(found: Tensor, targets: Tensor) -> bool:
-    """Return whether found classes are the targets `(n,)` clearly more often than by chance, by Cohen's kappa."""
+def _agree_beyond_chance(predicted: Tensor, targets: Tensor) -> bool:
+    """Return whether predicted classes are the targets `(n,)` clearly more often than by chance, by Cohen's kappa."""
     if not (count := len(targets)):
         return False
-    found_sizes, sizes = (one_hot(part, int(torch.cat([found, targets]).max()) + 1).sum(0) for part in (found, targets))
-    share, chance = float((found == targets).double().mean()), float((found_sizes * sizes).sum()) / count**2
+    both = one_hot(torch.stack([predicted, targets])).sum(1)  # sizes of classes
+    share, chance = float((predicted == targets).double().mean()), float(both.prod(0).sum()) / count**2
     if chance == 1:
         return False
     deviations = (share - chance) / (max(chance, 1 / count) * (1 - chance) / count) ** 0.5

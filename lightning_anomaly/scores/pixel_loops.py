@@ -80,7 +80,7 @@ def _average_pixels(planes: _Floats, gray: _Floats) -> float:
 
 
 @compile_loop(**_FINITE)
-def _pixel_brightness(pixels: _Floats, mean: float, near: float, found: _Doubles) -> None:
+def _pixel_brightness(pixels: _Floats, mean: float, near: float, measures: _Doubles) -> None:
     lowest, highest = pixels[0], pixels[0]
     for i in range(pixels.size):
         lowest, highest = min(lowest, pixels[i]), max(highest, pixels[i])
@@ -93,13 +93,13 @@ def _pixel_brightness(pixels: _Floats, mean: float, near: float, found: _Doubles
         dark += pixels[i] <= low
         bright += pixels[i] >= high
     variance = squares / pixels.size
-    found[0], found[1], found[3], found[4] = mean, variance, lowest, highest
-    found[2] = cubes / pixels.size / variance**1.5 if variance > 0 else 0.0
-    found[5], found[6] = dark / pixels.size, bright / pixels.size
+    measures[0], measures[1], measures[3], measures[4] = mean, variance, lowest, highest
+    measures[2] = cubes / pixels.size / variance**1.5 if variance > 0 else 0.0
+    measures[5], measures[6] = dark / pixels.size, bright / pixels.size
 
 
 @compile_loop(**_FINITE)
-def _pixel_lines(plane: _Floats, flat: float, plain: float, found: _Doubles) -> None:
+def _pixel_lines(plane: _Floats, flat: float, plain: float, measures: _Doubles) -> None:
     """Measure the first axis, across which lines lie."""
     size, length = plane.shape
     means, variances = np.zeros(size), np.zeros(size)
@@ -117,31 +117,31 @@ def _pixel_lines(plane: _Floats, flat: float, plain: float, found: _Doubles) -> 
             largest = max(largest, step)
             few += step <= flat
     first, last = (size + 2) // 3, size - size // 3
-    found[0], found[1] = largest, few / (length * (size - 1))
-    found[2], found[3], found[4] = means[:first].mean(), means[first:last].mean(), means[last:].mean()
-    found[5], found[6] = variances.min(), 0
+    measures[0], measures[1] = largest, few / (length * (size - 1))
+    measures[2], measures[3], measures[4] = means[:first].mean(), means[first:last].mean(), means[last:].mean()
+    measures[5], measures[6] = variances.min(), 0
     for end in range(2):
         share = 1.0  # from 1 for lines that are plain to 0 for those of twice the variance
         for y in range(size):
             variance = variances[size - 1 - y if end else y]
             share *= 1.0 if variance <= plain else max(2 - variance / plain, 0)
-            found[6] += share
+            measures[6] += share
 
 
 @compile_loop(**_SUMS)
-def _second_differences(plane: _Floats, buffer: _Floats, found: _Floats) -> None:
+def _second_differences(plane: _Floats, buffer: _Floats, measures: _Floats) -> None:
     height, width = plane.shape
     for y in range(height - 2):
         upper, middle, lower, down = plane[y], plane[y + 1], plane[y + 2], buffer[y]
         for x in range(width):
             down[x] = (lower[x] - middle[x]) - (middle[x] - upper[x])
-        row = found[y * (width - 2) : (y + 1) * (width - 2)]
+        row = measures[y * (width - 2) : (y + 1) * (width - 2)]
         for x in range(width - 2):
             row[x] = (down[x + 2] - down[x + 1]) - (down[x + 1] - down[x])
 
 
 @compile_loop(**_SUMS)
-def _pixel_patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, found: _Doubles) -> None:
+def _pixel_patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Floats, measures: _Doubles) -> None:
     channels, side = len(image), len(waves)
     rows, columns = image.shape[1] // side, image.shape[2] // side
     # Pixels at the same place of all blocks follow each other, so that sums run over blocks as vectors.
@@ -155,7 +155,7 @@ def _pixel_patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Fl
     planes = blocks.reshape(channels + 1, -1)
     gray = planes[channels]
     _average_pixels(planes[:channels], gray)
-    found[:] = 0
+    measures[:] = 0
     for c in range(channels if channels == 1 else 0, channels + 1):  # gray images have no color
         kind, share = (0, 1) if c == channels else (1, channels)
         for i in range(gray.size if kind else 0):
@@ -165,7 +165,7 @@ def _pixel_patterns(image: _Floats, waves: _Floats, blocks: _Floats, across: _Fl
                 _weighted_pixel_lines(blocks[c, x], waves[:, k], across[x])
             for m in range(side):
                 energy = _weighted_pixel_lines(across, waves[:, m], across[side])
-                found[kind, k, m] += energy / (rows * columns * share)
+                measures[kind, k, m] += energy / (rows * columns * share)
 
 
 @compile_loop(**_SUMS)
@@ -180,7 +180,7 @@ def _weighted_pixel_lines(lines: _Floats, weights: _Floats, total: _Floats) -> f
 
 
 @compile_loop(**_FINITE)
-def _pixel_colors(image: _Floats, gray: _Floats, energies: _Floats, found: _Doubles) -> None:
+def _pixel_colors(image: _Floats, gray: _Floats, energies: _Floats, measures: _Doubles) -> None:
     channels, size = image.shape
     energies[:] = 0
     norm = 0.0
@@ -198,12 +198,12 @@ def _pixel_colors(image: _Floats, gray: _Floats, energies: _Floats, found: _Doub
             centered = plane[i] - mean
             squares += centered * centered
             products += centered * (before[i] - mean_before)
-        found[c] = color / size
+        measures[c] = color / size
         both, norm = norm * np.sqrt(squares), np.sqrt(squares)
         if c:
-            found[channels + c - 1] = products / both if both > 0 else 0.0
+            measures[channels + c - 1] = products / both if both > 0 else 0.0
     energy, largest = 0.0, energies[0]
     for i in range(size):
         energy += energies[i]
         largest = max(largest, energies[i])
-    found[2 * channels - 1], found[2 * channels] = energy / (size * channels), largest / channels
+    measures[2 * channels - 1], measures[2 * channels] = energy / (size * channels), largest / channels
