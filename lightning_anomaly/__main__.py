@@ -91,9 +91,7 @@ def _search_folder(options: argparse.Namespace) -> None:
     from lightning_anomaly.pages.gallery import MOVE
 
     images = FolderImages(options.data, num_workers=options.workers)
-    reference = None
-    if options.reference is not None:
-        reference = FolderImages(options.reference, num_workers=options.workers)
+    reference = FolderImages(options.reference, num_workers=options.workers) if options.reference else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         name, model, class_names = load_pretrained()

@@ -68,6 +68,7 @@ class ImageSource:
                 "leaves some out: give a loader over `Subset(data_set, indices)` instead."
             )
         self.folder, self.class_names = dataset_folder(self._data), class_names(self._data)
+        self.splits = dataset_column(self._data, "splits")  # the part of the data of each image, see `FolderImages`
         self.skipped: dict[str, str] = getattr(dataset_with(self._data, "skipped"), "skipped", {})  # see `FolderImages`
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
         self.batch_labels = BatchLabels()  # of the batches read so far
@@ -96,11 +97,6 @@ class ImageSource:
     def names(self) -> list[str] | None:
         """The file names of the images, see `file_names`."""
         return file_names(self._data)
-
-    @cached_property
-    def splits(self) -> list[str] | None:
-        """The part of the data that each image is of, such as train or val, see `FolderImages`."""
-        return dataset_column(self._data, "splits")
 
     @cached_property
     def targets(self) -> list[int] | None:
@@ -211,9 +207,9 @@ class ImageSource:
                     images = self._images_of(batch[0], chunk)
             yield (None, None, error) if error else (*images, batch[1])
 
-    def _alone(self, position: int, found: tuple[Any, Any, Any]) -> list[Tensor]:
+    def _alone(self, position: int, loaded: tuple[Any, Any, Any]) -> list[Tensor]:
         """Return an image `(1, ...)` and the whole one that were read alone; zeros with a note if they cannot be."""
-        images, whole, error = found
+        images, whole, error = loaded
         if images is not None:
             return [images.cpu(), whole.cpu()]
         self.unreadable[position] = error

@@ -271,7 +271,19 @@ class OutlierDetector:
         Raises:
             ValueError: If the file is not one of `save`.
         """
-        content = _read_detector(Path(path))
+        file, expected = io.BytesIO(Path(path).read_bytes()), f"{_FORMAT}, version {_VERSION}"
+        try:
+            with torch.serialization.safe_globals(_SAVED):
+                content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            found = f"{content['format']}, version {content['version']}"
+            is_known = found == expected and isinstance(content["fit"], DetectorState)
+        except Exception as error:  # torch raises many types
+            found, is_known = f"{type(error).__name__}: an incomplete file, or one of another version", False
+        if not is_known:
+            raise ValueError(
+                f"Parameter `path` should be a file of `OutlierDetector.save`, {expected}. Found '{Path(path).name}': "
+                f"{found}."
+            )
         detector = cls(model, content["class_names"])
         detector._state = content["fit"]
         if state_hash(model) != content["state_hash"]:
@@ -288,22 +300,6 @@ class OutlierDetector:
 
             raise NotFittedError("The detector should be fitted first: call `fit`.")
         return self._state
-
-
-def _read_detector(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, or raise ValueError."""
-    file, expected = io.BytesIO(path.read_bytes()), f"{_FORMAT}, version {_VERSION}"
-    try:
-        with torch.serialization.safe_globals(_SAVED):
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        found = f"{content['format']}, version {content['version']}"
-        if found == expected and isinstance(content["fit"], DetectorState):
-            return content
-    except Exception as error:  # torch raises many types
-        found = f"{type(error).__name__}: an incomplete file, or one of another version"
-    raise ValueError(
-        f"Parameter `path` should be a file of `OutlierDetector.save`, {expected}. Found '{path.name}': {found}."
-    )
 
 
 def find_outliers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -44,28 +45,24 @@ def describe_whole(whole: Tensor) -> tuple[SampleStatistics, Fingerprints]:
     return samples, Fingerprints.of(whole)
 
 
+@dataclass(eq=False)
 class ImageReader:
     """Runs a model on images, and describes what it sees.
 
     The first images set the layer of the features, and what is drawn black and white, unless given.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        class_names: Sequence[str] | None,
-        progress: bool | None,
-        feature_layer: FeatureLayer | None = None,
-        limits: Tensor | None = None,
-    ) -> None:
-        self._model, self._class_names, self._progress = model, class_names, progress
-        self.feature_layer, self.limits = feature_layer, limits
+    model: nn.Module
+    class_names: Sequence[str] | None
+    progress: bool | None
+    feature_layer: FeatureLayer | None = None
+    limits: Tensor | None = None
 
     def batches(self, source: ImageSource, positions: Sequence[int], description: str) -> Iterator[Batch]:
         """Describe images, several batches at once if they are small."""
-        names = tuple(source.class_names if self._class_names is None else self._class_names)
+        names = tuple(source.class_names if self.class_names is None else self.class_names)
         steps = -(-len(positions) // source.batch_size)
-        batches = iter(track(source.with_whole(positions, describe_whole), steps, description, self._progress))
+        batches = iter(track(source.with_whole(positions, describe_whole), steps, description, self.progress))
         at_once = max(1, _AT_ONCE // (source.batch_size * source.numel))
         while group := list(islice(batches, at_once)):
             chosen, images, whole = zip(*group, strict=True)
@@ -98,10 +95,10 @@ class ImageReader:
         return to_bytes(small, self.limits)
 
     def _run_model(self, batches: Sequence[Tensor]) -> SampleStatistics:
-        capture = SampleCapture(self._model, feature_layer=self.feature_layer)
-        with isolated_calls(self._model) as call, hooked(capture.hooks):
+        capture = SampleCapture(self.model, feature_layer=self.feature_layer)
+        with isolated_calls(self.model) as call, hooked(capture.hooks):
             for images in batches:
-                call(copy_for_model(images, self._model))
+                call(copy_for_model(images, self.model))
                 capture.end_pass(len(images))
         self.feature_layer = capture.feature_layer
         return capture.collected(sum(map(len, batches)))

@@ -87,7 +87,7 @@ def _score_batch(
         columns["nearest"] = nearest.find(batch.positions, features, batch.labels, looks_like)
     columns |= {f"{name}_reason": view.reasons for name, view in views.items()}
     for values, ending in ((scores, "score"), (_search_p_values(scores, state), "p_value")):
-        columns |= {ending if name == "larger" else f"{name}_{ending}": found for name, found in values.items()}
+        columns |= {ending if name == "larger" else f"{name}_{ending}": column for name, column in values.items()}
     return {
         name: column.numpy() if isinstance(column, Tensor) else np.array(column, dtype=object)
         for name, column in columns.items()
@@ -168,8 +168,8 @@ def _judge_without_copies(
             view, looks_like = label.score_copies(copies, labels)
             columns["label_score"][places] = view.scores
             columns["nearest"][places] = nearest.find(torch.tensor(places), copies, labels, looks_like)
-            for position, *found in zip(places, view.reasons, looks_like, strict=True):
-                columns["label_reason"][position], columns["looks_like"][position] = found
+            for position, reason, other in zip(places, view.reasons, looks_like, strict=True):
+                columns["label_reason"][position], columns["looks_like"][position] = reason, other
 
 
 def _search_p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict[str, Tensor]:
@@ -210,13 +210,12 @@ def _duplicate_groups(
     hashes = fingerprints.hashes.clone()
     hashes[images] = decoded_hashes(hashes[images], files)
     groups, problem = find_duplicates(Fingerprints(hashes, fingerprints.grays), images)
-    found = []
+    duplicates = []
     for group, identical, correlations in groups:
         searched = [positions[place] for place in group if place < len(positions)]
         others = [known[place - len(positions)] for place in group if place >= len(positions)]
-        if searched:
-            found.append(DuplicateGroup(searched, identical, others, correlations))
-    return found, problem
+        duplicates.append(DuplicateGroup(searched, identical, others, correlations))
+    return [group for group in duplicates if group.positions], problem
 
 
 def _check_searched_features(samples: SampleStatistics, state: DetectorState) -> None:
@@ -267,7 +266,7 @@ class NearestImages(NamedTuple):
         self, positions: Tensor, features: Tensor, labels: Sequence[str | None], looks_like: Sequence[str]
     ) -> Tensor:
         """Return the nearest images of its class and of the one it looks like, if another, `(n, 2, 3)`; -1 for none."""
-        found = torch.full((len(positions), 2, _NEAREST), -1, device="cpu")
+        nearest = torch.full((len(positions), 2, _NEAREST), -1, device="cpu")
         pairs = [*zip(labels, looks_like, strict=True)]
         accused = [row for row, (own, other) in enumerate(pairs) if own not in (None, other)]
         if accused:
@@ -276,5 +275,5 @@ class NearestImages(NamedTuple):
             for side, names in enumerate(zip(*(pairs[row] for row in accused), strict=True)):
                 of_class = class_indices(self.names, names)[:, None] == self.classes
                 near = alike.masked_fill(~of_class, -torch.inf).topk(_NEAREST)
-                found[accused, side] = self.positions[near.indices].where(near.values.isfinite(), -1)
-        return found
+                nearest[accused, side] = self.positions[near.indices].where(near.values.isfinite(), -1)
+        return nearest
