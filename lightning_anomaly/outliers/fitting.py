@@ -58,10 +58,9 @@ def fit_to_reference(reader: ImageReader, source: ImageSource, limit: int) -> tu
     finite = _finite_rows(source, batch)
     usable, count = finite.nonzero()[:, 0], int(finite.sum())
     samples = batch.samples.select(usable)
-    half = count // 2
-    parts = slice(3 * count // 8), slice(3 * count // 8, half), slice(half, None)
-    first, scale, rest = (samples.select(part) for part in parts)
-    views = fit_views(first, scale)
+    most, half = 3 * count // 8, count // 2
+    rest = samples.select(slice(half, None))
+    views = fit_views(samples.select(slice(most)), samples.select(slice(most, half)))
     if not views:
         raise ValueError(
             f"Parameter `{source.argument}` should hold images whose pixels or features vary. Found neither, in "
@@ -71,8 +70,7 @@ def fit_to_reference(reader: ImageReader, source: ImageSource, limit: int) -> tu
     calibration = _sorted_scores(scored)
     labels = [batch.labels[place] for place in usable.tolist()]
     label = Label.fit(samples.select(slice(half)), labels[:half]) if "content" in views else None
-    notes = source.notes(batch.positions[~finite].tolist())
-    notes |= _search_notes(source, views, label, labels)
+    notes = source.notes(batch.positions[~finite].tolist()) | _search_notes(source, views, label, labels)
     label_calibration = {}
     if label is not None:
         scored, _ = label.score_by_class(rest, labels[half:], scored)
@@ -82,12 +80,9 @@ def fit_to_reference(reader: ImageReader, source: ImageSource, limit: int) -> tu
     if source.names is not None:
         names = [source.names[place] for place in names]
         files = [os.path.join(source.folder, name) for name in names]
-    shapes = source.shape, source.whole_shape
-    layer = reader.feature_layer
+    shapes, drawn = (source.shape, source.whole_shape), (reader.limits, reader.feature_layer)
     known = ReferenceImages(batch.fingerprints, usable, names, files), source.whites
-    return DetectorState(
-        views, calibration, count, *shapes, reader.limits, layer, label, label_calibration, *known
-    ), notes
+    return DetectorState(views, calibration, count, *shapes, *drawn, label, label_calibration, *known), notes
 
 
 def fit_to_searched(
@@ -102,8 +97,7 @@ def fit_to_searched(
         chosen = [position for start in range(stride) for position in range(start, count, stride)]
     batches = [*reader.batches(source, chosen, "reference")]
     batch = Batch.join(batches)
-    views: dict[str, FittedView] = {}
-    label = None
+    views, label = dict[str, FittedView](), None
     if count < MIN_REFERENCE:
         finite = batch.samples.finite_rows(count)
         notes = {

@@ -41,9 +41,8 @@ def search_source(
     part = score_source(reader, source, state, read)
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
     report = make_outlier_report(part, state, notes, source.folder, read)
-    return replace(
-        report, skipped=source.skipped, whites=source.whites, pictures=_draw_search_results(source, reader, report)
-    )
+    pictures = _draw_search_results(source, reader, report)
+    return replace(report, skipped=source.skipped, whites=source.whites, pictures=pictures)
 
 
 def score_source(

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _LOSSLESS = 128  # longest side of a picture that is stored as it is (pixels)
@@ -94,10 +95,8 @@ def _image_sheet(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
 
     count, height, width, channels = images.shape
     columns = max(1, min(count, round(math.sqrt(count * height / width))))
-    rows = -(-count // columns)
-    padded = images.new_zeros(rows * columns, height, width, channels)
-    padded[:count] = images
-    sheet = padded.reshape(rows, columns, height, width, channels).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+    padded = torch.cat([images, images.new_zeros(-count % columns, height, width, channels)])
+    sheet = padded.reshape(-1, columns, height, width, channels).transpose(1, 2).flatten(0, 1).flatten(1, 2)
     file = io.BytesIO()
     Image.fromarray(sheet.squeeze(2).numpy()).save(file, format="png")
     return {"height": height, "width": width, "columns": columns}, {"sprite": file.getvalue()}

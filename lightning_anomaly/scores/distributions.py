@@ -76,8 +76,7 @@ class RobustGaussian:
             mean = values.mean(0)
             scale = torch.maximum(values.std(0, correction=0), floors)
             standard = (values - mean) / scale
-            low, high = standard.aminmax(dim=0)
-            limits = low, high
+            limits = standard.amin(0), standard.amax(0)
             powers = torch.ones_like(mean)
             if normal:
                 varying = scale > floors
