@@ -247,7 +247,7 @@ class OutlierDetector:
     def _open(
         self, images: Any, batch_size: int | None, progress: bool | None, **options: Any
     ) -> tuple[ImageReader, ImageSource]:
-        """Open images that are read as the reference was, also the files of a `FolderImages`."""
+        """Open images to be read as the reference was; files of more than 8 bits have its whites."""
         state = self._fitted_state()
         if isinstance(images, FolderImages):
             images = copy(images)
