@@ -59,7 +59,7 @@ def main(epochs: int = 15) -> tuple[list[int], float, float]:
     doubted = watcher.report.labels_in_doubt or []
     _, after = train(Subset(data, sorted({*range(800)} - {*doubted})), val, epochs)
     wrong = sum(place % 5 == 0 for place in doubted)
-    print(f"Of 800 labels 160 are wrong, and {len(doubted)} are in doubt, {wrong} of them rightly.")
+    print(f"Of 800 labels 160 are wrong; {wrong} of the {len(doubted)} in doubt are indeed wrong.")
     print(f"Validation accuracy: {before:.3f} with them, {after:.3f} without.")
     return doubted, before, after
 

@@ -28,11 +28,7 @@ _SMALLEST = 32  # pixels of a side that `imagecorruptions` takes
 
 
 def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Change `round(fraction * N)` randomly picked labels int64 `(N,)` to one of the other classes at random.
-
-    Returns:
-        The noisy labels int64 `(N,)` and which of them are changed, bool `(N,)`.
-    """
+    """Change `round(fraction * N)` random labels int64 `(N,)` to another class; return which, too, bool `(N,)`."""
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
     noisy, changed = labels.clone(), torch.zeros(len(labels), dtype=torch.bool)

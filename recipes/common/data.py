@@ -73,11 +73,7 @@ def load_images(name: str, root: str | None = None) -> ImageData:
 
 
 def download(names: Iterable[str], root: str | None = None) -> None:
-    """Let torchvision fetch the data sets that a folder lacks, see `load_images`.
-
-    Raises:
-        OSError: If it cannot.
-    """
+    """Let torchvision fetch the data sets that a folder lacks, see `load_images`; raise an OSError if it cannot."""
     for name in names:
         folder, archive = _places(name, root)
         if name in _TORCHVISION and not archive.is_file():

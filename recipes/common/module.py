@@ -1,4 +1,4 @@
-"""The LightningModule of the experiments, and the loss and accuracy of a network."""
+"""The LightningModule of the experiments, and the losses and accuracies of a network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from torch.nn import functional
 
 
 class Classifier(LightningModule):
-    """A network trained with AdamW on the cross-entropy; logs `train_loss`, `val_loss` and `val_acc` by epoch.
-
-    With `cosine` the learning rate falls to 0 along half a cosine.
-    """
+    """A network trained with AdamW on the cross-entropy; logs `train_loss`, `val_loss` and `val_acc` by epoch."""
 
     def __init__(
         self,
@@ -23,19 +20,15 @@ class Classifier(LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
-        cosine: bool = False,
+        cosine: bool = False,  # whether the learning rate falls to 0 along half a cosine
     ) -> None:
         super().__init__()
-        self.network = network
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.label_smoothing = label_smoothing
-        self.cosine = cosine
+        self.network, self.lr, self.weight_decay = network, lr, weight_decay
+        self.label_smoothing, self.cosine = label_smoothing, cosine
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `(n, classes)` of images `(n, C, H, W)`."""
-        logits: Tensor = self.network(images)
-        return logits
+        return torch.as_tensor(self.network(images))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute and log the mean cross-entropy of a batch (nats)."""
@@ -67,16 +60,6 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([network(batch) for batch in torch.split(images, 256)])
 
 
-def _loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
-    return functional.cross_entropy(logits.double(), labels).item(), accuracy
-
-
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Compute the mean cross-entropy (nats) and the accuracy."""
-    return _loss_and_accuracy(logits_of(network, images), labels)
-
-
 def evaluate_parts(
     network: nn.Module, parts: Mapping[str, tuple[Tensor, Tensor]]
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -84,5 +67,6 @@ def evaluate_parts(
     metrics: dict[str, float] = {}
     logits = {part: logits_of(network, images).double() for part, (images, _) in parts.items()}
     for part, (_, labels) in parts.items():
-        metrics[f"{part}_loss"], metrics[f"{part}_acc"] = _loss_and_accuracy(logits[part], labels)
+        metrics[f"{part}_loss"] = functional.cross_entropy(logits[part], labels).item()
+        metrics[f"{part}_acc"] = (logits[part].argmax(1) == labels).double().mean().item()
     return metrics, logits

@@ -56,12 +56,9 @@ def simple_cnn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequenti
 
 def simple_cnn_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """The simple CNN with a BatchNorm behind each convolution."""
-    layers: list[nn.Module] = []
-    for layer in simple_cnn(channels, classes, dropout):
-        layers.append(layer)
-        if isinstance(layer, nn.Conv2d):
-            layers.append(nn.BatchNorm2d(layer.out_channels))
-    return nn.Sequential(*layers)
+    plain = simple_cnn(channels, classes, dropout)
+    norms = ([nn.BatchNorm2d(layer.out_channels)] if isinstance(layer, nn.Conv2d) else [] for layer in plain)
+    return nn.Sequential(*(part for layer, norm in zip(plain, norms, strict=True) for part in (layer, *norm)))
 
 
 def strided_cnn_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:

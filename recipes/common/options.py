@@ -10,12 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 # Arguments of a Trainer that writes no files and shows nothing.
-SILENT: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+SILENT: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+                          "enable_model_summary": False}  # fmt: skip
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

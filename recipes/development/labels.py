@@ -110,7 +110,7 @@ def scores_of(filed: Filed, question: str) -> dict[str, Tensor]:
 
 
 def issues_of_cleanlab(filed: Filed) -> tuple[Tensor, Tensor]:
-    """Predict each photograph by a logistic regression in five folds, and let cleanlab say which are filed wrongly."""
+    """Predict each photograph by a logistic regression in five folds, and let cleanlab say which are misfiled."""
     from cleanlab.filter import find_label_issues
 
     folds, probe = StratifiedKFold(5, shuffle=True, random_state=0), LogisticRegression(max_iter=300, tol=1e-3)
@@ -191,11 +191,8 @@ def main() -> None:
             continue
         facts = {"collection": name, "photographs": len(base.classes), "classes": int(base.classes.max()) + 1}
         if options.lists:
-            means = (
-                pd.DataFrame({**facts, **found} for found in listed(base))
-                .groupby([*facts, "percent"], sort=False)
-                .mean()
-            )
+            frame = pd.DataFrame({**facts, **found} for found in listed(base))
+            means = frame.groupby([*facts, "percent"], sort=False).mean()
             means.to_csv(output, mode="a", header=not output.exists(), float_format="%.1f")
             continue
         others = [filed for other, filed in loaded.items() if other.split("_")[0] != name.split("_")[0]][:_OTHERS]

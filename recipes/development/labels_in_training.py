@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import MemorizationCallback
+from recipes.common.damage import with_label_noise
 from recipes.common.data import load_images, split
 from recipes.common.options import SILENT, add_data_options, one_sentence_errors, quiet
 from recipes.experiments.store import RESULTS, append, read_lines, rounded
@@ -88,12 +89,9 @@ class SmallCNN(pl.LightningModule):
 
 def plant(labels: Tensor, kind: str, rate: float, seed: int, similar: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Change a share of the labels int64 `(N,)` to a random or to the most similar class; return which, too."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(labels), generator=generator)[: round(rate * len(labels))]
-    changed, wrong = labels.clone(), torch.zeros(len(labels), dtype=torch.bool)
-    steps = torch.randint(1, 10, (len(chosen),), generator=generator)
-    changed[chosen] = torch.tensor(similar)[labels[chosen]] if kind == "similar" else (labels[chosen] + steps) % 10
-    wrong[chosen] = True
+    changed, wrong = with_label_noise(labels, rate, 10, seed)
+    if kind == "similar":
+        changed[wrong] = torch.tensor(similar)[labels[wrong]]
     return changed, wrong
 
 
@@ -106,10 +104,8 @@ def train(name: str, kind: str, rate: float, seed: int, similar: Sequence[int], 
     images, val_images = (part / 127.5 - 1 for part in (data.train_images, data.val_images))
     labels, wrong = plant(data.train_labels, kind, rate, seed, similar)
     val_labels, _ = plant(data.val_labels, kind, rate, seed + 500, similar)
-    module, watcher = (
-        SmallCNN(data.channels, images.shape[-1], images, labels),
-        MemorizationCallback(sample_size=_TRAIN),
-    )
+    module = SmallCNN(data.channels, images.shape[-1], images, labels)
+    watcher = MemorizationCallback(sample_size=_TRAIN)
     options = {"num_sanity_val_steps": 0, "accelerator": "cpu", **SILENT}
     start = time.process_time()
     loader = DataLoader(TensorDataset(images, labels), 64, shuffle=True)
@@ -133,14 +129,11 @@ def train(name: str, kind: str, rate: float, seed: int, similar: Sequence[int], 
 def run(options: argparse.Namespace) -> None:
     """Train what is missing, and write the table."""
     lines = {line["key"]: line for line in read_lines(_LINES)}
-    for name in DATA:
-        for seed in SEEDS:
-            for kind, rate in NOISE:
-                key, clean = f"{name}/{kind}/{rate}/{seed}", lines.get(f"{name}/clean/0.0/{seed}", {})
-                if key not in lines:
-                    line = train(name, kind, rate, seed, clean.get("similar", range(10)), options.data_root)
-                    lines[key] = line
-                    append(_LINES, rounded(line))
+    for name, seed, (kind, rate) in product(DATA, SEEDS, NOISE):
+        key, clean = f"{name}/{kind}/{rate}/{seed}", lines.get(f"{name}/clean/0.0/{seed}", {})
+        if key not in lines:
+            lines[key] = train(name, kind, rate, seed, clean.get("similar", range(10)), options.data_root)
+            append(_LINES, rounded(lines[key]))
     table = pd.DataFrame([{"run": key, **line["precision"]} for key, line in lines.items() if line["precision"]])
     table.round(3).to_csv(RESULTS / "labels_in_training.csv", index=False)
 

@@ -1,10 +1,8 @@
 """Which scores find odd images? `python -m recipes.development.odd_images --weights DIR --photographs DIR`.
 
-There are two questions. `content`: ten images that show something else, such as another folder's photographs or another
-data set. `look`: ten damaged images. `geometry`: turned, shifted, cropped and blended ones. All are among 300
-photographs, or 512 small images, which a score sees without a reference, as in `find_outliers(images, model)`. The
-measures are AUROC and average precision, means over draws. Each network is one line of results/outliers.jsonl; networks
-with a line are skipped.
+Ten images show something else (`content`), are damaged (`look`), or turned, shifted, cropped and blended (`geometry`).
+They are among 300 photographs, or 512 small images, and there is no reference. Measured are AUROC and average
+precision, means over draws. Each network is a line of results/outliers.jsonl; networks with a line are skipped.
 
 Networks: EfficientNet-Lite0, pretrained on ImageNet (the extra `photos`), for the folders of photographs in
 `PHOTOGRAPHS`; the same with a new last layer for some folders, `FINE_TUNED`; ResNet-20 and -56 for CIFAR-10 that others

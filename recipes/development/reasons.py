@@ -113,9 +113,8 @@ def run(options: argparse.Namespace) -> None:
     groups = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
     found = [shares(data, options.data_root) for data in DATA]
     titles = [f"{name}, {what}" for name in ("CIFAR-10", "Fashion-MNIST") for what in ("accepted", "most often")]
-    rows = [["kind", "group", *titles]]
-    for kind in found[0]:
-        rows.append([kind, groups.get(kind, "plain"), *(cell for shares_of in found for cell in shares_of[kind])])
+    cells = {kind: [cell for shares_of in found for cell in shares_of[kind]] for kind in found[0]}
+    rows = [["kind", "group", *titles], *([kind, groups.get(kind, "plain"), *cells[kind]] for kind in cells)]
     print("\n".join(" | ".join(row) for row in rows))
     if options.csv:
         with options.csv.open("w", newline="") as file:

@@ -19,10 +19,8 @@ _COLORS = {"overfitting": "#0072B2", "noise10": "#E69F00", "noise30": "#009E73",
             "augmented": "#CC79A7", "regularised": "black", "more_data": "#56B4E9"}  # fmt: skip
 Panel = tuple[str, str, str, bool]  # title, signal and reading as in `curves.signal`, and whether of the last layer
 _LOSS = ("validation loss (nats)", "val_loss", "val", False)
-_FRACTIONS = (
-    ("anomaly fraction", "fraction", "val", False),
-    ("the same, paper's reading", "fraction", "val_paper", False),
-)
+_FRACTIONS = (("anomaly fraction", "fraction", "val", False),
+              ("the same, paper's reading", "fraction", "val_paper", False))  # fmt: skip
 
 
 def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from lightning_anomaly.pruning import FilterMask
 from recipes.common.damage import with_label_noise
 from recipes.common.data import OTHER_DATA, ImageData, load_images, make_loaders, mean_and_std, normalize, split
-from recipes.common.module import Classifier, evaluate
+from recipes.common.module import Classifier, evaluate_parts
 from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
 from recipes.experiments.spec import CONDITIONS, Training
@@ -29,19 +29,12 @@ _MIXED = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The images of a run.
-
-    Attributes:
-        data: Images and labels as the network sees them, with wrong labels.
-        mean: Mean of the training images by channel `(C,)`.
-        std: Standard deviation of the training images by channel `(C,)`.
-        features: Pretrained weights of the layers before the linear ones; may be empty.
-    """
+    """The images of a run, with wrong labels, and mean and standard deviation `(C,)` of those of training."""
 
     data: ImageData
     mean: Tensor
     std: Tensor
-    features: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)  # pretrained weights of the layers before the linear ones
 
     def part(self, name: str, count: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the first `count` images of "train", "val" or "test", normalized, and their labels; None takes all."""
@@ -169,7 +162,7 @@ def best_and_last(training: Training, images: Images, weights: str | None) -> di
     """Return the networks with the lowest validation loss (`best`) and after the `last` epoch, with their epochs."""
     val, lowest = images.part("val"), float("inf")
     for epoch, network in every_epoch(training, images, weights):
-        loss = evaluate(network, *val)[0]
+        loss = evaluate_parts(network, {"val": val})[0]["val_loss"]
         if loss < lowest:
             lowest, best = loss, (epoch, copy.deepcopy(network))
     return {"last": (epoch, network), "best": best}

@@ -10,29 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Condition:
-    """How a run differs from the plain one.
+    """How a run differs from the plain one."""
 
-    Args:
-        label_noise: Fraction of the training labels that are wrong.
-        augment: Whether training images are shifted and mirrored.
-        dropout: Probability of dropout before the linear layers.
-        decay: Fraction by which each step shrinks the weights: decoupled weight decay times the learning rate.
-        pool: Factor of the number of training images; an epoch has as many steps as before.
-        label_smoothing: Label smoothing of the training loss.
-        cosine: Whether the learning rate falls to 0 along half a cosine.
-        pretrained: Whether the convolutions are pretrained on another data set.
-        frozen: Whether the convolutions are frozen.
-    """
-
-    label_noise: float = 0.0
-    augment: bool = False
-    dropout: float = 0.0
-    decay: float = 0.0
-    pool: int = 1
+    label_noise: float = 0.0  # fraction of the training labels that are wrong
+    augment: bool = False  # whether training images are shifted and mirrored
+    dropout: float = 0.0  # before the linear layers
+    decay: float = 0.0  # fraction by which a step shrinks the weights: decoupled weight decay times the learning rate
+    pool: int = 1  # factor of the number of training images; an epoch has as many steps as before
     label_smoothing: float = 0.0
-    cosine: bool = False
-    pretrained: bool = False
-    frozen: bool = False
+    cosine: bool = False  # whether the learning rate falls to 0 along half a cosine
+    pretrained: bool = False  # whether the convolutions are, on another data set
+    frozen: bool = False  # whether the convolutions are
 
 
 CONDITIONS = {

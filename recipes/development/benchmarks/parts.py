@@ -22,6 +22,7 @@ from recipes.development.benchmarks.timing import Row, in_fresh_processes, in_tu
 from recipes.development.benchmarks.work import WORK, network_of, noise, prepare
 
 _ENGINES: tuple[EngineName, ...] = ("numba", "sklearn")
+_EPOCHS = 5  # of a fit for `overhead`
 
 
 def speed(device: str, quick: bool) -> Iterator[Row]:
@@ -35,9 +36,6 @@ def speed(device: str, quick: bool) -> Iterator[Row]:
         for engine, row in times.iterrows():
             faster = times.seconds["sklearn"] / row.seconds
             yield {"network": name, "engine": engine, **row, "times as fast as scikit-learn": faster}
-
-
-_EPOCHS = 5
 
 
 def overhead(device: str, quick: bool) -> Iterator[Row]:
@@ -108,9 +106,8 @@ class _Noise(Dataset[tuple[Tensor, int]]):
         return self.images
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.randn(
-            3, self.side, self.side, generator=torch.Generator().manual_seed(10_000 * index + self.images)
-        ), index % 10
+        generator = torch.Generator().manual_seed(10_000 * index + self.images)
+        return torch.randn(3, self.side, self.side, generator=generator), index % 10
 
 
 _WATCHERS: dict[str, Callable[[], list[pl.Callback]]] = {

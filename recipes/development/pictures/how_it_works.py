@@ -89,21 +89,14 @@ def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
     """Draw a block of rows for each layer, with a cell for each filter."""
     verdicts = list(VERDICT_COLORS)
     blank = [float("nan")] * _COLUMNS
-    rows: list[list[float]] = []
-    middles = []
+    rows, middles = list[list[float]](), list[float]()
     for layer in layers.values():
         codes = [float(verdicts.index(verdict)) for verdict in layer.verdicts]
         block = [(codes[first : first + _COLUMNS] + blank)[:_COLUMNS] for first in range(0, len(codes), _COLUMNS)]
         middles.append(len(rows) + len(block) / 2)
         rows += [*block, blank]
-    axes.pcolormesh(
-        torch.tensor(rows[:-1]).numpy(),
-        cmap=ListedColormap(list(VERDICT_COLORS.values())),
-        vmin=-0.5,
-        vmax=len(verdicts) - 0.5,
-        edgecolors="w",
-        linewidth=1,
-    )
+    colors: dict[str, Any] = {"cmap": ListedColormap([*VERDICT_COLORS.values()]), "clim": (-0.5, len(verdicts) - 0.5)}
+    axes.pcolormesh(torch.tensor(rows[:-1]).numpy(), edgecolors="w", linewidth=1, **colors)
     axes.set(xticks=[], aspect="equal")
     axes.set_yticks(middles, [f"layer {name}" for name in layers], fontsize=_LETTERS - 2)
     axes.invert_yaxis()

@@ -7,22 +7,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import Page, sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_anomaly import AnomalyReport
 from recipes import quickstart
 from recipes.common.options import one_sentence_errors
-from recipes.development.pictures.browser import open_page
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _PAGE, _GAP = (860, 920), 20  # pixels
 _FIGURES = {"outliers": (0, 0), "curves": (620, 0), "filters": (620, 500), "verdicts": (0, 900)}
+
+
+@contextlib.contextmanager
+def open_page() -> Iterator[Page]:
+    """Open an empty page in the installed Chromium or Chrome; Playwright need not install one."""
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is None:
+        raise FileNotFoundError(f"No browser was found. Looked for {', '.join(_BROWSERS)}; Debian's is `chromium`.")
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=browser, args=["--disable-gpu", "--disable-sync"]) as chromium,
+    ):
+        page = chromium.new_page(viewport={"width": _PAGE[0], "height": _PAGE[1]})
+        page.set_default_timeout(60_000)  # milliseconds
+        yield page
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,7 +78,7 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
     """Write one picture of the gallery and the page of a filter `LAYER/INDEX`."""
     sides = []
     for file, address in (("outliers.html", ""), ("run.html", f"#/filter/{shown}")):
-        with open_page(*_PAGE) as page:
+        with open_page() as page:
             page.goto(f"{(folder / file).resolve().as_uri()}{address}")
             page.wait_for_selector("html[data-shown]")
             page.locator("main :is(canvas, img)").first.wait_for()
@@ -73,7 +91,7 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
 
 def photograph_run(file: Path, path: Path) -> None:
     """Write a picture of the page of a run: its sentences and curves."""
-    with open_page(*_PAGE) as page:
+    with open_page() as page:
         page.goto(file.resolve().as_uri())
         page.wait_for_selector("html[data-shown]")
         picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")

@@ -47,13 +47,8 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     for _, network in every_epoch(training, images, weights):
         row, logits = evaluate_parts(network, parts)
         now = logits["train"].argmax(1)
-        epochs.append(
-            {
-                **row,
-                "changed": (now != before).double().mean().item(),
-                "disparity": batch_disparity(network, *parts["train"], training.batch_size),
-                "layers": _layers(network, images, training.probe_size),
-            }
-        )
+        row["changed"] = (now != before).double().mean().item()
+        row["disparity"] = batch_disparity(network, *parts["train"], training.batch_size)
+        epochs.append(row | {"layers": _layers(network, images, training.probe_size)})
         before = now
     return {"epochs": epochs}

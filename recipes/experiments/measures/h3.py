@@ -1,17 +1,11 @@
 """H3: does masking anomaly filters improve generalisation?
 
-For every network after its last and after its best epoch, masks the filters that an analysis of the validation probe
-flags, and measures the network. The last one is measured again after 1 and 3 further epochs with the mask. The two
-readings are the default settings and the paper's; further training is for the default one, and for the paper's if the
-default flags nothing. Each mask is compared with masks of as many filters of the same layers, chosen among the filters
-that are not dead on the probe:
-
-- `random`: 20 draws, the first 5 of which are trained further;
-- `l1`: the filters with the smallest weights;
-- `sparsest`: the filters with most zeros in their maps, as many flagged ones are.
-
-Further training starts a new optimizer with the settings of the run, and shows the same images in the same order to
-every network, including the unmasked one.
+The filters that an analysis of the validation probe flags are masked after the last and after the best epoch. The last
+network is measured again after 1 and 3 further epochs with the mask: by the default settings, and by the paper's if the
+default flags nothing. Each mask is compared with masks of as many filters of the same layers that are not dead on the
+probe: `random` ones (20 draws, of which 5 are trained further), those with the smallest weights (`l1`), and the
+`sparsest`, with most zeros in their maps. Further training has a new optimizer with the settings of the run, and the
+same images in the same order for every network, including the unmasked one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """Does the output tell overfitting, and when? The measurements after every epoch.
 
-A network that overfits is more confident on its training images than on validation images. By how much is measured on
-1,024 images of each kind: as the ratio of expected errors and the rise of that ratio, as a probability, in log-odds,
-and as areas under the ROC curve by the largest probability and by the loss, which needs labels; beside losses,
-accuracies and the signals of other stopping rules.
+A network that overfits is more confident on its training images than on validation images; 1,024 of each are compared.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     Returns:
         The area and the `confidence_...` of the largest softmax probability, as the package has them; `log_odds_gap`,
         the gap of its log-odds; `log_overconfidence`, the logarithm of the errors made on validation images over those
-        expected; and the area by the `loss` (the smaller, the surer).
+        expected; and the area by the `loss` (the smaller, the more confident).
     """
     area, gap, p_value = compare_confidences(*(logits.softmax(1).amax(1) for logits in (train, val)))
     found = {"confidence_auc": area, "confidence_gap": gap, "confidence_p_value": p_value}

@@ -1,12 +1,11 @@
 """Do filters tell training images from others? The measurements after every epoch.
 
-Until a network overfits, it responds alike to training and validation images: at a p-value of 1%, one filter in a
-hundred gives larger values on either. All filters see the same images, so that many can be significant together by
-chance; random divisions of the same images show how often. Hidden units of linear layers are judged in the same way.
+Hidden units of linear layers are judged in the same way. See docs/results/two_sample.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,10 +29,8 @@ def responses(network: nn.Sequential, images: Tensor) -> tuple[Values, Tensor]:
     """
     filters = watched_layers(network)
     units = [str(place) for place, layer in enumerate(network) if isinstance(layer, nn.Linear)][:-1]
-    batches: dict[str, dict[str, list[Tensor]]] = {
-        "mean": {name: [] for name in filters}, "max": {name: [] for name in filters},
-        "units": {name: [] for name in units},
-    }  # fmt: skip
+    rules: dict[str, Iterable[str]] = {"mean": filters, "max": filters, "units": units}
+    batches = {rule: {name: list[Tensor]() for name in names} for rule, names in rules.items()}
     logits = []
     for batch in torch.split(images, 256):
         for name, layer in network.named_children():
@@ -94,12 +91,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         values, logits = responses(network, both)
         layers, by_chance = compare(values, size)
         confidence = logits.softmax(1).amax(1)
-        epochs.append(
-            {
-                "val_loss": functional.cross_entropy(logits[size:].double(), val_labels).item(),
-                "confidence": (confidence[:size].mean() - confidence[size:].mean()).item(),
-                **by_chance,
-                "layers": layers,
-            }
-        )
+        row = {"val_loss": functional.cross_entropy(logits[size:].double(), val_labels).item()}
+        row["confidence"] = (confidence[:size].mean() - confidence[size:].mean()).item()
+        epochs.append({**row, **by_chance, "layers": layers})
     return {"epochs": epochs}

@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Any
 
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 _OF_LIVE = {"fraction": "count", "set_apart": "set_apart"}
 Line = dict[str, Any]
@@ -45,26 +44,19 @@ def signal(line: Line, name: str, reading: str = "val", layer: str | None = None
     return [at(epoch) for epoch in line["epochs"]]
 
 
-def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Compute Spearman's rank correlation; 0 if one of them is constant, None for fewer than five values."""
+def follows(line: Line, values: Sequence[float]) -> float | None:
+    """Compute Spearman's correlation of a curve with the validation loss from the best epoch on.
+
+    It is 0 if one of them is constant, None for fewer than five epochs.
+    """
+    loss = signal(line, "val_loss")
+    a, b = (curve[loss.index(min(loss)) :] for curve in (values, loss))
     if len(a) < 5:
         return None
     return float(spearmanr(a, b).statistic) if min(a) < max(a) and min(b) < max(b) else 0.0
-
-
-def follows(line: Line, values: Sequence[float]) -> float | None:
-    """Correlate a curve with the validation loss from the best epoch on."""
-    loss = signal(line, "val_loss")
-    best = loss.index(min(loss))
-    return correlation(values[best:], loss[best:])
 
 
 def late_change(values: Sequence[float]) -> float:
     """Return the mean of the last quarter of a curve minus that of its second quarter."""
     quarter = max(1, len(values) // 4)
     return fmean(values[-quarter:]) - fmean(values[quarter : 2 * quarter])
-
-
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Compute the probability that a positive run scores above another one; ties count half."""
-    return float(roc_auc_score(positive, scores))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import fmean, linear_regression, median
 
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
-from recipes.experiments.tables.curves import auroc, follows, late_change, signal
+from recipes.experiments.tables.curves import follows, late_change, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
 Source = tuple[str, str]  # a signal and the reading that it is taken from
@@ -24,7 +25,7 @@ def _signal(some: Frame, source: Source) -> tuple[str, str]:
     followed = [follows(line, signal(line, *source)) for line in some[some.overfitting].line]
     changes = [late_change(signal(line, *source)) for line in some.line]
     plain = median(value for value in followed if value is not None)
-    return f"{plain:+.2f}", f"{auroc(changes, some.overfitting):.2f}"
+    return f"{plain:+.2f}", f"{roc_auc_score(some.overfitting, changes):.2f}"
 
 
 def signals() -> Frame:
@@ -35,8 +36,7 @@ def signals() -> Frame:
         for network, group in some[~some.long].groupby("network")
         for label, source in _SOURCES.items()
     ]
-    header = ["network", "signal", "runs", "Spearman after best", "AUROC"]
-    return pd.DataFrame(rows, columns=header)
+    return pd.DataFrame(rows, columns=["network", "signal", "runs", "Spearman after best", "AUROC"])
 
 
 def long_signals() -> Frame:
@@ -67,4 +67,4 @@ def _tells_given_sparsity(some: Frame, source: Source) -> str:
         return "-"
     slope, level = linear_regression(sparsity, list(some.change))
     rest = [change - slope * sparse - level for change, sparse in zip(some.change, sparsity, strict=True)]
-    return f"{auroc(rest, some.overfitting):.2f}"
+    return f"{roc_auc_score(some.overfitting, rest):.2f}"

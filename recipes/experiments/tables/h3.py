@@ -108,17 +108,10 @@ def what_is_flagged() -> Frame:
             sparsity = [means for result in results for means in result["sparsity"].values()]
             losses = [[values(line, reading, arm, "0", "val_loss", state)[0] for arm in ("nothing", "anomaly")]
                       for line in group.line]  # fmt: skip
-            rows.append(
-                (
-                    f"{READINGS[reading]}, {state} epoch",
-                    network,
-                    len(group),
-                    spread([sum(result["masked"].values()) for result in results], 1),
-                    spread([flagged for flagged, _ in sparsity]),
-                    spread([normal for _, normal in sparsity]),
-                    f"{sum(a == b for a, b in losses)} of {len(group)}",
-                )
-            )
+            masked = spread([sum(result["masked"].values()) for result in results], 1)
+            shares = [spread(part) for part in zip(*sparsity, strict=True)]  # of flagged and of normal filters
+            same = f"{sum(a == b for a, b in losses)} of {len(group)}"
+            rows.append((f"{READINGS[reading]}, {state} epoch", network, len(group), masked, *shares, same))
     header = ["reading", "network", "runs", "flagged filters", "their sparsity",
               "sparsity of the layers' normal filters", "validation loss the same in"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)

@@ -21,11 +21,6 @@ _CHOSEN_ON = {("lenet5", "cifar10", 3), ("simple_cnn", "fashion_mnist", 2), ("le
               ("simple_cnn", "fashion_mnist", 0)}  # fmt: skip
 
 
-def chosen_on(some: Frame) -> list[bool]:
-    """Return which runs the rule was chosen on."""
-    return [cell in _CHOSEN_ON for cell in zip(some.network, some.data, some.seed, strict=True)]
-
-
 def first_above(values: Sequence[float], threshold: float) -> int | None:
     """Return the position of the first value above a threshold, or None."""
     return next((place for place, value in enumerate(values) if value > threshold), None)
@@ -88,26 +83,15 @@ RULES: dict[str, Rule] = {
 
 
 class Cost(NamedTuple):
-    """The cost of a rule in one run, at the epoch where it stops, or else at the end.
+    """The cost of a rule in a run, where it stops or else at the end; accuracies are in percentage points."""
 
-    Attributes:
-        epoch: The last trained epoch, from 0.
-        stopped: Whether that is before the last one.
-        val_loss: Validation loss, divided by the lowest of the run.
-        test_loss: Test loss, divided by the lowest of the run.
-        best: Test accuracy below that of the best epoch (percentage points).
-        later: Test accuracy below that of the best later epoch; 0 if it is above.
-        kept: Test accuracy at the best validation accuracy so far, as a checkpoint has it, below the same of the whole
-            run.
-    """
-
-    epoch: int
-    stopped: bool
-    val_loss: float
-    test_loss: float
-    best: float
-    later: float
-    kept: float
+    epoch: int  # the last trained one, from 0
+    stopped: bool  # whether that is before the last one
+    val_loss: float  # divided by the lowest of the run
+    test_loss: float  # the same
+    best: float  # test accuracy below that of the best epoch
+    later: float  # test accuracy below that of the best later epoch; 0 if it is above
+    kept: float  # test accuracy of a checkpoint of the best validation accuracy so far, below that of the whole run's
 
 
 def cost(rule: Rule, line: Line) -> Cost:
@@ -129,7 +113,7 @@ def stopped(costs: Sequence[Cost]) -> str:
 def summary() -> Frame:
     """For each rule: the held-out runs that it stops, and the median loss of the overfitting ones over their best."""
     some = runs("output")
-    some = some[[not chosen for chosen in chosen_on(some)]]
+    some = some[[cell not in _CHOSEN_ON for cell in zip(some.network, some.data, some.seed, strict=True)]]
     groups = [*some[~some.long].groupby("data"), *(("all images: " + data, group) for data, group in
               some[some.long].groupby("data"))]  # fmt: skip
     rows = []

@@ -73,12 +73,7 @@ RULES: dict[str, Rule] = {
 
 
 def replay(line: Line, rule: Rule) -> dict[str, float]:
-    """Compute the cost of a rule in one run.
-
-    Returns:
-        Trained `epochs`; `accuracy`, the test accuracy below the highest of the run (percentage points); `loss`, the
-        test loss above the lowest of the run (nats); `stopped`, 1 if the rule ended the run.
-    """
+    """Compute trained `epochs`, lost test `accuracy` (percentage points) and `loss` (nats), and if it `stopped`."""
     stop = rule(line)
     accuracy, loss = signal(line, "test_acc"), signal(line, "test_loss")
     return {
@@ -89,23 +84,15 @@ def replay(line: Line, rule: Rule) -> dict[str, float]:
     }
 
 
-def _costs(some: Frame, rules: dict[str, Rule], by: Sequence[str]) -> Frame:
-    rows = []
-    for key, group in some.groupby(list(by)):
-        for name, rule in rules.items():
-            bad, good = (pd.DataFrame([replay(line, rule) for line in kind.line]) for kind in kinds(group))
-            costs = [spread(bad.accuracy, 1), spread(bad.loss), f"{mean(bad.epochs):.0f}", _stopped(bad)]
-            rows.append((*key, name, *costs, spread(good.accuracy, 1), _stopped(good)))
-    header = [*by, "rule", "overfitting: accuracy lost (points)", "loss above the best (nats)", "epochs", "stopped",
-              "healthy: accuracy lost", "stopped"]  # fmt: skip
-    return pd.DataFrame(rows, columns=header)
-
-
-def _stopped(costs: Frame) -> str:
-    return f"{costs.stopped.sum():.0f} of {len(costs)}"
-
-
 def by_network() -> Frame:
     """For each network and rule: lost accuracy and loss, trained epochs, and the number of stopped runs."""
-    some = runs("h1")
-    return _costs(some[~some.long], RULES, ["network"])
+    some, rows = runs("h1"), []
+    for network, group in some[~some.long].groupby("network"):
+        for name, rule in RULES.items():
+            bad, good = (pd.DataFrame([replay(line, rule) for line in kind.line]) for kind in kinds(group))
+            stopped = [f"{costs.stopped.sum():.0f} of {len(costs)}" for costs in (bad, good)]
+            lost = [spread(bad.accuracy, 1), spread(bad.loss), f"{mean(bad.epochs):.0f}"]
+            rows.append((network, name, *lost, stopped[0], spread(good.accuracy, 1), stopped[1]))
+    header = ["network", "rule", "overfitting: accuracy lost (points)", "loss above the best (nats)", "epochs",
+              "stopped", "healthy: accuracy lost", "stopped"]  # fmt: skip
+    return pd.DataFrame(rows, columns=header)
