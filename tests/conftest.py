@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("suite")
 ROOT = Path(__file__).parents[1]
 
 if sys.platform != "linux":  # where no process is forked, a comparison in a fit warns that its loaders need a worker
-    names = ["compared_images", "cost", "labels_of_a_fit", "outputs_of_a_fit", "read_never_written", "run_page"]
+    names = ["compared_images", "labels_of_a_fit", "outputs_of_a_fit", "read_never_written", "run_page"]
     collect_ignore = [f"callbacks/test_{name}.py" for name in [*names, "second_model"]]
     collect_ignore.append("trainer/test_foreign_communication.py")
 

@@ -1,4 +1,4 @@
-"""Analyses that fail, or find little to analyze, give one warning, and the run continues."""
+"""Analyses that fail, find little to analyze or take long are told once, and the run continues."""
 
 import math
 import re
@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import NEEDS_FORK
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from trainers import SmallNet, Values, fit, hook_count, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, MemorizationCallback
+from lightning_anomaly.callbacks import _guard, anomaly_filter, memorization
 
 
 class NoConvolution(SmallNet):
@@ -165,3 +167,20 @@ def test_without_validation_there_is_one_warning(tmp_path: Any) -> None:
     assert trainer.current_epoch == 2
     assert ours.history == []
     assert "anomaly_filters/count" not in trainer.callback_metrics
+
+
+@NEEDS_FORK
+def test_a_callback_that_takes_a_tenth_of_the_time_says_so_once_if_it_measured(tmp_path: Any, monkeypatch: Any) -> None:
+    """The clock of this test makes each analysis take two seconds; the first analysis does not count."""
+    told, clock = list[str](), iter(range(0, 10**6, 2)).__next__
+    for module in (_guard, anomaly_filter, memorization):
+        monkeypatch.setattr(module, "perf_counter", clock)
+    monkeypatch.setattr(_guard, "rank_zero_info", told.append)
+    fit(tmp_path, watcher(), MemorizationCallback(), max_epochs=2)
+    assert told == []
+    fit(tmp_path, watcher(), MemorizationCallback(), max_epochs=5)
+    assert [line.partition(" took ")[0] for line in told] == ["AnomalyFilterCallback", "MemorizationCallback"]
+    assert all("`every_n_validations`" in line for line in told)
+    with pytest.warns(UserWarning, match="no convolution"):
+        fit(tmp_path, watcher(), module=NoConvolution(), max_epochs=5)
+    assert len(told) == 2

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_avg_fn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from trainers import hook_count, images, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyPruneCallback
+from lightning_anomaly import AnomalyPruneCallback, MemorizationCallback
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -188,3 +188,29 @@ def test_masked_filters_that_come_back_give_one_warning(tmp_path: Path, make: An
     with pytest.warns(UserWarning, match="not at zero") as caught:
         fit(tmp_path, GeluNet(), pruner(1), make(), max_epochs=3)
     assert len([warning for warning in caught if "at zero" in str(warning.message)]) == 1
+
+
+def test_validating_an_earlier_checkpoint_keeps_the_mask_of_the_fit(tmp_path: Path) -> None:
+    model, prune, keep = GeluNet(), pruner(1), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer = fit(tmp_path, model, prune, keep, max_epochs=2)
+    masked = prune.masked
+    trainer.validate(model, probe_loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
+    assert prune.masked == masked != {}
+    assert trainer.callback_metrics["anomaly_prune/masked"] == 0  # of that checkpoint
+    assert torch.isfinite(trainer.callback_metrics["val_loss"])
+
+
+class Logs(GeluNet):
+    """Logs in `forward` how often it is called in a training epoch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.log("calls", 1.0, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
+        return super().forward(x)
+
+
+def test_masking_logs_nothing(tmp_path: Path) -> None:
+    prune, compared = pruner(1), MemorizationCallback(images(40), images(40, seed=1))
+    trainer = fit(tmp_path, Logs(), prune, compared, max_epochs=2)
+    assert prune.masked
+    assert trainer.callback_metrics["calls"] == 3  # batches

@@ -1,18 +1,27 @@
-"""Ways to run a Trainer: validation intervals, several loaders, precisions, and other callbacks."""
+"""Ways to run a Trainer: validation intervals, several loaders, precisions, other callbacks and copies of ours."""
 
+import copy
+import pickle
 from typing import Any
 
 import lightning.pytorch as pl
 import lightning.pytorch.callbacks as pl_callbacks
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from reports import facts
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import SmallNet, fit, hook_count, loader, plain, quiet_trainer, watcher
+from trainers import SmallNet, fit, hook_count, images, loader, plain, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly import (
+    AnomalyEarlyStopping,
+    AnomalyFilterCallback,
+    AnomalyPruneCallback,
+    MemorizationCallback,
+    MemorizationEarlyStopping,
+)
 
 COUNT = "anomaly_filters/count"
 
@@ -144,3 +153,25 @@ def test_weight_averaging_before_or_after_ours_gives_the_same_report(tmp_path: A
     assert plain(first.history) == plain(last.history)
     assert facts(first.report) == facts(last.report)
     assert plain(first.history) != plain(run(watcher()).history)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Any, copied: Any) -> None:
+    compared = MemorizationCallback(images(40), images(40, seed=1))
+    fit(tmp_path, compared, max_epochs=1, limit_train_batches=1)
+    assert copied(compared).state_key == compared.state_key == "MemorizationCallback[memorization]"
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        AnomalyFilterCallback(),
+        AnomalyPruneCallback(at_epoch=1),
+        AnomalyEarlyStopping(),
+        MemorizationCallback(),
+        MemorizationEarlyStopping(),
+    ],
+)
+def test_fabric_is_refused_when_it_sets_up_a_model(callback: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{type(callback).__name__} .* of a Trainer\. Found Fabric"):
+        Fabric(accelerator="cpu", callbacks=[callback]).setup(SmallNet())
