@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from reports import contents, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import SmallNet, fit, images
@@ -55,15 +54,6 @@ def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path
     fit_lit(tmp_path, resumed, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=4)
     assert resumed.report.label_doubts == report.label_doubts
     assert report.pictures.shape == (64, 8, 8, 1)
-    report.save_csv(tmp_path / "labels.csv")
-    rows = table(tmp_path / "labels.csv")
-    assert [int(row["position"]) for row in rows] == [*report.label_doubts]
-    by_name = {row["name"]: row for row in rows}
-    assert (by_name["image 40"]["class"], by_name["image 40"]["looks_like"]) == ("2", "1")
-    report.save_html(tmp_path / "labels.html")
-    page = (tmp_path / "labels.html").read_text()
-    assert "<title>Training labels</title>" in page
-    assert [(tab["title"], len(tab["rows"])) for tab in contents(page)[0]["tabs"]] == [("Most doubtful", 64)]
     assert "labels" not in str(two_sample_test(trainer.lightning_module, images(60), images(60, seed=1)))
 
 

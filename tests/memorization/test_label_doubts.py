@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reports import contents, table
 from torch import Tensor, nn
 
+from lightning_anomaly import MemorizationReport
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.memorization.comparison import compare_outputs
 from lightning_anomaly.memorization.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
@@ -121,6 +123,21 @@ def test_the_number_in_doubt_is_at_most_that_of_contradicted_labels_and_unknown_
         assert math.isnan(share_of_wrong(left_out, leads, alike)[0])
     for none_alike in (torch.arange(100), alike[:0]):
         assert math.isnan(share_of_wrong(few[: len(none_alike)], leads[: len(none_alike)], none_alike)[0])
+
+
+def test_a_table_has_all_images_by_their_doubt_and_a_page_the_first(tmp_path: Path) -> None:
+    means, margins = MeanMargins(), torch.rand(3, 70, generator=RNG).double()
+    means.add(margins_of(margins, ["b"] * 70, 1.0), 4)
+    report = MemorizationReport(70, 10, doubts=means.ranked_doubts(known(torch.zeros(70).long())))
+    report.save_csv(tmp_path / "labels.csv")
+    rows = table(tmp_path / "labels.csv")
+    assert [int(row["position"]) for row in rows] == [*report.label_doubts]
+    assert {(row["class"], row["looks_like"]) for row in rows} == {("0", "b")}
+    report.save_html(tmp_path / "labels.html")
+    page = (tmp_path / "labels.html").read_text()
+    assert "<title>Training labels</title>" in page
+    (tab,) = contents(page)[0]["tabs"]
+    assert [row["position"] for row in tab["rows"]] == [*report.label_doubts][:64]
 
 
 @pytest.mark.parametrize("classes", [1, 3])

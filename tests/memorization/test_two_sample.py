@@ -86,6 +86,9 @@ def test_a_report_has_a_table_and_totals() -> None:
     tested = {name: int(layer.tested.sum()) for name, layer in report.layers.items()}
     assert report.fraction == report.count / sum(tested.values())
     assert report.shares == {name: counts.get(name, 0) / tested[name] for name in ("0", "2")}
+    found = {"auc", "gap", "error_ratio", "p_value", "count", "fraction", "filter_p_value"}
+    shares = {f"layer/{name}": share for name, share in report.shares.items()}
+    assert report.metrics() == {name: getattr(report, name) for name in found} | shares
     for text in (str(report), repr(report)):
         row = rf"^0 +4 +{tested['0']} +{counts['0']} +{counts['0'] / tested['0']:.3f} "
         assert re.search(row, text, flags=re.MULTILINE)

@@ -89,16 +89,14 @@ def pooled(maps: Tensor) -> Tensor:
 
 LINEAR = {"hidden": nn.Linear(4, 6), "head": nn.Linear(6, 3)}
 LINEAR["hidden"].bias.data[:3] = -9  # so that a ReLU changes its output
+HEAD, BODY = FeatureLayer("head", True), FeatureLayer("body.0", False)
 HEADS: dict[str, tuple[Any, FeatureLayer]] = {
-    "alone, rounded": (network(lambda n, x: n.head(n.hidden(pooled(x))).half(), **LINEAR), FeatureLayer("head", True)),
-    "a gate alone": (network(lambda n, x: x, gated=True), FeatureLayer("body.0", False)),
-    "behind a gate": (
-        network(lambda n, x: n.head(pooled(x)), gated=True, head=nn.Linear(4, 1)),
-        FeatureLayer("head", True),
-    ),
+    "alone, rounded": (network(lambda n, x: n.head(n.hidden(pooled(x))).half(), **LINEAR), HEAD),
+    "a gate alone": (network(lambda n, x: x, gated=True), BODY),
+    "behind a gate": (network(lambda n, x: n.head(pooled(x)), gated=True, head=nn.Linear(4, 1)), HEAD),
     "one logit, squeezed": (
         network(lambda n, x: n.head(n.hidden(pooled(x))).squeeze(1), hidden=nn.Linear(4, 6), head=nn.Linear(6, 1)),
-        FeatureLayer("head", True),
+        HEAD,
     ),
     "a mapping with boxes": (
         network(
@@ -106,18 +104,12 @@ HEADS: dict[str, tuple[Any, FeatureLayer]] = {
             head=nn.Linear(4, 3),
             boxes=nn.Linear(4, 8),
         ),
-        FeatureLayer("head", True),
+        HEAD,
     ),
-    "log-probabilities": (
-        network(lambda n, x: (n.head(n.hidden(pooled(x))).log_softmax(1), x), **LINEAR),
-        FeatureLayer("head", True),
-    ),
-    "features only": (network(lambda n, x: n.hidden(pooled(x)).relu(), **LINEAR), FeatureLayer("body.0", False)),
-    "patches": (
-        network(lambda n, x: n.head(x.flatten(2).transpose(1, 2)), head=nn.Linear(4, 2)),
-        FeatureLayer("body.0", False),
-    ),
-    "parts of a LightningModule": (Steps(), FeatureLayer("head", True)),
+    "log-probabilities": (network(lambda n, x: (n.head(n.hidden(pooled(x))).log_softmax(1), x), **LINEAR), HEAD),
+    "features only": (network(lambda n, x: n.hidden(pooled(x)).relu(), **LINEAR), BODY),
+    "patches": (network(lambda n, x: n.head(x.flatten(2).transpose(1, 2)), head=nn.Linear(4, 2)), BODY),
+    "parts of a LightningModule": (Steps(), HEAD),
     "SqueezeNet": (torchvision.models.squeezenet1_1(), FeatureLayer("classifier.1", True)),
     "MobileNet": (torchvision.models.mobilenet_v3_small(num_classes=7), FeatureLayer("classifier.3", True)),
 }
