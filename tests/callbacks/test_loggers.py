@@ -12,7 +12,9 @@ from PIL import Image
 from reports import contents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from trainers import SmallNet, fit, loader, said, watcher
+from trainers import SmallNet, fit, images, loader, said, watcher
+
+from lightning_anomaly import MemorizationCallback
 
 FIGURES = {f"anomaly_filters/{name}" for name in ("curves", "verdicts", "filters", "outliers")}
 SHOWN = [2, 5, 11]  # the steps of the 1st, 2nd and 4th validation
@@ -112,9 +114,10 @@ def test_losses_in_a_history_are_of_their_epochs(tmp_path: Path) -> None:
             self(batch[0])
             self.log("val_loss", 100.0 + self.current_epoch)
 
-    ours = watcher()
-    fit(tmp_path, ours, module=Losses(), train=loader(), max_epochs=4, val_check_interval=1)
-    found = [entry["logged"] for entry in ours.history]
-    assert [losses["val_loss"] for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
-    known = [value for mean in (1, 11, 21, 31) for value in (None, None, mean)]  # at the last of three batches
-    assert [losses.get("train_loss") for losses in found] == known
+    both = watcher(), MemorizationCallback(images(40), images(40, seed=1))
+    fit(tmp_path, *both, module=Losses(), train=loader(), max_epochs=4, val_check_interval=1)
+    for ours in both:
+        found = [entry["logged"] for entry in ours.history]
+        assert [losses["val_loss"] for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
+        known = [value for mean in (1, 11, 21, 31) for value in (None, None, mean)]  # at the last of three batches
+        assert [losses.get("train_loss") for losses in found] == known

@@ -78,7 +78,8 @@ def test_only_process_0_writes(fitted: SimpleNamespace, monkeypatch: pytest.Monk
 
 def test_what_stopped_a_run_is_told_and_what_nobody_measured(tmp_path: Path) -> None:
     stop = EarlyStopping("val_loss", patience=0, min_delta=100.0)
-    _, told = read(fit(tmp_path, watcher(), stop, max_epochs=5), tmp_path)
+    index, told = read(fit(tmp_path, watcher(), stop, max_epochs=5), tmp_path)
+    assert ["stopped", 1] in index["curves"]["marks"]
     assert "`EarlyStopping` stopped the run in epoch 1." in told["End"]
     assert told["Gap"].startswith("Not measured")
     _, told = read(fit(tmp_path, MemorizationCallback(), MemorizationEarlyStopping(), max_epochs=2), tmp_path)
