@@ -9,11 +9,7 @@ from forked import run_scenarios
 from run import outcomes_of
 from torch.utils.data import DistributedSampler
 
-from lightning_anomaly._internal.processes import (
-    gather_results,
-    rank_and_world,
-    sample_order,
-)
+from lightning_anomaly._internal.processes import gather_results, rank_and_world, sample_order
 
 
 def test_a_distributed_sampler_deals_samples_in_the_assumed_order() -> None:

@@ -136,11 +136,7 @@ def test_errors_and_labels_are_those_of_the_loss(tmp_path: Path, program: type[P
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"precision": "bf16-mixed"},
-        {"accumulate_grad_batches": 3, "num_sanity_val_steps": 0},
-        {"inference_mode": False},
-    ],
+    [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 3, "num_sanity_val_steps": 0}, {"inference_mode": False}],
 )
 def test_the_loss_tells_in_every_kind_of_run(tmp_path: Path, options: Any) -> None:
     compared = MemorizationCallback()
@@ -252,10 +248,7 @@ class Padded(SmallNet):
 
 @pytest.mark.parametrize(
     ("module", "train"),
-    [
-        (SmallNet, DataLoader(Stream(), 20)),
-        (Padded, DataLoader(loader(60).dataset, 20, collate_fn=several_sizes)),
-    ],
+    [(SmallNet, DataLoader(Stream(), 20)), (Padded, DataLoader(loader(60).dataset, 20, collate_fn=several_sizes))],
     ids=["iterable", "several sizes"],
 )
 def test_advice_is_what_can_help(tmp_path: Path, module: Any, train: Any) -> None:

@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.memorization.confidence import (
-    ExpectedErrors,
-    compare_confidences,
-    expected_error,
-    mean_error,
-)
+from lightning_anomaly.memorization.confidence import ExpectedErrors, compare_confidences, expected_error, mean_error
 from lightning_anomaly.memorization.ranks import permutation_p_value, rank_test
 
 RNG = torch.Generator().manual_seed(0)

@@ -127,10 +127,7 @@ def test_filters_that_are_silent_on_nearly_all_images_give_a_note() -> None:
 def test_filters_with_nan_are_left_out_with_a_note(lost: list[int]) -> None:
     model = pair()
     model.conv.weight.data[lost] = torch.nan
-    with (
-        pytest.warns(UserWarning, match=f"'conv': {len(lost)} of 2"),
-        pytest.warns(UserWarning, match="NaN for 150"),
-    ):
+    with pytest.warns(UserWarning, match=f"'conv': {len(lost)} of 2"), pytest.warns(UserWarning, match="NaN for 150"):
         report = two_sample_test(model, IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
     assert report.layers["conv"].tested.tolist() == [False, 1 not in lost]
     assert report.filters == ({} if 1 in lost else {"conv": [1]})

@@ -98,8 +98,7 @@ def test_flagged_filters_are_masked_and_stay_masked_and_go_without_a_change_of_t
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
-    "ignore:.*The probe has 120 samples, fewer than",
-    "ignore:.*the network expects fewer than 10 errors",
+    "ignore:.*The probe has 120 samples, fewer than", "ignore:.*the network expects fewer than 10 errors"
 )
 def test_photographs_fine_tune_a_head_and_leave_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")

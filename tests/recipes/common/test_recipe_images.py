@@ -13,15 +13,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100
 
 from recipes.common.damage import DAMAGES, GROUPS, damage_all, with_label_noise
-from recipes.common.data import (
-    ImageData,
-    download,
-    load_images,
-    make_loaders,
-    mean_and_std,
-    normalize,
-    split,
-)
+from recipes.common.data import ImageData, download, load_images, make_loaders, mean_and_std, normalize, split
 
 
 @pytest.fixture

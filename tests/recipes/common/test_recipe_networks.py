@@ -7,8 +7,7 @@ from recipes.common.networks import build
 
 
 @pytest.mark.parametrize(
-    ("name", "filters"),
-    [("lenet5", 22), ("alexnet", 1152), ("simple_cnn", 160), ("resnet18", 4800)],
+    ("name", "filters"), [("lenet5", 22), ("alexnet", 1152), ("simple_cnn", 160), ("resnet18", 4800)]
 )
 def test_networks_take_small_images(name: str, filters: int) -> None:
     network = build(name, 1, 7, 0.5)
