@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch import callbacks
@@ -41,21 +40,6 @@ class Module(SmallNet):
         return super().forward(x)
 
 
-class Data(pl.LightningDataModule):
-    def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(pictures(True, AUGMENTED), 25, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(pictures(False, PLAIN), 25)
-
-
-def fit_own(folder: Path, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> Module:
-    torch.manual_seed(0)
-    model = Module()
-    quiet_trainer(folder, *callbacks, **options).fit(model, datamodule=Data(), ckpt_path=ckpt_path)
-    return model
-
-
 def sources(seen: Tensor, train: bool) -> list[int]:
     """Return the positions of images in the plain data set; -1 for other images."""
     positions = {PLAIN(image).numpy().tobytes(): place for place, (image, _) in enumerate(pictures(train))}
@@ -64,7 +48,9 @@ def sources(seen: Tensor, train: bool) -> list[int]:
 
 def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(tmp_path: Path) -> None:
     compared, keep = MemorizationCallback(sample_size=128), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-    model = fit_own(tmp_path, compared, keep, max_epochs=4)
+    loaders = {"train": DataLoader(pictures(True, AUGMENTED), 25, shuffle=True)}
+    loaders["val"] = DataLoader(pictures(False, PLAIN), 25)
+    fit(tmp_path, compared, keep, module=(model := Module()), max_epochs=4, **loaders)
     report = compared.report
     assert (report.n_train, report.n_val) == (128, 128)
     seen = torch.cat(model.seen).split(128)
@@ -80,7 +66,8 @@ def test_a_random_sample_of_the_trainers_data_is_compared_without_augmentation(t
     again = two_sample_test(model, seen[0], seen[1])
     assert again.error_ratio == pytest.approx(report.error_ratio)
     second = MemorizationCallback(sample_size=128)
-    resumed = fit_own(tmp_path, second, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=4)
+    resumed = Module()
+    fit(tmp_path, second, module=resumed, ckpt_path=tmp_path / "epoch=1.ckpt", max_epochs=4, **loaders)
     assert torch.equal(torch.cat(resumed.seen), torch.cat(seen[4:]))
     assert [entry["step"] for entry in second.history] == [8, 16, 24, 32]
     metrics = [[entry["metrics"] for entry in callback.history[:2]] for callback in (second, compared)]

@@ -35,9 +35,9 @@ class Sees(SmallNet):
         return self.head(self.conv2(self.norm(self.conv1(x)).relu()).mean(3).flatten(1))
 
 
-def fit_lit(folder: Path, *callbacks: Any, module: Any = None, **options: Any) -> Any:
-    loaders = {"train": DataLoader(lit(120, 0, WRONG), 20), "val": DataLoader(lit(60, 1), 20)}
-    return fit(folder, *callbacks, module=Sees() if module is None else module, **loaders, **options)
+def fit_lit(folder: Path, *callbacks: Any, module: Any = None, train: Any = None, **options: Any) -> Any:
+    train, val = (DataLoader(data, 20) for data in (lit(120, 0, WRONG) if train is None else train, lit(60, 1)))
+    return fit(folder, *callbacks, module=module or Sees(), train=train, val=val, **options)
 
 
 def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ class Renamed(TensorDataset):
 
 def test_the_labels_are_those_that_the_run_trains_on(tmp_path: Path) -> None:
     compared = MemorizationCallback()
-    train, val = (DataLoader(Renamed(data), 20) for data in (lit(120, 0, WRONG), lit(60, 1)))
-    train.dataset.tensors[1][7] = -100  # unknown
-    fit(tmp_path, compared, module=Sees(), train=train, val=val, max_epochs=4)
+    train = Renamed(lit(120, 0, WRONG))
+    train.tensors[1][7] = -100  # unknown
+    fit_lit(tmp_path, compared, train=train, max_epochs=4)
     assert sorted([*compared.report.label_doubts][:4]) == WRONG
     assert sorted(compared.report.label_doubts) == [place for place in range(120) if place != 7]
 
@@ -105,11 +105,10 @@ def test_the_labels_are_those_that_the_run_trains_on(tmp_path: Path) -> None:
 def test_a_second_fit_begins_anew_and_a_resumed_one_goes_on_with_the_same_images(tmp_path: Path) -> None:
     keep, compared, module = ModelCheckpoint(tmp_path, "first"), MemorizationCallback(), Sees()
     fit_lit(tmp_path, compared, keep, module=module, max_epochs=4)
-    others = [5, 22, 60, 90]
-    loaders = {"train": DataLoader(lit(120, 2, others), 20), "val": DataLoader(lit(60, 1), 20)}
-    fit(tmp_path, compared, module=module, max_epochs=4, **loaders)
-    resumed = MemorizationCallback()
-    fit(tmp_path, resumed, module=Sees(), ckpt_path=tmp_path / "first.ckpt", max_epochs=8, **loaders)
+    others, resumed = [5, 22, 60, 90], MemorizationCallback()
+    train = lit(120, 2, others)
+    fit_lit(tmp_path, compared, module=module, train=train, max_epochs=4)
+    fit_lit(tmp_path, resumed, train=train, ckpt_path=tmp_path / "first.ckpt", max_epochs=8)
     for callback in (compared, resumed):
         assert sorted([*callback.report.label_doubts][:4]) == others
 
@@ -117,7 +116,7 @@ def test_a_second_fit_begins_anew_and_a_resumed_one_goes_on_with_the_same_images
 def test_labels_of_a_subset_are_those_of_its_positions(tmp_path: Path) -> None:
     data = torch.utils.data.Subset(lit(120, 0, WRONG), range(30, 120))
     compared = MemorizationCallback(sample_size=80)
-    fit(tmp_path, compared, module=Sees(), train=DataLoader(data, 30), val=DataLoader(lit(60, 1), 20), max_epochs=4)
+    fit_lit(tmp_path, compared, train=data, max_epochs=4)
     found = [*compared.report.label_doubts]
     assert len(found) == 80
     expected = {10, 47, 71} & {*found}
