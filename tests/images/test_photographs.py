@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import NEEDS_FORK
+from datasets import NEEDS_FORK, Items
 from PIL import Image
 from reports import table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
@@ -193,15 +193,7 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
     (tmp_path / "photos" / "notes.txt").touch()
     folder, net = FolderImages(tmp_path / "photos", 16), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
 
-    class Wrapped(Dataset[Any]):
-        def __init__(self) -> None:
-            self.dataset = folder
-
-        def __len__(self) -> int:
-            return len(folder)
-
-        def __getitem__(self, index: int) -> tuple[Tensor, int]:
-            return folder[index][0], index % 2
+    wrapped = Items(len(folder), lambda index: (folder[index][0], index % 2), dataset=folder)
 
     class Extended(FolderImages):
         def __getitem__(self, index: int) -> Any:
@@ -209,7 +201,7 @@ def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Pat
 
     plain = torch.stack([image for image, _ in folder])
     expected = find_outliers(plain, net)
-    for images in (Wrapped(), Extended(tmp_path / "photos", 16)):
+    for images in (wrapped, Extended(tmp_path / "photos", 16)):
         report = find_outliers(images, net)
         torch.testing.assert_close(report.look_scores, expected.look_scores)
         assert report.duplicates == expected.duplicates

@@ -8,11 +8,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import Items
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
@@ -75,21 +76,16 @@ def test_parts_are_joined_to_the_report_of_a_search_with_copies_across_parts(fit
         fitted.join_parts([])
 
 
-class Photographs(Dataset):
-    """Files, of which some are broken."""
+def photographs(places):
+    """Make a data set of files, of which some are broken."""
 
-    def __init__(self, places):
-        self.samples = [(f"{place}.png", -1) for place in places]
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, place):
-        name = int(self.samples[place][0].removesuffix(".png"))
-        if name % 20 < 8:
-            raise OSError(f"{name} is broken")
-        image = DIGITS[800 + name % 900]
+    def read(place):
+        if (number := int(places[place])) % 20 < 8:
+            raise OSError(f"{number} is broken")
+        image = DIGITS[800 + number % 900]
         return WithWholeImage(image, image.mul(255).byte().expand(3, -1, -1))
+
+    return Items(len(places), read, samples=[(f"{place}.png", -1) for place in places])
 
 
 def test_a_folder_of_more_than_8_bits_is_read_as_the_reference_was(tmp_path):
@@ -111,30 +107,30 @@ def test_a_folder_of_more_than_8_bits_is_read_as_the_reference_was(tmp_path):
 
 @pytest.fixture(scope="module")
 def of_photographs() -> OutlierDetector:
-    readable = Subset(Photographs(range(900)), [name for name in range(900) if name % 20 >= 8])
+    readable = Subset(photographs(range(900)), [name for name in range(900) if name % 20 >= 8])
     return OutlierDetector(classifier()).fit(readable)
 
 
 def test_a_part_may_have_only_broken_images(of_photographs):
     with pytest.warns(UserWarning, match="4 of the 4 images"):
-        parts = [of_photographs.search_part(Photographs(places)) for places in torch.arange(60).split(4)]
+        parts = [of_photographs.search_part(photographs(places)) for places in torch.arange(60).split(4)]
     joined = of_photographs.join_parts(parts)
     with pytest.warns(UserWarning, match="24 of the 60 images"):
-        expected = of_photographs.search(Photographs(range(60)))
+        expected = of_photographs.search(photographs(range(60)))
     assert_same_scores(joined.scores, expected.scores)
     assert joined.unreadable == expected.unreadable
     assert len(joined.unreadable) == 24
     assert joined.names == expected.names
     assert all(part.keys() == parts[0].keys() for part in parts)
     with pytest.raises(ValueError, match="0 is broken"):
-        of_photographs.search(Photographs(range(8)))
+        of_photographs.search(photographs(range(8)))
 
 
 def test_images_behind_many_broken_ones_in_a_part_have_their_scores(of_photographs):
     broken, good = [20 * n for n in range(110)], range(8, 20)
     with pytest.warns(UserWarning, match="110 of the 122 images"):
-        part = of_photographs.search_part(Photographs([*broken, *good]))
-    assert_same_scores(torch.from_numpy(part["score"][110:]), of_photographs.search(Photographs(good)).scores)
+        part = of_photographs.search_part(photographs([*broken, *good]))
+    assert_same_scores(torch.from_numpy(part["score"][110:]), of_photographs.search(photographs(good)).scores)
 
 
 def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):

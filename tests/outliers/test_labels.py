@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Items
 from reports import table
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from lightning_anomaly import OutlierDetector, find_outliers
 
@@ -153,17 +154,11 @@ def test_of_many_images_each_class_is_judged_and_those_of_the_fit_are_no_odder(n
     images = torch.randn(100, 64, generator=generator)[labels] + torch.randn(1200, 64, generator=generator)
     read = list[int]()
 
-    class Recorded(Dataset[Any]):
-        targets = labels.tolist()
+    def item(index: int) -> Tensor:
+        read.append(index)
+        return images[index].view(1, 8, 8)
 
-        def __len__(self) -> int:
-            return 1200
-
-        def __getitem__(self, index: int) -> Tensor:
-            read.append(index)
-            return images[index].view(1, 8, 8)
-
-    found = find_outliers(Recorded(), net, max_reference=400)
+    found = find_outliers(Items(1200, item, targets=labels.tolist()), net, max_reference=400)
     fitted = torch.zeros(1200).index_fill(0, torch.tensor(read[1:401]), 1)
     assert not found.label_scores.isnan().any()
     for scores in (found.label_scores, found.content_scores):

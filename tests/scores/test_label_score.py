@@ -1,9 +1,12 @@
 """Images are compared with the others of their class, each left out exactly, and wrong labels stand first."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
+from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lightning_anomaly.network.features import SampleStatistics
@@ -20,25 +23,25 @@ def drawn(count: int, seed: int = 0, classes: int = 3, width: int = 12) -> tuple
     return SampleStatistics(features=features), [f"class {target}" for target in targets.tolist()]
 
 
-def fitted(samples: SampleStatistics, labels: list[str | None]) -> Label:
-    label = Label.fit(samples, labels)
-    return label
-
-
-@pytest.mark.parametrize(("count", "width"), [(20, 12), (60, 12), (40, 50)])
-def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count, width):
-    samples, labels = drawn(count, width=width)
-    measures = fitted(samples, labels).measure(samples, labels, left_out=True)
+def ridge_on(samples: SampleStatistics, labels: list[str | None]) -> tuple[Tensor, Callable[[Tensor], Ridge]]:
+    """Make the vectors of images, and a function that fits scikit-learn's regression to some of them."""
     targets = torch.tensor([int(name[-1]) for name in labels])
     weights = targets.bincount().double()[targets] ** -0.5
     weights /= weights.sum()
     roots = normalize(samples.features.sign() * samples.features.double().abs() ** 0.5)
     vectors = normalize(roots - weights @ roots)
     alpha = 0.004 * float(weights @ (vectors - weights @ vectors).square().sum(1))
+    return vectors, lambda rest: Ridge(alpha).fit(vectors[rest], one_hot(targets)[rest], sample_weight=weights[rest])
+
+
+@pytest.mark.parametrize(("count", "width"), [(20, 12), (60, 12), (40, 50)])
+def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count, width):
+    samples, labels = drawn(count, width=width)
+    measures = Label.fit(samples, labels).measure(samples, labels, left_out=True)
+    targets = torch.tensor([int(name[-1]) for name in labels])
+    vectors, fit = ridge_on(samples, labels)
     for row in range(0, count, 7):
-        rest = torch.arange(count) != row
-        ridge = Ridge(alpha).fit(vectors[rest], one_hot(targets)[rest], sample_weight=weights[rest])
-        predicted = ridge.predict(vectors[row : row + 1])[0]
+        predicted = fit(torch.arange(count) != row).predict(vectors[row : row + 1])[0]
         others = [value for place, value in enumerate(predicted) if place != targets[row]]
         assert measures.label[row].item() == pytest.approx(max(others) - predicted[targets[row]], abs=1e-8)
         assert measures.looks_like[row] == predicted.argmax()
@@ -47,28 +50,23 @@ def test_classes_are_predicted_by_a_ridge_regression_on_the_other_images(count, 
 def test_copies_are_predicted_without_all_of_them():
     samples, labels = drawn(40, width=50)
     copies, targets = [3, 11, 19], torch.tensor([int(name[-1]) for name in labels])
-    label = fitted(samples, labels)
+    label = Label.fit(samples, labels)
     left_out = torch.tensor([targets[3], targets[11], -1])  # the last was not in the fit
     alone = label.ridge.predict_without(samples.features[copies[:1]], targets[copies[:1]])
     torch.testing.assert_close(alone, label.ridge.predict(samples.features[copies[:1]], targets[copies[:1]]))
     found = label.ridge.predict_without(samples.features[copies], left_out)
-    weights = targets.bincount().double()[targets] ** -0.5
-    weights /= weights.sum()
-    roots = normalize(samples.features.sign() * samples.features.double().abs() ** 0.5)
-    vectors = normalize(roots - weights @ roots)
-    alpha = 0.004 * float(weights @ (vectors - weights @ vectors).square().sum(1))
+    vectors, fit = ridge_on(samples, labels)
     rest = torch.ones(40, dtype=torch.bool).index_fill(0, torch.tensor(copies[:2]), False)
-    ridge = Ridge(alpha).fit(vectors[rest], one_hot(targets)[rest], sample_weight=weights[rest])
-    torch.testing.assert_close(found, torch.from_numpy(ridge.predict(vectors[copies])))
+    torch.testing.assert_close(found, torch.from_numpy(fit(rest).predict(vectors[copies])))
     few = [*labels[:20], *["few"] * 3, *labels[23:]]
-    view, looks_like = fitted(samples, few).score_copies(samples.features[19:22], few[19:22])
+    view, looks_like = Label.fit(samples, few).score_copies(samples.features[19:22], few[19:22])
     assert view.scores.isnan().tolist() == [False, True, True]  # only one more is of their class
     assert "few" not in looks_like[1:]
 
 
 def test_images_are_compared_with_the_others_of_their_class():
     samples, labels = drawn(60)
-    label = fitted(samples, labels)
+    label = Label.fit(samples, labels)
     within, beside = (label.measure(samples, labels, left_out=left_out).content for left_out in (True, False))
     unit, targets = normalize(samples.features.double()), torch.tensor([int(name[-1]) for name in labels])
     for row in range(0, 60, 7):
@@ -86,7 +84,7 @@ def test_wrong_labels_and_other_things_stand_first():
     truth = labels[:12]
     labels[:12] = [f"class {(int(name[-1]) + 1) % 3}" for name in truth]
     samples.features[odd] = torch.randn(10, 12, generator=torch.Generator().manual_seed(5)) * 3
-    label = fitted(samples, labels)
+    label = Label.fit(samples, labels)
     measures = label.measure(samples, labels, left_out=True)
     assert average_precision_score(wrong, measures.label) > 0.95
     assert average_precision_score(odd, measures.content.where(~wrong, 0)) > 0.9
@@ -104,12 +102,12 @@ def test_labels_that_are_shuffled_alone_or_of_one_class_tell_nothing():
 def test_two_classes_suffice_and_an_image_of_a_small_or_unknown_class_has_no_label_measure():
     samples, labels = drawn(200, classes=2)
     labels[:4] = "alone", "pair", "pair", None
-    measures = fitted(samples, labels).measure(samples, labels, left_out=True)
+    measures = Label.fit(samples, labels).measure(samples, labels, left_out=True)
     assert torch.stack([measures.label[:4], measures.content[:4]]).isnan().all()
     assert measures.label[4:].isfinite().all()
-    ridge, unknown = fitted(samples, labels).ridge, torch.full((200,), -1)
+    ridge, unknown = Label.fit(samples, labels).ridge, torch.full((200,), -1)
     torch.testing.assert_close(ridge.predict(samples.features, unknown), ridge.predict(samples.features))
-    new = fitted(samples, labels).measure(samples, ["unheard of", *labels[1:]])
+    new = Label.fit(samples, labels).measure(samples, ["unheard of", *labels[1:]])
     assert new.label.isnan()[:4].tolist() == [True, True, True, True]
     assert new.label[4:].isfinite().all()
 
@@ -118,11 +116,11 @@ def test_the_order_of_images_with_many_features_changes_nothing_and_nan_is_infin
     samples, _ = drawn(600, width=2500)
     labels = [f"class {place % 2}" for place in range(600)]
     samples.features[1::2] += torch.randn(2500, generator=torch.Generator().manual_seed(7)) / 4
-    label = fitted(samples, labels)
+    label = Label.fit(samples, labels)
     measures = label.measure(samples, labels, left_out=True)
     order = [*range(0, 600, 2), *range(1, 600, 2)]
     sorted_samples, sorted_labels = samples.select(order), [labels[place] for place in order]
-    moved = fitted(sorted_samples, sorted_labels).measure(sorted_samples, sorted_labels, left_out=True)
+    moved = Label.fit(sorted_samples, sorted_labels).measure(sorted_samples, sorted_labels, left_out=True)
     torch.testing.assert_close(moved.content, measures.content[order])
     torch.testing.assert_close(moved.label, measures.label[order])
     assert (measures.looks_like == torch.arange(600) % 2).double().mean() > 0.95
@@ -141,7 +139,7 @@ def test_p_values_of_the_label_are_honest():
         samples, labels = drawn(400, seed)
         parts = slice(100), slice(100, 200), slice(200, 400)
         fit, calibration, new = ((samples.select(part), labels[part]) for part in parts)
-        label = fitted(*fit)
+        label = Label.fit(*fit)
         known, found = (label.label.scores(label.measure(*part).label[:, None])[0] for part in (calibration, new))
         shares.append((conformal_p_values(found, known.sort().values) <= 0.1).double().mean())
     assert torch.stack(shares).mean() == pytest.approx(0.1, abs=0.02)

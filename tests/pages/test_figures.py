@@ -1,11 +1,15 @@
-"""The samples with the largest outlier scores are drawn in order."""
+"""The samples with the largest outlier scores are drawn in order; colors are those of the browser."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from figures import pixels
 
+import lightning_anomaly.pages
+from lightning_anomaly.filters.filter_figures import VERDICT_COLORS
 from lightning_anomaly.pages.figures import outlier_figure
 
 N = 60
@@ -38,3 +42,15 @@ def test_at_most_sixteen_samples_are_drawn_by_score_and_votes() -> None:
 def test_there_is_a_figure_only_of_samples_that_stand_out() -> None:
     assert len(draw({}, dict.fromkeys(range(N), 1)).axes) == 16
     assert draw({}, {}) is None
+
+
+def colors(ground: str) -> dict[str, str]:
+    code = (Path(lightning_anomaly.pages.__file__).parent / "colors.js").read_text()
+    text = re.search(rf"const VERDICT_{ground} = {{(.*?)}}", code, re.DOTALL)[1]
+    return {name.strip(): color for name, color in re.findall(r'"?([\w, ]+?)"?: "(#\w{6})"', text)}
+
+
+def test_verdict_colors_of_the_browser_are_those_of_figures() -> None:
+    assert colors("LIGHT") == VERDICT_COLORS
+    assert colors("DARK").keys() == VERDICT_COLORS.keys()
+    assert len(set(colors("LIGHT").values())) == len(set(colors("DARK").values())) == len(VERDICT_COLORS)

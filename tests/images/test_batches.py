@@ -1,5 +1,6 @@
-"""Labels are those of the batches; names of classes and files are those of the data set."""
+"""The input and the labels are found in a batch of any structure; names are those of the data set."""
 
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -7,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Items
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_anomaly._internal.checks import check_labels
-from lightning_anomaly.images.batches import BatchLabels
+from lightning_anomaly.images.batches import BatchLabels, first_tensor
 from lightning_anomaly.images.dataset_facts import class_names, in_drawn_order
 from lightning_anomaly.images.image_source import ImageSource
 
@@ -35,16 +37,8 @@ class Files(Dataset[Any]):
         return IMAGES[index], label if self.target_transform is None else self.target_transform(label)
 
 
-class Wraps(Dataset[Any]):
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        image, label = self.dataset[index]
-        return image, label // 2
+def wraps(data: Any) -> Any:
+    return Items(9, lambda index: (data[index][0], data[index][1] // 2), dataset=data)
 
 
 def read(images: Any) -> list[str | None]:
@@ -60,7 +54,7 @@ def test_files_and_classes_are_those_of_the_data_set_or_of_its_subset() -> None:
         assert source.class_names == ("ape", "bee", "cat")
     other: Any = Files()
     other.samples, other.targets, other.classes, other.root = [*range(9)], [0.5] * 9, 10, ["first", "second"]
-    for images in (IMAGES, Wraps(Files()), other):
+    for images in (IMAGES, wraps(Files()), other):
         source = ImageSource(images, "images")
         assert (source.names, source.class_names, source.folder) == (None, (), source.folder * (images is not other))
 
@@ -82,7 +76,7 @@ def test_labels_are_those_of_the_batches_and_targets_where_these_have_none() -> 
     data.targets = [2, 0, 1] * 3  # of items; the attribute of the class is older
     data.target_transform = lambda label: (label + 1) % 3
     assert read(data) == ["2", "0", "1"] * 3  # which of both counts is not known without a run
-    assert read(Wraps(Files())) == ["0", "0", "1"] * 3
+    assert read(wraps(Files())) == ["0", "0", "1"] * 3
     only_images: Any = TensorDataset(IMAGES)
     assert read(only_images) == [None] * 9
     only_images.targets = LABELS
@@ -164,3 +158,39 @@ def test_names_are_those_of_class_to_idx_and_count_only_where_labels_are_those_o
     assert read(data) == ["bee", "cat", "ape"] * 3
     data.class_to_idx = {"ape": 0, "bee": 0, "cat": 1}  # two names of one class
     assert class_names(data) == ()
+
+
+@dataclass(frozen=True)
+class Dataclass:
+    names: list[str]
+    images: Tensor
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [Dataclass(["a"], IMAGES), {"labels": torch.arange(3), "images": IMAGES}, (("a", b"b", None), [IMAGES])],
+    ids=["dataclass", "dict", "nested"],
+)
+def test_the_first_images_are_found(batch: Any) -> None:
+    assert first_tensor(batch) is IMAGES
+
+
+def test_byte_images_are_preferred_to_floating_point_targets() -> None:
+    for raw in (IMAGES.byte(), IMAGES[:, 0].byte()):
+        assert first_tensor((raw, IMAGES)) is raw
+
+
+@pytest.mark.parametrize(
+    "other",
+    [IMAGES.long(), IMAGES.bool(), IMAGES.short(), IMAGES.byte()[:, 0, 0], torch.tensor(1.0)],
+    ids=["classes of pixels", "mask", "integers", "bytes without pixels", "number"],
+)
+def test_other_tensors_are_skipped(other: Tensor) -> None:
+    assert first_tensor({"other": other, "image": IMAGES}) is IMAGES
+    assert first_tensor(other) is None
+
+
+def test_numbers_without_axes_of_an_image_are_the_input_only_without_images() -> None:
+    for numbers in (torch.rand(3), torch.rand(3, 4)):
+        assert first_tensor({"labels": numbers, "image": IMAGES}) is IMAGES
+        assert first_tensor((numbers, torch.arange(3), torch.rand(3, 2))) is numbers
