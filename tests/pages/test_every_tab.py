@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_outlier_page import planted
+from planted import planted
 from test_run_in_browser import run_of
 
 from lightning_anomaly import AnomalyReport

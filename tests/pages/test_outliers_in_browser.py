@@ -1,194 +1,22 @@
 """The page of `find_outliers` in a real browser: lists to look through, ticks, and what is saved."""
 
-import csv
-import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from reports import contents, table
+from planted import COUNTS, made_up, planted
+from reports import table
 from torch import nn
 
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
-from lightning_anomaly.pages.gallery import read_reviewed
-from lightning_anomaly.scores.views import SampleView
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
-
-
-def made_up(count: int = 300, reason: str = "reason {}", **given: Any) -> OutlierReport:
-    """Make a report with random scores, of which the largest 10% have small p-values; content has no reasons."""
-    generator = torch.Generator().manual_seed(0)
-    look, content = 30 * torch.rand(2, count, generator=generator, dtype=torch.float64)
-    p_values = torch.where(look > 29, 1, torch.where(look > 27, 4, 1400)).double() / 2001
-    views = {"look": SampleView(look, tuple(reason.format(place) for place in range(count)))}
-    views["content"] = SampleView(content, ("",) * count)
-    facts: dict[str, Any] = {
-        "scores": torch.maximum(look, content),
-        "p_values": p_values,
-        "views": views,
-        "view_p_values": dict.fromkeys(views, p_values),
-        "n_reference": 4000,
-        "n_calibration": 2000,
-        "false_discovery_rate": 0.1,
-    }
-    return OutlierReport(**facts | given)
-
-
-def planted() -> OutlierReport:
-    """5,000 images with 60 planted things: 20 filed elsewhere, 20 copies, 4 of them in two classes, and more."""
-    report = made_up(5000, n_calibration=0)
-    filed = torch.full((5000,), torch.nan)
-    filed[100:120] = torch.arange(20) + 0.5
-    label = SampleView(filed, tuple("filed under a, looks like b" if 100 <= i < 120 else "" for i in range(5000)))
-    report.scores[4000:4005] = report.views["look"].scores[4000:4005] = torch.inf
-    return replace(
-        report,
-        views={**report.views, "label": label},
-        view_p_values={**report.view_p_values, "label": report.p_values},
-        names=[f"{place // 100}/{place}.png" for place in range(5000)],
-        labels=["c" if place in (200, 203) else "a" for place in range(5000)],
-        splits=["val" if 405 <= place < 420 else "train" for place in range(5000)],
-        duplicates_left_out="Some were not sought.",
-        looks_like=["b"] * 5000,
-        faults={"nearly black": [7, 9], "of one shade": [9, 11]},
-        nearest=torch.tensor([[[1, 2, 3], [4, 5, -1]]]).repeat(5000, 1, 1),
-        duplicates=[
-            *(DuplicateGroup([i, i + 1], True, []) for i in range(200, 218, 2)),
-            DuplicateGroup([218, 300], True, []),
-            *(
-                DuplicateGroup([i, i + 1, i + 2], False, ["old.png"], [1.0, 0.97, 0.96, 0.9])
-                for i in range(400, 412, 3)
-            ),
-        ],
-        unreadable=dict.fromkeys(range(4000, 4005), "OSError: broken"),
-        skipped={f"{name}.txt": "not an image" for name in "abc"},
-    )
-
-
-ROWS = {"look": 100, "content": 100, "label": 20, "twice": 4, "identical": 20, "near": 12, "faults": 3, "unreadable": 5}
-ROWS["skipped"] = 3
-COUNTS = ROWS | {"twice": 2, "identical": 10, "near": 12}  # of copies, those that can go
-
-
-def test_lists_have_the_images_of_each_kind_in_order(tmp_path):
-    report = planted()
-    tabs = {tab.name: [row.position for row in tab.rows] for tab in report.tabs()}
-    assert {name: len(rows) for name, rows in tabs.items()} == ROWS | {"perhaps": 0, "right": 0}
-    assert {tab.name: tab.count for tab in report.tabs() if tab.rows} == COUNTS
-    for view in ("look", "content"):
-        assert tabs[view] == report.top(100, by=view)
-    assert tabs["label"] == [*range(119, 99, -1)]
-    assert tabs["identical"][-4:] == [216, 217, 218, 300]
-    assert tabs["faults"] == [7, 9, 11]
-    few = {tab.name: len(tab.rows) for tab in report.tabs(7)}
-    assert few == ROWS | {"look": 7, "content": 7, "perhaps": 0, "right": 0}
-    report.save_html(tmp_path / "a.html", top=7)
-    assert len(contents((tmp_path / "a.html").read_text())[0]["tabs"][0]["rows"]) == 7
-    report.save_csv(tmp_path / "a.csv", 7)
-    rows = table(tmp_path / "a.csv")
-    assert rows[0]["score"] == str(report.views["look"].scores[int(rows[0]["position"])].item())  # not the larger one
-    for save in (report.save_html, report.save_csv):
-        with pytest.raises(ValueError, match="`top`"):
-            save(tmp_path / "b", top=0)
-
-
-def test_copies_are_one_image_in_the_lists_of_scores_and_those_that_can_go_are_counted_once():
-    report = made_up()
-    first, second, third, fourth, fifth = report.top(5, by="look")
-    copies = DuplicateGroup(sorted([first, third, fourth]), False, [], [1.0, 0.99, 0.98])
-    identical = DuplicateGroup(sorted([first, third]), True, [])
-    report = replace(report, duplicates=[identical, copies])
-    tabs = {tab.name: tab for tab in report.tabs(3)}
-    assert [row.position for row in tabs["look"].rows] == [first, third, fourth, second, fifth]
-    assert [row.group is not None for row in tabs["look"].rows] == [True] * 3 + [False] * 2
-    assert tabs["look"].count == 3
-    assert (tabs["identical"].count, tabs["near"].count) == (1, 1)
-
-
-def test_what_was_found_right_is_in_a_list_of_its_own_only_and_stays_there(tmp_path):
-    report = planted()
-    right = [report.top(1, by="look")[0], 119, 7, 4000, 400, 401, 402, 210]  # of two copies one, of others all
-    names = {report.names[place] for place in right} | {"a.txt"}
-    report.save_csv(tmp_path / "a.csv")
-    for number in range(2):  # what an earlier search found stays right in the next table
-        rows = table(tmp_path / "a.csv")
-        with (tmp_path / "verdicts.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            judged = dict.fromkeys(names, "right") if number == 0 else {}
-            writer.writerows(row | {"verdict": judged.get(row["name"], row["verdict"])} for row in rows)
-        report = replace(report, reviewed=read_reviewed(tmp_path / "verdicts.csv"))
-        report.save_csv(tmp_path / "a.csv")
-        lists = {tab.name: [row.name for row in tab.rows] for tab in report.tabs()}
-        assert {*lists.pop("right")} == names
-        assert names.isdisjoint(chain(*(rows for name, rows in lists.items() if name != "identical")))
-        assert len(lists["near"]) == ROWS["near"] - 3
-        assert len(lists["identical"]) == ROWS["identical"]
-        assert len(lists["look"]) == 100
-
-
-@pytest.mark.parametrize(
-    ("name", "label", "expected"),
-    [
-        ("train/cats/7.png", "cats", "train/dogs/7.png"),
-        ("cats/images/cats.png", "cats", "dogs/images/cats.png"),
-        ("cats/cats/7.png", "cats", "cats/dogs/7.png"),
-        ("7.png", "7.png", ""),
-        ("birds/7.png", "cats", ""),
-    ],
-)
-def test_a_file_would_move_to_the_folder_of_the_class_that_it_looks_like(name, label, expected, tmp_path):
-    report = made_up(1, n_calibration=0, names=[name], labels=[label], looks_like=["dogs"], folder=str(tmp_path))
-    view = SampleView(torch.ones(1).double(), ("looks like dogs",))
-    report = replace(report, views=report.views | {"label": view}, view_p_values={"label": report.p_values})
-    (row,) = [tab.rows[0] for tab in report.tabs() if tab.name == "label"]
-    assert row.move_to == (str(tmp_path / expected) if expected else "")
-
-
-def test_copies_in_two_splits_are_a_leak_at_the_top_of_the_page_and_in_the_list(tmp_path):
-    report = planted()
-    report.save_html(tmp_path / "a.html")
-    index, _ = contents((tmp_path / "a.html").read_text())
-    lead = " ".join(index["lead"])
-    assert "leak: 1 set of copies lies in more than one of train and val" in lead
-    assert "Some were not sought." in lead
-    assert "1 set of copies" in str(report)
-    (near,) = (tab.rows for tab in report.tabs() if tab.name == "near")
-    assert [row.position for row in near if "a leak, in train and val" in row.reason] == [403, 404, 405]
-
-
-def test_the_table_has_a_row_for_every_image_on_request_with_each_score(tmp_path):
-    report = planted()
-    report.save_csv(tmp_path / "a.csv", every=True)
-    rows = {row["name"]: row for row in table(tmp_path / "a.csv")}
-    assert len(rows) == 5003
-    for place, name in enumerate(report.names):
-        for view, known in report.views.items():
-            score = known.scores[place].item()
-            assert rows[name][f"{view}_score"] == (str(score) if math.isfinite(score) else "")
-    assert sum(row["list"] == "" for row in rows.values()) == 5003 - len(
-        {row.name for tab in report.tabs() for row in tab.rows}
-    )
-
-
-def test_a_page_of_images_without_files_has_small_copies(tmp_path):
-    images = torch.rand(120, 3, 16, 8, generator=torch.Generator().manual_seed(0))
-    images[7] = torch.nan
-    with pytest.warns(UserWarning, match="NaN"):
-        report = find_outliers(images, nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
-    report.save_html(tmp_path / "a.html")
-    index, _ = contents((tmp_path / "a.html").read_text())
-    rows = {tab["name"]: tab["rows"] for tab in index["tabs"]}
-    assert all(row["picture"] is not None for row in rows["look"])
-    assert [row["reason"] for row in rows["unreadable"]] == ["gives NaN or infinite values"]
 
 
 def photographs(folder: Path) -> OutlierReport:
