@@ -1,16 +1,17 @@
-"""`find_outliers` finds planted images, keeps its rate of false discoveries, and leaves the model unchanged."""
+"""`find_outliers` finds planted images, keeps its rate of false discoveries, and changes no model and no position."""
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from datasets import Broken
 from functional import Net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
-from lightning_anomaly.outliers.duplicates import DuplicateGroup
 
 
 def images(count: int, seed: int = 0, damaged: tuple[int, ...] = ()) -> Tensor:
@@ -102,52 +103,6 @@ def test_significant_images_follow_benjamini_and_hochberg_s_rule():
         p_values = torch.ones(20010, dtype=torch.float64)
         p_values[:number] = 0.01
         assert len(report_of(p_values, 198, 0.15).significant) == number * found_all
-
-
-def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_in_lists():
-    scores = torch.tensor([9.0, 1, 2, 8, 7, 6, math.inf, 3])
-    report = replace(
-        report_of(torch.where(scores > 7, 1 / 51, 0.5).where(scores < 99, math.nan), 100, 0.1, scores),
-        names=[*"abcdefgh"],
-        duplicates=[
-            DuplicateGroup([1, 2], True, []),
-            DuplicateGroup([4], True, [0]),
-            DuplicateGroup([3, 5], False, ["x"], [1.0, 0.97, 0.9]),
-        ],
-        duplicates_left_out="There are too many.",
-        unreadable={6: "OSError: cut"},
-        skipped={"notes.txt": "no picture"},
-    )
-    assert str(report).splitlines()[-4:] == [
-        "Identical: 2. c (as b), e (as image 0 of the reference).",
-        "Near duplicates: 2. d (like x of the reference), f (like d, details correlate 0.97).",
-        "Skipped: 1. notes.txt (no picture).",
-        "There are too many.",
-    ]
-    assert ["0", "a", "9.0"] in [line.split()[:3] for line in str(report).splitlines()]
-    assert "image 2 (as image 1)" in str(replace(report, names=None))
-    assert [(row.name, tab.name, row.reason, row.group) for tab in report.tabs(2) for row in tab.rows] == [
-        ("b", "identical", "", 0),
-        ("c", "identical", "as b", 0),
-        ("e", "identical", "as image 0 of the reference", 1),
-        ("d", "near", "like x of the reference", 0),
-        ("f", "near", "like d, details correlate 0.97", 0),
-        ("g", "unreadable", "cannot be read: OSError: cut", None),
-        ("notes.txt", "skipped", "no picture", None),
-    ]
-
-
-def test_what_is_written_of_many_copies_grows_with_their_number(tmp_path):
-    """3,000 copies made a CSV file of 369 MB."""
-    sizes = []
-    for count in (1000, 2000):
-        scores, group = torch.arange(count, dtype=torch.float64), DuplicateGroup([*range(count)], True, [])
-        nothing = torch.full_like(scores, math.nan)
-        report = OutlierReport(scores, nothing, {}, {}, count, 0, 0.1, duplicates=[group])
-        report.save_csv(tmp_path / "rows.csv", 5)
-        sizes.append((tmp_path / "rows.csv").stat().st_size)
-    assert sizes[1] < 2.2 * sizes[0] < 1_000_000
-    assert "image 1 (as image 0), " in str(report)
 
 
 def test_if_nearly_all_images_are_one_the_others_do_not_tie(net):
@@ -266,18 +221,73 @@ def test_a_report_has_small_pictures_of_its_lists_scaled_to_ordinary_images():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": [torch.rand(1, 12, 12), torch.rand(1, 9, 9)]}, r"one size. Found \(1, 12, 12\) and \(1, 9, 9\)"),
         ({"reference": images(99)}, "`reference`.* Found 99"),
         ({"reference": images(150) * math.nan}, "`reference`.*finite values"),
         ({"reference": images(1).expand(150, -1, -1, -1)}, "`reference`.*pixels or features"),
         ({"reference": torch.rand(150, 1, 9, 9)}, r"\(1, 9, 9\). Found \(1, 12, 12\)"),
         ({"images": images(150).byte()}, "`images`.*torch.uint8"),
-        ({"class_names": "cat"}, "`class_names`"),
     ],
 )
 def test_bad_arguments_are_named(net, changed, message):
     arguments = {"model": net, "images": images(5), "reference": images(150), **changed}
-    if isinstance(arguments["images"], list):
-        arguments["images"] = DataLoader(arguments["images"], 2)
-    with pytest.raises(TypeError if "class_names" in changed else ValueError, match=message):
+    with pytest.raises(ValueError, match=message):
         find_outliers(**arguments)
+
+
+NOISE = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+DATA = TensorDataset(torch.randn(120, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(120))
+
+
+@pytest.fixture
+def conv() -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(1, 3, 3)
+
+
+def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
+    return torch.utils.data.default_collate([item for item in items if item[1] != 7])
+
+
+ONE_IS_NARROW: Any = [(torch.zeros(1, 6, 6 - (index == 7)), 0) for index in range(120)]
+BOXES: Any = [(torch.zeros(3, 6, 6), {"boxes": torch.zeros(index % 3, 4)}) for index in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("loader", "found"),
+    [
+        (DataLoader(DATA, 120, collate_fn=without_seven), r"\(119, 1, 6, 6\) for n = 120"),
+        (DataLoader(ONE_IS_NARROW, 1), r"\(1, 6, 6\) and \(1, 6, 5\).* position 7"),
+        (DataLoader(ONE_IS_NARROW, 50), r"\(1, 6, 6\) and \(1, 6, 5\).* position 7"),
+        (DataLoader(BOXES, 3, collate_fn=lambda items: tuple(zip(*items, strict=True))), "`collate_fn`"),
+    ],
+)
+def test_batches_that_are_not_one_image_for_each_item_are_refused(conv, loader, found):
+    """Otherwise scores would belong to other images."""
+    with pytest.raises(ValueError, match=f"Found .*{found}"):
+        find_outliers(loader, conv)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_unreadable_images_do_not_change_the_scores_of_others(conv, workers):
+    loader = DataLoader(Broken(NOISE, 0, 5), 32, num_workers=workers)
+    with pytest.warns(UserWarning, match="^2 of .*`images`.* position 0"):
+        report = find_outliers(loader, conv, DATA.tensors[0])
+    assert report.unusable == [0, 5]
+    rest = [index for index in range(200) if index not in (0, 5)]
+    expected = find_outliers(NOISE[rest], conv, DATA.tensors[0])
+    torch.testing.assert_close(report.scores[rest], expected.scores)
+    assert torch.equal(report.p_values[rest], expected.p_values)
+    for place, picture in expected.pictures.items():
+        assert torch.equal(report.pictures[rest[place]], picture)
+
+
+def test_unreadable_reference_images_are_left_out(conv):
+    with pytest.warns(UserWarning, match="^1 of .*`reference`.* position 5"):
+        report = find_outliers(NOISE, conv, DataLoader(Broken(DATA.tensors[0], 5), 32))
+    assert report.n_reference == 119
+    assert report.scores.isfinite().all()
+    with pytest.warns(UserWarning, match="^1 of .*`images`.* position 5"):
+        report = find_outliers(DataLoader(Broken(NOISE, 5), 32), conv)
+    assert (report.n_reference, report.unusable) == (199, [5])
+    with pytest.raises(ValueError, match=r"`images`.*image 0"):
+        find_outliers(DataLoader(Broken(NOISE, *range(200)), 32), conv)

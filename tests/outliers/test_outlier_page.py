@@ -14,7 +14,7 @@ from planted import COUNTS, ROWS, made_up, planted
 from reports import contents, table
 from torch import nn
 
-from lightning_anomaly import find_outliers
+from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import read_reviewed
 from lightning_anomaly.scores.views import SampleView
@@ -138,3 +138,50 @@ def test_a_page_has_small_copies_of_files_else_of_what_was_read(tmp_path):
     pictures = [index["pictures"][row["picture"]].partition("base64,")[2] for row in rows["look"][:2]]
     assert [Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures] == [(90, 30), (8, 16)]
     assert [row["reason"] for row in rows["unreadable"]] == ["gives NaN or infinite values"]
+
+
+def test_duplicates_unreadable_images_and_skipped_files_are_in_the_text_and_in_lists():
+    scores = torch.tensor([9.0, 1, 2, 8, 7, 6, math.inf, 3])
+    p_values = torch.where(scores > 7, 1 / 51, 0.5).where(scores < 99, math.nan)
+    report = replace(
+        OutlierReport(scores, p_values, {}, {}, 100, 50, 0.1),
+        names=[*"abcdefgh"],
+        duplicates=[
+            DuplicateGroup([1, 2], True, []),
+            DuplicateGroup([4], True, [0]),
+            DuplicateGroup([3, 5], False, ["x"], [1.0, 0.97, 0.9]),
+        ],
+        duplicates_left_out="There are too many.",
+        unreadable={6: "OSError: cut"},
+        skipped={"notes.txt": "no picture"},
+    )
+    assert str(report).splitlines()[-4:] == [
+        "Identical: 2. c (as b), e (as image 0 of the reference).",
+        "Near duplicates: 2. d (like x of the reference), f (like d, details correlate 0.97).",
+        "Skipped: 1. notes.txt (no picture).",
+        "There are too many.",
+    ]
+    assert ["0", "a", "9.0"] in [line.split()[:3] for line in str(report).splitlines()]
+    assert "image 2 (as image 1)" in str(replace(report, names=None))
+    assert [(row.name, tab.name, row.reason, row.group) for tab in report.tabs(2) for row in tab.rows] == [
+        ("b", "identical", "", 0),
+        ("c", "identical", "as b", 0),
+        ("e", "identical", "as image 0 of the reference", 1),
+        ("d", "near", "like x of the reference", 0),
+        ("f", "near", "like d, details correlate 0.97", 0),
+        ("g", "unreadable", "cannot be read: OSError: cut", None),
+        ("notes.txt", "skipped", "no picture", None),
+    ]
+
+
+def test_what_is_written_of_many_copies_grows_with_their_number(tmp_path):
+    """3,000 copies made a CSV file of 369 MB."""
+    sizes = []
+    for count in (1000, 2000):
+        scores, group = torch.arange(count, dtype=torch.float64), DuplicateGroup([*range(count)], True, [])
+        nothing = torch.full_like(scores, math.nan)
+        report = OutlierReport(scores, nothing, {}, {}, count, 0, 0.1, duplicates=[group])
+        report.save_csv(tmp_path / "rows.csv", 5)
+        sizes.append((tmp_path / "rows.csv").stat().st_size)
+    assert sizes[1] < 2.2 * sizes[0] < 1_000_000
+    assert "image 1 (as image 0), " in str(report)
