@@ -34,12 +34,7 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Any], Any]] = {
 }
 VALUES: dict[str, Callable[[Any], Any]] = {
     "analyze": lambda found: found,
-    "two_sample_test": lambda found: (
-        found.filters,
-        found.train_errors,
-        found.layers["0"].p_value,
-        found.filter_p_value,
-    ),
+    "two_sample_test": lambda test: (test.filters, test.train_errors, test.layers["0"].p_value, test.filter_p_value),
     "find_outliers": lambda found: (found.scores, found.look_scores, *found.pictures.values()),
 }
 
@@ -49,12 +44,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
 def test_a_tensor_a_data_set_and_a_loader_give_the_same_results(net: nn.Module, name: str) -> None:
     loader = DataLoader(DATA, 64, shuffle=True)
     tensor, data_set, loaded = (VALUES[name](FUNCTIONS[name](net, images)) for images in (IMAGES, DATA, loader))
-    for found in (data_set, loaded):
-        if name == "analyze":
-            assert found == tensor
-        else:
-            assert all(torch.equal(*map(torch.as_tensor, pair)) if isinstance(pair[0], Tensor) else pair[0] == pair[1]
-                       for pair in zip(found, tensor, strict=True))  # fmt: skip
+    assert facts(data_set) == facts(loaded) == facts(tensor)
 
 
 class Stream(IterableDataset[Tensor]):
