@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.images.batches import are_renamed, first_tensor, name_labels
-from lightning_anomaly.images.image_source import ImageSource, loader_of
-from lightning_anomaly.images.loaders import first_loader
+from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.images.loaders import first_loader, loader_of
 from lightning_anomaly.images.thumbnails import SIDE, black_and_white, shrink_images, to_bytes
 from lightning_anomaly.images.worker_process import in_worker
 from lightning_anomaly.memorization.comparable_images import (

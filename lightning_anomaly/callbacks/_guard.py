@@ -43,7 +43,7 @@ class Guard:
             problem = f"{type(error).__name__}: {error}"
             self.warn(task + consequence, f"Could not {task} ({problem}).{consequence}")
 
-    def refuse_fabric(self, fabric: Any) -> None:
+    def refuse_fabric(self, fabric: Any, **given: Any) -> None:
         """Raise TypeError: Fabric calls no other hook, and whoever calls them has no Trainer."""
         found = type(fabric).__name__
         raise TypeError(

@@ -17,7 +17,8 @@ from lightning_anomaly.callbacks._lightning import AnyCallback, begin_stage, che
 from lightning_anomaly.callbacks._logging import LoggedValues, without_module_logging
 from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._run_loss import RunLoss
-from lightning_anomaly.images.image_source import ImageSource, loader_of
+from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.images.loaders import loader_of
 from lightning_anomaly.memorization.comparison import check_groups, compare_outputs
 from lightning_anomaly.memorization.error_rise import MIN_ERRORS, ErrorRise
 from lightning_anomaly.memorization.label_doubts import MeanMargins

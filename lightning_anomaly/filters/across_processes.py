@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from lightning_anomaly._internal.processes import (
-    even_slices,
-    exchange_filters,
-    gather_results,
-    rank_and_world,
-    run_together,
-    sample_order,
-)
+from lightning_anomaly._internal.processes import gather_results, rank_and_world, run_together
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_layers, make_anomaly_report
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.layer_report import LayerReport, join_layer_parts
@@ -99,3 +94,39 @@ def _join_process_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps
     # Sparsity is that of all samples seen, which may be a few more than those analyzed.
     zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
     return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
+
+
+def even_slices(count: int, world: int) -> list[slice]:
+    """Divide filters or images evenly among the processes."""
+    return [slice(count * rank // world, count * (rank + 1) // world) for rank in range(world)]
+
+
+def sample_order(counts: Sequence[int], limit: int) -> Tensor:
+    """Return the order `(N,)` in which one process would have seen the samples of all, process 0's numbered first.
+
+    `DistributedSampler` deals samples out one by one: sample i of process r is sample `i * world + r` of all.
+    """
+    dealt = [torch.arange(count, device="cpu") * len(counts) + rank for rank, count in enumerate(counts)]
+    return torch.cat(dealt).argsort()[:limit]
+
+
+def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
+    """Send each process its slice of the rows `(F, n, V)` that `make` returns, and receive ours `(f, n, V)` from each.
+
+    `F`, `V` and the type are the same everywhere, even if `n`, the number of samples in `counts`, is 0.
+    """
+    rank, _ = rank_and_world()
+    sizes = [part.stop - part.start for part in slices]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+    def prepare() -> tuple[Tensor, Tensor, list[int], int]:
+        rows = make()
+        width = rows.shape[2]
+        lengths = [sizes[rank] * count * width for count in counts]
+        sent = torch.cat([rows[part].flatten() for part in slices]).to(device)
+        return sent, sent.new_empty(sum(lengths)), lengths, width
+
+    sent, received, lengths, width = run_together(prepare)
+    dist.all_to_all_single(received, sent, lengths, [size * counts[rank] * width for size in sizes])
+    parts = torch.split(received, lengths)
+    return [part.view(sizes[rank], count, width) for part, count in zip(parts, counts, strict=True)]

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
-from lightning_anomaly.images.loaders import epoch_positions, first_loader
+from lightning_anomaly.images.loaders import dataset_with, epoch_positions, first_loader
 
 
 def file_names(dataset: Any) -> list[str] | None:
@@ -59,13 +59,6 @@ def in_drawn_order(loaders: Any) -> tuple[list[int] | None, list[str] | None]:
     if positions is None:
         return None, None
     return targets and [targets[place] for place in positions], names and [names[place] for place in positions]
-
-
-def dataset_with(dataset: Any, attribute: str) -> Any:
-    """Return the data set with an attribute: this one or the one that it wraps; None if neither has it."""
-    while dataset is not None and not hasattr(dataset, attribute):
-        dataset = getattr(dataset, "dataset", None)
-    return dataset
 
 
 def dataset_column(dataset: Any, name: str) -> list[Any] | None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly._internal.checks import check_integer, check_labels
 from lightning_anomaly._internal.random_state import isolated_random_state
@@ -21,10 +19,9 @@ from lightning_anomaly.images.dataset_facts import (
     class_targets,
     dataset_column,
     dataset_folder,
-    dataset_with,
     file_names,
 )
-from lightning_anomaly.images.loaders import BATCH, batch_size_of, epoch_positions, shuffled
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, dataset_with, epoch_positions, loader_of, shuffled
 from lightning_anomaly.images.worker_process import load_batches
 
 _ATTEMPTS = 100  # images to try before none counts as readable
@@ -249,24 +246,3 @@ def image_hashes(images: Tensor) -> list[int]:
 def scaled(images: Tensor) -> Tensor:
     """Return images in floating point, bytes scaled to 0..1."""
     return images if images.is_floating_point() else images.float().div_(255)
-
-
-def loader_of(images: Any, argument: str) -> DataLoader[Any]:
-    """Return a loader over a data set with a length; raise TypeError or ValueError for anything else."""
-    loader = images
-    if isinstance(images, Dataset):
-        given = getattr(dataset_with(images, "num_workers"), "num_workers", 0)  # see `FolderImages`
-        workers = given if isinstance(given, int) else 0
-        forked = "fork" if workers and sys.platform == "linux" else None
-        loader = DataLoader(images, BATCH, num_workers=workers, multiprocessing_context=forked)
-    data = loader.dataset if isinstance(loader, DataLoader) else loader
-    if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
-        found = type(data).__name__
-    elif loader.batch_sampler is None:
-        found = "`batch_size=None`: give a number, and a data set of single images"
-    else:
-        return loader
-    raise (ValueError if isinstance(loader, DataLoader) else TypeError)(
-        f"Parameter `{argument}` should be a tensor (N, ...), a map-style Dataset with a length, or a DataLoader over "
-        f"one that puts its images into batches. Found {found}."
-    )

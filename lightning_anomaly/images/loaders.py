@@ -9,7 +9,15 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from lightning_anomaly._internal.random_state import isolated_random_state
 
@@ -80,3 +88,31 @@ def shuffled(positions: Iterable[int]) -> list[int]:
     candidates = sorted({*positions})
     order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(0))
     return [candidates[place] for place in order.tolist()]
+
+
+def loader_of(images: Any, argument: str) -> DataLoader[Any]:
+    """Return a loader over a data set with a length; raise TypeError or ValueError for anything else."""
+    loader = images
+    if isinstance(images, Dataset):
+        given = getattr(dataset_with(images, "num_workers"), "num_workers", 0)  # see `FolderImages`
+        workers = given if isinstance(given, int) else 0
+        forked = "fork" if workers and sys.platform == "linux" else None
+        loader = DataLoader(images, BATCH, num_workers=workers, multiprocessing_context=forked)
+    data = loader.dataset if isinstance(loader, DataLoader) else loader
+    if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        found = type(data).__name__
+    elif loader.batch_sampler is None:
+        found = "`batch_size=None`: give a number, and a data set of single images"
+    else:
+        return loader
+    raise (ValueError if isinstance(loader, DataLoader) else TypeError)(
+        f"Parameter `{argument}` should be a tensor (N, ...), a map-style Dataset with a length, or a DataLoader over "
+        f"one that puts its images into batches. Found {found}."
+    )
+
+
+def dataset_with(dataset: Any, attribute: str) -> Any:
+    """Return the data set with an attribute: this one or the one that it wraps; None if neither has it."""
+    while dataset is not None and not hasattr(dataset, attribute):
+        dataset = getattr(dataset, "dataset", None)
+    return dataset

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from lightning_anomaly._internal.forked import attempt, receive, send, share_nothing
 from lightning_anomaly._internal.random_state import isolated_random_state
-from lightning_anomaly.images.dataset_facts import dataset_with
-from lightning_anomaly.images.loaders import load_like
+from lightning_anomaly.images.loaders import dataset_with, load_like
 
 _TIMEOUT = 60  # seconds for a batch; a data set with threads of its own may wait for these forever in another process
 

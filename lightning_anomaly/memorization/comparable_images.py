@@ -12,9 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from lightning_anomaly.images.batches import first_tensor
-from lightning_anomaly.images.dataset_facts import dataset_with
 from lightning_anomaly.images.image_source import ImageSource, image_hashes
-from lightning_anomaly.images.loaders import batch_size_of, epoch_positions, load_like, sampler_of, shuffles
+from lightning_anomaly.images.loaders import (
+    batch_size_of,
+    dataset_with,
+    epoch_positions,
+    load_like,
+    sampler_of,
+    shuffles,
+)
 
 _FEW = 16  # images to read twice: enough to notice a transform that changes each with probability 1/2
 _MIN_IMAGES = 8  # for their mean and spread to mean something

@@ -9,7 +9,8 @@ from forked import run_scenarios
 from run import outcomes_of
 from torch.utils.data import DistributedSampler
 
-from lightning_anomaly._internal.processes import gather_results, rank_and_world, sample_order
+from lightning_anomaly._internal.processes import gather_results, rank_and_world
+from lightning_anomaly.filters.across_processes import sample_order
 
 
 def test_a_distributed_sampler_deals_samples_in_the_assumed_order() -> None:
