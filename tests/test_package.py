@@ -21,10 +21,10 @@ import lightning
 for thing in gc.get_objects():
     if type(thing) is tempfile.TemporaryDirectory:
         thing.cleanup()  # torch 2.6 makes one on import and leaves it to Python's end, with a warning
-before = set(sys.modules)
+before = {name.partition(".")[0] for name in sys.modules}
 warnings.simplefilter("error")
 from lightning_anomaly import *
-print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)))
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} - before - sys.stdlib_module_names)))
 """
 
 

@@ -42,7 +42,8 @@ class AnomalyFilterCallback(AnyCallback):
         log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
-            `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
+            `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper, with
+            jsonargparse 4.42 or later.
         on_error: What to do when one of its hooks fails: "warn" once and go on, or "raise" the error.
 
     Attributes:

@@ -185,8 +185,9 @@ def average() -> Any:
 
 @pytest.mark.parametrize("make", [Replacing, average], ids=["replaced", "averaged"])
 def test_masked_filters_that_come_back_give_one_warning(tmp_path: Path, make: Any) -> None:
+    other = make()
     with pytest.warns(UserWarning, match="not at zero") as caught:
-        fit(tmp_path, GeluNet(), pruner(1), make(), max_epochs=3)
+        fit(tmp_path, GeluNet(), pruner(1), other, max_epochs=3)
     assert len([warning for warning in caught if "at zero" in str(warning.message)]) == 1
 
 

@@ -190,10 +190,8 @@ def test_cli_makes_all_callbacks_from_yaml_and_writes_them_back(cli: Callable[..
             assert f"{argument}: {written}" in printed or f"- {first}" in printed, (name, argument)
 
 
-def test_cli_takes_flags_paper_settings_and_data_sets(cli: Callable[..., Any]) -> None:
+def test_cli_takes_flags_and_data_sets(cli: Callable[..., Any]) -> None:
     ours = f"--trainer.callbacks={CLASS_PATH}"
-    paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
-    assert given(cli(*TRAINER, ours, paper))["settings"] == asdict(AnalysisSettings.paper())
     flags = [f"--trainer.callbacks.{flag}" for flag in ("probe_size=77", "settings.engine=sklearn")]
     trainer = cli("fit", *TRAINER, ours, *flags)
     assert trainer.current_epoch == 1
@@ -209,5 +207,12 @@ def test_cli_help_lists_all_arguments(cli: Callable[..., Any]) -> None:
     for name, values in ALL.items():
         words = " ".join(cli("fit", f"--trainer.callbacks.help=lightning_anomaly.{name}").split())
         assert all(f".{argument} " in words for argument in values), name
+
+
+def test_cli_takes_paper_settings_and_explains_settings(cli: Callable[..., Any]) -> None:
+    pytest.importorskip("jsonargparse", minversion="4.42")
+    paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
+    trainer = cli(*TRAINER, f"--trainer.callbacks={CLASS_PATH}", paper)
+    assert given(trainer)["settings"] == asdict(AnalysisSettings.paper())
     words = " ".join(cli("fit", f"--trainer.callbacks.help={CLASS_PATH}", "--trainer.callbacks.settings.help").split())
     assert all(f".{name} " in words for name in GIVEN["settings"])
