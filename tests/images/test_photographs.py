@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import NEEDS_FORK, Items
+from datasets import NEEDS_FORK, Items, photograph
 from PIL import Image
 from reports import table
 from torch import Tensor, nn
@@ -22,13 +22,6 @@ from lightning_anomaly.network.pretrained import Pretrained
 from lightning_anomaly.outliers import detector
 
 README = Path(__file__).parents[2] / "README.md"
-
-
-def photograph(seed: int, width: int = 64, height: int = 48) -> Image.Image:
-    generator = np.random.default_rng(seed)
-    patches = generator.integers(30, 220, (4, 5, 3), dtype=np.uint8)
-    soft = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
-    return Image.fromarray((np.asarray(soft) + generator.integers(-9, 9, (height, width, 3))).clip(0, 255).astype("u1"))
 
 
 def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_path: Path, monkeypatch) -> None:
@@ -246,32 +239,6 @@ def test_identical_images_have_the_same_pixels_once_decoded(tmp_path: Path) -> N
         Image.fromarray(ramp).save(tmp_path / f"times_{factor:03}.png")
     report = find_outliers(FolderImages(tmp_path, 16), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     assert [group.positions for group in report.duplicates if group.identical] == [[0, 2]]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    "fault", ["nearly black", "of one shade", "at most 16 pixels", "as long as wide", "gray among"]
-)
-def test_a_fault_of_a_whole_folder_is_a_list_of_every_image(tmp_path: Path, fault: str) -> None:
-    for number in range(8):
-        size = {"at most 16 pixels": (9, 9), "as long as wide": (200, 40)}.get(fault, (64, 48))
-        image = photograph(number, *size)
-        if fault == "nearly black":
-            image = image.point(lambda value: value // 100)
-        elif fault == "of one shade":
-            image = Image.new("RGB", size, (number * 20, 90, 30))
-        elif fault == "gray among" and number < 2:
-            image = image.convert("L")
-        image.save(tmp_path / f"{number}.png")
-    report = find_outliers(FolderImages(tmp_path, 48), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
-    expected = [*range(2 if fault == "gray among" else 8)]
-    assert [places for name, places in report.faults.items() if fault in name] == [expected]
-    (faulty,) = [tab for tab in report.tabs() if tab.name == "faults"]
-    assert [row.position for row in faulty.rows if fault in row.reason] == expected
-    assert fault in faulty.about.lower()
-    report.save_csv(tmp_path / "rows.csv")
-    rows = [row for row in table(tmp_path / "rows.csv") if "faults" in row["list"]]
-    assert [int(row["position"]) for row in rows if fault in row["reason"]] == expected
 
 
 def pooled() -> nn.Module:

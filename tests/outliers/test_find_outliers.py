@@ -96,9 +96,11 @@ def report_of(p_values: Tensor, n_reference: int, rate: float, scores: Tensor | 
 def test_significant_images_follow_benjamini_and_hochberg_s_rule():
     p_values = torch.tensor([0.9, 0.04, 0.001, 0.02, 0.5, 0.03], dtype=torch.float64)
     scores = torch.tensor([0.0, 3, 9, 5, 1, 4])
-    for rate, found in ((0.06, [2, 3, 5, 1]), (0.05, [2]), (0.005, [])):
+    for rate, found, told in ((0.06, [2, 3, 5, 1], "4 images of 6"), (0.05, [2], "1 image of 6"), (0.005, [], "None")):
         # 0.02 and 0.03 are too large in their places, 0.04 is as small as 4/6 of 0.06
-        assert report_of(p_values, 100, rate, scores).significant == found
+        report = report_of(p_values, 100, rate, scores)
+        assert report.significant == found
+        assert told in str(report)
     for number, found_all in ((1333, False), (1334, True)):  # 0.15 * 1334 / 20010 is 0.01 but for rounding
         p_values = torch.ones(20010, dtype=torch.float64)
         p_values[:number] = 0.01

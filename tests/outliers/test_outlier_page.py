@@ -9,12 +9,14 @@ from itertools import chain
 
 import pytest
 import torch
+from datasets import photograph
 from PIL import Image
 from planted import COUNTS, ROWS, made_up, planted
 from reports import contents, table
 from torch import nn
 
 from lightning_anomaly import OutlierReport, find_outliers
+from lightning_anomaly.images import FolderImages
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.pages.gallery import read_reviewed
 from lightning_anomaly.scores.views import SampleView
@@ -185,3 +187,31 @@ def test_what_is_written_of_many_copies_grows_with_their_number(tmp_path):
         sizes.append((tmp_path / "rows.csv").stat().st_size)
     assert sizes[1] < 2.2 * sizes[0] < 1_000_000
     assert "image 1 (as image 0), " in str(report)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "fault", ["nearly black", "of one shade", "at most 16 pixels", "as long as wide", "gray among", "as usual"]
+)
+def test_a_fault_of_a_whole_folder_is_a_list_of_every_image(tmp_path, fault):
+    for number in range(8):
+        size = {"at most 16 pixels": (9, 9), "as long as wide": (200, 40)}.get(fault, (64, 48))
+        if fault == "as usual" and number < 2:
+            size = (650, 490)
+        image = photograph(number, *size)
+        if fault == "nearly black":
+            image = image.point(lambda value: value // 100)
+        elif fault == "of one shade":
+            image = Image.new("RGB", size, (number * 20, 90, 30))
+        elif fault == "gray among" and number < 2:
+            image = image.convert("L")
+        image.save(tmp_path / f"{number}.png")
+    report = find_outliers(FolderImages(tmp_path, 48), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+    expected = [*range(2 if fault in ("gray among", "as usual") else 8)]
+    assert [places for name, places in report.faults.items() if fault in name] == [expected]
+    (faulty,) = [tab for tab in report.tabs() if tab.name == "faults"]
+    assert [row.position for row in faulty.rows if fault in row.reason] == expected
+    assert fault in faulty.about.lower()
+    report.save_csv(tmp_path / "rows.csv")
+    rows = [row for row in table(tmp_path / "rows.csv") if "faults" in row["list"]]
+    assert [int(row["position"]) for row in rows if fault in row["reason"]] == expected

@@ -12,7 +12,7 @@ from PIL import Image
 from reports import contents, table
 
 from lightning_anomaly.pages.gallery import COLUMNS, MOVE, Row, Tab, gallery_page, name_in_csv, read_reviewed, write_csv
-from lightning_anomaly.pages.html_page import data_uri
+from lightning_anomaly.pages.html_page import data_uri, usual_score, write_page
 
 NAMES = ["a b#1?.png", "50%/ä:ö.png", "=1+1.png"]
 
@@ -118,3 +118,9 @@ def test_pictures_keep_their_shape_and_small_ones_their_pixels():
         picture = opened(data_uri(large, side))
         assert (picture.format, picture.width) == ("JPEG", side)
         assert abs(picture.height - 30 / 128 * side) <= 1
+
+
+def test_a_page_is_told_by_its_path_and_a_usual_score_by_its_quantile(tmp_path):
+    assert str(write_page(tmp_path / "new" / "a.html", "page")) == str(tmp_path / "new" / "a.html")
+    assert usual_score(torch.tensor([*range(101), torch.inf, torch.nan])) == 95
+    assert usual_score(torch.tensor([torch.inf])) == 0

@@ -10,7 +10,7 @@ from figures import pixels
 
 import lightning_anomaly.pages
 from lightning_anomaly.filters.filter_figures import VERDICT_COLORS
-from lightning_anomaly.pages.figures import outlier_figure
+from lightning_anomaly.pages.figures import layer_text, outlier_figure
 
 N = 60
 IMAGES = torch.randint(0, 256, (N, 5, 4, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -54,3 +54,11 @@ def test_verdict_colors_of_the_browser_are_those_of_figures() -> None:
     assert colors("LIGHT") == VERDICT_COLORS
     assert colors("DARK").keys() == VERDICT_COLORS.keys()
     assert len(set(colors("LIGHT").values())) == len(set(colors("DARK").values())) == len(VERDICT_COLORS)
+
+
+def test_long_names_of_layers_are_cut_at_the_left() -> None:
+    assert [layer_text(name, 8) for name in ("", "features", "features.10")] == [
+        "the model",
+        "layer features",
+        "layer …ures.10",
+    ]
