@@ -112,11 +112,9 @@ class MemorizationEarlyStopping(StoppingCallback):
         self.wait_count = 0 if trend is None else trend.waited
         if not self._rises or trend is None or not stalled(trend, self.patience) or self._rises[-1] <= self.threshold:
             return None
-        report = self._watched.report
-        where = "" if report is None or report.where == "nowhere" else f" The difference shows {report.where}."
         return (
             "The network knows its training images: the ratio of errors that it expects on validation and on training "
             f"images is {100 * self._rises[-1]:.0f}% above its lowest level. {self.monitor} = {self._rises[-1]:.3f} is "
             f"above {self.threshold:g}, and the smoothed '{self._loss}', now {trend.average:.4g}, has not improved for "
-            f"{patience_in_words(trend.waited)}.{where}"
+            f"{patience_in_words(trend.waited)}."
         )
