@@ -163,10 +163,10 @@ def _maps_hash(layer: LayerMaps) -> bytes:
     """Hash all that the analysis of a layer depends on."""
     assert layer.zeros is not None
     values = layer.batches[0]
-    digest = hashlib.sha256(f"{layer.count} {layer.size} {values.shape[1:]} {values.dtype}".encode())
+    hashed = hashlib.sha256(f"{layer.count} {layer.size} {values.shape[1:]} {values.dtype}".encode())
     for part in (*layer.batches, *layer.extremes, layer.zeros):
-        digest.update(part.cpu().contiguous().numpy().data)
-    return digest.digest()
+        hashed.update(part.cpu().contiguous().numpy().data)
+    return hashed.digest()
 
 
 def _filter_batches(layer: LayerMaps, settings: AnalysisSettings) -> list[slice]:

@@ -108,7 +108,8 @@ def share_of_wrong(left_out: Tensor, leads: Tensor, predicted: Tensor) -> tuple[
 
     Where the lead is large, a clean label is hardly ever contradicted, and a wrong one nearly always, as it has no part
     in the lead. So it is the share of margins above 0 there, and at most that among all. The leads are compared among
-    images that look like one class: wrong labels that come from one class all lower its leads.
+    images that look like one class: wrong labels that come from one class all lower its leads. Wrong labels of images
+    with small leads are not counted.
     """
     contradicted = (left_out > 0).double()
     among_all = contradicted.mean().item()
@@ -125,8 +126,9 @@ class MeanMargins:
     """The mean margins of training labels over the validations up to the one with the lowest loss.
 
     A network learns wrong labels last, so that they have a large margin for long: Pleiss, Zhang, Elenberg and
-    Weinberger, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (2020). The share of wrong labels
-    is the largest estimate since the network knows the classes, and the last one as long as it does not.
+    Weinberger, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (2020). When the loss rises, it
+    has begun to learn them. The share of wrong labels is the largest estimate since the network knows the classes, as
+    some networks learn them before, and the last one as long as it does not.
     """
 
     def __init__(self) -> None:
