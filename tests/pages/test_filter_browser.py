@@ -247,7 +247,7 @@ class TestEverywhere:
         frame = page.frame_locator("iframe")
         frame.get_by_role("link", name="Filters", exact=True).click()
         frame.locator("a.card").first.click()
-        assert frame.locator("h1").inner_text() == "Filter 0 of layer 0"
+        frame.locator("h1", has_text="Filter 0 of layer 0").wait_for()
         page.close()
 
 
