@@ -11,12 +11,9 @@ from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryFile
 from textwrap import indent
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lightning_anomaly import __version__
-
-if TYPE_CHECKING:  # torch comes late, so that help and mistakes in the options come at once
-    import torch
 
 _DESCRIPTION = """
 Score the images of a folder by look and by content, and by whether they look like another class than that of their
@@ -56,8 +53,8 @@ def _positive_option(text: str) -> int:
     return int(text)
 
 
-def _device_option(text: str) -> torch.device:
-    import torch
+def _device_option(text: str) -> Any:
+    import torch  # late, here and below, so that help and mistakes in the options come at once
 
     try:
         return torch.empty(0, device=text).device
@@ -68,13 +65,14 @@ def _device_option(text: str) -> torch.device:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Find mistakes at once that would otherwise end the search after a download, or after all of its work."""
-    for option, folder in (("--data", options.data), ("--reference", options.reference)):
-        if folder is not None and not folder.is_dir():
-            found = "a file" if folder.exists() else "nothing"
-            raise ValueError(f"`{option}` should be a folder of images. Found {found} at `{folder}`.")
-    if options.reviewed is not None and not options.reviewed.is_file():
-        found = "a folder" if options.reviewed.exists() else "nothing"
-        raise ValueError(f"`--reviewed` should be a file that the page saved. Found {found} at `{options.reviewed}`.")
+    for option, path, is_right, kind in (
+        ("--data", options.data, Path.is_dir, "a folder of images"),
+        ("--reference", options.reference, Path.is_dir, "a folder of images"),
+        ("--reviewed", options.reviewed, Path.is_file, "a file that the page saved"),
+    ):
+        if path is not None and not is_right(path):
+            found = "a folder" if path.is_dir() else "a file" if path.exists() else "nothing"
+            raise ValueError(f"`{option}` should be {kind}. Found {found} at `{path}`.")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=options.output).close()
@@ -130,9 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells report it
-    except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):  # one that died
-            raise
+    except (ValueError, OSError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
 
 

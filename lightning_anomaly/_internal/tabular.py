@@ -45,7 +45,7 @@ class Tabular(ABC):
         return "\n".join([*before, "<table>", *table, "</table>", *after])
 
 
-def listed(entries: Sequence[object], separator: str = ", ", limit: int = 5) -> str:
-    """List the first entries up to a limit, and the number of the others."""
-    more = f" and {len(entries) - limit:,} more" if len(entries) > limit else ""
-    return separator.join(map(str, entries[:limit])) + more
+def listed(entries: Sequence[object], separator: str = ", ") -> str:
+    """List the first five entries, and the number of the others."""
+    more = f" and {len(entries) - 5:,} more" if len(entries) > 5 else ""
+    return separator.join(map(str, entries[:5])) + more

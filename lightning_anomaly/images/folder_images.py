@@ -38,12 +38,11 @@ class FolderImages(Dataset[Any]):
     A file counts as an image by its extension or its first bytes, in any format that Pillow reads. Hardly any is
     decoded yet: an image may prove to be broken when it is read.
 
-    An image's class is the innermost folder that has siblings: `cats` in `train/cats` beside `train/dogs`, `crack` in
-    `crack/images` beside `hole/images`. Folders such as `train` and `val` are no classes; `splits` has that of each
-    image. The data set has the attributes `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`.
-    `skipped` has the reason for each file and folder that is not read, by its path in the folder, without system files.
-    An item is an image for a network and the whole one, squeezed into a square of bytes, in which a search for outliers
-    sees frames and captions that the network's image may lack.
+    Classes and `splits`, such as train and val, are those of `classes_and_splits`. The data set has the attributes
+    `root`, `samples`, `classes` and `targets` of torchvision's `ImageFolder`. `skipped` has the reason for each file
+    and folder that is not read, by its path in the folder, without system files. An item is an image for a network and
+    the whole one, squeezed into a square of bytes, in which a search for outliers sees frames and captions that the
+    network's image may lack.
 
     `whites` has the value that is white in images of more than 8 bits, by Pillow's mode, such as "I;16": one for the
     folder, so that a dark image stays dark. It is that of the smallest depth that holds the values of up to 100 images,

@@ -47,13 +47,12 @@ class ImageSource:
         shapes: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None,
     ) -> None:
         self.argument, self._convert = argument, convert
-        self._loader = None if isinstance(images, Tensor) and images.ndim else loader_of(images, argument)
-        self._data: Any = images
-        default_size, drawn = BATCH, None
-        if self._loader is not None:
-            self._data = self._loader.dataset
-            default_size, drawn = batch_size_of(self._loader) or BATCH, epoch_positions(self._loader)
-        self.batch_size = check_integer("batch_size", default_size if batch_size is None else batch_size, 1)
+        loader = self._loader = None if isinstance(images, Tensor) and images.ndim else loader_of(images, argument)
+        self._data: Any = images if loader is None else loader.dataset
+        drawn = None if loader is None else epoch_positions(loader)
+        if batch_size is None:
+            batch_size = BATCH if loader is None else batch_size_of(loader)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.positions: Sequence[int] = range(len(self))

@@ -75,11 +75,9 @@ def fit_to_reference(reader: ImageReader, source: ImageSource, limit: int) -> tu
     if label is not None:
         scored, _ = label.score_by_class(rest, labels[half:], scored)
         label_calibration = _sorted_scores(scored, ~scored["label"].scores.isnan())
-    names = batch.positions[usable].tolist()
-    files = [""] * len(names)
-    if source.names is not None:
-        names = [source.names[place] for place in names]
-        files = [os.path.join(source.folder, name) for name in names]
+    places = batch.positions[usable].tolist()
+    names = places if source.names is None else [source.names[place] for place in places]
+    files = ["" if source.names is None else os.path.join(source.folder, name) for name in names]
     shapes, drawn = (source.shape, source.whole_shape), (reader.limits, reader.feature_layer)
     known = ReferenceImages(batch.fingerprints, usable, names, files), source.whites
     return DetectorState(views, calibration, count, *shapes, *drawn, label, label_calibration, *known), notes

@@ -171,8 +171,8 @@ class OutlierReport(Tabular):
     @cached_property
     def filed_twice(self) -> list[DuplicateGroup]:
         """The groups of identical images that are in several classes, where labels tell something."""
-        groups = [group for group in self.duplicates if group.identical] if "label" in self.views else []
-        return [group for group in groups if len(self._labels_in(group)) > 1]
+        groups = self.duplicates if "label" in self.views else []
+        return [group for group in groups if group.identical and len(self._labels_in(group)) > 1]
 
     @cached_property
     def leaks(self) -> list[DuplicateGroup]:
@@ -192,10 +192,10 @@ class OutlierReport(Tabular):
         reasons = dict[int, dict[str, str]]()
         for group in self.filed_twice:
             labels = self._labels_in(group)
-            words = {own: f"filed under {own}, also under {listed([x for x in labels if x != own])}" for own in labels}
             for place in group.positions:
                 if self.labels and (own := self.labels[place]):
-                    reasons[place] = {"label": words[own]}
+                    others = listed([label for label in labels if label != own])
+                    reasons[place] = {"label": f"filed under {own}, also under {others}"}
         return reasons
 
     def _reasons(self, position: int) -> str:
@@ -240,9 +240,8 @@ class OutlierReport(Tabular):
     def save_html(self, path: str | Path, title: str | None = None, top: int = TOP) -> BrowserFile:
         """Write the lists of `tabs` as a page to work with, a single HTML file that needs no server and no network.
 
-        An opened image is read from its file while the page and the images stay where they are; else the page has
-        small copies. A reader ticks images and saves the lists as a CSV file, in the format of `save_csv`. The browser
-        remembers ticks.
+        An opened image is read from its file while the page and the images stay where they are. The lists with a
+        reader's ticks, which the browser remembers, can be saved in the format of `save_csv`.
 
         Args:
             path: Path of the file; missing folders are created.

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from lightning_anomaly.images.folder_images import decoded_hashes
 from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.network.features import SampleStatistics, join_known_tensors
+from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.outliers.absolute_faults import find_faults, pixel_faults
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, find_duplicates
 from lightning_anomaly.outliers.fingerprints import SIDE, Fingerprints
@@ -49,7 +49,7 @@ def score_source(
     reader: ImageReader, source: ImageSource, state: DetectorState, read: Sequence[Batch] = ()
 ) -> dict[str, np.ndarray]:
     """Score all images, of which some are `read` already, to fit to them; see `OutlierDetector.search_part`."""
-    _check_shape(source.shape, source.whole_shape, state)
+    _check_shape(source, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
@@ -159,10 +159,11 @@ def _judge_without_copies(
         return  # as nearly always: joining what was read takes a copy of all features
     batch, nearest = Batch.join(read), NearestImages.of(read, label.names)
     rows, features = {position: row for row, position in enumerate(batch.positions.tolist())}, batch.samples.features
+    assert features is not None
     for group in groups:
         places = [position for position in group.positions if position in rows]
         labels = [batch.labels[rows[position]] for position in places]
-        if len({*labels} - {None}) > 1 and nearest is not None and features is not None:
+        if len({*labels} - {None}) > 1:
             copies = features[[rows[position] for position in places]]
             view, looks_like = label.score_copies(copies, labels)
             columns["label_score"][places] = view.scores
@@ -231,11 +232,12 @@ def _check_searched_features(samples: SampleStatistics, state: DetectorState) ->
         )
 
 
-def _check_shape(shape: Sequence[int], whole_shape: Sequence[int] | None, state: DetectorState) -> None:
+def _check_shape(source: ImageSource, state: DetectorState) -> None:
     """Raise ValueError unless images, and whole images beside them, have the shapes of the reference."""
     found, expected = (
-        f"{tuple(image)}{' with whole images, as of a `FolderImages`, ' + str(tuple(whole)) if whole else ''}"
-        for image, whole in ((shape, whole_shape), (state.shape, state.whole_shape))
+        f"{each.shape}"
+        + (f" with whole images, as of a `FolderImages`, {each.whole_shape}" if each.whole_shape else "")
+        for each in (source, state)
     )
     if found != expected:
         raise ValueError(
@@ -252,11 +254,9 @@ class NearestImages(NamedTuple):
     features: Tensor  # of norm 1 `(m, D)`
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], names: Sequence[str]) -> NearestImages | None:
-        """Take the images of some batches; None if they have no features."""
-        features = join_known_tensors([batch.samples.features for batch in batches])
-        if features is None:
-            return None
+    def of(cls, batches: Sequence[Batch], names: Sequence[str]) -> NearestImages:
+        """Take the images of some batches, which have features."""
+        features = torch.cat([part for batch in batches if (part := batch.samples.features) is not None])
         classes = class_indices(names, [*chain.from_iterable(batch.labels for batch in batches)])
         classes[~features.sum(1).isfinite()] = -1
         return cls(names, classes, torch.cat([batch.positions for batch in batches]), normalize(features.float()))

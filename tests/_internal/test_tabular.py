@@ -28,4 +28,4 @@ def test_a_table_has_aligned_columns_and_sentences_before_and_after() -> None:
 
 def test_a_long_list_is_cut() -> None:
     assert listed("abcde") == "a, b, c, d, e"
-    assert listed([*range(1006)], "; ", 6) == "0; 1; 2; 3; 4; 5 and 1,000 more"
+    assert listed([*range(1005)], "; ") == "0; 1; 2; 3; 4 and 1,000 more"
