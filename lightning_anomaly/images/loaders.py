@@ -94,7 +94,8 @@ def loader_of(images: Any, argument: str) -> DataLoader[Any]:
     """Return a loader over a data set with a length; raise TypeError or ValueError for anything else."""
     loader = images
     if isinstance(images, Dataset):
-        workers = getattr(dataset_with(images, "num_workers"), "num_workers", 0)  # see `FolderImages`
+        given = getattr(dataset_with(images, "num_workers"), "num_workers", 0)  # see `FolderImages`
+        workers = given if isinstance(given, int) else 0
         forked = "fork" if workers and sys.platform == "linux" else None
         loader = DataLoader(images, BATCH, num_workers=workers, multiprocessing_context=forked)
     data = loader.dataset if isinstance(loader, DataLoader) else loader
