@@ -130,7 +130,11 @@ class BatchLabels:
             chosen = {name: labels for name, labels in integers.items() if len({*labels.values()}) < len(labels)}
         if len({tuple(numbers.items()) for numbers in chosen.values()}) > 1:
             names = ", ".join(f"`{name}`" for name in chosen)
-            self.problem = f"each item has several integers, {names}, any of which may be its label"
+            if targets is None:
+                self.problem = (
+                    f"each item has several integers, {names}, any of which may be its label. Let batches be dicts in "
+                    "which one of them is called `label`"
+                )
             return None
         return next(iter(chosen), None)
 

@@ -137,7 +137,7 @@ class ImageSource:
         return filled
 
     def notes(self, unusable: Iterable[int] = ()) -> dict[str, str]:
-        """Note which images could not be read, and which others are `unusable`, as they give NaN."""
+        """Note which images could not be read, which others are `unusable`, as they give NaN, and unknown labels."""
         nonfinite = {*unusable}.difference(self.unreadable)
         notes = {}
         for kind, places, problem in (
@@ -151,6 +151,8 @@ class ImageSource:
                     f"{len(places)} of the {len(self.positions)} images in `{self.argument}` {problem}, the first at "
                     f"{self.place(first)}{error}: they are left out."
                 )
+        if self._given is None and (problem := self.batch_labels.problem):
+            notes[f"labels {self.argument}"] = f"No label of `{self.argument}` is known: {problem}."
         return notes
 
     def place(self, position: int) -> str:

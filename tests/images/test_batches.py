@@ -133,6 +133,15 @@ def test_the_label_is_told_from_other_integers_or_unknown_with_a_reason(
     assert bool(found.problem) == isinstance(expected, str)
 
 
+def test_a_note_says_that_labels_are_unknown_as_several_integers_may_be_these() -> None:
+    source = ImageSource(TensorDataset(IMAGES, DOMAINS, LABELS), "reference")
+    assert len([*source.batches(range(9))]) > 0
+    assert source.labels(range(9)) == [None] * 9
+    (note,) = source.notes().values()
+    assert "`reference`" in note
+    assert "`1`, `2`" in note
+
+
 def test_negative_labels_are_unknown_whichever_labels_are_asked_for_with_them() -> None:
     found = BatchLabels()
     found.add(range(4), (IMAGES[:4], torch.tensor([0, -100, 1, -100])), None)
