@@ -24,10 +24,11 @@ _ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer
 _EXPONENT = np.int64(52)  # first bit of a double's exponent
 # 2^r for |r| <= 1/2 to 2e-17: the Chebyshev series of 2^(s / 2) up to degree 11, written in powers of r. Its
 # coefficients are Bessel functions 2 I_n(ln(2) / 2).
-_P0, _P1, _P2 = 1.0, 0.6931471805599453, 0.24022650695910158
-_P3, _P4, _P5 = 0.0555041086648217, 0.009618129107587253, 0.001333355814639035
-_P6, _P7, _P8 = 0.00015403530463727982, 1.5252733856295574e-05, 1.3215432534254118e-06
-_P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.456675463639861e-10
+_SERIES = (  # from the highest power to the lowest
+    *(4.456675463639861e-10, 7.074194562613105e-09, 1.0178051192117847e-07, 1.3215432534254118e-06),
+    *(1.5252733856295574e-05, 0.00015403530463727982, 0.001333355814639035, 0.009618129107587253),
+    *(0.0555041086648217, 0.24022650695910158, 0.6931471805599453, 1.0),
+)
 _SAME = 1e-9  # relative difference up to which inertias are equal; absolute for those below 1
 _ITERATIONS = 300  # at most, like scikit-learn's KMeans
 _DRAW = 32  # samples per partial sum of squared distances; a draw first finds its partial sum
@@ -40,17 +41,9 @@ def _exp2(t: float) -> float:
     t = max(t, -1000.0)
     shifted = t + _ROUND
     r = t - (shifted - _ROUND)
-    p = _P11 * r + _P10
-    p = p * r + _P9
-    p = p * r + _P8
-    p = p * r + _P7
-    p = p * r + _P6
-    p = p * r + _P5
-    p = p * r + _P4
-    p = p * r + _P3
-    p = p * r + _P2
-    p = p * r + _P1
-    p = p * r + _P0
+    p = _SERIES[0]
+    for coefficient in _SERIES[1:]:
+        p = p * r + coefficient
     bits = np.float64(p).view(np.int64) + (np.float64(shifted).view(np.int64) << _EXPONENT)
     power: float = np.int64(bits).view(np.float64)
     return power
