@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_anomaly._internal.processes import gather_results, rank_and_world, run_together
 from lightning_anomaly.filters.analyze import KnownLayers, analyze_layers, make_anomaly_report
@@ -40,7 +42,6 @@ def analyze_across_processes(
     layers = {name: _join_process_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     counts = {name: [header[name].count for header in headers] for name in usable}
-    slices = {name: even_slices(layer.batches[0].shape[1], world) for name, layer in usable.items()}
 
     def join_samples() -> SampleStatistics:
         seen = [most_samples(header) for header in headers]
@@ -50,9 +51,7 @@ def analyze_across_processes(
     joined, received = run_together(join_samples), {}
     for name, layer in usable.items():
         # A process without maps sends none, of the same shape.
-        received[name] = exchange_filters(
-            (maps[name] if maps[name].batches else layer).rows, slices[name], counts[name]
-        )
+        received[name] = exchange_filters((maps[name] if maps[name].batches else layer).rows, counts[name])
         maps[name] = LayerMaps()
 
     def analyze() -> tuple[dict[str, LayerReport], dict[str, SampleView]]:
@@ -62,8 +61,8 @@ def analyze_across_processes(
             pixels, extremes = rows.transpose(0, 1).tensor_split([-2], 2)  # see `LayerMaps.rows`
             values = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
             assert layer.zeros is not None
-            zeros = layer.zeros[slices[name][rank]]
-            parts[name] = LayerMaps([values], layer.count, layer.size, zeros, extremes=[extremes])
+            zeros = layer.zeros.tensor_split(world)[rank]
+            parts[name] = replace(layer, batches=[values], zeros=zeros, extremes=[extremes])
         return analyze_layers(parts, settings, joined if rank == world - 1 else SampleStatistics(), known=known)
 
     parts, views = zip(*gather_results(analyze), strict=True)
@@ -73,12 +72,8 @@ def analyze_across_processes(
 
 def _process_header(layer: LayerMaps) -> LayerMaps:
     """Copy a layer without its samples: the types and shapes of its maps and extremes stay."""
-    batches, extremes = (
-        [values.new_empty(0, *values.shape[1:], device="cpu") for values in batches[:1]]
-        for batches in (layer.batches, layer.extremes)
-    )
-    zeros = None if layer.zeros is None else layer.zeros.cpu()
-    return LayerMaps(batches, layer.count, layer.size, zeros, layer.problem, extremes)
+    batches, extremes = ([kept[0][:0].cpu().clone()] if kept else [] for kept in (layer.batches, layer.extremes))
+    return replace(layer, batches=batches, zeros=None if layer.zeros is None else layer.zeros.cpu(), extremes=extremes)
 
 
 def _join_process_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
@@ -93,12 +88,7 @@ def _join_process_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps
     used = min(limit, count)
     # Sparsity is that of all samples seen, which may be a few more than those analyzed.
     zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (used / count)
-    return LayerMaps(seen[0].batches, used, seen[0].size, zeros, extremes=seen[0].extremes)
-
-
-def even_slices(count: int, world: int) -> list[slice]:
-    """Divide filters or images evenly among the processes."""
-    return [slice(count * rank // world, count * (rank + 1) // world) for rank in range(world)]
+    return replace(seen[0], count=used, zeros=zeros)
 
 
 def sample_order(counts: Sequence[int], limit: int) -> Tensor:
@@ -110,23 +100,20 @@ def sample_order(counts: Sequence[int], limit: int) -> Tensor:
     return torch.cat(dealt).argsort()[:limit]
 
 
-def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
-    """Send each process its slice of the rows `(F, n, V)` that `make` returns, and receive ours `(f, n, V)` from each.
+def exchange_filters(make: Callable[[], Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Send each process its share of the rows `(F, n, V)` that `make` returns, and receive ours `(f, n, V)` from each.
 
     `F`, `V` and the type are the same everywhere, even if `n`, the number of samples in `counts`, is 0.
     """
-    rank, _ = rank_and_world()
-    sizes = [part.stop - part.start for part in slices]
+    rank, world = rank_and_world()
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
-    def prepare() -> tuple[Tensor, Tensor, list[int], int]:
+    def prepare() -> tuple[Tensor, Tensor, list[int]]:
         rows = make()
-        width = rows.shape[2]
-        lengths = [sizes[rank] * count * width for count in counts]
-        sent = torch.cat([rows[part].flatten() for part in slices]).to(device)
-        return sent, sent.new_empty(sum(lengths)), lengths, width
+        sizes = [len(part) for part in rows.tensor_split(world)]
+        sent = functional.pad(rows, (0, 0, 0, max(counts) - rows.shape[1])).to(device)
+        return sent, sent.new_empty(world * sizes[rank], *sent.shape[1:]), sizes
 
-    sent, received, lengths, width = run_together(prepare)
-    dist.all_to_all_single(received, sent, lengths, [size * counts[rank] * width for size in sizes])
-    parts = torch.split(received, lengths)
-    return [part.view(sizes[rank], count, width) for part, count in zip(parts, counts, strict=True)]
+    sent, received, sizes = run_together(prepare)
+    dist.all_to_all_single(received, sent, world * [sizes[rank]], sizes)
+    return [part[:, :count] for part, count in zip(received.tensor_split(world), counts, strict=True)]
