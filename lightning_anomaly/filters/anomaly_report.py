@@ -16,7 +16,7 @@ from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tabular import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
-from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, larger, ordered_reasons, scores_by_view
+from lightning_anomaly.scores.views import SampleView, larger_scores, ordered_reasons, scores_by_view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,8 +124,7 @@ class AnomalyReport(Tabular):
         The score needs no labels. It is the larger one of `look_scores` and `content_scores`, and infinite for samples
         with NaN or infinite maps.
         """
-        odd = [view.scores for name, view in self.views.items() if name in ODD_VIEWS]
-        scores = larger(odd) if odd else torch.zeros(self.n_samples, device="cpu")
+        scores = larger_scores(self.views, torch.zeros(self.n_samples, device="cpu"))
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 

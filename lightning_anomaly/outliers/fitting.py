@@ -16,7 +16,7 @@ from lightning_anomaly.network.features import FeatureLayer
 from lightning_anomaly.outliers.fingerprints import Fingerprints
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader
 from lightning_anomaly.scores.label_score import Label
-from lightning_anomaly.scores.views import ODD_VIEWS, FittedView, SampleView, fit_views, larger, score_views
+from lightning_anomaly.scores.views import FittedView, SampleView, fit_views, larger_scores, score_views
 
 MIN_REFERENCE, MAX_REFERENCE = 100, 4000  # images, the latter by default
 _FEWEST, _ENOUGH = 3, 8  # images of a class that is judged, and so many that judge it well
@@ -168,9 +168,7 @@ def _search_notes(
 
 def scores_with_larger(views: Mapping[str, SampleView], unscored: Tensor) -> dict[str, Tensor]:
     """Return the scores of images in each view, and the larger of look and content; `unscored` without these."""
-    scores = {name: view.scores for name, view in views.items()}
-    odd = [values for name, values in scores.items() if name in ODD_VIEWS]
-    return scores | {"larger": larger(odd) if odd else unscored}
+    return {name: view.scores for name, view in views.items()} | {"larger": larger_scores(views, unscored)}
 
 
 def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = slice(None)) -> dict[str, Tensor]:

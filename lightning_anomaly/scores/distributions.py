@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -60,39 +60,32 @@ class RobustGaussian:
         median, spread = robust_scale(values)
         far = ((values - median) / torch.maximum(spread, floors)).abs()
         distances = far.clamp(max=_CLIP).sum(1)
-        for share, normal in ((0.5, False), (0.5, False), (_ORDINARY, True)):
-            least = distances.argsort(stable=True)[: math.ceil(share * len(values))]
-            model = cls._fit(values[least], floors, normal=normal)
+        for share in (0.5, 0.5, _ORDINARY):
+            least = values[distances.argsort(stable=True)[: math.ceil(share * len(values))]]
+            mean, scale = least.mean(0), torch.maximum(least.std(0, correction=0), floors)
+            standard, powers, varying = (least - mean) / scale, torch.ones_like(mean), scale > floors
+            if share == _ORDINARY:
+                powers[varying] = _most_normal_powers(standard[:, varying])
+            shape = mean, scale, powers, (standard.amin(0), standard.amax(0))
+            model = cls(*shape, mean, scale)._fit_to(least, floors)  # which replaces the last two
             distances = model.mahalanobis_squared(values)
         center, spread = robust_scale(distances)
-        return cls._fit(values[distances <= center + _CUTOFF * spread], floors, model)
+        return model._fit_to(values[distances <= center + _CUTOFF * spread], floors)
 
-    @classmethod
-    def _fit(
-        cls, values: Tensor, floors: Tensor, like: RobustGaussian | None = None, *, normal: bool = False
-    ) -> RobustGaussian:
-        """Fit to all values, transformed as in the model `like`, by fitted powers if `normal`, or not at all."""
-        if like is None:
-            mean = values.mean(0)
-            scale = torch.maximum(values.std(0, correction=0), floors)
-            standard = (values - mean) / scale
-            limits = standard.amin(0), standard.amax(0)
-            powers = torch.ones_like(mean)
-            if normal:
-                varying = scale > floors
-                powers[varying] = _most_normal_powers(standard[:, varying])
-        else:
-            mean, scale, powers, limits = like.mean, like.scale, like.powers, like.limits
-        transformed = _yeo_johnson((values - mean) / scale, powers, *limits)
+    def _fit_to(self, values: Tensor, floors: Tensor) -> RobustGaussian:
+        """Fit the normal distribution to all values, with the same transformation."""
+        transformed = self._transformed(values)
         center = transformed.mean(0)
         covariance = shrunk_covariance(transformed - center)
-        covariance.diagonal().add_((floors / scale).square())
-        return cls(mean, scale, powers, limits, center, torch.linalg.inv(covariance))
+        covariance.diagonal().add_((floors / self.scale).square())
+        return replace(self, center=center, precision=torch.linalg.inv(covariance))
+
+    def _transformed(self, values: Tensor) -> Tensor:
+        return _yeo_johnson((values - self.mean) / self.scale, self.powers, *self.limits)
 
     def mahalanobis_squared(self, values: Tensor) -> Tensor:
         """Compute squared Mahalanobis distances `(n,)` of values `(n, V)`, infinite for values that are not finite."""
-        standard = (values.double() - self.mean) / self.scale
-        centered = _yeo_johnson(standard, self.powers, *self.limits) - self.center
+        centered = self._transformed(values.double()) - self.center
         distances = ((centered @ self.precision) * centered).sum(1)
         return torch.where(distances.isfinite(), distances, torch.inf)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -60,9 +60,10 @@ def view_samples(samples: SampleStatistics) -> dict[str, SampleView]:
     return score_views(fit_views(samples), samples)
 
 
-def larger(scores: Iterable[Tensor]) -> Tensor:
-    """Return the larger of the scores `(N,)` of each sample."""
-    return torch.stack([*scores]).amax(0)
+def larger_scores(views: Mapping[str, SampleView], unscored: Tensor) -> Tensor:
+    """Return the larger of the look and the content score of each sample `(N,)`; `unscored` without these views."""
+    odd = [view.scores for name, view in views.items() if name in ODD_VIEWS]
+    return torch.stack(odd).amax(0) if odd else unscored
 
 
 def scores_by_view(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:

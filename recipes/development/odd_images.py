@@ -35,7 +35,7 @@ from lightning_anomaly.network.layer_maps import hooked
 from lightning_anomaly.scores.content_score import two_class_logits
 from lightning_anomaly.scores.distributions import conformal_p_values
 from lightning_anomaly.scores.pixels import pixel_statistics as look_statistics
-from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
+from lightning_anomaly.scores.views import fit_views, score_views, view_samples
 from recipes.common.damage import DAMAGES, GROUPS, Damage, corrupt, damage_all
 from recipes.common.data import OTHER_DATA, download, load_images
 from recipes.common.options import add_data_options, one_sentence_errors
@@ -227,7 +227,7 @@ def measure(case: Case) -> dict[str, Any]:
             (base, base_seen), (strange, strange_seen) = seen[planted.among], seen[planted.odd]
             views = view_samples(SampleStatistics.join([base.select(others), strange.select(odd)]))
             scores = {name: view.scores for name, view in views.items()}
-            scores["score"] = larger([*scores.values()])
+            scores["score"] = torch.stack([*scores.values()]).amax(0)
             asked = "content" if planted.question == "content" else "look"
             scores |= rival_scores(Seen.join([base_seen.select(others), strange_seen.select(odd)]), asked)
             for name, values in scores.items():
@@ -251,9 +251,10 @@ def _small_references(samples: SampleStatistics, count: int) -> dict[str, list[f
         )
         views = fit_views(fit, scale)
         known, found = ({name: view.scores for name, view in score_views(views, part).items()} for part in (rest, new))
-        for name, scores in {**found, "score": larger([*found.values()])}.items():
-            calibration = known[name] if name in known else larger([*known.values()])
-            p_values = conformal_p_values(scores, calibration.sort().values)
+        for part in (known, found):
+            part["score"] = torch.stack([*part.values()]).amax(0)
+        for name, scores in found.items():
+            p_values = conformal_p_values(scores, known[name].sort().values)
             shares.setdefault(name, []).append(torch.tensor([(p_values <= a).double().mean() for a in (0.05, 0.1)]))
     return {name: torch.stack(values).mean(0).tolist() for name, values in shares.items()}
 

@@ -20,9 +20,10 @@ from lightning_anomaly.images import FolderImages
 from lightning_anomaly.images.batches import WithWholeImage
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.network.pretrained import Pretrained
+from lightning_anomaly.outliers.fitting import scores_with_larger
 from lightning_anomaly.scores.distributions import conformal_p_values
 from lightning_anomaly.scores.pixels import pixel_names
-from lightning_anomaly.scores.views import fit_views, larger, score_views
+from lightning_anomaly.scores.views import fit_views, score_views
 
 DIGITS = torch.from_numpy(load_digits().images).float()[:, None] / 16
 
@@ -268,9 +269,7 @@ def test_p_values_of_both_scores_are_exact_for_small_references(count):
         parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, count), slice(count, None)
         fit, scale, rest, new = (samples.select(part) for part in parts)
         views = fit_views(fit, scale)
-        known, found = ({name: view.scores for name, view in score_views(views, part).items()} for part in (rest, new))
-        for scores in (known, found):
-            scores["larger"] = larger([*scores.values()])
+        known, found = (scores_with_larger(score_views(views, part), torch.zeros(0)) for part in (rest, new))
         for name, scores in found.items():
             p_values = conformal_p_values(scores, known[name].sort().values)
             for level in (0.05, 0.1):

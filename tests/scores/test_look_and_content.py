@@ -24,7 +24,7 @@ from lightning_anomaly.scores.distributions import (
     shrunk_covariance,
 )
 from lightning_anomaly.scores.pixels import pixel_names, pixel_statistics
-from lightning_anomaly.scores.views import fit_views, larger, score_views, view_samples
+from lightning_anomaly.scores.views import fit_views, larger_scores, score_views, view_samples
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -192,7 +192,7 @@ def test_odd_looks_and_odd_contents_are_found_and_have_reasons():
         assert told[view.scores >= SURPRISING].all()
         assert not told[view.scores < math.log(5)].any()
         assert sum(told) < 25
-    both = larger(view.scores for view in views.values())
+    both = larger_scores(views, torch.zeros(0))
     assert torch.equal(both, torch.maximum(look.scores, content.scores))
 
 
