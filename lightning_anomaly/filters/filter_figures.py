@@ -32,7 +32,6 @@ _TALLEST = 18.0  # height of all layers (inches)
 _COLUMNS = 64  # cells in a row
 _PANELS = 6
 _MARKERS = "osD^v"  # the first goes with each color, then the second, and so on
-_OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry in the legend (inches)
 _CLEAR = 7.0  # larger gaps count as equally clear (spreads of the other samples)
 _LOSS_STYLES = {"training": "-", "validation": "--"}
@@ -156,12 +155,11 @@ def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
         for place, (name, index) in enumerate(chosen):
             _draw_filter(figure.add_subplot(rows, columns, place + 1), name, layers[name], index)
         figure.suptitle(f"Filters with the clearest anomalies: {len(chosen)} of {count}")
-        entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
-        handles = {label: handle for panel in entries for handle, label in panel}
-        labels = sorted(handles, key=lambda label: (label == _OUTLIER, len(label), label))
+        # The panel with the most components has the entries of all.
+        panels = [axes.get_legend_handles_labels() for axes in figure.axes]
+        handles, labels = max(panels, key=lambda entries: len(entries[1]))
         ncols = math.ceil(len(labels) / math.ceil(len(labels) * _ENTRY / width))
-        markers = [handles[label] for label in labels]
-        figure.legend(markers, labels, loc="outside lower center", ncols=ncols, handlelength=1, columnspacing=1.2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, handlelength=1, columnspacing=1.2)
     return figure
 
 
@@ -177,7 +175,7 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
         dots = axes.scatter(x, y, s=size, c=color, marker=marker, linewidths=0, label=f"component {rank + 1}")
         dots.set_rasterized(True)  # or loggers of vector graphics would store every point
     x, y = points[outliers].T.tolist()
-    axes.scatter(x, y, s=70, facecolors="none", edgecolors="black", linewidths=1.0, label=_OUTLIER)
+    axes.scatter(x, y, s=70, facecolors="none", edgecolors="black", linewidths=1.0, label="outlier sample")
     count, value = int(outliers.sum()), layer.calinski_harabasz[index].item()
     outlier_count = f"{count} outlier{'s' * (count != 1)}"
     number = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"

@@ -65,6 +65,12 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
         blocks[f"points-{number}"] = _browser_points(layer, shown)
         if name in maps:
             blocks[f"maps-{number}"] = _browser_maps(maps[name])
+    notes = [*report.notes.values()]
+    if count < n_samples:
+        notes.append(
+            f"To limit the size of this file, a filter shows its outliers and {count:,} samples, spread evenly over "
+            f"the {n_samples:,} of the probe. Clusters are numbered and counted by these points."
+        )
     index = {
         "count": report.count,
         "fraction": report.fraction,
@@ -89,7 +95,7 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
         "layers": [_browser_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
         "labels": None if labels is None else _browser_labels(check_labels(labels, n_samples)),
         "names": names,
-        "notes": [*report.notes.values(), *_browser_omissions(n_samples, count, [*maps.values()])],
+        "notes": notes,
     }
     return index, blocks
 
@@ -136,10 +142,7 @@ def _browser_layer(
 
 def _browser_rows(flags: Tensor) -> dict[str, list[int]]:
     """List the columns that are true in each row, without empty rows."""
-    rows: dict[str, list[int]] = {}
-    for row, column in flags.nonzero().tolist():
-        rows.setdefault(str(row), []).append(column)
-    return rows
+    return {str(row): flags[row].nonzero()[:, 0].tolist() for row in flags.any(1).nonzero()[:, 0].tolist()}
 
 
 def _browser_points(layer: LayerReport, shown: Tensor) -> bytes:
@@ -187,22 +190,6 @@ def _browser_labels(values: list[Any]) -> dict[str, Any]:
     names = sorted(value_of, key=value_of.__getitem__ if numeric else None)
     places = {name: place for place, name in enumerate(names)}
     return {"names": names, "of": [places[text] for text in texts]}
-
-
-def _browser_omissions(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
-    """Describe in sentences what the page omits: points beyond `count` samples, and maps."""
-    notes, kept = [], [layer.samples.shape[1] for layer in maps]
-    if count < samples:
-        notes.append(
-            f"To limit the size of this file, a filter shows its outliers and {count:,} samples, spread evenly over "
-            f"the {samples:,} of the probe. Clusters are numbered and counted by these points."
-        )
-    if kept and min(kept) < samples:
-        notes.append(
-            f"To limit the size of this file, each filter has the maps of at least {min(kept):,} of "
-            f"{samples:,} samples: its outliers, its most and least active samples, and others."
-        )
-    return notes
 
 
 def sample_lists(report: Any) -> list[Tab]:

@@ -126,14 +126,11 @@ class PixelWords(NamedTuple):
 
 
 def _traits(channels: int) -> list[_Trait]:
-    traits = [*_TRAITS, *(_COLOR if channels == 3 else ()), *_PLACES]
-    names = [(f"little of channel {channel}", f"much of channel {channel}") for channel in range(channels)]
+    names = [(f"little of channel {i}", f"much of channel {i}") for i in range(channels) if channels > 1]
     if channels == 3:
         names = [("much cyan", "much red"), ("much magenta", "much green"), ("much yellow", "much blue")]
-    return [
-        *traits,
-        *(_Trait({f"channel {i}": 1}, *words) for i, words in enumerate(names) if channels > 1),
-    ]
+    colors = [_Trait({f"channel {i}": 1}, *words) for i, words in enumerate(names)]
+    return [*_TRAITS, *(_COLOR if channels == 3 else ()), *_PLACES, *colors]
 
 
 def _measure_traits(statistics: Tensor, channels: int) -> Tensor:
