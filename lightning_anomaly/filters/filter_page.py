@@ -194,29 +194,30 @@ def _browser_labels(values: list[Any]) -> dict[str, Any]:
 
 def sample_lists(report: Any) -> list[Tab]:
     """Return the lists of an `AnomalyReport`."""
-    odd = [_sample_row(report, sample) for sample in report.by_outlier_score if report.views]
+    usual = {name: usual_score(view.scores) for name, view in report.views.items()}
+
+    def row(sample: int, note: str = "") -> Row:
+        reasons = report.outlier_reasons(sample)
+        return Row(
+            report.sample_name(sample),
+            sample,
+            "" if report.names is None else os.path.abspath(os.path.join(report.folder, report.names[sample])),
+            label=("" if report.labels is None else report.labels[sample]) or "",
+            score=finite_or_none(report.outlier_scores[sample].item()),
+            reason="; ".join(reasons.values()),
+            note=note,
+            bars=[
+                (name, view.scores[sample].item(), usual[name], reasons.get(name, ""))
+                for name, view in report.views.items()
+            ],
+            sample=sample,
+        )
+
+    odd = [row(sample) for sample in report.by_outlier_score if report.views]
     counts = most_singled_out(report.layers) if report.measured else {}
-    chosen = [_sample_row(report, sample, f"singled out by {count} filters") for sample, count in counts.items()]
+    chosen = [row(sample, f"singled out by {count} filters") for sample, count in counts.items()]
     about = "More filters isolate them, or have them in a rare cluster, than chance explains."
     return [
         Tab("strangest samples", "Samples", "Validation samples, the strangest first.", odd),
         Tab("singled out", "Singled out", about, chosen),
     ]
-
-
-def _sample_row(report: Any, sample: int, note: str = "") -> Row:
-    reasons = report.outlier_reasons(sample)
-    return Row(
-        report.sample_name(sample),
-        sample,
-        "" if report.names is None else os.path.abspath(os.path.join(report.folder, report.names[sample])),
-        label=("" if report.labels is None else report.labels[sample]) or "",
-        score=finite_or_none(report.outlier_scores[sample].item()),
-        reason="; ".join(reasons.values()),
-        note=note,
-        bars=[
-            (name, view.scores[sample].item(), usual_score(view.scores), reasons.get(name, ""))
-            for name, view in report.views.items()
-        ],
-        sample=sample,
-    )
