@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -35,10 +36,11 @@ def analyze_across_processes(
     """
     rank, world = rank_and_world()
 
-    def describe() -> tuple[dict[str, LayerMaps], SampleStatistics]:
-        return {name: _process_header(layer) for name, layer in maps.items()}, samples.collected(most_samples(maps))
+    def describe() -> tuple[dict[str, LayerMaps], SampleStatistics, dict[str, str]]:
+        headers = {name: _process_header(layer) for name, layer in maps.items()}
+        return headers, samples.collected(most_samples(maps)), samples.notes
 
-    headers, statistics = zip(*gather_results(describe), strict=True)
+    headers, statistics, sample_notes = zip(*gather_results(describe), strict=True)
     layers = {name: _join_process_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     counts = {name: [header[name].count for header in headers] for name in usable}
@@ -67,7 +69,8 @@ def analyze_across_processes(
 
     parts, views = zip(*gather_results(analyze), strict=True)
     reports = {name: join_layer_parts([part[name] for part in parts if name in part]) for name in usable}
-    return make_anomaly_report(reports, views[-1], n_samples, settings, {**notes, **left_out}, joined.images)
+    notes = {**notes, **left_out, **ChainMap(*sample_notes)}
+    return make_anomaly_report(reports, views[-1], n_samples, settings, notes, joined.images)
 
 
 def _process_header(layer: LayerMaps) -> LayerMaps:

@@ -120,10 +120,8 @@ def analyze_maps(
     """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note."""
     usable, n_samples, left_out = usable_layers(maps)
     sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
-    if samples is not None and samples.problem is not None:
-        left_out["views"] = f"Samples are not scored: {samples.problem}."
     layers, views = analyze_layers(usable, settings, sample_statistics, progress=progress, known=known)
-    notes = {**(notes or {}), **left_out}
+    notes = {**(notes or {}), **left_out, **(samples.notes if samples else {})}
     return make_anomaly_report(layers, views, n_samples, settings, notes, sample_statistics.images)
 
 

@@ -103,6 +103,11 @@ class SampleCapture:
         self.problem: str | None = None  # why nothing could be taken
 
     @property
+    def notes(self) -> dict[str, str]:
+        """Why samples have no scores, if nothing could be taken."""
+        return {} if self.problem is None else {"views": f"Samples are not scored: {self.problem}."}
+
+    @property
     def hooks(self) -> list[tuple[nn.Module, SampleCapture, Callable[..., None]]]:
         """The modules to hook in the next pass, this capture, and the forward hook of each, for `hooked`."""
         if self._model is None:

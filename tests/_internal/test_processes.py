@@ -47,11 +47,11 @@ def test_processes_find_what_a_single_process_finds(outcomes: Path, scenario: st
         assert outcome["images"]
 
 
-def test_layers_with_a_problem_in_one_process_are_left_out(outcomes: Path) -> None:
+def test_layers_and_scores_with_a_problem_in_one_process_are_left_out_with_a_note(outcomes: Path) -> None:
     first, second = outcomes_of(outcomes, "problem")
     assert first == second
     assert first["layers"] == ["flat", "narrow", "one"]
-    assert set(first["notes"]) == {"from", "wide left out", "late left out"}
+    assert set(first["notes"]) == {"from", "wide left out", "late left out", "views"}
     assert "it is out of order" in first["notes"]["wide left out"]
     assert "differ between processes" in first["notes"]["late left out"]
     assert first["images"]

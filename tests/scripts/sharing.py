@@ -48,7 +48,7 @@ def captured(outputs: dict[str, Tensor]) -> dict[str, LayerMaps]:
 
 def described(features: Tensor | None = None, images: Tensor | None = None) -> Any:
     """Stand in for a `SampleCapture` that took these features and small images."""
-    return SimpleNamespace(collected=lambda _: SampleStatistics(features=features, images=images), problem=None)
+    return SimpleNamespace(collected=lambda _: SampleStatistics(features=features, images=images), notes={})
 
 
 def dealt(counts: Sequence[int], rank: int) -> list[int]:
@@ -109,15 +109,16 @@ def same(found: Any, expected: Any) -> bool:
 
 
 def problem(rank: int, world: int) -> Outcome:
-    """In process 1, the maps of one layer cannot be captured, and those of another have another size."""
+    """In process 1, one layer has no maps, another has maps of another size, and samples have no scores."""
     begin(rank, world)
     values = {name: values[rank::world] for name, values in outputs(62).items()}
     if rank == 1:
         values["late"] = values["late"][:, :, :1]
-    maps = captured(values)
+    maps, samples = captured(values), described()
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    report = analyze_across_processes(maps, SETTINGS, NOTES, samples=described(), limit=62)
+        samples.notes["views"] = "Samples are not scored."
+    report = analyze_across_processes(maps, SETTINGS, NOTES, samples=samples, limit=62)
     return {"notes": report.notes, "layers": list(report.layers), "images": report.images is None}
 
 
