@@ -5,15 +5,12 @@ from dataclasses import replace
 import properties
 import pytest
 import torch
-import torch.distributed as dist
 import zoo
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, analyze
-from lightning_anomaly.filters.across_processes import analyze_across_processes
 from lightning_anomaly.filters.analyze import analyze_maps
-from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.layer_maps import MapCapture
 from lightning_anomaly.network.layers import select_layers
 
@@ -74,19 +71,6 @@ def test_layers_are_analyzed_independently():
     assert list(report.layers) == list(layers)
     for name, layer in layers.items():
         properties.assert_same(report.layers[name], zoo.analyzed(layer, settings))
-
-
-def test_processes_analyze_the_first_samples_and_count_the_zeros_of_all():
-    values = zoo.maps("sparse", 4, 130, (5, 5))
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        report = analyze_across_processes(
-            {"": zoo.captured(values)}, DEFAULT, {}, samples=SampleCapture(None), limit=100
-        )
-    finally:
-        dist.destroy_process_group()
-    properties.assert_same(report.layers[""], zoo.analyzed(zoo.captured(values[:100]), DEFAULT), properties.DECISIONS)
-    assert report.layers[""].sparsity.tolist() == pytest.approx((values <= 0).double().mean((0, 2, 3)).tolist())
 
 
 def test_threads_and_the_memory_bound_do_not_change_a_report():

@@ -84,12 +84,12 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
     expected = analyze_maps(whole, SETTINGS, NOTES, samples=described(features[:kept], images[:kept]))
-    fields = {"sparsity"} if kept < sum(counts) else set()  # which counts all samples
+    counted = {name: layer.sparsity for name, layer in captured(everything).items()}  # of all samples
     different = [
         (name, field)
         for name, layer in expected.layers.items()
-        for field, value in vars(layer).items()
-        if field not in fields and not same(getattr(report.layers[name], field), value)
+        for field, value in {**vars(layer), "sparsity": counted[name]}.items()
+        if not same(getattr(report.layers[name], field), value)
     ]
     return {
         "different": different,
