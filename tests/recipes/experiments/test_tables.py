@@ -1,4 +1,4 @@
-"""The recorded tables are exactly those of the recorded lines, and their statistics are right."""
+"""The recorded tables are exactly those of the recorded lines, as are figures, and their statistics are right."""
 
 import csv
 import io
@@ -10,8 +10,11 @@ import pytest
 import scipy.stats
 
 from lightning_anomaly.filters.fraction_rise import HOLD
+from recipes.experiments.figures import FIGURES
 from recipes.experiments.store import RESULTS
 from recipes.experiments.tables import TABLES, h3, output, stopping
+from recipes.experiments.tables.curves import signal
+from recipes.experiments.tables.writer import runs
 
 
 @pytest.mark.slow
@@ -20,6 +23,21 @@ def test_recorded_tables_are_reproduced_exactly(name: str) -> None:
     made = list(csv.reader(io.StringIO(TABLES[name]().to_csv(index=False))))
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         assert made == list(csv.reader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn(name: str) -> None:
+    figure = FIGURES[name]()
+    assert all(axes.has_data() for axes in figure.axes if axes.axison)
+
+
+@pytest.mark.slow
+def test_curves_are_means_over_the_seeds() -> None:
+    lines = runs("h1").query("network == 'alexnet' and data == 'cifar10' and condition == 'noise10' and not long").line
+    curves = [signal(line, "val_loss") for line in lines]
+    shown = {line.get_label(): line.get_ydata() for line in FIGURES["h1.png"]().axes[0].get_lines()}
+    assert shown["noise10"] == pytest.approx([sum(values) / 3 for values in zip(*curves, strict=True)])
 
 
 def test_a_csv_file_without_a_table_is_named_on_the_page_that_tells_how_to_reproduce_it() -> None:
