@@ -140,16 +140,6 @@ def test_a_mistake_ends_in_one_sentence_before_a_download(options, message, fold
     assert re.search(f"error: .*{re.escape(message)}", text.splitlines()[-1])
 
 
-@pytest.mark.parametrize("words", [["outlier", "--data", "x"], ["--data", "x"], []])
-def test_without_a_command_the_error_names_it(words, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(words)
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "COMMAND" in error
-    if words and not words[0].startswith("-"):
-        assert "outliers" in error
-
-
 def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit, match="0"):
         command("--version")
