@@ -57,24 +57,6 @@ def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path
     assert "labels" not in str(two_sample_test(trainer.lightning_module, images(60), images(60, seed=1)))
 
 
-class Flat(SmallNet):
-    """Calls no layer, so that it has no features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(64, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x.flatten(1), self.body.weight)
-
-
-def test_without_features_the_logits_rank_the_labels(tmp_path: Path) -> None:
-    compared = MemorizationCallback()
-    trainer = fit_lit(tmp_path, compared, module=Flat(), max_epochs=5)
-    assert sorted([*compared.report.label_doubts][:4]) == WRONG
-    assert "memorization/labels_in_doubt" not in trainer.callback_metrics
-
-
 def test_without_labels_nothing_is_in_doubt(tmp_path: Path) -> None:
     compared = MemorizationCallback(TensorDataset(images(60)), images(60, seed=1))
     monitor = EarlyStopping("memorization/labels_in_doubt", patience=9)
@@ -111,13 +93,3 @@ def test_a_second_fit_begins_anew_and_a_resumed_one_goes_on_with_the_same_images
     fit_lit(tmp_path, resumed, train=train, ckpt_path=tmp_path / "first.ckpt", max_epochs=8)
     for callback in (compared, resumed):
         assert sorted([*callback.report.label_doubts][:4]) == others
-
-
-def test_labels_of_a_subset_are_those_of_its_positions(tmp_path: Path) -> None:
-    data = torch.utils.data.Subset(lit(120, 0, WRONG), range(30, 120))
-    compared = MemorizationCallback(sample_size=80)
-    fit_lit(tmp_path, compared, train=data, max_epochs=4)
-    found = [*compared.report.label_doubts]
-    assert len(found) == 80
-    expected = {10, 47, 71} & {*found}
-    assert {*found[: len(expected)]} == expected

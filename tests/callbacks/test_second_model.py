@@ -11,7 +11,7 @@ from scripted import Scripted
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import SmallNet, fit, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyEarlyStopping, MemorizationCallback, MemorizationEarlyStopping
+from lightning_anomaly import AnomalyEarlyStopping, MemorizationCallback
 
 
 def lasts(folder: Path, signal: Scripted, stopping: AnomalyEarlyStopping, values: list[float]) -> int:
@@ -73,14 +73,6 @@ def test_labels_of_a_probe_are_those_of_the_module_that_is_validated(tmp_path: P
         else:
             quiet_trainer(tmp_path, callback).validate(Takes(column), data, verbose=False)
         assert callback.report.labels == [str(label % classes) for label in range(60)]
-
-
-def test_an_early_stopping_forgets_the_losses_of_an_earlier_fit_of_the_same_module(tmp_path: Path) -> None:
-    module, stopping = SmallNet(), MemorizationEarlyStopping()
-    compared = MemorizationCallback(images(40), images(40, seed=1))
-    for epochs in (4, 3):
-        fit(tmp_path, compared, stopping, module=module, max_epochs=epochs)
-        assert len(stopping.state_dict()["losses"]) == len(compared.history) == epochs
 
 
 def test_the_state_of_a_checkpoint_belongs_to_the_module_of_the_fit(tmp_path: Path) -> None:

@@ -157,26 +157,6 @@ def test_a_frame_that_the_network_does_not_see_is_found(tmp_path: Path) -> None:
     assert report.top(1, by="look") == [7]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_few_images_have_no_scores_but_duplicates_and_errors_also_on_the_page(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for number in range(9):
-        photograph(number % 8).save(photos / f"{number}.png")
-    (photos / "broken.jpg").write_bytes(b"no image")
-    (photos / "notes.txt").write_text("no image")
-    report = find_outliers(FolderImages(photos, 32), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
-    assert report.top(5) == []
-    assert report.unusable == [9]
-    assert report.duplicates == [([0, 8], True, [], [1, 1])]
-    assert "too few to learn from" in str(report)
-    report.save_html(tmp_path / "page.html")
-    report.save_csv(tmp_path / "all.csv")
-    lines = (tmp_path / "all.csv").read_text()
-    assert all(text in lines for text in ("0.png,,identical", "8.png,,identical", "cannot be read", "notes.txt"))
-    assert "largest scores" not in str(report)
-
-
 @pytest.mark.filterwarnings("ignore:The folders or labels")
 def test_the_labels_of_a_wrapped_folder_are_not_taken_for_pictures(tmp_path: Path) -> None:
     """Scores had no look, and all images of a class were identical."""

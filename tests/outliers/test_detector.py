@@ -134,26 +134,6 @@ def test_images_behind_many_broken_ones_in_a_part_have_their_scores(of_photograp
     assert_same_scores(torch.from_numpy(part["score"][110:]), of_photographs.search(photographs(good)).scores)
 
 
-def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):
-    images = DIGITS[800:870]
-    report = find_outliers(images, classifier(), DIGITS[:800])
-    torch.testing.assert_close(fitted.score(images), report.scores, rtol=1e-6, atol=1e-6)
-    alone = torch.cat([fitted.score(image[None]) for image in images])
-    assert_same_scores(alone, report.scores)
-    assert torch.equal(fitted.search(images, batch_size=7).p_values, report.p_values)
-
-
-def test_a_model_without_a_head_is_compared_by_the_pooled_maps_of_its_last_convolution(tmp_path):
-    model = classifier()[:5]
-    detector = OutlierDetector(model).fit(DIGITS[:400])
-    detector.save(tmp_path / "detector.pt")
-    images = DIGITS[400:450]
-    report = detector.search(images)
-    torch.testing.assert_close(OutlierDetector.load(tmp_path / "detector.pt", model).score(images), report.scores)
-    assert "pooled maps of '4'" in str(report)
-    assert report.content_scores.isfinite().all()
-
-
 def test_a_model_without_features_is_scored_by_the_look_alone():
     """Its output is that of no linear layer, and there is no convolution."""
     with pytest.warns(UserWarning, match="no content scores"):

@@ -41,18 +41,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(ours=ours, trainer=trainer, folder=folder)
 
 
-def test_a_run_resumed_at_the_end_of_an_epoch_is_the_same(whole: SimpleNamespace) -> None:
-    second = watcher()
-    resumed = fit([second], whole.folder / "epoch=2.ckpt", max_epochs=7)
-    assert plain(second.history) == plain(whole.ours.history)
-    assert same(weights(resumed), weights(whole.trainer))
-    saved = torch.load(whole.folder / "epoch=6.ckpt", weights_only=True)
-    assert list(saved["state_dict"]) == list(module().state_dict())
-    for name in second.history[-1]["metrics"].keys() - {"seconds"}:
-        key = f"anomaly_filters/{name}".replace("/layer/", "_layers/")
-        assert resumed.callback_metrics[key] == whole.trainer.callback_metrics[key]
-
-
 class Validations(Callback):
     def __init__(self) -> None:
         self.steps: list[int] = []

@@ -1,7 +1,5 @@
 """Ways to run a Trainer: validation intervals, several loaders, precisions, other callbacks and copies of ours."""
 
-import copy
-import pickle
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Stochast
 from reports import facts
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import SmallNet, fit, hook_count, images, loader, plain, quiet_trainer, watcher
+from trainers import SmallNet, fit, hook_count, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import (
     AnomalyEarlyStopping,
@@ -153,13 +151,6 @@ def test_weight_averaging_before_or_after_ours_gives_the_same_report(tmp_path: A
     assert plain(first.history) == plain(last.history)
     assert facts(first.report) == facts(last.report)
     assert plain(first.history) != plain(run(watcher()).history)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Any, copied: Any) -> None:
-    compared = MemorizationCallback(images(40), images(40, seed=1))
-    fit(tmp_path, compared, max_epochs=1, limit_train_batches=1)
-    assert copied(compared).state_key == compared.state_key == "MemorizationCallback[memorization]"
 
 
 @pytest.mark.parametrize(

@@ -139,23 +139,6 @@ def test_random_transforms_draw_the_same_numbers(tmp_path: Any, workers: int) ->
     np.testing.assert_equal(watched, fit())
 
 
-class Half(FrozenNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 20:  # the loaders' batches are smaller
-            super().forward(x)
-            torch.rand(1)
-            raise RuntimeError("half way")
-        return super().forward(x)
-
-
-def test_a_failing_forward_pass_does_not_change_training(tmp_path: Any) -> None:
-    bare = train(tmp_path, Half)
-    with pytest.warns(UserWarning, match="half way"):
-        watched = train(tmp_path, Half, MAKE["compared"]())
-    np.testing.assert_equal(watched, bare)
-    assert {look["hooks"] for look in watched[:-1]} == {0}
-
-
 def test_no_hooks_remain_after_an_exception_in_a_validation_step(tmp_path: Any) -> None:
     class Breaks(SmallNet):
         steps = 0
