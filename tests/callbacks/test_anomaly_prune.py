@@ -6,12 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from acting import GeluNet, fit, probe_loader, pruner, training_loader
+from acting import GeluNet, fit, probe_loader, pruner
 from functional import same
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from trainers import hook_count, quiet_trainer, watcher
+from trainers import hook_count, loader, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
 
@@ -149,7 +149,7 @@ def test_a_run_says_what_it_has_masked_or_that_it_ended_before(tmp_path: Path, c
 def test_impossible_configurations_are_reported_in_setup(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, AnomalyPruneCallback(at_epoch=1))
     with pytest.raises(MisconfigurationException, match=r"AnomalyFilterCallback .* Found none"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
+        trainer.fit(GeluNet(), loader(), probe_loader())
     trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
     prune = pruner()
     trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy(), world_size=1, global_step=0)

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from functional import SEED
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from trainers import SmallNet, images, quiet_trainer, watcher
+from torch.utils.data import DataLoader
+from trainers import SmallNet, damaged, loader, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
 
-PROBE = images(60, seed=1)
-PROBE[[3, 20, 41]] *= 20  # over-exposed: outliers of nearly every filter
+PROBE = damaged()
+
+
+def probe_loader() -> DataLoader[Any]:
+    return loader(60, seed=1, batch_size=30, make=damaged)
 
 
 class GeluNet(SmallNet):
@@ -63,14 +66,6 @@ class ManualNet(GeluNet):
         return [torch.optim.Adam(convolutions, lr=0.01), torch.optim.SGD(rest, lr=0.1, momentum=0.9)]
 
 
-def training_loader() -> DataLoader[Any]:
-    return DataLoader(TensorDataset(images(60), torch.arange(60) % 3), batch_size=20)
-
-
-def probe_loader() -> DataLoader[Any]:
-    return DataLoader(TensorDataset(PROBE, torch.arange(60) % 3), batch_size=30)
-
-
 def pruner(at_epoch: Any = 1, **options: Any) -> AnomalyPruneCallback:
     return AnomalyPruneCallback(at_epoch, **{"min_votes": 1, "last_reports": 1, **options})
 
@@ -79,7 +74,7 @@ def fit(folder: Path, model: Any, *callbacks: Any, ckpt_path: Any = None, **opti
     """Fit with damaged validation images, and with a watcher unless one of the callbacks is one."""
     watching = [] if any(isinstance(callback, AnomalyFilterCallback) for callback in callbacks) else [watcher()]
     trainer = quiet_trainer(folder, *watching, *callbacks, **{"num_sanity_val_steps": 0, **options})
-    trainer.fit(model, training_loader(), probe_loader(), ckpt_path=ckpt_path)
+    trainer.fit(model, loader(), probe_loader(), ckpt_path=ckpt_path)
     return trainer
 
 

@@ -1,5 +1,6 @@
-"""A small network, loaders of fixed images, and Trainers without output."""
+"""A small network, loaders of fixed images, and Trainers without output, in either of Lightning's package trees."""
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -19,22 +20,35 @@ def images(samples: int = 60, channels: int = 1, side: int = 8, seed: int = 0) -
     return torch.rand(samples, channels, side, side, generator=generator)
 
 
-def loader(samples: int = 60, seed: int = 0, shuffle: bool = False, batch_size: int = 20) -> DataLoader[Any]:
-    dataset = TensorDataset(images(samples, seed=seed), torch.arange(samples) % 3)
+def damaged(samples: int = 60, seed: int = 1) -> Tensor:
+    """Images of which three are over-exposed: outliers of nearly every filter."""
+    found = images(samples, seed=seed)
+    found[[3, 20, 41]] *= 20
+    return found
+
+
+def loader(
+    samples: int = 60, seed: int = 0, shuffle: bool = False, batch_size: int = 20, make: Any = images
+) -> DataLoader[Any]:
+    dataset = TensorDataset(make(samples, seed=seed), torch.arange(samples) % 3)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
 
 
-class SmallNet(pl.LightningModule):
-    """Two convolutions, BatchNorm and dropout; logs `train_loss` and `val_loss`."""
+class Steps:
+    """Two convolutions, BatchNorm and dropout; logs `train_loss`, by default of an epoch, and `val_loss`."""
 
-    def __init__(self) -> None:
+    each_step = False  # whether the training loss is that of each step
+
+    def __init__(self, lr: float = 0.1, drop: float = 0.3, norm: bool = True) -> None:
         super().__init__()
+        self.lr = lr
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
-            self.norm = nn.BatchNorm2d(4)
+            # In two processes, DDP exchanges the buffers of a BatchNorm in every step, so that they wait.
+            self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
             self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
-            self.drop = nn.Dropout(0.3)
+            self.drop = nn.Dropout(drop)
             self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +61,7 @@ class SmallNet(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, on_step=self.each_step, on_epoch=not self.each_step)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -57,7 +71,17 @@ class SmallNet(pl.LightningModule):
         self.log("test_loss", self.loss(batch))
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+
+class SmallNet(Steps, pl.LightningModule):
+    """That of `lightning.pytorch`."""
+
+
+def resumable(tree: str = "lightning.pytorch", lr: float = 0.05) -> Any:
+    """Make a network whose runs can be resumed exactly: without dropout, and without a loss of a whole epoch."""
+    kind = type("SmallNet", (Steps, importlib.import_module(tree).LightningModule), {"each_step": True})
+    return kind(lr, drop=0.0)
 
 
 def watcher(**options: Any) -> AnomalyFilterCallback:
@@ -68,7 +92,7 @@ def watcher(**options: Any) -> AnomalyFilterCallback:
     return AnomalyFilterCallback(**given, settings=settings)
 
 
-def quiet_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
+def quiet_trainer(folder: Path | None, *callbacks: Any, tree: str = "lightning.pytorch", **options: Any) -> Any:
     defaults: dict[str, Any] = {
         "default_root_dir": folder,
         "accelerator": "cpu",
@@ -80,11 +104,11 @@ def quiet_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
-    return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
+    return importlib.import_module(tree).Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
 
 def fit(
-    folder: Path,
+    folder: Path | None,
     *callbacks: Any,
     module: Any = None,
     train: Any = None,

@@ -16,10 +16,9 @@ import lightning.pytorch as pl
 import torch
 from forked import LIMIT, Outcome, main
 from lightning.pytorch.strategies import DDPStrategy
-from network import images
-from small import Small, loader, quiet
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import SumMetric
+from trainers import SmallNet, damaged, images, loader, quiet_trainer
 
 from lightning_anomaly import (
     AnalysisSettings,
@@ -90,9 +89,9 @@ class Foreign(pl.Callback):
     """A foreign callback."""
 
 
-class Logging(Small):
+class Logging(SmallNet):
     def __init__(self) -> None:
-        super().__init__(norm=False)
+        super().__init__(norm=False, drop=0.0)
         self.ranks = SumMetric()
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -109,9 +108,9 @@ class Logging(Small):
         self.log("val_rank", float(self.trainer.global_rank), sync_dist=True)
 
 
-class Silent(Small):
+class Silent(SmallNet):
     def __init__(self) -> None:
-        super().__init__(norm=False)
+        super().__init__(norm=False, drop=0.0)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self(batch[0])
@@ -120,7 +119,7 @@ class Silent(Small):
 def ours(prunes: bool = True) -> list[Any]:
     """Our callbacks; without `prunes` they do not change the weights."""
     prune = [AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1)] if prunes else []
-    compared = MemorizationCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
+    compared = MemorizationCallback(*images(SAMPLES).split(SAMPLES // 2))
     settings = AnalysisSettings(n_init=2)
     return [AnomalyFilterCallback(probe_size=SAMPLES, settings=settings), compared, *prune, MemorizationEarlyStopping()]
 
@@ -138,14 +137,17 @@ def run(
     ledger.talks, ledger.wrong = 0, []
     foreign = talking(Foreign, where)
     model = talking(module, where)()
-    val = loader(SAMPLES, batch_size=SAMPLES // 2) if val is None else val
+    val = loader(SAMPLES, batch_size=SAMPLES // 2, make=damaged) if val is None else val
     with TemporaryDirectory() as folder:
-        trainer = quiet(
+        trainer = quiet_trainer(
+            None,
+            foreign(),
+            *callbacks,
+            foreign(),
+            pl.callbacks.ModelCheckpoint(folder),
             devices=2,
             strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)),
-            callbacks=[foreign(), *callbacks, foreign(), pl.callbacks.ModelCheckpoint(folder)],
-            enable_checkpointing=True,
-            **{"num_sanity_val_steps": 1, "log_every_n_steps": 1, "max_epochs": 2, **options},
+            **{"num_sanity_val_steps": 1, **options},
         )
         trainer.fit(model, loader(8, batch_size=4), val, ckpt_path=ckpt_path)
         if ckpt_path is None:
@@ -185,7 +187,7 @@ class Shard(IterableDataset[Any]):
         self.rank = rank
 
     def __iter__(self) -> Any:
-        return iter(images(SAMPLES) if self.rank == 0 else [])
+        return iter(loader(SAMPLES).dataset if self.rank == 0 else [])
 
 
 def epochs_only(name: str) -> bool:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from forked import LIMIT, Outcome, main
 from lightning.pytorch.strategies import DDPStrategy
-from network import images
 from reports import facts
-from small import loader, module, quiet
+from trainers import SmallNet, damaged, images, loader, quiet_trainer
 
 from lightning_anomaly import AnomalyFilterCallback, MemorizationCallback, MemorizationEarlyStopping
 from lightning_anomaly.callbacks import memorization
@@ -26,8 +25,9 @@ def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
     The weights do not change, and there is no BatchNorm, whose statistics would depend on the batches.
     """
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)) if world > 1 else "auto"
-    fitter = quiet(devices=world, strategy=strategy, callbacks=[*callbacks], **options)
-    fitter.fit(module(norm=False, lr=0.0), loader(103, batch_size=13, shuffle=True), loader(95))
+    fitter = quiet_trainer(None, *callbacks, devices=world, strategy=strategy, num_sanity_val_steps=0, **options)
+    train, val = loader(103, batch_size=13, shuffle=True, make=damaged), loader(95, batch_size=16, make=damaged)
+    fitter.fit(SmallNet(lr=0.0, norm=False), train, val)
     metrics = {key: value.item() for key, value in fitter.callback_metrics.items() if "/" in key}
     return {"epochs": fitter.current_epoch, "metrics": metrics}
 
@@ -51,7 +51,7 @@ def output_stops(rank: int, world: int) -> Outcome:
         return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * factor)
 
     memorization.compare_outputs = knows_later
-    inputs, stopping = images(96).tensors[0], MemorizationEarlyStopping()
+    inputs, stopping = images(96), MemorizationEarlyStopping()
     seen = fit(world, MemorizationCallback(inputs[:40] + 0.3, inputs[40:]), stopping, max_epochs=9)
     return {**seen, "reason": stopping.stopping_reason_message}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from network import images, network
+from trainers import SmallNet, images
 
 from lightning_anomaly import analyze, two_sample_test
 
@@ -27,9 +27,9 @@ Scenario = Callable[[int, int], Outcome]
 def main(functions: Mapping[str, Scenario], **worlds: Sequence[int]) -> None:
     """Run the scenarios on the command line, which follow a folder."""
     torch.set_num_threads(1)
-    inputs = images(56).tensors[0]  # to load compiled code before the processes are forked
-    two_sample_test(network(), inputs, inputs)
-    analyze(network(), inputs)
+    inputs, model = images(56), SmallNet()  # to load compiled code before the processes are forked
+    two_sample_test(model, inputs, inputs)
+    analyze(model, inputs)
     folder, *names = sys.argv[1:]
     run_scenarios(functions, folder, *names, **worlds)
 

@@ -17,9 +17,7 @@ import torch
 from datasets import NEEDS_FORK
 from functional import same
 from lightning.pytorch import LightningDataModule
-from network import images
-from small import Small, loader, module, quiet
-from trainers import plain
+from trainers import SmallNet, damaged, images, loader, plain, quiet_trainer, resumable
 
 from lightning_anomaly import (
     AnalysisSettings,
@@ -32,7 +30,7 @@ from lightning_anomaly import (
 CLASS_PATH = "lightning_anomaly.AnomalyFilterCallback"
 # A value for each argument, none of them its default.
 GIVEN: dict[str, Any] = {
-    "layers": ["net.0", "net.2"],
+    "layers": ["conv1", "conv2"],
     "probe_size": 77,
     "every_n_validations": 2,
     "log_key_prefix": "mine",
@@ -55,7 +53,7 @@ ALL: dict[str, dict[str, Any]] = {
     "AnomalyPruneCallback": {"at_epoch": 3, "min_votes": 1, "max_fraction": 0.3, "on_error": "raise"},
     "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "on_error": "raise"},
     "MemorizationEarlyStopping": {"threshold": 0.3, "verbose": False, "confirm": "val/ce", "on_error": "raise"},
-    "MemorizationCallback": {"sample_size": 256, "every_n_validations": 2, "logits_from": "net", "on_error": "raise"},
+    "MemorizationCallback": {"sample_size": 256, "every_n_validations": 2, "logits_from": "head", "on_error": "raise"},
 }
 
 
@@ -63,7 +61,7 @@ ALL: dict[str, dict[str, Any]] = {
 def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path) -> None:
     """Checkpoints of one tree are ordinary ones for the other; callbacks are pickled, as for spawned processes."""
     pytest.importorskip("pytorch_lightning")
-    inputs = images(96).tensors[0]
+    inputs, data = images(96), loader(96, batch_size=16, make=damaged)
 
     def fit(tree: str, name: str, ckpt_path: Path | None = None) -> tuple[Any, list[Any]]:
         compared = MemorizationCallback(inputs[:48], inputs[48:])
@@ -73,9 +71,9 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
         theirs, loggers = (importlib.import_module(f"{tree}.{part}") for part in ("callbacks", "loggers"))
         keep = theirs.ModelCheckpoint(tmp_path / name, "{epoch}", monitor="anomaly_filters/count", save_top_k=-1)
         logger = loggers.CSVLogger(tmp_path, name="csv", version=name)
-        options = {"logger": logger, "log_every_n_steps": 1, "enable_checkpointing": True, "max_epochs": 4}
-        trainer = quiet(tree, callbacks=[*ours, keep], **options)
-        trainer.fit(module(tree, lr=0.005), loader(), loader(), ckpt_path=ckpt_path)
+        options = {"logger": logger, "enable_checkpointing": True, "max_epochs": 4, "num_sanity_val_steps": 0}
+        trainer = quiet_trainer(tmp_path, *ours, keep, tree=tree, **options)
+        trainer.fit(resumable(tree, lr=0.005), data, data, ckpt_path=ckpt_path)
         assert trainer.current_epoch == 4
         assert trainer.callback_metrics["anomaly_filters/count"] == ours[3].report.count > 0
         columns = set((tmp_path / "csv" / name / "metrics.csv").read_text().splitlines()[0].split(","))
@@ -91,8 +89,8 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
 
     stopping = importlib.import_module("pytorch_lightning.callbacks").EarlyStopping
     callbacks = [AnomalyFilterCallback(probe_size=90), stopping("anomaly_filters/rise", mode="max", patience=2)]
-    stopped = quiet("pytorch_lightning", callbacks=callbacks, max_epochs=9)
-    stopped.fit(module("pytorch_lightning", lr=0.005), loader(), loader())
+    stopped = quiet_trainer(tmp_path, *callbacks, tree="pytorch_lightning", max_epochs=9)
+    stopped.fit(resumable("pytorch_lightning", lr=0.005), data, data)
     assert stopped.current_epoch == 3
 
 
@@ -128,10 +126,10 @@ def test_an_import_does_not_change_the_logger_of_either_tree() -> None:
 
 class Data(LightningDataModule):
     def train_dataloader(self) -> Any:
-        return loader()
+        return loader(96)
 
     def val_dataloader(self) -> Any:
-        return loader()
+        return loader(96)
 
 
 @pytest.fixture
@@ -146,7 +144,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
         with torch.random.fork_rng(devices=[]), contextlib.suppress(SystemExit):
-            return LightningCLI(Small, Data, save_config_callback=None, run="fit" in arguments).trainer
+            return LightningCLI(SmallNet, Data, save_config_callback=None, run="fit" in arguments).trainer
         return capsys.readouterr().out
 
     return run

@@ -6,39 +6,28 @@ from typing import Any
 
 import pytest
 import torch
+import trainers
 from functional import same
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from network import images
-from small import loader, module, quiet
 from torch.utils.data import ConcatDataset, DataLoader
-from trainers import plain
+from trainers import damaged, loader, plain, resumable, watcher
 
-from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback, MemorizationCallback
-
-
-def watcher(**options: Any) -> AnomalyFilterCallback:
-    return AnomalyFilterCallback(**{"probe_size": 90, "log_figures": False, **options})
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, MemorizationCallback
 
 
 def fit(callbacks: list[Any], ckpt_path: Path | None = None, **options: Any) -> Any:
-    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    trainer = quiet(callbacks=callbacks, enable_checkpointing=saves, **options)
     # Six times the same batch, because a resumed Lightning restarts the data of an epoch.
-    train = DataLoader(ConcatDataset([images(16)] * 6), batch_size=16)
-    trainer.fit(module(), train, loader(), ckpt_path=None if ckpt_path is None else str(ckpt_path))
-    return trainer
-
-
-def weights(trainer: Any) -> dict[str, Any]:
-    return trainer.lightning_module.state_dict()
+    train = DataLoader(ConcatDataset([loader(16).dataset] * 6), batch_size=16)
+    options |= {"train": train, "val": loader(96, batch_size=16, make=damaged), "num_sanity_val_steps": 0}
+    return trainers.fit(None, *callbacks, module=resumable(), ckpt_path=ckpt_path, **options)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder, ours = tmp_path_factory.mktemp("whole"), watcher()
-    trainer = fit([ours, ModelCheckpoint(folder, "{epoch}", save_top_k=-1)], max_epochs=7)
-    assert len({entry["metrics"]["fraction"] for entry in ours.history}) > 1
-    return SimpleNamespace(ours=ours, trainer=trainer, folder=folder)
+    fit([ours, ModelCheckpoint(folder, "{epoch}", save_top_k=-1)], max_epochs=4)
+    assert len({entry["metrics"]["sparsity"] for entry in ours.history}) > 1
+    return SimpleNamespace(ours=ours, folder=folder)
 
 
 class Validations(Callback):
@@ -72,39 +61,39 @@ def test_a_run_resumed_within_an_epoch_is_the_same(halves: SimpleNamespace, save
     assert [entry["step"] for entry in second.history if entry["step"] > steps] == validations.steps
     assert not {*missing} & {*validations.steps}
     assert plain(second.history) == [entry for entry in plain(halves.ours.history) if entry["step"] not in missing]
-    assert same(weights(resumed), weights(halves.trainer))
+    assert same(*(trainer.lightning_module.state_dict() for trainer in (resumed, halves.trainer)))
 
 
 def test_a_resumed_run_may_add_callbacks_and_change_their_order(whole: SimpleNamespace, tmp_path: Path) -> None:
-    new, old = watcher(log_key_prefix="new", layers=["net.0"]), watcher()
+    new, old = watcher(log_key_prefix="new", layers=["conv1"]), watcher()
     trainer = fit([new, old], whole.folder / "epoch=1.ckpt", max_epochs=3)
-    assert {"anomaly_filters/count", "new/count", "new_layers/net.0"} <= set(trainer.callback_metrics)
+    assert {"anomaly_filters/count", "new/count", "new_layers/conv1"} <= set(trainer.callback_metrics)
     assert plain(old.history) == plain(whole.ours.history)[:3]
     assert [entry["epoch"] for entry in new.history] == [2]
     trainer.save_checkpoint(tmp_path / "both.ckpt")
-    old, new = watcher(), watcher(log_key_prefix="new", layers=["net.0"])  # in another order
+    old, new = watcher(), watcher(log_key_prefix="new", layers=["conv1"])  # in another order
     fit([old, new], tmp_path / "both.ckpt", max_epochs=4)
     assert plain(old.history) == plain(whole.ours.history)[:4]
     assert [entry["epoch"] for entry in new.history] == [2, 3]
 
 
 def test_new_layers_are_logged_from_the_first_validation_of_a_resumed_run(tmp_path: Path) -> None:
-    fit([watcher(layers=["net.0"], every_n_validations=2), ModelCheckpoint(tmp_path, save_last=True)], max_epochs=1)
-    ours = watcher(layers=["net.2"], every_n_validations=2)
-    reader = EarlyStopping("anomaly_filters_layers/net.2", patience=9)  # fails where its key is missing
+    fit([watcher(layers=["conv1"], every_n_validations=2), ModelCheckpoint(tmp_path, save_last=True)], max_epochs=1)
+    ours = watcher(layers=["conv2"], every_n_validations=2)
+    reader = EarlyStopping("anomaly_filters_layers/conv2", patience=9)  # fails where its key is missing
     fit([ours, reader], tmp_path / "last.ckpt", max_epochs=3)
     assert [entry["analyzed"] for entry in ours.history] == [True, False, True]
-    assert "layer/net.0" not in ours.history[1]["metrics"]
+    assert "layer/conv1" not in ours.history[1]["metrics"]
 
 
 def test_early_stopping_continues_to_count(tmp_path: Path) -> None:
     """The first validation after a resume repeats the last values; 0 would be an improvement."""
 
     def callbacks() -> list[Any]:
-        return [watcher(every_n_validations=2), EarlyStopping("anomaly_filters/dead", mode="min", patience=3)]
+        return [watcher(every_n_validations=2), EarlyStopping("anomaly_filters/count", mode="min", patience=3)]
 
     unbroken = fit(callbacks(), max_epochs=20)
-    assert unbroken.callback_metrics["anomaly_filters/dead"] > 0
+    assert unbroken.callback_metrics["anomaly_filters/count"] > 0
     keep = ModelCheckpoint(tmp_path)
     fit([*callbacks(), keep], max_epochs=3)
     resumed = fit(callbacks(), Path(keep.best_model_path), max_epochs=20)
