@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import SmallNet, fit, images
@@ -55,16 +55,6 @@ def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path
     assert resumed.report.label_doubts == report.label_doubts
     assert report.pictures.shape == (64, 8, 8, 1)
     assert "labels" not in str(two_sample_test(trainer.lightning_module, images(60), images(60, seed=1)))
-
-
-def test_without_labels_nothing_is_in_doubt(tmp_path: Path) -> None:
-    compared = MemorizationCallback(TensorDataset(images(60)), images(60, seed=1))
-    monitor = EarlyStopping("memorization/labels_in_doubt", patience=9)
-    trainer = fit(tmp_path, compared, monitor, max_epochs=2)
-    assert compared.report.label_doubts == {}
-    assert compared.report.labels_in_doubt is None
-    assert trainer.callback_metrics["memorization/labels_in_doubt"] == 0  # as it is monitored
-    assert "labels_in_doubt" not in compared.history[-1]["metrics"]
 
 
 class Renamed(TensorDataset):

@@ -8,14 +8,11 @@ import torchvision
 from functional import Net
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from trainers import images
 
 from lightning_anomaly.network.features import FeatureLayer, SampleCapture
 from lightning_anomaly.network.layer_maps import MapCapture, hooked
 from lightning_anomaly.scores.pixels import describe_pixels, pixel_statistics
-
-
-def images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def features(net: Net, x: Tensor) -> Tensor:
@@ -39,7 +36,7 @@ def classifier() -> Net:
 
 @pytest.mark.parametrize("taken", [10, 7])
 def test_pixels_are_those_of_the_first_layer_and_logits_those_of_the_last(taken):
-    model, x = classifier(), images(10, 3, 8, 8)
+    model, x = classifier(), images(10, 3)
     capture = MapCapture({"conv": model.conv}, limit=taken, samples=SampleCapture(model, describe=describe_pixels))
     with torch.no_grad():
         for batch in x.split(4):
@@ -120,7 +117,7 @@ HEADS: dict[str, tuple[Any, FeatureLayer]] = {
 def test_the_head_is_the_layer_whose_output_the_model_returns(name):
     model, head = HEADS[name]
     large = name in ("SqueezeNet", "MobileNet")
-    x = images(5, 3, 64, 64) if large else images(5, 1, 8, 8)
+    x = images(5, 3, 64) if large else images(5)
     capture = SampleCapture(model.eval())
     call = getattr(model, "validation_step", None) or model
     for batch in (x[:3], x[3:]):

@@ -54,12 +54,3 @@ def test_a_shared_layer_is_selected_once_and_by_any_of_its_names():
     for name in ("b.none", "b.none.0", "b.d", "b.c.1"):
         with pytest.raises(ValueError, match=r"`layers`.*are \['a\.0'\]"):
             select_layers(model, [name])
-
-
-def test_other_layers_and_models_are_refused():
-    for layers, error in (("0", TypeError), ([], ValueError), (["0", "x"], ValueError)):
-        with pytest.raises(error, match=r"`layers`.*Found"):
-            select_layers(network(), layers)
-    for model in ("model.ckpt", nn.Conv2d, {}):
-        with pytest.raises(TypeError, match="`model`"):
-            modules_by_name(model)

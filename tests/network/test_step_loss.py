@@ -296,8 +296,12 @@ def test_labels_that_no_tensor_tells_are_unknown(
 
 
 def test_what_a_step_prepares_is_kept_and_a_conversion_is_no_preparation() -> None:
+    def reshaped(x: Tensor) -> Tensor:
+        return x.to(memory_format=torch.channels_last).unsqueeze(0).flatten(0, 1)
+
     x = images(60)
-    for change, prepares in ((lambda x: (x - 0.5) * 8, True), (lambda x: x.bfloat16().float(), False)):
+    changes = [(lambda x: 8 * (x - 0.5), True), (lambda x: x.bfloat16().float(), False), (reshaped, False)]
+    for change, prepares in changes:
         prepared = tell(scored(), lambda n, x, y, change=change: F.cross_entropy(n(change(x)), y), x, CLASSES).prepared
         assert (prepared is not None) == prepares
         if prepares:
