@@ -50,10 +50,6 @@ def test_layers_without_a_map_of_every_sample_are_left_out_with_one_warning_for_
     assert "The same holds for 'unused.1', 'unused.2'" in str(caught[1].message)
 
 
-def test_a_model_without_convolution_gives_an_empty_report_and_one_warning():
-    assert list(notes_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), PROBE)) == ["no layers"]
-
-
 def test_a_model_that_splits_samples_gives_a_note():
     model = nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (-1, 1)), nn.Conv2d(1, 2, 3))
     films = torch.randn(40, 3, 8, 8)

@@ -140,7 +140,8 @@ class TestReport:
         assert usual_score(torch.tensor([torch.inf])) == usual_score(torch.zeros(9)) == 0
         look = torch.tensor([1.25, torch.inf, 0.5, 2, 3], dtype=torch.float64)
         report = replace(report, views={"look": SampleView(look, ("a", "b", "", "d", "e"))})
-        index, _ = contents(filter_browser_text(report, "", None))
+        index, _ = contents(filter_browser_text(report, "", [*"vwxyz"]))
+        assert "".join(row["label"] for row in index["tabs"][0]["rows"]) == "wzyvx"  # by descending score
         assert index["scores"] == [1.25, None, 0.5, 2, 3]
         assert index["ordinary"] == pytest.approx(torch.tensor([1.25, 0.5, 2, 3]).quantile(0.95).item(), rel=1e-3)
         assert index["views"] == [{"view": "look", "ordinary": index["ordinary"], "scores": index["scores"]}]

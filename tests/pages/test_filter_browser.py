@@ -157,24 +157,6 @@ class TestLists:
         assert page.text("[role=status]") == "3 filters"
         assert {row["filter"] for row in page.saved()} == {"5"}
 
-    def test_samples_are_ranked_found_ticked_and_saved_and_arrows_follow_the_ranking(self, report, opened):
-        order = report.by_outlier_score
-        page = opened(report, "#/strangest%20samples", labels=[f"{place}.png" for place in range(400)])
-        names = page.page.locator(".card .tick + .cut").all_inner_texts()
-        assert names == [f"sample {i}" for i in order[: len(names)]]
-        page.page.locator(".card .frame").first.click()
-        page.settle()
-        for place in (1, 2):
-            page.press("ArrowRight")
-            assert page.text("h1") == f"Sample {order[place]}"
-        page.press("x")
-        page.go("#/strangest%20samples")
-        rows = page.saved("Save the lists")
-        assert [(int(row["position"]), row["class"]) for row in rows] == [(i, f"{i}.png") for i in order]
-        assert [int(row["position"]) for row in rows if row["verdict"]] == [order[2]]
-        page.find("99.PNG")
-        assert page.text("[role=status]").startswith("4 images")
-
     def test_a_sample_has_a_bar_for_each_view_and_the_filters_that_react_to_it(self, report, opened):
         stored = contents(filter_browser_text(report, "", None))[0]["reactions"]
         rank, first = next(pair for pair in enumerate(report.by_outlier_score, 1) if stored[pair[1]])

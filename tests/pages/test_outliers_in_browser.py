@@ -85,11 +85,11 @@ class TestPage:
         history = "window.history.length"
         before = page.page.evaluate(history)
         page.press("/")
-        for typed in "9.png":
+        for typed in "9.PNG":
             page.page.keyboard.type(typed)
         page.settle()
         named = [report.names[place] for place in report.top(100, by="look") if "9.png" in report.names[place]]
-        assert page.page.locator("[type=search]").input_value() == "9.png"
+        assert page.page.locator("[type=search]").input_value() == "9.PNG"
         assert cards(page) == named
         assert 2 < len(named) < 60
         assert page.page.evaluate(history) == before

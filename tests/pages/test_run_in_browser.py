@@ -103,6 +103,9 @@ class TestRun:
         run.page.locator("[data-verdict=ticked]").nth(1).check()
         run.go(f"#/sample/{report.by_outlier_score[0]}")
         run.press("x")
+        for key, place in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1)):
+            run.press(key)
+            assert run.text("h1") == f"Sample {report.by_outlier_score[place]}"
         run.go("#/ticked")
         assert run.page.locator(".card").count() == 2
         rows = run.saved("Save the lists")
