@@ -83,3 +83,13 @@ def test_a_second_fit_begins_anew_and_a_resumed_one_goes_on_with_the_same_images
     fit_lit(tmp_path, resumed, train=train, ckpt_path=tmp_path / "first.ckpt", max_epochs=8)
     for callback in (compared, resumed):
         assert sorted([*callback.report.label_doubts][:4]) == others
+
+
+def test_labels_of_a_subset_are_those_of_its_positions(tmp_path: Path) -> None:
+    data = torch.utils.data.Subset(lit(120, 0, WRONG), range(30, 120))
+    compared = MemorizationCallback(sample_size=80)
+    fit_lit(tmp_path, compared, train=data, max_epochs=4)
+    found = [*compared.report.label_doubts]
+    assert len(found) == 80
+    expected = {10, 47, 71} & {*found}
+    assert {*found[: len(expected)]} == expected
