@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 from trainers import SmallNet, fit, hook_count, images, loader, said
 
 from lightning_anomaly import MemorizationCallback
@@ -29,6 +29,13 @@ class Program(SmallNet):
 
     def truth(self, x: Tensor) -> Tensor:
         return self(x).softmax(1)
+
+
+class Mapped(Program):
+    width = 2
+
+    def loss(self, batch: Any) -> Tensor:
+        return functional.cross_entropy(input=self(batch[0]), target=(batch[1] > 1).long())
 
 
 class OneLogit(Program):
@@ -55,6 +62,17 @@ class Captcha(Program):
         return self(x).softmax(2).movedim(2, 1)
 
 
+class Probabilities(Program):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+    def loss(self, batch: Any) -> Tensor:
+        return functional.nll_loss(self(batch[0]).log(), batch[1])
+
+    def truth(self, x: Tensor) -> Tensor:
+        return self(x)
+
+
 class Compiled(Program):
     def __init__(self) -> None:
         super().__init__()
@@ -79,13 +97,27 @@ class Student(Program):
         return self.networks["student"](x).softmax(1)
 
 
+class Nested(Program):
+    def forward(self, x: Tensor) -> Any:
+        scores = super().forward(x)
+        return {"features": scores * 2, "scores": [scores]}
+
+    def loss(self, batch: Any) -> Tensor:
+        return functional.cross_entropy(self(batch[0])["scores"][0], batch[1])
+
+    def truth(self, x: Tensor) -> Tensor:
+        return self(x)["scores"][0].softmax(1)
+
+
 class OnlyInTraining(Program):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_accuracy", (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
 
 @pytest.mark.filterwarnings(FEW)
-@pytest.mark.parametrize("program", [OneLogit, Compiled, Student, OnlyInTraining, Captcha])
+@pytest.mark.parametrize(
+    "program", [Mapped, OneLogit, Probabilities, Compiled, Student, Nested, OnlyInTraining, Captcha]
+)
 def test_errors_and_labels_are_those_of_the_loss(tmp_path: Path, program: type[Program], recwarn: Any) -> None:
     compared = MemorizationCallback()
     model: Any = fit(tmp_path, compared, module=program(), max_epochs=1).lightning_module
@@ -97,8 +129,9 @@ def test_errors_and_labels_are_those_of_the_loss(tmp_path: Path, program: type[P
     unjudged = ["The training labels are not judged: " in text for text in said(recwarn)]
     assert unjudged.count(True) == (program is Captcha)
     assert len(report.label_doubts) == 80 * (program is not Captcha)
+    binary = program in (Mapped, OneLogit)
     for doubt in report.doubts:
-        assert doubt.label == str(int(doubt.position % 3 > 1) if program is OneLogit else doubt.position % 3)
+        assert doubt.label == str(int(doubt.position % 3 > 1) if binary else doubt.position % 3)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +140,26 @@ def test_errors_and_labels_are_those_of_the_loss(tmp_path: Path, program: type[P
 )
 def test_the_loss_tells_in_every_kind_of_run(tmp_path: Path, options: Any) -> None:
     compared = MemorizationCallback()
-    fit(tmp_path, compared, module=Program(), max_epochs=1, **options)
+    fit(tmp_path, compared, module=Captcha3(), max_epochs=1, **options)
     assert compared.report.compares_output
     assert len(compared.report.label_doubts) == 80
+
+
+class Captcha3(Program):
+    """Its classes are on the last of three axes, one of which has one place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, None]
+
+    def loss(self, batch: Any) -> Tensor:
+        return functional.cross_entropy(self(batch[0])[:, 0], batch[1])
+
+
+class Age(Program):
+    width = 1
+
+    def loss(self, batch: Any) -> Tensor:
+        return functional.mse_loss(self(batch["image"])[:, 0], batch["age"])
 
 
 class SeveralTasks(Program):
@@ -125,14 +175,44 @@ class SeveralTasks(Program):
         return self(x)["two"]
 
 
-@pytest.mark.filterwarnings(FEW)
-def test_a_user_may_name_one_of_several_tasks(tmp_path: Path) -> None:
-    compared = MemorizationCallback(logits_from="second")
-    model: Any = fit(tmp_path, compared, module=SeveralTasks(), max_epochs=1).lightning_module
+class OwnKernel(Program):
+    def loss(self, batch: Any) -> Tensor:
+        return (self(batch[0]) - batch[1][:, None]).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (Age, "mse_loss, compares numbers"),
+        (SeveralTasks, r"several losses of classes.*\(20, 3\), a tensor \(20, 2\).*`logits_from`"),
+        (OwnKernel, "no loss of classes was seen.*`logits_from`"),
+    ],
+)
+def test_where_no_loss_tells_nothing_is_compared_and_one_line_says_why(
+    tmp_path: Path, program: Any, reason: str
+) -> None:
+    data = [{"image": x, "age": torch.rand(()), "sex": y % 2} for x, y in loader().dataset]
+    loaders = {"train": DataLoader(data, 20), "val": DataLoader(data, 20)} if program is Age else {}
+    compared = MemorizationCallback()
+    with pytest.warns(UserWarning, match=f"The output is not compared: .*{reason}") as caught:
+        trainer = fit(tmp_path, compared, module=program(), **loaders)
+    assert len(said(caught)) == 1
+    assert not any(key.startswith("memorization") for key in trainer.callback_metrics)
+    assert [entry["metrics"] for entry in compared.history] == [{}, {}]
+    assert compared.report.label_doubts == {}
+
+
+@pytest.mark.filterwarnings(FEW, "ignore:.*training labels are not judged")
+@pytest.mark.parametrize(("name", "labels"), [("second", 2), ("forward", 0)])
+def test_a_user_may_name_what_returns_logits(tmp_path: Path, name: str, labels: int) -> None:
+    """Of several tasks the one that is named, with its labels; what no loss tells has none."""
+    module = SeveralTasks() if labels else OwnKernel()
+    compared = MemorizationCallback(logits_from=name)
+    model: Any = fit(tmp_path, compared, module=module, max_epochs=1).lightning_module
     with torch.no_grad():
-        wrong = 1 - model.eval().second(images(60, seed=1)).softmax(1).amax(1)
-    torch.testing.assert_close(compared.report.val_errors, wrong)
-    assert {doubt.label for doubt in compared.report.doubts} == {"0", "1"}
+        scores = model.eval()(images(60, seed=1)) if not labels else model.eval().second(images(60, seed=1))
+    torch.testing.assert_close(compared.report.val_errors, 1 - scores.softmax(1).amax(1))
+    assert len({doubt.label for doubt in compared.report.doubts}) == labels
 
 
 @pytest.mark.filterwarnings(FEW)
@@ -152,8 +232,27 @@ class Stream(IterableDataset[Any]):
         return iter(loader(60).dataset)
 
 
-def test_advice_is_what_can_help(tmp_path: Path) -> None:
+def several_sizes(samples: list[Any]) -> Any:
+    return [x[:, : 5 + place % 4] for place, (x, _) in enumerate(samples)], default_collate([y for _, y in samples])
+
+
+class Padded(SmallNet):
+    def loss(self, batch: Any) -> Tensor:
+        padded = torch.stack([functional.pad(x, (0, 0, 0, 8 - x.shape[1])) for x in batch[0]])
+        return super().loss([padded, batch[1]])
+
+    def log(self, *args: Any, **options: Any) -> None:
+        """Log as of 20 images, as Lightning cannot tell."""
+        super().log(*args, **{**options, "batch_size": 20})
+
+
+@pytest.mark.parametrize(
+    ("module", "train"),
+    [(SmallNet, DataLoader(Stream(), 20)), (Padded, DataLoader(loader(60).dataset, 20, collate_fn=several_sizes))],
+    ids=["iterable", "several sizes"],
+)
+def test_advice_is_what_can_help(tmp_path: Path, module: Any, train: Any) -> None:
     with pytest.warns(UserWarning, match="Could not compare.*`train_inputs`") as caught:
-        fit(tmp_path, MemorizationCallback(), train=DataLoader(Stream(), 20), max_epochs=1)
+        fit(tmp_path, MemorizationCallback(), module=module(), train=train, max_epochs=1)
     (text,) = said(caught)
     assert "`logits_from`" not in text

@@ -154,9 +154,6 @@ CASES = {
     "captcha": Case(
         CAPTCHA, lambda n, x, y: F.cross_entropy(n(x).permute(0, 2, 1), y[:, None].repeat(1, 4)), by_places, None
     ),
-    "one place": Case(
-        scored(3, lambda scores: scores[:, None]), lambda n, x, y: F.cross_entropy(n(x)[:, 0], y), by_places
-    ),
     "captcha by places": Case(
         CAPTCHA, lambda n, x, y: sum(F.cross_entropy(n(x)[:, place], y) for place in range(4)), by_places, None
     ),

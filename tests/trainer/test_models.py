@@ -1,4 +1,4 @@
-"""Models as users write them: batches of any structure, signals and volumes, and compiled parts."""
+"""Models as users write them: batches of any structure, signals and volumes, compiled parts, torchvision's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torchvision
 from lightning.pytorch.loggers import CSVLogger
 from reports import facts
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader
 from trainers import SmallNet, hook_count, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+
+QUICK = AnalysisSettings(rare_fraction=0.25, max_components=2, n_init=1, max_map_side=2)
 
 
 class Wrapped(pl.LightningModule):
@@ -117,3 +120,25 @@ def test_the_last_figures_are_drawn_when_the_user_interrupts_the_fit(tmp_path: P
         trainer.fit(SmallNet(), loader(), loader())
     drawn = sorted(file.stem for file in (Path(logger.log_dir) / "anomaly_filters/verdicts").iterdir())
     assert drawn == [f"step={step:06d}" for step in (2, 5, 8)]  # the last is the third
+
+
+# Of torchvision's families that call their convolutions in different ways, at 64x64.
+FAMILIES = ["alexnet", "convnext_tiny", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "swin_t"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torchvision_classifiers_are_analyzed_and_unchanged(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None).train()
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    report = analyze(model, images(6, 3, 64), settings=QUICK)
+    convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert list(report.layers) == list(convolutions)
+    assert all(len(report.layers[n].verdicts) == m.out_channels for n, m in convolutions.items())
+    assert report.n_samples == 6
+    assert not any(layer.filters("nonfinite") for layer in report.layers.values())
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.named_buffers())
+    assert hook_count(model) == 0
