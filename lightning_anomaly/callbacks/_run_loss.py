@@ -13,7 +13,7 @@ class RunLoss:
 
     def __init__(self, logits_from: str | None = None) -> None:
         self._logits_from = logits_from
-        self._watch = StepWatch()
+        self._watch: StepWatch | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -21,10 +21,12 @@ class RunLoss:
         self.remove()
         self._told: dict[str, StepLoss | None] = {}  # by the kind of step, "train" or "val"
 
-    def remove(self) -> None:
-        """Watch no longer; a second call does nothing."""
-        self._watch.remove()
-        self._watch = StepWatch()
+    def remove(self) -> StepWatch | None:
+        """Watch no longer, and return what has watched."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.remove()
+        return watch
 
     def watch(self, kind: str, pl_module: Any, batch: Any) -> None:
         """Watch a step until `take` or `remove`, unless one of its kind was watched or need not be."""
@@ -32,31 +34,31 @@ class RunLoss:
         all_told = val is not None and val.scores is not None and val.labels.classes is None
         if kind not in self._told and not (all_told and val is not None and val.form == form_of(batch)):
             self._told[kind] = None
-            self._watch.attach(pl_module, batch)
+            self._watch = StepWatch(pl_module, batch)
+            self._watch.attach()
 
     def take(self, kind: str) -> None:
         """Take what the step has told, if it was watched."""
-        watch = self._watch
-        if watch.attached:
-            self.remove()
+        if (watch := self.remove()) is not None:
             self._told[kind] = tell_loss(watch, self._logits_from)
 
     @property
     def told(self) -> StepLoss:
         """What is known of the output: by the validation step, or else by the training step."""
         told = [step for kind in ("val", "train") if (step := self._told.get(kind)) is not None]
-        known = [step for step in told if step.scores is not None] or told
         nothing = "no step was seen"
-        return known[0] if known else StepLoss(None, StepLabels(problem=nothing), problem=nothing)
+        unknown = StepLoss(None, StepLabels(problem=nothing), problem=nothing)
+        return next((step for step in told if step.scores is not None), told[0] if told else unknown)
 
     def labels(self, kind: str) -> StepLabels:
         """Return where items of a kind have their labels; a step of the other kind tells too if their form is alike."""
         own, other = self._told.get(kind), self._told.get("train" if kind == "val" else "val")
         if own is None or other is None:
             return (own or other or self.told).labels
-        if own.form != other.form or (other.labels.problem and not own.labels.problem):
+        if own.form != other.form or other.labels.problem:
             return own.labels
-        if own.labels.problem or own.labels.classes is None or own.labels.column != other.labels.column:
-            return other.labels if own.labels.problem else own.labels
-        classes = {**(other.labels.classes or {}), **own.labels.classes}
-        return own.labels._replace(classes=classes)
+        if own.labels.problem:
+            return other.labels
+        if own.labels.classes is None or own.labels.column != other.labels.column:
+            return own.labels
+        return own.labels._replace(classes={**(other.labels.classes or {}), **own.labels.classes})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.memorization.confidence import mean_error
+from lightning_anomaly.memorization.comparison import mean_error
 
 WINDOW = 3  # validations whose mean is a level
 # Standard errors that a rise has to exceed. Chance exceeds them in one of 30,000 comparisons. But each validation is

@@ -63,33 +63,30 @@ class ModuleCall(NamedTuple):
 
 
 class StepWatch(TorchFunctionMode):
-    """Sees the calls of losses, activations and modules of one step, from `attach` until `remove`."""
+    """Sees the calls of losses, activations and modules in one step of a model with a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__()
-        self.attached = False
-        self._stack = ExitStack()
-        self.losses, self.activations, self.calls = list[FunctionCall](), list[FunctionCall](), list[ModuleCall]()
-
-    def attach(self, model: nn.Module, batch: Any) -> None:
-        """Watch a step of a model with a batch; `remove` must follow, also after an exception."""
         images = first_tensor(batch)
         self.model, self.batch, self.count = model, batch, 0 if images is None else len(images)
+        self.losses, self.activations, self.calls = list[FunctionCall](), list[FunctionCall](), list[ModuleCall]()
         self._shape = () if images is None else tuple(images.shape)
         self._given = None if images is None else images[:_FEW].clone()  # a step may change them in place
+        self._stack = ExitStack()
+
+    def attach(self) -> None:
+        """Watch the step to come; `remove` must follow, also after an exception."""
         self._stack.enter_context(compiled_models_eager())
-        self._watch_forward(model)
-        for name, module in modules_by_name(model).items():
-            if module is not model and not isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
+        self._watch_forward(self.model)
+        for name, module in modules_by_name(self.model).items():
+            if module is not self.model and not isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
                 hook = module.register_forward_hook(partial(self._take_module, name), with_kwargs=True)
                 self._stack.callback(hook.remove)
         self._stack.enter_context(self)
-        self.attached = True
 
     def remove(self) -> None:
-        """Take everything off; a second call does nothing."""
+        """Take everything off."""
         self._stack.close()
-        self.attached = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

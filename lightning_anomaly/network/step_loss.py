@@ -154,18 +154,16 @@ def _named_call(step: StepWatch, logits_from: str) -> list[ModuleCall]:
 
 
 def _match_losses(
-    step: StepWatch, losses: Iterable[FunctionCall], calls: Iterable[ModuleCall]
+    step: StepWatch, losses: Iterable[FunctionCall], calls: Sequence[ModuleCall]
 ) -> tuple[list[_Output], list[FunctionCall]]:
     """Find the outputs that losses are given; also return the losses that are given something else."""
     # The model itself comes first, then what was called last, as outer modules return last.
-    last_first = reversed([*enumerate(calls)])
-    ranked = [call for _, call in sorted(last_first, key=lambda c: (c[1].prepared is not None, c[1].name != "", -c[0]))]
+    ranked = sorted(calls[::-1], key=lambda call: (call.prepared is not None, call.name != ""))
     tensors = [(call, *named) for call in ranked for named in named_tensors(call.output)]
     tensors = [(call, key, tensor) for call, key, tensor in tensors if tensor.is_floating_point() and tensor.ndim]
     outputs, unmatched = dict[Scores, _Output](), list[FunctionCall]()
     for loss in losses:
-        output = _find_output(step, loss, tensors)
-        if output is None:
+        if (output := _find_output(step, loss, tensors)) is None:
             unmatched.append(loss)
         else:
             outputs.setdefault(output.scores, output).losses.append(loss)
@@ -244,8 +242,7 @@ def _different(targets: Iterable[Any]) -> list[Any]:
     """Return the targets that differ from those before them."""
     kept = list[Any]()
     for target in targets:
-        tensors = [other for other in kept if isinstance(other, Tensor)] if isinstance(target, Tensor) else []
-        if not any(torch.equal(other, target) for other in tensors):
+        if not any(isinstance(one, Tensor) and isinstance(target, Tensor) and torch.equal(one, target) for one in kept):
             kept.append(target)
     return kept
 

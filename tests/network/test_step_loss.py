@@ -14,7 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 from trainers import hook_count, images
 
 from lightning_anomaly.images.batches import label_columns
-from lightning_anomaly.memorization.confidence import ExpectedErrors
+from lightning_anomaly.memorization.comparison import ExpectedErrors
 from lightning_anomaly.network.loss_watch import StepWatch
 from lightning_anomaly.network.step_loss import StepLoss, form_of, tell_loss
 
@@ -32,14 +32,12 @@ def scored(width: int = 3, change: Callable[[Tensor], Any] = lambda scores: scor
 
 def tell(net: Net, loss: Callable[..., Any], *batch: Any, logits_from: str | None = None) -> StepLoss:
     """Tell the loss of a step, of which nothing may stay on the network."""
-    watch, before = StepWatch(), {**vars(net)}
-    watch.attach(net, list(batch))
-    assert watch.attached
+    watch, before = StepWatch(net, list(batch)), {**vars(net)}
+    watch.attach()
     try:
         loss(net, *batch)
     finally:
         watch.remove()
-    assert not watch.attached
     assert (hook_count(net), vars(net)) == (0, before)
     calls = len(watch.losses)
     loss(net, *batch)
@@ -183,9 +181,9 @@ def test_the_loss_tells_the_scores_and_the_labels(name: str) -> None:
     told = tell(net, loss, x, CLASSES)
     assert told.problem == ""
     assert told.form == form_of([unseen, CLASSES[:40]]) != form_of([unseen, CLASSES.double()])
-    found, errors = told.scores.of(net.get_submodule(told.scores.module)(unseen)), ExpectedErrors(told.scores.reading)
-    errors.add(found)
-    assert told.n_classes == found.shape[1]
+    output, errors = net.get_submodule(told.scores.module)(unseen), ExpectedErrors(told.scores)
+    errors.add(output)
+    assert told.n_classes == told.scores.of(output).shape[1]
     torch.testing.assert_close(errors.result(40), 1 - truth(net, unseen).amax(1).reshape(40, -1).mean(1))
     if labels is None:
         assert told.labels.problem

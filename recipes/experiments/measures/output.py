@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.memorization.confidence import compare_confidences, expected_error, mean_error
+from lightning_anomaly.memorization.comparison import compare_confidences, expected_error, mean_error
 from lightning_anomaly.memorization.error_rise import ErrorRise
 from recipes.common.module import evaluate_parts
 from recipes.experiments.fitting import every_epoch, prepare

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.memorization.confidence import ExpectedErrors, compare_confidences, expected_error, mean_error
+from lightning_anomaly.memorization.comparison import ExpectedErrors, compare_confidences, expected_error, mean_error
 from lightning_anomaly.memorization.ranks import permutation_p_value, rank_test
+from lightning_anomaly.network.step_loss import Scores
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
@@ -62,7 +63,7 @@ def test_errors_are_means_over_positions_of_logits_probabilities_and_their_logar
     maps = torch.randn(4, 3, 5, 6, generator=RNG)
     found = {}
     for name, output in (("logits", maps), ("probabilities", maps.softmax(1)), ("logarithms", maps.log_softmax(1))):
-        expected = ExpectedErrors()
+        expected = ExpectedErrors(Scores())
         expected.add(output[:3])
         expected.add(output[3:])
         found[name] = expected.result(4)
@@ -75,7 +76,7 @@ def test_one_score_is_a_logit_or_a_probability_of_the_second_of_two_classes() ->
     both = torch.cat([torch.zeros(40, 1), one], 1)
     for reading, scores in (("logits", one), ("logits", one.sigmoid()), ("probabilities", one.sigmoid())):
         for told in (None, reading):
-            errors = ExpectedErrors(told)
+            errors = ExpectedErrors(Scores(reading=told))
             errors.add(scores)
             logits = torch.cat([torch.zeros(40, 1), scores], 1) if told == "logits" else both
             wrong = expected_error(logits.softmax(1))
@@ -95,7 +96,7 @@ def test_the_first_batch_tells_what_scores_are_and_a_later_one_that_disagrees_is
     """Probabilities have two digits, as in bfloat16."""
     rows, one = torch.tensor([[0.71, 0.2, 0.1]]).repeat(4, 1), torch.rand(4, 1, generator=RNG)
     for first, wrong in ((rows, torch.full((4,), 0.3)), (one, torch.minimum(one, 1 - one)[:, 0])):
-        expected = ExpectedErrors()
+        expected = ExpectedErrors(Scores())
         expected.add(first)
         torch.testing.assert_close(expected.result(4), wrong)
         expected.add(first + 1)
@@ -105,7 +106,7 @@ def test_the_first_batch_tells_what_scores_are_and_a_later_one_that_disagrees_is
 
 def test_expected_errors_resolve_tiny_differences_and_their_ratio_is_finite() -> None:
     def errors(margin: float) -> Tensor:
-        expected = ExpectedErrors()
+        expected = ExpectedErrors(Scores())
         expected.add(torch.tensor([[margin, 0.0]] * 4))
         found = expected.result(4)
         return found
