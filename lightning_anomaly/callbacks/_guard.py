@@ -30,6 +30,7 @@ class Guard:
         self.name = type(callback).__name__
         self._callback = callback
         self._warned: set[str] = set()
+        self._began: list[float] = []  # when each analysis of a fit began (seconds)
         self.failure: Exception | None = None  # of the current validation
 
     @contextmanager
@@ -70,9 +71,19 @@ class Guard:
         self._warned.add(key)
         return new
 
+    def begin_analysis(self, seconds: float) -> None:
+        """Say once if the last analysis took `seconds`, more than a tenth of the time since it began."""
+        self._began.append(perf_counter())
+        # The first does not count, as it compiles loops and reads images.
+        period = self._began[-1] - self._began[-2] if len(self._began) > 2 else math.inf
+        if seconds > max(_SECONDS, _SHARE * period) and self.is_first_time("cost"):
+            share = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
+            rank_zero_info(f"{self.name} took {share}: raise `every_n_validations` to cut it.")
+
     def forget_warnings(self) -> None:
-        """Warn of everything again."""
+        """Begin anew: warn of everything again."""
         self._warned.clear()
+        self._began.clear()
 
     def keep_failure(self, error: Exception) -> None:
         """Keep an exception until `raise_kept_failure`; if it is not raised, without its frames, which keep tensors."""
@@ -113,24 +124,3 @@ def guarded_until_validation_ends(hook: Hook) -> Hook:
                 self._remove_hooks()
 
     return cast("Hook", run)
-
-
-class Cost:
-    """Says once if analyses take much of a run's time."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self.begin_fit()
-
-    def begin_fit(self) -> None:
-        self._began: list[float] = []  # when each analysis of this fit began (seconds)
-
-    def begin_analysis(self, seconds: float) -> None:
-        """Say once if the last analysis took `seconds`, more than a tenth of the time since it began."""
-        now = perf_counter()
-        # The first does not count, as it compiles loops and reads images.
-        period = now - self._began[-1] if len(self._began) > 1 else math.inf
-        if seconds > max(_SECONDS, _SHARE * period) and self._guard.is_first_time("cost"):
-            share = f"{seconds:.0f} of the {period:.0f} seconds since its last analysis ({100 * seconds / period:.0f}%)"
-            rank_zero_info(f"{self._guard.name} took {share}: raise `every_n_validations` to cut it.")
-        self._began.append(now)

@@ -36,7 +36,6 @@ class StoppingCallback(AnyEarlyStopping):
         self._begin_fit()
 
     def _begin_fit(self) -> None:
-        self._announced = False
         self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None
         self._set_stopping_reason("NOT_STOPPED")
@@ -85,16 +84,12 @@ class StoppingCallback(AnyEarlyStopping):
         reason = None
         with self._guard("decide whether to stop"):
             metrics = trainer.callback_metrics  # a collective call: reading may reduce what was logged
-            self._take_metrics(metrics)
-            if not self._announced:
-                self._announced = True
-                if self.verbose:
-                    rank_zero_info(f"{type(self).__name__} {self._stopping_rule()}.")
-            if self.monitor in metrics:
-                measured = self._watched.history[-1][self._measured_key]
-                # Rounded, as metrics are in single precision, where 0.05 is above the threshold 0.05.
-                self._rises += [round(float(metrics[self.monitor]), 7)] if measured else []
-                reason = self._reason_to_stop(measured)
+            measured = self.monitor in metrics and self._watched.history[-1][self._measured_key]
+            # Rounded, as metrics are in single precision, where 0.05 is above the threshold 0.05.
+            self._rises += [round(float(metrics[self.monitor]), 7)] if measured else []
+            reason = self._reason_to_stop(metrics, measured)
+            if self.verbose and self._guard.is_first_time("rule"):
+                rank_zero_info(f"{type(self).__name__} {self._stopping_rule()}.")
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
@@ -106,15 +101,15 @@ class StoppingCallback(AnyEarlyStopping):
         if self.verbose and self.stopping_reason_message is not None:
             rank_zero_info(self.stopping_reason_message)
 
-    def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Store other metrics of a validation; a collective call."""
-
     def _stopping_rule(self) -> str:
         """Describe what is watched and when the run is stopped."""
         raise NotImplementedError
 
-    def _reason_to_stop(self, measured: bool) -> str | None:
-        """Return the reason to stop after the last validation, or None; `measured` as in `_measured_key`."""
+    def _reason_to_stop(self, metrics: Mapping[str, Any], measured: bool) -> str | None:
+        """Return the reason to stop after the last validation, or None; a collective call.
+
+        The last of `_rises` is of this validation if it was `measured`.
+        """
         raise NotImplementedError
 
 

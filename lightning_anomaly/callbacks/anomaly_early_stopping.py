@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import takewhile
+from typing import Any
 
 from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly.callbacks._guard import OnError
@@ -46,7 +48,7 @@ class AnomalyEarlyStopping(StoppingCallback):
             f"{patience_in_words(self.patience)}, after {self.patience + HOLD} validations at the earliest"
         )
 
-    def _reason_to_stop(self, measured: bool) -> str | None:
+    def _reason_to_stop(self, metrics: Mapping[str, Any], measured: bool) -> str | None:
         above = takewhile(lambda value: value > self.threshold, reversed(self._rises))
         self.wait_count = len([*above])
         lasted = self.wait_count + HOLD - 1  # it has lasted `HOLD` validations when it first shows

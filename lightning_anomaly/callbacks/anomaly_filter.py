@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._guard import Cost, Guard, OnError, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning import AnyCallback, begin_stage, check_logging
 from lightning_anomaly.callbacks._logging import LoggedValues, log_report_figures
 from lightning_anomaly.callbacks._losses import remember_logged
@@ -98,7 +98,6 @@ class AnomalyFilterCallback(AnyCallback):
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
         self._guard = Guard(self, on_error)
-        self._cost = Cost(self._guard)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="count")
         self.log_key_prefix = self._values.prefix
         self._loss = RunLoss()  # of the current fit
@@ -137,7 +136,6 @@ class AnomalyFilterCallback(AnyCallback):
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
-        self._cost.begin_fit()
         self._values.warn_without_validations(trainer, self._guard)
 
     @guarded
@@ -170,7 +168,7 @@ class AnomalyFilterCallback(AnyCallback):
         if len(past) % self.every_n_validations:
             return
         if fitting:
-            self._cost.begin_analysis(self._values.measured.get("seconds", 0.0))
+            self._guard.begin_analysis(self._values.measured.get("seconds", 0.0))
             if shuffles(trainer.val_dataloaders):
                 self._guard.warn(
                     "shuffled",

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_compared_images
-from lightning_anomaly.callbacks._guard import Cost, Guard, OnError, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
 from lightning_anomaly.callbacks._lightning import AnyCallback, begin_stage, check_logging
 from lightning_anomaly.callbacks._logging import LoggedValues, without_module_logging
 from lightning_anomaly.callbacks._losses import remember_logged
@@ -113,7 +113,6 @@ class MemorizationCallback(AnyCallback):
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self.logits_from = None if logits_from is None else check_text("logits_from", logits_from)
         self._guard = Guard(self, on_error)
-        self._cost = Cost(self._guard)
         self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="rise")
         self.log_key_prefix = self._values.prefix
         self._images: ComparedImages | None = None  # of the current fit
@@ -165,7 +164,6 @@ class MemorizationCallback(AnyCallback):
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if there are no validations."""
-        self._cost.begin_fit()
         self._values.warn_without_validations(trainer, self._guard)
 
     @guarded
@@ -186,7 +184,7 @@ class MemorizationCallback(AnyCallback):
         self._values.begin_validation(self.history[-1]["metrics"] if self.history else {})
         self._due = len(self.history) % self.every_n_validations == 0
         if self._due:
-            self._cost.begin_analysis(self._values.measured.get("seconds", 0.0))
+            self._guard.begin_analysis(self._values.measured.get("seconds", 0.0))
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -81,7 +81,7 @@ class MemorizationEarlyStopping(StoppingCallback):
             return "a gap"
         return "a validation loss" if self._loss is None else f"`{self._loss}` stop improving"
 
-    def _take_metrics(self, metrics: Mapping[str, Any]) -> None:
+    def _take_loss(self, metrics: Mapping[str, Any]) -> None:
         auto = self.confirm == "auto"
         names = validation_losses(metrics) if auto else [name for name in metrics if name == self.confirm]
         if self._loss is None and len(names) == 1:
@@ -107,7 +107,8 @@ class MemorizationEarlyStopping(StoppingCallback):
             "the earliest"
         )
 
-    def _reason_to_stop(self, measured: bool) -> str | None:
+    def _reason_to_stop(self, metrics: Mapping[str, Any], measured: bool) -> str | None:
+        self._take_loss(metrics)
         trend = loss_trend(self._losses)
         self.wait_count = 0 if trend is None else trend.waited
         if not self._rises or trend is None or not stalled(trend, self.patience) or self._rises[-1] <= self.threshold:

@@ -42,11 +42,8 @@ class ErrorRise:
         self.lowest: Level | None = None  # None before there is a level
 
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
-        """Add expected errors `(n,)` and `(m,)`, NaN for a missing image; return the rise. Other numbers reset it."""
-        level = error_level(train_errors, val_errors)
-        if len({(len(train), len(val)) for _, train, val, _ in (*self.recent, level)}) > 1:
-            self.recent, self.lowest = [], None
-        self.recent = [*self.recent, level][-WINDOW:]
+        """Add the expected errors of the same images `(n,)` and `(m,)`, NaN for a missing one; return the rise."""
+        self.recent = [*self.recent, error_level(train_errors, val_errors)][-WINDOW:]
         if len(self.recent) < WINDOW or self.too_few_expected_errors:
             return 0.0
         now = mean_error_level(self.recent)

@@ -158,7 +158,8 @@ def _match_losses(
 ) -> tuple[list[_Output], list[FunctionCall]]:
     """Find the outputs that losses are given; also return the losses that are given something else."""
     # The model itself comes first, then what was called last, as outer modules return last.
-    ranked = sorted(calls[::-1], key=lambda call: (call.prepared is not None, call.name != ""))
+    last_first = calls[::-1]
+    ranked = sorted(last_first, key=lambda call: (call.prepared is not None, call.name != ""))
     tensors = [(call, *named) for call in ranked for named in named_tensors(call.output)]
     tensors = [(call, key, tensor) for call, key, tensor in tensors if tensor.is_floating_point() and tensor.ndim]
     outputs, unmatched = dict[Scores, _Output](), list[FunctionCall]()

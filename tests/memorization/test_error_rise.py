@@ -38,7 +38,7 @@ def test_validations_have_equal_weights_whatever_their_expected_errors() -> None
     assert added(ratios, scales=[0.1, 0.1, 0.7, 0.1, 0.05, 0.02]) == pytest.approx(added(ratios), rel=1e-4)
 
 
-def test_a_restored_state_continues_and_other_images_start_anew() -> None:
+def test_a_restored_state_continues() -> None:
     first = ErrorRise()
     added([1.0, 1.0, 1.0, 1.3], first)
     resumed = ErrorRise()
@@ -48,7 +48,6 @@ def test_a_restored_state_continues_and_other_images_start_anew() -> None:
     for empty in ({}, ErrorRise().state_dict()):
         fresh.load_state_dict(empty)
         assert added([1.0, 1.0, 1.3], fresh)[-1] == 0
-    assert added([1.9, 1.9, 1.9], resumed, n=1200) == [0, 0, 0]
 
 
 def errors(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -18,14 +18,14 @@ from torch.utils.data import (
 )
 from trainers import images
 
-from lightning_anomaly.images.image_source import ImageSource
-from lightning_anomaly.memorization.comparable_images import (
+from lightning_anomaly.callbacks._compared_images import (
     comparable_transforms,
     describe_differences,
     images_trained_on,
     is_augmented,
     read_once,
 )
+from lightning_anomaly.images.image_source import ImageSource
 
 
 class Shown(Dataset[Tensor]):
