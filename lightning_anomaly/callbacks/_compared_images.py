@@ -1,4 +1,4 @@
-"""The images that a `MemorizationCallback` compares: those given, or those that the run sees, read alike, and labels."""
+"""The images that a `MemorizationCallback` compares: those given, or those that the run sees, read alike."""
 
 from __future__ import annotations
 

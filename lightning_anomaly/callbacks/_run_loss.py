@@ -46,8 +46,7 @@ class RunLoss:
     def told(self) -> StepLoss:
         """What is known of the output: by the validation step, or else by the training step."""
         told = [step for kind in ("val", "train") if (step := self._told.get(kind)) is not None]
-        nothing = "no step was seen"
-        unknown = StepLoss(None, StepLabels(problem=nothing), problem=nothing)
+        unknown = StepLoss(None, StepLabels(problem="no step was seen"))
         return next((step for step in told if step.scores is not None), told[0] if told else unknown)
 
     def labels(self, kind: str) -> StepLabels:

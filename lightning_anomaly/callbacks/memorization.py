@@ -46,19 +46,17 @@ class MemorizationCallback(AnyCallback):
     `rise`. If each training image has one class, the report also has `label_doubts`: the network learns wrong labels
     last, so it tells which of the compared training images are mislabeled.
 
-    What is a logit, a class and a label is what the run's own loss is given: the first validation step is watched, and
-    the first training step where that tells less. Where no loss tells, nothing is compared, and one line says why:
-    `docs/stop.md`.
+    What is a logit, a class and a label is what the run's own loss is given. Where no loss tells, nothing is compared,
+    and one line says why: `docs/stop.md`.
 
     Logs finite floats under `log_key_prefix` at every validation: `auc`, `gap`, `p_value`, `error_ratio` and `rise` of
     the output; `labels_in_doubt`, a share of the compared training images; and `seconds`. Nothing is logged before the
     first measurement, except a key that a callback or scheduler monitors.
 
-    By default it takes a fixed random sample of the Trainer's images, of training images only those that the run sees
-    (`overfit_batches`, `limit_train_batches`). If both data sets have the same type and a `transform`, as torchvision's
-    have, training images are read with the validation transform; otherwise they are read as the training loader yields
-    them. Every process runs the module on all images after its first validation batch, in evaluation mode and the
-    Trainer's precision. Outside of a fit nothing is compared: see `two_sample_test`.
+    By default it takes a fixed random sample of the Trainer's images that the run sees. If both data sets have the same
+    type and a `transform`, training images are read with that of validation. Every process runs the module on all
+    images after its first validation batch, in evaluation mode and the Trainer's precision. Outside of a fit nothing is
+    compared: see `two_sample_test`.
 
     Args:
         train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or
@@ -216,17 +214,17 @@ class MemorizationCallback(AnyCallback):
         self._loss.take("val")
         if not self._due or self._compared is not None:
             return
-        start, told, modules = perf_counter(), self._loss.told, modules_by_name(pl_module)
-        if told.scores is None:
-            report = MemorizationReport(0, 0, notes={"output": f"The output is not compared: {told.problem}."})
+        start, scores, call = perf_counter(), self._loss.told.scores, find_logits_call(pl_module, self.logits_from)
+        if scores is None:
+            problem = f"The output is not compared: {self._loss.told.labels.problem}."
+            report = MemorizationReport(0, 0, notes={"output": problem})
         else:
+            if self.logits_from is None:
+                call = modules_by_name(pl_module)[scores.module]
             with torch.inference_mode(False), torch.no_grad(), without_module_logging(pl_module):
                 images = self._take_images(trainer, pl_module, batch)
-                named = self.logits_from is not None
-                call = find_logits_call(pl_module, self.logits_from) if named else modules[told.scores.module]
                 with trainer.strategy.precision_plugin.forward_context():
-                    inputs = images.train, images.val
-                    report = compare_outputs(pl_module, *inputs, call, told.scores, labels=images.labels)
+                    report = compare_outputs(pl_module, images.train, images.val, call, scores, labels=images.labels)
         self._compared = report, perf_counter() - start
 
     def _take_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
@@ -236,7 +234,6 @@ class MemorizationCallback(AnyCallback):
             return self._images
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 10**6
         images = self._images = read_compared_images(trainer, pl_module, given, *limits, batch, self._loss)
-        check_groups(images.train, images.val)
         self._guard.warn_of(images.notes)
         if self._identity not in (None, images.identity):
             self._begin_measuring()
@@ -269,18 +266,16 @@ class MemorizationCallback(AnyCallback):
 
     def _take_comparison(self, trainer: Any, report: MemorizationReport, seconds: float) -> MemorizationReport | None:
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
-        measured, values = report.compares_output, self._values.measured
+        measured, values, images = report.compares_output, self._values.measured, self._images
         self._guard.warn_of(report.notes, "" if measured else self._values.without_measurement(trainer))
         if not measured and values:
             return None
-        if report.label_margins is not None and self._images is not None:
-            self._margins.add(report.label_margins, trainer.current_epoch)
-            report = replace(report, doubts=self._margins.ranked_doubts(self._images.labels))
-        self.report = report
-        if measured:
-            assert self._images is not None
+        if measured and images is not None:
+            if report.label_margins is not None:
+                self._margins.add(report.label_margins, trainer.current_epoch)
+                report = replace(report, doubts=self._margins.ranked_doubts(images.labels))
             values |= {**report.metrics(), "seconds": seconds}
-            errors = self._images.train.with_gaps(report.train_errors), self._images.val.with_gaps(report.val_errors)
+            errors = images.train.with_gaps(report.train_errors), images.val.with_gaps(report.val_errors)
             values["rise"] = self._error_rise.add(*errors)
             if self._error_rise.too_few_expected_errors:
                 self._guard.warn(
@@ -288,6 +283,7 @@ class MemorizationCallback(AnyCallback):
                     f"On the {report.n_train} training and {report.n_val} validation images the network expects fewer "
                     f"than {MIN_ERRORS} errors, so a few images decide, and `rise` stays 0: give more images.",
                 )
+        self.report = report
         return report
 
     @guarded

@@ -72,10 +72,9 @@ class StepLabels(NamedTuple):
 class StepLoss(NamedTuple):
     """What a step has told of its loss."""
 
-    scores: Scores | None  # None with a `problem`
+    scores: Scores | None  # None if no output has scores of classes; the problem is that of the labels
     labels: StepLabels
     form: tuple[str, ...] = ()  # of the batch
-    problem: str = ""  # why no output has scores of classes
     n_classes: int | None = None  # number of scores of an image, if known
     prepared: Tensor | None = None  # what the module was called with, if these were not the images of the batch
 
@@ -136,13 +135,12 @@ def tell_loss(step: StepWatch, logits_from: str | None = None) -> StepLoss:
         targets = chosen.targets
         several = StepLabels(problem=f"the loss has {len(targets)} targets for each image")
         labels = several if len(targets) > 1 else _labels_in(step, targets[0])
-        return StepLoss(chosen.scores, labels, form, "", chosen.width, chosen.prepared)
+        return StepLoss(chosen.scores, labels, form, chosen.width, chosen.prepared)
     if logits_from is not None:  # the user knows
         targets = _different(loss.target for loss in losses)
         unknown = StepLabels(problem=f"{'several losses' if targets else 'no loss'} of classes were seen")
         return StepLoss(Scores(reading="logits"), _labels_in(step, targets[0]) if len(targets) == 1 else unknown, form)
-    problem = problem or _why_unknown(step, losses)
-    return StepLoss(None, StepLabels(problem=problem), form, problem)
+    return StepLoss(None, StepLabels(problem=problem or _why_unknown(step, losses)), form)
 
 
 def _named_call(step: StepWatch, logits_from: str) -> list[ModuleCall]:

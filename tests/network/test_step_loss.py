@@ -179,7 +179,6 @@ def test_the_loss_tells_the_scores_and_the_labels(name: str) -> None:
     net, loss, truth, labels = CASES[name]
     x, unseen = images(60), images(40, seed=1)
     told = tell(net, loss, x, CLASSES)
-    assert told.problem == ""
     assert told.form == form_of([unseen, CLASSES[:40]]) != form_of([unseen, CLASSES.double()])
     output, errors = net.get_submodule(told.scores.module)(unseen), ExpectedErrors(told.scores)
     errors.add(output)
@@ -230,8 +229,7 @@ def two_losses(net: Net, x: Tensor, y: Tensor) -> Tensor:
 def test_where_no_loss_tells_the_reason_is_said(net: Net, loss: Callable[..., Any], reason: str) -> None:
     told = tell(net, loss, images(60), CLASSES)
     assert told.scores is None
-    assert re.search(reason, told.problem)
-    assert told.labels.problem == told.problem
+    assert re.search(reason, told.labels.problem)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +246,6 @@ def test_a_user_names_what_returns_logits(name: str, loss: Callable[..., Any], l
     net.two, net.method = scored(2), lambda images: 2 * net(images)
     told = tell(net, loss, x, CLASSES, logits_from=name)
     assert told.scores.reading == "logits"
-    assert told.problem == ""
     assert labels_of(told, x, CLASSES) == ([None] * 60 if labels is None else labels.tolist())
 
 
