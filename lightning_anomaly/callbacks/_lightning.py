@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_utilities.core import rank_zero
 
+from lightning_anomaly.callbacks._guard import Guard, OnError
 from lightning_anomaly.callbacks._logging import LoggedValues
 
 # Both packages log through this module, and the last one imported takes it over: undo that.
@@ -21,12 +23,29 @@ if "pytorch_lightning" in sys.modules:
 class AnyCallback(Callback):
     """A callback of `lightning`, and of `pytorch_lightning` if that is imported: Trainers take only their own."""
 
-    log_key_prefix: str
     _fitting: bool | None = None  # see `begin_stage`
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, log_key_prefix: str, neutral: Mapping[str, float], on_error: OnError, in_progress_bar: str = ""
+    ) -> None:
         _add_other_bases()
-        super().__init__(*arguments, **options)
+        super().__init__()
+        self._guard = Guard(self, on_error)
+        self._values = LoggedValues(log_key_prefix, neutral, in_progress_bar)
+        self.log_key_prefix = self._values.prefix
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse another callback with this prefix, and processes without validation batches; begin the stage."""
+        others = [other for other in trainer.callbacks if isinstance(other, AnyCallback) and other is not self]
+        if self.log_key_prefix in [other.log_key_prefix for other in others]:
+            needed = "Parameter `log_key_prefix` should be different for each callback of a Trainer"
+            raise MisconfiguredTrainer(f"{needed}. Found {self.log_key_prefix!r} twice.")
+        flag = "allow_zero_length_dataloader_with_multiple_devices"
+        owners = (pl_module, trainer.datamodule) if stage in ("fit", "validate") and trainer.world_size > 1 else ()
+        if any(getattr(owner, flag, False) for owner in owners):
+            name = type(self).__name__
+            raise MisconfiguredTrainer(f"{name} needs validation batches in every process. Found `{flag} = True`.")
+        begin_stage(self, trainer, stage)
 
     @property
     def state_key(self) -> str:
@@ -68,21 +87,6 @@ def begin_stage(callback: Any, trainer: Any, stage: str) -> None:
         callback._guard.forget_warnings()
     elif trainer.global_step == 0:
         callback._reset()
-
-
-def check_logging(callback: Any, trainer: Any, pl_module: Any, stage: str) -> None:
-    """Raise if another callback logs under the same prefix, or if a process may have no validation batch."""
-    prefix = callback.log_key_prefix
-    for other in trainer.callbacks:
-        values = vars(other).get("_values")
-        if other is not callback and isinstance(values, LoggedValues) and values.prefix == prefix:
-            needed = "Parameter `log_key_prefix` should be different for each callback of a Trainer"
-            raise MisconfiguredTrainer(f"{needed}. Found {prefix!r} twice.")
-    flag = "allow_zero_length_dataloader_with_multiple_devices"
-    owners = (pl_module, trainer.datamodule) if stage in ("fit", "validate") and trainer.world_size > 1 else ()
-    if any(getattr(owner, flag, False) for owner in owners):
-        name = type(callback).__name__
-        raise MisconfiguredTrainer(f"{name} needs validation batches in every process. Found `{flag} = True`.")
 
 
 def find_callback(trainer: Any, kind: type[Any], needed_by: str = "") -> Any:

@@ -27,7 +27,7 @@ class LoggedValues:
     logged only under a key that a callback or a learning rate scheduler of this Trainer monitors: the neutral value.
     """
 
-    def __init__(self, prefix: str, neutral: Mapping[str, float], in_progress_bar: str = "") -> None:
+    def __init__(self, prefix: str, neutral: Mapping[str, float], in_progress_bar: str) -> None:
         self.prefix = check_text("log_key_prefix", prefix)
         self.measured: dict[str, float] = {}
         self._neutral = dict(neutral)

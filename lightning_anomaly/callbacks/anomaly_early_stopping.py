@@ -18,10 +18,8 @@ class AnomalyEarlyStopping(StoppingCallback):
 
     It watches `anomaly_filters/rise` of the Trainer's first `AnomalyFilterCallback`. While the fraction is flat or
     falls, `rise` is 0 and it never stops the run. The source paper expects a rise to mean overfitting; in our
-    experiments it did not, see `docs/results/stopping.md`. `MemorizationEarlyStopping` works better.
-
-    With few filters the fraction fluctuates: raise `threshold`. The callback logs its rule after the first validation,
-    and at the end of the fit why it stopped the run.
+    experiments it did not, see `docs/results/stopping.md`. `MemorizationEarlyStopping` works better. With few filters
+    the fraction fluctuates: raise `threshold`.
 
     Args:
         threshold: The rise to exceed, as a fraction of the filters.

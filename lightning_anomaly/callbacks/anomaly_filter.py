@@ -6,9 +6,9 @@ from time import perf_counter
 from typing import Any
 
 from lightning_anomaly._internal.checks import check_bool, check_integer, check_names
-from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
-from lightning_anomaly.callbacks._lightning import AnyCallback, begin_stage, check_logging
-from lightning_anomaly.callbacks._logging import LoggedValues, log_report_figures
+from lightning_anomaly.callbacks._guard import OnError, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._lightning import AnyCallback
+from lightning_anomaly.callbacks._logging import log_report_figures
 from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._probe import Probe
 from lightning_anomaly.callbacks._run_loss import RunLoss
@@ -29,10 +29,8 @@ class AnomalyFilterCallback(AnyCallback):
     uncompiled meanwhile. The probe is the first samples of the first validation loader, so a data set that is sorted by
     class should be shuffled once.
 
-    At every validation it logs under `log_key_prefix`, as `docs/watch.md` explains: `count` of anomaly filters and
-    their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `rise` and `seconds`. The
-    count in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve
-    layers. Nothing is logged before the first measurement, except a key that a callback or scheduler monitors, as 0.
+    At every validation it logs `count`, `fraction`, `isolated`, `dead`, `sparsity`, `outlier_samples`, `rise` and
+    `seconds` under `log_key_prefix`, and the count in each layer as `LOG_KEY_PREFIX_layers/NAME`: `docs/watch.md`.
 
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
@@ -91,15 +89,12 @@ class AnomalyFilterCallback(AnyCallback):
         settings: AnalysisSettings | None = None,
         on_error: OnError = "warn",
     ) -> None:
-        super().__init__()
+        super().__init__(log_key_prefix, _NEUTRAL, on_error, in_progress_bar="count")
         self.settings = checked_settings(settings)
         self.layers = check_names("layers", layers, "layer names")
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
-        self._guard = Guard(self, on_error)
-        self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="count")
-        self.log_key_prefix = self._values.prefix
         self._loss = RunLoss()  # of the current fit
         self._probe: Probe | None = None  # of the current validation, if it is analyzed
         self._reset()
@@ -124,8 +119,7 @@ class AnomalyFilterCallback(AnyCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration, drop the state unless a fit goes on, and what another module's loss has told."""
-        check_logging(self, trainer, pl_module, stage)
-        begin_stage(self, trainer, stage)
+        super().setup(trainer, pl_module, stage)
         self._loss.forget()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -9,15 +9,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly._internal.checks import check_fraction, check_integer
 from lightning_anomaly._internal.processes import gather_results
-from lightning_anomaly.callbacks._guard import Guard, OnError, guarded
-from lightning_anomaly.callbacks._lightning import (
-    AnyCallback,
-    MisconfiguredTrainer,
-    begin_stage,
-    check_logging,
-    find_callback,
-)
-from lightning_anomaly.callbacks._logging import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._guard import OnError, guarded
+from lightning_anomaly.callbacks._lightning import AnyCallback, MisconfiguredTrainer, find_callback
+from lightning_anomaly.callbacks._logging import without_module_logging
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.images.batches import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
@@ -37,10 +31,8 @@ class AnomalyPruneCallback(AnyCallback):
     when an epoch begins, so that the validated weights are the saved ones; see `mask_filters`. Checkpoints stay
     ordinary, and a resumed fit continues with the mask.
 
-    Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; ties go to
-    the filter with more outlier samples. One filter of each layer is always left.
-
-    Logs under `log_key_prefix` at every validation: `masked` (filters) and `masked_fraction` (of the parameters).
+    Each report that flags a filter is a vote. In each layer the filters with most votes are masked first, and one is
+    always left. At every validation it logs `masked` (filters) and `masked_fraction` (of the parameters).
 
     Args:
         at_epoch: Mask before this epoch begins (counted from 0). If there are fewer than `min_votes` reports by then,
@@ -70,7 +62,7 @@ class AnomalyPruneCallback(AnyCallback):
         log_key_prefix: str = "anomaly_prune",
         on_error: OnError = "warn",
     ) -> None:
-        super().__init__()
+        super().__init__(log_key_prefix, {}, on_error)
         self.at_epoch = check_integer("at_epoch", at_epoch, 1)
         self.last_reports = check_integer("last_reports", last_reports, 1)
         self.min_votes = check_integer("min_votes", min_votes, 1)
@@ -80,9 +72,6 @@ class AnomalyPruneCallback(AnyCallback):
                 f"Found `min_votes = {min_votes}`."
             )
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
-        self._values = LoggedValues(log_key_prefix, {})
-        self.log_key_prefix = self._values.prefix
-        self._guard = Guard(self, on_error)
         self._model: Any = None  # whose state a checkpoint restores
         self.mask: FilterMask | None = None
         self._reset()
@@ -92,7 +81,6 @@ class AnomalyPruneCallback(AnyCallback):
         self._guard.forget_warnings()
         self._summaries: list[Summary] = []  # of the last reports
         self._done = False  # whether it has masked in this fit
-        self._due = False  # whether to mask at the next batch
 
     @property
     def masked(self) -> dict[str, list[int]]:
@@ -119,8 +107,7 @@ class AnomalyPruneCallback(AnyCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find the `AnomalyFilterCallback`, begin anew, and refuse strategies that shard parameters."""
-        check_logging(self, trainer, pl_module, stage)
-        begin_stage(self, trainer, stage)
+        super().setup(trainer, pl_module, stage)
         self._model = pl_module
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(trainer, AnomalyFilterCallback, "AnomalyPruneCallback")
@@ -145,24 +132,18 @@ class AnomalyPruneCallback(AnyCallback):
             self.mask.keep(trainer.optimizers)
 
     @guarded
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Decide whether to mask before this epoch."""
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Mask the filters that process 0 chooses, before an epoch's first step; the batch helps to find norms."""
         epoch = trainer.current_epoch
-        self._due = self.at_epoch <= epoch and not self._done
-        if self._due and len(self._summaries) < self.min_votes:
-            self._due = False
+        if self.mask is None or self._done or batch_idx > 0 or epoch < self.at_epoch:
+            return
+        if len(self._summaries) < self.min_votes:
             self._guard.warn(
                 "few reports",
                 f"As epoch {epoch} begins, the number of reports is {len(self._summaries)}, fewer than `min_votes = "
                 f"{self.min_votes}`. Filters are masked once there are enough.",
             )
-
-    @guarded
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Mask the filters that process 0 chooses, before the first step; the batch helps to find norms."""
-        if not self._due or self.mask is None:
             return
-        self._due = False
         # What process 0 finds counts, but all processes run their model, which may communicate.
         chosen, *_ = gather_results(lambda: self._choose_filters(pl_module))
         norms, *_ = gather_results(lambda: self._find_norms(trainer, pl_module, batch, chosen))
@@ -177,7 +158,7 @@ class AnomalyPruneCallback(AnyCallback):
             self._guard.warn(key, note)
         self._done = True
         listing = ", ".join(f"'{layer}' {sorted(filters)}" for layer, filters in masked.items())
-        rank_zero_info(f"AnomalyPruneCallback masked before epoch {trainer.current_epoch}: {listing or 'no filter'}.")
+        rank_zero_info(f"AnomalyPruneCallback masked before epoch {epoch}: {listing or 'no filter'}.")
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

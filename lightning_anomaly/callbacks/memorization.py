@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly._internal.checks import check_integer, check_text
 from lightning_anomaly.callbacks._compared_images import ComparedImages, read_compared_images
-from lightning_anomaly.callbacks._guard import Guard, OnError, guarded, guarded_until_validation_ends
-from lightning_anomaly.callbacks._lightning import AnyCallback, begin_stage, check_logging
-from lightning_anomaly.callbacks._logging import LoggedValues, without_module_logging
+from lightning_anomaly.callbacks._guard import OnError, guarded, guarded_until_validation_ends
+from lightning_anomaly.callbacks._lightning import AnyCallback
+from lightning_anomaly.callbacks._logging import without_module_logging
 from lightning_anomaly.callbacks._losses import remember_logged
 from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.images.image_source import ImageSource
@@ -27,15 +27,8 @@ from lightning_anomaly.network.layers import find_logits_call, modules_by_name
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
-_NEUTRAL = {
-    "auc": 0.5,
-    "gap": 0.0,
-    "error_ratio": 1.0,
-    "p_value": 1.0,
-    "rise": 0.0,
-    "labels_in_doubt": 0.0,
-    "seconds": 0.0,
-}  # of a network that treats both kinds alike
+_NEUTRAL = {"auc": 0.5, "error_ratio": 1.0, "p_value": 1.0}  # of a network that treats both kinds alike
+_NEUTRAL |= dict.fromkeys(["gap", "rise", "labels_in_doubt", "seconds"], 0.0)
 _ADVICE = " Give images of one size, in a tensor or a data set with a length, as `train_inputs` and `val_inputs`."
 
 
@@ -95,7 +88,7 @@ class MemorizationCallback(AnyCallback):
         logits_from: str | None = None,
         on_error: OnError = "warn",
     ) -> None:
-        super().__init__()
+        super().__init__(log_key_prefix, _NEUTRAL, on_error, in_progress_bar="rise")
         self.train_inputs, self.val_inputs = train_inputs, val_inputs
         tensors = []
         for name, source in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
@@ -110,9 +103,6 @@ class MemorizationCallback(AnyCallback):
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self.logits_from = None if logits_from is None else check_text("logits_from", logits_from)
-        self._guard = Guard(self, on_error)
-        self._values = LoggedValues(log_key_prefix, _NEUTRAL, in_progress_bar="rise")
-        self.log_key_prefix = self._values.prefix
         self._images: ComparedImages | None = None  # of the current fit
         self._loss = RunLoss(logits_from)  # of the current fit
         self._due = False  # whether this validation is compared
@@ -147,11 +137,6 @@ class MemorizationCallback(AnyCallback):
             self._error_rise.load_state_dict(state_dict["rise"])
             self._margins.load_state_dict(state_dict["margins"])
             self._identity = state_dict["images"]
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration, and drop the state unless a fit goes on."""
-        check_logging(self, trainer, pl_module, stage)
-        begin_stage(self, trainer, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check `logits_from`, which `setup` may have built, and drop what is known of an earlier fit."""

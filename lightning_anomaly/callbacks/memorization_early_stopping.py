@@ -25,10 +25,9 @@ class MemorizationEarlyStopping(StoppingCallback):
        is not yet harm: with few images a network improves on validation images long after it opens.
     2. The exponential average of the validation loss has not improved for three validations.
 
-    It needs to see a run from its beginning, and about 1,000 images of each kind: `docs/results/stopping_output.md`. It
-    logs its rule after the first validation, and at the end of the fit why it stopped the run. The weights stay those
-    of the last epoch: use a `ModelCheckpoint` too. An `EarlyStopping` from a module's `configure_callbacks` replaces
-    this one: return both there.
+    It needs to see a run from its beginning, and about 1,000 images of each kind. The weights stay those of the last
+    epoch: use a `ModelCheckpoint` too. An `EarlyStopping` from a module's `configure_callbacks` replaces this one:
+    return both there.
 
     Args:
         threshold: The gap to exceed, as a fraction of its lowest level.

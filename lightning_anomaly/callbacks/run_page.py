@@ -32,13 +32,9 @@ train = Subset(train, [position for position in range(len(train)) if position no
 def save_run_page(trainer: Any, path: str | Path, title: str = "A training run") -> BrowserFile:
     """Write what happened in a fit, and what to do next, as a page: one file that needs no server and no network.
 
-    It takes what the Trainer's callbacks know: its first `AnomalyFilterCallback` and `MemorizationCallback`, early
-    stoppings and checkpoints. What to do comes first, then sentences and curves, the training labels in doubt, the
-    strangest validation samples and those that many filters single out, and the filters, first those that agree. A
-    reader ticks samples and saves all lists as one CSV file.
-
-    Of several processes, process 0 writes it. With `ddp_spawn`, whose processes take the reports with them, call it in
-    the `teardown` of a callback, else after `fit`.
+    It tells what the Trainer's first `AnomalyFilterCallback` and `MemorizationCallback`, early stoppings and
+    checkpoints know: `docs/browser.md`. Call it after `fit`, with `ddp_spawn` in the `teardown` of a callback; process
+    0 writes it.
 
     Args:
         trainer: The Trainer, with an `AnomalyFilterCallback`, a `MemorizationCallback` or both among its callbacks.

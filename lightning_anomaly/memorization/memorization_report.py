@@ -88,10 +88,9 @@ class MemorizationReport(Tabular):
 
     @property
     def label_doubts(self) -> dict[int, float]:
-        """`{position in the training set: score}` of the training images, the most doubtful label first.
+        """`{position in the training set: score}`, the most doubtful label first; empty without labels or a fit.
 
-        The score tells how much the network prefers another class, on average over the validations up to the one with
-        the lowest loss: see `LabelDoubt`. Empty without labels, and outside of a fit.
+        The score tells how much the network prefers another class: see `LabelDoubt`.
         """
         return {doubt.position: doubt.score for doubt in self.doubts}
 
@@ -179,22 +178,15 @@ class MemorizationReport(Tabular):
         return values
 
     def save_html(self, path: str | Path) -> None:
-        """Write a page with the training images whose labels are most doubtful, one file that needs no network.
+        """Write a page where a reader ticks wrong labels of training images, one file that needs no network.
 
-        A reader ticks wrong labels and saves them as a CSV file.
-
-        Args:
-            path: Path of the file; missing folders are created.
+        Missing folders of its `path` are created.
         """
         lead = ["Tick what is mislabeled, and save the list.", f"{self._labels_sentence()}."]
         write_page(path, gallery_page("Training labels", lead, [self.tab(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
-        """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's.
-
-        Args:
-            path: Path of the file; missing folders are created.
-        """
+        """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's."""
         write_csv(path, [self.tab(len(self.doubts))])
 
     def tab(self, count: int) -> Tab:

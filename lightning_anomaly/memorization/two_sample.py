@@ -41,12 +41,9 @@ def two_sample_test(
     """Test whether a network treats its training images differently, by its output and by its filters.
 
     The output says *whether* it does: an overfitted network is more confident on training images, by its largest
-    softmax probability. `auc` is 0.5 if it treats both kinds alike, whatever the number of images.
-
-    The filters say *where*, by their largest rectified value on each image: a filter counts if a rank test of it has a
-    p-value of at most 1%. By chance 1% of the filters count on average: most samples of images give none, a few 10%;
-    the report's `filter_p_value` allows for that. A larger share says that convolutions have memorized training images,
-    and in which layers. Only strong overfitting shows there, see `docs/results/two_sample.md`.
+    softmax probability. The filters say *where*, by their largest rectified value on each image: a filter counts if a
+    rank test of it has a p-value of at most 1%. Chance gives 1% of the filters on average, and sometimes 10%: the
+    report's `filter_p_value` allows for that. Only strong overfitting shows there, see `docs/results/two_sample.md`.
 
     **Give training images without augmentation, as validation sees them**, and draw both kinds at random: the test
     finds any other difference between them as well. The model runs as in `analyze`.

@@ -26,11 +26,9 @@ def mask_filters(
     """Set filters to zero in place, so that their output is exactly 0 in training and in evaluation.
 
     Weights and biases of the filters become 0, and so do those of the BatchNorm and InstanceNorm channels that depend
-    on masked filters only: these would turn zeros into a constant. A norm without weight gets a running mean of 0
-    instead. The optimizers' state of all these parameters becomes 0, too. Norms that mix channels are not changed, and
-    a warning names them. Nothing is renamed, hooked or registered, so checkpoints of the model stay ordinary ones.
-
-    During training, call the mask's `keep_gradients` before and `keep` after every optimizer step.
+    on masked filters only: these would turn zeros into a constant. So does the optimizers' state of all these. Norms
+    that mix channels are not changed, and a warning names them. Checkpoints of the model stay ordinary ones. During
+    training, call the mask's `keep_gradients` before and `keep` after every optimizer step.
 
     Args:
         model: The model, changed in place.
@@ -144,13 +142,9 @@ class FilterMask:
                 rows.zero(rows.tensor.grad)
 
     def keep(self, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Zero the masked filters again. Call it after every optimizer step.
+        """Zero the masked filters again, and what has their shape in the state of the model's `optimizers`.
 
-        Zero gradients are not enough: momentum, weight decay and Adam's averages also move a parameter.
-
-        Args:
-            optimizers: Optimizers of the model's parameters. Tensors in their state that have a parameter's shape are
-                zeroed like the parameter; step counts and factored averages are not.
+        Call it after every optimizer step: momentum, weight decay and Adam's averages also move a parameter.
         """
         optimizers = list(optimizers)
         for rows in self._rows:
@@ -170,14 +164,9 @@ class FilterMask:
 
     @classmethod
     def from_state_dict(cls, model: nn.Module, state: Mapping[str, Any]) -> FilterMask:
-        """Mask the same filters and norm channels in another instance, copy or average of a masked model.
+        """Mask the same filters and norm channels in another instance, copy or average of a masked model, in place.
 
-        Args:
-            model: The model to mask, changed in place.
-            state: The result of `state_dict`.
-
-        Raises:
-            ValueError: If the model does not have the layers in the state.
+        `state` is the result of `state_dict`. Raise ValueError if the model does not have its layers.
         """
         mask, modules = cls(model), modules_by_name(model)
         zeros = state["zeros"]
