@@ -37,6 +37,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         self._seen = 0  # samples in the batches so far
+        self._data = getattr(first_loader(self.trainer.val_dataloaders), "dataset", None)
         self._labels = BatchLabels()
         self.capture = MapCapture(
             self.layers,
@@ -46,7 +47,7 @@ class Probe:
             samples=SampleCapture(
                 self.module,
                 describe=describe_pixels,
-                class_names=class_names(getattr(first_loader(self.trainer.val_dataloaders), "dataset", None)),
+                class_names=class_names(self._data),
                 keep_images=True,
             ),
         )
@@ -83,8 +84,7 @@ class Probe:
         renamed = labels_of.classes is not None or are_renamed(numbers.get(labels_of.column, {}), targets)
         class_names = () if renamed else samples.class_names
         labels = name_labels(labels_of.at(numbers, range(report.n_samples)), class_names)
-        folder = dataset_folder(getattr(first_loader(loaders), "dataset", None))
-        names = names and names[: report.n_samples]
+        names, folder = names and names[: report.n_samples], dataset_folder(self._data)
         report = replace(report, labels=labels if any(labels) else None, names=names, folder=folder)
         logits = samples.collected(report.n_samples).logits
         if report.labels is None or logits is None:

@@ -10,8 +10,8 @@ from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly.callbacks._losses import loss_tags, mode_by_name
 from lightning_anomaly.filters.agreement import most_singled_out
 from lightning_anomaly.filters.anomaly_report import AnomalyReport, layer_table_sentences
-from lightning_anomaly.memorization.error_rise import MIN_ERRORS, WINDOW
 from lightning_anomaly.memorization.memorization_report import MemorizationReport
+from lightning_anomaly.memorization.stop_rule import MIN_ERRORS, WINDOW
 from lightning_anomaly.pages.html_page import four_digits, usual_score
 
 _NAMED = 3  # samples in a sentence
@@ -143,8 +143,8 @@ class Story:
     def tell_labels(self, report: MemorizationReport | None, problem: str) -> None:
         """Tell how many training labels are in doubt; without any the `problem`, if the gap has not told it."""
         if report is None or not report.doubts:
-            why = ": no class is known of each training image." if not problem else ", for the same reason."
-            note = "" if report is None else report.notes.get("labels", "")
+            why = ", for the same reason." if problem else ": no class is known of each training image."
+            note = report and report.notes.get("labels")
             self.tell("Labels", f"Not measured: {note}" if note else f"Not measured{why}")
             return
         looked, in_doubt = len(report.doubts), report.labels_in_doubt
@@ -159,13 +159,13 @@ class Story:
 
     def tell_samples(self, report: AnomalyReport) -> None:
         """Tell which samples are the strangest, and why."""
+        if not report.views:
+            self.tell("Samples", "Not measured: no sample has a score.")
+            return
         scores, told = report.outlier_scores, list[str]()
         for sample in report.by_outlier_score[:_NAMED]:
             facts = "; ".join([f"score {scores[sample]:.1f}", *report.outlier_reasons(sample).values()])
             told.append(f"{report.sample_name(sample)} ({facts})")
-        if not report.views:
-            self.tell("Samples", "Not measured: no sample has a score.")
-            return
         text = f"Strangest of {report.n_samples:,} validation samples: {', '.join(told)}."
         text += f" 95% have a score below {usual_score(scores):.1f}."
         self.tell("Samples", text, "#/strangest%20samples", "Look at them, and tick what does not belong")

@@ -20,9 +20,9 @@ from lightning_anomaly.callbacks._run_loss import RunLoss
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.loaders import loader_of
 from lightning_anomaly.memorization.comparison import check_groups, compare_outputs
-from lightning_anomaly.memorization.error_rise import MIN_ERRORS, ErrorRise
 from lightning_anomaly.memorization.label_doubts import MeanMargins
 from lightning_anomaly.memorization.memorization_report import SHOWN, MemorizationReport
+from lightning_anomaly.memorization.stop_rule import MIN_ERRORS, ErrorRise
 from lightning_anomaly.network.layers import find_logits_call, modules_by_name
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.

@@ -12,8 +12,7 @@ from lightning_anomaly.callbacks._guard import OnError
 from lightning_anomaly.callbacks._losses import validation_losses
 from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, patience_in_words
 from lightning_anomaly.callbacks.memorization import MemorizationCallback
-from lightning_anomaly.memorization.error_rise import WINDOW
-from lightning_anomaly.memorization.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
+from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, WINDOW, loss_trend, stalled
 
 
 class MemorizationEarlyStopping(StoppingCallback):

@@ -13,8 +13,8 @@ from lightning_anomaly.callbacks.memorization import MemorizationCallback
 from lightning_anomaly.callbacks.memorization_early_stopping import MemorizationEarlyStopping
 from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.filter_page import FILTER_CODE, filter_browser_content, sample_lists
-from lightning_anomaly.memorization.loss_trend import GAP
 from lightning_anomaly.memorization.memorization_report import SHOWN
+from lightning_anomaly.memorization.stop_rule import GAP
 from lightning_anomaly.pages.gallery import Tab, gallery_index
 from lightning_anomaly.pages.html_page import BrowserFile, assemble_page, write_page
 

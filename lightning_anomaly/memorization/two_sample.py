@@ -57,8 +57,8 @@ def two_sample_test(
         layers: Names of the layers to compare; None takes every convolution. For a convolution followed by a BatchNorm,
             name the BatchNorm.
         batch_size: See `analyze`.
-        logits_from: Name of a method or submodule that takes the images and returns logits; None calls the model.
-            Single numbers are then logits even if all lie in 0 to 1, unless a sigmoid returns them.
+        logits_from: Name of a method or submodule that takes the images and returns logits, even if all lie in 0 to 1;
+            None calls the model.
 
     Returns:
         The report. Its `notes` say what could not be compared and are also issued as warnings.

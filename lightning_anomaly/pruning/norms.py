@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from lightning_anomaly.network.forward import evaluating, isolated_calls
 from lightning_anomaly.network.layer_maps import compiled_models_eager
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
-from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS
 
+# Norms that do not mix channels.
+CHANNEL_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 _NORMS = (*CHANNEL_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 

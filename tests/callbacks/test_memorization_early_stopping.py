@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from trainers import SmallNet, fit, images, loader, quiet_trainer, said
 
 from lightning_anomaly import MemorizationCallback, MemorizationEarlyStopping
-from lightning_anomaly.memorization.error_rise import ErrorRise
+from lightning_anomaly.memorization.stop_rule import ErrorRise
 
 
 class Written(MemorizationCallback):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_anomaly.memorization.comparison import expected_error, mean_error
-from lightning_anomaly.memorization.error_rise import ErrorRise
+from lightning_anomaly.memorization.stop_rule import ErrorRise
 from recipes.common.data import crop_and_flip
 from recipes.common.module import evaluate_parts, logits_of
 from recipes.experiments.fitting import every_epoch, prepare

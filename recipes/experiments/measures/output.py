@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly.memorization.comparison import compare_confidences, expected_error, mean_error
-from lightning_anomaly.memorization.error_rise import ErrorRise
+from lightning_anomaly.memorization.stop_rule import ErrorRise
 from recipes.common.module import evaluate_parts
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.measures.gradients import batch_disparity

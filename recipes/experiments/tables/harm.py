@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
-from lightning_anomaly.memorization.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
+from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, loss_trend, stalled
 from recipes.common.data import DATA_SETS
 from recipes.experiments.spec import TRIED_ON, TUNED_ON
 from recipes.experiments.tables.curves import Line, signal

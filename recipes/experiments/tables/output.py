@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.memorization.error_rise import WINDOW
-from lightning_anomaly.memorization.loss_trend import GAP, LOSS_PATIENCE, loss_trend, stalled
+from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, WINDOW, loss_trend, stalled
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
