@@ -31,8 +31,9 @@ class RunLoss:
     def watch(self, kind: str, pl_module: Any, batch: Any) -> None:
         """Watch a step until `take` or `remove`, unless one of its kind was watched or need not be."""
         val = self._told.get("val")
-        all_told = val is not None and val.scores is not None and val.labels.classes is None
-        if kind not in self._told and not (all_told and val is not None and val.form == form_of(batch)):
+        if kind in self._told:
+            return
+        if val is None or val.scores is None or val.labels.classes is not None or val.form != form_of(batch):
             self._told[kind] = None
             self._watch = StepWatch(pl_module, batch)
             self._watch.attach()

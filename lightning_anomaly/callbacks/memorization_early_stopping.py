@@ -12,7 +12,7 @@ from lightning_anomaly.callbacks._guard import OnError
 from lightning_anomaly.callbacks._losses import validation_losses
 from lightning_anomaly.callbacks._stopping_callback import StoppingCallback, patience_in_words
 from lightning_anomaly.callbacks.memorization import MemorizationCallback
-from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, WINDOW, loss_trend, stalled
+from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, WINDOW, loss_trend
 
 
 class MemorizationEarlyStopping(StoppingCallback):
@@ -108,8 +108,8 @@ class MemorizationEarlyStopping(StoppingCallback):
     def _reason_to_stop(self, metrics: Mapping[str, Any], measured: bool) -> str | None:
         self._take_loss(metrics)
         trend = loss_trend(self._losses)
-        self.wait_count = 0 if trend is None else trend.waited
-        if not self._rises or trend is None or not stalled(trend, self.patience) or self._rises[-1] <= self.threshold:
+        self.wait_count = trend.waited
+        if not self._rises or not trend.stalled(self.patience) or self._rises[-1] <= self.threshold:
             return None
         return (
             "The network knows its training images: the ratio of errors that it expects on validation and on training "

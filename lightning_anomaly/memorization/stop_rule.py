@@ -107,30 +107,28 @@ def standard_error(before: Level, now: Level) -> float:
 
 
 class LossTrend(NamedTuple):
-    """The exponential average of a loss after its last validation."""
+    """The exponential average of the finite losses after the last validation."""
 
-    average: float
+    average: float  # NaN without any
     waited: int  # validations since the lowest average
     spike: bool  # whether the last loss is far above its average, for its own fluctuation
 
+    def stalled(self, patience: int) -> bool:
+        """Whether the loss has not improved for `patience` validations and its last value is no spike."""
+        return self.waited >= patience and not self.spike
 
-def loss_trend(losses: Sequence[float]) -> LossTrend | None:
-    """Compute the exponential average of the finite losses; None if there are none."""
+
+def loss_trend(losses: Sequence[float]) -> LossTrend:
+    """Compute the trend of a loss from its values at all validations."""
     averages: list[float] = []
     for loss in losses:
         before = averages[-1] if averages else math.nan
         # In this form, the average of a constant loss stays the same.
         now = loss if math.isnan(before) else before + (1 - SMOOTHING) * (loss - before)
         averages.append(now if math.isfinite(loss) else before)
-    candidates = [(average, place) for place, average in enumerate(averages) if not math.isnan(average)]
-    if not candidates:
-        return None
-    _, place = min(candidates)
-    last = [loss for loss in losses if math.isfinite(loss)][-SPIKE_WINDOW:]
-    spike = losses[-1] - averages[-1] > pstdev(last)
-    return LossTrend(averages[-1], len(losses) - 1 - place, spike)
-
-
-def stalled(trend: LossTrend | None, patience: int) -> bool:
-    """Whether a loss has not improved for `patience` validations and its last value is no spike."""
-    return trend is not None and trend.waited >= patience and not trend.spike
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return LossTrend(math.nan, 0, False)
+    lowest = averages.index(min(average for average in averages if not math.isnan(average)))
+    spike = losses[-1] - averages[-1] > pstdev(finite[-SPIKE_WINDOW:])
+    return LossTrend(averages[-1], len(losses) - 1 - lowest, spike)

@@ -19,7 +19,6 @@ from lightning_anomaly.memorization.stop_rule import (
     loss_trend,
     mean_error_level,
     rise_over,
-    stalled,
     standard_error,
 )
 
@@ -136,20 +135,19 @@ def test_levels_with_too_few_expected_errors_of_both_kinds_do_not_count() -> Non
 LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 
 
-def since_best(losses: Sequence[float]) -> int | None:
-    trend = loss_trend(losses)
-    return None if trend is None else trend.waited
+def since_best(losses: Sequence[float]) -> int:
+    return loss_trend(losses).waited
 
 
 def test_the_wait_is_restarted_neither_by_a_single_low_loss_nor_by_nan() -> None:
     assert since_best([0.5, 0.6, 0.7, 0.8, 0.48]) == 4
     assert since_best([0.5, 0.6, 0.7, 0.8, 0.0]) == 0
     assert since_best([1.0, 0.9, math.nan, math.inf]) == 2
-    assert since_best([math.nan, math.nan]) is None
+    assert since_best([math.nan, math.nan]) == 0
     assert since_best([math.nan, 1.0]) == 0
     assert since_best([0.8, 1.5, math.nan, 0.79]) == 3  # the average skips NaN
     assert since_best([1.5, 1.4, 0.3, 1.1, 2.0, 0.5]) == 2  # with a weight of 0.6 it would be 3, with 0.8 none
-    assert since_best([]) is None
+    assert since_best([]) == 0
 
 
 @pytest.mark.parametrize(
@@ -167,7 +165,7 @@ def test_the_wait_is_restarted_neither_by_a_single_low_loss_nor_by_nan() -> None
     ],
 )
 def test_a_loss_confirms_if_it_has_not_improved_and_is_no_spike(losses: list[float], expected: bool) -> None:
-    assert stalled(loss_trend(losses), 3) == expected
+    assert loss_trend(losses).stalled(3) == expected
 
 
 @given(LOSSES, st.floats(0.1, 10))

@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
-from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, loss_trend, stalled
+from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, loss_trend
 from recipes.common.data import DATA_SETS
 from recipes.experiments.spec import TRIED_ON, TUNED_ON
 from recipes.experiments.tables.curves import Line, signal
@@ -19,7 +19,7 @@ def _smoothed(line: Line) -> int | None:
     """Apply the default rule without the gap: stop when the average of the validation loss has not improved."""
     losses = signal(line, "val_loss")
     trends = (loss_trend(losses[: place + 1]) for place in range(len(losses)))
-    return next((place for place, trend in enumerate(trends) if trend and trend.waited >= LOSS_PATIENCE), None)
+    return next((place for place, trend in enumerate(trends) if trend.waited >= LOSS_PATIENCE), None)
 
 
 def _with_accuracy(line: Line) -> int | None:
@@ -27,7 +27,7 @@ def _with_accuracy(line: Line) -> int | None:
     rises, losses, accuracies = (signal(line, name) for name in ("confidence_rise", "val_loss", "val_acc"))
     for place, rise in enumerate(rises):
         waited = place - accuracies.index(max(accuracies[: place + 1]))
-        if rise > GAP and stalled(loss_trend(losses[: place + 1]), LOSS_PATIENCE) and waited >= LOSS_PATIENCE:
+        if rise > GAP and loss_trend(losses[: place + 1]).stalled(LOSS_PATIENCE) and waited >= LOSS_PATIENCE:
             return place
     return None
 

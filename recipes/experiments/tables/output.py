@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, WINDOW, loss_trend, stalled
+from lightning_anomaly.memorization.stop_rule import GAP, LOSS_PATIENCE, WINDOW, loss_trend
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
@@ -52,7 +52,7 @@ def confirmed(line: Line) -> int | None:
     """Apply the default rule: a gap, and a validation loss that does not improve."""
     rises, losses = signal(line, "confidence_rise"), signal(line, "val_loss")
     trends = (loss_trend(losses[: place + 1]) for place in range(len(losses)))
-    stops = (rise > GAP and stalled(trend, LOSS_PATIENCE) for rise, trend in zip(rises, trends, strict=True))
+    stops = (rise > GAP and trend.stalled(LOSS_PATIENCE) for rise, trend in zip(rises, trends, strict=True))
     return next((place for place, stop in enumerate(stops) if stop), None)
 
 
