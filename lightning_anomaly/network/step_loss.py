@@ -93,11 +93,6 @@ class _Output(NamedTuple):
         return 1 if self.scores.classes is None else self.tensor.shape[self.scores.classes]
 
     @property
-    def positions(self) -> int:
-        """Number of samples and positions that have scores."""
-        return self.tensor.numel() // self.width
-
-    @property
     def has_several(self) -> bool:
         """Whether a loss of single scores is given several of an image, which are no positions of it."""
         return self.scores.classes is None and self.tensor.ndim > 1 and self.tensor.shape[1] > 1
@@ -228,7 +223,8 @@ def _choose_output(outputs: Sequence[_Output], unmatched: Sequence[FunctionCall]
     if not single:
         several = any(output.has_several for output in outputs)
         return None, "its loss is given several scores for each image, each of a class of its own" if several else ""
-    full = [output for output in single if output.positions == max(output.positions for output in single)]
+    largest = max(output.tensor.numel() for output in single)
+    full = [output for output in single if output.tensor.numel() == largest]
     others = [loss for loss in unmatched if loss.name in OF_CLASSES]
     targets = [output.targets[0] for output in full] + [loss.target for loss in others]
     if len({output.width for output in single}) == len(_different(targets)) == 1:
