@@ -35,6 +35,7 @@ class RunLoss:
             return
         if val is None or val.scores is None or val.labels.classes is not None or val.form != form_of(batch):
             self._told[kind] = None
+            self.remove()  # of a step that never ended
             self._watch = StepWatch(pl_module, batch)
             self._watch.attach()
 
