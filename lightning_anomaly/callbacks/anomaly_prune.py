@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,15 +13,14 @@ from lightning_anomaly.callbacks._guard import OnError, guarded
 from lightning_anomaly.callbacks._lightning import AnyCallback, MisconfiguredTrainer, find_callback
 from lightning_anomaly.callbacks._logging import without_module_logging
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.images.batches import first_tensor
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.pruning.mask import FilterMask, conv_rows
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms
+from lightning_anomaly.pruning.selection import Summary, choose_filters, summarize_report
 
 _SAMPLES = 4  # enough to find norms
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
-Summary = dict[str, list[int]]  # a report in plain values: `{layer: [outlier samples of filter 0, of filter 1, ...]}`
 
 
 class AnomalyPruneCallback(AnyCallback):
@@ -229,29 +227,3 @@ class AnomalyPruneCallback(AnyCallback):
         few = batch if images is None else images[:_SAMPLES]
         with trainer.precision_plugin.forward_context(), without_module_logging(pl_module):
             return find_norms(pl_module, filters, partial(call_model, pl_module, (few,)))
-
-
-def summarize_report(report: AnomalyReport) -> Summary:
-    """Count the outlier samples of each filter; only anomaly filters have any."""
-    return {name: layer.outliers.sum(1).tolist() for name, layer in report.layers.items()}
-
-
-def choose_filters(
-    summaries: Sequence[Summary], masked: Mapping[str, Collection[int]], *, min_votes: int, max_fraction: float
-) -> dict[str, list[int]]:
-    """Choose filters to mask, `{layer: [filter, ...]}`, by votes of reports, then outlier samples, then index.
-
-    At most `max_fraction` of a layer is masked, including the filters masked before, and never all of it.
-    """
-    chosen: dict[str, list[int]] = {}
-    for layer, last in (summaries[-1] if summaries else {}).items():
-        size, masked_before = len(last), set(masked.get(layer, ()))
-        columns = [summary[layer] for summary in summaries if layer in summary]
-        votes = [sum(column[i] > 0 for column in columns) for i in range(size)]
-        outliers = [sum(column[i] for column in columns) for i in range(size)]
-        flagged = [i for i in range(size) if votes[i] >= min_votes and i not in masked_before]
-        flagged.sort(key=lambda i: (-votes[i], -outliers[i], i))
-        room = max(0, min(int(max_fraction * size), size - 1) - len(masked_before))
-        if flagged[:room]:
-            chosen[layer] = flagged[:room]
-    return chosen
