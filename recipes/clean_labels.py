@@ -56,7 +56,7 @@ def main(epochs: int = 15) -> tuple[list[int], float, float]:
     watcher, before = train(Subset(data, range(800)), val := Subset(data, range(1400, 1797)), epochs)
     assert watcher.report is not None
     watcher.report.save_html("labels.html")  # look at it, to see how far down the list labels are wrong
-    doubted = watcher.report.labels_in_doubt or []
+    doubted = watcher.report.doubtful_labels or []
     _, after = train(Subset(data, sorted({*range(800)} - {*doubted})), val, epochs)
     wrong = sum(place % 5 == 0 for place in doubted)
     print(f"Of 800 labels 160 are wrong; {wrong} of the {len(doubted)} in doubt are indeed wrong.")

@@ -147,7 +147,7 @@ class Story:
             note = report and report.notes.get("labels")
             self.tell("Labels", f"Not measured: {note}" if note else f"Not measured{why}")
             return
-        looked, in_doubt = len(report.doubts), report.labels_in_doubt
+        looked, in_doubt = len(report.doubts), report.doubtful_labels
         text = f"How many of {looked:,} training labels are wrong cannot be estimated from this network."
         link = "#/training%20labels", "Look at the most doubtful, and tick those that are wrong"
         if in_doubt is not None:

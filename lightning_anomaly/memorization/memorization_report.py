@@ -95,7 +95,7 @@ class MemorizationReport(Tabular):
         return {doubt.position: doubt.score for doubt in self.doubts}
 
     @property
-    def labels_in_doubt(self) -> list[int] | None:
+    def doubtful_labels(self) -> list[int] | None:
         """The first positions in `label_doubts`, of as many labels as are wrong, by an estimate; None without one.
 
         Wrong labels of images that are hard for the network are not counted.
@@ -173,7 +173,7 @@ class MemorizationReport(Tabular):
             names += ["count", "fraction", "filter_p_value"]
         values = {name: float(getattr(self, name)) for name in names}
         values |= {f"layer/{name}": share for name, share in self.shares.items()}
-        if (in_doubt := self.labels_in_doubt) is not None:
+        if (in_doubt := self.doubtful_labels) is not None:
             values["labels_in_doubt"] = len(in_doubt) / len(self.doubts)
         return values
 
@@ -210,7 +210,7 @@ class MemorizationReport(Tabular):
         return Tab("training labels", "Most doubtful", about, rows)
 
     def _labels_sentence(self) -> str:
-        if self.labels_in_doubt is None:
+        if self.doubtful_labels is None:
             return f"how many of {len(self.doubts)} training labels are in doubt: not measured"
         named = [f"{doubt.name} {doubt.reason}" for doubt in self.doubts if doubt.in_doubt]
         verb = "is" if len(named) == 1 else "are"

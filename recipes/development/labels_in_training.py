@@ -112,7 +112,7 @@ def train(name: str, kind: str, rate: float, seed: int, similar: Sequence[int], 
     trainer = pl.Trainer(max_epochs=_EPOCHS, callbacks=[watcher], **options)
     trainer.fit(module, loader, DataLoader(TensorDataset(val_images, val_labels), _VAL))
     assert watcher.report is not None
-    doubts, found = watcher.report.label_doubts, watcher.report.labels_in_doubt or []
+    doubts, found = watcher.report.label_doubts, watcher.report.doubtful_labels or []
     scores = {"label_doubts": torch.tensor([doubts[position] for position in range(_TRAIN)]), **module.rules()}
     with torch.no_grad():
         confused = one_hot(data.val_labels, 10).float().T @ module.eval()(val_images).softmax(1)
@@ -120,7 +120,7 @@ def train(name: str, kind: str, rate: float, seed: int, similar: Sequence[int], 
         "key": f"{name}/{kind}/{rate}/{seed}",
         "similar": confused.fill_diagonal_(0).argmax(1).tolist(),
         "precision": {rule: average_precision_score(wrong, score) for rule, score in scores.items() if wrong.any()},
-        "in_doubt": None if watcher.report.labels_in_doubt is None else len(found),
+        "in_doubt": None if watcher.report.doubtful_labels is None else len(found),
         "wrong_in_doubt": int(wrong[found].sum()),
         "seconds": time.process_time() - start,
     }

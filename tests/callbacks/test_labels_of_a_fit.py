@@ -44,7 +44,7 @@ def test_wrong_labels_come_first_and_a_resumed_fit_finds_the_same(tmp_path: Path
     whole, keep = MemorizationCallback(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     trainer = fit_lit(tmp_path, whole, keep, max_epochs=4)
     report = whole.report
-    assert sorted([*report.label_doubts][:4]) == sorted(report.labels_in_doubt) == WRONG
+    assert sorted([*report.label_doubts][:4]) == sorted(report.doubtful_labels) == WRONG
     assert sorted(report.label_doubts) == list(range(120))
     assert trainer.callback_metrics["memorization/labels_in_doubt"] == pytest.approx(4 / 120)
     assert whole.history[-1]["metrics"]["labels_in_doubt"] == pytest.approx(4 / 120)

@@ -71,7 +71,7 @@ def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
     assert [(doubt.label, doubt.since) for doubt in found] == [("2", 3), ("1", None), ("0", None)]
     assert [doubt.score for doubt in found] == sorted((doubt.score for doubt in found), reverse=True)
     assert {doubt.in_doubt for doubt in found} == {None}
-    assert MemorizationReport(3, 3, doubts=found).labels_in_doubt is None
+    assert MemorizationReport(3, 3, doubts=found).doubtful_labels is None
     again = MeanMargins()
     again.load_state_dict(means.state_dict())
     again.add(at(0.4, 0, 5000, 1), 4)
