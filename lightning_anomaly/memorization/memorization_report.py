@@ -180,13 +180,18 @@ class MemorizationReport(Tabular):
     def save_html(self, path: str | Path) -> None:
         """Write a page where a reader ticks wrong labels of training images, one file that needs no network.
 
-        Missing folders of its `path` are created.
+        Args:
+            path: Path of the file; missing folders are created.
         """
         lead = ["Tick what is mislabeled, and save the list.", f"{self._labels_sentence()}."]
         write_page(path, gallery_page("Training labels", lead, [self.tab(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
-        """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's."""
+        """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's.
+
+        Args:
+            path: Path of the file; missing folders are created.
+        """
         write_csv(path, [self.tab(len(self.doubts))])
 
     def tab(self, count: int) -> Tab:

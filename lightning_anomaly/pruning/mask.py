@@ -143,9 +143,13 @@ class FilterMask:
                 rows.zero(rows.tensor.grad)
 
     def keep(self, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Zero the masked filters again, and what has their shape in the state of the model's `optimizers`.
+        """Zero the masked filters again. Call it after every optimizer step.
 
-        Call it after every optimizer step: momentum, weight decay and Adam's averages also move a parameter.
+        Zero gradients are not enough: momentum, weight decay and Adam's averages also move a parameter.
+
+        Args:
+            optimizers: Optimizers of the model's parameters. Tensors in their state that have a parameter's shape are
+                zeroed like the parameter; step counts and factored averages are not.
         """
         optimizers = list(optimizers)
         for rows in self._rows:
@@ -165,9 +169,14 @@ class FilterMask:
 
     @classmethod
     def from_state_dict(cls, model: nn.Module, state: Mapping[str, Any]) -> FilterMask:
-        """Mask the same filters and norm channels in another instance, copy or average of a masked model, in place.
+        """Mask the same filters and norm channels in another instance, copy or average of a masked model.
 
-        `state` is the result of `state_dict`. Raise ValueError if the model does not have its layers.
+        Args:
+            model: The model to mask, changed in place.
+            state: The result of `state_dict`.
+
+        Raises:
+            ValueError: If the model does not have the layers in the state.
         """
         mask, modules = cls(model), modules_by_name(model)
         zeros = state["zeros"]
