@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, analyze
 from lightning_anomaly.filters.analyze import analyze_maps
+from lightning_anomaly.filters.pca import reduce_maps
 from lightning_anomaly.network.layer_maps import MapCapture
 from lightning_anomaly.network.layers import select_layers
 
@@ -83,6 +84,29 @@ def test_threads_and_the_memory_bound_do_not_change_a_report():
             torch.set_num_threads(1)
     for other in reports[1:]:
         properties.assert_same(other, reports[0])
+
+
+def test_filters_are_analyzed_in_batches_that_fit_into_the_memory(monkeypatch):
+    layer, sizes = zoo.captured(zoo.maps("sparse", 140, 300, (6, 6))), dict[int, list[int]]()
+    for memory in (256, 4):
+        batches = sizes[memory] = []
+        monkeypatch.setattr(
+            "lightning_anomaly.filters.analyze.reduce_maps",
+            lambda maps, engine, batches=batches: batches.append(8 * maps.numel()) or reduce_maps(maps, engine),
+        )
+        zoo.analyzed(layer, replace(DEFAULT, n_init=1, max_memory_mb=memory))
+    assert max(sizes[4]) < 4e6 < max(sizes[256])
+    assert sum(sizes[4]) == sum(sizes[256])
+
+
+def test_only_layers_that_are_as_last_time_keep_their_results():
+    names, known = ["same", "maps", "extremes"], {}
+    layers = {name: zoo.captured(zoo.maps("sparse", 4, 60, (4, 4), seed)) for seed, name in enumerate(names)}
+    first = analyze_maps(layers, replace(DEFAULT, n_init=1), known=known)
+    layers["maps"] = zoo.captured(zoo.maps("sparse", 4, 60, (4, 4), seed=9))
+    layers["extremes"] = replace(layers["extremes"], extremes=[2 * values for values in layers["extremes"].extremes])
+    again = analyze_maps(layers, replace(DEFAULT, n_init=1), known=known)
+    assert [again.layers[name] is layer for name, layer in first.layers.items()] == [True, False, False]
 
 
 @pytest.mark.parametrize("settings", [AnalysisSettings(), PAPER], ids=["default", "paper"])

@@ -163,6 +163,13 @@ def test_a_sample_is_isolated_at_any_distance(far):
     assert isolated_samples(ordinary, FRACTION, found[:1]).nonzero().tolist() == [[0, 7]]
 
 
+def test_points_beside_extremes_get_half_of_the_false_alarms():
+    points = draw("Student t3", 3000, 100)[0]
+    alone, beside = (isolated_samples(points, FRACTION, extremes) for extremes in (None, torch.zeros_like(points)))
+    assert (alone | beside).equal(alone)
+    assert 0 < beside.any(1).sum() < alone.any(1).sum()
+
+
 def test_constant_and_nonfinite_extremes_are_ignored():
     extremes = torch.ones(6, 512, 2)
     extremes[3, 7] = -math.inf
