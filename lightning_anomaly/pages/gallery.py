@@ -30,6 +30,7 @@ for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
             new = f"{name}-{number}{ending}"
         os.makedirs(os.path.dirname(new), exist_ok=True)
         shutil.move(row["path"], new)
+        print(row["path"], "->", new)
 """
 _FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 RIGHT = "right"  # the verdict on an image that should stay as it is
