@@ -95,7 +95,7 @@ class Story:
             text += f" In the last validation, {self.when(last)}, it was {values[last]:.3g}."
         kept = path if math.isclose(score, best, rel_tol=1e-4) else ""
         if kept:
-            text += f" That epoch's weights are in `{kept}`."
+            text += f" The weights of {self.when(at)} are in `{kept}`."
         if decides and abs(values[last] - best) > _MATTERS * abs(best):
             of_then = f"the weights of {self.when(at)}, where `{name}` was {lowest}"
             add = f'Keep {of_then}: add `ModelCheckpoint(monitor="{name}")`.'
@@ -179,7 +179,7 @@ class Story:
         named = [f"{report.sample_name(sample)} ({count:,})" for sample, count in [*many.items()][:_NAMED]]
         singled_out = "No sample is singled out by more filters than chance explains."
         if many:
-            singled_out = f"More of the {filters:,} filters than chance explains single out {listed(named)}."
+            singled_out = f"Singled out by more of the {filters:,} filters than chance explains: {listed(named)}."
             text = f"{len(many):,} validation samples are singled out by more filters than chance explains."
             self.actions.append((text, "#/singled%20out", "Look at them, and tick what does not belong"))
         counts = layer_table_sentences(report.layers)[-1]

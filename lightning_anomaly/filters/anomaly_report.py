@@ -287,7 +287,7 @@ def layer_table_sentences(layers: Mapping[str, LayerReport]) -> list[str]:
     isolating = sum(len(layer.isolated_filters) for layer in layers.values())
     return [
         f"{isolating} filters isolate a sample; chance gives up to {math.ceil(0.01 * len(clustered))}",
-        f"anomaly filters: {clustered.count(ANOMALY)}, {share} of those with varying maps: {among_sparse} where at "
-        f"least {100 * _SPARSE:.0f}% of the values are zero, as sparsity alone makes rare clusters, {among_others} "
-        "elsewhere",
+        f"anomaly filters: {clustered.count(ANOMALY)}, {share} of those with varying maps ({among_sparse} where at "
+        f"least {100 * _SPARSE:.0f}% of the values are zero, which alone makes rare clusters; {among_others} "
+        "elsewhere)",
     ]

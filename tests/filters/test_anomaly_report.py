@@ -90,8 +90,8 @@ class TestTable:
         assert strangest[1:3] == ["  2, score inf: flat", "  3, score 9.0: noisy"]
         assert len(strangest) == 6
         assert isolating == "2 filters isolate a sample; chance gives up to 1"
-        assert count.startswith("anomaly filters: 3, 60.0% of those with varying maps: 0.0% where at least 70%")
-        assert count.endswith("75.0% elsewhere")
+        assert count.startswith("anomaly filters: 3, 60.0% of those with varying maps (0.0% where at least 70%")
+        assert count.endswith("75.0% elsewhere)")
         assert table.splitlines()[-1] == f"note: {LEFT_OUT}"
         assert "  c, score inf: flat" in str(replace(REPORT, names=[*"abcdef"]))
 
