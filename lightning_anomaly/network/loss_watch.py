@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,6 +63,31 @@ class ModuleCall(NamedTuple):
     prepared: Tensor | None  # what it was given, if these are not the images of the batch
 
 
+class _WatchedForward:
+    """The `forward` of a model while functions see its calls; the first to begin may be the first to end."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._forward = model, model.forward
+        self._before = {name: value for name, value in vars(model).items() if name == "forward"}
+        self._seen_by: list[Callable[..., None]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._forward(*args, **kwargs)
+        for see in self._seen_by:
+            see("", self._model, args, kwargs, output)
+        return output
+
+    def add(self, see: Callable[..., None]) -> None:
+        vars(self._model)["forward"] = self
+        self._seen_by.append(see)
+
+    def remove(self, see: Callable[..., None]) -> None:
+        self._seen_by.remove(see)
+        if not self._seen_by and vars(self._model).get("forward") is self:
+            del vars(self._model)["forward"]
+            vars(self._model).update(self._before)
+
+
 class StepWatch(TorchFunctionMode):
     """Sees the calls of losses, activations and modules in one step of a model with a batch."""
 
@@ -104,16 +130,9 @@ class StepWatch(TorchFunctionMode):
 
     def _watch_forward(self, model: nn.Module) -> None:
         """Watch `forward` itself, as a step may call it without the hooks of the module."""
-        attributes, forward = vars(model), model.forward
-        before = {name: value for name, value in attributes.items() if name == "forward"}
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            self._take_module("", model, args, kwargs, output)
-            return output
-
-        attributes["forward"] = watched
-        self._stack.callback(lambda: (attributes.pop("forward", None), attributes.update(before)))
+        watched = model.forward if isinstance(model.forward, _WatchedForward) else _WatchedForward(model)
+        watched.add(self._take_module)
+        self._stack.callback(watched.remove, self._take_module)
 
     def _take_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         with suppress(Exception):

@@ -1,5 +1,6 @@
 """What the own loss of a run tells (see tests/network/test_step_loss.py) reaches the report, or a line says why not."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
-from trainers import SmallNet, fit, hook_count, images, loader, said
+from trainers import SmallNet, fit, hook_count, images, loader, said, watcher
 
 from lightning_anomaly import MemorizationCallback
 
@@ -132,6 +133,18 @@ def test_errors_and_labels_are_those_of_the_loss(tmp_path: Path, program: type[P
     binary = program in (Mapped, OneLogit)
     for doubt in report.doubts:
         assert doubt.label == str(int(doubt.position % 3 > 1) if binary else doubt.position % 3)
+
+
+@pytest.mark.filterwarnings(FEW)
+def test_two_callbacks_that_watch_one_step_leave_the_module_as_it_was(tmp_path: Path) -> None:
+    both = watcher(), MemorizationCallback()
+    model: Any = fit(tmp_path, *both, module=Program(), max_epochs=1).lightning_module
+    assert hook_count(model) == 0
+    assert both[1].report.compares_output
+    zeroed = copy.deepcopy(model).eval()
+    for parameter in zeroed.parameters():
+        nn.init.zeros_(parameter)
+    assert not zeroed(images(2)).any()  # by its own weights, and not by those of the model that it was copied from
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,10 @@ class Values(pl.Callback):
 
 
 def hook_count(model: nn.Module) -> int:
+    """Count the hooks of all modules, and each `forward` that was set on a module itself."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+    hooks = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+    return hooks + sum("forward" in vars(module) for module in model.modules())
 
 
 def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

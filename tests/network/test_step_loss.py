@@ -45,6 +45,22 @@ def tell(net: Net, loss: Callable[..., Any], *batch: Any, logits_from: str | Non
     return tell_loss(watch, logits_from)
 
 
+def test_watches_of_one_step_may_end_in_any_order():
+    net, x = scored(), images(60)
+    for order in (0, 1), (1, 0):
+        watches, before = [StepWatch(net, [x, CLASSES]) for _ in range(2)], {**vars(net)}
+        for watch in watches:
+            watch.attach()
+        F.cross_entropy(net.forward(x), CLASSES)
+        for number in order:
+            watches[number].remove()
+        assert (hook_count(net), vars(net)) == (0, before)
+        calls = [(len(watch.losses), [call.name for call in watch.calls]) for watch in watches]
+        assert calls == [(1, ["head", ""])] * 2
+        F.cross_entropy(net.forward(x), CLASSES)
+        assert calls == [(len(watch.losses), [call.name for call in watch.calls]) for watch in watches]
+
+
 def labels_of(told: StepLoss, *batch: Any) -> list[Any]:
     columns = label_columns(list(batch), len(batch[0]), batch[0])
     numbers = {name: dict(enumerate(values.tolist())) for name, values in columns.items()}
