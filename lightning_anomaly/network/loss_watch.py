@@ -64,7 +64,7 @@ class ModuleCall(NamedTuple):
 
 
 class _WatchedForward:
-    """The `forward` of a model while functions see its calls; the first to begin may be the first to end."""
+    """A model's `forward` that shows its calls to functions, which may come and go in any order."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._forward = model, model.forward
