@@ -38,19 +38,30 @@ Seen = tuple[Tensor, list[int]]  # `_image_moments` of the images, and a hash of
 
 
 class ComparedImages(NamedTuple):
-    """Training and validation images, in memory if they fit, their labels, and notes as `{key: sentence}`."""
+    """Training and validation images, in memory if they fit, and notes as `{key: sentence}`."""
 
     train: ImageSource
     val: ImageSource
-    labels: KnownLabels
+    read: tuple[ImageSource, ImageSource]  # as they were read, with what may be their labels
+    places: tuple[list[int], list[int]]  # of these images in their data sets
     notes: Mapping[str, str]
     data: Sequence[Any]  # sets that they were sampled from
 
     @property
     def identity(self) -> str:
-        """Tells these images with their labels from others."""
-        known = self.labels.positions, len(self.val), self.labels.train, self.labels.val
-        return hashlib.sha256(repr(known).encode()).hexdigest()
+        """Tells these images from others."""
+        return hashlib.sha256(repr((self.places[0], len(self.val))).encode()).hexdigest()
+
+    def labels(self, loss: RunLoss, logits_from: str | None) -> KnownLabels:
+        """Return the labels that the loss is given now, by name if the numbers are the data set's."""
+        (train, val), (places, val_places) = self.read, self.places
+        own, other = (loss.labels(kind, logits_from) for kind in ("train", "val"))
+        numbers, n_classes = train.batch_labels.numbers, loss.input(logits_from).n_classes
+        renamed = own.renames or are_renamed(numbers.get(own.column, {}), train.targets)
+        names = () if renamed or len(train.class_names) != n_classes else train.class_names
+        labels = name_labels(own.at(numbers, places), names)
+        val_labels = name_labels(other.at(val.batch_labels.numbers, val_places), names)
+        return KnownLabels(labels, val_labels, names, places, train.names, own.problem, train.folder)
 
     def are_of(self, trainer: Any, given: Mapping[str, Any]) -> bool:
         """Whether the Trainer still has the data sets of these images."""
@@ -61,7 +72,7 @@ class ComparedImages(NamedTuple):
         """Return small copies of training images, uint8 `(n, H, W, C)`; None if they cannot be drawn."""
         if len(self.train.shape) not in (3, 4) or not positions:
             return None
-        places = dict(zip(self.labels.positions, self.train.positions, strict=True))  # other ones if in memory
+        places = dict(zip(self.places[0], self.train.positions, strict=True))  # other ones if in memory
         batches = self.train.batches([places[position] for position in positions])
         images = torch.cat([shrink_images(images, 2 * SIDE) for _, images in batches])  # few, so larger
         return to_bytes(images, black_and_white(images)).clone()  # no view, which would keep its base
@@ -75,10 +86,11 @@ def read_compared_images(
     sample_size: int,
     max_bytes: int,
     batch: Any,
-    loss: RunLoss,
 ) -> ComparedImages:
-    """Read the images once, those of the run without augmentation, and find what may be wrong with them."""
-    prepared = loss.told.prepared
+    """Read the images once, those of the run without augmentation, and find what may be wrong with them.
+
+    Images that a user gives should be scaled as in the `batch`, which is what the module was called with.
+    """
     opened, notes = partial(_open_compared, trainer, pl_module, given, batch_size, sample_size), {}
     try:
         sources = opened()
@@ -99,33 +111,15 @@ def read_compared_images(
     )
     notes |= {**train.notes(), **val.notes()}
     from_user = [name for name, source in given.items() if source is not None]
-    differences = describe_differences(from_user, seen, batch if prepared is None else prepared)
-    if prepared is not None and len(from_user) < len(given):
-        differences["prepared"] = (
-            "A validation step prepares images before it calls the module, and here they are compared as they come "
-            "from the loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in "
-            "`forward` or in the transform of the data set."
-        )
+    differences = describe_differences(from_user, seen, batch)
     if given["train_inputs"] is None and is_augmented(train):
         differences["augmented"] = (
             "The training images are augmented anew each time, which hides the gap: give images without "
             "augmentation as `train_inputs`."
         )
-    labels = _known_labels(loss, train, val, places, val_places)
     data = [getattr(one, "dataset", one) for one in _chosen_images(trainer, given).values()]
-    return ComparedImages(images["train_inputs"], images["val_inputs"], labels, notes | differences, data)
-
-
-def _known_labels(
-    loss: RunLoss, train: ImageSource, val: ImageSource, places: Sequence[int], val_places: Sequence[int]
-) -> KnownLabels:
-    """Return the labels that the loss is given, by name if the numbers are the data set's."""
-    own, other, numbers = loss.labels("train"), loss.labels("val"), train.batch_labels.numbers
-    renamed = own.classes is not None or are_renamed(numbers.get(own.column, {}), train.targets)
-    names = () if renamed or len(train.class_names) != loss.told.n_classes else train.class_names
-    labels = name_labels(own.at(numbers, places), names)
-    val_labels = name_labels(other.at(val.batch_labels.numbers, val_places), names)
-    return KnownLabels(labels, val_labels, names, places, train.names, own.problem, train.folder)
+    held = images["train_inputs"], images["val_inputs"]
+    return ComparedImages(*held, (train, val), (places, val_places), notes | differences, data)
 
 
 def _chosen_images(trainer: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from lightning_utilities.core import rank_zero
 
 from lightning_anomaly.callbacks._guard import Guard, OnError
 from lightning_anomaly.callbacks._logging import LoggedValues
+from lightning_anomaly.callbacks._run_loss import RunLoss
 
 # Both packages log through this module, and the last one imported takes it over: undo that.
 _before = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
@@ -45,7 +46,20 @@ class AnyCallback(Callback):
         if any(getattr(owner, flag, False) for owner in owners):
             name = type(self).__name__
             raise MisconfiguredTrainer(f"{name} needs validation batches in every process. Found `{flag} = True`.")
+        RunLoss.of(trainer).forget()
         begin_stage(self, trainer, stage)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Watch no step that never ended, as after an `on_train_batch_start` that returns -1."""
+        RunLoss.of(trainer).remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Watch no step that failed."""
+        RunLoss.of(trainer).remove()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Watch no step any longer."""
+        RunLoss.of(trainer).remove()
 
     @property
     def state_key(self) -> str:

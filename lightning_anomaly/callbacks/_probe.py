@@ -80,8 +80,8 @@ class Probe:
         # A user's sampler may give processes other samples, and a layer may get several parts of each image.
         if rank_and_world()[1] > 1 or report.n_samples > self._seen:
             return report
-        labels_of, numbers = self.loss.labels("val"), self._labels.numbers
-        renamed = labels_of.classes is not None or are_renamed(numbers.get(labels_of.column, {}), targets)
+        labels_of, numbers = self.loss.labels("val", None), self._labels.numbers
+        renamed = labels_of.renames or are_renamed(numbers.get(labels_of.column, {}), targets)
         class_names = () if renamed else samples.class_names
         labels = name_labels(labels_of.at(numbers, range(report.n_samples)), class_names)
         names, folder = names and names[: report.n_samples], dataset_folder(self._data)

@@ -95,7 +95,6 @@ class AnomalyFilterCallback(AnyCallback):
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.log_figures = check_bool("log_figures", log_figures)
-        self._loss = RunLoss()  # of the current fit
         self._probe: Probe | None = None  # of the current validation, if it is analyzed
         self._reset()
 
@@ -118,9 +117,9 @@ class AnomalyFilterCallback(AnyCallback):
             self.history = [dict(entry) for entry in state_dict["history"]]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration, drop the state unless a fit goes on, and what another module's loss has told."""
+        """Check the configuration, and drop the state unless a fit goes on."""
         super().setup(trainer, pl_module, stage)
-        self._loss.forget()
+        RunLoss.of(trainer).ask(None)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the names of layers, which `setup` may have built, and drop the figures of an earlier fit."""
@@ -139,13 +138,13 @@ class AnomalyFilterCallback(AnyCallback):
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Watch the first training step, if validation has not told all of the loss."""
-        self._loss.watch("train", pl_module, batch)
+        """Watch the first training step after a validation."""
+        RunLoss.of(trainer).watch("train", pl_module, batch)
 
     @guarded
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take what the training step has told."""
-        self._loss.take("train")
+        RunLoss.of(trainer).take("train", trainer)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values, and prepare the probe if this validation is analyzed."""
@@ -169,7 +168,7 @@ class AnomalyFilterCallback(AnyCallback):
                     "The validation loader shuffles, so each validation has another probe and the anomaly counts are "
                     "not comparable: do not shuffle it.",
                 )
-        self._probe = Probe(trainer, pl_module, layers, self.probe_size, self.settings, self._loss)
+        self._probe = Probe(trainer, pl_module, layers, self.probe_size, self.settings, RunLoss.of(trainer))
 
     @guarded_until_validation_ends
     def on_validation_batch_start(
@@ -177,14 +176,14 @@ class AnomalyFilterCallback(AnyCallback):
     ) -> None:
         """Hook the layers, until the probe is full, and watch the loss of the first step."""
         if batch_idx == dataloader_idx == 0:
-            self._loss.watch("val", pl_module, batch)
+            RunLoss.of(trainer).watch("val", pl_module, batch)
         if self._probe is not None and dataloader_idx == 0:
             self._probe.before_probe_batch(batch)
 
     @guarded_until_validation_ends
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any, **options: Any) -> None:
         """Remove the hooks."""
-        self._loss.take("val")
+        RunLoss.of(trainer).take("val", trainer)
         if self._probe is not None:
             self._probe.capture.remove()
 
@@ -261,7 +260,8 @@ class AnomalyFilterCallback(AnyCallback):
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remove all hooks; if the user interrupts the fit, log the last figures too."""
+        """Remove what has watched a step; if the user interrupts the fit, log the last figures too."""
+        super().on_exception(trainer, pl_module, exception)
         self._remove_hooks()
         if isinstance(exception, KeyboardInterrupt):
             self._draw_last_figures(trainer)  # waits for no other process
@@ -273,7 +273,6 @@ class AnomalyFilterCallback(AnyCallback):
             log_report_figures(self.report, self.history, trainer.loggers, self.log_key_prefix, step, self._guard)
 
     def _remove_hooks(self) -> None:
-        self._loss.remove()
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.capture.remove()

@@ -16,19 +16,24 @@ from lightning_anomaly.callbacks._guard import OnError, guarded, guarded_until_v
 from lightning_anomaly.callbacks._lightning import AnyCallback
 from lightning_anomaly.callbacks._logging import without_module_logging
 from lightning_anomaly.callbacks._losses import remember_logged
-from lightning_anomaly.callbacks._run_loss import RunLoss
+from lightning_anomaly.callbacks._run_loss import RunLoss, part_to_call
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.images.loaders import loader_of
 from lightning_anomaly.memorization.comparison import check_groups, compare_outputs
-from lightning_anomaly.memorization.label_doubts import MeanMargins
+from lightning_anomaly.memorization.label_doubts import KnownLabels, MeanMargins
 from lightning_anomaly.memorization.memorization_report import SHOWN, MemorizationReport
 from lightning_anomaly.memorization.stop_rule import MIN_ERRORS, ErrorRise
-from lightning_anomaly.network.layers import find_logits_call, modules_by_name
+from lightning_anomaly.network.layers import find_logits_call
 
 # Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 _NEUTRAL = {"auc": 0.5, "error_ratio": 1.0, "p_value": 1.0}  # of a network that treats both kinds alike
 _NEUTRAL |= dict.fromkeys(["gap", "rise", "labels_in_doubt", "seconds"], 0.0)
+_PREPARED = (
+    "a validation step prepares images before it calls the module, and images are compared as they come from the "
+    "loader: give prepared images as `train_inputs` and `val_inputs`, or prepare them in `forward` or in the transform "
+    "of the data set"
+)
 _ADVICE = " Give images of one size, in a tensor or a data set with a length, as `train_inputs` and `val_inputs`."
 
 
@@ -104,7 +109,6 @@ class MemorizationCallback(AnyCallback):
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self.logits_from = None if logits_from is None else check_text("logits_from", logits_from)
         self._images: ComparedImages | None = None  # of the current fit
-        self._loss = RunLoss(logits_from)  # of the current fit
         self._due = False  # whether this validation is compared
         self._compared: tuple[MemorizationReport, float] | None = None  # of this validation, and its seconds
         self._reset()
@@ -119,14 +123,17 @@ class MemorizationCallback(AnyCallback):
     def _begin_measuring(self) -> None:
         self._error_rise, self._margins = ErrorRise(), MeanMargins()
         self._identity: str | None = None  # of the images that were measured
+        self._labels: list[str | None] = []  # of the training images among them
+        self._known: KnownLabels | None = None  # what was known of these at the last comparison of this fit
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history and what was measured, the rise and the mean margins, and of which images."""
+        """Return the history and what was measured, the rise and the mean margins, and of which images and labels."""
         return {
             "history": list(self.history),
             "rise": self._error_rise.state_dict(),
             "margins": self._margins.state_dict(),
             "images": self._identity,
+            "labels": list(self._labels),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -136,13 +143,13 @@ class MemorizationCallback(AnyCallback):
             self.history = list(state_dict["history"])
             self._error_rise.load_state_dict(state_dict["rise"])
             self._margins.load_state_dict(state_dict["margins"])
-            self._identity = state_dict["images"]
+            self._identity, self._labels = state_dict["images"], list(state_dict.get("labels", ()))
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check `logits_from`, which `setup` may have built, and drop what is known of an earlier fit."""
         find_logits_call(pl_module, self.logits_from)
+        RunLoss.of(trainer).ask(self.logits_from)
         self._images = None
-        self._loss.forget()
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -156,7 +163,7 @@ class MemorizationCallback(AnyCallback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin with the last values."""
-        self._remove_hooks()
+        self._compared = None
         self._guard.failure = None  # of a validation that never ended
         self._due = False
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -171,21 +178,21 @@ class MemorizationCallback(AnyCallback):
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Watch the first training step, if validation has not told all of the loss."""
-        self._loss.watch("train", pl_module, batch)
+        """Watch the first training step after a validation."""
+        RunLoss.of(trainer).watch("train", pl_module, batch)
 
     @guarded
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take what the training step has told."""
-        self._loss.take("train")
+        RunLoss.of(trainer).take("train", trainer)
 
     @guarded_until_validation_ends
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watch the first validation step, of the sanity check if there is one."""
+        """Watch the first step of each validation."""
         if trainer.state.fn == "fit" and batch_idx == dataloader_idx == 0:
-            self._loss.watch("val", pl_module, batch)
+            RunLoss.of(trainer).watch("val", pl_module, batch)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -196,20 +203,25 @@ class MemorizationCallback(AnyCallback):
     @guarded_until_validation_ends
     def _compare_once(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
         """Run both kinds of images, unless this validation has compared them already or is not compared."""
-        self._loss.take("val")
+        RunLoss.of(trainer).take("val", trainer)
         if not self._due or self._compared is not None:
             return
-        start, scores, call = perf_counter(), self._loss.told.scores, find_logits_call(pl_module, self.logits_from)
-        if scores is None:
-            problem = f"The output is not compared: {self._loss.told.labels.problem}."
-            report = MemorizationReport(0, 0, notes={"output": problem})
+        start, loss = perf_counter(), RunLoss.of(trainer).input(self.logits_from)
+        problem, scores = loss.problem, loss.scores
+        prepared = None if loss.call is None else loss.call.prepared
+        if prepared is not None and (self.train_inputs is None or self.val_inputs is None):
+            problem = _PREPARED
+        if problem or scores is None:
+            report = MemorizationReport(0, 0, notes={"output": f"The output is not compared: {problem}."})
         else:
-            if self.logits_from is None:
-                call = modules_by_name(pl_module)[scores.module]
+            call = part_to_call(pl_module, loss.call, self.logits_from)
             with torch.inference_mode(False), torch.no_grad(), without_module_logging(pl_module):
-                images = self._take_images(trainer, pl_module, batch)
+                images = self._take_images(trainer, pl_module, batch if prepared is None else prepared)
+                labels = self._take_labels(images.labels(RunLoss.of(trainer), self.logits_from))
                 with trainer.strategy.precision_plugin.forward_context():
-                    report = compare_outputs(pl_module, images.train, images.val, call, scores, labels=images.labels)
+                    report = compare_outputs(pl_module, images.train, images.val, call, scores, labels=labels)
+            if loss.note:
+                report = replace(report, notes={**report.notes, "loss": loss.note})
         self._compared = report, perf_counter() - start
 
     def _take_images(self, trainer: Any, pl_module: Any, batch: Any) -> ComparedImages:
@@ -218,12 +230,23 @@ class MemorizationCallback(AnyCallback):
         if self._images is not None and self._images.are_of(trainer, given):
             return self._images
         limits = self.batch_size, self.sample_size, self.max_memory_mb * 10**6
-        images = self._images = read_compared_images(trainer, pl_module, given, *limits, batch, self._loss)
+        images = self._images = read_compared_images(trainer, pl_module, given, *limits, batch)
         self._guard.warn_of(images.notes)
         if self._identity not in (None, images.identity):
             self._begin_measuring()
         self._identity = images.identity
         return images
+
+    def _take_labels(self, labels: KnownLabels) -> KnownLabels:
+        """Return the labels of this comparison, which may be others than at the last one."""
+        pairs = zip(self._labels, labels.train, strict=False)
+        if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+            if self._known is None:  # a resumed fit has other images
+                self._error_rise, self._margins = ErrorRise(), MeanMargins()
+            else:
+                self._margins.begin_labels()
+        self._known, self._labels = labels, list(labels.train)
+        return labels
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Compare if this process had no batch, add the comparison to the history, and log."""
@@ -231,7 +254,8 @@ class MemorizationCallback(AnyCallback):
             return
         self._compare_once(trainer, pl_module)
         report = None
-        advice = _ADVICE if self._images is None and self._loss.told.scores is not None else ""
+        known = RunLoss.of(trainer).input(self.logits_from).scores is not None
+        advice = _ADVICE if self._images is None and known else ""
         with self._guard("compare", self._values.without_measurement(trainer, advice)):
             self._guard.raise_kept_failure()
             if self._compared is not None:
@@ -247,7 +271,7 @@ class MemorizationCallback(AnyCallback):
         )
         with self._guard("log"):
             self._values.log_values(trainer, pl_module)
-        self._remove_hooks()
+        self._compared = None
 
     def _take_comparison(self, trainer: Any, report: MemorizationReport, seconds: float) -> MemorizationReport | None:
         """Take a comparison as the last report and its values; None if it found nothing and an earlier one stands."""
@@ -256,9 +280,9 @@ class MemorizationCallback(AnyCallback):
         if not measured and values:
             return None
         if measured and images is not None:
-            if report.label_margins is not None:
+            if report.label_margins is not None and self._known is not None:
                 self._margins.add(report.label_margins, trainer.current_epoch)
-                report = replace(report, doubts=self._margins.ranked_doubts(images.labels))
+                report = replace(report, doubts=self._margins.ranked_doubts(self._known))
             values |= {**report.metrics(), "seconds": seconds}
             errors = images.train.with_gaps(report.train_errors), images.val.with_gaps(report.val_errors)
             values["rise"] = self._error_rise.add(*errors)
@@ -286,12 +310,11 @@ class MemorizationCallback(AnyCallback):
             self.report = replace(self.report, pictures=self._images.pictures(shown))
         self._images = None
 
-    @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remove all hooks and free the images."""
-        self._remove_hooks()
+        """Free the images, and what has watched a step."""
+        super().on_exception(trainer, pl_module, exception)
         self._images = None
+        self._remove_hooks()
 
     def _remove_hooks(self) -> None:
-        self._loss.remove()
         self._compared = None

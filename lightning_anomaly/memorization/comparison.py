@@ -16,7 +16,7 @@ from lightning_anomaly.memorization.ranks import MIN_SAMPLES, rank_test
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import run_model
 from lightning_anomaly.network.layer_maps import MapCapture
-from lightning_anomaly.network.step_loss import Scores
+from lightning_anomaly.network.loss_input import Scores
 
 _ROUNDING = 0.02  # that probabilities may be off, as sums in bfloat16 are 1 to two digits
 

@@ -156,6 +156,10 @@ class MeanMargins:
         # network knew the classes then.
         self._best: dict[str, Any] = state_dict.get("best", {})
 
+    def begin_labels(self) -> None:
+        """Begin with other labels of the same images: what was wrong still is, but losses are no longer comparable."""
+        self._lowest, self._best = math.inf, {}
+
     def add(self, now: LabelMargins, epoch: int) -> None:
         """Add the margins at a validation, NaN for images that it does not judge; other images begin anew."""
         if self._sums.shape != now.margins.shape:

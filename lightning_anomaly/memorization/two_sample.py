@@ -24,7 +24,7 @@ from lightning_anomaly.memorization.ranks import (
 )
 from lightning_anomaly.network.layer_maps import MapCapture, usable_layers
 from lightning_anomaly.network.layers import convolution_notes, find_logits_call, select_layers
-from lightning_anomaly.network.step_loss import Scores
+from lightning_anomaly.network.loss_input import Scores
 
 _VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly._internal.progress import track
-from lightning_anomaly._internal.random_state import isolated_torch_state
+from lightning_anomaly._internal.random_state import kept_random_state
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.network.layer_maps import MapCapture
 
@@ -68,8 +68,8 @@ def run_model(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Switch a model to evaluation mode and yield its modules; restore flags and torch's random state at the end."""
-    with isolated_torch_state():
+    """Switch a model to evaluation mode and yield its modules; restore flags and random states at the end."""
+    with kept_random_state():
         flags = [(module, module.training) for module in model.modules()]
         try:
             for module, training in flags:  # not `model.eval()`, which a model may override

@@ -17,12 +17,11 @@ from torch.nn import functional
 
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.layers import CONVOLUTIONS
+from lightning_anomaly.network.module_calls import seen_calls
 
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 _Hook = tuple[nn.Module, "LayerMaps | SampleCapture", Callable[..., None]]
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
-_eager_users = 0  # counted, as nested stances that exit out of order would restore the wrong one
-_eager_stance = ExitStack()
 
 
 def pool_maps(maps: Tensor, max_side: int) -> Tensor:
@@ -135,29 +134,17 @@ def usable_layers(
 
 
 @contextmanager
-def compiled_models_eager() -> Iterator[None]:
-    """Run compiled models eagerly inside, as they ignore hooks that were added after their compilation."""
-    global _eager_users
-    if "torch._dynamo" not in sys.modules:  # no model is compiled
-        yield
-        return
-    if _eager_users == 0:
-        _eager_stance.enter_context(torch.compiler.set_stance("force_eager"))
-    _eager_users += 1
-    try:
-        yield
-    finally:
-        _eager_users -= 1
-        if _eager_users == 0:
-            _eager_stance.close()
-
-
-@contextmanager
 def hooked(hooks: Iterable[_Hook]) -> Iterator[None]:
-    """Call functions as forward hooks of modules inside; an exception of one becomes its owner's `problem`."""
-    with compiled_models_eager(), ExitStack() as stack:
-        for module, owner, take in hooks:
-            stack.callback(module.register_forward_hook(partial(_take_safely, owner, take)).remove)
+    """Call functions after modules inside; an exception of one becomes its owner's `problem`."""
+    takers: dict[nn.Module, list[tuple[Any, Callable[..., None]]]] = {}
+    for module, owner, take in hooks:
+        takers.setdefault(module, []).append((owner, take))
+
+    def take_all(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        for owner, take in takers.get(module, ()):
+            _take_safely(owner, take, module, args, output)
+
+    with seen_calls(take_all):
         yield
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lightning_anomaly._internal.random_state import isolated_torch_state
+from lightning_anomaly._internal.random_state import kept_random_state
 
 _WANTED = "MobileNet V3"
 _PATIENCE = 10.0  # seconds without an answer before a download fails
@@ -57,7 +57,7 @@ def _without_norms(network: nn.Module) -> nn.Module:
 
 def load_pretrained() -> Pretrained:
     """Load torchvision's MobileNet V3 from its cache or by a download, else the EfficientNet of the extra `photos`."""
-    with isolated_torch_state():  # new layers draw their weights
+    with kept_random_state():  # new layers draw their weights
         try:
             return _from_torchvision()
         except (ImportError, OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +11,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_anomaly.network.forward import evaluating, isolated_calls
-from lightning_anomaly.network.layer_maps import compiled_models_eager
 from lightning_anomaly.network.layers import CONVOLUTIONS, modules_by_name
+from lightning_anomaly.network.module_calls import seen_calls
 
 # Norms that do not mix channels.
 CHANNEL_NORMS = (
@@ -22,6 +20,7 @@ CHANNEL_NORMS = (
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
 _NORMS = (*CHANNEL_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_REPLACED = (*CONVOLUTIONS, nn.Linear, *_NORMS)  # whose output becomes noise
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,11 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     """
     if not filters or not any(isinstance(module, _NORMS) for module in modules_by_name(model).values()):
         return FoundNorms({}, [], {*filters})
-    first = _NormsPass(filters, 1.0, {})
-    second = _NormsPass(filters, -1.0, first.zeros)
+    named = {module: name for name, module in modules_by_name(model).items()}
+    first = _NormsPass(named, filters, 1.0, {})
+    second = _NormsPass(named, filters, -1.0, first.zeros)
     for noisy in (first, second):
-        with ExitStack() as hooks, torch.no_grad(), evaluating(model), compiled_models_eager():
-            for name, module in modules_by_name(model).items():
-                if isinstance(module, (*CONVOLUTIONS, nn.Linear, *_NORMS)):
-                    hook = partial(noisy.replace, name)
-                    hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        with torch.no_grad(), evaluating(model), seen_calls(noisy.replace):
             run()
     channels = {name: zero.nonzero()[:, 0].tolist() for name, zero in second.zeros.items() if zero.any()}
     return FoundNorms(channels, sorted(first.mixing & second.mixing), second.called)
@@ -67,15 +63,24 @@ def call_model(model: nn.Module, example_input: Any) -> Any:
 class _NormsPass:
     """A pass with noise of one sign."""
 
-    def __init__(self, filters: Mapping[str, Iterable[int]], sign: float, before: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        named: Mapping[nn.Module, str],
+        filters: Mapping[str, Iterable[int]],
+        sign: float,
+        before: Mapping[str, Tensor],
+    ) -> None:
         self.zeros: dict[str, Tensor] = {}  # by norm, the channels that are 0 in all calls and in `before` `(C,)`
         self.mixing: set[str] = set()
         self.called: set[str] = set()
-        self._filters, self._sign, self._before = filters, sign, before
+        self._named, self._filters, self._sign, self._before = named, filters, sign, before
         self._generator = torch.Generator("cpu").manual_seed(0)
 
-    def replace(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        """Replace the output of a layer, as a forward hook."""
+    def replace(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """Replace the output of a layer of the model, see `seen_calls`."""
+        name = self._named.get(module)
+        if name is None or not isinstance(module, _REPLACED):
+            return output
         inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if inputs is None or not isinstance(output, Tensor):
             return output

@@ -133,11 +133,13 @@ class Values(pl.Callback):
 
 
 def hook_count(model: nn.Module) -> int:
-    """Count the hooks of all modules, and each `forward` that the package has set on a module itself."""
+    """Count the hooks of all modules, each `forward` that the package has set on one, and torch's global hooks."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooks = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
     set_on_modules = [type(vars(module).get("forward")).__module__ for module in model.modules()]
-    return hooks + sum(place.startswith("lightning_anomaly") for place in set_on_modules)
+    named = vars(torch.nn.modules.module).items()
+    shared = sum(len(found) for name, found in named if name.startswith("_global_") and isinstance(found, dict))
+    return hooks + sum(place.startswith("lightning_anomaly") for place in set_on_modules) + shared
 
 
 def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
