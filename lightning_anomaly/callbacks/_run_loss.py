@@ -17,6 +17,7 @@ from lightning_anomaly.network.loss_input import LossInput, find_loss_input
 from lightning_anomaly.network.step_labels import StepLabels, TargetColumns, classes_in
 from lightning_anomaly.network.step_watch import ModuleCall, StepWatch
 
+_CHECKED = 32  # images of a batch that are run again
 _OTHER = {"train": "val", "val": "train"}
 _runs: WeakKeyDictionary[Any, RunLoss] = WeakKeyDictionary()
 
@@ -30,7 +31,7 @@ class RunLoss:
     def __init__(self) -> None:
         self._watch: StepWatch | None = None
         self._steps: dict[str | None, _Steps] = {}  # by what a user names as what returns logits
-        self._train_due = True
+        self._train_due, self._most = True, _CHECKED
 
     @staticmethod
     def of(trainer: Any) -> RunLoss:
@@ -43,8 +44,9 @@ class RunLoss:
         self._steps = {named: _Steps(named) for named in self._steps}
         self._train_due = True
 
-    def ask(self, logits_from: str | None) -> None:
-        """Ask for what the loss is given, if it is an output of what a user names."""
+    def ask(self, logits_from: str | None, batch_size: int = _CHECKED) -> None:
+        """Ask for what the loss is given, an output of what a user names; at most `batch_size` images run at a time."""
+        self._most = min(self._most, batch_size)
         self._steps.setdefault(logits_from, _Steps(logits_from))
 
     def watch(self, kind: str, pl_module: Any, batch: Any) -> None:
@@ -53,7 +55,7 @@ class RunLoss:
             return
         self.remove()  # of a step that never ended
         if kind == "val" or self._train_due:
-            self._watch = StepWatch(pl_module, batch)
+            self._watch = StepWatch(pl_module, batch, self._most)
             self._watch.attach()
 
     def remove(self) -> StepWatch | None:

@@ -148,7 +148,7 @@ class MemorizationCallback(AnyCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check `logits_from`, which `setup` may have built, and drop what is known of an earlier fit."""
         find_logits_call(pl_module, self.logits_from)
-        RunLoss.of(trainer).ask(self.logits_from)
+        RunLoss.of(trainer).ask(self.logits_from, self.batch_size)
         self._images = None
 
     @guarded

@@ -143,13 +143,14 @@ def _known_from_training(step: StepWatch, replay: Replay, before: LossInput) -> 
     with suppress(Exception, SystemExit):
         assert scores is not None
         assert step.images is not None
-        call = next(call for call in called if call.name == scores.module)
-        seen = next(tensor for key, tensor, _ in call.outputs if key == scores.key)
-        again = dict(float_tensors(replay(call, step.images.clone())))[scores.key]
+        assert before.call is not None
+        outputs = next(call.outputs for call in called if call.name == scores.module)
+        seen = next(tensor for key, tensor, _ in outputs if key == scores.key)
+        again = dict(float_tensors(replay(before.call, step.images.clone())))[scores.key]
         seen = seen.index_select(scores.samples, step.checked.to(seen.device))
         if _distance(again, seen) <= 1 and _are_probabilities(again, scores.classes) == (scores.reading != "logits"):
             matches = [match._replace(loss=replace(match.loss, target=None)) for match in before.matches]
-            return before._replace(matches=matches, call=call._replace(outputs=()))
+            return before._replace(matches=matches)
     return LossInput(None, problem)
 
 

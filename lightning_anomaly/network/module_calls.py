@@ -53,7 +53,7 @@ def seen_calls(after: Callable[..., Any], before: Callable[..., None] | None = N
             _run(before, module, args)
 
     with compiled_models_eager(), _quiet_about_compiled_models(), ExitStack() as stack:
-        hook = register_module_forward_hook(run_after, with_kwargs=True, always_call=before is not None)
+        hook = register_module_forward_hook(run_after, with_kwargs=True)
         stack.callback(hook.remove)
         # torch 2.13 forgets the hook, and not that it takes keyword arguments.
         stack.callback(vars(torch.nn.modules.module)["_global_forward_hooks_with_kwargs"].pop, hook.id, None)

@@ -35,8 +35,7 @@ WITHOUT_CLASSES = {  # what other losses compare
 }
 _WATCHED = {*OF_CLASSES, *SOFTMAX, *WITHOUT_CLASSES}
 _ARGUMENTS = "input", "log_probs", "target", "targets"  # of losses
-_CHECKED = 32  # images of a batch that are compared
-_VALUES = 2**22  # and most values of what a loss is given for them
+_VALUES = 2**22  # of what a loss is given for the images compared
 
 
 @dataclass(eq=False)
@@ -75,26 +74,27 @@ class ModuleCall(NamedTuple):
 class StepWatch(TorchFunctionMode):
     """Sees the calls of losses and modules in one step of a model with a batch, between `attach` and `remove`."""
 
-    def __init__(self, model: nn.Module, batch: Any) -> None:
+    def __init__(self, model: nn.Module, batch: Any, most: int = 32) -> None:
         super().__init__()
         images = first_tensor(batch)
         self.model, self.batch, self.form = model, batch, form_of(batch)
         self.count = 0 if images is None else len(images)
         # A step may change its batch, so what is compared later is copied now.
         self.columns = {name: column.clone() for name, column in label_columns(batch, self.count, images).items()}
-        self.checked = torch.arange(self.n_checked(1)) * self.count // self.n_checked(1)  # places in the batch
+        self._most = most  # images to run at a time
+        self.checked = torch.arange(self.n_checked(1), device="cpu") * self.count // self.n_checked(1)  # places in the batch
         self.images = None if images is None else images[self.checked.to(images.device)].detach().clone()
         self.losses, self.calls = list[LossCall](), list[ModuleCall]()
         self.unreadable = list[str]()  # names of losses inside of a transformation such as `vmap`
         self.saw_backward = False
         self._shape = () if images is None else tuple(images.shape)
         self._names = {module: name for name, module in modules_by_name(model).items()}
-        self._depth = 0  # of calls of modules with images, in which a softmax is no loss
+        self._running = list[nn.Module]()  # modules that were called with images, in which a softmax is no loss
         self._stack = ExitStack()
 
     def n_checked(self, values: int) -> int:
         """Return how many images are compared, fewer than all, where each has so many `values`."""
-        return max(1, min(_CHECKED, self.count // 2, _VALUES // max(1, values)))
+        return max(1, min(self._most, self.count // 2, _VALUES // max(1, values)))
 
     def attach(self) -> None:
         """Watch the step to come; `remove` must follow, also after an exception."""
@@ -110,7 +110,7 @@ class StepWatch(TorchFunctionMode):
         if name == "backward" and args and isinstance(args[0], Tensor):
             self._mark_what_trains(args[0].grad_fn)
         result = func(*args, **kwargs)
-        if name in _WATCHED and not (hooks_running() or is_traced() or (name in SOFTMAX and self._depth)):
+        if name in _WATCHED and not (hooks_running() or is_traced() or (name in SOFTMAX and self._running)):
             try:
                 self.losses.append(_loss_call(name, args, kwargs, result))
             except Exception:  # the step goes on, whatever a function is called with
@@ -135,10 +135,12 @@ class StepWatch(TorchFunctionMode):
         return module in self._names and alike
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
-        self._depth += self._takes_images(module, next(iter(args), None))
+        if self._takes_images(module, next(iter(args), None)):
+            self._running.append(module)
 
     def _after_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self._depth = max(0, self._depth - self._takes_images(module, next(iter(args), None)))
+        if module in self._running:  # also ends those that it called and that raised an exception
+            del self._running[self._running.index(module) :]
         given: Any = next(iter((*args, *kwargs.values())), None)
         with suppress(Exception):
             if self.images is not None and self._takes_images(module, given):

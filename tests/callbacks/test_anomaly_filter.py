@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from reports import facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from trainers import SmallNet, Values, fit, loader, plain, quiet_trainer, watcher
+from trainers import FakeTrainer, SmallNet, Values, fit, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyReport
 
@@ -120,7 +120,7 @@ def test_several_callbacks_have_independent_layers(tmp_path: Any) -> None:
 def test_processes_without_validations_are_refused() -> None:
     module = SmallNet()
     module.allow_zero_length_dataloader_with_multiple_devices = True
-    trainer = SimpleNamespace(callbacks=[], datamodule=None, world_size=2)
+    trainer = FakeTrainer(callbacks=[], datamodule=None, world_size=2)
     with pytest.raises(MisconfigurationException, match=r"every process\. Found `allow_zero_length"):
         watcher().setup(trainer, module, "fit")
     watcher().setup(trainer, module, "test")

@@ -1,7 +1,6 @@
 """When AnomalyPruneCallback masks filters, which ones, what it logs, and what it refuses."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +10,7 @@ from functional import same
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from trainers import hook_count, loader, quiet_trainer, watcher
+from trainers import FakeTrainer, hook_count, loader, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
 
@@ -152,7 +151,7 @@ def test_impossible_configurations_are_reported_in_setup(tmp_path: Path) -> None
         trainer.fit(GeluNet(), loader(), probe_loader())
     trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
     prune = pruner()
-    trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy(), world_size=1, global_step=0)
+    trainer = FakeTrainer(callbacks=[prune, watcher()], strategy=FSDPStrategy(), world_size=1, global_step=0)
     with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
         prune.setup(trainer, GeluNet(), "fit")
     watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)

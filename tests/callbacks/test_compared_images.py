@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import FakeData
-from trainers import SmallNet, fit, hook_count, images, loader, quiet_trainer, said
+from trainers import SmallNet, fit, hook_count, images, loader, quiet_trainer, said, watch_count
 
 from lightning_anomaly import MemorizationCallback, two_sample_test
 
@@ -27,7 +28,7 @@ def pictures(train: bool, transform: Any = None) -> FakeData:
 
 
 class Module(SmallNet):
-    """Keeps all images that do not come in its loaders' batches of 25."""
+    """Keeps all images that do not come in its loaders' batches of 25, or in the 12 of one that are run again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class Module(SmallNet):
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) != 25:
+        if len(x) not in (12, 25):
             self.seen.append(x)
         return super().forward(x)
 
@@ -146,15 +147,35 @@ class Dropping(SmallNet):
 AVERAGING = [callbacks.WeightAveraging()] if hasattr(callbacks, "WeightAveraging") else []  # lightning >= 2.6
 
 
-@pytest.mark.parametrize("module", [SmallNet, Averaged, Warm, Dropping])
-def test_both_kinds_of_images_go_through_the_same_call_of_the_same_weights(tmp_path: Path, module: Any) -> None:
-    compared, model = MemorizationCallback(sample_size=80), module()
-    averaging = AVERAGING if module is SmallNet else []  # takes its weights back when a validation ends
-    fit(tmp_path, *averaging, compared, module=model, limit_val_batches=2 if averaging else None)
+def test_both_kinds_of_images_go_through_the_same_call_of_the_same_weights(tmp_path: Path) -> None:
+    """Those of the validation step, which a `WeightAveraging` takes back when a validation ends."""
+    compared, model = MemorizationCallback(sample_size=80), SmallNet()
+    fit(tmp_path, *AVERAGING, compared, module=model, limit_val_batches=2)
     report, expected = compared.report, two_sample_test(model, images(80), images(60, seed=1))
     torch.testing.assert_close(report.train_errors, expected.train_errors)
     torch.testing.assert_close(report.val_errors, expected.val_errors)
-    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("module", [Averaged, Warm, Dropping])
+def test_a_call_that_does_not_give_what_the_loss_is_given_is_not_compared(tmp_path: Path, module: Any) -> None:
+    compared, model = MemorizationCallback(), module()
+    with pytest.warns(UserWarning, match="The output is not compared") as caught:
+        fit(tmp_path, compared, module=model)
+    assert len(said(caught)) == 1
+    assert not any(entry["metrics"] for entry in compared.history)
+    assert hook_count(model) == watch_count() == 0
+
+
+def test_further_arguments_of_a_call_are_those_of_the_step(tmp_path: Path) -> None:
+    class Cold(Warm):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", functional.cross_entropy(self(batch[0], temperature=0.1), batch[1]))
+
+    compared, model = MemorizationCallback(), Cold()
+    fit(tmp_path, compared, module=model)
+    with torch.no_grad():
+        errors = 1 - model.eval()(images(60, seed=1), temperature=0.1).softmax(1).amax(1)
+    torch.testing.assert_close(compared.report.val_errors, errors)
 
 
 def test_training_images_that_the_run_never_sees_are_not_compared(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from reports import facts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import SmallNet, fit, hook_count, images, loader, said, watcher
+from trainers import SmallNet, fit, images, loader, said, watch_count, watcher
 
 from lightning_anomaly import analyze
 
@@ -24,7 +24,7 @@ def test_a_probe_without_maps_ends_at_its_size(tmp_path: Path, kind: str) -> Non
         kept = 0
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
-            hooked = hook_count(self) > 0
+            hooked = watch_count() > (4 if batch_idx == 0 else 0)  # a first step is watched
             self.kept += len(batch[0]) * hooked
             x = batch[0][..., : 8 - batch_idx % 2]
             self(x) if kind == "images of varying size" else self.head(x[:, 0, 0, :6])

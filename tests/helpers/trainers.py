@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from functional import SEED
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
@@ -133,13 +134,25 @@ class Values(pl.Callback):
 
 
 def hook_count(model: nn.Module) -> int:
-    """Count the hooks of all modules, each `forward` that the package has set on one, and torch's global hooks."""
+    """Count the hooks of all modules, and each `forward` that the package has set on a module itself."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooks = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
     set_on_modules = [type(vars(module).get("forward")).__module__ for module in model.modules()]
+    return hooks + sum(place.startswith("lightning_anomaly") for place in set_on_modules)
+
+
+class FakeTrainer:
+    """Has the attributes that are given, for what a real Trainer cannot have here."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def watch_count() -> int:
+    """Count torch's global hooks and function modes, through which the package watches a step."""
     named = vars(torch.nn.modules.module).items()
-    shared = sum(len(found) for name, found in named if name.startswith("_global_") and isinstance(found, dict))
-    return hooks + sum(place.startswith("lightning_anomaly") for place in set_on_modules) + shared
+    hooks = sum(len(found) for name, found in named if name.startswith("_global_") and isinstance(found, dict))
+    return hooks + len(_get_current_function_mode_stack())
 
 
 def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torchmetrics
 from functional import Net
+from lightning_anomaly.network.loss_watch import StepWatch
+from lightning_anomaly.network.step_loss import StepLoss, form_of, tell_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
@@ -15,8 +17,6 @@ from trainers import hook_count, images
 
 from lightning_anomaly.images.batches import label_columns
 from lightning_anomaly.memorization.comparison import ExpectedErrors
-from lightning_anomaly.network.loss_watch import StepWatch
-from lightning_anomaly.network.step_loss import StepLoss, form_of, tell_loss
 
 RNG = torch.Generator().manual_seed(0)
 CLASSES = torch.arange(60) % 3
