@@ -75,6 +75,7 @@ class Match(NamedTuple):
     n_places: int  # for which the output has scores
     n_classes: int
     shape: tuple[int, ...] = ()  # of the output
+    prepared: bool = False  # whether the module was called with other images than those of the batch
     place: int | None = None  # None if the loss is given all
     rows: Tensor | None = None  # of what a loss of some images is given, by image compared (k,); -1 without one
 
@@ -180,7 +181,7 @@ def _match_losses(
         for (place, loss), (key, tensor) in product(enumerate(losses), outputs):
             for distance, match in _matches_in(tensor, Scores(call.name, key), loss, checked, step.count):
                 if distance <= 1 and distance < best.get(place, (math.inf,))[0]:
-                    best[place] = distance, match, call
+                    best[place] = distance, match._replace(prepared=call.prepared is not None), call
         if all(place in best and best[place][0] <= _EXACT for place in range(len(losses))):
             break
     return [(match, call) for _, (_, match, call) in sorted(best.items())]
@@ -217,7 +218,8 @@ def _matches_in(
     if wanted is None:
         return
     few, (places, classes) = len(checked), wanted.shape[1:]
-    wanted = wanted[checked.to(wanted.device)] if len(wanted) == count else wanted
+    of_all = len(wanted) == count
+    wanted = wanted[checked.to(wanted.device)] if of_all else wanted
     for samples, axis in product(range(min(2, tensor.ndim)), [None] if loss.is_binary else range(tensor.ndim)):
         if samples == axis or tensor.shape[samples] not in (few, count) or (loss.is_binary and samples):
             continue
@@ -234,7 +236,7 @@ def _matches_in(
                 rows.shape[2],
                 tuple(tensor.shape),
             )
-            if len(wanted) != few:
+            if not of_all:
                 yield _closest_rows(read, wanted, found)
             elif places == rows.shape[1]:
                 yield _distance(read, wanted), found
@@ -303,20 +305,24 @@ def _choose_output(
     matches: Sequence[Match], missed: Sequence[LossCall], others: Sequence[LossCall]
 ) -> tuple[list[Match], str]:
     """Choose the output whose scores count and return its losses, or say why none does."""
-    outputs: dict[Scores, list[Match]] = {}
+    outputs: dict[Any, list[Match]] = {}
     for match in matches:
-        outputs.setdefault(match.scores, []).append(match)
-    problems = {scores: _problem_of(found) for scores, found in outputs.items()}
-    usable = [found for scores, found in outputs.items() if not problems[scores]]
+        outputs.setdefault((match.scores, match.prepared), []).append(match)
+    problems = {output: _problem_of(found) for output, found in outputs.items()}
+    usable = [found for output, found in outputs.items() if not problems[output]]
     if not usable:
         return [], next(iter(problems.values()), "")
     blind = [loss for loss in others if WITHOUT_CLASSES.get(loss.name) in ("margins", "several classes of an image")]
-    targets = [match.loss.target for found in usable for match in found[:1]] + [loss.target for loss in missed]
-    if blind or len({found[0].n_classes for found in usable}) * len(different(targets)) > 1:
+    # Of one task at several resolutions, the finest counts.
+    finest = max(found[0].n_places for found in usable)
+    full = [found for found in usable if found[0].n_places == finest]
+    targets = [found[0].loss.target for found in full] + [loss.target for loss in missed]
+    tasks = {(found[0].scores.module, found[0].n_classes, found[0].n_places > 1) for found in usable}
+    if blind or len(full) > 1 or len(tasks) * len(_different(targets)) > 1:
         given = described([match.loss.given for found in usable for match in found[:1]])
         rest = "".join(f", and {loss.name}" for loss in [*missed, *blind][:1])
         return [], f"a step has several losses of classes, which are given {given}{rest}. {_NAME_IT}"
-    return max(reversed(usable), key=lambda found: found[0].n_places), ""
+    return full[0], ""
 
 
 def _problem_of(matches: Sequence[Match]) -> str:
@@ -345,7 +351,7 @@ def _note_of(loss: LossCall) -> str:
     )
 
 
-def different(targets: Iterable[Any]) -> list[Any]:
+def _different(targets: Iterable[Any]) -> list[Any]:
     """Return the targets that differ from those before them."""
     kept = list[Any]()
     for target in targets:
@@ -365,7 +371,8 @@ def _why_unknown(step: StepWatch, losses: Sequence[LossCall], others: Sequence[L
     if losses and step.calls:
         last = step.calls[-1]
         output = {key: tensor for key, tensor, _ in last.outputs}
-        returned = f"{last.name or type(step.model).__name__!r} returns {described([output.get('', output)])}"
+        name = repr(last.name) if last.name else type(step.model).__name__
+        returned = f"{name} returns {described([output.get('', output)])}"
         given = f"its loss, {losses[-1].name}, is given {described([losses[-1].given])}"
         return f"{given}, and no module returns that for the images alone: {returned}. {_NAME_IT}"
     if losses:

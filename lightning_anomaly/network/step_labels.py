@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.images.batches import class_numbers, labels_at
-from lightning_anomaly.network.loss_input import Match, different
+from lightning_anomaly.network.loss_input import Match
 from lightning_anomaly.network.step_watch import LossCall, StepWatch
 
 _REPEATED = 4  # images with a number seen before, which tell that targets are a function of it
@@ -91,21 +91,23 @@ def classes_in(loss: LossCall) -> list[float]:
 
 def _targets(matches: Sequence[Match], step: StepWatch) -> tuple[Tensor | None, str]:
     """Return the class that each image of a step has as its target `(n,)`, NaN without one, or why it is unknown."""
-    targets = different(match.loss.target for match in matches if match.loss.target is not None)
-    if not targets:
-        return None, "no targets of the loss were seen"
-    if len(targets) > 1:
-        return None, f"the loss has {len(targets)} targets for each image"
-    rows, (target,) = next(match.rows for match in matches if match.loss.target is not None), targets
-    numbers = class_numbers(target, step.count if rows is None else len(target))
-    if numbers is None:
-        return None, f"the loss is given targets of shape {tuple(target.shape)} for its images, not one class for each"
-    numbers = numbers.round().where((numbers - numbers.round()).abs() <= 0.1, torch.nan)  # smoothed ones
-    if rows is not None:
-        some = numbers[rows.clamp(min=0)].where(rows >= 0, torch.nan)
-        numbers = torch.full((step.count,), torch.nan, dtype=some.dtype, device="cpu")
-        numbers[step.checked[: len(rows)]] = some
-    return (numbers, "") if (numbers >= 0).any() else (None, "no target of the loss is a class")
+    places = {match.place for match in matches}
+    wanted = torch.full((step.count,), torch.nan, dtype=torch.float64, device="cpu")
+    if len(places) > 1:
+        return None, f"the loss has {len(places)} targets for each image"
+    for target, rows in ((match.loss.target, match.rows) for match in matches if match.loss.target is not None):
+        numbers = class_numbers(target, step.count if rows is None else len(target))
+        if numbers is None:
+            shape = f"targets of shape {tuple(target.shape)}"
+            return None, f"the loss is given {shape} for its images, not one class for each"
+        numbers = numbers.round().where((numbers - numbers.round()).abs() <= 0.1, torch.nan)  # smoothed ones
+        if rows is not None:
+            some, numbers = numbers[rows.clamp(min=0)].where(rows >= 0, torch.nan), torch.full_like(wanted, torch.nan)
+            numbers[step.checked[: len(rows)]] = some
+        if ((numbers != wanted) & (numbers >= 0) & (wanted >= 0)).any():
+            return None, "the loss has several targets for an image"
+        wanted = wanted.where(wanted >= 0, numbers)
+    return (wanted, "") if (wanted >= 0).any() else (None, "no target of the loss is a class")
 
 
 def _column(numbers: Sequence[float], targets: Sequence[float]) -> _Column | None:

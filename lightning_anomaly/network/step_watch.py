@@ -82,7 +82,9 @@ class StepWatch(TorchFunctionMode):
         # A step may change its batch, so what is compared later is copied now.
         self.columns = {name: column.clone() for name, column in label_columns(batch, self.count, images).items()}
         self._most = most  # images to run at a time
-        self.checked = torch.arange(self.n_checked(1), device="cpu") * self.count // self.n_checked(1)  # places in the batch
+        self.checked = (
+            torch.arange(self.n_checked(1), device="cpu") * self.count // self.n_checked(1)
+        )  # places in the batch
         self.images = None if images is None else images[self.checked.to(images.device)].detach().clone()
         self.losses, self.calls = list[LossCall](), list[ModuleCall]()
         self.unreadable = list[str]()  # names of losses inside of a transformation such as `vmap`

@@ -8,15 +8,18 @@ import pytest
 import torch
 import torchmetrics
 from functional import Net
-from lightning_anomaly.network.loss_watch import StepWatch
-from lightning_anomaly.network.step_loss import StepLoss, form_of, tell_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
-from trainers import hook_count, images
+from trainers import hook_count, images, watch_count
 
 from lightning_anomaly.images.batches import label_columns
 from lightning_anomaly.memorization.comparison import ExpectedErrors
+from lightning_anomaly.network.forward import isolated_calls
+from lightning_anomaly.network.layers import find_logits_call, modules_by_name
+from lightning_anomaly.network.loss_input import LossInput, find_loss_input
+from lightning_anomaly.network.step_labels import StepLabels, TargetColumns
+from lightning_anomaly.network.step_watch import StepWatch, form_of
 
 RNG = torch.Generator().manual_seed(0)
 CLASSES = torch.arange(60) % 3
@@ -30,38 +33,45 @@ def scored(width: int = 3, change: Callable[[Tensor], Any] = lambda scores: scor
     return Net(lambda net, x: change(net.head(x.flatten(1))), head=head)
 
 
-def tell(net: Net, loss: Callable[..., Any], *batch: Any, logits_from: str | None = None) -> StepLoss:
-    """Tell the loss of a step, of which nothing may stay on the network."""
+class Told(NamedTuple):
+    input: LossInput
+    labels: StepLabels
+
+
+def watched(net: Net, loss: Callable[..., Any], *batch: Any) -> StepWatch:
+    """Watch a step, of which nothing may stay on."""
     watch, before = StepWatch(net, list(batch)), {**vars(net)}
     watch.attach()
     try:
-        loss(net, *batch)
+        result = loss(net, *batch)
+        if net.training and result.requires_grad:
+            result.sum().backward()
+        assert hook_count(net) == 0
     finally:
         watch.remove()
-    assert (hook_count(net), vars(net)) == (0, before)
+    assert (vars(net), watch_count()) == (before, 0)
     calls = len(watch.losses)
     loss(net, *batch)
     assert len(watch.losses) == calls
-    return tell_loss(watch, logits_from)
+    return watch
 
 
-def test_watches_of_one_step_may_end_in_any_order():
-    net, x = scored(), images(60)
-    for order in (0, 1), (1, 0):
-        watches, before = [StepWatch(net, [x, CLASSES]) for _ in range(2)], {**vars(net)}
-        for watch in watches:
-            watch.attach()
-        F.cross_entropy(net.forward(x), CLASSES)
-        for number in order:
-            watches[number].remove()
-        assert (hook_count(net), vars(net)) == (0, before)
-        calls = [(len(watch.losses), [call.name for call in watch.calls]) for watch in watches]
-        assert calls == [(1, ["head", ""])] * 2
-        F.cross_entropy(net.forward(x), CLASSES)
-        assert calls == [(len(watch.losses), [call.name for call in watch.calls]) for watch in watches]
+def tell(net: Net, loss: Callable[..., Any], *batch: Any, logits_from: str | None = None) -> Told:
+    """Tell the loss of a validation step, after a training step with the same batch."""
+    training = find_loss_input(watched(net.train(), loss, *batch), None, None, logits_from)
+    watch = watched(net.eval(), loss, *batch)
+
+    def replay(call: Any, images: Tensor) -> Any:
+        named = None if logits_from is None else find_logits_call(net, logits_from)
+        with isolated_calls(net, named or modules_by_name(net)[call.name]) as run:
+            return call.again(run, images)
+
+    found = find_loss_input(watch, replay, training, logits_from)
+    labels = TargetColumns().add(watch, found.matches) if found.scores is not None else StepLabels()
+    return Told(found, labels)
 
 
-def labels_of(told: StepLoss, *batch: Any) -> list[Any]:
+def labels_of(told: Told, *batch: Any) -> list[Any]:
     columns = label_columns(list(batch), len(batch[0]), batch[0])
     numbers = {name: dict(enumerate(values.tolist())) for name, values in columns.items()}
     return told.labels.at(numbers, range(len(batch[0])))
@@ -130,7 +140,7 @@ METRIC.accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
 PAIR.student, PAIR.teacher, PAIR.function = scored(), scored(3, lambda scores: 2 * scores), None
 SQUASHED, LOGIT = scored(1, lambda scores: scores.sigmoid().clamp(0.01, 0.99)), scored(1)
 COLUMN = scored(2, lambda scores: scores.softmax(1)[..., 1:])
-TWO_SIZES = scored(12, lambda scores: (scores.view(-1, 3, 4), scores[:, :3]))
+TWO_SIZES = scored(12, lambda scores: (scores.view(-1, 3, 4), scores[:, :6].view(-1, 3, 2)))
 NESTED = scored(3, lambda scores: {"features": scores * 2, "scores": [scores]})
 CASES = {
     "smoothed": Case(scored(), lambda n, x, y: nn.CrossEntropyLoss(label_smoothing=0.1)(n(x), y)),
@@ -153,14 +163,11 @@ CASES = {
     "nested": Case(
         NESTED, lambda n, x, y: F.cross_entropy(n(x)["scores"][0], y), lambda n, x: n(x)["scores"][0].softmax(1)
     ),
-    "deep supervision": Case(
-        scored(3, lambda scores: (2 * scores, scores)),
-        lambda n, x, y: sum(F.cross_entropy(scores, y) for scores in n(x)),
-        lambda n, x: n(x)[1].softmax(1),
-    ),
     "outputs of two sizes": Case(
         TWO_SIZES,
-        lambda n, x, y: F.cross_entropy(n(x)[0], y[:, None].repeat(1, 4)) + F.cross_entropy(n(x)[1], y),
+        lambda n, x, y: (
+            F.cross_entropy(n(x)[0], y[:, None].repeat(1, 4)) + F.cross_entropy(n(x)[1], y[:, None].repeat(1, 2))
+        ),
         lambda n, x: n(x)[0].softmax(1),
         None,
     ),
@@ -195,10 +202,11 @@ def test_the_loss_tells_the_scores_and_the_labels(name: str) -> None:
     net, loss, truth, labels = CASES[name]
     x, unseen = images(60), images(40, seed=1)
     told = tell(net, loss, x, CLASSES)
-    assert told.form == form_of([unseen, CLASSES[:40]]) != form_of([unseen, CLASSES.double()])
-    output, errors = net.get_submodule(told.scores.module)(unseen), ExpectedErrors(told.scores)
+    scores = told.input.scores
+    assert scores is not None, told.input.problem
+    output, errors = net.get_submodule(scores.module)(unseen), ExpectedErrors(scores)
     errors.add(output)
-    assert told.n_classes == told.scores.of(output).shape[1]
+    assert told.input.n_classes == scores.of(output).shape[1]
     torch.testing.assert_close(errors.result(40), 1 - truth(net, unseen).amax(1).reshape(40, -1).mean(1))
     if labels is None:
         assert told.labels.problem
@@ -235,6 +243,11 @@ def two_losses(net: Net, x: Tensor, y: Tensor) -> Tensor:
             "several losses of classes",
         ),
         (
+            scored(3, lambda scores: (2 * scores, scores)),
+            lambda n, x, y: sum(F.cross_entropy(scores, y) for scores in n(x)),
+            "several losses of classes",
+        ),
+        (
             scored(),
             lambda n, x, y: F.binary_cross_entropy_with_logits(n(x), F.one_hot(y, 3).float()),
             "several scores for each image",
@@ -244,8 +257,8 @@ def two_losses(net: Net, x: Tensor, y: Tensor) -> Tensor:
 )
 def test_where_no_loss_tells_the_reason_is_said(net: Net, loss: Callable[..., Any], reason: str) -> None:
     told = tell(net, loss, images(60), CLASSES)
-    assert told.scores is None
-    assert re.search(reason, told.labels.problem)
+    assert told.input.scores is None
+    assert re.search(reason, told.input.problem)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +274,7 @@ def test_a_user_names_what_returns_logits(name: str, loss: Callable[..., Any], l
     net, x = scored(), images(60)
     net.two, net.method = scored(2), lambda images: 2 * net(images)
     told = tell(net, loss, x, CLASSES, logits_from=name)
-    assert told.scores.reading == "logits"
+    assert told.input.scores.reading == "logits"
     assert labels_of(told, x, CLASSES) == ([None] * 60 if labels is None else labels.tolist())
 
 
@@ -298,26 +311,37 @@ def test_labels_that_no_tensor_tells_are_unknown(
 ) -> None:
     batch = images(60), *columns
     told = tell(scored(), lambda n, x, y, *_: F.cross_entropy(n(x), targets(y)), *batch)
-    assert told.scores is not None
+    assert told.input.scores is not None
     assert problem in told.labels.problem
     assert labels_of(told, *batch) == [None] * 60
 
 
 def test_what_a_step_prepares_is_kept_and_a_conversion_is_no_preparation() -> None:
-    def reshaped(x: Tensor) -> Tensor:
+    def converted(x: Tensor) -> Tensor:
         return x.to(memory_format=torch.channels_last).unsqueeze(0).flatten(0, 1)
 
     x = images(60)
-    changes = [(lambda x: 8 * (x - 0.5), True), (lambda x: x.bfloat16().float(), False), (reshaped, False)]
-    for change, prepares in changes:
-        prepared = tell(scored(), lambda n, x, y, change=change: F.cross_entropy(n(change(x)), y), x, CLASSES).prepared
-        assert (prepared is not None) == prepares
+    for change, prepares in (
+        (lambda x: 8 * (x - 0.5), True),
+        (lambda x: x.clone().sub_(0.5), True),
+        (lambda x: x.double().float(), False),
+        (converted, False),
+    ):
+        found = tell(scored(), lambda n, x, y, change=change: F.cross_entropy(n(change(x)), y), x, CLASSES).input
+        assert found.scores is not None
+        assert (found.call.prepared is not None) == prepares
         if prepares:
-            assert torch.equal(prepared, change(x)[: len(prepared)])
+            assert torch.equal(found.call.prepared, change(x)[: 2 * len(found.call.prepared) : 2])
+
+
+def test_a_form_is_that_of_the_tensors_of_a_batch() -> None:
+    batches = [[images(60), CLASSES], [images(40), CLASSES[:40]], [images(60), CLASSES.double()]]
+    same, other, floats = map(form_of, batches)
+    assert same == other != floats
 
 
 @pytest.mark.parametrize("output", [{"logits": torch.ones(4, 3)}, [torch.ones(4, 3)], torch.ones(4, 3).long(), None])
 def test_scores_of_another_output_are_an_error(output: Any) -> None:
     told = tell(*CASES["smoothed"][:2], images(60), CLASSES)
     with pytest.raises(ValueError, match="not logits"):
-        told.scores.of(output)
+        told.input.scores.of(output)
