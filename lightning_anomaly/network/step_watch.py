@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_anomaly.images.batches import first_tensor, label_columns, named_tensors
+from lightning_anomaly.network.forward import images_at_a_time
 from lightning_anomaly.network.layers import modules_by_name
 from lightning_anomaly.network.module_calls import hooks_running, is_traced, seen_calls
 
@@ -81,7 +82,9 @@ class StepWatch(TorchFunctionMode):
         self.count = 0 if images is None else len(images)
         # A step may change its batch, so what is compared later is copied now.
         self.columns = {name: column.clone() for name, column in label_columns(batch, self.count, images).items()}
-        self._most = most  # images to run at a time
+        self._most = (
+            most if images is None or not len(images) else min(most, images_at_a_time(images))
+        )  # that run again
         self.checked = (
             torch.arange(self.n_checked(1), device="cpu") * self.count // self.n_checked(1)
         )  # places in the batch

@@ -14,7 +14,7 @@ from lightning_anomaly._internal.progress import track
 from lightning_anomaly.images.image_source import ImageSource, scaled
 from lightning_anomaly.images.thumbnails import black_and_white, shrink_images, to_bytes
 from lightning_anomaly.network.features import FeatureLayer, SampleCapture, SampleStatistics
-from lightning_anomaly.network.forward import copy_for_model, isolated_calls
+from lightning_anomaly.network.forward import copy_for_model, isolated_calls, pieces_to_run
 from lightning_anomaly.network.layer_maps import hooked
 from lightning_anomaly.outliers.fingerprints import Fingerprints
 from lightning_anomaly.scores.pixels import describe_pixels
@@ -97,7 +97,7 @@ class ImageReader:
     def _run_model(self, batches: Sequence[Tensor]) -> SampleStatistics:
         capture = SampleCapture(self.model, feature_layer=self.feature_layer)
         with isolated_calls(self.model) as call, hooked(capture.hooks):
-            for images in batches:
+            for images in chain.from_iterable(pieces_to_run(batch, self.model) for batch in batches):
                 call(copy_for_model(images, self.model))
                 capture.end_pass(len(images))
         self.feature_layer = capture.feature_layer

@@ -29,15 +29,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints"
 
 
-def test_a_cached_network_of_torchvision_comes_first_and_normalizes_its_images(cache: Path) -> None:
+def test_without_the_extra_a_cached_network_of_torchvision_normalizes_its_images(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = models.mobilenet_v3_large().eval()
     generator = torch.Generator().manual_seed(0)
     for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         for values in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
             values.uniform_(0.5, 1.5, generator=generator)
     torch.save(network.state_dict(), cache / Path(WEIGHTS.url).name)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     state = torch.get_rng_state()
-    name, model, class_names = load_pretrained()
+    with pytest.warns(UserWarning, match=r"MobileNet.*docs/results.*lightning-anomaly\[photos\]"):
+        name, model, class_names = load_pretrained()
     assert torch.equal(torch.get_rng_state(), state)
     assert name == "MobileNet V3"
     assert class_names == tuple(WEIGHTS.meta["categories"])
@@ -48,9 +52,9 @@ def test_a_cached_network_of_torchvision_comes_first_and_normalizes_its_images(c
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
 
 
-def test_without_a_network_the_extra_replaces_it() -> None:
-    with pytest.warns(UserWarning, match="MobileNet.*EfficientNet"):
-        name, model, class_names = load_pretrained()
+def test_with_the_extra_nothing_is_downloaded(capfd: pytest.CaptureFixture[str]) -> None:
+    name, model, class_names = load_pretrained()
+    assert capfd.readouterr() == ("", "")
     assert name == "EfficientNet Lite0"
     with torch.no_grad():
         assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 1000)
@@ -59,5 +63,5 @@ def test_without_a_network_the_extra_replaces_it() -> None:
 
 def test_without_either_one_sentence_says_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ValueError, match=r"MobileNet.*lightning-anomaly\[photos\]"):
+    with pytest.raises(ValueError, match=r"lightning-anomaly\[photos\].*MobileNet.*no network"):
         load_pretrained()

@@ -17,7 +17,7 @@ from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, Memorizat
 from lightning_anomaly.filters.settings import EngineName
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
-from recipes.development.benchmarks.searches import outliers, photographs, single, workers
+from recipes.development.benchmarks.searches import outliers, photographs, pieces, single, workers
 from recipes.development.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
 from recipes.development.benchmarks.work import WORK, network_of, noise, prepare
 
@@ -153,6 +153,5 @@ def processes(device: str, quick: bool) -> Iterator[Row]:
         yield {"network": name, "images": images, "processes": count, "seconds": seconds}
 
 
-PARTS = {
-    part.__name__: part for part in (speed, overhead, large, memory, outliers, single, photographs, workers, processes)
-}
+_SEARCHES = outliers, single, photographs, pieces, workers
+PARTS = {part.__name__: part for part in (speed, overhead, large, memory, *_SEARCHES, processes)}

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_anomaly import OutlierDetector, find_outliers
 from lightning_anomaly.images import FolderImages
+from lightning_anomaly.network.pretrained import load_pretrained
 from recipes.development.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
 from recipes.development.benchmarks.work import WORK, forward, network_of, noise, prepare
 
@@ -55,6 +57,46 @@ def photographs(device: str, quick: bool) -> Iterator[Row]:
     for what, row in found.iterrows():
         ratio = {"times reading and a forward pass": row.seconds / found.seconds["forward"]}
         yield {"network": name, "images": images, "side": what, **row, **ratio, **(size if what != "forward" else {})}
+
+
+_BATCHES = 4, 6, 8, 16, 32  # images of a plain pass
+
+
+def pieces(device: str, quick: bool) -> Iterator[Row]:
+    """`find_outliers` on a folder of photographs with the default network beside plain passes of it, by one thread.
+
+    A plain pass takes images at 224 pixels from memory, so many at a time; CPU seconds count.
+    """
+    images, rounds = (24, 0) if quick else (240, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_photographs(folder, images)
+        sides = {f"a plain pass, {size} at a time": partial(_prepare_pass, images, size) for size in _BATCHES}
+        sides["find_outliers"] = partial(_prepare_search, folder)
+        found = in_fresh_processes(sides, rounds)
+    passes = found.cpu_seconds[:-1]
+    for side, row in found.iterrows():
+        ratios = {"times 32 at a time": row.cpu_seconds / passes.iloc[-1]}
+        ratios["times the best"] = row.cpu_seconds / passes.min()
+        yield {"side": side, "CPU ms": 1000 * row.cpu_seconds / images, "peak_mib": row.peak_mib, **ratios}
+
+
+def _prepare_pass(images: int, size: int) -> Callable[[], Any]:
+    torch.set_num_threads(1)
+    network, batch = load_pretrained().model.eval(), noise(size, 224)
+
+    @torch.no_grad()
+    def work() -> None:
+        for _ in range(-(-images // size)):
+            network(batch)
+
+    work()
+    return work
+
+
+def _prepare_search(folder: str) -> Callable[[], Any]:
+    torch.set_num_threads(1)
+    WORK["find_outliers"](network_of("lenet5"), noise(200, 32))
+    return lambda: find_outliers(FolderImages(folder), progress=False)
 
 
 def workers(device: str, quick: bool) -> Iterator[Row]:
