@@ -13,10 +13,10 @@ from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.memorization.label_doubts import KnownLabels
 from lightning_anomaly.memorization.memorization_report import MemorizationReport
 from lightning_anomaly.memorization.ranks import MIN_SAMPLES, rank_test
+from lightning_anomaly.network.class_scores import Scores
 from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.forward import run_model
 from lightning_anomaly.network.layer_maps import MapCapture
-from lightning_anomaly.network.loss_input import Scores
 
 _ROUNDING = 0.02  # that probabilities may be off, as sums in bfloat16 are 1 to two digits
 

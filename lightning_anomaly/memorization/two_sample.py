@@ -22,9 +22,9 @@ from lightning_anomaly.memorization.ranks import (
     rank_test,
     responding_filters,
 )
+from lightning_anomaly.network.class_scores import Scores
 from lightning_anomaly.network.layer_maps import MapCapture, usable_layers
 from lightning_anomaly.network.layers import convolution_notes, find_logits_call, select_layers
-from lightning_anomaly.network.loss_input import Scores
 
 _VALUES = 2**21  # values tested in one operation, of which a few copies exist: 16 MB each
 

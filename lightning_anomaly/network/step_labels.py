@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.images.batches import class_numbers, labels_at
-from lightning_anomaly.network.loss_input import Match
+from lightning_anomaly.network.class_scores import Match
 from lightning_anomaly.network.step_watch import LossCall, StepWatch
 
 _REPEATED = 4  # images with a number seen before, which tell that targets are a function of it

@@ -18,7 +18,7 @@ from torch.nn import functional
 from lightning_anomaly import two_sample_test
 from lightning_anomaly.memorization.comparison import ExpectedErrors, compare_confidences, expected_error, mean_error
 from lightning_anomaly.memorization.ranks import permutation_p_value, rank_test
-from lightning_anomaly.network.loss_input import Scores
+from lightning_anomaly.network.class_scores import Scores
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)

@@ -15,7 +15,7 @@ from lightning_anomaly import MemorizationReport
 from lightning_anomaly.images.image_source import ImageSource
 from lightning_anomaly.memorization.comparison import compare_outputs
 from lightning_anomaly.memorization.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
-from lightning_anomaly.network.loss_input import Scores
+from lightning_anomaly.network.class_scores import Scores
 from lightning_anomaly.scores.label_score import margins_over
 
 RNG = torch.Generator().manual_seed(0)
