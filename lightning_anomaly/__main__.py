@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", type=_device_option, help="device of the network, such as cuda, default: cpu")
     workers_help = "processes that read the images, default: one for each core on Linux, if there are many images"
     add("--workers", type=_positive_option, metavar="COUNT", help=workers_help)
+    depth_help = "folders that make a class, default: all below --data"
+    add("--class-depth", type=_positive_option, metavar="COUNT", help=depth_help)
     add("--output", type=Path, default="outliers", metavar="PATH", help="folder to write to, default: %(default)s")
     return parser.parse_args(arguments)
 
@@ -88,8 +91,9 @@ def _search_folder(options: argparse.Namespace) -> None:
     from lightning_anomaly.outliers import find_outliers
     from lightning_anomaly.pages.gallery import MOVE
 
-    images = FolderImages(options.data, num_workers=options.workers)
-    reference = FolderImages(options.reference, num_workers=options.workers) if options.reference else None
+    how = {"num_workers": options.workers, "class_depth": options.class_depth}
+    images = FolderImages(options.data, **how)
+    reference = FolderImages(options.reference, **how) if options.reference else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         name, model, class_names = load_pretrained()
@@ -116,20 +120,28 @@ def _unused_page_name(page: Path) -> Path:
     return next(file for file in numbered if not (file.exists() or file.with_suffix(".csv").exists()))
 
 
+def _end(number: int, frame: Any) -> None:
+    """End like an interrupted search, which leaves no process behind."""
+    raise KeyboardInterrupt("terminated")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search a folder; a user's mistake ends in one sentence instead of a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the terminal's encoding may lack letters of a file name
             stream.reconfigure(errors="backslashreplace")
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         options = parse(arguments)
         _check_options(options)
         _search_folder(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)  # as shells report it
+        sys.exit(143 if interrupt.args else 130)  # as shells report it
     except (ValueError, OSError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -161,6 +162,24 @@ def test_an_interrupt_ends_in_one_line(folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="130"):
         command("outliers", "--data", folder, "--output", tmp_path)
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_search_at_once_with_all_of_its_processes(number, code, tmp_path):
+    for place in range(600):
+        Image.new("RGB", (64, 48), (place % 256, place // 3, 90)).save(tmp_path / f"{place}.png")
+    words = ["outliers", "--data", str(tmp_path), "--workers", "2", "--output", str(tmp_path / "found")]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-m", "lightning_anomaly", *words], **options) as search:
+        for line in search.stdout:
+            if line.startswith("network"):  # the search begins
+                break
+        search.send_signal(number)
+        assert search.wait(60) == code
+        assert search.stderr.read().strip().endswith("interrupted")
+    with pytest.raises(ProcessLookupError):  # of its group, which has no process any longer
+        os.killpg(search.pid, 0)
 
 
 def test_the_module_is_the_command_and_the_help_has_an_example_that_it_can_read(monkeypatch, capsys):

@@ -25,6 +25,7 @@ from lightning_anomaly.images.batches import WithWholeImage
 from lightning_anomaly.images.image_source import scaled
 
 _HIDDEN = {"Thumbs.db", "desktop.ini"}  # of file managers, beside names that begin with a dot
+_HIDDEN_FOLDERS = {".git", ".ipynb_checkpoints", ".cache", ".thumbnails"}  # of tools
 _DEPTHS = 100  # images, evenly spaced, that tell the depth of a folder's images
 _MANY = 500  # images, from which on other processes are worth starting
 _HEIF = ": install the package pillow-heif, and call its `register_heif_opener()` first"
@@ -56,6 +57,7 @@ class FolderImages(Dataset[Any]):
             instead of scaling it to 0..1 and cropping it.
         num_workers: Number of processes that read the images in a search; 0 reads them in the main one. None takes one
             for each core on Linux, where processes can be forked, and none for fewer than 500 images.
+        class_depth: See `classes_and_splits`.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -68,6 +70,7 @@ class FolderImages(Dataset[Any]):
         size: int = 224,
         transform: Callable[[Any], Tensor] | None = None,
         num_workers: int | None = None,
+        class_depth: int | None = None,
     ) -> None:
         self.root, self.size, self.transform = folder, check_integer("size", size, 1), transform
         if transform is not None and not callable(transform):
@@ -79,10 +82,15 @@ class FolderImages(Dataset[Any]):
         if not names:
             skipped = [f"{name} ({reason})" for name, reason in self.skipped.items()]
             raise ValueError(f"`{folder}` should hold images. Found {listed(skipped) or 'no file'}.")
-        labels, self.splits = map(list, zip(*classes_and_splits(names), strict=True))
+        labels, self.splits = map(list, zip(*classes_and_splits(names, class_depth), strict=True))
         numbers = {label: number for number, label in enumerate(sorted({*labels}))}
         self.samples = [(os.path.join(folder, n), numbers[label]) for n, label in zip(names, labels, strict=True)]
         self.classes = [*numbers] if any(labels) else []
+        nested = next((name for name in self.classes if "/" in name and class_depth is None), "")
+        self.class_note = nested and (
+            f"A class is the path of its folders, such as `{nested}`. If the outermost is the class, say "
+            "`class_depth=1`, or `--class-depth 1`."
+        )
         self.targets = [number for _, number in self.samples] if self.classes else []
         self.whites = _find_folder_whites([file for file, _ in self.samples[:: -(-len(names) // _DEPTHS)]])
         alone = len(names) < _MANY or sys.platform != "linux" or multiprocessing.current_process().daemon
@@ -133,6 +141,8 @@ def _list_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
             folders.clear()
             continue
         seen.add(real)
+        for name in {name for name in folders if name.startswith(".")} - _HIDDEN_FOLDERS:
+            skipped[os.path.relpath(os.path.join(place, name), folder)] = "hidden, as its name begins with a dot"
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in files:
             if file.startswith(".") or file in _HIDDEN:
@@ -236,18 +246,29 @@ def _file_tensor(image: Any) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
+def classes_and_splits(names: Sequence[str], class_depth: int | None = None) -> list[tuple[str, str]]:
     """Return the class and the split of each file, by the folders in its name; empty if there is none.
 
-    The class is the innermost folder that has siblings. Siblings with names such as `train` and `val` are splits,
-    wherever they lie; one called `train` beside `bus` and `car` is a class.
+    The class is the path of the folders, from the first that has siblings to the last. Siblings with names such as
+    `train` and `val` are splits, wherever they lie; one called `train` beside `bus` and `car` is a class.
+
+    Args:
+        names: Paths of files in their folder.
+        class_depth: Number of folders that make a class; None takes all.
+
+    Raises:
+        TypeError: If `class_depth` is no integer.
+        ValueError: If it is not positive.
 
     Examples:
         >>> classes_and_splits(["train/cats/1.png", "train/dogs/2.png", "val/cats/3.png"])
         [('cats', 'train'), ('dogs', 'train'), ('cats', 'val')]
         >>> classes_and_splits(["break/images/1.png", "crack/images/2.png"])
         [('break', ''), ('crack', '')]
+        >>> classes_and_splits(["wild/cat/1.png", "wild/lion/2.png", "tame/cat/3.png"])
+        [('wild/cat', ''), ('wild/lion', ''), ('tame/cat', '')]
     """
+    depth = None if class_depth is None else check_integer("class_depth", class_depth, 1)
     places = [tuple(name.split(os.sep)[:-1]) for name in names]
     children = _child_folders(places)
     # Folders that hold several splits, or nothing else.
@@ -257,11 +278,13 @@ def classes_and_splits(names: Sequence[str]) -> list[tuple[str, str]]:
         are_splits = [_is_split(name) and place[:i] in parents for i, name in enumerate(place)]
         kept[place] = tuple(name for name, is_split in zip(place, are_splits, strict=True) if not is_split)
         splits[place] = "/".join(name for name, is_split in zip(place, are_splits, strict=True) if is_split)
-    children, classes = _child_folders(kept.values()), dict[_Place, str]()
+    children, classes, common = _child_folders(kept.values()), dict[_Place, str](), _Place()
+    while len(children[common]) == 1:
+        common = *common, *children[common]
     for place, rest in kept.items():
         while rest and len(children[rest[:-1]]) == 1:
             rest = rest[:-1]
-        classes[place] = rest[-1] if rest else ""
+        classes[place] = "/".join(rest[len(common) :][:depth])
     return [(classes[place], splits[place]) for place in places]
 
 

@@ -151,6 +151,8 @@ class ImageSource:
                     f"{len(places)} of the {len(self.positions)} images in `{self.argument}` {problem}, the first at "
                     f"{self.place(first)}{error}: they are left out."
                 )
+        if self._given is None and (note := getattr(dataset_with(self._data, "class_note"), "class_note", "")):
+            notes[f"classes {self.argument}"] = note
         if self._given is None and (problem := self.batch_labels.problem):
             notes[f"labels {self.argument}"] = f"No label of `{self.argument}` is known: {problem}."
         return notes

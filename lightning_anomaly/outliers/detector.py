@@ -34,7 +34,13 @@ from lightning_anomaly.outliers.fitting import (
 )
 from lightning_anomaly.outliers.image_reader import ImageReader, open_scaled
 from lightning_anomaly.outliers.outlier_report import OutlierReport
-from lightning_anomaly.outliers.search import join_columns, make_outlier_report, score_source, search_source
+from lightning_anomaly.outliers.search import (
+    check_shape,
+    join_columns,
+    make_outlier_report,
+    score_source,
+    search_source,
+)
 from lightning_anomaly.pages.gallery import read_reviewed
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.distributions import RobustGaussian, Scale, Tail, TwoTails, conformal_p_values
@@ -353,6 +359,10 @@ def find_outliers(
         class_names = class_names or names
     detector = OutlierDetector(model, class_names)
     if reference is not None:
+        # A model would end with an error of its own on images of another shape.
+        check_shape(
+            *(open_scaled(given, name, batch_size) for given, name in ((images, "images"), (reference, "reference")))
+        )
         detector.fit(reference, batch_size=batch_size, max_reference=max_reference, progress=progress)
         return detector.search(images, batch_size=batch_size, labels=labels, reviewed=reviewed, progress=progress)
     limit = check_integer("max_reference", max_reference, MIN_REFERENCE)

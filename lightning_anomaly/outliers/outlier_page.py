@@ -102,12 +102,16 @@ class OutlierLists:
         return os.path.abspath(os.path.join(self._report.folder, name))
 
     def _path_in_class(self, name: str, label: str, other: str) -> str:
-        """Return where a file would be in another class; empty if its class is none of its folders."""
-        parts = name.split(os.sep)
-        if self._report.names is None or label not in parts[:-1] or other in ("", label):
+        """Return where a file would be in another class; empty if there is no such folder."""
+        *folders, file = name.split(os.sep)
+        own, new = label.split("/"), other.split("/")
+        starts = [start for start in range(len(folders)) if folders[start : start + len(own)] == own]
+        if self._report.names is None or not starts or other in ("", label):
             return ""
-        parts[len(parts) - 2 - parts[-2::-1].index(label)] = other  # the innermost one
-        return self._path(os.sep.join(parts))
+        before, after = folders[: starts[-1]], folders[starts[-1] + len(own) :]  # of the innermost one
+        path = self._path(os.path.join(*before, *new, *after, file))
+        is_here = os.path.isdir(os.path.dirname(self._path(name)))  # else the folder is on another machine
+        return "" if is_here and not os.path.isdir(os.path.dirname(path)) else path
 
     def _scored_rows(self, ranked: Sequence[int], view: str, top: int) -> list[Row]:
         """Return the rows of up to `top` images, each followed by its copies among them."""

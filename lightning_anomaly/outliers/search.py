@@ -49,7 +49,7 @@ def score_source(
     reader: ImageReader, source: ImageSource, state: DetectorState, read: Sequence[Batch] = ()
 ) -> dict[str, np.ndarray]:
     """Score all images, of which some are `read` already, to fit to them; see `OutlierDetector.search_part`."""
-    _check_shape(source, state)
+    check_shape(source, state)
     known = {position for batch in read for position in batch.positions.tolist()}
     remaining = [position for position in range(len(source)) if position not in known]
     batches = chain(read, reader.batches(source, remaining, "outlier scores"))
@@ -232,7 +232,7 @@ def _check_searched_features(samples: SampleStatistics, state: DetectorState) ->
         )
 
 
-def _check_shape(source: ImageSource, state: DetectorState) -> None:
+def check_shape(source: ImageSource, state: DetectorState | ImageSource) -> None:
     """Raise ValueError unless images, and whole images beside them, have the shapes of the reference."""
     found, expected = (
         f"{each.shape}"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lightning_anomaly._internal.tabular import listed
 from lightning_anomaly.pages.html_page import assemble_page, finite_or_none
 
 _CODE = "dom unpack wording csv colors canvas components shell gallery_cards gallery gallery_main"
@@ -34,6 +37,7 @@ for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
 """
 _FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 RIGHT = "right"  # the verdict on an image that should stay as it is
+VERDICTS = "", "ticked", "move", RIGHT
 COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "move_to", "reason")
 
 
@@ -138,14 +142,42 @@ def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
 
 def read_reviewed(path: str | Path | None) -> set[str]:
     """Return the names of the images with the verdict "right" in a CSV file that a page saved; none without a file."""
-    if path is None:
-        return set()
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if not {"name", "verdict"} <= {*(rows.fieldnames or ())}:
-            found = f"the columns {', '.join(rows.fieldnames or ())}" if rows.fieldnames else "no columns"
-            raise ValueError(f"Parameter `reviewed` should be a CSV file that a page of a search saved. Found {found}.")
-        return {row["name"] for row in rows if row["verdict"] == RIGHT}
+    return set() if path is None else {row["name"] for row in read_verdicts(path) if row["verdict"] == RIGHT}
+
+
+def read_verdicts(path: str | Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file that a page saved, also if a spreadsheet has saved it since.
+
+    A spreadsheet may add a byte order mark, separate fields by `;` or tabs, and end lines by a carriage return. An
+    unknown verdict is named in a warning, and its row has none.
+
+    Raises:
+        ValueError: If the file is no such table; the error names the line, if there is one.
+    """
+    wanted = f"Parameter `reviewed` should be a CSV file that a page of a search saved. Found `{path}`"
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{wanted}, which is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
+    head = text.splitlines()[0] if text else ""
+    delimiter = max(",;\t", key=head.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
+    found, unknown = list[dict[str, str]](), list[str]()
+    try:
+        columns = rows.fieldnames or ()
+        if not {"name", "verdict"} <= {*columns}:
+            raise ValueError(f"{wanted} with {'the columns ' + ', '.join(columns) if columns else 'no columns'}.")
+        for row in rows:
+            verdict = row["verdict"].strip().lower()
+            if verdict not in VERDICTS:
+                unknown.append(f"'{row['verdict']}' in line {rows.line_num}")
+            found.append({**row, "verdict": verdict if verdict in VERDICTS else ""})
+    except csv.Error as error:
+        raise ValueError(f"{wanted}, of which line {rows.line_num + 1} is no row of a CSV file ({error}).") from error
+    if unknown:
+        known = ", ".join(filter(None, VERDICTS))
+        warnings.warn(f"`{path}` has verdicts other than {known}: {listed(unknown)}.", stacklevel=3)
+    return found
 
 
 def name_in_csv(name: str) -> str:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from lightning_anomaly.images import FolderImages
+from lightning_anomaly.images.image_source import ImageSource
 
 
 def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
@@ -41,7 +42,9 @@ def test_images_are_resized_and_cropped_to_a_square_or_transformed(tmp_path):
         (["bus/a", "car/b", "train/c"], ["bus", "car", "train"], [""] * 3),
         (["test_set/a", "training_set/b"], [], ["test_set", "training_set"]),
         (["all/a", "all/b"], [], ["", ""]),
-        (["fruit/kiwi/a", "fruit/lime/b", "milk/oat/c", "milk/soy/d"], ["kiwi", "lime", "oat", "soy"], [""] * 4),
+        (["d/kiwi/a", "d/lime/b", "milk/a/c", "milk/b/d"], ["d/kiwi", "d/lime", "milk/a", "milk/b"], [""] * 4),
+        (["pets/a/other/a", "pets/b/old/b", "pets/b/other/c"], ["a", "b/old", "b/other"], [""] * 3),
+        (["train/wild/cat/a", "val/tame/cat/b", "val/wild/ox/c"], ["wild/cat", "tame", "wild/ox"], ["train", *["val"] * 2]),
     ],
 )  # fmt: skip
 def test_classes_are_the_level_at_which_folders_differ_and_splits_are_none(tmp_path, names, classes, splits):
@@ -51,6 +54,30 @@ def test_classes_are_the_level_at_which_folders_differ_and_splits_are_none(tmp_p
     order = sorted(range(len(names)), key=lambda place: f"{names[place]}.png".split("/"))
     assert [found.classes[target] for target in found.targets] == [classes[place] for place in order if classes]
     assert found.splits == [splits[place] for place in order]
+
+
+@pytest.mark.parametrize(("depth", "classes"), [(None, ["cat/b1", "cat/b2", "dog/b1", "dog/b2"]), (1, ["cat", "dog"])])
+def test_folders_inside_a_class_are_classes_unless_the_depth_says_otherwise(tmp_path, depth, classes):
+    for name in ("cat/b1/a", "cat/b2/b", "dog/b1/c", "dog/b2/d"):
+        picture(tmp_path / f"{name}.png", (80, 0, 0))
+    found = FolderImages(tmp_path, 8, class_depth=depth)
+    assert found.classes == classes
+    notes = ImageSource(found, "images").notes()
+    assert [note for note in notes.values() if "`cat/b1`" in note and "`class_depth=1`" in note] == [*notes.values()]
+    assert len(notes) == (depth is None)
+
+
+@pytest.mark.parametrize("name", ["two words", "Ärger", "-dash", "a,b;c", "x'y"])
+def test_a_class_has_any_name(tmp_path, name):
+    for folder in (name, name.upper(), "plain"):
+        picture(tmp_path / folder / "a.png", (80, 0, 0))
+    assert FolderImages(tmp_path, 8).classes == sorted({name, name.upper(), "plain"})
+
+
+def test_a_hidden_folder_is_skipped_with_a_reason(tmp_path):
+    for folder in (".hidden", ".git", "cats"):
+        picture(tmp_path / folder / "a.png", (80, 0, 0))
+    assert FolderImages(tmp_path, 8).skipped == {".hidden": "hidden, as its name begins with a dot"}
 
 
 def test_values_beyond_bytes_are_scaled_by_the_depth_of_the_folder_and_transparency_is_white(tmp_path):

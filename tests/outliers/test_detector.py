@@ -270,3 +270,10 @@ def test_equal_images_in_any_batch_give_valid_p_values():
     assert_same_scores(alone.scores, whole.scores)
     for level in (0.01, 0.05):
         assert (alone.p_values <= level).double().mean().item() <= level + 3.5 * math.sqrt(level / 300)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 20, 20)], ids=["channels", "size"])
+def test_a_reference_of_another_shape_is_an_error_that_names_both(shape):
+    images, reference = torch.rand(120, 3, 16, 16), torch.rand(120, *shape)
+    with pytest.raises(ValueError, match=rf"reference, {re.escape(str(shape))}. Found \(3, 16, 16\)"):
+        find_outliers(images, nn.Conv2d(3, 4, 3), reference)

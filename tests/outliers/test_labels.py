@@ -166,3 +166,9 @@ def test_of_many_images_each_class_is_judged_and_those_of_the_fit_are_no_odder(n
     # Where there are too many classes, some are judged.
     few = find_outliers(images.view(-1, 1, 8, 8), net, labels=labels.tolist(), max_reference=150)
     assert few.label_scores.isfinite().sum() >= 40 * 12
+
+
+def test_one_hot_labels_are_an_error_that_says_what_is_allowed():
+    rows = torch.eye(3)[torch.arange(COUNT) % 3]
+    with pytest.raises(ValueError, match=r"`labels`.*name or a number for each image.*`labels.argmax\(1\)`"):
+        find_outliers(IMAGES[:COUNT], nn.Conv2d(1, 4, 3), labels=rows)

@@ -88,16 +88,24 @@ def test_what_was_found_right_is_in_a_list_of_its_own_only_and_stays_there(tmp_p
         ("train/cats/7.png", "cats", "train/dogs/7.png"),
         ("cats/images/cats.png", "cats", "dogs/images/cats.png"),
         ("cats/cats/7.png", "cats", "cats/dogs/7.png"),
+        ("round/zero/7.png", "round/zero", "thin/one/7.png"),
+        ("train/round/zero/7.png", "round/zero", "train/thin/one/7.png"),
+        ("zero/round/7.png", "round/zero", ""),
         ("7.png", "7.png", ""),
         ("birds/7.png", "cats", ""),
     ],
 )
 def test_a_file_would_move_to_the_folder_of_the_class_that_it_looks_like(name, label, expected, tmp_path):
-    report = made_up(1, n_calibration=0, names=[name], labels=[label], looks_like=["dogs"], folder=str(tmp_path))
+    other = "thin/one" if "/" in label else "dogs"
+    report = made_up(1, n_calibration=0, names=[name], labels=[label], looks_like=[other], folder=str(tmp_path))
     view = SampleView(torch.ones(1).double(), ("looks like dogs",))
     report = replace(report, views=report.views | {"label": view}, view_p_values={"label": report.p_values})
-    (row,) = [tab.rows[0] for tab in report.tabs() if tab.name == "label"]
-    assert row.move_to == (str(tmp_path / expected) if expected else "")
+    for made in (None, (tmp_path / name).parent, (tmp_path / expected).parent):  # whose folders are not here, or are
+        if made is not None:
+            made.mkdir(parents=True, exist_ok=True)
+        (row,) = [tab.rows[0] for tab in report.tabs() if tab.name == "label"]
+        exists = made is None or (tmp_path / expected).parent.is_dir()
+        assert row.move_to == (str(tmp_path / expected) if expected and exists else "")
 
 
 def test_copies_in_two_splits_are_a_leak_at_the_top_of_the_page_and_in_the_list(tmp_path):

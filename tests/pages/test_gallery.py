@@ -101,8 +101,50 @@ def test_what_was_found_right_is_read_by_the_names_that_the_file_has(tmp_path):
     assert read_reviewed(tmp_path / "verdicts.csv") == {name_in_csv(name) for name in names[:3]}
     assert read_reviewed(None) == set()
     (tmp_path / "other.csv").write_text("path,label\n1,2\n")
-    with pytest.raises(ValueError, match=r"`reviewed`.*Found the columns path, label"):
+    with pytest.raises(ValueError, match=r"`reviewed`.*other.csv` with the columns path, label"):
         read_reviewed(tmp_path / "other.csv")
+
+
+SAVED = 'path,name,verdict\n/p/a.png,a.png,right\n/p/b.png,"b,\nc.png",ticked\n/p/ä.png,ä.png,right\n'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace(",", ";").replace("b;", "b,"),
+        lambda text: text.replace("\n/", "\r/").rstrip("\n") + "\r",
+        lambda text: text.replace("right", "Right ", 1).replace(",right", ",RIGHT"),
+    ],
+    ids=["byte order mark", "semicolons", "carriage returns", "letters"],
+)
+def test_verdicts_are_read_after_a_spreadsheet_has_saved_them(tmp_path, change):
+    file = tmp_path / "verdicts.csv"
+    file.write_bytes(change(SAVED).encode())
+    assert read_reviewed(file) == {"a.png", "ä.png"}
+
+
+def test_an_unknown_verdict_is_named_with_its_line_and_nothing_else_is_lost(tmp_path):
+    file = tmp_path / "verdicts.csv"
+    file.write_text(SAVED + "/p/d.png,d.png,ok\n/p/e.png,e.png,right\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="ticked, move, right: 'ok' in line 6"):
+        assert read_reviewed(file) == {"a.png", "ä.png", "e.png"}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (SAVED.encode() + b"/p/f.png,f.png," + b"x" * 200_000, "line 6 is no row.*field larger"),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "no text in UTF-8"),
+        (b"", "no columns"),
+        (b"{}", "the columns {}"),
+    ],
+    ids=["long field", "picture", "empty", "json"],
+)
+def test_a_file_that_is_no_table_is_named_in_one_line(tmp_path, content, found):
+    (tmp_path / "verdicts.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"`reviewed`.*verdicts.csv`.*{found}"):
+        read_reviewed(tmp_path / "verdicts.csv")
 
 
 def test_pictures_keep_their_shape_and_small_ones_their_pixels():
