@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -137,23 +137,17 @@ class ImageSource:
         return filled
 
     def notes(self, unusable: Iterable[int] = ()) -> dict[str, str]:
-        """Note which images could not be read, which others are `unusable`, as they give NaN, and unknown labels."""
-        nonfinite = {*unusable}.difference(self.unreadable)
-        notes = {}
-        for kind, places, problem in (
-            ("unreadable", self.unreadable, "cannot be read"),
-            ("nonfinite", nonfinite, "give NaN or infinite values"),
-        ):
-            if places:
-                first = min(places)
-                error = f" ({self.unreadable[first]})" if kind == "unreadable" else ""
-                notes[f"{kind} {self.argument}"] = (
-                    f"{len(places)} of the {len(self.positions)} images in `{self.argument}` {problem}, the first at "
-                    f"{self.place(first)}{error}: they are left out."
-                )
-        if self._given is None and (note := getattr(dataset_with(self._data, "class_note"), "class_note", "")):
-            notes[f"classes {self.argument}"] = note
-        if self._given is None and (problem := self.batch_labels.problem):
+        """Note which images could not be read, which others are `unusable`, as they give NaN, and what labels are."""
+        found = unusable_notes(self.argument, self.unreadable, unusable, len(self.positions), self.names)
+        return found | self.label_notes()
+
+    def label_notes(self) -> dict[str, str]:
+        """Note how folders were read as classes, and why no label is known."""
+        if self._given is not None:
+            return {}
+        nested = getattr(dataset_with(self._data, "class_note"), "class_note", "")
+        notes = {f"classes {self.argument}": nested} if nested else {}
+        if problem := self.batch_labels.problem:
             notes[f"labels {self.argument}"] = f"No label of `{self.argument}` is known: {problem}."
         return notes
 
@@ -238,6 +232,26 @@ class ImageSource:
         for position in positions:
             self.unreadable.pop(position, None)
         return images, whole
+
+
+def unusable_notes(
+    argument: str, unreadable: Mapping[int, str], unusable: Iterable[int], count: int, names: Sequence[str] | None
+) -> dict[str, str]:
+    """Note how many of `count` images could not be read, by their errors, and how many others give NaN."""
+    notes, nonfinite = {}, {place: "" for place in unusable if place not in unreadable}
+    for kind, places, problem in (
+        ("unreadable", unreadable, "cannot be read"),
+        ("nonfinite", nonfinite, "give NaN or infinite values"),
+    ):
+        if places:
+            first = min(places)
+            where = f"position {first}" + (f", {names[first]}" if names else "")
+            error = f" ({places[first]})" if places[first] else ""
+            notes[f"{kind} {argument}"] = (
+                f"{len(places)} of the {count} images in `{argument}` {problem}, the first at {where}{error}: they are "
+                "left out."
+            )
+    return notes
 
 
 def image_hashes(images: Tensor) -> list[int]:

@@ -38,6 +38,7 @@ from lightning_anomaly.outliers.search import (
     check_shape,
     join_columns,
     make_outlier_report,
+    notes_of_parts,
     score_source,
     search_source,
 )
@@ -217,6 +218,7 @@ class OutlierDetector:
             - `error`: why an image cannot be read, empty if it can
             - `name` and `split`: of images that have files
             - `faults` `(n, 4)`: answers for the report's `faults`
+            - `note`: what is noted of all images of the part
 
             Columns that nothing is known of are missing.
         """
@@ -225,7 +227,8 @@ class OutlierDetector:
         reader, source = self._open(images, batch_size, progress, labels=labels, shapes=shapes)
         part = score_source(reader, source, state)
         warn_of(source.notes(np.isinf(part["score"]).nonzero()[0].tolist()))
-        return part
+        noted = "\n".join(source.label_notes().values())
+        return part | {"note": np.array([noted] * len(part["score"]), dtype=object)}
 
     def join_parts(self, parts: Sequence[Mapping[str, np.ndarray]], folder: str = "") -> OutlierReport:
         """Report on the parts of a data set that `search_part` scored, one after the other, as `search` does on all.
@@ -243,7 +246,8 @@ class OutlierDetector:
         """
         if not parts:
             raise ValueError("Parameter `parts` should hold results of `search_part`. Found none.")
-        return make_outlier_report(join_columns(parts), self._fitted_state(), self.notes, folder)
+        joined = join_columns(parts)
+        return make_outlier_report(joined, self._fitted_state(), self.notes | notes_of_parts(joined), folder)
 
     @property
     def whites(self) -> Mapping[str, float]:

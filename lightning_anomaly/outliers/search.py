@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lightning_anomaly.images.folder_images import decoded_hashes
-from lightning_anomaly.images.image_source import ImageSource
+from lightning_anomaly.images.image_source import ImageSource, unusable_notes
 from lightning_anomaly.network.features import SampleStatistics
 from lightning_anomaly.outliers.absolute_faults import find_faults, pixel_faults
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, find_duplicates
@@ -100,6 +101,17 @@ def join_columns(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndar
     joined = {name: np.concatenate([part[name] for part in parts]) for name in known}
     order = joined.pop("position").argsort() if "position" in joined else slice(None)
     return {name: values[order] for name, values in joined.items()}
+
+
+def notes_of_parts(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return what is noted of joined parts, as of one search of the whole, each note once."""
+    count, notes = len(columns["score"]), dict[str, str]()
+    for note, images in Counter(note for text in columns.get("note", ()) for note in text.splitlines()).items():
+        notes[note] = note if images == count else f"{note} (Of {images} of the {count} images.)"
+    unreadable = {place: str(error) for place, error in enumerate(columns["error"]) if error}
+    names = [*columns["name"]] if "name" in columns else None
+    nonfinite = np.isinf(columns["score"]).nonzero()[0].tolist()
+    return notes | unusable_notes("images", unreadable, nonfinite, count, names)
 
 
 def make_outlier_report(

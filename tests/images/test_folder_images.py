@@ -33,6 +33,9 @@ def test_images_are_resized_and_cropped_to_a_square_or_transformed(tmp_path):
     assert whole.shape == (3, 10, 10)
 
 
+T, V = ["train"], ["val"]
+
+
 @pytest.mark.parametrize(
     ("names", "classes", "splits"),
     [
@@ -44,7 +47,7 @@ def test_images_are_resized_and_cropped_to_a_square_or_transformed(tmp_path):
         (["all/a", "all/b"], [], ["", ""]),
         (["d/kiwi/a", "d/lime/b", "milk/a/c", "milk/b/d"], ["d/kiwi", "d/lime", "milk/a", "milk/b"], [""] * 4),
         (["pets/a/other/a", "pets/b/old/b", "pets/b/other/c"], ["a", "b/old", "b/other"], [""] * 3),
-        (["train/wild/cat/a", "val/tame/cat/b", "val/wild/ox/c"], ["wild/cat", "tame", "wild/ox"], ["train", *["val"] * 2]),
+        (["train/wild/cat/a", "val/tame/cat/b", "val/wild/ox/c"], ["wild/cat", "tame", "wild/ox"], T + V * 2),
     ],
 )  # fmt: skip
 def test_classes_are_the_level_at_which_folders_differ_and_splits_are_none(tmp_path, names, classes, splits):

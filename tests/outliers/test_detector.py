@@ -69,6 +69,7 @@ def test_parts_are_joined_to_the_report_of_a_search_with_copies_across_parts(fit
     assert_same_scores(joined.scores, expected.scores)
     assert joined.significant == expected.significant != []
     assert joined.unusable == expected.unusable == [5]
+    assert sorted(joined.notes.values()) == sorted(expected.notes.values()) != []
     assert [group[:3] for group in joined.duplicates] == [group[:3] for group in expected.duplicates]
     copies = [(group.positions, group.reference) for group in joined.duplicates]
     assert ([10, 90], []) in copies
@@ -121,6 +122,7 @@ def test_a_part_may_have_only_broken_images(of_photographs):
     assert_same_scores(joined.scores, expected.scores)
     assert joined.unreadable == expected.unreadable
     assert len(joined.unreadable) == 24
+    assert sorted(joined.notes.values()) == sorted(expected.notes.values())
     assert joined.names == expected.names
     assert all(part.keys() == parts[0].keys() for part in parts)
     with pytest.raises(ValueError, match="0 is broken"):
@@ -270,6 +272,30 @@ def test_equal_images_in_any_batch_give_valid_p_values():
     assert_same_scores(alone.scores, whole.scores)
     for level in (0.01, 0.05):
         assert (alone.p_values <= level).double().mean().item() <= level + 3.5 * math.sqrt(level / 300)
+
+
+@pytest.mark.filterwarnings("ignore:.*(path of its folders|cannot be read|tell nothing)")
+def test_parts_of_a_folder_give_the_lists_and_notes_of_one_search(tmp_path):
+    """With nested classes, and files that cannot be read."""
+    for place, image in enumerate(DIGITS[:330]):
+        folder = tmp_path / ("round/zero", "round/six", "thin/one")[place % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = image[0].mul(255).byte().numpy()
+        Image.fromarray(pixels).resize((16, 16)).save(folder / f"{place:03}.png")
+    for place in (40, 250):
+        (tmp_path / "thin/one" / f"{place:03}x.png").write_bytes(b"\x89PNG")
+    images = FolderImages(tmp_path, 16)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    detector = OutlierDetector(model).fit(images)
+    parts = [detector.search_part(Subset(images, places)) for places in torch.arange(332).split(100)]
+    joined, expected = detector.join_parts(parts, str(tmp_path)), detector.search(images)
+    assert sorted(joined.notes.values()) == sorted(expected.notes.values())
+    assert "2 of the 332 images" in str(joined.notes)
+    rows = [
+        [(tab.name, tab.count, [row.name for row in tab.rows]) for tab in report.tabs()]
+        for report in (joined, expected)
+    ]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 20, 20)], ids=["channels", "size"])
