@@ -261,11 +261,24 @@ class OutlierReport(Tabular):
             *self._cautions(),
             *(note for name, note in self.notes.items() if name == "labels"),
             "Tick what should go, in any list; save the lists, and run the lines under Ticked.",
+            *self._limits(Path(path)),
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
         title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
         details = [sentence for sentence in self._sentences() if sentence not in lead]
         return write_page(path, gallery_page(title, lead, tabs, Path(path).parent, details))
+
+    def _limits(self, page: Path) -> list[str]:
+        """Say what a reader of a page cannot do with the files of the images."""
+        folder = Path(self.folder or ".").absolute()
+        if self.names is None or not folder.is_dir():
+            return []
+        limits = (
+            [] if os.access(folder, os.W_OK) else ["The folder cannot be written to, so its files cannot be moved."]
+        )
+        if folder.anchor != page.absolute().anchor:
+            limits.append("This page is on another drive than the images, so it cannot open them at full size.")
+        return limits
 
     def _table_rows(self) -> list[tuple[str, ...]]:
         top = self.top(10)

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import math
+import os
 from dataclasses import replace
 from itertools import chain
 
@@ -223,3 +224,13 @@ def test_a_fault_of_a_whole_folder_is_a_list_of_every_image(tmp_path, fault):
     report.save_csv(tmp_path / "rows.csv")
     rows = [row for row in table(tmp_path / "rows.csv") if "faults" in row["list"]]
     assert [int(row["position"]) for row in rows if fault in row["reason"]] == expected
+
+
+def test_a_page_says_if_its_files_cannot_be_moved(tmp_path, monkeypatch):
+    report = made_up(1, names=["7.png"], folder=str(tmp_path))
+    said = "The folder cannot be written to, so its files cannot be moved."
+    for is_writable in (True, False):
+        monkeypatch.setattr(os, "access", lambda path, mode, answer=is_writable: answer)
+        report.save_html(tmp_path / "page.html")
+        index, _ = contents((tmp_path / "page.html").read_text(encoding="utf-8"))
+        assert (said in index["lead"]) != is_writable
