@@ -6,7 +6,7 @@ Each check returns the value as a plain Python type: NumPy's numbers are allowed
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -78,10 +78,5 @@ def check_labels(labels: Sequence[Any], count: int) -> list[Any]:
         raise _error(sized, f"Parameter `labels` should have {count} entries, one for each image. Found {size}.")
     # A column of a table has NaN for a missing label, which turns its integers into floating-point numbers.
     plain = [value.tolist() if hasattr(value, "tolist") else value for value in labels]
-    if rows := [value for value in plain if not isinstance(value, Hashable)]:
-        raise ValueError(
-            "Parameter `labels` should have a name or a number for each image, or None. Found a "
-            f"{type(rows[0]).__name__} of {len(rows[0])}: of one-hot rows, give `labels.argmax(1)`."
-        )
     numbers = [int(value) if isinstance(value, float) and value.is_integer() else value for value in plain]
     return [None if type(value).__name__ == "NAType" or value != value else value for value in numbers]

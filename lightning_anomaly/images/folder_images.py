@@ -249,8 +249,8 @@ def _file_tensor(image: Any) -> Tensor:
 def classes_and_splits(names: Sequence[str], class_depth: int | None = None) -> list[tuple[str, str]]:
     """Return the class and the split of each file, by the folders in its name; empty if there is none.
 
-    The class is the path of the folders, from the first that has siblings to the last. Siblings with names such as
-    `train` and `val` are splits, wherever they lie; one called `train` beside `bus` and `car` is a class.
+    The class is the path of the folders, without outer and inner ones that have no siblings in any class. Siblings with
+    names such as `train` and `val` are splits, wherever they lie; one called `train` beside `bus` and `car` is a class.
 
     Args:
         names: Paths of files in their folder.
@@ -281,9 +281,9 @@ def classes_and_splits(names: Sequence[str], class_depth: int | None = None) -> 
     children, classes, common = _child_folders(kept.values()), dict[_Place, str](), _Place()
     while len(children[common]) == 1:
         common = *common, *children[common]
+    while any(kept.values()) and all(len(children[rest[:-1]]) == 1 for rest in kept.values() if rest):
+        kept = {place: rest[:-1] for place, rest in kept.items()}
     for place, rest in kept.items():
-        while rest and len(children[rest[:-1]]) == 1:
-            rest = rest[:-1]
         classes[place] = "/".join(rest[len(common) :][:depth])
     return [(classes[place], splits[place]) for place in places]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -69,6 +69,11 @@ class ImageSource:
         self.whites: dict[str, float] = getattr(dataset_with(self._data, "whites"), "whites", {})  # see `FolderImages`
         self.batch_labels = BatchLabels()  # of the batches read so far
         self._given = None if labels is None else check_labels(labels, len(self))  # labels that replace these
+        if rows := [label for label in self._given or () if not isinstance(label, Hashable)]:
+            raise ValueError(
+                "Parameter `labels` should have a name or a number for each image, or None. Found a "
+                f"{type(rows[0]).__name__} of {len(rows[0])}: of one-hot rows, give `labels.argmax(1)`."
+            )
         self.unreadable: dict[int, str] = {}  # `{position: error}` of the images last read; they are read as zeros
         self.shape: tuple[int, ...] = ()
         self.whole_shape: tuple[int, ...] | None = None  # of whole images; None if the data set hands none

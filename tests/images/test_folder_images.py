@@ -46,8 +46,8 @@ T, V = ["train"], ["val"]
         (["test_set/a", "training_set/b"], [], ["test_set", "training_set"]),
         (["all/a", "all/b"], [], ["", ""]),
         (["d/kiwi/a", "d/lime/b", "milk/a/c", "milk/b/d"], ["d/kiwi", "d/lime", "milk/a", "milk/b"], [""] * 4),
-        (["pets/a/other/a", "pets/b/old/b", "pets/b/other/c"], ["a", "b/old", "b/other"], [""] * 3),
-        (["train/wild/cat/a", "val/tame/cat/b", "val/wild/ox/c"], ["wild/cat", "tame", "wild/ox"], T + V * 2),
+        (["pets/a/other/a", "pets/b/old/b", "pets/b/other/c"], ["a/other", "b/old", "b/other"], [""] * 3),
+        (["train/wild/cat/a", "val/tame/cat/b", "val/wild/ox/c"], ["wild/cat", "tame/cat", "wild/ox"], T + V * 2),
     ],
 )  # fmt: skip
 def test_classes_are_the_level_at_which_folders_differ_and_splits_are_none(tmp_path, names, classes, splits):

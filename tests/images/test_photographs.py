@@ -55,7 +55,7 @@ def test_pictures_are_told_by_their_content_and_the_other_files_are_listed(tmp_p
     names = [Path(file).relative_to(tmp_path).as_posix() for file, _ in images.samples]
     assert names == sorted(["a.jfif", "b.JPE", "c.jp2", "class/f.png", "d.tga", "e", *broken])
     assert [images.classes[target] for target in images.targets] == ["class" if "/" in name else "" for name in names]
-    assert sorted(images.skipped) == sorted([*others, str(Path("class/loop")), "locked", "nowhere", *pipes])
+    assert sorted(images.skipped) == sorted([*others, ".hidden", str(Path("class/loop")), "locked", "nowhere", *pipes])
     assert "pillow-heif" in images.skipped["phone.HEIC"]
     assert images.skipped["locked"] == "Permission denied"
     for name in broken:
