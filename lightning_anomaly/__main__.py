@@ -42,7 +42,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--reviewed", type=Path, metavar="FILE", help=reviewed_help)
     add("--all", action="store_true", help="write a row for every image into the table")
     add("--device", type=_device_option, help="device of the network, such as cuda, default: cpu")
-    workers_help = "processes that read the images, default: one for each core on Linux, if there are many images"
+    workers_help = (
+        "processes that read the images, default: one for each core but two on Linux, if there are many images"
+    )
     add("--workers", type=_positive_option, metavar="COUNT", help=workers_help)
     depth_help = "folders that make a class, default: all below --data"
     add("--class-depth", type=_positive_option, metavar="COUNT", help=depth_help)

@@ -56,7 +56,7 @@ class FolderImages(Dataset[Any]):
         transform: Function that turns a Pillow image into a tensor for the network, for example to normalize it,
             instead of scaling it to 0..1 and cropping it.
         num_workers: Number of processes that read the images in a search; 0 reads them in the main one. None takes one
-            for each core on Linux, where processes can be forked, and none for fewer than 500 images.
+            for each core but two on Linux, where processes can be forked, and none for fewer than 500 images.
         class_depth: See `classes_and_splits`.
 
     Raises:
@@ -94,7 +94,7 @@ class FolderImages(Dataset[Any]):
         self.targets = [number for _, number in self.samples] if self.classes else []
         self.whites = _find_folder_whites([file for file, _ in self.samples[:: -(-len(names) // _DEPTHS)]])
         alone = len(names) < _MANY or sys.platform != "linux" or multiprocessing.current_process().daemon
-        default = 0 if alone else len(os.sched_getaffinity(0))
+        default = 0 if alone else max(0, len(os.sched_getaffinity(0)) - 2)  # the network needs some
         self.num_workers = default if num_workers is None else check_integer("num_workers", num_workers, 0)
 
     def __len__(self) -> int:
