@@ -67,7 +67,7 @@ def pieces(device: str, quick: bool) -> Iterator[Row]:
 
     A plain pass takes images at 224 pixels from memory, so many at a time; CPU seconds count.
     """
-    images, rounds = (24, 0) if quick else (240, 1)
+    images, rounds = (104, 0) if quick else (240, 1)
     with tempfile.TemporaryDirectory() as folder:
         _write_photographs(folder, images)
         sides = {f"a plain pass, {size} at a time": partial(_prepare_pass, images, size) for size in _BATCHES}
