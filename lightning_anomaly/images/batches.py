@@ -13,6 +13,7 @@ from torch import Tensor
 _LABELS = {"label", "labels", "target", "targets", "y", "class", "classes"}  # what labels are usually called
 _COLUMNS = 64  # of a table of labels
 _MOSTLY = 0.9  # share of a class that makes it the label of an image
+_SELDOM = 0.95  # share of different texts from which on they are no classes
 
 
 def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -86,14 +87,28 @@ def label_columns(batch: Any, count: int, images: Tensor | None) -> dict[str, Te
     return columns
 
 
-class BatchLabels:
-    """Collects what may be the labels of images: in each tensor of their batches, one number for each image.
+def text_columns(batch: Any, count: int, name: str = "") -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the sequences of one text for each of `count` images in nested mappings and sequences, by name."""
+    if isinstance(batch, Sequence) and len(batch) == count and all(isinstance(text, str) for text in batch):
+        yield name, batch
+        return
+    parts: Iterable[tuple[Any, Any]] = batch.items() if isinstance(batch, Mapping) else ()
+    if isinstance(batch, (list, tuple)):
+        parts = zip(getattr(batch, "_fields", range(len(batch))), batch, strict=True)
+    for key, part in parts:
+        yield from text_columns(part, count, f"{name}.{key}" if name else str(key))
 
-    Without a run's loss, one that is called a label comes first, then `targets`, then integers that repeat.
+
+class BatchLabels:
+    """Collects what may be the labels of images: one number or text for each image, in their batches.
+
+    Without a run's loss, what is called a label comes first, then `targets`, then integers and texts that repeat; of
+    those that divide the images alike, texts, which name the classes.
     """
 
     def __init__(self) -> None:
         self.numbers: dict[str, dict[int, float]] = {}  # `{name of the tensor: {position: number}}`
+        self._texts: dict[str, dict[int, str]] = {}
         self._integers: set[str] = set()  # tensors of one integer for each image
         self._chosen: str | None = None
         self._settled = False
@@ -107,36 +122,52 @@ class BatchLabels:
         for name, tensor in named_tensors(batch):
             if tensor.numel() == len(positions) and not tensor.is_floating_point():
                 self._integers.add(name)
+        for name, texts in text_columns(batch, len(positions)):
+            self._texts.setdefault(name, {}).update(zip(positions, texts, strict=True))
 
-    def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> list[int | None]:
+    def at(self, positions: Iterable[int], targets: Sequence[int] | None) -> Sequence[int | str | None]:
         """Return the labels at some positions without a run; None if unknown. The first call decides what counts."""
         if not self._settled:
-            self._settled, self._chosen = True, self._choose_tensor(targets)
+            self._settled, self._chosen = True, self._choose_column(targets)
             self.renamed = are_renamed(self.numbers.get(self._chosen or "", {}), targets)
+        if self._chosen in self._texts:
+            return [self._texts[self._chosen].get(position) for position in positions]
         if self._chosen is not None:
             return labels_at(self.numbers[self._chosen], positions)
         return labels_at({} if targets is None else dict(enumerate(targets)), positions)
 
-    def _choose_tensor(self, targets: Sequence[int] | None) -> str | None:
-        """Choose the tensor of labels; None without one, or with a `problem` if there are several."""
+    def _choose_column(self, targets: Sequence[int] | None) -> str | None:
+        """Choose the tensor or the texts of labels; None without any, or with a `problem` if there are several."""
         whole = {
             name: numbers
             for name, numbers in self.numbers.items()
             if all(number.is_integer() for number in numbers.values() if math.isfinite(number))
         }
-        chosen = {name: numbers for name, numbers in whole.items() if name.rpartition(".")[2] in _LABELS}
+        columns: dict[str, Mapping[int, Any]] = {**self._texts, **whole}
+        chosen = {name: column for name, column in columns.items() if name.rpartition(".")[2] in _LABELS}
         if not chosen and targets is None:
-            integers = {name: numbers for name, numbers in whole.items() if name in self._integers}
-            chosen = {name: labels for name, labels in integers.items() if len({*labels.values()}) < len(labels)}
-        if len({tuple(numbers.items()) for numbers in chosen.values()}) > 1:
+            # Names of files may repeat, too, but seldom.
+            shares = {name: len({*column.values()}) / len(column) for name, column in columns.items()}
+            most = dict.fromkeys(self._integers, 1.0) | dict.fromkeys(self._texts, _SELDOM)
+            chosen = {name: column for name, column in columns.items() if shares[name] < most.get(name, 0)}
+            varying = {name: column for name, column in chosen.items() if len({*column.values()}) > 1}
+            chosen = varying or {name: column for name, column in chosen.items() if name in whole}
+        numbers = {tuple(column.items()) for name, column in chosen.items() if name in whole}
+        if len({_division(column) for column in chosen.values()}) > 1 or len(numbers) > 1:
             names = ", ".join(f"`{name}`" for name in chosen)
             if targets is None:
                 self.problem = (
-                    f"each item has several integers, {names}, any of which may be its label. Let batches be dicts in "
+                    f"each item has several values, {names}, any of which may be its label. Let batches be dicts in "
                     "which one of them is called `label`"
                 )
             return None
         return next(iter(chosen), None)
+
+
+def _division(column: Mapping[int, Any]) -> tuple[int, ...]:
+    """Return how a column divides the images: numbers of its values in the order in which they first appear."""
+    places = dict[Any, int]()
+    return tuple(places.setdefault(column[position], len(places)) for position in sorted(column))
 
 
 def labels_at(numbers: Mapping[int, float], positions: Iterable[int]) -> list[int | None]:

@@ -96,7 +96,7 @@ class Item(NamedTuple):
     target: Tensor
 
 
-PLACES = torch.arange(9)
+PLACES, NAMES = torch.arange(9), ["ape", "bee", "cat"] * 3
 
 
 @pytest.mark.parametrize(
@@ -119,16 +119,27 @@ PLACES = torch.arange(9)
         ((IMAGES, LABELS + 0.5, torch.ones(9, 3, dtype=torch.int64)), None, None),
         ((IMAGES, DOMAINS, LABELS), None, "`1`, `2`"),
         ({"label": DOMAINS, "target": LABELS, "place": PLACES}, None, "`label`, `target`"),
+        ((IMAGES, NAMES), None, NAMES),
+        ((IMAGES, NAMES, PLACES), None, NAMES),
+        ((IMAGES, LABELS, NAMES), None, NAMES),
+        ((IMAGES, LABELS, [f"{place}.png" for place in range(9)], ["train"] * 9), None, LABELS),
+        ((IMAGES, DOMAINS, NAMES), None, "`2`, `1`"),
+        ({"camera": DOMAINS, "species": NAMES}, None, "`species`, `camera`"),
+        ({"camera": DOMAINS, "label": NAMES}, None, NAMES),
+        ({"label": LABELS, "camera": ["a", "b", "a"] * 3}, None, LABELS),
+        ((IMAGES, ["train"] * 9), None, None),
     ],
 )
-def test_the_label_is_told_from_other_integers_or_unknown_with_a_reason(
+def test_the_label_is_told_from_other_integers_and_texts_or_unknown_with_a_reason(
     batch: Any, targets: Tensor | None, expected: Any
 ) -> None:
     found = BatchLabels()
     for places in ([0, 1, 2, 3], [4, 5, 6, 7, 8]):
-        found.add(places, apply_to_collection(batch, Tensor, itemgetter(places)), None)
+        part = apply_to_collection(batch, Tensor, itemgetter(places))
+        found.add(places, apply_to_collection(part, list, lambda texts, at=places: [texts[p] for p in at]), None)
     labels = found.at(range(9), None if targets is None else targets.tolist())
-    assert labels == (expected.tolist() if isinstance(expected, Tensor) else [None] * 9)
+    expected = expected.tolist() if isinstance(expected, Tensor) else expected
+    assert labels == (expected if isinstance(expected, list) else [None] * 9)
     assert (expected if isinstance(expected, str) else "") in found.problem
     assert bool(found.problem) == isinstance(expected, str)
 
