@@ -11,7 +11,6 @@ __all__ = [
     "AnomalyFilterCallback",
     "AnomalyPruneCallback",
     "AnomalyReport",
-    "LabelDoubt",
     "LayerComparison",
     "LayerReport",
     "MemorizationCallback",
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from lightning_anomaly.filters.filter_figures import filter_figure
     from lightning_anomaly.filters.layer_report import LayerReport
     from lightning_anomaly.filters.settings import AnalysisSettings
-    from lightning_anomaly.memorization import LabelDoubt, LayerComparison, MemorizationReport, two_sample_test
+    from lightning_anomaly.memorization import LayerComparison, MemorizationReport, two_sample_test
     from lightning_anomaly.outliers import OutlierDetector, OutlierReport, find_outliers
     from lightning_anomaly.pages.figures import outlier_figure
 else:

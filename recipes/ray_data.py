@@ -79,10 +79,9 @@ def search(photos: str, model: nn.Module, output: Path, actors: int = 2, block_s
     part = {name: np.stack([*table[name]]) if is_array[name] else table[name].to_numpy() for name in table}
     detector, pictures = OutlierDetector.load(output / "detector.pt", model), {}
     report = detector.join_parts([part])
-    for position, name in {row.position: row.name for tab in report.tabs() for row in tab.rows}.items():
-        with suppress(Exception), files.open_input_file(name) as file:  # broken ones are a list of their own
-            if position is not None:
-                pictures[position] = load_image(file, whites=detector.whites).whole.permute(1, 2, 0)
+    for position in {entry.position for part in report.lists() for entry in part.entries}:
+        with suppress(Exception), files.open_input_file(report.samples["name"][position]) as file:  # some are broken
+            pictures[position] = load_image(file, whites=detector.whites).whole.permute(1, 2, 0)
     return replace(report, pictures=pictures)
 
 

@@ -42,7 +42,7 @@ def masked() -> list[Any]:
 FUNCTIONS: dict[str, Callable[[Path], Any]] = {
     "analysis": lambda _: analyzed(),
     "two-sample test": lambda _: str(two_sample_test(NETWORK, IMAGES[:80], IMAGES[80:])),
-    "outliers": lambda _: str(find_outliers(IMAGES, NETWORK).tabs(20)),
+    "outliers": lambda _: str([part.entries for part in find_outliers(IMAGES, NETWORK).lists(20)]),
     "page": page,
     "mask": lambda _: masked(),
 }

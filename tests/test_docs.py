@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_anomaly.scores.sample_table import COLUMNS
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), *(ROOT / "recipes").rglob("*.md")]
@@ -69,6 +71,11 @@ def test_tables_of_results_are_parts_of_their_csv_files(page: Path) -> None:
         selected = [[row[column] for column in columns] for row in rows]
         places = [selected.index(row) for row in cells]
         assert places == sorted(places)
+
+
+def test_the_columns_of_samples_are_those_that_are_defined() -> None:
+    text = (ROOT / "docs" / "api" / "reports.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M) == [(name, about) for name, (_, about) in COLUMNS.items()]
 
 
 def test_the_tutorial_was_run_and_has_its_pictures() -> None:

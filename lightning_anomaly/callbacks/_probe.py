@@ -22,6 +22,7 @@ from lightning_anomaly.network.features import SampleCapture
 from lightning_anomaly.network.layer_maps import MapCapture, most_samples
 from lightning_anomaly.scores.label_score import predicted_label_view
 from lightning_anomaly.scores.pixels import describe_pixels
+from lightning_anomaly.scores.sample_table import view_columns
 
 
 @dataclass(eq=False)
@@ -85,12 +86,12 @@ class Probe:
         class_names = () if renamed else samples.class_names
         labels = name_labels(labels_of.at(numbers, range(report.n_samples)), class_names)
         names, folder = names and names[: report.n_samples], dataset_folder(self._data)
-        report = replace(report, labels=labels if any(labels) else None, names=names, folder=folder)
+        columns = {**report.columns} | ({"class": [label or "" for label in labels]} if any(labels) else {})
+        columns |= {"name": names} if names else {}
         logits = samples.collected(report.n_samples).logits
-        if report.labels is None or logits is None:
-            return report
-        view = predicted_label_view(logits, report.labels, class_names)
-        return report if view is None else replace(report, views={**report.views, "label": view})
+        view = None if logits is None or not any(labels) else predicted_label_view(logits, labels, class_names)
+        columns |= {} if view is None else view_columns({"label": view})
+        return replace(report, columns=columns, folder=folder)
 
 
 def probe_class_notes(labels: Sequence[int], samples: int) -> dict[str, str]:

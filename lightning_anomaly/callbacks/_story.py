@@ -13,6 +13,7 @@ from lightning_anomaly.filters.anomaly_report import AnomalyReport, layer_table_
 from lightning_anomaly.memorization.memorization_report import MemorizationReport
 from lightning_anomaly.memorization.stop_rule import MIN_ERRORS, WINDOW
 from lightning_anomaly.pages.html_page import four_digits, usual_score
+from lightning_anomaly.scores.sample_table import views_of
 
 _NAMED = 3  # samples in a sentence
 _MATTERS = 0.01  # relative difference from the best value of a metric, from which on it is a reason to act
@@ -142,12 +143,12 @@ class Story:
 
     def tell_labels(self, report: MemorizationReport | None, problem: str) -> None:
         """Tell how many training labels are in doubt; without any the `problem`, if the gap has not told it."""
-        if report is None or not report.doubts:
+        if report is None or not len(report.samples):
             why = ", for the same reason." if problem else ": no class is known of each training image."
             note = report and report.notes.get("labels")
             self.tell("Labels", f"Not measured: {note}" if note else f"Not measured{why}")
             return
-        looked, in_doubt = len(report.doubts), report.doubtful_labels
+        looked, in_doubt = len(report.samples), report.doubtful_labels
         text = f"How many of {looked:,} training labels are wrong cannot be estimated from this network."
         link = "#/training%20labels", "Look at the most doubtful, and tick those that are wrong"
         if in_doubt is not None:
@@ -159,13 +160,13 @@ class Story:
 
     def tell_samples(self, report: AnomalyReport) -> None:
         """Tell which samples are the strangest, and why."""
-        if not report.views:
+        if not views_of(report.samples):
             self.tell("Samples", "Not measured: no sample has a score.")
             return
         scores, told = report.outlier_scores, list[str]()
         for sample in report.by_outlier_score[:_NAMED]:
             facts = "; ".join([f"score {scores[sample]:.1f}", *report.outlier_reasons(sample).values()])
-            told.append(f"{report.sample_name(sample)} ({facts})")
+            told.append(f"{report.samples['name'][sample]} ({facts})")
         text = f"Strangest of {report.n_samples:,} validation samples: {', '.join(told)}."
         text += f" 95% have a score below {usual_score(scores):.1f}."
         self.tell("Samples", text, "#/strangest%20samples", "Look at them, and tick what does not belong")
@@ -176,7 +177,7 @@ class Story:
             self.tell("Filters", f"Not measured. {' '.join(report.notes.values())}".strip())
             return
         many, filters = most_singled_out(report.layers), sum(len(layer.verdicts) for layer in report.layers.values())
-        named = [f"{report.sample_name(sample)} ({count:,})" for sample, count in [*many.items()][:_NAMED]]
+        named = [f"{report.samples['name'][sample]} ({count:,})" for sample, count in [*many.items()][:_NAMED]]
         singled_out = "No sample is singled out by more filters than chance explains."
         if many:
             singled_out = f"Singled out by more of the {filters:,} filters than chance explains: {listed(named)}."

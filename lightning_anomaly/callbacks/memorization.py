@@ -282,7 +282,7 @@ class MemorizationCallback(AnyCallback):
         if measured and images is not None:
             if report.label_margins is not None and self._known is not None:
                 self._margins.add(report.label_margins, trainer.current_epoch)
-                report = replace(report, doubts=self._margins.ranked_doubts(self._known))
+                report = replace(report, samples=self._margins.doubts(self._known))
             values |= {**report.metrics(), "seconds": seconds}
             errors = images.train.with_gaps(report.train_errors), images.val.with_gaps(report.val_errors)
             values["rise"] = self._error_rise.add(*errors)
@@ -306,7 +306,7 @@ class MemorizationCallback(AnyCallback):
         """Free the images but for some small copies."""
         remember_logged(self.history, trainer, epoch_ended=True)
         if self.report is not None and self._images is not None:
-            shown = [doubt.position for doubt in self.report.doubts[:SHOWN]]
+            shown = [*self.report.label_doubts][:SHOWN]
             self.report = replace(self.report, pictures=self._images.pictures(shown))
         self._images = None
 

@@ -15,7 +15,7 @@ from lightning_anomaly.filters.anomaly_report import AnomalyReport
 from lightning_anomaly.filters.filter_page import FILTER_CODE, filter_browser_content, sample_lists
 from lightning_anomaly.memorization.memorization_report import SHOWN
 from lightning_anomaly.memorization.stop_rule import GAP
-from lightning_anomaly.pages.gallery import Tab, gallery_index
+from lightning_anomaly.pages.gallery import SampleList, gallery_index
 from lightning_anomaly.pages.html_page import BrowserFile, assemble_page, write_page
 
 _ACTIONS = 3
@@ -58,13 +58,13 @@ def save_run_page(trainer: Any, path: str | Path, title: str = "A training run")
         )
     if not trainer.is_global_zero:
         return BrowserFile(Path(path))
-    filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[Tab]()
+    filters, tabs = (watcher and watcher.report) or AnomalyReport({}, 0), list[SampleList]()
     waiting = find_callback(trainer, MemorizationEarlyStopping)
     threshold = GAP if waiting is None else waiting.threshold
     story = _run_story(trainer, watcher, comparison, threshold)
     if comparison is not None and comparison.report is not None:
-        tabs.append(comparison.report.tab(SHOWN))
-    content, blocks = filter_browser_content(filters, filters.labels)
+        tabs.append(comparison.report.label_list(SHOWN))
+    content, blocks = filter_browser_content(filters)
     content |= gallery_index(tabs + sample_lists(filters), Path(path).parent, _LEAVE_OUT)
     content |= {"title": title, "lead": [], "details": [], "actions": story.actions[:_ACTIONS]}
     content |= {"sentences": story.sentences, "curves": story.story_curves(threshold)}

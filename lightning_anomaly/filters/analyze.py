@@ -36,6 +36,7 @@ from lightning_anomaly.network.forward import run_model
 from lightning_anomaly.network.layer_maps import LayerMaps, MapCapture, join_batches, usable_layers
 from lightning_anomaly.network.layers import convolution_notes, select_layers
 from lightning_anomaly.scores.pixels import describe_pixels
+from lightning_anomaly.scores.sample_table import view_columns
 from lightning_anomaly.scores.views import SampleView, view_samples
 
 KnownLayers = dict[bytes, LayerReport]  # the last results, by hashes of the maps that they are of
@@ -239,4 +240,4 @@ def make_anomaly_report(
             f"`max_components = {settings.max_components}`."
         )
     drawn = None if images is None else draw_images(images)
-    return AnomalyReport(layers, n_samples, asdict(settings), notes, views, drawn)
+    return AnomalyReport(layers, n_samples, asdict(settings), notes, view_columns(views), drawn)

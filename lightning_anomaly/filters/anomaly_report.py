@@ -16,7 +16,8 @@ from lightning_anomaly._internal.checks import check_integer
 from lightning_anomaly._internal.tabular import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
-from lightning_anomaly.scores.views import SampleView, larger_scores, ordered_reasons, scores_by_view
+from lightning_anomaly.scores.sample_table import column_tensor, first_by, sample_reasons, sample_table
+from lightning_anomaly.scores.views import ODD_VIEWS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,25 +41,30 @@ class AnomalyReport(Tabular):
         n_samples: Number of probe samples, N.
         settings: The analysis settings as plain values.
         notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
-        views: Scores and reasons of each sample, by "look" and "content", see `look_scores` and `content_scores`, and
-            by "label" in a fit of one process whose batches have labels: how much the network prefers another class.
+        columns: What is known of each sample, see `samples`.
         images: Small images of the samples, uint8 `(N, height, width, channels)`, if they were kept and can be drawn.
         maps: Some maps of each layer's filters, if they were kept.
-        labels: Class of each sample, None where unknown, by which the page colors points; None without any.
-        names: File of each sample, if known, by which the table and the page name it.
-        folder: Folder that these files are relative to.
+        folder: Folder that the samples' files are relative to, if these are known.
     """
 
     layers: Mapping[str, LayerReport]
     n_samples: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    views: Mapping[str, SampleView] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     images: Tensor | None = None
     maps: Mapping[str, KeptMaps] = field(default_factory=dict)
-    labels: Sequence[str | None] | None = None
-    names: Sequence[str] | None = None
     folder: str = ""
+
+    @cached_property
+    def samples(self) -> DataFrame:
+        """What is known of each probe sample, in a row of its position: see `lightning_anomaly.scores.sample_table`.
+
+        Scores and reasons are of look and content, and in a fit of one process whose batches have labels also of the
+        label: how much the network prefers another class.
+        """
+        known = {**self.columns, "score": self.outlier_scores, "votes": self.votes}
+        return sample_table(known, range(self.n_samples), self.folder, "sample")
 
     @property
     def anomaly_filters(self) -> dict[str, list[int]]:
@@ -124,19 +130,24 @@ class AnomalyReport(Tabular):
         The score needs no labels. It is the larger one of `look_scores` and `content_scores`, and infinite for samples
         with NaN or infinite maps.
         """
-        scores = larger_scores(self.views, torch.zeros(self.n_samples, device="cpu"))
+        known = [
+            torch.as_tensor(self.columns[name], device="cpu")
+            for view in ODD_VIEWS
+            if (name := f"{view}_score") in self.columns
+        ]
+        scores = torch.stack(known).amax(0) if known else torch.zeros(self.n_samples, dtype=torch.float64, device="cpu")
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 
     @property
     def look_scores(self) -> Tensor:
         """How unlike the others each sample looks by its pixels `(N,)`, in nats; NaN if samples are no images."""
-        return scores_by_view("look", self.views, self.n_samples)
+        return column_tensor(self.samples, "look_score")
 
     @property
     def content_scores(self) -> Tensor:
         """How unlike the others is what the network sees in each sample `(N,)`, in nats; NaN without features."""
-        return scores_by_view("content", self.views, self.n_samples)
+        return column_tensor(self.samples, "content_score")
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:
         """Return why a probe sample looks odd or shows something else, the larger score first.
@@ -146,7 +157,7 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `sample` is not an index into the probe.
         """
-        return ordered_reasons(self.views, check_integer("sample", sample, 0, self.n_samples - 1))
+        return sample_reasons(dict(self.samples.loc[check_integer("sample", sample, 0, self.n_samples - 1)]))
 
     @property
     def by_outlier_score(self) -> list[int]:
@@ -171,9 +182,6 @@ class AnomalyReport(Tabular):
 
         Columns are layer, filter, verdict, and as in `LayerReport` n_components, calinski_harabasz, smallest_share,
         outliers and isolated (numbers of samples), explained and sparsity.
-
-        Raises:
-            ImportError: If pandas is not installed.
         """
         from pandas import DataFrame
 
@@ -203,7 +211,7 @@ class AnomalyReport(Tabular):
 
         Args:
             path: Path of the file; missing folders are created.
-            labels: A name or number for each sample, by which points can be colored; None takes the report's `labels`.
+            labels: A name or number for each sample, by which points can be colored; None takes the samples' classes.
             title: The heading.
 
         Returns:
@@ -215,13 +223,7 @@ class AnomalyReport(Tabular):
         from lightning_anomaly.filters.filter_page import filter_browser_text
         from lightning_anomaly.pages.html_page import write_page
 
-        return write_page(
-            path, filter_browser_text(self, title, self.labels if labels is None else labels, Path(path).parent)
-        )
-
-    def sample_name(self, sample: int, before: str = "sample ") -> str:
-        """Name a sample by its file, or by its number with a word before it."""
-        return f"{before}{sample}" if self.names is None else self.names[sample]
+        return write_page(path, filter_browser_text(self, title, labels, Path(path).parent))
 
     def _table_rows(self) -> list[tuple[str, ...]]:
         """Describe each layer in a row, below a heading; of more than twelve, those with the most anomaly filters."""
@@ -253,20 +255,19 @@ class AnomalyReport(Tabular):
 
     def _introduction(self) -> list[str]:
         """Begin with the strangest samples, and count the anomaly filters."""
-        scores = self.outlier_scores.tolist()
-        lines = []
+        scores, lines = self.outlier_scores.tolist(), list[str]()
+        names = self.columns.get("name", range(self.n_samples))
         if strangest := [sample for sample in self.by_outlier_score[:_FIRST] if scores[sample] > 0]:
             lines.append("strangest samples:")
         for sample in strangest:
             reasons = "; ".join(self.outlier_reasons(sample).values())
-            score = f"  {self.sample_name(sample, '')}, score {scores[sample]:.1f}"
+            score = f"  {names[sample]}, score {scores[sample]:.1f}"
             lines.append(f"{score}: {reasons}" if reasons else score)
-        if "label" in self.views:
-            why, label_scores = self.views["label"].reasons, self.views["label"].scores.nan_to_num(-1).tolist()
-            doubted = sorted((place for place in range(self.n_samples) if why[place]), key=lambda p: -label_scores[p])
-            if doubted:
+        if "label_score" in self.samples:
+            doubted = self.samples[self.samples["label_reason"] != ""]
+            if first := first_by(doubted, "label_score")[:_FIRST]:
                 lines.append("labels that the network doubts most:")
-            lines += [f"  {self.sample_name(sample, '')}: {why[sample]}" for sample in doubted[:_FIRST]]
+            lines += [f"  {names[sample]}: {doubted['label_reason'][sample]}" for sample in first]
         return [*lines, *(layer_table_sentences(self.layers) if self.measured else ["anomaly filters: not measured"])]
 
     def _sentences(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,9 @@ from lightning_anomaly.filters.agreement import agreements, most_singled_out
 from lightning_anomaly.filters.filter_figures import clearest_filters
 from lightning_anomaly.filters.kept_maps import KeptMaps, even_order
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.pages.gallery import Row, Tab, gallery_index
+from lightning_anomaly.pages.gallery import Entry, SampleList, gallery_index
 from lightning_anomaly.pages.html_page import assemble_page, finite_or_none, four_digits, usual_score
+from lightning_anomaly.scores.sample_table import column_tensor, sample_reasons, views_of
 
 FILTER_CODE = (
     "dom unpack wording data csv colors canvas scatter components overview filter_list filter_page samples shell "
@@ -38,19 +38,19 @@ _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", 
 
 def filter_browser_text(report: Any, title: str, labels: Sequence[Any] | None, folder: str | Path = "") -> str:
     """Return the text of the page of an `AnomalyReport`, which will lie in `folder`."""
-    index, blocks = filter_browser_content(report, labels)
+    if labels is not None and report.layers:
+        report = replace(report, columns={**report.columns, "class": check_labels(labels, report.n_samples)})
+    index, blocks = filter_browser_content(report)
     index |= {"title": title, "lead": [], "details": [], "sentences": None}
-    if known := index["labels"]:
-        report = replace(report, labels=[known["names"][place] for place in known["of"]])
     return assemble_page(
         FILTER_CODE, index | gallery_index(sample_lists(report), folder, _LEAVE_OUT), report.images, blocks
     )
 
 
-def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+def filter_browser_content(report: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what pages show of an `AnomalyReport`: an index and blocks of bytes, see `assemble_page`."""
     layers, n_samples, scores, maps = report.layers, report.n_samples, report.outlier_scores, report.maps
-    names = report.names
+    labels, names = report.columns.get("class"), report.columns.get("name")
     if not layers:  # the page has only the notes, which say why
         labels = names = None
     filters = sum(len(layer.verdicts) for layer in layers.values())
@@ -77,23 +77,23 @@ def filter_browser_content(report: Any, labels: Sequence[Any] | None) -> tuple[d
         "sparsity": four_digits(report.sparsity),
         "measured": report.measured,
         "votes": report.votes,
-        "reasons": [report.outlier_reasons(sample) for sample in range(n_samples)],
+        "reasons": [sample_reasons(row) for row in report.samples.to_dict("records")],
         "settings": {key: str(value) for key, value in report.settings.items()},
         "samples": n_samples,
         "scores": [finite_or_none(score) for score in scores.tolist()],  # all digits: the report's table rounds once
         "ordinary": usual_score(scores),
         "views": [
             {
-                "view": name,
-                "ordinary": usual_score(view.scores),
-                "scores": [finite_or_none(score) for score in view.scores.tolist()],
+                "view": view,
+                "ordinary": usual_score(column_tensor(report.samples, f"{view}_score")),
+                "scores": [finite_or_none(score) for score in report.samples[f"{view}_score"].tolist()],
             }
-            for name, view in report.views.items()
+            for view in views_of(report.samples)
         ],
         "agreements": [group for group in (agreements(layers) if many else ()) if many & {*group[1]}][:_GROUPS],
         "reactions": _browser_reactions(layers, n_samples),
         "layers": [_browser_layer(name, layer, ranks, maps.get(name)) for name, layer in layers.items()],
-        "labels": None if labels is None else _browser_labels(check_labels(labels, n_samples)),
+        "labels": None if labels is None else _browser_labels(labels),
         "names": names,
         "notes": notes,
     }
@@ -184,7 +184,7 @@ def _browser_maps(kept: KeptMaps) -> bytes:
 
 def _browser_labels(values: list[Any]) -> dict[str, Any]:
     """List the distinct labels in order, and for each sample the place of its label among them."""
-    texts = ["unknown" if value is None else str(value) for value in values]  # lists have no hash
+    texts = ["unknown" if value in (None, "") else str(value) for value in values]  # lists have no hash
     value_of = dict(zip(texts, values, strict=True))
     numeric = all(isinstance(value, (int, float)) for value in values)
     names = sorted(value_of, key=value_of.__getitem__ if numeric else None)
@@ -192,32 +192,21 @@ def _browser_labels(values: list[Any]) -> dict[str, Any]:
     return {"names": names, "of": [places[text] for text in texts]}
 
 
-def sample_lists(report: Any) -> list[Tab]:
+def sample_lists(report: Any) -> list[SampleList]:
     """Return the lists of an `AnomalyReport`."""
-    usual = {name: usual_score(view.scores) for name, view in report.views.items()}
+    samples = report.samples
+    if "class" in report.columns:
+        samples = samples.assign(**{"class": ["" if label is None else str(label) for label in samples["class"]]})
 
-    def row(sample: int, note: str = "") -> Row:
-        reasons = report.outlier_reasons(sample)
-        return Row(
-            report.sample_name(sample),
-            sample,
-            "" if report.names is None else os.path.abspath(os.path.join(report.folder, report.names[sample])),
-            label=("" if report.labels is None else report.labels[sample]) or "",
-            score=finite_or_none(report.outlier_scores[sample].item()),
-            reason="; ".join(reasons.values()),
-            note=note,
-            bars=[
-                (name, view.scores[sample].item(), usual[name], reasons.get(name, ""))
-                for name, view in report.views.items()
-            ],
-            sample=sample,
-        )
+    def entry(sample: int, note: str = "") -> Entry:
+        return Entry(sample, "; ".join(report.outlier_reasons(sample).values()), samples["score"][sample], note)
 
-    odd = [row(sample) for sample in report.by_outlier_score if report.views]
+    odd = [entry(sample) for sample in report.by_outlier_score] if views_of(samples) else []
     counts = most_singled_out(report.layers) if report.measured else {}
-    chosen = [row(sample, f"singled out by {count} filters") for sample, count in counts.items()]
+    chosen = [entry(sample, f"singled out by {count} filters") for sample, count in counts.items()]
     about = "More filters isolate them, or have them in a rare cluster, than chance explains."
+    strange = "Validation samples, the strangest first."
     return [
-        Tab("strangest samples", "Samples", "Validation samples, the strangest first.", odd),
-        Tab("singled out", "Singled out", about, chosen),
+        SampleList("strangest samples", "Samples", strange, samples, odd, in_report=True),
+        SampleList("singled out", "Singled out", about, samples, chosen, in_report=True),
     ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lightning_anomaly.scores.label_score import Ridge, class_indices, margins_over
+from lightning_anomaly.scores.sample_table import sample_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SURE = 0.3  # share of the images that look like a class, with the largest leads: what they contradict is wrong
 HARD = 0.1  # share of contradicted labels beyond the wrong ones, up to which a network knows the classes
@@ -68,39 +71,6 @@ class KnownLabels(NamedTuple):
             margins[2, known] = -margins_over(first[known], predicted)
         others = logits.scatter(1, own[:, None], -torch.inf).argmax(1).tolist()
         return LabelMargins(margins, first, [names[other] for other in others], loss)
-
-
-class LabelDoubt(NamedTuple):
-    """How doubtful the label of a training image is.
-
-    Attributes:
-        position: Its position in the training set.
-        name: Its file, or `image POSITION` if the data set names none.
-        label: Its label.
-        looks_like: The class that the network prefers to the label, or comes next.
-        since: The epoch since which the network has preferred another class at each validation; None if it does not.
-        score: Mean margins of the logits and left-out margins, each divided by its standard deviation, added.
-        left_out: Mean left-out margin, about -1 to 1, see `LabelMargins`; NaN without features.
-        in_doubt: Whether it is among the first, of which there are as many as labels that seem to be wrong, see
-            `share_of_wrong`; None without such an estimate.
-        path: Path of its file; empty if the data set names none.
-    """
-
-    position: int
-    name: str
-    label: str
-    looks_like: str
-    since: int | None
-    score: float
-    left_out: float
-    in_doubt: bool | None
-    path: str = ""
-
-    @property
-    def reason(self) -> str:
-        """What the network says, in words."""
-        since = "" if self.since is None else f" (since epoch {self.since})"
-        return f"labeled {self.label}, looks like {self.looks_like}{since}"
 
 
 def share_of_wrong(left_out: Tensor, leads: Tensor, predicted: Tensor) -> tuple[float, float]:
@@ -181,25 +151,29 @@ class MeanMargins:
             self._best = {"means": means, "looks_like": looks_like, "since": self._since, "share": share}
             self._best["knows"] = knows or before.get("knows", False)
 
-    def ranked_doubts(self, labels: KnownLabels) -> list[LabelDoubt]:
-        """Rank the images that were judged by their labels after a first validation, the most doubtful first."""
+    def doubts(self, labels: KnownLabels) -> DataFrame:
+        """Return the images that were judged by their labels after a first validation as a table of samples.
+
+        `doubt` adds the mean margins of the logits and the left-out margins, each divided by its standard deviation.
+        The first, as many as labels that seem to be wrong, are `in_doubt`, see `share_of_wrong`.
+        """
         means, since = self._best["means"], self._best["since"].tolist()
         judged = ~means[0].isnan()
         spread = means[:2, judged].std(1, keepdim=True).clamp(min=torch.finfo(means.dtype).tiny)
-        scores = (means[:2] / spread).nan_to_num().sum(0).where(judged, -torch.inf)
-        share: float = self._best["share"]
-        order = scores.argsort(descending=True, stable=True)[: int(judged.sum())].tolist()
-        return [
-            LabelDoubt(
-                position := labels.positions[place],
-                f"image {position}" if labels.names is None else labels.names[position],
-                labels.train[place] or "",
-                self._best["looks_like"][place],
-                None if since[place] < 0 else int(since[place]),
-                scores[place].item(),
-                means[1, place].item(),
-                None if math.isnan(share) else rank < round(share * len(order)),
-                "" if labels.names is None else os.path.abspath(os.path.join(labels.folder, labels.names[position])),
-            )
-            for rank, place in enumerate(order)
-        ]
+        doubt = (means[:2] / spread).nan_to_num().sum(0)[judged]
+        share, places = self._best["share"], judged.nonzero()[:, 0].tolist()
+        first = (
+            {*doubt.argsort(descending=True, stable=True)[: round(share * len(doubt))].tolist()} if share >= 0 else ()
+        )
+        columns = {
+            "class": [labels.train[place] or "" for place in places],
+            "looks_like": [self._best["looks_like"][place] for place in places],
+            "doubt": doubt,
+            "left_out": means[1, judged],
+            "since": [None if since[place] < 0 else int(since[place]) for place in places],
+            "in_doubt": [None if math.isnan(share) else row in first for row in range(len(places))],
+        }
+        positions = [labels.positions[place] for place in places]
+        if labels.names is not None:
+            columns["name"] = [labels.names[position] for position in positions]
+        return sample_table(columns, positions, labels.folder)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly._internal.tabular import Tabular, listed
-from lightning_anomaly.memorization.label_doubts import LabelDoubt, LabelMargins
+from lightning_anomaly.memorization.label_doubts import LabelMargins
 from lightning_anomaly.memorization.ranks import SIGNIFICANCE, permutation_p_value
-from lightning_anomaly.pages.gallery import Row, Tab, gallery_page, write_csv
+from lightning_anomaly.pages.gallery import Entry, SampleList, gallery_page, write_csv
 from lightning_anomaly.pages.html_page import data_uri, write_page
+from lightning_anomaly.scores.sample_table import first_by, sample_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SHOWN = 64  # images on the page
 
@@ -66,9 +70,10 @@ class MemorizationReport(Tabular):
         val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
         label_margins: How much the network prefers other classes to the labels of the training images; None without
             labels.
-        doubts: The training images of a fit by how doubtful their labels are, the most doubtful first; empty without
-            labels.
-        pictures: Small copies of the first images in `doubts`, uint8 `(n, H, W, C)`, after a fit; None without any.
+        samples: What is known of the training images of a fit whose labels were judged, in a row of their position in
+            the training set: see `lightning_anomaly.scores.sample_table`; empty without labels.
+        pictures: Small copies of the first images in `label_doubts`, uint8 `(n, H, W, C)`, after a fit; None without
+            any.
     """
 
     n_train: int
@@ -83,16 +88,18 @@ class MemorizationReport(Tabular):
     train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     label_margins: LabelMargins | None = None
-    doubts: Sequence[LabelDoubt] = ()
+    samples: DataFrame = field(default_factory=lambda: sample_table({"doubt": (), "in_doubt": ()}, ()))
     pictures: Tensor | None = None
 
     @property
     def label_doubts(self) -> dict[int, float]:
         """`{position in the training set: score}`, the most doubtful label first; empty without labels or a fit.
 
-        The score tells how much the network prefers another class: see `LabelDoubt`.
+        The score tells how much the network prefers another class: the mean margins of the logits and the left-out
+        margins, each divided by its standard deviation, added.
         """
-        return {doubt.position: doubt.score for doubt in self.doubts}
+        order = first_by(self.samples, "doubt")
+        return dict(zip(order, self.samples["doubt"].loc[order].tolist(), strict=True))
 
     @property
     def doubtful_labels(self) -> list[int] | None:
@@ -100,8 +107,9 @@ class MemorizationReport(Tabular):
 
         Wrong labels of images that are hard for the network are not counted.
         """
-        measured = bool(self.doubts) and self.doubts[0].in_doubt is not None
-        return [doubt.position for doubt in self.doubts if doubt.in_doubt] if measured else None
+        in_doubt = self.samples["in_doubt"].to_dict()
+        measured = bool(in_doubt) and None not in in_doubt.values()
+        return [position for position in self.label_doubts if in_doubt[position]] if measured else None
 
     @property
     def compares_output(self) -> bool:
@@ -174,7 +182,7 @@ class MemorizationReport(Tabular):
         values = {name: float(getattr(self, name)) for name in names}
         values |= {f"layer/{name}": share for name, share in self.shares.items()}
         if (in_doubt := self.doubtful_labels) is not None:
-            values["labels_in_doubt"] = len(in_doubt) / len(self.doubts)
+            values["labels_in_doubt"] = len(in_doubt) / len(self.samples)
         return values
 
     def save_html(self, path: str | Path) -> None:
@@ -184,7 +192,7 @@ class MemorizationReport(Tabular):
             path: Path of the file; missing folders are created.
         """
         lead = ["Tick what is mislabeled, and save the list.", f"{self._labels_sentence()}."]
-        write_page(path, gallery_page("Training labels", lead, [self.tab(SHOWN)], Path(path).parent))
+        write_page(path, gallery_page("Training labels", lead, [self.label_list(SHOWN)], Path(path).parent))
 
     def save_csv(self, path: str | Path) -> None:
         """Write all training images by how doubtful their labels are as a CSV file, in the format of the page's.
@@ -192,34 +200,32 @@ class MemorizationReport(Tabular):
         Args:
             path: Path of the file; missing folders are created.
         """
-        write_csv(path, [self.tab(len(self.doubts))])
+        write_csv(path, [self.label_list(len(self.samples))])
 
-    def tab(self, count: int) -> Tab:
-        """Return a list of the first images in `doubts`, for a page."""
-        pictures = [] if self.pictures is None else [data_uri(picture) for picture in self.pictures]
-        rows = [
-            Row(
-                doubt.name,
-                doubt.position,
-                doubt.path,
-                label=doubt.label,
-                looks_like=doubt.looks_like,
-                score=doubt.score,
-                reason=doubt.reason,
-                note="in doubt" if doubt.in_doubt else "",
-                picture=picture,
-            )
-            for doubt, picture in zip_longest(self.doubts[:count], pictures[:count])
+    def label_list(self, count: int) -> SampleList:
+        """Return a list of the first images in `label_doubts`, for a page."""
+        entries = [
+            Entry(position, self._reason(position), doubt, "in doubt" if self.samples["in_doubt"][position] else "")
+            for position, doubt in [*self.label_doubts.items()][:count]
         ]
         about = "By how much the network prefers another class, before it memorizes the labels."
-        return Tab("training labels", "Most doubtful", about, rows)
+        drawn = zip(self.label_doubts, () if self.pictures is None else self.pictures, strict=False)
+        pictures = {position: data_uri(picture) for position, picture in drawn}
+        return SampleList("training labels", "Most doubtful", about, self.samples, entries, pictures=pictures)
+
+    def _reason(self, position: int) -> str:
+        """Say what the network makes of a training image."""
+        row = self.samples.loc[position]
+        since = "" if row["since"] is None else f" (since epoch {row['since']})"
+        return f"labeled {row['class']}, looks like {row['looks_like']}{since}"
 
     def _labels_sentence(self) -> str:
         if self.doubtful_labels is None:
-            return f"how many of {len(self.doubts)} training labels are in doubt: not measured"
-        named = [f"{doubt.name} {doubt.reason}" for doubt in self.doubts if doubt.in_doubt]
+            return f"how many of {len(self.samples)} training labels are in doubt: not measured"
+        names = self.samples["name"]
+        named = [f"{names[position]} {self._reason(position)}" for position in self.doubtful_labels]
         verb = "is" if len(named) == 1 else "are"
-        count = f"{len(named)} of {len(self.doubts)} training labels {verb} in doubt"
+        count = f"{len(named)} of {len(self.samples)} training labels {verb} in doubt"
         return count + (f": {listed(named, '; ')}" if named else "")
 
     def _table_rows(self) -> Sequence[Sequence[str]]:
@@ -249,6 +255,6 @@ class MemorizationReport(Tabular):
         sentences = [output if self.compares_output else "the output: not measured"]
         if self.layers:
             sentences.append(filters if self.compares_filters else "the filters: not measured")
-        if self.doubts:
+        if len(self.samples):
             sentences.append(self._labels_sentence())
         return sentences + [f"note: {note}" for note in self.notes.values()]

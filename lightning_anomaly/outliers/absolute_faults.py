@@ -17,6 +17,10 @@ _GRAY = 1e-3  # largest difference of a channel from gray in a gray image
 _PIXELS = 16  # a side that is tiny
 _NARROW, _ODD = 3, 10  # ratio of sides from which on an image is narrow; of its size to the median one
 _IN_PIXELS = "nearly black", "nearly white", "of one shade", "gray among color"
+_TINY = f"at most {_PIXELS} pixels along a side"
+_LONG = f"more than {_NARROW} times as long as wide"
+_UNUSUAL = f"{_ODD} times as wide and high as usual, or a tenth of it"
+FAULTS = *_IN_PIXELS, _TINY, _LONG, _UNUSUAL
 
 
 def pixel_faults(pixels: Tensor) -> Tensor:
@@ -26,8 +30,8 @@ def pixel_faults(pixels: Tensor) -> Tensor:
     return torch.stack([highest < _DARK, lowest > _LIGHT, highest - lowest <= _SHADE, color <= _GRAY], 1)
 
 
-def find_faults(answers: Tensor, files: Sequence[str]) -> dict[str, list[int]]:
-    """Return the positions of the images that have each fault, by `pixel_faults` `(N, 4)` and their files."""
+def find_faults(answers: Tensor, files: Sequence[str]) -> list[str]:
+    """Return the faults of N images in words, separated by `; `, by `pixel_faults` `(N, 4)` and their files."""
     from PIL import Image
 
     faults = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
@@ -39,13 +43,12 @@ def find_faults(answers: Tensor, files: Sequence[str]) -> dict[str, list[int]]:
             sizes[place] = opened.size
     areas = {place: width * height for place, (width, height) in sizes.items()}
     median = statistics.median(areas.values()) if areas else 0
-    faults |= {
-        f"at most {_PIXELS} pixels along a side": [place for place, size in sizes.items() if min(size) <= _PIXELS],
-        f"more than {_NARROW} times as long as wide": [
-            p for p, size in sizes.items() if max(size) > _NARROW * min(size)
-        ],
-        f"{_ODD} times as wide and high as usual, or a tenth of it": [
-            place for place, area in areas.items() if not median / _ODD**2 <= area <= median * _ODD**2
-        ],
-    }
-    return {fault: places for fault, places in faults.items() if places}
+    faults[_TINY] = [place for place, size in sizes.items() if min(size) <= _PIXELS]
+    faults[_LONG] = [place for place, size in sizes.items() if max(size) > _NARROW * min(size)]
+    usual = median / _ODD**2, median * _ODD**2
+    faults[_UNUSUAL] = [place for place, area in areas.items() if not usual[0] <= area <= usual[1]]
+    found = dict[int, list[str]]()
+    for fault, places in faults.items():
+        for place in places:
+            found.setdefault(place, []).append(fault)
+    return ["; ".join(found.get(place, ())) for place in range(len(files))]

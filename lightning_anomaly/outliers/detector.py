@@ -6,7 +6,6 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +191,7 @@ class OutlierDetector:
         right = read_reviewed(reviewed)
         reader, source = self._open(images, batch_size, progress, labels=labels)
         report = search_source(reader, source, self._fitted_state(), self.notes)
-        report = replace(report, reviewed=right)
+        report = report.with_reviewed(right)
         warn_of({name: note for name, note in report.notes.items() if name not in self.notes})  # which `fit` gave
         return report
 
@@ -214,7 +213,7 @@ class OutlierDetector:
             - `score` and `p_value`, and both of each view, such as `look_score` and `look_p_value`
             - `look_reason`, `content_reason` and `label_reason`: words, empty for ordinary images
             - `hash` and `gray` `(n, 1024)`: what copies have in common
-            - `filed_under` and `looks_like`: classes, empty if unknown
+            - `class` and `looks_like`: classes, empty if unknown
             - `error`: why an image cannot be read, empty if it can
             - `name` and `split`: of images that have files
             - `faults` `(n, 4)`: answers for the report's `faults`
@@ -373,6 +372,6 @@ def find_outliers(
     source = open_scaled(images, "images", batch_size, labels=labels)
     reader = ImageReader(model, detector.class_names, progress)
     state, notes, read = fit_to_searched(reader, source, limit)
-    report = replace(search_source(reader, source, state, notes, read=read), reviewed=right)
+    report = search_source(reader, source, state, notes, read=read).with_reviewed(right)
     warn_of(report.notes)
     return report

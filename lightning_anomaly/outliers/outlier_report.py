@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +16,21 @@ from lightning_anomaly._internal.checks import check_bool, check_integer, check_
 from lightning_anomaly._internal.tabular import Tabular, listed
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.outliers.outlier_page import OutlierLists
-from lightning_anomaly.pages.gallery import Tab, gallery_page, write_csv
+from lightning_anomaly.pages.gallery import SampleList, gallery_page, mark_right, write_csv
 from lightning_anomaly.pages.html_page import BrowserFile, write_page
-from lightning_anomaly.scores.views import ODD_VIEWS, SampleView, ordered_reasons, scores_by_view
+from lightning_anomaly.scores.sample_table import (
+    as_column,
+    column_tensor,
+    first_by,
+    reasons_in_line,
+    sample_reasons,
+    sample_table,
+    views_of,
+)
+from lightning_anomaly.scores.views import ODD_VIEWS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 TOP = 100  # images in the lists of look and content, by default
 _ROUNDING = 1e-12  # relative difference of p-values that are ties
@@ -28,69 +41,57 @@ class OutlierReport(Tabular):
     """Outlier scores of all images of a data set. `print(report)` gives a table.
 
     Attributes:
-        scores: Outlier scores by position in the data set, the larger of an image's look and content scores, in nats
-            `(N,)`; infinite for images that cannot be read or give NaN or infinite values.
-        p_values: See `OutlierDetector.p_values` `(N,)`; NaN where the score is infinite, and without a reference.
-        views: Scores and reasons of the views that there are, "look", "content" and "label".
-        view_p_values: P-values of their scores.
+        samples: What is known of each image, in a row of its position in the data set: see `COLUMNS` in
+            `lightning_anomaly.scores.sample_table`, or `docs/outliers.md`.
         n_reference: Number of reference images that can be read and give finite values.
         n_calibration: Number of reference images that calibrate p-values; 0 without a reference.
         false_discovery_rate: Accepted share of ordinary images among the significant ones; for another one, use
             `dataclasses.replace(report, false_discovery_rate=0.05)`.
         pictures: Small copies of images in the lists that have no files, uint8 `(H, W, C)`, by position.
         notes: Sentences about what was not used, and why.
-        names: The file of each image, if the data set names its files, as torchvision's `ImageFolder` does.
-        folder: What these files are in.
-        unreadable: Error messages of the images that cannot be read, by position.
+        folder: What the files are in.
         duplicates: Groups of identical images, then of near duplicates, also with images of the reference.
         duplicates_left_out: Why near duplicates may be missing; empty if none should be.
-        skipped: Files of a folder that are no images, and why, see `FolderImages`.
-        faults: Positions of the images that are dark, tiny, narrow and the like, whatever the others are, by fault;
-            empty unless a `FolderImages` was searched.
+        skipped: Files of a folder that are no images, and why (`error`), in columns of the same table.
         whites: What is white in files of more than 8 bits, see `FolderImages`.
         feature_layer: What the content scores compare, in words; empty without them.
-        splits: The part of the data that each image is of, such as train or val, see `FolderImages`; None if unknown.
-        labels: The class of each image, None if that is unknown; None without any.
-        looks_like: The class that each image looks like most; None without label scores.
-        nearest: Positions of the three images of its class, and of that it looks like, whose features are nearest to
-            those of each image that looks like another class `(N, 2, 3)`; -1 for none. None with a reference.
-        reviewed: Names of the images that a reader found right before, see `find_outliers`: they are in a list of their
-            own only.
     """
 
-    scores: Tensor
-    p_values: Tensor
-    views: Mapping[str, SampleView]
-    view_p_values: Mapping[str, Tensor]
+    samples: DataFrame
     n_reference: int
     n_calibration: int
     false_discovery_rate: float = 0.1
     pictures: Mapping[int, Tensor] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    names: Sequence[str] | None = None
     folder: str = ""
-    unreadable: Mapping[int, str] = field(default_factory=dict)
     duplicates: Sequence[DuplicateGroup] = ()
     duplicates_left_out: str = ""
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    faults: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    skipped: DataFrame = field(default_factory=lambda: sample_table({}, ()))
     whites: Mapping[str, float] = field(default_factory=dict)
     feature_layer: str = ""
-    splits: Sequence[str] | None = None
-    labels: Sequence[str | None] | None = None
-    looks_like: Sequence[str] | None = None
-    nearest: Tensor | None = None
-    reviewed: Collection[str] = frozenset()
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Outlier scores, the larger of the look and content scores, in nats `(N,)`.
+
+        They are infinite for images that cannot be read or give NaN or infinite values.
+        """
+        return column_tensor(self.samples, "score")
+
+    @property
+    def p_values(self) -> Tensor:
+        """See `OutlierDetector.p_values` `(N,)`; NaN where the score is infinite, and without a reference."""
+        return column_tensor(self.samples, "p_value")
 
     @property
     def look_scores(self) -> Tensor:
         """How unlike the others each image looks, by its pixels, in nats `(N,)`; NaN without such a view."""
-        return scores_by_view("look", self.views, len(self.scores))
+        return column_tensor(self.samples, "look_score")
 
     @property
     def content_scores(self) -> Tensor:
         """How unlike the others is what the network sees in each image, in nats `(N,)`; NaN without such a view."""
-        return scores_by_view("content", self.views, len(self.scores))
+        return column_tensor(self.samples, "content_score")
 
     @property
     def label_scores(self) -> Tensor:
@@ -99,7 +100,7 @@ class OutlierReport(Tabular):
         NaN for images whose class is unknown or has only one or two images among those of the fit, and for all if
         labels tell nothing.
         """
-        return scores_by_view("label", self.views, len(self.scores))
+        return column_tensor(self.samples, "label_score")
 
     def outlier_reasons(self, position: int) -> dict[str, str]:
         """Describe what is unusual about an image's look, content and label, the larger score first.
@@ -110,10 +111,8 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `position` is not in the data set.
         """
-        position = check_integer("position", position, 0, len(self.scores) - 1)
-        if position in self.unreadable:
-            return {"file": f"cannot be read: {self.unreadable[position]}"}
-        return ordered_reasons(self.views, position) | self._reasons_of_filed_twice.get(position, {})
+        position = check_integer("position", position, 0, len(self.samples) - 1)
+        return sample_reasons(dict(self.samples.loc[position]))
 
     @cached_property
     def significant(self) -> list[int]:
@@ -145,10 +144,8 @@ class OutlierReport(Tabular):
             ValueError: If `k` is not a positive integer, or `by` is not allowed.
         """
         k = check_integer("k", k, 1)
-        scores = self.scores if check_one_of("by", by, ("all", *self.views)) == "all" else self.views[by].scores
-        order = scores.argsort(descending=True, stable=True)
-        positions: list[int] = order[scores[order].isfinite()][:k].tolist()
-        return positions
+        check_one_of("by", by, ("all", *views_of(self.samples)))
+        return first_by(self.samples, "score" if by == "all" else f"{by}_score")[:k]
 
     @property
     def filed_elsewhere(self) -> list[int]:
@@ -156,56 +153,42 @@ class OutlierReport(Tabular):
 
         It does not depend on how many others do so: see `docs/results/labels.md`.
         """
-        told = self.views["label"].reasons if "label" in self.views else ()
-        return [place for place in self.top(len(self.scores), by="label") if told[place]] if told else []
+        return [place for place, reason in self._label_reasons if reason]
 
     @property
     def perhaps_elsewhere(self) -> list[int]:
         """Positions of the other images that look a little more like another class, by descending label score."""
-        if self.labels is None or self.looks_like is None or "label" not in self.views:
+        other = self.samples["looks_like"] != self.samples["class"] if "looks_like" in self.samples else {}
+        return [place for place, reason in self._label_reasons if not reason and other[place]]
+
+    @property
+    def _label_reasons(self) -> list[tuple[int, str]]:
+        """The positions and reasons of images with a label score, by descending score."""
+        if "label_score" not in self.samples:
             return []
-        told, pairs = self.views["label"].reasons, [*zip(self.labels, self.looks_like, strict=True)]
-        ranked = self.top(len(self.scores), by="label")
-        return [place for place in ranked if not told[place] and pairs[place][0] != pairs[place][1]]
+        ranked = first_by(self.samples, "label_score")
+        return [*zip(ranked, self.samples["label_reason"].loc[ranked], strict=True)]
 
     @cached_property
     def filed_twice(self) -> list[DuplicateGroup]:
         """The groups of identical images that are in several classes, where labels tell something."""
-        groups = self.duplicates if "label" in self.views else []
-        return [group for group in groups if group.identical and len(self._labels_in(group)) > 1]
+        twice = self.samples["also_in"] != "" if "also_in" in self.samples else {}
+        return [group for group in self.duplicates if group.identical and any(twice.get(p) for p in group.positions)]
 
     @cached_property
     def leaks(self) -> list[DuplicateGroup]:
         """The groups of duplicates that are in several parts of the data, such as train and val."""
         return [group for group in self.duplicates if len(self.splits_in(group)) > 1]
 
-    def _labels_in(self, group: DuplicateGroup) -> list[str]:
-        return sorted({label for place in group.positions if self.labels and (label := self.labels[place])})
+    def with_reviewed(self, names: Collection[str]) -> OutlierReport:
+        """Return the report with the verdict "right" on images and files of these names, see `read_reviewed`."""
+        return replace(self, samples=mark_right(self.samples, names), skipped=mark_right(self.skipped, names))
 
     def splits_in(self, group: DuplicateGroup) -> list[str]:
         """Return the parts of the data that a group of duplicates is in."""
-        return sorted({self.splits[place] for place in group.positions} - {""}) if self.splits else []
+        return sorted({*self.samples["split"].loc[group.positions]} - {""}) if "split" in self.samples else []
 
-    @cached_property
-    def _reasons_of_filed_twice(self) -> dict[int, dict[str, str]]:
-        """The reason for each image that is identical to one of another class, by position."""
-        reasons = dict[int, dict[str, str]]()
-        for group in self.filed_twice:
-            labels = self._labels_in(group)
-            for place in group.positions:
-                if self.labels and (own := self.labels[place]):
-                    others = listed([label for label in labels if label != own])
-                    reasons[place] = {"label": f"filed under {own}, also under {others}"}
-        return reasons
-
-    def _reasons(self, position: int) -> str:
-        return "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items())
-
-    def image_name(self, position: int) -> str:
-        """Return the file of an image, or else what tells it from the others."""
-        return f"image {position}" if self.names is None else self.names[position]
-
-    def tabs(self, top: int = TOP) -> list[Tab]:
+    def lists(self, top: int = TOP) -> list[SampleList]:
         """Return what is to be looked at as lists.
 
         They are "look" and "content" with up to `top` images, "label" for images that look like another class,
@@ -214,10 +197,10 @@ class OutlierReport(Tabular):
         `reviewed`. Copies that are in a list of scores count as one image.
         `save_html` and `save_csv` write them.
         """
-        return OutlierLists(self).tabs(top)
+        return OutlierLists(self).lists(top)
 
     def save_csv(self, path: str | Path, top: int = TOP, *, every: bool = False) -> None:
-        """Write the lists of `tabs` as a CSV file, each image once.
+        """Write the lists of `lists` as a CSV file, each image once.
 
         Columns are path (absolute), name, class, list, verdict, position, score (of the first list), looks_like,
         move_to (where the file would be in that class), reason and each of the scores, such as look_score. The page
@@ -230,15 +213,11 @@ class OutlierReport(Tabular):
             every: Whether to write the images that are in no list, too.
         """
         check_bool("every", every)
-        tabs = self.tabs(check_integer("top", top, 1))
-        if every:
-            others = {*range(len(self.scores))}.difference(row.position for tab in tabs for row in tab.rows)
-            row = OutlierLists(self).row
-            tabs.append(Tab("", "", "", [row(place, reason=self._reasons(place)) for place in sorted(others)]))
-        write_csv(path, tabs)
+        lists = self.lists(check_integer("top", top, 1))
+        write_csv(path, [*lists, OutlierLists(self).all_others(lists)] if every else lists)
 
     def save_html(self, path: str | Path, title: str | None = None, top: int = TOP) -> BrowserFile:
-        """Write the lists of `tabs` as a page to work with, a single HTML file that needs no server and no network.
+        """Write the lists of `lists` as a page to work with, a single HTML file that needs no server and no network.
 
         An opened image is read from its file while the page and the images stay where they are. The lists with a
         reader's ticks, which the browser remembers, can be saved in the format of `save_csv`.
@@ -251,10 +230,12 @@ class OutlierReport(Tabular):
         Returns:
             The file; a notebook shows the page.
         """
-        tabs = self.tabs(check_integer("top", top, 1))
-        OutlierLists(self).draw_rows(tabs, top)
-        counts = [f"{tab.count:,} {tab.title.lower()}" for tab in tabs if tab.rows and tab.name not in ODD_VIEWS]
-        odd = "the oddest come first in look and content" if self.views else ""
+        drawn = OutlierLists(self)
+        lists = drawn.lists(check_integer("top", top, 1))
+        counts = [
+            f"{part.count:,} {part.title.lower()}" for part in lists if part.entries and part.name not in ODD_VIEWS
+        ]
+        odd = "the oddest come first in look and content" if views_of(self.samples) else ""
         known = "; ".join(filter(None, [", ".join(counts), odd])) or "nothing to look at"
         lead = [
             f"{_images(len(self.scores))}: {known}.",
@@ -266,12 +247,13 @@ class OutlierReport(Tabular):
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
         title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
         details = [sentence for sentence in self._sentences() if sentence not in lead]
-        return write_page(path, gallery_page(title, lead, tabs, Path(path).parent, details))
+        lists = drawn.draw_pictures(lists, top)
+        return write_page(path, gallery_page(title, lead, lists, Path(path).parent, details))
 
     def _limits(self, page: Path) -> list[str]:
         """Say what a reader of a page cannot do with the files of the images."""
         folder = Path(self.folder or ".").absolute()
-        if self.names is None or not folder.is_dir():
+        if not self._has_files or not folder.is_dir():
             return []
         limits = (
             [] if os.access(folder, os.W_OK) else ["The folder cannot be written to, so its files cannot be moved."]
@@ -280,15 +262,19 @@ class OutlierReport(Tabular):
             limits.append("This page is on another drive than the images, so it cannot open them at full size.")
         return limits
 
+    @property
+    def _has_files(self) -> bool:
+        return bool((self.samples["path"] != "").any())
+
     def _table_rows(self) -> list[tuple[str, ...]]:
-        top = self.top(10)
-        columns = {"position": [str(position) for position in top]}
-        if self.names is not None:
-            columns["name"] = [self.image_name(position) for position in top]
-        columns["score"] = [f"{self.scores[position]:.1f}" for position in top]
+        top = self.samples.loc[self.top(10)]
+        columns = {"position": [*map(str, top.index)]}
+        if self._has_files:
+            columns["name"] = [*top["name"]]
+        columns["score"] = [f"{score:.1f}" for score in top["score"]]
         if self.n_calibration:
-            columns["p-value"] = [f"{self.p_values[position]:.4f}" for position in top]
-        columns["reason"] = [self._reasons(position).partition("; ")[0] for position in top]
+            columns["p-value"] = [f"{p_value:.4f}" for p_value in top["p_value"]]
+        columns["reason"] = [reasons_in_line(row).partition("; ")[0] for row in top.to_dict("records")]
         return [tuple(columns), *zip(*columns.values(), strict=True)]
 
     def _sentences(self) -> list[str]:
@@ -296,10 +282,11 @@ class OutlierReport(Tabular):
         sentences = [self._headline()]
         if self.feature_layer:
             sentences.append(f"Content scores: {self.feature_layer}.")
-        for tab in self.tabs(1):
-            if tab.rows and tab.name not in (*ODD_VIEWS, "perhaps", "unreadable"):
-                named = [f"{row.name} ({row.reason})" for row in tab.rows if row.reason]
-                sentences.append(f"{tab.title}: {tab.count:,}." + (f" {listed(named)}." if named else ""))
+        for part in self.lists(1):
+            if part.entries and part.name not in (*ODD_VIEWS, "perhaps", "unreadable"):
+                rows = zip(part.entries, part.rows, strict=True)
+                named = [f"{row['name']} ({entry.reason})" for entry, (_, row) in rows if entry.reason]
+                sentences.append(f"{part.title}: {part.count:,}." + (f" {listed(named)}." if named else ""))
         return [*sentences, *self._cautions(), *(f"note: {note}" for note in self.notes.values())]
 
     def _cautions(self) -> list[str]:
@@ -324,6 +311,23 @@ class OutlierReport(Tabular):
             f"{100 * self.false_discovery_rate:g}%. With {known:,} calibration images, half of the reference, p-values "
             f"are at least 1 / {known + 1:,}."
         )
+
+
+def mark_copies(samples: DataFrame, groups: Sequence[DuplicateGroup]) -> DataFrame:
+    """Add what each image is a copy of, and where labels tell something, the other classes that it is filed under."""
+    names, copies, others = samples["name"], dict[int, str](), dict[int, str]()
+    for group in groups:
+        known = [name if isinstance(name, str) else f"image {name} of the reference" for name in group.reference[:1]]
+        first = known[0] if known else names[group.positions[0]]
+        copies |= {place: first for place in group.positions[not known :] if place not in copies}
+        filed = {place: label for place in group.positions if (label := samples["class"][place])}
+        labels = sorted({*filed.values()})
+        if group.identical and len(labels) > 1 and "label_score" in samples:
+            others |= {place: listed([name for name in labels if name != own]) for place, own in filed.items()}
+    columns = {"copy_of": copies} | ({"also_in": others} if others else {})
+    return samples.assign(
+        **{name: as_column(name, [found.get(p, "") for p in samples.index]) for name, found in columns.items()}
+    )
 
 
 def _images(count: int) -> str:

@@ -22,13 +22,16 @@ from lightning_anomaly.outliers.duplicates import DuplicateGroup, find_duplicate
 from lightning_anomaly.outliers.fingerprints import SIDE, Fingerprints
 from lightning_anomaly.outliers.fitting import DetectorState, ReferenceImages, scores_with_larger
 from lightning_anomaly.outliers.image_reader import Batch, ImageReader
-from lightning_anomaly.outliers.outlier_report import TOP, OutlierReport
+from lightning_anomaly.outliers.outlier_page import path_in_class
+from lightning_anomaly.outliers.outlier_report import OutlierReport, mark_copies
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.distributions import conformal_p_values
 from lightning_anomaly.scores.label_score import Label, class_indices
-from lightning_anomaly.scores.views import VIEWS, SampleView, score_views
+from lightning_anomaly.scores.sample_table import COLUMNS, sample_table
+from lightning_anomaly.scores.views import score_views
 
 _NEAREST = 3
+_OF_LABELS = "label_score", "label_p_value", "label_reason"
 
 
 def search_source(
@@ -43,7 +46,9 @@ def search_source(
     notes = {**notes, **source.notes(np.isinf(part["score"]).nonzero()[0].tolist())}
     report = make_outlier_report(part, state, notes, source.folder, read)
     pictures = _draw_search_results(source, reader, report)
-    return replace(report, skipped=source.skipped, whites=source.whites, pictures=pictures)
+    skipped = {"name": [*source.skipped], "error": [*source.skipped.values()]}
+    table = sample_table(skipped, range(len(source.skipped)), source.folder)
+    return replace(report, skipped=table, whites=source.whites, pictures=pictures)
 
 
 def score_source(
@@ -81,7 +86,7 @@ def _score_batch(
         "error": errors,
         "name": source.names and [source.names[place] for place in places],
         "split": source.splits and [source.splits[place] for place in places],
-        "filed_under": [label or "" for label in batch.labels],
+        "class": [label or "" for label in batch.labels],
     }
     if nearest is not None and (features := batch.samples.features) is not None:
         columns["nearest"] = nearest.find(batch.positions, features, batch.labels, looks_like)
@@ -125,39 +130,38 @@ def make_outlier_report(
     columns: dict[str, Any] = {
         name: values.tolist() if values.dtype == object else torch.from_numpy(values) for name, values in part.items()
     }
-    scores, names = columns["score"], columns.get("name")
-    files = [""] * len(scores) if names is None else [os.path.join(folder, name) for name in names]
+    count, names = len(columns["score"]), columns.get("name")
+    files = [""] * count if names is None else [os.path.join(folder, name) for name in names]
     grays = columns["gray"].view(-1, SIDE, SIDE) if "gray" in columns else None
-    usable = (~scores.isinf()).nonzero()[:, 0].tolist()
+    usable = (~columns["score"].isinf()).nonzero()[:, 0].tolist()
     duplicates, problem = _duplicate_groups(Fingerprints(columns["hash"], grays), usable, files, state.reference)
     if read and state.label is not None:
         _judge_without_copies(columns, duplicates, read, state.label)
-    views = {
-        name: SampleView(columns[f"{name}_score"], tuple(columns[f"{name}_reason"]))
-        for name in VIEWS
-        if f"{name}_score" in columns
-    }
-    if "label" in views and views["label"].scores.isnan().all():  # no image is of a class of the reference
-        del views["label"]
+    has_labels = "label_score" in columns and not columns["label_score"].isnan().all()
+    if has_labels:
+        known = [*zip(columns["class"], columns["looks_like"], columns["label_score"].isnan().tolist(), strict=True)]
+        columns["looks_like"] = ["" if unknown else other for _, other, unknown in known]
+        if names is not None:
+            pairs = zip(names, columns["class"], columns["looks_like"], strict=True)
+            columns["move_to"] = [path_in_class(folder, name, *pair) for name, *pair in pairs]
+    else:  # no image is of a class of the reference
+        columns = {name: values for name, values in columns.items() if name not in (*_OF_LABELS, "looks_like")}
+    if (nearest := columns.pop("nearest", None)) is not None:
+        sides = [tuple([place for place in side if place >= 0] for side in sides) for sides in nearest.tolist()]
+        columns["nearest"] = [both if any(both) else None for both in sides]
+    faults = columns.pop("faults", None)
+    if names is not None and faults is not None:
+        columns["faults"] = find_faults(faults, files)
+    samples = sample_table({n: v for n, v in columns.items() if n in COLUMNS}, range(count), folder)
     return OutlierReport(
-        scores=scores,
-        p_values=columns["p_value"],
-        views=views,
-        view_p_values={name: columns[f"{name}_p_value"] for name in views},
+        samples=mark_copies(samples, duplicates),
         n_reference=state.n_reference,
         n_calibration=len(state.calibration.get("larger", ())),
         notes=notes,
-        names=names,
         folder=folder,
-        unreadable={place: error for place, error in enumerate(columns["error"]) if error},
         duplicates=duplicates,
         duplicates_left_out=problem,
-        faults=find_faults(columns["faults"], files) if names is not None and "faults" in columns else {},
-        nearest=columns.get("nearest"),
         feature_layer=str(state.feature_layer or "") if "content" in state.views else "",
-        splits=columns.get("split"),
-        labels=[label or None for label in columns["filed_under"]] if any(columns["filed_under"]) else None,
-        looks_like=columns["looks_like"] if "label" in views else None,
     )
 
 
@@ -165,7 +169,7 @@ def _judge_without_copies(
     columns: Mapping[str, Any], groups: Iterable[DuplicateGroup], read: Sequence[Batch], label: Label
 ) -> None:
     """Judge images that are filed in several classes again, so that none speaks against its copies."""
-    filed = columns["filed_under"]
+    filed = columns["class"]
     groups = [group for group in groups if len({filed[position] for position in group.positions} - {""}) > 1]
     if not groups:
         return  # as nearly always: joining what was read takes a copy of all features
@@ -197,11 +201,15 @@ def _search_p_values(scores: Mapping[str, Tensor], state: DetectorState) -> dict
 
 def _draw_search_results(source: ImageSource, reader: ImageReader, report: OutlierReport) -> dict[int, Tensor]:
     """Draw the images small that are in lists, unless the page can read them from files."""
-    listed = {row.position: None for tab in report.tabs() for row in tab.rows if not os.path.isfile(row.path)}
-    if listed and report.nearest is not None:
-        accused = report.filed_elsewhere[:TOP] + report.perhaps_elsewhere[:TOP]
-        listed |= dict.fromkeys(report.nearest[accused].clamp(min=0).flatten().tolist())
-    places = [place for place in listed if place is not None and place not in source.unreadable]
+    rows = [
+        (entry.position, row["path"], row.get("nearest") if part.compares else None)
+        for part in report.lists()
+        for entry, (_, row) in zip(part.entries, part.rows, strict=True)
+    ]
+    drawn = {position: None for position, path, _ in rows if not os.path.isfile(path)}
+    if drawn:
+        drawn |= dict.fromkeys(place for _, _, nearest in rows for places in nearest or () for place in places)
+    places = [place for place in drawn if place not in source.unreadable]
     pictures = dict[int, Tensor]()
     for positions, _, whole in source.with_whole(places):
         small = reader.thumbnails(whole)

@@ -8,6 +8,10 @@ export function csvText(columns, rows) {
   return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
 }
 
+/** Begins a text with `./` that a spreadsheet would take for a formula, as Python does. */
+export const safe = (value) =>
+  typeof value === "string" && /^(\s*[=+\-@]|[\t\r\n])/.test(value) ? `./${value}` : value;
+
 /** Quotes a value; what UTF-8 lacks, as in some names of files, becomes an escape. */
 function quoted(value) {
   const text = String(value ?? "").replace(/\p{Surrogate}/gu, (letter) => `\\u${letter.charCodeAt().toString(16)}`);

@@ -1,7 +1,7 @@
 // Lists of images as tabs, in which a reader ticks what should go, and one image of a list.
 
 import { address, bars, pages, stepKeys, stepper, titleRow, visit } from "./components.js";
-import { csvText, download } from "./csv.js";
+import { csvText, download, safe } from "./csv.js";
 import { cutLine, div, finder, folded, make, prose, quiet, statusLine, termList } from "./dom.js";
 import { card, nearest, otherBoxes, picture, rowAddress, tickBox } from "./gallery_cards.js";
 import { openIndex } from "./unpack.js";
@@ -16,6 +16,7 @@ export class Gallery {
 
   constructor(index) {
     Object.assign(this, index);
+    this.tabs = this.tabs.map((tab) => ({ ...tab, rows: tab.rows.map((entry) => this.row(entry)) }));
     const rows = this.tabs.flatMap((tab) => tab.rows);
     this.images = new Map(rows.reverse().map((row) => [row.key, row])); // as the first list has them
     this.verdicts = new Map(rows.filter((row) => row.verdict).map((row) => [row.key, row.verdict]));
@@ -26,6 +27,11 @@ export class Gallery {
       const stored = JSON.parse(window.localStorage.getItem(this.store));
       if (stored) this.verdicts = new Map(stored.filter(([key]) => this.images.has(key)));
     } catch {} // a frame may have no storage
+  }
+
+  /** A row of the table of samples as a list has it. */
+  row([number, score, reason, note, group, can_go]) {
+    return { ...this.table[number], score, reason, note, group, can_go };
   }
 
   get sections() {
@@ -92,8 +98,8 @@ export class Gallery {
 
   /** Saves all lists, as `OutlierReport.save_csv` does, with the verdicts. */
   save() {
-    const columns = this.columns.map((name, i) => [name, ([, cells]) => cells[i]]);
-    const verdict = ([key]) => this.verdicts.get(key);
+    const columns = this.columns.map((name) => [name, (row) => safe(row[name])]);
+    const verdict = (row) => this.verdicts.get(row.key);
     download("verdicts.csv", csvText({ ...Object.fromEntries(columns), verdict }, this.table));
   }
 }
@@ -101,7 +107,7 @@ export class Gallery {
 /** The rows of a list with a text in their name, class or reason. */
 const found = (tab, { find = "" }) =>
   tab.rows.filter(
-    (row) => !find || [row.name, row.label, row.reason].some((name) => isMeant(row.position, name, find)),
+    (row) => !find || [row.name, row.class, row.reason].some((name) => isMeant(row.position, name, find)),
   );
 
 /** Rows that belong together, as arrays; others alone. */
@@ -132,7 +138,7 @@ function listPage(gallery, tab, query) {
   let shown = [];
   const cards = (group) => group.map((row) => card(gallery, tab, [row], query));
   const rest = () => shown.filter(({ key }) => !gallery.verdicts.has(key));
-  const spared = () => (tab.copies ? rest().filter((row) => row.spare) : rest());
+  const spared = () => (tab.copies ? rest().filter((row) => row.can_go) : rest());
   const tickRest = make("button", { click: () => gallery.judge(spared(), "ticked", true) });
   const findRight = make("button", { click: () => gallery.judge(rest(), "right", true) }, "The rest shown is right");
   gallery.relabel = () => {
@@ -197,7 +203,7 @@ function imagePage(gallery, tab, row, query) {
   };
   const facts = [
     ["Score", row.score === null || row.bars.length ? "" : scoreText(row.score)],
-    ["Class", row.label],
+    ["Class", row.class],
     ["Looks like", row.looks_like],
     ["Reason", row.bars.some(([, , , reason]) => reason === row.reason) ? "" : row.reason],
     ["Note", row.note],
@@ -218,7 +224,7 @@ function imagePage(gallery, tab, row, query) {
             ? bars(row.bars.map(([name, value, usual, reason]) => ({ name, value: value ?? Infinity, usual, reason })))
             : null,
           termList("facts", facts),
-          nearest(gallery, row),
+          tab.compares ? nearest(gallery, row) : null,
         ),
       ),
       tickedBar(gallery),

@@ -10,14 +10,19 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from lightning_anomaly._internal.tabular import listed
-from lightning_anomaly.pages.html_page import assemble_page, finite_or_none
+from lightning_anomaly.pages.html_page import assemble_page, finite_or_none, usual_score
+from lightning_anomaly.scores.sample_table import COLUMNS, column_tensor, sample_reasons, views_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _CODE = "dom unpack wording csv colors canvas components shell gallery_cards gallery gallery_main"
 # Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.
@@ -38,86 +43,112 @@ for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
 _FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 RIGHT = "right"  # the verdict on an image that should stay as it is
 VERDICTS = "", "ticked", "move", RIGHT
-COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "move_to", "reason")
+FIRST_COLUMNS = ("path", "name", "class", "list", "verdict", "position", "score", "looks_like", "move_to", "reason")
 
 
-@dataclass
-class Row:
-    """An image in a list; what is unknown or does not apply keeps its default."""
+class Entry(NamedTuple):
+    """A sample in a list; what does not apply keeps its default."""
 
-    name: str  # what a reader calls it: its file in the data set, or `image 7`
-    position: int | None = None  # in the data set
-    path: str = ""  # of its file, absolute
-    label: str = ""  # its class
-    looks_like: str = ""  # the class that it looks like instead
-    score: float | None = None  # what the list is ordered by
+    position: int  # in the table of samples
     reason: str = ""  # why it is in the list, in words
+    score: float = math.nan  # what the list is ordered by
     note: str = ""  # a short remark, such as a p-value
-    group: int | None = None  # rows with the same number, which are copies, follow each other
-    spare: bool = False  # a copy that can go, as another stays
-    verdict: str = ""  # "ticked" if it should go, "move" or "right"
-    move_to: str = ""  # where its file would be if it was of the class that it looks like
-    nearest: Sequence[tuple[str, Sequence[Row]]] = ()  # names of classes, and images of theirs that are most like it
-    bars: Sequence[tuple[str, float, float, str]] = ()  # name, value, usual value and reason of each of its scores
-    picture: str | None = None  # a small copy, see `data_uri`
-    sample: int | None = None  # its index in the probe, if the page has a report with its image and scores
-
-    @property
-    def key(self) -> str:
-        """What tells it from the images of all lists."""
-        return self.path or self.name if self.sample is None else f"sample {self.sample}"
+    group: int | None = None  # entries with the same number, which are copies, follow each other
+    can_go: bool = False  # a copy that can go, as another stays
 
 
-@dataclass
-class Tab:
-    """A list: its name in addresses and in CSV files, its title and a sentence about it on the page, and its rows."""
+@dataclass(frozen=True)
+class SampleList:
+    """An order of some rows of a table of samples, with a reason for each."""
 
-    name: str
+    name: str  # in addresses and in CSV files
     title: str
-    about: str
-    rows: Sequence[Row]
+    about: str  # a sentence on the page
+    samples: DataFrame
+    entries: Sequence[Entry]
     copies: bool = False  # whether copies are shown side by side, else as one
+    compares: bool = False  # whether images are shown beside the nearest ones of both classes
+    in_report: bool = False  # whether the page has a report with images and scores of these samples
+    pictures: Mapping[int, str] = field(default_factory=dict)  # small copies by position, see `data_uri`
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of copies that can go, or else of different images."""
-        spare = sum(row.spare for row in self.rows)
-        return spare or len({place if row.group is None else -1 - row.group for place, row in enumerate(self.rows)})
+        go = sum(entry.can_go for entry in self.entries)
+        kinds = {place if entry.group is None else -1 - entry.group for place, entry in enumerate(self.entries)}
+        return go or len(kinds)
+
+    @cached_property
+    def rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the rows of the entries, with what tells each from the samples of all lists."""
+        rows = self.samples.loc[[entry.position for entry in self.entries]].to_dict("records")
+        return [
+            (f"sample {entry.position}" if self.in_report else row["path"] or row["name"], row)
+            for entry, row in zip(self.entries, rows, strict=True)
+        ]
 
 
 def gallery_page(
-    title: str, lead: Sequence[str], tabs: Sequence[Tab], folder: str | Path, details: Sequence[str] = ()
+    title: str,
+    lead: Sequence[str],
+    lists: Sequence[SampleList],
+    folder: str | Path,
+    details: Sequence[str] = (),
 ) -> str:
     """Return the text of a page that will lie in `folder`: the `lead` stands above the lists, `details` are folded."""
-    index = {"title": title, "lead": lead, "details": details, **gallery_index(tabs, folder)}
+    index = {"title": title, "lead": lead, "details": details, **gallery_index(lists, folder)}
     return assemble_page(_CODE, index)
 
 
-def gallery_index(tabs: Sequence[Tab], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
-    """Return the lists of a page, which will lie in `folder`; the code `move` is for the ticked images."""
-    tabs, pictures = [tab for tab in tabs if tab.rows], dict[str, int]()
+def gallery_index(lists: Sequence[SampleList], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
+    """Return the lists of a page, which will lie in `folder`; the code `move` is for the ticked images.
 
-    def entry(row: Row) -> dict[str, Any]:
-        return {
-            **vars(row),
-            "key": row.key,
-            "score": row.score and finite_or_none(row.score),
-            "bars": [(name, finite_or_none(value), usual, reason) for name, value, usual, reason in row.bars],
-            "link": _file_link(row.path, Path(folder)),
-            "picture": row.picture and pictures.setdefault(row.picture, len(pictures)),
-            "nearest": [(name, [*map(entry, rows)]) for name, rows in row.nearest],
+    A sample is there once, with its cells of the CSV file, and the entries of lists have its number.
+    """
+    lists, uris = [part for part in lists if part.entries], dict[str, int]()
+    columns, table = _csv_table(lists)
+    numbers, more = {key: number for number, key in enumerate(table)}, dict[str, dict[str, Any]]()
+
+    def drawn(pictures: Mapping[int, str], position: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        uri = pictures.get(position)
+        picture = None if uri is None else uris.setdefault(uri, len(uris))
+        return {"name": row["name"], "link": _file_link(row["path"], Path(folder)), "picture": picture}
+
+    for part in lists:
+        usual = {view: usual_score(column_tensor(part.samples, f"{view}_score")) for view in views_of(part.samples)}
+        for entry, (key, row) in zip(part.entries, part.rows, strict=True):
+            if key in more:
+                continue
+            reasons, known = sample_reasons(row), [view for view in usual if not math.isnan(row[f"{view}_score"])]
+            sides = zip((row["class"], row.get("looks_like", "")), row.get("nearest") or (), strict=False)
+            more[key] = drawn(part.pictures, entry.position, row) | {
+                "key": key,
+                "sample": entry.position if part.in_report else None,
+                "bars": [(v, finite_or_none(row[f"{v}_score"]), usual[v], reasons.get(v, "")) for v in known],
+                "nearest": [
+                    (name, [drawn(part.pictures, place, part.samples.loc[place]) for place in places])
+                    for name, places in sides
+                    if places
+                ],
+            }
+    tabs = [
+        {
+            **{name: getattr(part, name) for name in ("name", "title", "about", "copies", "compares", "count")},
+            "rows": [
+                (numbers[key], finite_or_none(entry.score), *entry[1:2], *entry[3:])
+                for entry, (key, _) in zip(part.entries, part.rows, strict=True)
+            ],
         }
-
-    listed = [{**vars(tab), "count": tab.count, "rows": [*map(entry, tab.rows)]} for tab in tabs]
-    columns, table = _csv_table(tabs)
-    lists = json.dumps([(key, cells["list"]) for key, cells in table.items()])
+        for part in lists
+    ]
+    names = json.dumps([(key, cells["list"]) for key, cells in table.items()])
     return {
-        "tabs": listed,
-        "pictures": [*pictures],
+        "tabs": tabs,
+        "pictures": [*uris],
         "columns": columns,
         "move": move,
-        "table": [(key, [*cells.values()]) for key, cells in table.items()],
-        "key": hashlib.sha256(lists.encode()).hexdigest()[:16],  # under which a browser stores ticks
+        "table": [cells | more[key] for key, cells in table.items()],
+        "key": hashlib.sha256(names.encode()).hexdigest()[:16],  # under which a browser stores ticks
     }
 
 
@@ -129,15 +160,21 @@ def _file_link(path: str, folder: Path) -> str | None:
     return quote(os.fsencode(os.path.relpath(there, here).replace(os.sep, "/")))
 
 
-def write_csv(path: str | Path, tabs: Sequence[Tab]) -> None:
+def write_csv(path: str | Path, lists: Sequence[SampleList]) -> None:
     """Write the images of all lists as the page saves them: once each, with the names of its lists."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # File names may not be UTF-8.
     with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        columns, table = _csv_table(tabs)
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(table.values())
+        columns, table = _csv_table(lists)
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([_safe(value) for value in row.values()] for row in table.values())
+
+
+def mark_right(samples: DataFrame, names: Collection[str]) -> DataFrame:
+    """Give the verdict "right" to the samples with these names, as `read_reviewed` returns them."""
+    right = [RIGHT if name_in_csv(name) in names else "" for name in samples["name"]]
+    return samples.assign(verdict=right) if names else samples
 
 
 def read_reviewed(path: str | Path | None) -> set[str]:
@@ -182,30 +219,36 @@ def read_verdicts(path: str | Path) -> list[dict[str, str]]:
 
 def name_in_csv(name: str) -> str:
     """Return a name as CSV files have it."""
-    return str(_csv_cell(name.encode("utf-8", "backslashreplace").decode()))
+    return str(_safe(name.encode("utf-8", "backslashreplace").decode()))
 
 
-def _csv_table(tabs: Sequence[Tab]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Return the columns of the CSV file, with each kind of score, and its cells by the keys of images."""
-    scores = {f"{name}_score": None for tab in tabs for row in tab.rows for name, *_ in row.bars}
-    table, columns = dict[str, dict[str, Any]](), [*COLUMNS, *scores]
-    for tab in tabs:
-        for row in tab.rows:
-            key = row.key
-            if key in table:
-                table[key]["list"] = "; ".join(filter(None, [table[key]["list"], tab.name]))
-                table[key]["verdict"] = table[key]["verdict"] or row.verdict
-                if row.reason not in table[key]["reason"]:
-                    table[key]["reason"] = "; ".join(filter(None, [table[key]["reason"], row.reason]))
-            else:
-                cells = {**vars(row), "class": row.label, "list": tab.name}
-                cells |= {f"{name}_score": score for name, score, *_ in row.bars}
-                table[key] = {column: cells.get(column) for column in columns}
-    return columns, {key: {name: _csv_cell(value) for name, value in row.items()} for key, row in table.items()}
+def _csv_table(lists: Sequence[SampleList]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Return the columns of the CSV file, and the cells of each sample by what tells it from the others."""
+    known = [name for name in COLUMNS if any(name in part.samples for part in lists) and name != "nearest"]
+    columns = [*FIRST_COLUMNS, *(name for name in known if name not in FIRST_COLUMNS)]
+    table = dict[str, dict[str, Any]]()
+    for part in lists:
+        for entry, (key, row) in zip(part.entries, part.rows, strict=True):
+            if key not in table:
+                position = None if entry.position < 0 else entry.position
+                of_list = {"position": position, "list": part.name, "score": entry.score, "reason": entry.reason}
+                cells = row | of_list
+                table[key] = {column: _cell(cells.get(column)) for column in columns}
+                continue
+            cells = table[key]
+            cells["list"] = "; ".join(filter(None, [cells["list"], part.name]))
+            if entry.reason not in cells["reason"]:
+                cells["reason"] = "; ".join(filter(None, [cells["reason"], entry.reason]))
+    return columns, table
 
 
-def _csv_cell(value: Any) -> Any:
-    """Begin texts with `./` that a spreadsheet would take for formulas, also after blanks; NaN and infinity go."""
-    if isinstance(value, str):
-        return f"./{value}" if _FORMULA.match(value) else value
-    return "" if isinstance(value, float) and not math.isfinite(value) else value
+def _cell(value: Any) -> Any:
+    """Return a value of the table as files and pages have it: without NaN and infinity, truth in words."""
+    if isinstance(value, float):
+        return finite_or_none(value)
+    return str(value) if isinstance(value, bool) else value
+
+
+def _safe(value: Any) -> Any:
+    """Begin texts with `./` that a spreadsheet would take for formulas, also after blanks."""
+    return f"./{value}" if isinstance(value, str) and _FORMULA.match(value) else value

@@ -49,8 +49,8 @@ export const otherBoxes = (gallery, rows) =>
 
 /** The class of an image, and the one that it looks like. */
 const classes = (row) =>
-  row.label || row.looks_like
-    ? make("span", {}, row.label, row.looks_like && row.looks_like !== row.label ? ` → ${row.looks_like}?` : null)
+  row.class || row.looks_like
+    ? make("span", {}, row.class, row.looks_like && row.looks_like !== row.class ? ` → ${row.looks_like}?` : null)
     : null;
 
 /** The images of its class, and of the class that it looks like, that are most like an image. */
@@ -79,7 +79,7 @@ export function card(gallery, tab, rows, query) {
     classes(row),
     row.reason ? quiet(row.reason) : null,
     row.note ? quiet(row.note) : null,
-    nearest(gallery, row),
+    tab.compares ? nearest(gallery, row) : null,
     row.sample === null ? null : respond(gallery.report, row.sample),
     otherBoxes(gallery, rows),
   );

@@ -64,14 +64,3 @@ def larger_scores(views: Mapping[str, SampleView], unscored: Tensor) -> Tensor:
     """Return the larger of the look and the content score of each sample `(N,)`; `unscored` without these views."""
     odd = [view.scores for name, view in views.items() if name in ODD_VIEWS]
     return torch.stack(odd).amax(0) if odd else unscored
-
-
-def scores_by_view(view: str, views: Mapping[str, SampleView], count: int) -> Tensor:
-    """Return the scores of `count` samples in a view `(count,)`; NaN without it."""
-    return views[view].scores if view in views else torch.full((count,), torch.nan, device="cpu")
-
-
-def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
-    """Return the reasons for a sample by view, the larger score first; ordinary views give none."""
-    reasons = {name: reason for name, view in views.items() if (reason := view.reasons[sample])}
-    return dict(sorted(reasons.items(), key=lambda item: -views[item[0]].scores[sample].item()))

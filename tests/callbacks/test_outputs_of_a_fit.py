@@ -131,8 +131,8 @@ def test_errors_and_labels_are_those_of_the_loss(tmp_path: Path, program: type[P
     assert unjudged.count(True) == (program is Captcha)
     assert len(report.label_doubts) == 80 * (program is not Captcha)
     binary = program in (Mapped, OneLogit)
-    for doubt in report.doubts:
-        assert doubt.label == str(int(doubt.position % 3 > 1) if binary else doubt.position % 3)
+    for position, label in report.samples["class"].items():
+        assert label == str(int(position % 3 > 1) if binary else position % 3)
 
 
 @pytest.mark.filterwarnings(FEW)
@@ -225,7 +225,7 @@ def test_a_user_may_name_what_returns_logits(tmp_path: Path, name: str, labels: 
     with torch.no_grad():
         scores = model.eval()(images(60, seed=1)) if not labels else model.eval().second(images(60, seed=1))
     torch.testing.assert_close(compared.report.val_errors, 1 - scores.softmax(1).amax(1))
-    assert len({doubt.label for doubt in compared.report.doubts}) == labels
+    assert compared.report.samples["class"].nunique() == labels
 
 
 @pytest.mark.filterwarnings(FEW)
@@ -237,7 +237,7 @@ def test_training_items_of_another_form_are_told_by_a_training_step(tmp_path: Pa
     train = TensorDataset(images(60), CLASSES // 2, CLASSES)
     compared = MemorizationCallback()
     fit(tmp_path, compared, module=Net(), train=DataLoader(train, 20), max_epochs=1)
-    assert all(doubt.label == str(doubt.position % 3) for doubt in compared.report.doubts)
+    assert all(label == str(position % 3) for position, label in compared.report.samples["class"].items())
 
 
 class Stream(IterableDataset[Any]):

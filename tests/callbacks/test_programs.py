@@ -253,7 +253,7 @@ def test_errors_and_labels_are_those_of_the_loss(tmp_path: Path, program: Any) -
         ]
     for found, expected in zip((report.train_errors, report.val_errors), errors, strict=True):
         torch.testing.assert_close(found, expected.reshape(80, -1).mean(1))
-    labels = {doubt.position: int(doubt.label) for doubt in report.doubts}
+    labels = report.samples["class"].astype(int).to_dict()
     assert labels == ({} if program.labels is None else dict(enumerate(program.labels)))
 
 

@@ -64,10 +64,10 @@ def test_curves_are_the_histories_on_one_axis(fitted: SimpleNamespace) -> None:
 
 
 def test_lists_have_labels_and_samples_and_keys_that_never_clash(fitted: SimpleNamespace) -> None:
-    labels, samples, *_ = fitted.index["tabs"]
-    assert {row["position"] for row in labels["rows"][:4]} == {*WRONG}
-    assert [row["sample"] for row in samples["rows"]] == fitted.filters.report.by_outlier_score
-    keys = [row["key"] for tab in (labels, samples) for row in tab["rows"]]
+    labels, samples, *_ = ([fitted.index["table"][row[0]] for row in tab["rows"]] for tab in fitted.index["tabs"])
+    assert {row["position"] for row in labels[:4]} == {*WRONG}
+    assert [row["sample"] for row in samples] == fitted.filters.report.by_outlier_score
+    keys = [row["key"] for row in [*labels, *samples]]
     assert len({*keys}) == len(keys) == 64 + 60
 
 

@@ -72,7 +72,7 @@ def test_labels_of_a_probe_are_those_of_the_module_that_is_validated(tmp_path: P
             fit(tmp_path, callback, module=Takes(column), train=data, val=data, max_epochs=1)
         else:
             quiet_trainer(tmp_path, callback).validate(Takes(column), data, verbose=False)
-        assert callback.report.labels == [str(label % classes) for label in range(60)]
+        assert callback.report.samples["class"].tolist() == [str(label % classes) for label in range(60)]
 
 
 def test_the_state_of_a_checkpoint_belongs_to_the_module_of_the_fit(tmp_path: Path) -> None:

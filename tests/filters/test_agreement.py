@@ -40,8 +40,8 @@ def test_samples_that_many_filters_single_out_are_listed_with_their_number(times
     report = flagged(*[[5]] * times, [9], [])
     assert most_singled_out(report.layers) == found
     strangest, singled = sample_lists(report)
-    assert strangest.rows == []  # nothing has a score
-    assert [(row.sample, row.note) for row in singled.rows] == [
+    assert strangest.entries == []  # nothing has a score
+    assert [(entry.position, entry.note) for entry in singled.entries] == [
         (sample, f"singled out by {count} filters") for sample, count in found.items()
     ]
 
@@ -59,6 +59,8 @@ def test_samples_are_not_many_if_all_are_singled_out_as_often():
 
 
 def test_listed_samples_have_the_paths_of_their_files(tmp_path):
-    report = replace(flagged(*[[5]] * 6), names=[f"a/{place}.png" for place in range(60)], folder=str(tmp_path))
-    (row,) = sample_lists(report)[1].rows
-    assert (row.name, row.path, row.key) == ("a/5.png", str(tmp_path / "a" / "5.png"), "sample 5")
+    report = replace(
+        flagged(*[[5]] * 6), columns={"name": [f"a/{place}.png" for place in range(60)]}, folder=str(tmp_path)
+    )
+    ((key, row),) = sample_lists(report)[1].rows
+    assert (row["name"], row["path"], key) == ("a/5.png", str(tmp_path / "a" / "5.png"), "sample 5")

@@ -9,10 +9,9 @@ import torch
 from reports import layer
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.scores.views import SampleView
 
 LOOK = torch.tensor([2.0, 0.5, 1.0, 9.0, 0.5, 1.0], dtype=torch.float64)
-VIEWS = {"look": SampleView(LOOK, ("dark", "", "flat", "noisy", "", "odd"))}
+VIEWS = {"look_score": LOOK, "look_reason": ["dark", "", "flat", "noisy", "", "odd"]}
 BROKEN = torch.arange(6) == 2
 APART = torch.zeros(3, 6, dtype=torch.bool)
 APART[0, 4], APART[1, :2] = True, True
@@ -52,8 +51,8 @@ def test_samples_have_votes_and_a_score_that_is_infinite_with_nonfinite_maps():
 
 
 def test_the_score_is_the_larger_one_and_its_reason_comes_first():
-    content = SampleView(LOOK.flip(0), ("", "", "unlike the others", "unlike the others", "", ""))
-    report = replace(REPORT, views={**VIEWS, "content": content}, layers={})
+    reasons = ["", "", "unlike the others", "unlike the others", "", ""]
+    report = replace(REPORT, columns={**VIEWS, "content_score": LOOK.flip(0), "content_reason": reasons}, layers={})
     assert report.outlier_scores.tolist() == [2, 0.5, 9, 9, 0.5, 2]
     assert (report.look_scores.tolist(), report.content_scores.tolist()) == (LOOK.tolist(), LOOK.flip(0).tolist())
     assert [*report.outlier_reasons(2)] == ["content", "look"]
@@ -93,7 +92,7 @@ class TestTable:
         assert count.startswith("anomaly filters: 3, 60.0% of those with varying maps (0.0% where at least 70%")
         assert count.endswith("75.0% elsewhere)")
         assert table.splitlines()[-1] == f"note: {LEFT_OUT}"
-        assert "  c, score inf: flat" in str(replace(REPORT, names=[*"abcdef"]))
+        assert "  c, score inf: flat" in str(replace(REPORT, columns={**VIEWS, "name": [*"abcdef"]}))
 
     def test_a_table_has_a_row_for_each_layer_and_twelve_at_most(self):
         words = [" ".join(line.split()) for line in str(REPORT).split("\n\n")[1].splitlines()]

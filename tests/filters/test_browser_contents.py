@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from reports import contents, layer
+from reports import contents, layer, page_rows
 from torch import Tensor
 
 from lightning_anomaly import AnomalyReport
@@ -14,7 +14,6 @@ from lightning_anomaly.filters.filter_page import filter_browser_text
 from lightning_anomaly.filters.kept_maps import KeptMaps, keep_maps
 from lightning_anomaly.network.layer_maps import LayerMaps
 from lightning_anomaly.pages.html_page import usual_score
-from lightning_anomaly.scores.views import SampleView
 
 
 def made_up(filters: int, samples: int, outliers: int = 0) -> AnomalyReport:
@@ -139,9 +138,10 @@ class TestReport:
         assert contents(filter_browser_text(report, "", None))[0]["scores"] == [0] * 5
         assert usual_score(torch.tensor([torch.inf])) == usual_score(torch.zeros(9)) == 0
         look = torch.tensor([1.25, torch.inf, 0.5, 2, 3], dtype=torch.float64)
-        report = replace(report, views={"look": SampleView(look, ("a", "b", "", "d", "e"))})
-        index, _ = contents(filter_browser_text(report, "", [*"vwxyz"]))
-        assert "".join(row["label"] for row in index["tabs"][0]["rows"]) == "wzyvx"  # by descending score
+        report = replace(report, columns={"look_score": look, "look_reason": ["a", "b", "", "d", "e"]})
+        page = filter_browser_text(report, "", [*"vwxyz"])
+        index, _ = contents(page)
+        assert "".join(row["class"] for row in page_rows(page)["strangest samples"]) == "wzyvx"  # by descending score
         assert index["scores"] == [1.25, None, 0.5, 2, 3]
         assert index["ordinary"] == pytest.approx(torch.tensor([1.25, 0.5, 2, 3]).quantile(0.95).item(), rel=1e-3)
         assert index["views"] == [{"view": "look", "ordinary": index["ordinary"], "scores": index["scores"]}]
@@ -160,13 +160,13 @@ class TestReport:
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
 
     def test_given_labels_replace_those_of_the_report(self, tmp_path):
-        report = replace(made_up(1, 3), labels=["a", "b", "c"])
+        report = replace(made_up(1, 3), columns={"class": ["a", "b", "c"]})
         for labels, names in ((None, ["a", "b", "c"]), ([7, 7, 7], ["7"])):
             page = report.save_html(tmp_path / "filters.html", labels).path
             assert contents(page.read_text())[0]["labels"]["names"] == names
 
     def test_a_page_without_layers_has_its_notes_alone(self):
-        report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."}, names=["c", "d"])
+        report = AnomalyReport({}, 0, notes={"no layers": "There is no convolution."})
         index, _ = contents(filter_browser_text(report, "", ["a", "b"]))
         assert index["notes"] == ["There is no convolution."]
         assert not index["measured"]

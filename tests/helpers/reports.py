@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.filters.layer_report import LayerReport
-from lightning_anomaly.scores.views import SampleView
 
 
 def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) -> LayerReport:
@@ -45,8 +44,6 @@ def facts(value: Any) -> Any:
     """Convert a report, or a part of one, to JSON values that can be compared: without images, NaN as a word."""
     if isinstance(value, Tensor):
         value = value.tolist()
-    elif isinstance(value, SampleView):
-        value = value._asdict()
     elif is_dataclass(value):
         names = [field.name for field in fields(value) if field.name not in ("images", "maps")]
         value = {name: getattr(value, name) for name in names}
@@ -62,6 +59,16 @@ def contents(page: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     blocks = re.findall(r'<script type="text/plain" id="([\w-]+)">([^<]*)<', page)
     raw = {name: zlib.decompress(base64.b64decode(text)) for name, text in blocks if name != "sprite"}
     return json.loads(raw.pop("index")), raw
+
+
+def page_rows(page: str) -> dict[str, list[dict[str, Any]]]:
+    """Read the lists of a page: each row of a list with the cells of its sample."""
+    index, _ = contents(page)
+    columns = "score", "reason", "note", "group", "can_go"
+    return {
+        tab["name"]: [index["table"][number] | dict(zip(columns, entry, strict=True)) for number, *entry in tab["rows"]]
+        for tab in index["tabs"]
+    }
 
 
 def table(file: Path) -> list[dict[str, str]]:

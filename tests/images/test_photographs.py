@@ -124,19 +124,20 @@ def test_the_readme_s_search_of_a_folder_searches_a_flat_one(folder: Path, tmp_p
     monkeypatch.setattr(detector, "load_pretrained", lambda: Pretrained("Net", small, ("ape",)))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(folder)
-    names: dict[str, object] = {}
+    defined: dict[str, object] = {}
     with pytest.warns(UserWarning, match="cannot be read"):
-        exec(block, names)
-    report = names["outliers"]
+        exec(block, defined)
+    report = defined["outliers"]
     assert isinstance(report, OutlierReport)
     assert (tmp_path / "outliers.html").stat().st_size < 10_000_000
-    assert report.outlier_reasons(report.names.index("broken.jpg"))["file"].startswith("cannot be read: Unidentified")
-    assert "grey.png" in [report.names[position] for position in report.top(6)]
-    assert "the same everywhere" in "; ".join(report.outlier_reasons(report.names.index("grey.png")).values())
+    names = [*report.samples["name"]]
+    assert report.outlier_reasons(names.index("broken.jpg"))["file"].startswith("cannot be read: Unidentified")
+    assert "grey.png" in [names[position] for position in report.top(6)]
+    assert "the same everywhere" in "; ".join(report.outlier_reasons(names.index("grey.png")).values())
     assert "broken.jpg" in report.notes["unreadable images"]
     assert "<" not in report.notes["unreadable images"]
-    same = [{report.names[position] for position in group.positions} for group in report.duplicates]
-    assert {"plain.png", "turned.png"} in [names & {"plain.png", "turned.png"} for names in same]
+    same = [{names[position] for position in group.positions} for group in report.duplicates]
+    assert {"plain.png", "turned.png"} in [group & {"plain.png", "turned.png"} for group in same]
     report.save_csv(tmp_path / "all.csv", 3)
     listed = {row["name"]: row["reason"] for row in table(tmp_path / "all.csv")}
     assert {"broken.jpg", "plain.png", "turned.png", "notes.txt"} <= set(listed)
@@ -236,9 +237,8 @@ def test_processes_that_read_give_the_same_numbers_and_leave_nothing_behind(fold
     sources: list[Any] = [FolderImages(folder, 48, num_workers=workers) for workers in (0, 2)]
     alone, *others = (find_outliers(source, model, batch_size=8) for source in (*sources, loader))
     for report in others:
-        for view, expected in alone.views.items():
-            assert torch.equal(report.views[view].scores, expected.scores)
-        assert report.unreadable == alone.unreadable != {}
+        assert report.samples.equals(alone.samples)
+        assert (alone.samples["error"] != "").any()
         assert [group.positions for group in report.duplicates] == [group.positions for group in alone.duplicates]
     assert multiprocessing.active_children() == []
 

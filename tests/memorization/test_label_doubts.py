@@ -3,12 +3,13 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import contents, table
+from reports import page_rows, table
 from torch import Tensor, nn
 
 from lightning_anomaly import MemorizationReport
@@ -17,6 +18,7 @@ from lightning_anomaly.memorization.comparison import compare_outputs
 from lightning_anomaly.memorization.label_doubts import KnownLabels, LabelMargins, MeanMargins, share_of_wrong
 from lightning_anomaly.network.class_scores import Scores
 from lightning_anomaly.scores.label_score import margins_over
+from lightning_anomaly.scores.sample_table import first_by
 
 RNG = torch.Generator().manual_seed(0)
 LABELS = torch.arange(30) % 3
@@ -57,7 +59,13 @@ def at(loss: float, *first: float) -> LabelMargins:
 
 
 def order(means: MeanMargins, labels: KnownLabels) -> list[int]:
-    return [doubt.position for doubt in means.ranked_doubts(labels)]
+    return first_by(means.doubts(labels), "doubt")
+
+
+def in_order(means: MeanMargins, labels: KnownLabels, *columns: str) -> list[Any]:
+    """Position and some columns of the images, the most doubtful first."""
+    table = means.doubts(labels).loc[order(means, labels)].reset_index()
+    return [tuple(row) for row in table[["position", *columns]].values.tolist()]
 
 
 def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
@@ -67,15 +75,16 @@ def test_margins_are_averaged_up_to_the_lowest_loss() -> None:
         means.add(now, epoch)
         orders.append(order(means, labels))
     assert orders == [[10, 0, 20], [0, 10, 20], [0, 10, 20], [20, 10, 0]]
-    found = means.ranked_doubts(labels)
-    assert [(doubt.label, doubt.since) for doubt in found] == [("2", 3), ("1", None), ("0", None)]
-    assert [doubt.score for doubt in found] == sorted((doubt.score for doubt in found), reverse=True)
-    assert {doubt.in_doubt for doubt in found} == {None}
-    assert MemorizationReport(3, 3, doubts=found).doubtful_labels is None
+    assert in_order(means, labels, "class", "since") == [(20, "2", 3), (10, "1", None), (0, "0", None)]
+    found = means.doubts(labels)
+    assert {*found["in_doubt"]} == {None}
+    report = MemorizationReport(3, 3, samples=found)
+    assert report.doubtful_labels is None
+    assert [*report.label_doubts.values()] == sorted(found["doubt"], reverse=True)
     again = MeanMargins()
     again.load_state_dict(means.state_dict())
     again.add(at(0.4, 0, 5000, 1), 4)
-    assert [(doubt.position, doubt.since) for doubt in again.ranked_doubts(labels)] == [(10, 4), (20, 3), (0, None)]
+    assert in_order(again, labels, "since") == [(10, 4), (20, 3), (0, None)]
     assert order(means, labels) == orders[-1]
 
 
@@ -85,7 +94,7 @@ def test_without_a_loss_every_validation_counts_and_other_images_begin_anew() ->
         means.add(now, 0)
     assert order(means, labels) == [0, 20, 10]
     means.add(at(5.0, 1, 2), 7)
-    assert [(doubt.position, doubt.since) for doubt in means.ranked_doubts(known(LABELS[:2]))] == [(10, 7), (0, 7)]
+    assert in_order(means, known(LABELS[:2]), "since") == [(10, 7), (0, 7)]
 
 
 def judged(wrong: float, unsure: float, seed: int = 0) -> Tensor:
@@ -101,7 +110,7 @@ def judged(wrong: float, unsure: float, seed: int = 0) -> Tensor:
 def test_the_first_labels_are_in_doubt_as_many_as_are_wrong(wrong: float, unsure: float) -> None:
     margins, labels, means = judged(wrong, unsure), known(torch.zeros(2000).long()), MeanMargins()
     means.add(margins_of(margins, ["b"] * 2000, 1.0), 0)
-    found = [doubt.in_doubt for doubt in means.ranked_doubts(labels)]
+    found = [in_doubt for _, in_doubt in in_order(means, labels, "in_doubt")]
     assert wrong / 2 <= found.count(True) / 2000 <= max(2 * wrong, 0.01)
     assert found == sorted(found, key=lambda in_doubt: not in_doubt)
 
@@ -111,7 +120,7 @@ def test_the_number_in_doubt_does_not_fall_when_the_network_learns_wrong_labels(
     for epoch, (wrong, unsure, loss) in enumerate([(0.1, 0.9, 3), (0.1, 0.3, 2), (0.001, 0.2, 1.9), (0, 0.01, 1.8)]):
         for _ in range(1 + 9 * (epoch > 1)):
             means.add(margins_of(judged(wrong, unsure), ["b"] * 2000, loss), epoch)
-        counts.append([doubt.in_doubt for doubt in means.ranked_doubts(labels)].count(True))
+        counts.append([in_doubt for _, in_doubt in in_order(means, labels, "in_doubt")].count(True))
     assert counts[1] == counts[2] == counts[3]
     assert 100 <= counts[1] <= 400
 
@@ -129,7 +138,7 @@ def test_the_number_in_doubt_is_at_most_that_of_contradicted_labels_and_unknown_
 def test_a_table_has_all_images_by_their_doubt_and_a_page_the_first(tmp_path: Path) -> None:
     means, margins = MeanMargins(), torch.rand(3, 70, generator=RNG).double()
     means.add(margins_of(margins, ["b"] * 70, 1.0), 4)
-    report = MemorizationReport(70, 10, doubts=means.ranked_doubts(known(torch.zeros(70).long())))
+    report = MemorizationReport(70, 10, samples=means.doubts(known(torch.zeros(70).long())))
     report.save_csv(tmp_path / "labels.csv")
     rows = table(tmp_path / "labels.csv")
     assert [int(row["position"]) for row in rows] == [*report.label_doubts]
@@ -137,8 +146,8 @@ def test_a_table_has_all_images_by_their_doubt_and_a_page_the_first(tmp_path: Pa
     report.save_html(tmp_path / "labels.html")
     page = (tmp_path / "labels.html").read_text()
     assert "<title>Training labels</title>" in page
-    (tab,) = contents(page)[0]["tabs"]
-    assert [row["position"] for row in tab["rows"]] == [*report.label_doubts][:64]
+    ((_, rows),) = page_rows(page).items()
+    assert [row["position"] for row in rows] == [*report.label_doubts][:64]
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -160,11 +169,12 @@ def test_the_class_of_most_doubt_and_its_file_are_named() -> None:
     labels = known(train=texts, classes=("a", "b", "c"), names=names, val=["a"] * 30, folder=folder)
     seen, means = labels.measure_margins(logits, logits), MeanMargins()
     means.add(seen, 2)
-    first, *others = means.ranked_doubts(labels)
-    assert (first.position, first.name, first.label, first.looks_like) == (40, "40.png", "c", "b")
-    assert first.path == os.path.abspath(os.path.join(folder, "40.png"))
-    assert first.reason == "labeled c, looks like b (since epoch 2)"
-    assert first.left_out > max(doubt.left_out for doubt in others) + 1
+    first, *others = in_order(means, labels, "name", "class", "looks_like", "path", "left_out")
+    assert first[:4] == (40, "40.png", "c", "b")
+    assert first[4] == os.path.abspath(os.path.join(folder, "40.png"))
+    assert first[5] > max(other[5] for other in others) + 1
+    report = MemorizationReport(30, 30, samples=means.doubts(labels))
+    assert report.label_list(1).entries[0].reason == "labeled c, looks like b (since epoch 2)"
     assert seen.loss == pytest.approx(torch.nn.functional.cross_entropy(features, LABELS * 0).item())
 
 
@@ -214,8 +224,7 @@ def test_an_image_that_is_missing_once_keeps_its_place_and_its_mean() -> None:
     means.add(at(2, 4, 3, math.nan), 0)
     assert order(means, labels) == [0, 10]
     means.add(margins_of(at(1, 4, math.nan, 3.5).margins, ["b", "", "c"], 1), 1)
-    found = means.ranked_doubts(labels)
-    assert [(doubt.position, doubt.looks_like, doubt.since) for doubt in found] == [
+    assert in_order(means, labels, "looks_like", "since") == [
         (0, "b", 0),
         (20, "c", 1),
         (10, "b", 0),

@@ -53,7 +53,8 @@ def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     assert torch.equal(loaded.score(images), scores)
     assert torch.equal(loaded.p_values(scores), fitted.p_values(scores))
     report, expected = loaded.search(images), fitted.search(images)
-    assert str(report.tabs()) == str(expected.tabs())
+    assert report.samples.equals(expected.samples)
+    assert [part.entries for part in report.lists()] == [part.entries for part in expected.lists()]
     assert [(group.positions, group.reference) for group in report.duplicates if group.identical] == [([105], [7])]
     assert {*report.pictures} >= {*report.top(50)}
     assert all(torch.equal(picture, expected.pictures[place]) for place, picture in report.pictures.items())
@@ -120,10 +121,10 @@ def test_a_part_may_have_only_broken_images(of_photographs):
     with pytest.warns(UserWarning, match="24 of the 60 images"):
         expected = of_photographs.search(photographs(range(60)))
     assert_same_scores(joined.scores, expected.scores)
-    assert joined.unreadable == expected.unreadable
-    assert len(joined.unreadable) == 24
+    assert [*joined.samples["error"]] == [*expected.samples["error"]]
+    assert (joined.samples["error"] != "").sum() == 24
     assert sorted(joined.notes.values()) == sorted(expected.notes.values())
-    assert joined.names == expected.names
+    assert [*joined.samples["name"]] == [*expected.samples["name"]]
     assert all(part.keys() == parts[0].keys() for part in parts)
     with pytest.raises(ValueError, match="0 is broken"):
         of_photographs.search(photographs(range(8)))
@@ -292,7 +293,7 @@ def test_parts_of_a_folder_give_the_lists_and_notes_of_one_search(tmp_path):
     assert sorted(joined.notes.values()) == sorted(expected.notes.values())
     assert "2 of the 332 images" in str(joined.notes)
     rows = [
-        [(tab.name, tab.count, [row.name for row in tab.rows]) for tab in report.tabs()]
+        [(part.name, part.count, [row["name"] for _, row in part.rows]) for part in report.lists()]
         for report in (joined, expected)
     ]
     assert rows[0] == rows[1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, find_outliers
+from lightning_anomaly.scores.sample_table import sample_table
 
 
 def images(count: int, seed: int = 0, damaged: tuple[int, ...] = ()) -> Tensor:
@@ -82,7 +83,8 @@ def test_an_image_with_large_negative_values_alone_is_found():
 def report_of(p_values: Tensor, n_reference: int, rate: float, scores: Tensor | None = None) -> OutlierReport:
     """A report without views; by default all scores are equal."""
     scores = torch.zeros(len(p_values)) if scores is None else scores
-    return OutlierReport(scores, p_values, {}, {}, n_reference, n_reference - n_reference // 2, rate)
+    samples = sample_table({"score": scores, "p_value": p_values}, range(len(scores)))
+    return OutlierReport(samples, n_reference, n_reference - n_reference // 2, rate)
 
 
 def test_significant_images_follow_benjamini_and_hochberg_s_rule():
@@ -183,7 +185,7 @@ def test_a_report_has_rows_by_descending_score(net):
     for view in ("look", "content"):
         scores = getattr(report, f"{view}_scores")
         assert report.top(5, by=view) == scores.argsort(descending=True, stable=True)[:5].tolist()
-        assert 0 < report.view_p_values[view][7] <= 1
+        assert 0 < report.samples[f"{view}_p_value"][7] <= 1
     assert len(report.top(1000)) == 200
     lines = str(report).splitlines()
     assert [line.split()[0] for line in lines[2:12]] == [str(position) for position in report.top(10)]

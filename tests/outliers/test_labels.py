@@ -32,22 +32,21 @@ def test_wrong_labels_stand_first_with_the_class_that_they_look_like(net):
     digits.targets, digits.classes = FILED[:COUNT].tolist(), [f"digit {number}" for number in range(10)]
     report = find_outliers(digits, net)
     assert average_precision_score(FILED[:COUNT] != TRUTH[:COUNT], report.label_scores) > 0.5
-    assert [report.labels[place] for place in WRONG] == [f"digit {FILED[place]}" for place in WRONG]
-    assert [report.looks_like[place] for place in WRONG] == [f"digit {TRUTH[place]}" for place in WRONG]
+    samples = report.samples
+    assert [*samples["class"].loc[WRONG]] == [f"digit {FILED[place]}" for place in WRONG]
+    assert [*samples["looks_like"].loc[WRONG]] == [f"digit {TRUTH[place]}" for place in WRONG]
     reason = f"filed under digit {FILED[3]}, clearly looks like digit {TRUTH[3]}"
     assert report.outlier_reasons(3)["label"] == reason
     assert reason in str(report)
     assert torch.equal(report.scores, torch.maximum(report.look_scores, report.content_scores))
-    assert report.nearest is not None
     alike = torch.nn.functional.cosine_similarity(IMAGES[WRONG].flatten(1)[:, None], IMAGES[:COUNT].flatten(1), dim=2)
     for place, values in zip(WRONG, alike, strict=True):  # the features are the pixels
         values[place] = -1
         for side, label in enumerate((FILED[place], TRUTH[place])):
             near = values.where(FILED[:COUNT] == label, -1).argsort(descending=True)[:3]
-            assert report.nearest[place, side].tolist() == near.tolist()
-        assert {*report.nearest[place].flatten().tolist()} <= {*report.pictures}
-    agree = [place for place, label in enumerate(report.labels) if label == report.looks_like[place]]
-    assert (report.nearest[agree] == -1).all()
+            assert samples["nearest"][place][side] == near.tolist()
+            assert {*near.tolist()} <= {*report.pictures}
+    assert {*samples["nearest"][samples["class"] == samples["looks_like"]]} == {None}
 
 
 def test_what_is_filed_elsewhere_does_not_depend_on_how_much_is(net):
@@ -61,17 +60,16 @@ def test_what_is_filed_elsewhere_does_not_depend_on_how_much_is(net):
         assert len(found & wrong) >= 0.75 * len(wrong)
         assert len(found) <= listed * COUNT
         assert not found & perhaps
-        differs = {place for place in range(COUNT) if report.looks_like[place] != report.labels[place]}
-        assert found | perhaps == differs
-        tabs = {tab.name: tab.rows for tab in report.tabs(5)}
-        assert [row.position for row in tabs["label"]] == report.filed_elsewhere
-        assert [row.position for row in tabs["perhaps"]] == report.perhaps_elsewhere[:5]
+        assert found | perhaps == {*report.samples.query("looks_like != `class`").index}
+        lists = {part.name: [entry.position for entry in part.entries] for part in report.lists(5)}
+        assert lists["label"] == report.filed_elsewhere
+        assert lists["perhaps"] == report.perhaps_elsewhere[:5]
 
 
 def test_labels_that_tell_nothing_are_noted_and_change_nothing(net):
     plain = find_outliers(IMAGES[:COUNT], net)
     assert plain.label_scores.isnan().all()
-    assert plain.labels is None
+    assert {*plain.samples["class"]} == {""}
     halves = ["train" if place % 5 else "val" for place in range(COUNT)]
     for labels in (halves, ["all"] * COUNT):
         with pytest.warns(UserWarning, match="tell nothing"):
@@ -100,10 +98,10 @@ def test_an_image_in_two_classes_is_in_a_list_of_its_own_in_the_tables_and_on_th
     rows = {int(row["position"]): row for row in table(tmp_path / "rows.csv")}
     assert rows[10]["class"] == rows[10]["looks_like"] == f"./{labels[10]}"
     assert {*report.filed_elsewhere} <= {*rows}
-    tabs = {tab.name: tab.rows for tab in report.tabs()}
-    assert [row.score for row in tabs["label"]] == scores
-    assert [row.position for row in tabs["twice"]] == [10, 20]
-    assert all(report.outlier_reasons(row.position)["label"] in row.reason for row in tabs["twice"])
+    lists = {part.name: part.entries for part in report.lists()}
+    assert [entry.score for entry in lists["label"]] == scores
+    assert [entry.position for entry in lists["twice"]] == [10, 20]
+    assert all(report.outlier_reasons(entry.position)["label"] in entry.reason for entry in lists["twice"])
     assert {*report.pictures} >= {*report.filed_elsewhere[:100]}
 
 
@@ -112,14 +110,14 @@ def test_a_copy_in_another_class_does_not_speak_against_an_image(net):
     images = 0.2 * torch.randn(150, 1, 8, 8, generator=generator) + 0.5
     images += 0.1 * torch.randn(3, 1, 8, 8, generator=generator)[classes]
     plain = find_outliers(images, net, labels=classes.tolist())
-    right = [place for place, label in enumerate(plain.labels) if plain.looks_like[place] == label][:20]
+    right = plain.samples.query("looks_like == `class`").index[:20].tolist()
     filed = torch.cat([classes, (classes[right] + 1) % 3]).tolist()
     report = find_outliers(torch.cat([images, images[right]]), net, labels=filed)
     assert [group.positions for group in report.duplicates] == [[place, 150 + i] for i, place in enumerate(right)]
     assert not {*right} & {*report.filed_elsewhere}  # two of them were, and six looked like the class of their copy
-    agree = [place for place in right if report.looks_like[place] == report.labels[place]]
+    agree = report.samples.loc[right].query("looks_like == `class`")
     assert len(agree) >= 18
-    assert (report.nearest[agree] == -1).all()
+    assert {*agree["nearest"]} == {None}
     assert len({*range(150, 170)} & {*report.filed_elsewhere}) >= 15
 
 
@@ -130,14 +128,14 @@ def test_a_labelled_reference_gives_honest_p_values_and_is_saved(net, tmp_path):
     loaded = OutlierDetector.load(tmp_path / "detector.pt", net)
     report, again = detector.search(new), loaded.search(new)
     assert torch.equal(again.label_scores, report.label_scores)
-    assert again.looks_like == report.looks_like
+    assert again.samples.equals(report.samples)
     for name in ("label", "content"):
-        p_values = report.view_p_values[name]
+        p_values = report.samples[f"{name}_p_value"]
         for level in (0.05, 0.2):
-            assert (p_values <= level).double().mean().item() <= level + 3.5 * (level / 270) ** 0.5
+            assert (p_values <= level).mean() <= level + 3.5 * (level / 270) ** 0.5
     wrong = loaded.search(new, labels=[*((TRUTH[1000:1010] + 1) % 10).tolist(), *TRUTH[1010:1600].tolist()])
     assert len({*wrong.top(14, by="label")} & {*range(10)}) >= 7
-    assert wrong.view_p_values["label"][:10].median() < 0.02
+    assert wrong.samples["label_p_value"][:10].median() < 0.02
     # Without classes, or with others, the search is that of a reference without classes.
     plain = OutlierDetector(net).fit(IMAGES[:1000]).search(IMAGES[1000:1600])
     for labels in ([None] * 600, ["unknown"] * 600):

@@ -27,7 +27,10 @@ TEXTS = """() => {
 def test_nothing_is_shown_as_an_object_or_as_missing(
     kind: str, opened: Callable[..., Any], report: AnomalyReport, tmp_path: Path
 ) -> None:
-    report = replace(report, labels=["even", "odd"] * 200, names=[f"{place}.png" for place in range(400)])
+    report = replace(
+        report,
+        columns={**report.columns, "class": ["even", "odd"] * 200, "name": [f"{place}.png" for place in range(400)]},
+    )
     page = opened({"search": planted, "filters": lambda: report, "run": lambda: run_of(report, tmp_path)}[kind]())
     links = "links => links.map(link => link.getAttribute('href'))"
     tabs = page.page.eval_on_selector_all("nav a", links)

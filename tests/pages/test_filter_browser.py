@@ -165,7 +165,8 @@ class TestLists:
         lefts = "all => all.map(each => each.getBoundingClientRect().left)"
         assert len({*page.page.eval_on_selector_all(".bars .cut", lefts)}) == 1  # a row for each view, with its reason
         reasons = report.outlier_reasons(first)
-        expected = [(name, f"{view.scores[first]:.1f}", reasons.get(name)) for name, view in report.views.items()]
+        scores = {view: report.samples[f"{view}_score"][first] for view in ("look", "content")}
+        expected = [(view, f"{score:.1f}", reasons.get(view)) for view, score in scores.items()]
         assert page.text(".bars").split("\n") == [text for row in expected for text in row if text]
         filters = [(name, index) for name, layer in report.layers.items() for index in range(len(layer.verdicts))]
         shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")

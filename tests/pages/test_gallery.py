@@ -4,6 +4,7 @@ import base64
 import io
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -11,26 +12,42 @@ import torch
 from PIL import Image
 from reports import contents, table
 
-from lightning_anomaly.pages.gallery import COLUMNS, MOVE, Row, Tab, gallery_page, name_in_csv, read_reviewed, write_csv
+from lightning_anomaly.pages.gallery import (
+    FIRST_COLUMNS,
+    MOVE,
+    Entry,
+    SampleList,
+    gallery_page,
+    name_in_csv,
+    read_reviewed,
+    write_csv,
+)
 from lightning_anomaly.pages.html_page import data_uri, usual_score, write_page
+from lightning_anomaly.scores.sample_table import COLUMNS, sample_table
 
 NAMES = ["a b#1?.png", "50%/ä:ö.png", "=1+1.png"]
 
 
-def lists(folder: Path) -> list[Tab]:
-    first, second, third = (Row(name, place, str(folder / name), score=1.5) for place, name in enumerate(NAMES))
-    third.label, third.reason, third.score = "-cat", "@dog", float("inf")
+def listing(name: str, names: list[str], *entries: Entry, folder: Path = Path(), **given: Any) -> SampleList:
+    columns = {column: values for column, values in given.items() if column not in ("pictures", "label")}
+    columns |= {"class": given["label"]} if "label" in given else {}
+    samples = sample_table({"name": names, **columns}, range(len(names)), str(folder))
+    return SampleList(name, name, "", samples, entries, pictures=given.get("pictures", {}))
+
+
+def lists(folder: Path, **given: Any) -> list[SampleList]:
+    first, second, third = Entry(0, score=1.5), Entry(1, score=1.5), Entry(2, "@dog", float("inf"))
     return [
-        Tab("look", "Look", "", [first, second]),
-        Tab("empty", "Empty", "", []),
-        Tab("content", "Content", "", [second, third]),
+        listing(name, NAMES, *entries, folder=folder, label=["", "", "-cat"], **given)
+        for name, entries in {"look": (first, second), "empty": (), "content": (second, third)}.items()
     ]
 
 
 def test_each_image_is_once_in_the_csv_file_with_its_lists(tmp_path):
     write_csv(tmp_path / "new" / "a.csv", lists(tmp_path))
     rows = table(tmp_path / "new" / "a.csv")
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == (*FIRST_COLUMNS, "error")
+    assert {*rows[0]} <= {*COLUMNS, "list", "position", "reason"}
     assert [row["path"] for row in rows] == [str(tmp_path / name) for name in NAMES]
     assert [row["list"] for row in rows] == ["look", "look; content", "content"]
     assert [row["score"] for row in rows] == ["1.5", "1.5", ""]
@@ -40,30 +57,31 @@ def test_each_image_is_once_in_the_csv_file_with_its_lists(tmp_path):
 
 @pytest.mark.parametrize("text", ["=1", "\t=1", "\r1", " =1", "\n +1", " -1", "\t"])
 def test_no_text_is_a_formula_for_a_spreadsheet(text, tmp_path):
-    tabs = [Tab("a", "", "", [Row("1.png", path="1")]), Tab("b", "", "", [Row("1.png", path="1", reason=text)])]
-    write_csv(tmp_path / "a.csv", tabs)
+    write_csv(tmp_path / "a.csv", [listing("a", ["1.png"], Entry(0)), listing("b", ["1.png"], Entry(0, text))])
     assert [row["reason"] for row in table(tmp_path / "a.csv")] == [f"./{text}"]
 
 
 def test_a_page_has_the_lists_with_rows_and_links_to_the_files_that_there_are(tmp_path):
     photos, folder = tmp_path / "photos", tmp_path / "pages" / "new"
-    tabs = lists(photos)
     for name in NAMES[:2]:
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         (photos / name).touch()
     picture = data_uri(torch.zeros(2, 3, 1, dtype=torch.uint8))
-    tabs[0].rows[1].picture = tabs[2].rows[1].picture = picture  # of the second and the third
+    tabs = lists(photos, pictures=dict.fromkeys((1, 2), picture))
     index, _ = contents(gallery_page("a title", ["lead"], tabs, folder))
-    assert [(tab["name"], len(tab["rows"])) for tab in index["tabs"]] == [("look", 2), ("content", 2)]
-    links = [row["link"] for tab in index["tabs"] for row in tab["rows"]]
-    assert links[1] == links[2]
-    assert links[3] is None  # there is no such file
+    assert [(tab["name"], [entry[0] for entry in tab["rows"]]) for tab in index["tabs"]] == [
+        ("look", [0, 1]),
+        ("content", [1, 2]),
+    ]
+    links = [row["link"] for row in index["table"]]
+    assert links[2] is None  # there is no such file
     for link, name in zip(links, NAMES[:2], strict=False):
         assert not {*link} & {"#", "?", ":", " "}
         assert (folder / unquote(link)).resolve() == photos / name
     assert index["pictures"] == [picture]
-    assert [row["picture"] for tab in index["tabs"] for row in tab["rows"]] == [None, 0, 0, 0]
-    assert index["tabs"][1]["rows"][1]["score"] is None
+    assert [row["picture"] for row in index["table"]] == [None, 0, 0]
+    assert [row["score"] for row in index["table"]] == [1.5, 1.5, None]
+    assert index["tabs"][1]["rows"][1][1] is None
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python closes the file as it ends
@@ -77,12 +95,12 @@ def test_the_printed_lines_move_files_by_their_verdicts_and_overwrite_and_remove
         "4.png": "",
     }
     for folder in ("first", "second", "third"):
-        rows = [Row(name, path=str(tmp_path / folder / name), verdict=found) for name, found in verdicts.items()]
-        for row in rows:
-            Path(row.path).parent.mkdir(parents=True, exist_ok=True)
-            Path(row.path).write_text(f"{folder} {row.name}")
-            row.move_to = str(tmp_path / "cats" / "2.png")
-        write_csv(tmp_path / "verdicts.csv", [Tab("look", "Look", "", rows)])
+        for name in verdicts:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(f"{folder} {name}")
+        columns = {"move_to": [str(tmp_path / "cats" / "2.png")] * 5, "verdict": [*verdicts.values()]}
+        listed = listing("look", [*verdicts], *map(Entry, range(5)), folder=tmp_path / folder, **columns)
+        write_csv(tmp_path / "verdicts.csv", [listed])
         for _ in range(2):  # what is moved already is left alone
             exec(MOVE, {})
     files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.png")}
@@ -96,8 +114,8 @@ def test_the_printed_lines_move_files_by_their_verdicts_and_overwrite_and_remove
 
 def test_what_was_found_right_is_read_by_the_names_that_the_file_has(tmp_path):
     names = ["=1.png", os.fsdecode(b"caf\xe9.png"), "a, b.png", "other.png"]
-    rows = [Row(name, verdict="right" if place < 3 else "ticked") for place, name in enumerate(names)]
-    write_csv(tmp_path / "verdicts.csv", [Tab("look", "Look", "", rows)])
+    judged = listing("look", names, *map(Entry, range(4)), verdict=["right"] * 3 + ["ticked"])
+    write_csv(tmp_path / "verdicts.csv", [judged])
     assert read_reviewed(tmp_path / "verdicts.csv") == {name_in_csv(name) for name in names[:3]}
     assert read_reviewed(None) == set()
     (tmp_path / "other.csv").write_text("path,label\n1,2\n")

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from planted import COUNTS, made_up, planted
+from planted import COUNTS, made_up, planted, with_columns
 from reports import table
 from torch import nn
 
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
+from lightning_anomaly.scores.sample_table import sample_table
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
 
@@ -54,7 +55,7 @@ class TestPage:
         lead = page.text(".lead")
         for text in ("5,000 images", "20 filed elsewhere", "5 cannot be read", "Tick what should go"):
             assert text in lead
-        assert cards(page) == [report.names[place] for place in report.top(60, by="look")]
+        assert cards(page) == [*report.samples["name"].loc[report.top(60, by="look")]]
         page.page.get_by_role("button", name="Show more").click()
         assert len(cards(page)) == 100
         page.page.get_by_role("link", name="Cannot be read").click()
@@ -88,7 +89,7 @@ class TestPage:
         for typed in "9.PNG":
             page.page.keyboard.type(typed)
         page.settle()
-        named = [report.names[place] for place in report.top(100, by="look") if "9.png" in report.names[place]]
+        named = [name for name in report.samples["name"].loc[report.top(100, by="look")] if "9.png" in name]
         assert page.page.locator("[type=search]").input_value() == "9.PNG"
         assert cards(page) == named
         assert 2 < len(named) < 60
@@ -107,7 +108,11 @@ class TestPage:
         assert f"{len(named) - 1} image" in page.text(".ticked-bar")
 
     def test_an_image_can_be_moved_to_the_class_that_it_looks_like_or_be_right(self, opened):
-        report = replace(planted(), names=[f"a/{place}.png" for place in range(5000)])
+        report = with_columns(
+            planted(),
+            name=[f"a/{place}.png" for place in range(5000)],
+            move_to=[f"/b/{place}.png" for place in range(5000)],
+        )
         page = opened(report, "#/label")
         page.page.locator("[data-verdict=move]").first.check()
         page.page.locator("[data-verdict=ticked]").nth(1).check()
@@ -167,7 +172,7 @@ class TestPage:
         for address in ("#/unreadable", "#/skipped"):
             page.go(address)
             page.page.locator("[data-verdict=ticked]").first.click()
-        expected = [report.names[report.top(4, by="look")[3]], "40/4000.png", "a.txt"]
+        expected = [report.samples["name"][report.top(4, by="look")[3]], "40/4000.png", "a.txt"]
         assert tabs(page)[-1] == "Ticked 3"
         rows = page.saved("Save the lists")
         assert [row["name"] for row in rows if row["verdict"] == "ticked"] == expected
@@ -219,7 +224,7 @@ class TestPage:
         page.press("ArrowRight")
         assert page.text("h1") == f"image {second}"
         assert "2 of 100" in page.text(".steps")
-        scores = [f"{view.scores[second]:.1f}" for view in report.views.values()]
+        scores = [f"{report.samples[name][second]:.1f}" for name in ("look_score", "content_score")]
         assert page.text(".bars").split("\n") == ["look", scores[0], f"reason {second}", "content", scores[1]]
         page.press("x")
         assert "1 image ticked" in page.text(".ticked-bar")
@@ -236,14 +241,15 @@ class TestPage:
             assert "no such page" in page.text(), wrong
 
     def test_a_search_that_finds_nothing_says_so(self, opened):
-        nothing = torch.full((3,), torch.nan)
-        page = opened(OutlierReport(nothing, nothing, {}, {}, 3, 0, 0.1))
+        nothing = [torch.nan] * 3
+        page = opened(OutlierReport(sample_table({"score": nothing, "p_value": nothing}, range(3)), 3, 0))
         assert "3 images" in page.text()
         assert tabs(page) == []
 
     def test_hostile_names_are_shown_as_text_within_the_window(self, opened):
-        report = made_up(reason=HOSTILE, notes={"a": HOSTILE}, names=[f"{i}{HOSTILE}" for i in range(300)])
-        report = replace(report, labels=[HOSTILE] * 300, feature_layer=HOSTILE)
+        report = made_up(reason=HOSTILE, notes={"a": HOSTILE}, feature_layer=HOSTILE)
+        names = [f"{i}{HOSTILE}" for i in range(300)]
+        report = with_columns(report, name=names, **{"class": [HOSTILE] * 300})
         page = opened(report, width=360, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
         assert HOSTILE.split()[0] in page.page.title()
         for place in ("", "#/look/0"):
@@ -253,5 +259,5 @@ class TestPage:
             assert HOSTILE.strip() in page.text("#top")
         page.press("x")
         (row,) = [row for row in page.saved("Save the lists") if row["verdict"]]
-        assert row["name"] == report.names[report.top(1, by="look")[0]]
+        assert row["name"] == report.samples["name"][report.top(1, by="look")[0]]
         assert row["class"] == HOSTILE

@@ -20,7 +20,7 @@ from lightning_anomaly import (
     MemorizationReport,
     save_run_page,
 )
-from lightning_anomaly.memorization.label_doubts import LabelDoubt
+from lightning_anomaly.scores.sample_table import sample_table
 
 HOSTILE = '/a/long/path<img src=x onerror="document.title=1">"\'&</script><b>`'
 LOSSES = [2.0, 1.5, 1.25, 1.0, 1.125, 1.75]
@@ -31,10 +31,10 @@ def run_of(report: AnomalyReport, folder: Path, name: str = "train/{}.png") -> A
     """Make a Trainer whose callbacks have this report, ten training labels and six validations."""
     filters, output = AnomalyFilterCallback(), MemorizationCallback()
     filters.report = report
-    labels = [LabelDoubt(p, name.format(p), name.format("a"), "b", 0, 10.0 - p, 0.0, p < 3) for p in range(10)]
-    output.report = MemorizationReport(
-        {}, 10, 10, torch.zeros(999), doubts=labels, pictures=torch.zeros(10, 8, 8, 1, dtype=torch.uint8)
-    )
+    columns = {"name": [name.format(p) for p in range(10)], "class": [name.format("a")] * 10, "looks_like": ["b"] * 10}
+    columns |= {"since": [0] * 10, "doubt": [10.0 - p for p in range(10)], "in_doubt": [p < 3 for p in range(10)]}
+    samples, pictures = sample_table(columns, range(10)).assign(path=""), torch.zeros(10, 8, 8, 1, dtype=torch.uint8)
+    output.report = MemorizationReport(10, 10, samples=samples, pictures=pictures)
     for epoch, (loss, rise) in enumerate(zip(LOSSES, RISES, strict=True)):
         place = {"epoch": epoch, "step": 10 * epoch}
         seen = {
@@ -136,7 +136,7 @@ class TestRun:
         layers = {HOSTILE + name: layer for name, layer in report.layers.items()}
         maps = {HOSTILE + name: kept for name, kept in report.maps.items()}
         names = [f"{HOSTILE}{sample}" for sample in range(report.n_samples)]
-        hostile = replace(report, layers=layers, maps=maps, names=names, labels=names)
+        hostile = replace(report, layers=layers, maps=maps, columns={**report.columns, "name": names, "class": names})
         options = {"width": 360, "title": HOSTILE, "name": "<img src=x onerror=alert(1)>.html"}
         page = opened(run_of(hostile, tmp_path, HOSTILE + "{}"), **options)
         a_filter = f"filter/{quote(HOSTILE + '0', safe='')}/0?pin=7&by=label"

@@ -81,9 +81,9 @@ def run(options: argparse.Namespace) -> None:
         counts = most_singled_out(report.layers)
         draw_images(left, report.images[[*counts]], [f"{count} filters" for count in counts.values()])
         draw_curves(middle, curves, best)
-        listed = found.filed_elsewhere
-        images = [Image.open(Path(found.folder) / found.names[position]) for position in listed]
-        draw_images(right, images, [f"filed as {found.labels[p]}\nlooks like {found.looks_like[p]}" for p in listed])
+        listed = found.samples.loc[found.filed_elsewhere]
+        pairs = zip(listed["class"], listed["looks_like"], strict=True)
+        draw_images(right, [*map(Image.open, listed["path"])], [f"filed as {a}\nlooks like {b}" for a, b in pairs])
         for panel, shown, then in (
             (left, "Filters agree on these images", "Look at these samples"),
             (middle, "A gap opens, and the run stops", f"Load the checkpoint of epoch {best}"),
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
             panel.supxlabel(f"→ {then}", weight="bold", color=_BLUE)
         figure.savefig(options.picture, dpi=150)
     print(f"{len(listed)} of {_FILED} digits are filed elsewhere. Wrong were the files 0 to {_WRONG - 1}:")
-    print(*(found.names[position] for position in listed))
+    print(*listed["name"])
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
