@@ -1,9 +1,10 @@
-"""Find odd images, duplicates and broken files in a folder."""
+"""Find odd images, duplicates and broken files in a folder, and move them."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import shlex
 import signal
 import sys
 import warnings
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryFile
-from textwrap import indent
 from typing import Any
 
 from lightning_anomaly import __version__
@@ -23,11 +23,32 @@ pretrained on ImageNet; for your own, call `find_outliers` in Python.
 """
 
 
+_MOVING = """
+Set aside the images that were ticked on the page of a search, and move the others that were marked into the folder of
+their class. Nothing is overwritten. Each move is written into a file beside FILE before it is made, so that a run that
+was interrupted can be run again or undone.
+"""
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(prog="lightning-anomaly", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    moving = commands.add_parser(
+        "move",
+        help="move files as the page of a search was told to, or back",
+        description=_MOVING,
+        epilog="example: lightning-anomaly move verdicts.csv --undo",
+    )
+    moving.add_argument("verdicts", type=Path, metavar="FILE", help="verdicts.csv that the page saved")
+    moving.add_argument("--undo", action="store_true", help="move every file back")
+    moving.add_argument("--dry-run", action="store_true", help="say what would be moved, and move nothing")
+    folder_help = "folder that was searched, default: that of most of the files"
+    moving.add_argument("--folder", type=Path, metavar="PATH", help=folder_help)
+    aside_help = "folder for what is set aside, default: FOLDER_set_aside"
+    moving.add_argument("--aside", type=Path, metavar="PATH", help=aside_help)
+    command = commands.add_parser(
         "outliers",
         help="find the oddest images of a folder, duplicates and broken files",
         description=_DESCRIPTION,
@@ -91,7 +112,6 @@ def _search_folder(options: argparse.Namespace) -> None:
     from lightning_anomaly.images.folder_images import FolderImages
     from lightning_anomaly.network.pretrained import load_pretrained
     from lightning_anomaly.outliers import find_outliers
-    from lightning_anomaly.pages.gallery import MOVE
 
     how = {"num_workers": options.workers, "class_depth": options.class_depth}
     images = FolderImages(options.data, **how)
@@ -113,7 +133,29 @@ def _search_folder(options: argparse.Namespace) -> None:
     report.save_csv(page.with_suffix(".csv"), options.top, every=options.all)
     print(f"the same lists as a table: {page.with_suffix('.csv')}")
     print(f"to look through them and tick what should go: open {page}")
-    print(f"to move the files, once the page has saved verdicts.csv:\n{indent(MOVE, '    ')}", end="")
+    print("to move the files, once the page has saved verdicts.csv: lightning-anomaly move verdicts.csv")
+
+
+def _move_files(options: argparse.Namespace) -> int:
+    """Move files by the verdicts of a page, or back; return how many could not be moved."""
+    from lightning_anomaly.outliers.moves import make_moves, plan_moves, undo_moves
+
+    if options.undo:
+        count, refused = undo_moves(options.verdicts, options.dry_run)
+        print(f"{count:,} files {'would be' if options.dry_run else 'are'} back where they were")
+    else:
+        plan = plan_moves(options.verdicts, options.folder, options.aside)
+        print(plan)
+        if options.dry_run:
+            for move in plan.moves:
+                print(f"{move.old} -> {move.new}")
+        elif plan.moves:
+            make_moves(plan, options.verdicts)
+            print(f"to move every file back: lightning-anomaly move {shlex.quote(str(options.verdicts))} --undo")
+        refused = plan.refused
+    for problem in refused:
+        print(f"not moved: {problem}", file=sys.stderr)
+    return len(refused)
 
 
 def _unused_page_name(page: Path) -> Path:
@@ -128,13 +170,15 @@ def _end(number: int, frame: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Search a folder; a user's mistake ends in one sentence instead of a traceback."""
+    """Search a folder or move files; a user's mistake ends in one sentence instead of a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the terminal's encoding may lack letters of a file name
             stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, _end)
     try:
         options = parse(arguments)
+        if options.command == "move":
+            sys.exit(1 if _move_files(options) else 0)
         _check_options(options)
         _search_folder(options)
     except KeyboardInterrupt as interrupt:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,25 +32,37 @@ def pixel_faults(pixels: Tensor) -> Tensor:
     return torch.stack([highest < _DARK, lowest > _LIGHT, highest - lowest <= _SHADE, color <= _GRAY], 1)
 
 
-def find_faults(answers: Tensor, files: Sequence[str]) -> list[str]:
-    """Return the faults of N images in words, separated by `; `, by `pixel_faults` `(N, 4)` and their files."""
+def file_facts(files: Sequence[str]) -> dict[str, list[Any]]:
+    """Return columns of the width, height, bytes and time of files; 0 where unknown."""
     from PIL import Image
 
-    faults = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
-    if 2 * len(faults["gray among color"]) > len(files):
-        faults["gray among color"] = []
-    sizes = dict[int, tuple[int, int]]()
+    facts: dict[str, list[Any]] = {name: [0] * len(files) for name in ("width", "height", "bytes", "modified")}
     for place, file in enumerate(files):
-        with suppress(Exception), Image.open(file) as opened:  # broken ones are a list of their own
-            sizes[place] = opened.size
-    areas = {place: width * height for place, (width, height) in sizes.items()}
+        with suppress(Exception):  # broken ones are a list of their own
+            found = os.stat(file)
+            facts["bytes"][place], facts["modified"][place] = found.st_size, found.st_mtime
+            with Image.open(file) as opened:
+                facts["width"][place], facts["height"][place] = opened.size
+    return facts
+
+
+def find_faults(answers: Tensor, sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """Return the faults of N images in words, separated by `; `, by `pixel_faults` `(N, 4)` and their sizes.
+
+    Sizes are width and height (pixels), 0 where unknown.
+    """
+    faults = {fault: column.nonzero()[:, 0].tolist() for fault, column in zip(_IN_PIXELS, answers.T, strict=True)}
+    if 2 * len(faults["gray among color"]) > len(sizes):
+        faults["gray among color"] = []
+    known = {place: size for place, size in enumerate(sizes) if min(size)}
+    areas = {place: width * height for place, (width, height) in known.items()}
     median = statistics.median(areas.values()) if areas else 0
-    faults[_TINY] = [place for place, size in sizes.items() if min(size) <= _PIXELS]
-    faults[_LONG] = [place for place, size in sizes.items() if max(size) > _NARROW * min(size)]
+    faults[_TINY] = [place for place, size in known.items() if min(size) <= _PIXELS]
+    faults[_LONG] = [place for place, size in known.items() if max(size) > _NARROW * min(size)]
     usual = median / _ODD**2, median * _ODD**2
     faults[_UNUSUAL] = [place for place, area in areas.items() if not usual[0] <= area <= usual[1]]
     found = dict[int, list[str]]()
     for fault, places in faults.items():
         for place in places:
             found.setdefault(place, []).append(fault)
-    return ["; ".join(found.get(place, ())) for place in range(len(files))]
+    return ["; ".join(found.get(place, ())) for place in range(len(sizes))]

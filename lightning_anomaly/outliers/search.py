@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from lightning_anomaly.images.folder_images import decoded_hashes
 from lightning_anomaly.images.image_source import ImageSource, unusable_notes
 from lightning_anomaly.network.features import SampleStatistics
-from lightning_anomaly.outliers.absolute_faults import find_faults, pixel_faults
+from lightning_anomaly.outliers.absolute_faults import file_facts, find_faults, pixel_faults
 from lightning_anomaly.outliers.duplicates import DuplicateGroup, find_duplicates
 from lightning_anomaly.outliers.fingerprints import SIDE, Fingerprints
 from lightning_anomaly.outliers.fitting import DetectorState, ReferenceImages, scores_with_larger
@@ -150,8 +150,11 @@ def make_outlier_report(
         sides = [tuple([place for place in side if place >= 0] for side in sides) for sides in nearest.tolist()]
         columns["nearest"] = [both if any(both) else None for both in sides]
     faults = columns.pop("faults", None)
-    if names is not None and faults is not None:
-        columns["faults"] = find_faults(faults, files)
+    if names is not None:
+        facts = file_facts(files)
+        columns |= facts if any(facts["bytes"]) else {}  # else they are on another machine
+        if faults is not None:
+            columns["faults"] = find_faults(faults, [*zip(facts["width"], facts["height"], strict=True)])
     samples = sample_table({n: v for n, v in columns.items() if n in COLUMNS}, range(count), folder)
     return OutlierReport(
         samples=mark_copies(samples, duplicates),

@@ -182,7 +182,7 @@ def read_reviewed(path: str | Path | None) -> set[str]:
     return set() if path is None else {row["name"] for row in read_verdicts(path) if row["verdict"] == RIGHT}
 
 
-def read_verdicts(path: str | Path) -> list[dict[str, str]]:
+def read_verdicts(path: str | Path, argument: str = "reviewed") -> list[dict[str, str]]:
     """Read the rows of a CSV file that a page saved, also if a spreadsheet has saved it since.
 
     A spreadsheet may add a byte order mark, separate fields by `;` or tabs, and end lines by a carriage return. An
@@ -191,7 +191,7 @@ def read_verdicts(path: str | Path) -> list[dict[str, str]]:
     Raises:
         ValueError: If the file is no such table; the error names the line, if there is one.
     """
-    wanted = f"Parameter `reviewed` should be a CSV file that a page of a search saved. Found `{path}`"
+    wanted = f"Parameter `{argument}` should be a CSV file that a page of a search saved. Found `{path}`"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
