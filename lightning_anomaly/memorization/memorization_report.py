@@ -205,13 +205,17 @@ class MemorizationReport(Tabular):
     def label_list(self, count: int) -> SampleList:
         """Return a list of the first images in `label_doubts`, for a page."""
         entries = [
-            Entry(position, self._reason(position), doubt, "in doubt" if self.samples["in_doubt"][position] else "")
+            Entry(position, self._reason(position), doubt, "in doubt" if in_doubt else "", sure=bool(in_doubt))
             for position, doubt in [*self.label_doubts.items()][:count]
+            for in_doubt in [self.samples["in_doubt"][position]]
         ]
+        sure = "There seem to be as many wrong labels as these."
         about = "By how much the network prefers another class, before it memorizes the labels."
         drawn = zip(self.label_doubts, () if self.pictures is None else self.pictures, strict=False)
         pictures = {position: data_uri(picture) for position, picture in drawn}
-        return SampleList("training labels", "Most doubtful", about, self.samples, entries, pictures=pictures)
+        return SampleList(
+            "training labels", "Most doubtful", about, self.samples, entries, sure=sure, pictures=pictures
+        )
 
     def _reason(self, position: int) -> str:
         """Say what the network makes of a training image."""

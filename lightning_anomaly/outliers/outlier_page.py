@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,31 @@ from lightning_anomaly.scores.sample_table import column_tensor, reasons_in_line
 _LARGE, _SMALL, _BESIDE = 512, 256, 144
 _LARGE_COUNT = 24
 _SCORED = {
-    "look": ("Look", "Images whose pixels are unlike those of the others"),
     "content": ("Content", "Images in which the network sees something else than in the others, or of their class"),
+    "look": ("Look", "Images whose pixels are unlike those of the others"),
     "label": ("Filed elsewhere", "Images that look like another class"),
     "perhaps": ("Perhaps elsewhere", "Images that look a little more like another class than like their own"),
 }
+
+
+# Where most can be done comes first, and is what a page opens with.
+_ORDER = (
+    "label",
+    "twice",
+    "identical",
+    "near",
+    "unreadable",
+    "content",
+    "look",
+    "faults",
+    "perhaps",
+    "skipped",
+    "right",
+)
+_SURE = (
+    "Another class fits these clearly better than their own, by far more than is usual. On four folders of photographs "
+    "with planted errors, 149 of 157 of such images were filed wrongly."
+)
 
 
 class OutlierLists:
@@ -53,7 +74,8 @@ class OutlierLists:
             usual = usual_score(column_tensor(report.samples, f"{view}_score"))
             about += f", the largest score first. 95% of the images have a score below {usual:.1f}."
             most = len(positions) if name == "label" else top
-            lists.append(self._list(name, title, about, self._scored(positions, view, most), compares=view == "label"))
+            told = {"compares": True, "sure": _SURE if name == "label" else ""} if view == "label" else {}
+            lists.append(self._list(name, title, about, self._scored(positions, view, most), **told))
         near = "One image scaled, turned or saved again, or a still scene twice."
         groups = {same: [group for group in report.duplicates if group.identical == same] for same in (True, False)}
         broken = [
@@ -66,8 +88,7 @@ class OutlierLists:
         skipped = [Entry(place, cells[place]) for place in self._skipped if place not in self._right]
         right = [Entry(position) for position in self._samples.index if position in self._right]
         twice = self._copies(report.filed_twice, can_go=False)
-        return [
-            *lists,
+        lists += [
             self._list("twice", "In several classes", "Identical images, side by side.", twice, copies=True),
             self._list("identical", "Identical", "Images with equal pixels.", self._copies(groups[True]), copies=True),
             self._list("near", "Near duplicates", near, self._copies(groups[False]), copies=True),
@@ -76,6 +97,7 @@ class OutlierLists:
             self._list("skipped", "Skipped", "Files that are no images.", skipped),
             self._list("right", "Right", "Found right in an earlier search.", right),
         ]
+        return sorted(lists, key=lambda part: _ORDER.index(part.name))
 
     def all_others(self, lists: Sequence[SampleList]) -> SampleList:
         """Return the images that are in none of the lists."""
@@ -105,14 +127,17 @@ class OutlierLists:
                     note = f"p-value {known[f'{view}_p_value'][position]:.2g}"
                     note += ", significant" if position in self._significant else ""
                 score, reason = known[f"{view}_score"][position], known[f"{view}_reason"][position]
-                entries.append(Entry(position, reason, float(score), note, group))
+                sure = view == "label" and bool(known["clear"][position])
+                entries.append(Entry(position, reason, float(score), note, group, sure=sure))
         return entries
 
     def _copies(self, groups: Sequence[DuplicateGroup], *, can_go: bool = True) -> list[Entry]:
-        """Return the entries of groups of duplicates, in which each image may go once, but for the first."""
+        """Return the entries of groups of duplicates, in which each image may go once, but for the best."""
         report, names, entries = self._report, self._samples["name"], list[Entry]()
         in_classes = {group.positions[0] for group in report.filed_twice}
-        counted = {place for group in report.duplicates if group.identical for place in group.positions[1:]}
+        counted = set[int]()  # of identical ones
+        for group in report.duplicates:
+            counted |= {*group.positions} - {self._best(group.positions)} if group.identical else set()
         for number, group in enumerate(groups):
             if self._right >= {*group.positions}:
                 continue
@@ -120,6 +145,7 @@ class OutlierLists:
             other = f"{listed(known)} of the reference" if known else ""
             splits = report.splits_in(group)
             is_twice = group.identical and group.positions[0] in in_classes
+            best, smallest = self._best(group.positions), min(self._sizes[place] for place in group.positions)
             leak = f"a leak, in {' and '.join(splits)}" if len(splits) > 1 else ""
             for place, position in enumerate(group.positions):
                 reason = other and f"{'as' if group.identical else 'like'} {other}"
@@ -127,10 +153,26 @@ class OutlierLists:
                 if place and not group.identical:
                     reason += f", details correlate {group.correlations[place]:.2f}"
                 why = "; ".join(filter(None, [reason, twice, leak]))
-                spare = can_go and (place > 0 or known != []) and (group.identical or position not in counted)
-                entries.append(Entry(position, why, group=number, can_go=spare))
+                stays = not known and position == best
+                spare = can_go and not stays and (group.identical or position not in counted)
+                note = "kept: the largest" if can_go and stays and self._sizes[best] > smallest else ""
+                entries.append(Entry(position, why, note=note, group=number, can_go=spare))
                 other = names[group.positions[0]]
         return entries
+
+    @cached_property
+    def _sizes(self) -> Mapping[int, tuple[int, int]]:
+        """The pixels and bytes of each image's file; 0 where unknown."""
+        samples = self._report.samples
+        if "bytes" not in samples:
+            return dict.fromkeys(samples.index, (0, 0))
+        pixels = samples["width"] * samples["height"]
+        return {place: (area, size) for place, area, size in zip(samples.index, pixels, samples["bytes"], strict=True)}
+
+    def _best(self, positions: Sequence[int]) -> int:
+        """Return the copy with the most pixels, then the most bytes, then the first name."""
+        most = max(self._sizes[position] for position in positions)
+        return min((p for p in positions if self._sizes[p] == most), key=self._samples["name"].__getitem__)
 
     def _faulty(self) -> SampleList:
         """Return the images that have faults whatever the others are."""

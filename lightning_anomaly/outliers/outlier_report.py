@@ -191,10 +191,10 @@ class OutlierReport(Tabular):
     def lists(self, top: int = TOP) -> list[SampleList]:
         """Return what is to be looked at as lists.
 
-        They are "look" and "content" with up to `top` images, "label" for images that look like another class,
-        "perhaps" with up to `top` others that do so a little, "twice" for identical images in several classes,
-        "identical" and "near" for duplicates, "faults", "unreadable", "skipped", and "right" for images that were
-        `reviewed`. Copies that are in a list of scores count as one image.
+        They are, in this order, "label" for images that look like another class, "twice" for identical images in
+        several classes, "identical" and "near" for duplicates, "unreadable", "content" and "look" with up to `top`
+        images, "faults", "perhaps" with up to `top` others that look a little like another class, "skipped", and
+        "right" for images that a reader found right. In the lists of scores, copies count as one image for `top`.
         `save_html` and `save_csv` write them.
         """
         return OutlierLists(self).lists(top)
@@ -241,7 +241,7 @@ class OutlierReport(Tabular):
             f"{_images(len(self.scores))}: {known}.",
             *self._cautions(),
             *(note for name, note in self.notes.items() if name == "labels"),
-            "Tick what should go, in any list; save the lists, and run the lines under Ticked.",
+            "Tick what should go, in any list; save the lists, and run the line under Ticked.",
             *self._limits(Path(path)),
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""

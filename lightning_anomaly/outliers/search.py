@@ -26,7 +26,7 @@ from lightning_anomaly.outliers.outlier_page import path_in_class
 from lightning_anomaly.outliers.outlier_report import OutlierReport, mark_copies
 from lightning_anomaly.scores.content_score import Content
 from lightning_anomaly.scores.distributions import conformal_p_values
-from lightning_anomaly.scores.label_score import Label, class_indices
+from lightning_anomaly.scores.label_score import Label, class_indices, is_clear
 from lightning_anomaly.scores.sample_table import COLUMNS, sample_table
 from lightning_anomaly.scores.views import score_views
 
@@ -140,6 +140,7 @@ def make_outlier_report(
     has_labels = "label_score" in columns and not columns["label_score"].isnan().all()
     if has_labels:
         known = [*zip(columns["class"], columns["looks_like"], columns["label_score"].isnan().tolist(), strict=True)]
+        columns["clear"] = [*map(is_clear, columns["label_reason"])]
         columns["looks_like"] = ["" if unknown else other for _, other, unknown in known]
         if names is not None:
             pairs = zip(names, columns["class"], columns["looks_like"], strict=True)

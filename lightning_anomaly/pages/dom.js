@@ -46,6 +46,16 @@ export const headingOf = (title, about) => make("h2", {}, `${title} `, quiet(abo
 export const symbolButton = (symbol, title, attributes) =>
   make("button", { title, "aria-label": title, ...attributes }, symbol);
 
+/** A button that copies a text, or else selects what stands before it. */
+export function copyButton(text) {
+  const button = make("button", { click: () => copy().then(() => (button.textContent = "Copied")) }, "Copy");
+  const copy = async () => {
+    window.getSelection().selectAllChildren(button.previousElementSibling);
+    await navigator.clipboard?.writeText(text);
+  };
+  return button;
+}
+
 /** What is shown instead of an empty list. */
 export const emptyState = (...text) => make("p", { class: "empty-state" }, text);
 

@@ -2,7 +2,7 @@
 
 import { address, bars, pages, stepKeys, stepper, titleRow, visit } from "./components.js";
 import { csvText, download, safe } from "./csv.js";
-import { cutLine, div, finder, folded, make, prose, quiet, statusLine, termList } from "./dom.js";
+import { copyButton, cutLine, div, finder, folded, headingOf, make, prose, quiet, statusLine, termList } from "./dom.js";
 import { card, nearest, otherBoxes, picture, rowAddress, tickBox } from "./gallery_cards.js";
 import { openIndex } from "./unpack.js";
 import { count, isMeant, number, scoreText, tally } from "./wording.js";
@@ -20,7 +20,7 @@ export class Gallery {
     const rows = this.tabs.flatMap((tab) => tab.rows);
     this.images = new Map(rows.reverse().map((row) => [row.key, row])); // as the first list has them
     this.verdicts = new Map(rows.filter((row) => row.verdict).map((row) => [row.key, row.verdict]));
-    this.relabel = () => {}; // buttons of a list
+    this.relabel = []; // what names the buttons of a list
     this.before = null; // the verdicts before many were changed at once
     this.store = `lightning_anomaly.verdicts.${this.key}`;
     try {
@@ -30,8 +30,8 @@ export class Gallery {
   }
 
   /** A row of the table of samples as a list has it. */
-  row([number, score, reason, note, group, can_go]) {
-    return { ...this.table[number], score, reason, note, group, can_go };
+  row([number, score, reason, note, group, can_go, sure]) {
+    return { ...this.table[number], score, reason, note, group, can_go, sure };
   }
 
   get sections() {
@@ -45,12 +45,12 @@ export class Gallery {
   /** What is to be moved, aside or to another class. */
   get ticked() {
     const keys = [...this.verdicts.keys()].filter((key) => this.verdicts.get(key) !== "right");
-    return keys.map((key) => ({ ...this.images.get(key), group: null }));
+    return keys.map((key) => ({ ...this.images.get(key), group: null, sure: false }));
   }
 
   /** A list by its name; that of the ticked images is made when it is shown. */
   tab(name) {
-    const about = "What goes aside or to another class: save the lists, and run these lines beside verdicts.csv.";
+    const about = "What goes aside or to another class: save the lists, and run this where verdicts.csv is.";
     return name === "ticked"
       ? { name, title: "Ticked", about, rows: this.ticked }
       : this.tabs.find((tab) => tab.name === name);
@@ -83,7 +83,7 @@ export class Gallery {
 
   /** Shows the verdicts everywhere. */
   update() {
-    this.relabel();
+    for (const name of this.relabel) name();
     for (const box of document.querySelectorAll("[data-key]"))
       box.checked = this.verdicts.get(box.dataset.key) === box.dataset.verdict;
     const counts = tally(this.verdicts.values());
@@ -133,47 +133,70 @@ export const tickedBar = (gallery) =>
 
 const sentences = (texts) => texts.map((text) => make("p", {}, prose(text)));
 
-function listPage(gallery, tab, query) {
-  const rows = found(tab, query);
+/** Rows of a list with the buttons that judge what is shown of them, or all of them under a heading of their own. */
+function listPart(gallery, tab, rows, query, heading) {
   let shown = [];
   const cards = (group) => group.map((row) => card(gallery, tab, [row], query));
-  const rest = () => shown.filter(({ key }) => !gallery.verdicts.has(key));
-  const spared = () => (tab.copies ? rest().filter((row) => row.can_go) : rest());
-  const tickRest = make("button", { click: () => gallery.judge(spared(), "ticked", true) });
+  const rest = () => (heading ? rows : shown).filter(({ key }) => !gallery.verdicts.has(key));
+  const acts = tab.copies ? (row) => row.can_go : tab.compares ? (row) => row.move_to : () => true;
+  const meant = () => rest().filter(acts);
+  const verdict = tab.compares ? "move" : "ticked";
+  const act = make("button", { click: () => gallery.judge(meant(), verdict, true) });
   const findRight = make("button", { click: () => gallery.judge(rest(), "right", true) }, "The rest shown is right");
-  gallery.relabel = () => {
-    tickRest.textContent = `Tick the ${number(spared().length)} ${tab.copies ? "that can go" : "shown"}`;
-    tickRest.hidden = !spared().length;
-    findRight.hidden = !rest().length;
+  const relabel = () => {
+    const what = heading ? "" : tab.copies ? " that can go" : " shown";
+    act.textContent = `${tab.compares ? "Move" : "Tick"} the ${number(meant().length)}${what}`;
+    act.hidden = !meant().length;
+    findRight.hidden = Boolean(heading) || !rest().length;
   };
+  gallery.relabel.push(relabel);
+  const list = pages(
+    grouped(rows),
+    AT_ONCE,
+    (group) => (tab.copies ? div("copies", cards(group)) : card(gallery, tab, group, query)),
+    tab.copies ? "sets" : "cards",
+    "No image matches.",
+    (groups) => {
+      shown = groups.flat();
+      relabel();
+    },
+  );
+  return { buttons: [act, findRight], list, heading };
+}
+
+function listPage(gallery, tab, query) {
+  const rows = found(tab, query);
+  const sure = rows.filter((row) => row.sure);
+  const others = rows.filter((row) => !row.sure);
+  gallery.relabel = [];
+  const first = sure.length ? listPart(gallery, tab, sure, query, tab.sure) : null;
+  const rest = others.length || !first ? listPart(gallery, tab, others, query) : null;
+  const status = statusLine(tab.copies ? `${number(rows.filter((row) => row.can_go).length)} can go` : count(rows.length, "image"));
   const content = [
     div("lead", sentences(gallery.lead)),
     make("h1", {}, `${tab.title} `, quiet(tab.about)),
-    tab.name === "ticked" ? make("pre", {}, gallery.move) : null,
+    tab.name === "ticked" ? div("copied", make("pre", {}, gallery.move), copyButton(gallery.move)) : null,
     div(
       "choices",
       finder("name, class or reason", query.find ?? "", (find) => visit(address([tab.name], { find }))),
-      tickRest,
-      findRight,
-      statusLine(count(rows.length, "image")),
+      first ? first.buttons : rest.buttons,
+      status,
     ),
-    pages(
-      grouped(rows),
-      AT_ONCE,
-      (group) => (tab.copies ? div("copies", cards(group)) : card(gallery, tab, group, query)),
-      tab.copies ? "sets" : "cards",
-      "No image matches.",
-      (groups) => {
-        shown = groups.flat();
-        gallery.relabel();
-      },
-    ),
+    first ? div("", headingOf(`${number(sure.length)} first`, first.heading), first.list) : null,
+    first && rest ? div("choices", headingOf(`${number(others.length)} others`, ""), rest.buttons) : null,
+    rest ? rest.list : null,
     gallery.details.length ? folded("About this search", sentences(gallery.details)) : null,
     tickedBar(gallery),
   ];
   const click = (verdict) =>
     document.activeElement.closest(".card")?.querySelector(`[data-verdict=${verdict}]`)?.click();
-  return { content, section: tab.name, keys: verdictKeys(gallery, click) };
+  const step = (by) => () => {
+    const frames = [...document.querySelectorAll(".card .frame")];
+    const place = frames.indexOf(document.activeElement.closest(".card")?.querySelector(".frame"));
+    frames[place < 0 ? 0 : place + by]?.focus();
+  };
+  const keys = { ArrowLeft: step(-1), ArrowRight: step(1), ...verdictKeys(gallery, click) };
+  return { content, section: tab.name, keys };
 }
 
 /** The keys that give verdicts, and save. */
@@ -192,8 +215,7 @@ function imagePage(gallery, tab, row, query) {
   const list = tab.copies ? all : grouped(all).map(([first]) => first);
   const { element, step } = stepper(list, row, "image", (next) => visit(rowAddress(tab, next, query)));
   const group = grouped(tab.rows).find((others) => others.includes(row));
-  const judged = tab.copies ? [row] : group;
-  const copies = judged.slice(1).map((other) => other.name);
+  const others = tab.copies ? [] : group.filter((other) => other !== row);
   const shown = tab.copies ? [...new Set([group[0], row === group[0] ? (group[1] ?? row) : row])] : [row];
   const large = (other) => {
     const image = picture(other, [other.link, gallery.pictures[other.picture]]);
@@ -208,7 +230,7 @@ function imagePage(gallery, tab, row, query) {
     ["Reason", row.bars.some(([, , , reason]) => reason === row.reason) ? "" : row.reason],
     ["Note", row.note],
     ["File", row.path || row.name],
-    ["Copies", copies.join(", ")],
+    ["Copies", others.map((other) => other.name).join(", ")],
   ].filter(([, text]) => text);
   return {
     content: [
@@ -218,8 +240,9 @@ function imagePage(gallery, tab, row, query) {
         div("large", shown.map(large)),
         div(
           "about",
-          tickBox(gallery, judged, judged.length > 1 ? `Tick all ${judged.length} copies` : "Tick this image"),
-          otherBoxes(gallery, judged),
+          tickBox(gallery, [row], "Tick this image"),
+          others.length ? tickBox(gallery, [...others, row], `Tick all ${others.length + 1} copies`) : null,
+          otherBoxes(gallery, [row]),
           row.bars.length
             ? bars(row.bars.map(([name, value, usual, reason]) => ({ name, value: value ?? Infinity, usual, reason })))
             : null,
@@ -233,7 +256,7 @@ function imagePage(gallery, tab, row, query) {
     keys: {
       ...stepKeys(step),
       ...verdictKeys(gallery, (verdict) => {
-        if (verdict !== "move" || row.move_to) gallery.toggle(judged, verdict);
+        if (verdict !== "move" || row.move_to) gallery.toggle([row], verdict);
       }),
       Escape: () => visit(address([tab.name], query)),
     },
@@ -241,7 +264,7 @@ function imagePage(gallery, tab, row, query) {
 }
 
 export const GALLERY_KEYS = [
-  ["←  →", "previous, next image"],
+  ["←  →", "previous, next image, also of a list"],
   ["Enter", "open the image"],
   ["x  m  r", "tick it, move it to the class that it looks like, or find it right; once more takes that back"],
   ["u", "undo what changed many at once"],

@@ -25,21 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _CODE = "dom unpack wording csv colors canvas components shell gallery_cards gallery gallery_main"
-# Keeps the folders of classes, and overwrites nothing: what has a name that exists gets a number.
-MOVE = """\
-import csv, os, shutil
-
-for row in csv.DictReader(open("verdicts.csv", encoding="utf-8")):
-    new = {"ticked": "set_aside/" + row["name"], "move": row["move_to"]}.get(row["verdict"])
-    if new and os.path.isfile(row["path"]):
-        (name, ending), number = os.path.splitext(new), 1
-        while os.path.lexists(new):
-            number += 1
-            new = f"{name}-{number}{ending}"
-        os.makedirs(os.path.dirname(new), exist_ok=True)
-        shutil.move(row["path"], new)
-        print(row["path"], "->", new)
-"""
+_MOVE = "lightning-anomaly move verdicts.csv"
 _FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 RIGHT = "right"  # the verdict on an image that should stay as it is
 VERDICTS = "", "ticked", "move", RIGHT
@@ -55,6 +41,7 @@ class Entry(NamedTuple):
     note: str = ""  # a short remark, such as a p-value
     group: int | None = None  # entries with the same number, which are copies, follow each other
     can_go: bool = False  # a copy that can go, as another stays
+    sure: bool = False  # what stands first, under a heading of its own
 
 
 @dataclass(frozen=True)
@@ -68,15 +55,14 @@ class SampleList:
     entries: Sequence[Entry]
     copies: bool = False  # whether copies are shown side by side, else as one
     compares: bool = False  # whether images are shown beside the nearest ones of both classes
+    sure: str = ""  # a sentence on what stands first
     in_report: bool = False  # whether the page has a report with images and scores of these samples
     pictures: Mapping[int, str] = field(default_factory=dict)  # small copies by position, see `data_uri`
 
-    @cached_property
+    @property
     def count(self) -> int:
-        """Number of copies that can go, or else of different images."""
-        go = sum(entry.can_go for entry in self.entries)
-        kinds = {place if entry.group is None else -1 - entry.group for place, entry in enumerate(self.entries)}
-        return go or len(kinds)
+        """Number of copies that can go, or else of images."""
+        return sum(entry.can_go for entry in self.entries) or len(self.entries)
 
     @cached_property
     def rows(self) -> list[tuple[str, dict[str, Any]]]:
@@ -100,8 +86,8 @@ def gallery_page(
     return assemble_page(_CODE, index)
 
 
-def gallery_index(lists: Sequence[SampleList], folder: str | Path, move: str = MOVE) -> dict[str, Any]:
-    """Return the lists of a page, which will lie in `folder`; the code `move` is for the ticked images.
+def gallery_index(lists: Sequence[SampleList], folder: str | Path, move: str = _MOVE) -> dict[str, Any]:
+    """Return the lists of a page, which will lie in `folder`; `move` is a line or code that acts on the verdicts.
 
     A sample is there once, with its cells of the CSV file, and the entries of lists have its number.
     """
@@ -133,7 +119,7 @@ def gallery_index(lists: Sequence[SampleList], folder: str | Path, move: str = M
             }
     tabs = [
         {
-            **{name: getattr(part, name) for name in ("name", "title", "about", "copies", "compares", "count")},
+            **{name: getattr(part, name) for name in ("name", "title", "about", "copies", "compares", "sure", "count")},
             "rows": [
                 (numbers[key], finite_or_none(entry.score), *entry[1:2], *entry[3:])
                 for entry, (key, _) in zip(part.entries, part.rows, strict=True)

@@ -70,18 +70,20 @@ export function card(gallery, tab, rows, query) {
   const drawn = row.sample !== null && gallery.report.images;
   const shown = drawn ? imageOf(gallery.report, row.sample, row.name) : picture(row, [small, row.link]);
   const about = row.score === null ? "" : `score ${scoreText(row.score)}`;
-  const copies = rows.length > 1 ? make("strong", { class: "label" }, `× ${rows.length}`) : null;
+  const copies = rows.slice(1);
   return div(
     "card",
     make("a", { class: "frame", href: rowAddress(tab, row, query), title: row.name }, shown),
-    tickBox(gallery, rows, [about ? make("strong", {}, about) : cutLine(row.name), copies]),
+    tickBox(gallery, [row], about ? make("strong", {}, about) : cutLine(row.name)),
     about ? cutLine(row.name) : null,
+    copies.map((copy) => cutLine(copy.name)),
+    copies.length ? tickBox(gallery, [...copies, row], `all ${rows.length} copies`) : null,
     classes(row),
     row.reason ? quiet(row.reason) : null,
     row.note ? quiet(row.note) : null,
     tab.compares ? nearest(gallery, row) : null,
     row.sample === null ? null : respond(gallery.report, row.sample),
-    otherBoxes(gallery, rows),
+    otherBoxes(gallery, [row]),
   );
 }
 

@@ -17,7 +17,8 @@ from lightning_anomaly.scores.views import SampleView
 _ROUNDING = 1e-10  # squared distance of features of norm 1 that is rounding
 _FEW = 2  # images in a class, up to which they are compared with all
 _CLEAR = 0.4  # share of the median lead of a class, from which on an image is filed wrongly
-_WORDS = "filed under {}, looks like {}", "filed under {}, clearly looks like {}"
+_CLEARLY = ", clearly looks like "
+_WORDS = "filed under {}, looks like {}", f"filed under {{}}{_CLEARLY}{{}}"
 _KAPPA, _DEVIATIONS = 0.25, 4  # from which on classes tell something; parts of one class by time have up to 0.2
 _PENALTY = 0.004  # variance added in each direction, relative to the total one
 _DIRECTIONS = 512  # at most, in which features are used: those with the most variance, nearly
@@ -117,6 +118,11 @@ class Label(NamedTuple):
         margins = margins_over(own, predicted).where(known, torch.nan)
         looks_like = [self.names[index] for index in predicted.argmax(1).tolist()]
         return _label_view(margins, self.label, labels, looks_like, _WORDS, self.clear), looks_like
+
+
+def is_clear(reason: str) -> bool:
+    """Return whether the reason of a label score says that an image clearly looks like another class."""
+    return _CLEARLY in reason
 
 
 def predicted_label_view(logits: Tensor, labels: Sequence[str | None], classes: Sequence[str]) -> SampleView | None:

@@ -44,6 +44,7 @@ for _view, _about in _OF_VIEWS.items():
     }
 COLUMNS |= {
     "looks_like": Column(str, "The class that it looks like most, or most but for its label."),
+    "clear": Column(bool, "Whether it clearly looks like another class than its own."),
     "move_to": Column(str, "The path of its file if it was of that class; only into folders that exist."),
     "nearest": Column(object, "Positions of the images of its class, and of that it looks like, most like it."),
     "votes": Column(int, "Number of anomaly filters in which it is an outlier."),
@@ -61,8 +62,8 @@ COLUMNS |= {
     "error": Column(str, "Why it cannot be read."),
     "verdict": Column(str, "What a reader of a page said: `ticked`, `move` or `right`."),
 }
-_UNKNOWN: dict[type, Any] = {str: "", float: np.nan, int: 0}
-_DTYPES: dict[type, Any] = {float: np.float64, int: np.int64}
+_UNKNOWN: dict[type, Any] = {str: "", float: np.nan, int: 0, bool: False}
+_DTYPES: dict[type, Any] = {float: np.float64, int: np.int64, bool: np.bool_}
 
 
 def sample_table(

@@ -64,7 +64,7 @@ def contents(page: str) -> tuple[dict[str, Any], dict[str, bytes]]:
 def page_rows(page: str) -> dict[str, list[dict[str, Any]]]:
     """Read the lists of a page: each row of a list with the cells of its sample."""
     index, _ = contents(page)
-    columns = "score", "reason", "note", "group", "can_go"
+    columns = "score", "reason", "note", "group", "can_go", "sure"
     return {
         tab["name"]: [index["table"][number] | dict(zip(columns, entry, strict=True)) for number, *entry in tab["rows"]]
         for tab in index["tabs"]

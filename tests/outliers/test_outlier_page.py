@@ -47,7 +47,7 @@ def test_lists_have_the_images_of_each_kind_in_order(tmp_path):
     assert nearest == [("a", ["0/0.png", "0/2.png", "0/3.png"]), ("b", ["0/4.png", "0/5.png"])]
     report.save_csv(tmp_path / "a.csv", 7)
     rows = table(tmp_path / "a.csv")
-    assert rows[0]["score"] == str(report.look_scores[int(rows[0]["position"])].item())  # not the larger one
+    assert rows[0]["score"] == str(report.label_scores[int(rows[0]["position"])].item())  # not the larger one
     for save in (report.save_html, report.save_csv):
         with pytest.raises(ValueError, match="`top`"):
             save(tmp_path / "b", top=0)
@@ -62,7 +62,7 @@ def test_copies_are_one_image_in_the_lists_of_scores_and_those_that_can_go_are_c
     tabs = {part.name: part for part in report.lists(3)}
     assert [entry.position for entry in tabs["look"].entries] == [first, third, fourth, second, fifth]
     assert [entry.group is not None for entry in tabs["look"].entries] == [True] * 3 + [False] * 2
-    assert tabs["look"].count == 3
+    assert tabs["look"].count == 5
     assert (tabs["identical"].count, tabs["near"].count) == (1, 1)
 
 

@@ -1,18 +1,22 @@
 """The page of `find_outliers` in a real browser: lists to look through, ticks, and what is saved."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from planted import COUNTS, made_up, planted, with_columns
 from reports import table
+from sklearn.datasets import load_digits
 from torch import nn
 
 from lightning_anomaly import OutlierReport, find_outliers
+from lightning_anomaly.__main__ import main
 from lightning_anomaly.images import FolderImages
 from lightning_anomaly.outliers.duplicates import DuplicateGroup
 from lightning_anomaly.scores.sample_table import sample_table
@@ -55,6 +59,9 @@ class TestPage:
         lead = page.text(".lead")
         for text in ("5,000 images", "20 filed elsewhere", "5 cannot be read", "Tick what should go"):
             assert text in lead
+        assert cards(page) == [f"1/{place}.png" for place in range(119, 99, -1)]  # where most can be done
+        assert page.page.locator("h2").all_inner_texts()[0].startswith("10 first")
+        page.go("#/look")
         assert cards(page) == [*report.samples["name"].loc[report.top(60, by="look")]]
         page.page.get_by_role("button", name="Show more").click()
         assert len(cards(page)) == 100
@@ -62,7 +69,7 @@ class TestPage:
         page.settle()
         assert cards(page) == [f"40/{place}.png" for place in range(4000, 4005)]
         assert "OSError: broken" in page.text(".card >> nth=0")
-        page.press("3")
+        page.press("1")
         assert cards(page)[0] == "1/119.png"
         assert "a → b?" in page.text(".card >> nth=0")
         assert "filed under a, looks like b" in page.text(".card >> nth=0")
@@ -83,6 +90,7 @@ class TestPage:
         self, planted_page
     ):
         page, report = planted_page, planted()
+        page.go("#/look")
         history = "window.history.length"
         before = page.page.evaluate(history)
         page.press("/")
@@ -117,28 +125,33 @@ class TestPage:
         page.page.locator("[data-verdict=move]").first.check()
         page.page.locator("[data-verdict=ticked]").nth(1).check()
         page.page.locator("[data-verdict=right]").nth(1).check()  # instead
-        page.page.get_by_role("button", name="The rest shown is right").click()
-        assert "0 images ticked, 1 to move, 19 right" in page.text(".ticked-bar")
+        page.page.get_by_role("button", name="The rest shown is right").click()  # of those that are less sure
+        assert "0 images ticked, 1 to move, 11 right" in page.text(".ticked-bar")
+        page.page.get_by_role("button", name="Move the 8").click()
+        assert "0 images ticked, 9 to move, 11 right" in page.text(".ticked-bar")
+        page.press("u")
         page.go("#/label/3")
         page.press("m")
         page.press("x")
         page.press("x")
         verdicts = {int(row["position"]): row for row in page.saved("Save the lists") if row["list"] == "label"}
         found = [verdicts[place]["verdict"] for place in range(119, 99, -1)]
-        assert found == ["move", "right", "right", "", *["right"] * 16]
+        assert found == ["move", "right", "", "", *[""] * 6, *["right"] * 10]
         assert verdicts[119]["move_to"].endswith("/b/119.png")
         page.go("#/ticked")
         assert cards(page) == ["a/119.png"]
         assert not page.page.get_by_role("button", name="shown").filter(visible=True).count()  # a move stays one
 
-    def test_copies_are_one_card_whose_verdict_is_that_of_all(self, opened):
+    def test_copies_are_one_card_that_names_all_and_whose_verdict_is_that_of_one_unless_asked(self, opened):
         report = made_up()
         first, second, third = report.top(3, by="look")
         copies = DuplicateGroup(sorted([first, third]), False, [], [1.0, 0.99])
-        page = opened(replace(report, duplicates=[copies]))
+        page = opened(replace(report, duplicates=[copies]), "#/look")
         assert cards(page)[:2] == [f"image {place}" for place in (first, second)]
-        assert "\u00d7 2" in page.text(".card >> nth=0")
+        assert f"image {third}" in page.text(".card >> nth=0")
         page.page.locator("[data-verdict=ticked]").first.check()
+        assert "1 image ticked" in page.text(".ticked-bar")
+        page.page.get_by_text("all 2 copies").first.click()
         assert "2 images ticked" in page.text(".ticked-bar")
         page.page.locator(".frame").first.click()
         page.settle()
@@ -166,7 +179,7 @@ class TestPage:
         ]
 
     def test_ticks_are_verdicts_in_the_saved_lists_and_are_remembered(self, opened, tmp_path):
-        page, report = opened(planted()), planted()
+        page, report = opened(planted(), "#/look"), planted()
         assert len(tabs(page)) == len(COUNTS)
         page.page.locator("[data-verdict=ticked]").nth(3).click()
         for address in ("#/unreadable", "#/skipped"):
@@ -175,7 +188,7 @@ class TestPage:
         expected = [report.samples["name"][report.top(4, by="look")[3]], "40/4000.png", "a.txt"]
         assert tabs(page)[-1] == "Ticked 3"
         rows = page.saved("Save the lists")
-        assert [row["name"] for row in rows if row["verdict"] == "ticked"] == expected
+        assert {row["name"] for row in rows if row["verdict"] == "ticked"} == {*expected}
         assert {row["verdict"] for row in rows} == {"ticked", ""}
         report.save_csv(tmp_path / "rows.csv")
         assert [row | {"verdict": ""} for row in rows] == table(tmp_path / "rows.csv")
@@ -184,11 +197,56 @@ class TestPage:
         page.page.get_by_role("link", name="Ticked 3").click()
         page.settle()
         assert cards(page) == expected
-        assert "shutil.move" in page.text("pre")
+        assert page.text("pre") == "lightning-anomaly move verdicts.csv"
+        page.page.get_by_role("button", name="Copy").click()
         page.page.get_by_role("button", name="Untick all").click()
         page.go("#/skipped")
         assert page.page.locator(":checked").count() == 0
         assert len(tabs(page)) == len(COUNTS)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # some are broken
+    def test_a_folder_is_cleaned_by_mouse_and_one_command_and_comes_back(self, opened, tmp_path):
+        """Wrong folders, the worse of two copies and a broken file, in classes whose names are hard."""
+        photos, classes = tmp_path / "photos", ["Zwei Wörter", "-dash", "cat", "CAT", "a.b"]
+        digits = load_digits()
+        chosen = [place for place, label in enumerate(digits.target) if label < 5][:400]
+        wrong = {f"{place}.png" for place in chosen[::20]}
+        for place in chosen:
+            label = digits.target[place]
+            image = Image.fromarray((digits.images[place] * 15.9).astype(np.uint8)).convert("RGB")
+            folder = photos / classes[(label + 1) % 5 if f"{place}.png" in wrong else label]
+            folder.mkdir(parents=True, exist_ok=True)
+            image.resize((64, 64)).save(folder / f"{place}.png")
+        copied = photos / classes[digits.target[chosen[1]]] / f"{chosen[1]}.png"
+        shutil.copy(copied, copied.with_stem("copy"))
+        (photos / "cat" / "broken.png").write_bytes(b"no image")
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(192, 5))
+        report = find_outliers(FolderImages(photos, 64), model)
+        sure = report.samples.query("clear")
+        before = {path: path.read_bytes() for path in photos.rglob("*.png")}
+        page = opened(report)
+        page.page.get_by_role("button", name=f"Move the {len(sure)}", exact=True).click()
+        page.page.get_by_role("link", name="Identical").click()
+        page.page.get_by_role("button", name="Tick the 1 that can go").click()
+        page.page.get_by_role("link", name="Cannot be read").click()
+        page.page.locator("[data-verdict=ticked]").first.check()
+        with page.page.expect_download() as download:
+            page.page.get_by_role("button", name="Save the lists").click()
+        download.value.save_as(tmp_path / "verdicts.csv")
+        for arguments in ([], ["--undo"]):
+            with pytest.raises(SystemExit) as ended:
+                main(["move", str(tmp_path / "verdicts.csv"), *arguments])
+            assert ended.value.code == 0
+            if not arguments:
+                after = {path.name: path.parent.name for path in photos.rglob("*.png")}
+                assert {*before} - {*photos.rglob("*.png")} >= {photos / "cat" / "broken.png", copied.with_stem("copy")}
+                moved = {Path(name).name for name in sure["name"]}
+                assert len(moved & wrong) >= 15
+                assert len(moved - wrong) <= 2
+                assert all(after[name] == classes[digits.target[int(Path(name).stem)]] for name in moved & wrong)
+        assert {path: path.read_bytes() for path in photos.rglob("*.png")} == before
+        assert not photos.with_name("photos_set_aside").exists()
 
     @pytest.mark.filterwarnings("ignore::UserWarning")  # they are few, and one is broken
     def test_an_opened_image_is_the_file_in_its_shape_else_a_small_copy(self, opened, tmp_path):
@@ -217,9 +275,17 @@ class TestPage:
     def test_images_can_be_viewed_and_ticked_by_keyboard_alone(self, opened):
         report = made_up()
         first, second, third = report.top(3, by="look")
-        page = opened(report)
+        page = opened(report, "#/look")
         assert f"p-value {report.p_values[first]:.2g}" in page.text(".card >> nth=0")
-        page.page.locator(".frame").first.focus()
+        page.press("ArrowRight")
+        page.press("x")
+        page.press("ArrowRight")
+        page.press("r")
+        assert "1 image ticked, 1 right" in page.text(".ticked-bar")
+        page.press("r")
+        page.press("ArrowLeft")
+        page.press("x")
+        assert "0 images ticked" in page.text(".ticked-bar")
         page.press("Enter")
         page.press("ArrowRight")
         assert page.text("h1") == f"image {second}"
