@@ -245,7 +245,7 @@ class OutlierReport(Tabular):
             *self._limits(Path(path)),
         ]
         name = os.path.basename(os.path.abspath(self.folder)) if self.folder else ""
-        title = title or (f"{name}: images that do not belong" if name else "Images that do not belong")
+        title = title or name or "Images that do not belong"
         details = [sentence for sentence in self._sentences() if sentence not in lead]
         lists = drawn.draw_pictures(lists, top)
         return write_page(path, gallery_page(title, lead, lists, Path(path).parent, details))

@@ -75,6 +75,7 @@ export function card(gallery, tab, rows, query) {
     "card",
     make("a", { class: "frame", href: rowAddress(tab, row, query), title: row.name }, shown),
     tickBox(gallery, [row], about ? make("strong", {}, about) : cutLine(row.name)),
+    otherBoxes(gallery, [row]),
     about ? cutLine(row.name) : null,
     copies.map((copy) => cutLine(copy.name)),
     copies.length ? tickBox(gallery, [...copies, row], `all ${rows.length} copies`) : null,
@@ -83,7 +84,6 @@ export function card(gallery, tab, rows, query) {
     row.note ? quiet(row.note) : null,
     tab.compares ? nearest(gallery, row) : null,
     row.sample === null ? null : respond(gallery.report, row.sample),
-    otherBoxes(gallery, [row]),
   );
 }
 

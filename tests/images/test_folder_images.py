@@ -1,5 +1,6 @@
 """Folders of images on disk."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,16 @@ def test_values_beyond_bytes_are_scaled_by_the_depth_of_the_folder_and_transpare
     for name in ("nan.tif", "negative.tif"):
         with pytest.raises(ValueError, match="finite"):
             found[images[name]]
+
+
+def test_files_of_any_name_are_read_or_listed(tmp_path):
+    names = ["a/x\ry.png", "a/x\ny.png", "b/x\r\ny.png", *map(os.fsdecode, (b"b/caf\xe9.png", b"\xe9/1.png"))]
+    for name in names:
+        picture(tmp_path / name, (80, 0, 0))
+    (tmp_path / "a" / "note\r.txt").touch()
+    found = FolderImages(tmp_path, 8)
+    assert {path for path, _ in found.samples} == {str(tmp_path / name) for name in names}
+    assert {*found.skipped} == {"a/note\r.txt"}
+    source = ImageSource(found, "images")
+    assert len([*source.readable_batches()]) == 1
+    assert source.unreadable == {}
