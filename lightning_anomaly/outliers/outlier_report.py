@@ -180,6 +180,12 @@ class OutlierReport(Tabular):
         """The groups of duplicates that are in several parts of the data, such as train and val."""
         return [group for group in self.duplicates if len(self.splits_in(group)) > 1]
 
+    @property
+    def labels(self) -> list[str | None] | None:
+        """The class of each image, None if that is unknown; None without any."""
+        labels = [label or None for label in self.samples["class"]]
+        return labels if any(labels) else None
+
     def with_reviewed(self, names: Collection[str]) -> OutlierReport:
         """Return the report with the verdict "right" on images and files of these names, see `read_reviewed`."""
         return replace(self, samples=mark_right(self.samples, names), skipped=mark_right(self.skipped, names))

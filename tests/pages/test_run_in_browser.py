@@ -83,7 +83,7 @@ class TestRun:
     def test_a_sample_leads_to_its_filters_and_back(self, run: Any, report: AnomalyReport) -> None:
         card = run.page.locator(".card:has(.respond a)").first
         run.go("#/strangest%20samples")
-        name = card.locator(".tick + .cut").inner_text()
+        name = card.locator(".verdicts + .cut").inner_text()
         sample = int(name.removeprefix("sample "))
         card.locator(".respond a").first.click()
         run.settle()
