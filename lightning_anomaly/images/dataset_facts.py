@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,11 @@ def dataset_folder(dataset: Any) -> str:
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the names of the classes that a data set's labels stand for; empty if that is not certain."""
+    """Return the names of the classes that a data set's labels stand for; empty if that is not certain.
+
+    They are its `class_to_idx` or `classes`, as in torchvision, else those of its only one of `features` that has
+    `names`, as in Hugging Face's data sets, or a mapping `names` from 0 on, as in YOLO's.
+    """
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     places, names = getattr(dataset, "class_to_idx", None), getattr(dataset, "classes", None)
@@ -36,9 +41,21 @@ def class_names(dataset: Any) -> tuple[str, ...]:
         named = {place: name for name, place in places.items()}
         several = len(named) < len(places)  # names of one class
         names = None if several else [named.get(place, str(place)) for place in range(max(named, default=-1) + 1)]
+    names = _mapped_names(dataset) if names is None else names
     if not isinstance(names, (list, tuple)) or getattr(dataset, "target_transform", None) is not None:
         return ()
     return tuple(map(str, names)) if len({*map(str, names)}) == len(names) else ()
+
+
+def _mapped_names(dataset: Any) -> list[str] | None:
+    """Return the names of classes in a data set's `features` or `names`; None without any."""
+    features, names = getattr(dataset, "features", None), getattr(dataset, "names", None)
+    columns = features.values() if isinstance(features, Mapping) else ()
+    listed = [found for column in columns if isinstance(found := getattr(column, "names", None), list)]
+    if len(listed) == 1:
+        return listed[0]
+    is_known = isinstance(names, Mapping) and {*names} == {*range(len(names))}
+    return [names[place] for place in range(len(names))] if names is not None and is_known else None
 
 
 def class_targets(dataset: Any) -> list[int] | None:

@@ -182,7 +182,7 @@ function listPage(gallery, tab, query) {
       first ? first.buttons : rest.buttons,
       status,
     ),
-    first ? div("", headingOf(`${number(sure.length)} first`, first.heading), first.list) : null,
+    first ? div("", headingOf(`${number(sure.length)} to begin with`, first.heading), first.list) : null,
     first && rest ? div("choices", headingOf(`${number(others.length)} others`, ""), rest.buttons) : null,
     rest ? rest.list : null,
     gallery.details.length ? folded("About this search", sentences(gallery.details)) : null,

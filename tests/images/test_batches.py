@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,25 @@ def test_labels_are_those_of_the_batches_and_targets_where_these_have_none() -> 
     assert read(only_images) == [None] * 9
     only_images.targets = LABELS
     assert read(only_images) == ["0", "1", "2"] * 3
+
+
+def test_classes_have_the_names_that_hugging_face_and_yolo_give_them() -> None:
+    label, box = SimpleNamespace(names=["ape", "bee", "cat"]), SimpleNamespace(names=None)
+    for attributes in (
+        {"features": {"image": box, "label": label}},
+        {"names": {0: "ape", 2: "cat", 1: "bee"}},
+    ):
+        data: Any = TensorDataset(IMAGES, LABELS)
+        vars(data).update(attributes)
+        assert read(data) == ["ape", "bee", "cat"] * 3
+    for attributes in (
+        {"features": {"label": label, "genus": label}},
+        {"names": {1: "ape", 2: "bee"}},
+        {"names": "abc"},
+    ):
+        data = TensorDataset(IMAGES, LABELS)
+        vars(data).update(attributes)
+        assert read(data) == ["0", "1", "2"] * 3
 
 
 def test_two_classes_of_one_name_keep_their_numbers() -> None:

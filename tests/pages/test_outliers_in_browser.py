@@ -60,7 +60,7 @@ class TestPage:
         for text in ("5,000 images", "20 filed elsewhere", "5 cannot be read", "Tick what should go"):
             assert text in lead
         assert cards(page) == [f"1/{place}.png" for place in range(119, 99, -1)]  # where most can be done
-        assert page.page.locator("h2").all_inner_texts()[0].startswith("10 first")
+        assert page.page.locator("h2").all_inner_texts()[0].startswith("10 to begin with")
         page.go("#/look")
         assert cards(page) == [*report.samples["name"].loc[report.top(60, by="look")]]
         page.page.get_by_role("button", name="Show more").click()
