@@ -2,7 +2,19 @@
 
 import { address, bars, pages, stepKeys, stepper, titleRow, visit } from "./components.js";
 import { csvText, download, safe } from "./csv.js";
-import { copyButton, cutLine, div, finder, folded, headingOf, make, prose, quiet, statusLine, termList } from "./dom.js";
+import {
+  copyButton,
+  cutLine,
+  div,
+  finder,
+  folded,
+  headingOf,
+  make,
+  prose,
+  quiet,
+  statusLine,
+  termList,
+} from "./dom.js";
 import { card, nearest, otherBoxes, picture, rowAddress, tickBox } from "./gallery_cards.js";
 import { openIndex } from "./unpack.js";
 import { count, isMeant, number, scoreText, tally } from "./wording.js";
@@ -171,7 +183,9 @@ function listPage(gallery, tab, query) {
   gallery.relabel = [];
   const first = sure.length ? listPart(gallery, tab, sure, query, tab.sure) : null;
   const rest = others.length || !first ? listPart(gallery, tab, others, query) : null;
-  const status = statusLine(tab.copies ? `${number(rows.filter((row) => row.can_go).length)} can go` : count(rows.length, "image"));
+  const status = statusLine(
+    tab.copies ? `${number(rows.filter((row) => row.can_go).length)} can go` : count(rows.length, "image"),
+  );
   const content = [
     div("lead", sentences(gallery.lead)),
     make("h1", {}, `${tab.title} `, quiet(tab.about)),
