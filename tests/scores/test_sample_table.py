@@ -22,7 +22,7 @@ def test_columns_are_in_one_order_with_one_type_whatever_is_known() -> None:
     assert [*table.index] == [7]
     assert table.index.name == "position"
     for name, column in COLUMNS.items():
-        assert table[name].dtype == {float: np.float64, int: np.int64}.get(column.kind, object)
+        assert table[name].dtype == {float: np.float64, int: np.int64, bool: np.bool_}.get(column.kind, object)
     assert all(column.about.endswith(".") for column in COLUMNS.values())
 
 
