@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def test_a_signal_ends_a_search_at_once_with_all_of_its_processes(number, code, 
         Image.new("RGB", (64, 48), (place % 256, place // 3, 90)).save(tmp_path / f"{place}.png")
     words = ["outliers", "--data", str(tmp_path), "--workers", "2", "--output", str(tmp_path / "found")]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells ignore it in the background
     with subprocess.Popen([sys.executable, "-m", "lightning_anomaly", *words], **options) as search:
         for line in search.stdout:
             if line.startswith("network"):  # the search begins

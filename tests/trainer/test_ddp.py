@@ -39,9 +39,9 @@ def test_reports_do_not_depend_on_the_number_of_processes(outcomes: Path) -> Non
         # A convolution over other batches rounds differently; a repeated sample counts in the share of zeros.
         assert layer["sparsity"] == pytest.approx(expected["sparsity"], abs=0.01)
         assert layer["explained"] == pytest.approx(expected["explained"], abs=1e-4)
-    assert list(single["views"]) == list(first["views"]) == list(second["views"]) == ["look", "content"]
-    for name, view in single["views"].items():
-        assert view["scores"] == pytest.approx(first["views"][name]["scores"], rel=0.01, abs=0.01)
+    assert {*single["columns"]} == {*first["columns"]} == {*second["columns"]}
+    for name in ("look_score", "content_score"):
+        assert single["columns"][name] == pytest.approx(first["columns"][name], rel=0.01, abs=0.01)
 
 
 def test_processes_compare_the_same_images_of_the_trainers_data(outcomes: Path) -> None:
