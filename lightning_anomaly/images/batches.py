@@ -16,9 +16,9 @@ _MOSTLY = 0.9  # share of a class that makes it the label of an image
 _SELDOM = 0.95  # share of different texts from which on they are no classes
 
 
-def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors in nested mappings, sequences and dataclasses, with the keys or places that lead to them."""
-    if isinstance(values, Tensor):
+def named_parts(values: Any, is_part: Callable[[Any], bool], name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a kind in nested mappings, sequences and dataclasses, with the keys or places to them."""
+    if is_part(values):
         yield name, values
         return
     parts: Iterable[tuple[Any, Any]] = ()
@@ -29,7 +29,12 @@ def named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
         parts = zip(getattr(values, "_fields", range(len(values))), values, strict=True)
     for key, part in parts:
-        yield from named_tensors(part, f"{name}.{key}" if name else str(key))
+        yield from named_parts(part, is_part, f"{name}.{key}" if name else str(key))
+
+
+def named_tensors(values: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in nested values, see `named_parts`."""
+    return named_parts(values, lambda part: isinstance(part, Tensor))
 
 
 def first_tensor(batch: Any) -> Tensor | None:
@@ -87,16 +92,13 @@ def label_columns(batch: Any, count: int, images: Tensor | None) -> dict[str, Te
     return columns
 
 
-def text_columns(batch: Any, count: int, name: str = "") -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield the sequences of one text for each of `count` images in nested mappings and sequences, by name."""
-    if isinstance(batch, Sequence) and len(batch) == count and all(isinstance(text, str) for text in batch):
-        yield name, batch
-        return
-    parts: Iterable[tuple[Any, Any]] = batch.items() if isinstance(batch, Mapping) else ()
-    if isinstance(batch, (list, tuple)):
-        parts = zip(getattr(batch, "_fields", range(len(batch))), batch, strict=True)
-    for key, part in parts:
-        yield from text_columns(part, count, f"{name}.{key}" if name else str(key))
+def text_columns(batch: Any, count: int) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the sequences of one text for each of `count` images in a nested batch, see `named_parts`."""
+
+    def is_column(part: Any) -> bool:
+        return isinstance(part, (list, tuple)) and len(part) == count and all(isinstance(text, str) for text in part)
+
+    return named_parts(batch, is_column)
 
 
 class BatchLabels:

@@ -148,6 +148,7 @@ PLACES, NAMES = torch.arange(9), ["ape", "bee", "cat"] * 3
         ({"camera": DOMAINS, "label": NAMES}, None, NAMES),
         ({"label": LABELS, "camera": ["a", "b", "a"] * 3}, None, LABELS),
         ((IMAGES, ["train"] * 9), None, None),
+        ({"image": IMAGES, "camera": "abcabcabc"}, None, None),  # one text of the batch
     ],
 )
 def test_the_label_is_told_from_other_integers_and_texts_or_unknown_with_a_reason(
