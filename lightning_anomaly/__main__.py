@@ -142,7 +142,7 @@ def _move_files(options: argparse.Namespace) -> int:
 
     if options.undo:
         count, refused = undo_moves(options.verdicts, options.dry_run)
-        print(f"{count:,} files {'would be' if options.dry_run else 'are'} back where they were")
+        print(f"files that {'would go' if options.dry_run else 'are'} back where they were: {count:,}")
     else:
         plan = plan_moves(options.verdicts, options.folder, options.aside)
         print(plan)

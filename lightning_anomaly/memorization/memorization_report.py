@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -205,29 +205,28 @@ class MemorizationReport(Tabular):
     def label_list(self, count: int) -> SampleList:
         """Return a list of the first images in `label_doubts`, for a page."""
         entries = [
-            Entry(position, self._reason(position), doubt, "in doubt" if in_doubt else "", sure=bool(in_doubt))
-            for position, doubt in [*self.label_doubts.items()][:count]
-            for in_doubt in [self.samples["in_doubt"][position]]
+            Entry(
+                position, _reason(row), row["doubt"], "in doubt" if row["in_doubt"] else "", sure=bool(row["in_doubt"])
+            )
+            for position, row in self._first(count)
         ]
-        sure = "There seem to be as many wrong labels as these."
+        sure = "About as many labels as these seem to be wrong."
         about = "By how much the network prefers another class, before it memorizes the labels."
         drawn = zip(self.label_doubts, () if self.pictures is None else self.pictures, strict=False)
         pictures = {position: data_uri(picture) for position, picture in drawn}
         return SampleList(
-            "training labels", "Most doubtful", about, self.samples, entries, sure=sure, pictures=pictures
+            "training labels", "Most doubtful", about, self.samples, entries, about_sure=sure, pictures=pictures
         )
 
-    def _reason(self, position: int) -> str:
-        """Say what the network makes of a training image."""
-        row = self.samples.loc[position]
-        since = "" if row["since"] is None else f" (since epoch {row['since']})"
-        return f"labeled {row['class']}, looks like {row['looks_like']}{since}"
+    def _first(self, count: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return the positions and rows of the most doubtful images."""
+        positions = first_by(self.samples, "doubt")[:count]
+        return [*zip(positions, self.samples.loc[positions].to_dict("records"), strict=True)]
 
     def _labels_sentence(self) -> str:
         if self.doubtful_labels is None:
             return f"how many of {len(self.samples)} training labels are in doubt: not measured"
-        names = self.samples["name"]
-        named = [f"{names[position]} {self._reason(position)}" for position in self.doubtful_labels]
+        named = [f"{row['name']} {_reason(row)}" for _, row in self._first(len(self.doubtful_labels))]
         verb = "is" if len(named) == 1 else "are"
         count = f"{len(named)} of {len(self.samples)} training labels {verb} in doubt"
         return count + (f": {listed(named, '; ')}" if named else "")
@@ -262,3 +261,9 @@ class MemorizationReport(Tabular):
         if len(self.samples):
             sentences.append(self._labels_sentence())
         return sentences + [f"note: {note}" for note in self.notes.values()]
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    """Say what the network makes of a training image, by its row in the table of samples."""
+    since = "" if row["since"] is None else f" (since epoch {row['since']})"
+    return f"labeled {row['class']}, looks like {row['looks_like']}{since}"

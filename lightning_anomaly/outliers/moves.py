@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lightning_anomaly.pages.gallery import read_verdicts
 
 _ESCAPE = re.compile(r"\\udc([89a-f][0-9a-f])")  # of a byte in a file name that is no UTF-8, in CSV files
-_SECONDS = 0.01  # difference of times that is rounding
+_SECONDS = 1  # difference of times that is rounding, as of a spreadsheet
 
 
 class Move(NamedTuple):
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
         ]
         parts = [f"{aside:,} set aside in {self.aside}"] * (aside > 0) + classes
         before = f" ({self.done:,} moved before)" if self.done else ""
-        return f"In {self.folder}: {', '.join(parts) or 'nothing to move'}{before}."
+        return f"In {self.folder or 'no folder'}: {', '.join(parts) or 'nothing to move'}{before}."
 
 
 def log_of(verdicts: str | Path) -> Path:
@@ -170,8 +170,12 @@ def _problem(move: Move, row: Mapping[str, str], root: str, target: str, taken: 
     if os.path.islink(move.old) or not os.path.isfile(move.old):
         return "a link" if os.path.islink(move.old) else "no file"
     found = os.stat(move.old)
-    for name, value in (("bytes", found.st_size), ("modified", found.st_mtime)):
-        if row.get(name) and abs(float(row[name]) - value) > _SECONDS:
+    for name, value, rounding in (("bytes", found.st_size, 0), ("modified", found.st_mtime, _SECONDS)):
+        try:
+            known = float((row.get(name) or str(value)).replace(",", "."))  # a spreadsheet may write a decimal comma
+        except ValueError:
+            return f"its `{name}` in the file is no number: {row[name]}"
+        if abs(known - value) > rounding:
             return "changed since the search"
     return f"{move.new} exists" if move.new in taken or os.path.lexists(move.new) else ""
 

@@ -28,8 +28,6 @@ _SCORED = {
     "label": ("Filed elsewhere", "Images that look like another class"),
     "perhaps": ("Perhaps elsewhere", "Images that look a little more like another class than like their own"),
 }
-
-
 # Where most can be done comes first, and is what a page opens with.
 _ORDER = (
     "label",
@@ -45,8 +43,8 @@ _ORDER = (
     "right",
 )
 _SURE = (
-    "Another class fits these clearly better than their own, by far more than is usual. On four folders of photographs "
-    "with planted errors, 149 of 157 of such images were filed wrongly."
+    "Another class fits these far better than their own. Look at them before you move them: on four folders of "
+    "photographs with planted errors 149 of 157 such images were filed wrongly, of CIFAR-10's small pictures 15 of 33."
 )
 
 
@@ -74,7 +72,7 @@ class OutlierLists:
             usual = usual_score(column_tensor(report.samples, f"{view}_score"))
             about += f", the largest score first. 95% of the images have a score below {usual:.1f}."
             most = len(positions) if name == "label" else top
-            told = {"compares": True, "sure": _SURE if name == "label" else ""} if view == "label" else {}
+            told = {"compares": True, "about_sure": _SURE if name == "label" else ""} if view == "label" else {}
             lists.append(self._list(name, title, about, self._scored(positions, view, most), **told))
         near = "One image scaled, turned or saved again, or a still scene twice."
         groups = {same: [group for group in report.duplicates if group.identical == same] for same in (True, False)}

@@ -48,10 +48,11 @@ export const symbolButton = (symbol, title, attributes) =>
 
 /** A button that copies a text, or else selects what stands before it. */
 export function copyButton(text) {
-  const button = make("button", { click: () => copy().then(() => (button.textContent = "Copied")) }, "Copy");
+  const said = (word) => () => (button.textContent = word);
+  const button = make("button", { click: () => copy().then(said("Copied"), said("Selected")) }, "Copy");
   const copy = async () => {
     window.getSelection().selectAllChildren(button.previousElementSibling);
-    await navigator.clipboard?.writeText(text);
+    await navigator.clipboard.writeText(text);
   };
   return button;
 }

@@ -145,21 +145,21 @@ export const tickedBar = (gallery) =>
 
 const sentences = (texts) => texts.map((text) => make("p", {}, prose(text)));
 
-/** Rows of a list with the buttons that judge what is shown of them, or all of them under a heading of their own. */
-function listPart(gallery, tab, rows, query, heading) {
+/** Rows of a list with the buttons that judge what is shown of them, or `all` of them. */
+function listPart(gallery, tab, rows, query, all = false) {
   let shown = [];
   const cards = (group) => group.map((row) => card(gallery, tab, [row], query));
-  const rest = () => (heading ? rows : shown).filter(({ key }) => !gallery.verdicts.has(key));
+  const rest = () => (all ? rows : shown).filter(({ key }) => !gallery.verdicts.has(key));
   const acts = tab.copies ? (row) => row.can_go : tab.compares ? (row) => row.move_to : () => true;
   const meant = () => rest().filter(acts);
   const verdict = tab.compares ? "move" : "ticked";
   const act = make("button", { click: () => gallery.judge(meant(), verdict, true) });
   const findRight = make("button", { click: () => gallery.judge(rest(), "right", true) }, "The rest shown is right");
   const relabel = () => {
-    const what = heading ? "" : tab.copies ? " that can go" : " shown";
+    const what = all ? "" : tab.copies ? " that can go" : " shown";
     act.textContent = `${tab.compares ? "Move" : "Tick"} the ${number(meant().length)}${what}`;
     act.hidden = !meant().length;
-    findRight.hidden = Boolean(heading) || !rest().length;
+    findRight.hidden = all || !rest().length;
   };
   gallery.relabel.push(relabel);
   const list = pages(
@@ -173,7 +173,7 @@ function listPart(gallery, tab, rows, query, heading) {
       relabel();
     },
   );
-  return { buttons: [act, findRight], list, heading };
+  return { buttons: [act, findRight], list };
 }
 
 function listPage(gallery, tab, query) {
@@ -181,7 +181,7 @@ function listPage(gallery, tab, query) {
   const sure = rows.filter((row) => row.sure);
   const others = rows.filter((row) => !row.sure);
   gallery.relabel = [];
-  const first = sure.length ? listPart(gallery, tab, sure, query, tab.sure) : null;
+  const first = sure.length ? listPart(gallery, tab, sure, query, true) : null;
   const rest = others.length || !first ? listPart(gallery, tab, others, query) : null;
   const status = statusLine(
     tab.copies ? `${number(rows.filter((row) => row.can_go).length)} can go` : count(rows.length, "image"),
@@ -196,7 +196,7 @@ function listPage(gallery, tab, query) {
       first ? first.buttons : rest.buttons,
       status,
     ),
-    first ? div("", headingOf(`${number(sure.length)} to begin with`, first.heading), first.list) : null,
+    first ? div("", headingOf(`${number(sure.length)} to begin with`, tab.about_sure), first.list) : null,
     first && rest ? div("choices", headingOf(`${number(others.length)} others`, ""), rest.buttons) : null,
     rest ? rest.list : null,
     gallery.details.length ? folded("About this search", sentences(gallery.details)) : null,

@@ -55,7 +55,7 @@ class SampleList:
     entries: Sequence[Entry]
     copies: bool = False  # whether copies are shown side by side, else as one
     compares: bool = False  # whether images are shown beside the nearest ones of both classes
-    sure: str = ""  # a sentence on what stands first
+    about_sure: str = ""  # a sentence on what stands first
     in_report: bool = False  # whether the page has a report with images and scores of these samples
     pictures: Mapping[int, str] = field(default_factory=dict)  # small copies by position, see `data_uri`
 
@@ -95,31 +95,35 @@ def gallery_index(lists: Sequence[SampleList], folder: str | Path, move: str = _
     columns, table = _csv_table(lists)
     numbers, more = {key: number for number, key in enumerate(table)}, dict[str, dict[str, Any]]()
 
-    def drawn(pictures: Mapping[int, str], position: int, row: Mapping[str, Any]) -> dict[str, Any]:
-        uri = pictures.get(position)
+    def drawn(part: SampleList, position: int) -> dict[str, Any]:
+        uri, path = part.pictures.get(position), part.samples["path"][position]
         picture = None if uri is None else uris.setdefault(uri, len(uris))
-        return {"name": row["name"], "link": _file_link(row["path"], Path(folder)), "picture": picture}
+        return {"name": part.samples["name"][position], "link": _file_link(path, Path(folder)), "picture": picture}
 
+    usual_of = {id(part.samples): part.samples for part in lists}
+    usual_scores = {
+        key: {view: usual_score(column_tensor(samples, f"{view}_score")) for view in views_of(samples)}
+        for key, samples in usual_of.items()
+    }
     for part in lists:
-        usual = {view: usual_score(column_tensor(part.samples, f"{view}_score")) for view in views_of(part.samples)}
+        usual = usual_scores[id(part.samples)]
         for entry, (key, row) in zip(part.entries, part.rows, strict=True):
             if key in more:
                 continue
             reasons, known = sample_reasons(row), [view for view in usual if not math.isnan(row[f"{view}_score"])]
             sides = zip((row["class"], row.get("looks_like", "")), row.get("nearest") or (), strict=False)
-            more[key] = drawn(part.pictures, entry.position, row) | {
+            more[key] = drawn(part, entry.position) | {
                 "key": key,
                 "sample": entry.position if part.in_report else None,
                 "bars": [(v, finite_or_none(row[f"{v}_score"]), usual[v], reasons.get(v, "")) for v in known],
-                "nearest": [
-                    (name, [drawn(part.pictures, place, part.samples.loc[place]) for place in places])
-                    for name, places in sides
-                    if places
-                ],
+                "nearest": [(name, [drawn(part, place) for place in places]) for name, places in sides if places],
             }
     tabs = [
         {
-            **{name: getattr(part, name) for name in ("name", "title", "about", "copies", "compares", "sure", "count")},
+            **{
+                name: getattr(part, name)
+                for name in ("name", "title", "about", "copies", "compares", "about_sure", "count")
+            },
             "rows": [
                 (numbers[key], finite_or_none(entry.score), *entry[1:2], *entry[3:])
                 for entry, (key, _) in zip(part.entries, part.rows, strict=True)

@@ -88,11 +88,19 @@ def test_what_cannot_be_moved_is_named_and_the_rest_is_moved(photos, capsys):
     found = (photos / "cats/2.png").stat()
     changed = {**aside("cats/2.png"), "bytes": found.st_size, "modified": found.st_mtime + 5}
     same = {**aside("cats/1.png"), "bytes": found.st_size, "modified": str((photos / "cats/1.png").stat().st_mtime)}
-    verdicts = save(photos, exists, changed, aside("cats/gone.png"), same, aside("CATS/x.png"))
+    other = {**aside("dogs/a b/3.png"), "modified": "1.7E+09 s"}
+    # As a spreadsheet with decimal commas rounds it.
+    rounded = {**aside("CATS/x.png"), "modified": f"{(photos / 'CATS/x.png').stat().st_mtime:.1f}".replace(".", ",")}
+    verdicts = save(photos, exists, changed, aside("cats/gone.png"), same, other, rounded)
     before = state(photos)
     assert run(verdicts) == 1
     text = capsys.readouterr().err
-    for name, why in {"dogs/1.png": "exists", "cats/2.png": "changed", "cats/gone.png": "no longer there"}.items():
+    for name, why in {
+        "dogs/1.png": "exists",
+        "cats/2.png": "changed",
+        "cats/gone.png": "no longer there",
+        "dogs/a b/3.png": "no number",
+    }.items():
         assert f"{photos / name}: " in text
         assert why in text
     lost = before.keys() - state(photos).keys()
