@@ -17,7 +17,7 @@ from lightning_anomaly._internal.tabular import Tabular
 from lightning_anomaly.filters.kept_maps import KeptMaps
 from lightning_anomaly.filters.layer_report import ANOMALY, CLUSTERED, DEAD, NONFINITE, LayerReport
 from lightning_anomaly.scores.sample_table import column_tensor, first_by, sample_reasons, sample_table
-from lightning_anomaly.scores.views import ODD_VIEWS
+from lightning_anomaly.scores.views import ODD_VIEWS, larger_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class AnomalyReport(Tabular):
 
     @cached_property
     def samples(self) -> DataFrame:
-        """What is known of each probe sample, in a row of its position: see `lightning_anomaly.scores.sample_table`.
+        """What is known of each probe sample, in a row of its position: see `docs/api/reports.md`.
 
         Scores and reasons are of look and content, and in a fit of one process whose batches have labels also of the
         label: how much the network prefers another class.
@@ -130,12 +130,8 @@ class AnomalyReport(Tabular):
         The score needs no labels. It is the larger one of `look_scores` and `content_scores`, and infinite for samples
         with NaN or infinite maps.
         """
-        known = [
-            torch.as_tensor(self.columns[name], device="cpu")
-            for view in ODD_VIEWS
-            if (name := f"{view}_score") in self.columns
-        ]
-        scores = torch.stack(known).amax(0) if known else torch.zeros(self.n_samples, dtype=torch.float64, device="cpu")
+        known = {view: self.columns[f"{view}_score"] for view in ODD_VIEWS if f"{view}_score" in self.columns}
+        scores = larger_scores(known, torch.zeros(self.n_samples, dtype=torch.float64, device="cpu"))
         infinite = [layer.nonfinite for layer in self.layers.values()]
         return torch.where(torch.stack(infinite).any(0), torch.inf, scores) if infinite else scores
 

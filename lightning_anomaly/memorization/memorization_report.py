@@ -71,7 +71,7 @@ class MemorizationReport(Tabular):
         label_margins: How much the network prefers other classes to the labels of the training images; None without
             labels.
         samples: What is known of the training images of a fit whose labels were judged, in a row of their position in
-            the training set: see `lightning_anomaly.scores.sample_table`; empty without labels.
+            the training set: see `docs/api/reports.md`; empty without labels.
         pictures: Small copies of the first images in `label_doubts`, uint8 `(n, H, W, C)`, after a fit; None without
             any.
     """

@@ -168,7 +168,8 @@ def _search_notes(
 
 def scores_with_larger(views: Mapping[str, SampleView], unscored: Tensor) -> dict[str, Tensor]:
     """Return the scores of images in each view, and the larger of look and content; `unscored` without these."""
-    return {name: view.scores for name, view in views.items()} | {"larger": larger_scores(views, unscored)}
+    scores = {name: view.scores for name, view in views.items()}
+    return scores | {"larger": larger_scores(scores, unscored)}
 
 
 def _sorted_scores(views: Mapping[str, SampleView], chosen: Tensor | slice = slice(None)) -> dict[str, Tensor]:

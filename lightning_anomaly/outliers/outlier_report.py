@@ -41,8 +41,8 @@ class OutlierReport(Tabular):
     """Outlier scores of all images of a data set. `print(report)` gives a table.
 
     Attributes:
-        samples: What is known of each image, in a row of its position in the data set: see `COLUMNS` in
-            `lightning_anomaly.scores.sample_table`, or `docs/outliers.md`.
+        samples: What is known of each image, in a row of its position in the data set: see
+            `docs/api/reports.md`.
         n_reference: Number of reference images that can be read and give finite values.
         n_calibration: Number of reference images that calibrate p-values; 0 without a reference.
         false_discovery_rate: Accepted share of ordinary images among the significant ones; for another one, use
@@ -206,12 +206,10 @@ class OutlierReport(Tabular):
         return OutlierLists(self).lists(top)
 
     def save_csv(self, path: str | Path, top: int = TOP, *, every: bool = False) -> None:
-        """Write the lists of `lists` as a CSV file, each image once.
+        """Write the `lists` as a CSV file, each image once.
 
-        Columns are path (absolute), name, class, list, verdict, position, score (of the first list), looks_like,
-        move_to (where the file would be in that class), reason and each of the scores, such as look_score. The page
-        fills the verdict: "ticked", "move" or "right". Texts that a spreadsheet would take for formulas begin with
-        `./`.
+        Columns are those of `samples`, and list, score (of the first list) and reason. The page fills the verdict:
+        "ticked", "move" or "right". Texts that a spreadsheet would take for formulas begin with `./`.
 
         Args:
             path: Where to write it; missing folders are created.
@@ -223,7 +221,7 @@ class OutlierReport(Tabular):
         write_csv(path, [*lists, OutlierLists(self).all_others(lists)] if every else lists)
 
     def save_html(self, path: str | Path, title: str | None = None, top: int = TOP) -> BrowserFile:
-        """Write the lists of `lists` as a page to work with, a single HTML file that needs no server and no network.
+        """Write the `lists` as a page to work with, a single HTML file that needs no server and no network.
 
         An opened image is read from its file while the page and the images stay where they are. The lists with a
         reader's ticks, which the browser remembers, can be saved in the format of `save_csv`.

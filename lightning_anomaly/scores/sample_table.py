@@ -24,9 +24,9 @@ class Column(NamedTuple):
 
 
 _OF_VIEWS = {
-    "look": "Its pixels are unlike those of the others",
-    "content": "What the network sees in it is unlike the others, or the others of its class",
-    "label": "It looks like another class than its own",
+    "look": "How unlike those of the others its pixels are",
+    "content": "How unlike the others, or the others of its class, is what the network sees in it",
+    "label": "How much it looks like another class than its own",
 }
 COLUMNS = {
     "name": Column(str, "Its file in the data set, or `image` and its position."),
@@ -43,22 +43,28 @@ for _view, _about in _OF_VIEWS.items():
         f"{_view}_reason": Column(str, "Why this score is large, in words."),
     }
 COLUMNS |= {
-    "looks_like": Column(str, "The class that it looks like most, or most but for its label."),
+    "looks_like": Column(
+        str, "The class that it looks like most; of a training image, the one that the network prefers to its label."
+    ),
     "clear": Column(bool, "Whether it clearly looks like another class than its own."),
-    "move_to": Column(str, "The path of its file if it was of that class; only into folders that exist."),
-    "nearest": Column(object, "Positions of the images of its class, and of that it looks like, most like it."),
+    "move_to": Column(str, "Where its file would be in that class; empty if there is no such folder."),
+    "nearest": Column(
+        object, "Positions of the most similar images of its class, and of the class that it looks like."
+    ),
     "votes": Column(int, "Number of anomaly filters in which it is an outlier."),
-    "doubt": Column(float, "How doubtful its training label is (standard deviations of two margins, added)."),
-    "left_out": Column(float, "Mean margin of another class, predicted without its label, about -1 to 1."),
+    "doubt": Column(float, "How doubtful its training label is: two mean margins, each in standard deviations, added."),
+    "left_out": Column(
+        float, "Mean margin of another class over its label, as predicted from the other images, about -1 to 1."
+    ),
     "since": Column(object, "The epoch since which the network has preferred another class at each validation."),
-    "in_doubt": Column(object, "Whether its label is among those that seem to be wrong; missing if not measured."),
+    "in_doubt": Column(object, "Whether its label is among those that seem to be wrong; None if not measured."),
     "copy_of": Column(str, "The name of the image that it is a copy of."),
     "also_in": Column(str, "The other classes that identical images are filed under."),
     "width": Column(int, "Width of its file (pixels); 0 if this is unknown."),
     "height": Column(int, "Height of its file (pixels)."),
     "bytes": Column(int, "Size of its file (bytes)."),
     "modified": Column(float, "When its file was modified, as `os.stat` tells it (seconds)."),
-    "faults": Column(str, "What is wrong with it whatever the others are, separated by `; `."),
+    "faults": Column(str, "Whether it is dark, plain, tiny and the like, in words separated by `; `."),
     "error": Column(str, "Why it cannot be read."),
     "verdict": Column(str, "What a reader of a page said: `ticked`, `move` or `right`."),
 }

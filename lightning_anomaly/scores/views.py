@@ -60,7 +60,7 @@ def view_samples(samples: SampleStatistics) -> dict[str, SampleView]:
     return score_views(fit_views(samples), samples)
 
 
-def larger_scores(views: Mapping[str, SampleView], unscored: Tensor) -> Tensor:
+def larger_scores(scores: Mapping[str, Tensor], unscored: Tensor) -> Tensor:
     """Return the larger of the look and the content score of each sample `(N,)`; `unscored` without these views."""
-    odd = [view.scores for name, view in views.items() if name in ODD_VIEWS]
+    odd = [scores[view] for view in ODD_VIEWS if view in scores]
     return torch.stack(odd).amax(0) if odd else unscored

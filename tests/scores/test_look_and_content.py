@@ -192,7 +192,7 @@ def test_odd_looks_and_odd_contents_are_found_and_have_reasons():
         assert told[view.scores >= SURPRISING].all()
         assert not told[view.scores < math.log(5)].any()
         assert sum(told) < 25
-    both = larger_scores(views, torch.zeros(0))
+    both = larger_scores({name: view.scores for name, view in views.items()}, torch.zeros(0))
     assert torch.equal(both, torch.maximum(look.scores, content.scores))
 
 
